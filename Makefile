@@ -1,0 +1,49 @@
+# `make demo` and `make test` are all a newcomer needs: each makes the virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TESTS ?=
+
+.PHONY: help demo test check format docs bench matrix clean
+
+help:  ## what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo 'shmstream needs Python 3.11 or later: make PYTHON=python3.12 ...'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	@touch $@
+
+demo: $(VENV)/.ready  ## one writer, several readers in interpreters of their own, one of them killed
+	$(BIN)/shmstream demo
+
+test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it
+	$(BIN)/python -X dev -m pytest $(TESTS)
+
+check: $(VENV)/.ready  ## format, lint, strict types, layering
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+format: $(VENV)/.ready  ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.ready  ## write docs/protocol.md anew from the tables in the code
+	$(BIN)/python docs/generate.py
+
+bench: $(VENV)/.ready  ## the measurements behind the README's figures
+	$(BIN)/python bench/fanout.py --json bench/fanout.json
+
+matrix:  ## the suite on every Python from 3.11 on that this machine has
+	@for version in 3.11 3.12 3.13 3.14; do \
+	    if python$$version -c '' 2>/dev/null; then \
+	        $(MAKE) --no-print-directory test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+	    else echo "no python$$version here"; fi; \
+	done
+
+clean:  ## remove the virtual environments and caches
+	rm -rf .venv .venv-3.* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,321 @@
+"""The control block: what one stream's processes know of it, in shared memory.
+
+    0             HEADER_SIZE            + 8 x slots               + 64 x slots
+    +-------------+----------------------+--------------------------+
+    | header      | memberships          | slots                    |
+    | the writer  | one word a slot:     | one cache line a slot:   |
+    | writes      | its reader writes    | its reader writes        |
+    +-------------+----------------------+--------------------------+
+
+The layout is the classes below: `Word` and `Text` fields with their offsets, who writes them, when,
+and what orders them. This is the only code that touches raw shared bytes; `docs/protocol.md` is
+made from these tables. Words are aligned and 64 bits wide, and are stored and loaded through a
+`memoryview` cast to them, which is one machine instruction; `struct.pack_into` would let a reader
+see zeros. All numbers are in host byte order; sizes and offsets of blobs are in bytes.
+
+The memberships lie together so that the writer sees with one comparison of a few KiB whether
+anyone has come or gone since it last rang.
+
+    I1 `published` never decreases, and never exceeds the size.
+    I2 Bytes below `published` are on disk and never change.
+    I3 Size, error and `published` are final before a terminal state is stored.
+    I4 A ring may be spurious or missing: truth is in the block, every wait is bounded, and every
+       wake re-reads it.
+    I5 With a digest, the last chunk is withheld until the digest of all bytes is verified and the
+       blob has its final name.
+    I6 No reader can block, slow or kill the writer; no reader can block another.
+    I7 End of data is only ever COMMITTED.
+    I8 Whatever a SIGKILL leaves behind, the next user removes; nothing alive is ever removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Protocol, Self, overload
+
+from shmstream.errors import DamagedSegment, IllegalTransition
+
+MAGIC = int.from_bytes(b"shmstrm\0", "little")
+VERSION = 1
+HEADER_SIZE = 8192
+SLOT_SIZE = 64
+MAX_SLOTS = 1 << 16
+UNKNOWN = (1 << 64) - 1
+"""The size of a blob whose size is not known yet."""
+
+
+class State(IntEnum):
+    """Where a stream is in its life. COMMITTED and ABORTED never change again."""
+
+    OPENING = 0
+    STREAMING = 1
+    COMMITTED = 2
+    ABORTED = 3
+
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.OPENING: frozenset({State.STREAMING, State.ABORTED}),
+    State.STREAMING: frozenset({State.COMMITTED, State.ABORTED}),
+    State.COMMITTED: frozenset(),
+    State.ABORTED: frozenset(),
+}
+"""Which states may follow a state. *Orphaned* is observed (nobody holds the lock on the header of
+a stream that is not terminal) and never stored."""
+
+TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+
+
+class _HasWords(Protocol):
+    words: memoryview
+
+
+@dataclass(frozen=True)
+class Word:
+    """An aligned 64-bit unsigned field at `offset` from the start of its structure."""
+
+    offset: int
+    writer: str
+    when: str
+    order: str = ""
+    meaning: str = ""
+    size: ClassVar[int] = 8
+
+    @overload
+    def __get__(self, block: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, block: _HasWords, owner: type) -> int: ...
+    def __get__(self, block: _HasWords | None, owner: type) -> Self | int:
+        if block is None:
+            return self
+        word: int = block.words[self.offset >> 3]
+        return word
+
+    def __set__(self, block: _HasWords, value: int) -> None:
+        block.words[self.offset >> 3] = value
+
+
+@dataclass(frozen=True)
+class Text:
+    """Up to `capacity` bytes at `offset`, behind a word with their number."""
+
+    offset: int
+    capacity: int
+    writer: str
+    when: str
+    order: str = ""
+    meaning: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that the field takes up in the block."""
+        return 8 + self.capacity
+
+    @overload
+    def __get__(self, block: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, block: Block, owner: type) -> bytes: ...
+    def __get__(self, block: Block | None, owner: type) -> Self | bytes:
+        if block is None:
+            return self
+        length = min(block.words[self.offset >> 3], self.capacity)
+        start = self.offset + 8
+        return bytes(block.memory[start : start + length])
+
+    def __set__(self, block: Block, value: bytes) -> None:
+        if len(value) > self.capacity:
+            raise ValueError(f"{len(value)} bytes do not fit into {self.capacity}")
+        start = self.offset + 8
+        block.memory[start : start + len(value)] = value
+        block.words[self.offset >> 3] = len(value)
+
+
+class Block:
+    """The control block of one stream, laid over `memory`, which the caller keeps mapped.
+
+    Loads and stores are single machine words and never block. `release` the block before the
+    memory is unmapped.
+    """
+
+    magic = Word(0, "writer", "creation", "last of all at creation", "`shmstrm` and a zero byte")
+    version = Word(8, "writer", "creation", "", "layout version")
+    slots = Word(16, "writer", "creation", "", "number of subscriber slots")
+    token = Word(24, "writer", "creation", "", "48 random bits that name this stream's doorbells")
+    chunk_size = Word(32, "writer", "creation", "", "bytes of a chunk; the last may be shorter")
+    writer_pid = Word(40, "writer", "creation", "", "process id, in its own pid namespace")
+    writer_started = Word(48, "writer", "creation", "", "its start, in us since the epoch")
+    writer_namespace = Word(56, "writer", "creation", "", "inode of its pid namespace")
+    device = Word(64, "writer", "creation", "", "device of the partial file")
+    inode = Word(72, "writer", "creation", "", "inode of the partial file")
+    epoch = Word(80, "writer", "creation", "", "one more for each writer that took over")
+    size = Word(
+        128,
+        "writer",
+        "creation, or commit",
+        "before COMMITTED (I3)",
+        "of the blob; all ones: unknown",
+    )
+    published = Word(
+        192,
+        "writer",
+        "publish",
+        "after the bytes are written (I2)",
+        "bytes readable: the truth (I1)",
+    )
+    chunk_count = Word(
+        200,
+        "writer",
+        "publish",
+        "after `published`, before the rings",
+        "whole chunks readable, and the short last one once the end is known",
+    )
+    progress = Word(
+        208, "writer", "publish", "", "when that was, in ns of the host's monotonic clock"
+    )
+    state = Word(216, "writer", "transition", "after all that it makes final (I3)", "see States")
+    digest = Text(256, 248, "writer", "creation", "", "`algorithm:hex`, or empty")
+    path = Text(
+        512, 4096, "writer", "creation", "", "where the blob will be; the partial file is beside it"
+    )
+    error = Text(4616, 3568, "writer", "abort", "before ABORTED (I3)", "why, as JSON")
+
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.words = memory[: len(memory) // 8 * 8].cast("Q")
+
+    @staticmethod
+    def size_for(slots: int) -> int:
+        """Bytes of shared memory that a block with so many slots takes."""
+        return HEADER_SIZE + slots * (8 + SLOT_SIZE)
+
+    def validate(self, name: str) -> bool:
+        """Whether the block is ready to be read; False while its writer is still making it.
+
+        Raises:
+            DamagedSegment: it is none of ours, of another version, or inconsistent.
+        """
+
+        def refuse(reason: str) -> DamagedSegment:
+            return DamagedSegment(name=name, reason=reason)
+
+        available = len(self.memory)
+        if available < HEADER_SIZE:
+            raise refuse(f"{available} bytes are shorter than a header of {HEADER_SIZE}")
+        if self.magic == 0:
+            return False
+        if self.magic != MAGIC:
+            raise refuse(f"magic is {self.magic:#018x}, not {MAGIC:#018x}")
+        if self.version != VERSION:
+            raise refuse(f"layout version is {self.version}; this program reads {VERSION}")
+        inconsistencies = (
+            (not 1 <= self.slots <= MAX_SLOTS, f"it claims {self.slots} slots"),
+            (
+                available < self.size_for(self.slots),
+                f"{available} bytes have no room for its slots",
+            ),
+            (self.chunk_size == 0, "its chunks have no bytes"),
+            (self.state not in list(State), f"its state is {self.state}"),
+            (self.published > self.size, f"it published {self.published} bytes of {self.size}"),
+            (self.token >> 48 > 0, "its token is out of bounds"),
+            (not self.path.startswith(b"/"), "its path is not absolute"),
+        )
+        for found, reason in inconsistencies:
+            if found:
+                raise refuse(reason)
+        return True
+
+    def require(self, to: State, name: str) -> None:
+        """Refuse unless the state `to` may follow the present one.
+
+        Raises:
+            IllegalTransition: it may not.
+        """
+        present = State(self.state)
+        if to not in TRANSITIONS[present]:
+            raise IllegalTransition(name=name, state=present.name, to=to.name)
+
+    def advance(self, to: State, name: str) -> None:
+        """Store the state `to`, if it may follow the present one; otherwise change nothing.
+
+        Raises:
+            IllegalTransition: it may not.
+        """
+        self.require(to, name)
+        self.state = to
+
+    @property
+    def header_span(self) -> tuple[int, int]:
+        """The bytes that the writer writes, and holds the lock on."""
+        return (0, HEADER_SIZE)
+
+    @property
+    def slots_span(self) -> tuple[int, int]:
+        """The bytes of all slots: the lock on any of them is held by a live reader."""
+        return (self._slot_offset(0), self.slots * SLOT_SIZE)
+
+    def memberships(self) -> bytes:
+        """All membership words at once: equal bytes mean that nobody came or went."""
+        return bytes(self.memory[HEADER_SIZE : self._slot_offset(0)])
+
+    def slot(self, index: int) -> Slot:
+        """The slot of that number."""
+        return Slot(self, index, self._slot_offset(index))
+
+    def _slot_offset(self, index: int) -> int:
+        return HEADER_SIZE + self.slots * 8 + index * SLOT_SIZE
+
+    def snapshot(self) -> Block:
+        """The header as it is now, in memory of its own; it has no slots."""
+        return Block(memoryview(bytearray(self.memory[:HEADER_SIZE])))
+
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        self.words.release()
+
+
+class Slot:
+    """One subscriber's place: written by the reader that holds the lock on its bytes.
+
+    The membership word, which lies apart, is `generation << 8 | active`: a new generation for each
+    reader that takes the slot, so that a doorbell's name is never that of an earlier reader.
+    """
+
+    pid = Word(0, "reader", "subscribe", "before the membership", "process id")
+    started = Word(8, "reader", "subscribe", "before the membership", "its start, in us")
+    namespace = Word(16, "reader", "subscribe", "before the membership", "its pid namespace")
+    position = Word(
+        24, "reader", "read", "", "how far it has read: for people, not for correctness"
+    )
+
+    def __init__(self, block: Block, index: int, offset: int) -> None:
+        self.index = index
+        self.span = (offset, SLOT_SIZE)
+        self.words = block.words[offset >> 3 : (offset + SLOT_SIZE) >> 3]
+        self._membership = block.words[(HEADER_SIZE >> 3) + index : (HEADER_SIZE >> 3) + index + 1]
+
+    @property
+    def membership(self) -> tuple[int, bool]:
+        """Generation, and whether a reader is there."""
+        word: int = self._membership[0]
+        return word >> 8, bool(word & 1)
+
+    @membership.setter
+    def membership(self, value: tuple[int, bool]) -> None:
+        generation, active = value
+        self._membership[0] = generation << 8 | active
+
+    def release(self) -> None:
+        """Let go of the memory, so that it can be unmapped."""
+        self.words.release()
+        self._membership.release()
+
+
+def fields_of(structure: type[Any]) -> dict[str, Word | Text]:
+    """The field table of `Block` or `Slot`, by name, in order of offset."""
+    found = {name: each for name, each in vars(structure).items() if isinstance(each, Word | Text)}
+    return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+def chunks_in(published: int, chunk_size: int, size: int | None) -> int:
+    """Chunks readable: whole ones, and the short last one once `published` is the whole blob."""
+    return published // chunk_size + (published == size and published % chunk_size > 0)

@@ -1,0 +1,467 @@
+"""`InFlightCopier`: a reader's end of a stream. Attach, wait, read, seek, copy.
+
+Every way of reading comes down to one question, `_readable`: how far may be read now? It answers
+at once when what is wanted is published, and otherwise waits:
+
+    1 forget old rings
+    2 load `published`: enough? answer
+    3 load the state: terminal? load `published` again, and conclude
+    4 a quarter of a second since the last look at the writer's lock? look; free? load the state
+      once more, for it may have finished and left in between, and conclude
+    5 wait for a ring, for a quarter of a second at most; go to 1
+
+A ring between 1 and 5 ends the wait at once, so no wake-up is lost; a ring that never comes costs
+a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the
+state (I3), so what is loaded after it is final.
+
+The bytes are then copied from the file. They are never mapped: a file that is truncated underneath
+gives a short read, which is an error, and not SIGBUS.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from shmstream.control import TERMINAL, UNKNOWN, State
+from shmstream.errors import (
+    BlobAborted,
+    DamagedPartial,
+    DamagedSegment,
+    StreamClosed,
+    WriterDied,
+    WriterStalled,
+    naming_shortages,
+)
+from shmstream.liveness import register
+from shmstream.mover import Destination, Mover
+from shmstream.stream import Stream, partial_path
+from shmstream.subscribers import Subscription
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_SLICE = 0.25  # s; the longest wait without looking again
+_BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
+_SPAN = 4 << 20  # bytes; what `copy` moves at most before it notes its position
+
+
+@dataclass(frozen=True)
+class CopierStatistics:
+    """A stream as this reader sees it; sizes in bytes, `waits` counts blocked wake-ups."""
+
+    name: str
+    path: str
+    state: State
+    size: int | None
+    published: int
+    chunk_count: int
+    position: int
+    lag: int
+    waits: int
+
+
+class InFlightCopier(io.RawIOBase):
+    """A readable, seekable binary file: the blob, while it is still arriving.
+
+    Make one with `attach`, in any process of the same user, at any time from before the writer
+    starts until it closes the stream. Use it as a context manager. Reading waits for bytes that
+    are not there yet, also after `seek` ahead of the tail, and ends only where a committed blob
+    ends (I7).
+
+    - `for data in copier` yields bytes as they arrive (not lines).
+    - `read(n)` waits for all n bytes, as a file would give them; so whatever reads files
+      (`tarfile`, `pyarrow`, `pickle`, ...) can be given a copier. `read1(n)` and `readinto(b)` take
+      what is there.
+    - `copy(destination)` moves everything through the kernel.
+
+    Whatever was published can be read, even of a stream that was aborted or whose writer died;
+    then comes the error. Errors leave the position where it was, so reading again tries again.
+
+    One thread at a time may use a copier; several threads attach several. A forked child must
+    attach for itself: there an inherited copier raises `StreamClosed`.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        fd: int,
+        subscription: Subscription | None,
+        stall_timeout: float | None,
+    ) -> None:
+        """Internal: use `attach`."""
+        self._stream = stream
+        self._block = stream.block
+        self._fd = fd
+        self._subscription = subscription
+        self._stall_timeout = stall_timeout
+        self._position = 0
+        self._next_look = 0.0
+        self._waits = 0
+        self._closed: str | None = None
+        self.name = stream.name
+        self.path = stream.path
+        register(self)
+
+    @classmethod
+    def attach(
+        cls, name: str, *, timeout: float | None = None, stall_timeout: float | None = None
+    ) -> InFlightCopier:
+        """Join the stream of that name, at its beginning.
+
+        Args:
+            name: the writer's `BlobStreamer.name`.
+            timeout: seconds to wait for a writer that is just starting; 5 when None.
+            stall_timeout: seconds that a read waits without any progress of the writer before it
+                raises `WriterStalled`; when None it waits for as long as the writer lives.
+
+        Raises:
+            StreamNotFound: no such stream appeared in time.
+            BlobAborted: it was aborted already, and why.
+            WriterDied: its writer died before there was anything to read.
+            NoFreeSlot: `max_subscribers` live readers are attached.
+            ForeignSegment, DamagedSegment, DamagedPartial: what is there is not to be trusted.
+            OutOfResources: descriptors or shared memory have run out.
+        """
+        stream = Stream.attach(name, timeout)
+        fd = -1
+        try:
+            with naming_shortages(name, "shared memory (/dev/shm)"):
+                fd = _open_blob(stream)
+                subscription = None
+                if stream.block.state not in TERMINAL:
+                    subscription = Subscription(stream.block, stream.lock, name)
+            return cls(stream, fd, subscription, stall_timeout)
+        except BaseException:
+            if fd >= 0:
+                os.close(fd)
+            stream.close()
+            raise
+
+    # What there is.
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return None if self._block.size == UNKNOWN else self._block.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        return self._block.published
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks that can be read without waiting."""
+        return self._block.chunk_count
+
+    @property
+    def state(self) -> State:
+        """Where the stream is in its life, as stored now."""
+        return State(self._block.state)
+
+    @property
+    def position(self) -> int:
+        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+        return self._position
+
+    def statistics(self) -> CopierStatistics:
+        """How far blob and reader are."""
+        published = self.published
+        return CopierStatistics(
+            name=self.name,
+            path=self.path,
+            state=self.state,
+            size=self.size,
+            published=published,
+            chunk_count=self.chunk_count,
+            position=self._position,
+            lag=max(published - self._position, 0),
+            waits=self._waits,
+        )
+
+    # Waiting.
+
+    def _readable(self, want: int) -> int:
+        """How far may be read, once that is at least `want`, or the end of a committed blob.
+
+        A broken stream answers with less than `want` as long as that is past the position.
+
+        Raises:
+            StreamBroken: the stream is broken, and nothing past the position will ever come.
+            WriterStalled: nothing came for `stall_timeout`.
+            StreamClosed: this copier is closed.
+        """
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+        published = self._block.published
+        return published if published >= want else self._wait(want)
+
+    def _wait(self, want: int) -> int:
+        block = self._block
+        seen = block.published
+        patience = self._stall_timeout
+        last_progress = time.monotonic()
+        while True:
+            if self._subscription is not None:
+                self._subscription.doorbell.drain()
+            published = block.published
+            if published >= want:
+                return published
+            if block.state in TERMINAL or self._subscription is None:
+                return self._conclude()
+            now = time.monotonic()
+            if published != seen:
+                seen, last_progress = published, now
+            if now >= self._next_look:
+                self._next_look = now + _SLICE
+                if self._stream.is_orphaned():
+                    return self._conclude()
+            pause = _SLICE
+            if patience is not None:
+                pause = min(pause, last_progress + patience - now)
+                if pause <= 0:
+                    raise WriterStalled(self.name, self._position, patience)
+            self._waits += 1
+            self._subscription.doorbell.wait(pause)
+
+    def _conclude(self) -> int:
+        """How far may be read of a stream that is terminal or has lost its writer."""
+        state = self._block.state
+        published = self._block.published  # after the state: now it is final (I3)
+        if state == State.COMMITTED or published > self._position:
+            return published
+        if state == State.ABORTED:
+            raise _abort_error(self._stream)
+        raise WriterDied(self.name, self._position, str(self._stream.writer))
+
+    # Reading.
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill `buffer` with what is there, waiting for at least one byte; 0 at the end.
+
+        Raises:
+            StreamBroken: see `BlobAborted`, `WriterDied`, `WriterStalled`, `DamagedPartial`.
+        """
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            if not len(view):
+                return 0
+            count = self._readable(self._position + 1) - self._position
+            if count <= 0:
+                return 0
+            with view[:count] as part:
+                return self._advance(os.preadv(self._fd, [part], self._position))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
+
+        Raises:
+            StreamBroken: as `readinto`; the bytes that can still be had are returned before.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        count = min(self._readable(self._position + size) - self._position, size)
+        data = self._pread(count)
+        while len(data) < count:
+            data += self._pread(count - len(data))
+        return data
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """What is there, waiting for at least one byte, at most `size` (or 64 KiB); b"" at the end.
+
+        Raises:
+            StreamBroken: as `readinto`.
+        """
+        limit = _BUFFER if size is None or size < 0 else size
+        if limit == 0:
+            return b""
+        return self._pread(min(self._readable(self._position + 1) - self._position, limit))
+
+    def readall(self) -> bytes:
+        """All bytes from the position to the end, waiting for it.
+
+        Raises:
+            StreamBroken: as `readinto`; what was read by then is given up.
+        """
+        start = self._position
+        try:
+            return b"".join(self)
+        except BaseException:
+            self._position = start
+            raise
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.read1()
+        if not data:
+            raise StopIteration
+        return data
+
+    def copy(self, destination: Destination, /) -> int:
+        """Write all bytes from the position to the end to `destination`; how many.
+
+        `destination` is a descriptor, a blocking socket or a binary file object. Files, sockets
+        and pipes are served by the kernel (`copy_file_range`, `sendfile`, `splice`) where it can.
+        Bytes go out as they arrive. Blocks for the writer and for the destination.
+
+        Raises:
+            StreamBroken: as `readinto`; what was copied by then stays copied, and `position` tells
+                how much that is.
+            TimeoutError: a socket with a timeout took nothing in that time.
+            OSError: whatever the destination raises.
+        """
+        mover = Mover(destination)
+        start = self._position
+        try:
+            while (ahead := self._readable(self._position + 1) - self._position) > 0:
+                self._advance(mover.move(self._fd, self._position, min(ahead, _SPAN)))
+        finally:
+            mover.finish()
+        return self._position - start
+
+    def _pread(self, count: int) -> bytes:
+        if count <= 0:
+            return b""
+        data = os.pread(self._fd, count, self._position)
+        self._advance(len(data))
+        return data
+
+    def _advance(self, count: int) -> int:
+        """Note that `count` bytes were read; none, where some were published, is damage."""
+        if count == 0:
+            path = partial_path(self.path)
+            raise DamagedPartial(
+                self.name, self._position, path, f"is shorter than the {self.published} published"
+            )
+        self._position += count
+        if self._subscription is not None:
+            self._subscription.slot.position = self._position
+        return count
+
+    # Seeking.
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the blob to what is read next."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position, also ahead of the tail, where reading then waits; the new position.
+
+        From the end (`SEEK_END`) this waits until the size is known.
+
+        Raises:
+            StreamBroken: as `readinto`, while waiting for the size.
+            ValueError: the position would be negative.
+        """
+        self._check_open()
+        if whence == os.SEEK_SET:
+            target = offset
+        elif whence == os.SEEK_CUR:
+            target = self._position + offset
+        elif whence == os.SEEK_END:
+            target = self._known_size() + offset
+        else:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if target < 0:
+            raise ValueError(f"a position is not negative: {target}")
+        self._position = target
+        return target
+
+    def _known_size(self) -> int:
+        here = self._position
+        try:
+            while (size := self.size) is None:
+                self._position = self._readable(self._position + 1)
+            return size
+        finally:
+            self._position = here
+
+    # The end.
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+
+    def close(self) -> None:
+        """Leave the stream, which nobody else notices. Idempotent."""
+        if getattr(self, "_closed", "never opened") is None:
+            self._closed = "it was closed"
+            if self._subscription is not None:
+                self._subscription.close()
+            self._release()
+        super().close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything, and leave the slot to the parent."""
+        if self._closed is None:
+            self._closed = "it belongs to the process that this one was forked from: attach again"
+            if self._subscription is not None:
+                self._subscription.abandon()
+            self._release()
+
+    def _release(self) -> None:
+        self._subscription = None
+        self._block = self._block.snapshot()
+        self._stream.close()
+        os.close(self._fd)
+        self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", "never opened") is None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return (
+            f"<InFlightCopier {self.name!r} {self.state.name} at {self._position}, "
+            f"{self.published}/{size} bytes published>"
+        )
+
+
+def _open_blob(stream: Stream) -> int:
+    """A descriptor of the very file that the writer writes, wherever it is by now.
+
+    The partial name is tried first: a commit in between moves the file to the final name, never
+    the other way.
+    """
+    for path in (partial_path(stream.path), stream.path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                continue
+            raise
+        facts = os.fstat(fd)
+        if (facts.st_dev, facts.st_ino) == (stream.block.device, stream.block.inode):
+            return fd
+        os.close(fd)
+    if stream.block.state == State.ABORTED:
+        raise _abort_error(stream)
+    if stream.block.state != State.COMMITTED and stream.is_orphaned():
+        raise WriterDied(stream.name, 0, str(stream.writer))
+    reason = "was replaced or removed by somebody else"
+    raise DamagedPartial(stream.name, 0, stream.path, reason)
+
+
+def _abort_error(stream: Stream) -> BlobAborted | DamagedSegment:
+    try:
+        return BlobAborted.from_text(stream.block.error)
+    except ValueError as error:
+        return DamagedSegment(stream.name, f"its error cannot be read: {error}")

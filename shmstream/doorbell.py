@@ -1,0 +1,171 @@
+"""One POSIX semaphore that wakes one subscriber: ring, bounded wait, drain, unlink.
+
+A subscriber creates its `Doorbell` and waits on it; the writer opens it by name as a `Ringer` and
+posts it. A ring may be spurious or missing (I4): it carries no news, it only says "look again".
+
+The waiting is `sem_clockwait` on the monotonic clock, called through ctypes on the very semaphore
+that posix_ipc opened (the C library maps a named semaphore once for a process). posix_ipc's own
+`acquire` has two faults that matter to a library that lives inside servers: it waits on the wall
+clock, so that setting the clock back stretches a bounded wait, and it swallows what a signal
+handler raises during the wait, so that a worker which turns SIGTERM into SystemExit would never
+hear of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+
+import posix_ipc
+
+_FOLDER = "/dev/shm"
+_PREFIX = "shmd-"
+_NANOSECONDS = 1_000_000_000
+
+GENERATIONS = 1 << 20
+"""Generations of a slot are counted modulo this; a name has room for five hexadecimal digits."""
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.sem_open.restype = ctypes.c_void_p
+_libc.sem_close.argtypes = [ctypes.c_void_p]
+_libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+
+
+def _waiting(libc: ctypes.CDLL) -> tuple[int, Callable[[int, object], int]]:
+    """A clock, and how to wait for a semaphore (its address) until a deadline on that clock."""
+    if not hasattr(libc, "sem_clockwait"):  # musl, and glibc before 2.30: the wall clock it is
+        return time.CLOCK_REALTIME, libc.sem_timedwait
+    libc.sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    clock, wait = time.CLOCK_MONOTONIC, libc.sem_clockwait
+    return clock, lambda semaphore, deadline: int(wait(semaphore, clock, deadline))
+
+
+_clock, _wait_until = _waiting(_libc)
+
+
+def name_of(token: int, slot: int, generation: int) -> str:
+    """The name of a doorbell: 29 characters at most, never used twice within a stream."""
+    return f"/{_PREFIX}{token:012x}.{slot:x}.{generation:x}"
+
+
+class Doorbell:
+    """The subscriber's end. Creating one is a claim: a name that exists is taken over.
+
+    Call only while holding the lock on the slot: then a semaphore of that name can only have been
+    left by a reader that was killed between making it and filling the slot.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        unlink(name)
+        self._semaphore = _open(name, posix_ipc.O_CREX)
+        address = _libc.sem_open(name.encode(), 0)
+        if not address:
+            code = ctypes.get_errno()
+            self._semaphore.close()
+            unlink(name)
+            raise OSError(code, os.strerror(code), name)
+        self._address = address
+        self._deadline = _Timespec()
+        self._deadline_pointer = ctypes.byref(self._deadline)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until rung, for at most `seconds`; False when the time is over.
+
+        A signal also ends the wait (True: look again), after its handler has run; what the
+        handler raises, this raises.
+        """
+        deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
+        self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
+        if _wait_until(self._address, self._deadline_pointer) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code == errno.ETIMEDOUT:
+            return False
+        if code == errno.EINTR:
+            return True
+        raise OSError(code, os.strerror(code), self.name)
+
+    def drain(self) -> int:
+        """Forget all rings so far; the number forgotten. Never blocks."""
+        forgotten = 0
+        while self._semaphore.value:
+            try:
+                self._semaphore.acquire(0)
+            except posix_ipc.BusyError:
+                break
+            forgotten += 1
+        return forgotten
+
+    def close(self, *, unlink_name: bool) -> None:
+        """Let go of the semaphore; with `unlink_name` remove its name from the host too."""
+        if unlink_name:
+            unlink(self.name)
+        _libc.sem_close(self._address)
+        self._semaphore.close()
+
+    def __repr__(self) -> str:
+        return f"<Doorbell {self.name} rings={self._semaphore.value}>"
+
+
+class Ringer:
+    """The writer's end of a doorbell that a subscriber has made."""
+
+    def __init__(self, name: str) -> None:
+        """Raises:
+        FileNotFoundError: if the doorbell is gone.
+        """
+        self._semaphore = _open(name, 0)
+        self.ring: Callable[[], None] = self._semaphore.release
+        """Post once, without blocking. Raises OSError when it is already posted to its limit."""
+
+    def close(self) -> None:
+        """Let go of the semaphore; its name stays."""
+        self._semaphore.close()
+
+
+def _open(name: str, flags: int) -> posix_ipc.Semaphore:
+    """Open a semaphore; whatever goes wrong is an OSError with its number."""
+    try:
+        return posix_ipc.Semaphore(name, flags, mode=0o600)
+    except posix_ipc.ExistentialError as error:
+        code = errno.EEXIST if flags else errno.ENOENT
+        raise OSError(code, os.strerror(code), name) from error
+    except OSError as error:
+        if error.errno is None:  # posix_ipc drops the number of this one
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name) from error
+        raise
+
+
+def unlink(name: str) -> bool:
+    """Remove a doorbell's name from the host; False if there was none."""
+    try:
+        posix_ipc.unlink_semaphore(name)
+    except posix_ipc.ExistentialError:
+        return False
+    return True
+
+
+def names(token: int | None = None) -> Iterator[tuple[int, str]]:
+    """Token and name of every doorbell on the host that is ours, or of those of one stream."""
+    with os.scandir(_FOLDER) as entries:
+        for entry in entries:
+            bare = entry.name.removeprefix("sem.")  # glibc puts that in front, musl does not
+            if not bare.startswith(_PREFIX):
+                continue
+            try:
+                owner = entry.stat(follow_symlinks=False).st_uid
+                found = int(bare.removeprefix(_PREFIX).partition(".")[0], 16)
+            except (FileNotFoundError, ValueError):
+                continue
+            if owner == os.geteuid() and token in (None, found):
+                yield found, "/" + bare

@@ -1,0 +1,275 @@
+"""Every error that shmstream raises, each carrying its facts.
+
+An error is a dataclass: its facts are attributes, its message is made from them, and it survives
+pickling, so that a worker can hand it to its parent unchanged. The errors that end a stream also
+travel through the control block as text (`to_text`, `from_text`): every reader raises the same
+error, with the same facts, as the writer that aborted.
+
+    ShmstreamError
+    |-- CannotStart               before there is a stream to speak of
+    |   |-- StreamNotFound        no stream of that name
+    |   |-- StreamExists          a live writer has that name, or that path
+    |   |-- ForeignSegment        the shared memory of that name belongs to another user
+    |   |-- DamagedSegment        ... or is no control block of ours
+    |   |-- NoFreeSlot            every subscriber slot is taken
+    |   `-- OutOfResources        disk, shared memory or descriptors have run out
+    `-- StreamBroken              a stream that will not go on; `offset` tells how far it came
+        |-- WriterDied            the writer ended without commit and without abort
+        |-- WriterStalled         no progress for `stall_timeout`: waiting again is allowed
+        |-- DamagedPartial        the file was truncated, replaced or removed underneath
+        `-- BlobAborted           the writer gave up, and this is why
+            |-- SizeMismatch      the source gave more or less than its size
+            `-- DigestMismatch    the bytes are not the ones that the digest names
+
+Misuse (an argument of the wrong kind, a closed object) is a `ValueError` or `TypeError`, as
+everywhere in Python; `IllegalTransition` and `StreamClosed` are the two with a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamError:
+    return kind(**facts)
+
+
+@dataclass(eq=False)
+class ShmstreamError(Exception):
+    """The root: `except ShmstreamError` catches whatever can go wrong with a stream."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The error's attributes by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.facts)
+
+
+# Before there is a stream to speak of.
+
+
+@dataclass(eq=False)
+class CannotStart(ShmstreamError):
+    """A stream cannot be created or attached."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class StreamNotFound(CannotStart):
+    """No stream of that name appeared within `waited` seconds."""
+
+    waited: float
+
+    def __str__(self) -> str:
+        return (
+            f"no stream named {self.name!r} on this host (waited {self.waited:g} s): it was never "
+            "created, or its writer has closed it; if it was committed, its file is complete"
+        )
+
+
+@dataclass(eq=False)
+class StreamExists(CannotStart):
+    """A live writer has that name, or is writing to that path."""
+
+    what: str
+    writer: str
+
+    def __str__(self) -> str:
+        return (
+            f"cannot create stream {self.name!r}: {self.what} is held by {self.writer}; "
+            "attach to it, wait for it to close, or choose another"
+        )
+
+
+@dataclass(eq=False)
+class ForeignSegment(CannotStart):
+    """The shared memory of that name belongs to another user, or lets others write."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"refusing stream {self.name!r}: {self.reason}"
+
+
+@dataclass(eq=False)
+class DamagedSegment(CannotStart):
+    """The shared memory of that name is no control block that this version reads."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"stream {self.name!r} has no valid control block: {self.reason}; if nothing uses it, "
+            f"remove /dev/shm/shms-{self.name}"
+        )
+
+
+@dataclass(eq=False)
+class NoFreeSlot(CannotStart):
+    """All `max_subscribers` slots are taken by live readers."""
+
+    max_subscribers: int
+
+    def __str__(self) -> str:
+        return (
+            f"stream {self.name!r} has no free subscriber slot: all {self.max_subscribers} are "
+            "taken by live readers; create it with a larger max_subscribers"
+        )
+
+
+@dataclass(eq=False)
+class OutOfResources(CannotStart):
+    """The machine has run out of `what`: disk space, shared memory or descriptors."""
+
+    what: str
+    number: int
+    detail: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name!r}: out of {self.what} ({self.detail})"
+
+
+@contextmanager
+def naming_shortages(name: str, place: str) -> Iterator[None]:
+    """Turn an OSError inside that means a shortage into `OutOfResources`; `place` is what fills."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            what = "file descriptors: raise `ulimit -n`, or close some"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG):
+            what = f"space in {place}"
+        else:
+            raise
+        raise OutOfResources(name, what, error.errno, str(error)) from error
+
+
+# A stream that will not go on.
+
+
+@dataclass(eq=False)
+class StreamBroken(ShmstreamError):
+    """The stream does not go on from `offset`, the number of bytes this process had."""
+
+    name: str
+    offset: int
+
+
+@dataclass(eq=False)
+class WriterDied(StreamBroken):
+    """The writer's process ended without commit and without abort."""
+
+    writer: str
+
+    def __str__(self) -> str:
+        return (
+            f"the writer of stream {self.name!r} ({self.writer}) died; this reader has "
+            f"{self.offset} bytes and the blob is not complete"
+        )
+
+
+@dataclass(eq=False)
+class WriterStalled(StreamBroken):
+    """No byte came for `seconds`, though the writer is alive. Reading again waits again."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"the writer of stream {self.name!r} made no progress for {self.seconds:g} s at "
+            f"offset {self.offset}; it is alive: read again to go on waiting"
+        )
+
+
+@dataclass(eq=False)
+class DamagedPartial(StreamBroken):
+    """The file under the stream is not what the writer wrote."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name!r} broke at offset {self.offset}: {self.path} {self.reason}"
+
+
+@dataclass(eq=False)
+class BlobAborted(StreamBroken):
+    """The writer gave up after `offset` bytes. The blob will never be complete."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name!r} was aborted after {self.offset} bytes: {self.reason}"
+
+    def to_text(self, limit: int) -> bytes:
+        """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
+        facts = {"kind": type(self).__name__, **self.facts}
+        while len(text := json.dumps(facts, ensure_ascii=False).encode()) > limit:
+            facts["reason"] = facts["reason"][: len(facts["reason"]) * 3 // 4 - 4] + "..."
+        return text
+
+    @staticmethod
+    def from_text(text: bytes) -> BlobAborted:
+        """The error that `to_text` wrote.
+
+        Raises:
+            ValueError: if it is nothing that `to_text` wrote.
+        """
+        facts = json.loads(text)
+        try:
+            kind = {each.__name__: each for each in (BlobAborted, SizeMismatch, DigestMismatch)}[
+                facts.pop("kind")
+            ]
+            return kind(**facts)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not the text of an error: {error}") from error
+
+
+@dataclass(eq=False)
+class SizeMismatch(BlobAborted):
+    """The source gave more or less than the `expected` bytes; `got` is what it gave."""
+
+    expected: int
+    got: int
+
+
+@dataclass(eq=False)
+class DigestMismatch(BlobAborted):
+    """The bytes do not have the `expected` digest but `got`: they are not that blob."""
+
+    expected: str
+    got: str
+
+
+# Misuse.
+
+
+@dataclass(eq=False)
+class IllegalTransition(ShmstreamError, ValueError):
+    """A state cannot follow another: nothing was changed."""
+
+    name: str
+    state: str
+    to: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name!r} is {self.state} and cannot become {self.to}"
+
+
+@dataclass(eq=False)
+class StreamClosed(ShmstreamError, ValueError):
+    """The object was closed, or belongs to the process that this one was forked from."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"stream {self.name!r} cannot be used here: {self.reason}"

@@ -1,0 +1,186 @@
+"""What lives and dies with a process: its kernel locks, its identity, its clean-up at exit.
+
+Whether a writer or a reader is alive is never guessed from process ids. Whoever writes a region of
+the control block holds a kernel lock on exactly those bytes: the writer on the header, a reader on
+its slot. The kernel frees the lock when the process ends, however it ends, and neither pid reuse
+nor pid namespaces matter. The same kind of lock on the partial file keeps a second writer away
+from a path.
+
+The locks are open-file-description locks (`F_OFD_SETLK`). Unlike classic POSIX locks they belong
+to one descriptor, so two threads of one process exclude each other and closing another descriptor
+loses nothing; unlike `flock` they cover ranges, and can be *looked at* (`F_OFD_GETLK`) without
+being taken, so that a reader that checks on the writer is in nobody's way, even if it is stopped
+in the middle.
+
+A forked child inherits the descriptor and with it the lock: a dead parent would seem alive.
+Therefore everything that owns something outside the process is registered here, and in a forked
+child is abandoned at once (closed without touching what the parent still uses).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import weakref
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import util
+from typing import Protocol
+
+import psutil
+
+if not hasattr(fcntl, "F_OFD_SETLK"):  # pragma: no cover
+    raise ImportError("shmstream needs open-file-description locks: Linux 3.15 or later")
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+WHOLE_FILE = (0, 0)
+"""The range of a lock on all bytes of a file, however long it grows."""
+
+
+class KernelLock:
+    """Locks on byte ranges of one open file, freed by the kernel when their process ends.
+
+    The object owns `fd`, which must be open for writing. A range is `(start, length)` in bytes and
+    may lie beyond the end of the file. No method blocks.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        register(self)
+
+    @classmethod
+    def reopen(cls, fd: int) -> KernelLock:
+        """A lock on the file of `fd` through a descriptor of its own.
+
+        `mmap` keeps a duplicate of its descriptor, which would keep a lock taken on it alive in a
+        forked child; a description opened anew is shared with nobody.
+        """
+        return cls(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+
+    def try_acquire(self, span: tuple[int, int]) -> bool:
+        """Lock `span`, unless another description holds any byte of it."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def release(self, span: tuple[int, int]) -> None:
+        """Unlock `span`."""
+        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, *span, 0))
+
+    def is_held_elsewhere(self, span: tuple[int, int]) -> bool:
+        """Whether another description holds any byte of `span`; takes nothing."""
+        answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` still names this file: whoever locks a file asks that before using it."""
+        try:
+            there = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(self.fd))
+
+    def close(self) -> None:
+        """Close the descriptor, which frees every range. Idempotent."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    abandon = close  # a close in the child leaves the parent's description, and its locks, alone
+
+    def __repr__(self) -> str:
+        return f"<KernelLock fd={self.fd}>"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which process: for people and reports, never for deciding who is alive.
+
+    `started` is the start time in microseconds since the epoch, which tells a reused pid apart;
+    `namespace` is the inode of the pid namespace in which `pid` means something.
+    """
+
+    pid: int
+    started: int
+    namespace: int
+
+    @classmethod
+    def mine(cls) -> Identity:
+        """The calling process."""
+        return _identity_of(os.getpid())
+
+    def __str__(self) -> str:
+        """`pid 123 (python train.py)`, or the bare pid where no more can be known."""
+        if self.namespace != Identity.mine().namespace:
+            return f"pid {self.pid} of another pid namespace"
+        try:
+            process = psutil.Process(self.pid)
+            if _microseconds(process.create_time()) != self.started:
+                return f"pid {self.pid}, since ended"
+            command = " ".join(process.cmdline()) or process.name()
+        except psutil.NoSuchProcess:
+            return f"pid {self.pid}, since ended"
+        except psutil.AccessDenied:
+            return f"pid {self.pid}"
+        return f"pid {self.pid} ({command[:60]})"
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)
+
+
+@cache
+def _identity_of(pid: int) -> Identity:
+    started = _microseconds(psutil.Process(pid).create_time())
+    return Identity(pid, started, os.stat("/proc/self/ns/pid").st_ino)
+
+
+# Clean-up at the end of a process, and in a forked child.
+
+
+class Owner(Protocol):
+    """Something that owns what outlives the process unless it is closed."""
+
+    def close(self) -> None:
+        """Give back everything. Idempotent."""
+
+    def abandon(self) -> None:
+        """In a forked child: let go of what was inherited, leave what the parent still uses."""
+
+
+_owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+_armed_in: int | None = None
+
+
+def register(owner: Owner) -> None:
+    """Close `owner` when this interpreter ends normally, abandon it in a forked child.
+
+    The finalizers of `multiprocessing` run in its workers too, which end past `atexit`, and run
+    before a parent waits for its children, so that a stream that was forgotten open ends before
+    anyone waits for those who read it.
+    """
+    global _armed_in
+    if _armed_in != os.getpid():
+        if _armed_in is None:
+            os.register_at_fork(after_in_child=_abandon_all)
+        util.Finalize(None, _close_all, exitpriority=100)
+        _armed_in = os.getpid()
+    _owners.add(owner)
+
+
+def _close_all() -> None:
+    for owner in list(_owners):
+        owner.close()
+
+
+def _abandon_all() -> None:
+    for owner in list(_owners):
+        owner.abandon()
+    _owners.clear()

@@ -1,0 +1,65 @@
+"""Where bytes come from: one way to read whatever a user calls a source.
+
+A source is a binary file object or an iterable of buffers. What matters is to take bytes as soon
+as they are there: `BufferedReader.readinto` and plain `read(n)` wait until they have all that was
+asked for, so the one-call methods are preferred wherever an object has them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+_READ_SIZE = 128 * 1024  # bytes; a buffer of this size stays in the processor's cache
+
+
+def buffers(source: BinaryIO | Iterable[Buffer] | Buffer) -> Iterator[Buffer]:
+    """The bytes of `source` in order, as buffers that are valid until the next is asked for.
+
+    Blocks as long as the source does. Does not close it.
+
+    Raises:
+        TypeError: it is neither, or gives something other than bytes.
+        ValueError: it is a file object in non-blocking mode.
+    """
+    if isinstance(source, bytes | bytearray | memoryview):
+        return iter((source,))
+    if isinstance(source, str | io.TextIOBase):
+        raise TypeError("a source gives bytes; this one gives text: open it in binary mode")
+    if isinstance(source, io.RawIOBase):
+        return _fill(source.readinto)
+    if callable(fill := getattr(source, "readinto1", None)):
+        return _fill(fill)
+    for method in ("read1", "read"):
+        if callable(read := getattr(source, method, None)):
+            return _read(read)
+    if not isinstance(source, Iterable):
+        raise TypeError(
+            "a source is a binary file object or an iterable of buffers, not "
+            f"{type(source).__name__}; of a socket take `.makefile('rb')`"
+        )
+    return iter(source)
+
+
+def _fill(readinto: Callable[[bytearray], int | None]) -> Iterator[Buffer]:
+    buffer = bytearray(_READ_SIZE)
+    view = memoryview(buffer)
+    while count := _there(readinto(buffer)):
+        yield view[:count]
+
+
+def _read(read: Callable[[int], bytes | None]) -> Iterator[Buffer]:
+    while data := _there(read(_READ_SIZE)):
+        yield data
+
+
+def _there(given: T | None) -> T:
+    if given is None:
+        raise ValueError("the source is in non-blocking mode and has no bytes now")
+    return given

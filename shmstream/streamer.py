@@ -1,0 +1,452 @@
+"""`BlobStreamer`: the writer's end of a stream. Append, publish, commit, abort, transfer.
+
+A blob on its way, and what each step does:
+
+    create     claim the name and the partial file, fill the block, magic last
+    append     write everything to the partial file, count it, publish it when it is due
+    publish    store `published`, store `chunk_count`, ring                       (I1, I2)
+    commit     check size and digest, rename to the final name, store the size, publish the rest,
+               store COMMITTED, ring                                              (I3, I5)
+    abort      store the error, store ABORTED, ring, remove the partial file      (I3)
+    close      abort if it is neither; remove the doorbells and the name
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+from shmstream import doorbell
+from shmstream.control import MAGIC, MAX_SLOTS, TERMINAL, UNKNOWN, VERSION, Block, State, chunks_in
+from shmstream.errors import (
+    BlobAborted,
+    DamagedPartial,
+    DigestMismatch,
+    SizeMismatch,
+    StreamClosed,
+    naming_shortages,
+)
+from shmstream.liveness import Identity, KernelLock, register
+from shmstream.pacer import Pacer
+from shmstream.source import buffers
+from shmstream.stream import Stream, claim_partial, partial_path, sweep
+from shmstream.subscribers import Subscriber, Subscribers
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_DIGEST = re.compile(r"(sha256):[0-9a-f]{64}|(sha512):[0-9a-f]{128}")
+
+
+@dataclass(frozen=True)
+class StreamerStatistics:
+    """A stream as its writer sees it; sizes in bytes, `elapsed` in seconds since `create`."""
+
+    name: str
+    path: str
+    state: State
+    size: int | None
+    appended: int
+    published: int
+    chunk_count: int
+    elapsed: float
+    subscribers: tuple[Subscriber, ...]
+
+
+class BlobStreamer:
+    """Streams one blob to every process on the host that attaches by `name`.
+
+    Make one with `create`. Use it as a context manager: leaving it without `commit` aborts, and
+    leaving it removes the name, so keep it open for as long as readers may still come. Readers
+    that are there already go on undisturbed; the file stays.
+
+    Any thread of the process may call any method. A forked child cannot use it: there everything
+    raises `StreamClosed`.
+    """
+
+    def __init__(self, stream: Stream, partial: KernelLock, pacing: tuple[int, float]) -> None:
+        """Internal: use `create`."""
+        self._stream = stream
+        self._block = stream.block
+        self._partial = partial
+        self._lock = threading.RLock()
+        self._pacer = Pacer(self._lock, self._publish, *pacing)
+        self._subscribers = Subscribers(stream.block, stream.lock)
+        self._digest = stream.block.digest.decode()
+        self._hash = hashlib.new(self._digest.partition(":")[0]) if self._digest else None
+        self._appended = 0
+        self._began = time.monotonic()
+        self._closed: str | None = None
+        self.name = stream.name
+        self.path = stream.path
+        register(self)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        size: int | None = None,
+        chunk_size: int = 65536,
+        digest: str | None = None,
+        publish_bytes: int = 1 << 20,
+        publish_interval: float = 0.02,
+        max_subscribers: int = 1024,
+    ) -> BlobStreamer:
+        """Begin to stream the blob that will be at `path`.
+
+        Bytes gather in `path` + ".partial", and move to `path` at commit, replacing what is
+        there. What a dead writer left under this name or path is removed first, and whatever else
+        the dead have left on this host (`sweep`).
+
+        Args:
+            path: where the complete blob will be; its folder must exist.
+            name: the handle that readers attach by, at most 24 letters, digits and `._-`; made up
+                when None.
+            size: of the blob in bytes, when known. More or less is an error.
+            chunk_size: bytes of a chunk, the unit in which the last bytes are withheld.
+            digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
+                published only once all bytes are verified.
+            publish_bytes: publish when so many bytes have gathered ...
+            publish_interval: ... or so many seconds have passed since the last time. Bytes never
+                wait longer, even when the source goes quiet.
+            max_subscribers: readers at one time; one costs 72 bytes of shared memory.
+
+        Raises:
+            StreamExists: a live writer has that name or writes to that path.
+            ForeignSegment, DamagedSegment: something that is no stream has that name.
+            OutOfResources: disk, shared memory or descriptors have run out.
+            ValueError: an argument is out of bounds.
+            OSError: the folder does not exist or cannot be written to.
+        """
+        if size is not None and not 0 <= size < UNKNOWN:
+            raise ValueError(f"size is the number of bytes of the blob, not {size}")
+        if not 0 < chunk_size < UNKNOWN:
+            raise ValueError(f"chunk_size is a positive number of bytes, not {chunk_size}")
+        if publish_bytes < 0 or publish_interval < 0:
+            raise ValueError("publish_bytes and publish_interval are not negative")
+        if not 1 <= max_subscribers <= MAX_SLOTS:
+            raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
+        if digest is not None and not _DIGEST.fullmatch(digest):
+            raise ValueError(
+                f"digest is 'sha256:' or 'sha512:' and lower-case hex digits, not {digest!r}"
+            )
+        path = os.path.abspath(path)
+        if len(os.fsencode(path)) > Block.path.capacity:
+            raise ValueError(f"a path has at most {Block.path.capacity} bytes")
+        name = secrets.token_hex(8) if name is None else name
+        with naming_shortages(name, os.path.dirname(path)), ExitStack() as undo:
+            sweep()
+            stream = Stream.create(name, max_subscribers)
+            undo.callback(stream.close)
+            undo.callback(stream.segment.unlink)
+            partial = claim_partial(partial_path(path), name)
+            undo.callback(partial.close)
+            undo.callback(os.unlink, partial_path(path))
+            _fill(stream.block, path, size, chunk_size, digest, max_subscribers, partial.fd)
+            streamer = cls(stream, partial, (publish_bytes, publish_interval))
+            undo.pop_all()
+        return streamer
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return None if self._block.size == UNKNOWN else self._block.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that readers can read now."""
+        return self._block.published
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks that readers can read now."""
+        return self._block.chunk_count
+
+    @property
+    def state(self) -> State:
+        """Where the stream is in its life."""
+        return State(self._block.state)
+
+    def append(self, data: Buffer) -> None:
+        """Write all of `data`, any contiguous buffer of any length, and publish it when it is due.
+
+        Blocks for the write to disk only, never for a reader (I6).
+
+        Raises:
+            SizeMismatch: that is more than `size`. The stream is aborted.
+            OutOfResources: the disk is full. The stream is aborted.
+            DamagedPartial: the file was changed by somebody else. The stream is aborted.
+            StreamClosed, IllegalTransition: it cannot be appended to any more.
+        """
+        with memoryview(data) as whole, whole.cast("B") as view, self._lock:
+            self._check_open()
+            if self._block.state != State.STREAMING:
+                self._block.advance(State.STREAMING, self.name)
+            if self._appended + len(view) > self._block.size:
+                raise self._fail_size(self._appended + len(view))
+            self._write(view)
+            if self._hash is not None:
+                self._hash.update(view)
+            waiting = self._publishable() - self._block.published
+            if waiting > 0 and self._pacer.is_due(waiting):
+                self._publish()
+
+    def _write(self, view: memoryview) -> None:
+        fd = self._partial.fd
+        try:
+            if os.lseek(fd, 0, os.SEEK_END) != self._appended:
+                reason = f"was truncated or written to by somebody else (it had {self._appended})"
+                raise DamagedPartial(self.name, self._appended, partial_path(self.path), reason)
+            written = os.write(fd, view)
+            while written < len(view):
+                written += os.write(fd, view[written:])
+        except DamagedPartial as error:
+            self.abort(error)
+            raise
+        except OSError as error:
+            self.abort(error)
+            with naming_shortages(self.name, os.path.dirname(self.path)):
+                raise
+        self._appended += written
+
+    def _publishable(self) -> int:
+        """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
+        if self._hash is None:
+            return self._appended
+        end = self._appended if self._block.size == UNKNOWN else self._block.size
+        chunk_size = self._block.chunk_size
+        return min(self._appended, max(end - 1, 0) // chunk_size * chunk_size)
+
+    def _publish(self) -> None:
+        """Let readers have what is publishable, and wake them."""
+        with self._lock:
+            if self._block.state == State.STREAMING:
+                self._store_published(self._publishable())
+                self._subscribers.ring()
+            self._pacer.published()
+
+    def _store_published(self, published: int) -> None:
+        block = self._block
+        block.published = published  # I1, I2: all of it has been written
+        block.chunk_count = chunks_in(published, block.chunk_size, self.size)
+        block.progress = time.monotonic_ns()
+
+    def transfer(self, source: BinaryIO | Iterable[Buffer] | Buffer) -> int:
+        """Append all that `source` gives, then commit; the blob's size in bytes.
+
+        `source` is a binary file object, which is read as bytes arrive, or an iterable of buffers.
+        It is not closed. Blocks as long as the source does.
+
+        Raises:
+            Whatever `source`, `append` and `commit` raise; the stream is aborted then.
+        """
+        try:
+            for data in buffers(source):
+                self.append(data)
+            self.commit()
+        except BaseException as error:
+            if self._closed is None and self._block.state not in TERMINAL:
+                self.abort(error)
+            raise
+        return self._appended
+
+    def commit(self) -> None:
+        """The blob is complete: verify it, give it its final name, publish the rest.
+
+        Whoever sees COMMITTED finds the blob at `path` (I5).
+
+        Raises:
+            SizeMismatch: there are fewer bytes than `size`. The stream is aborted.
+            DigestMismatch: they are not the blob that `digest` names. The stream is aborted.
+            DamagedPartial: the file was changed by somebody else. The stream is aborted.
+            IllegalTransition: it was committed or aborted before.
+        """
+        with self._lock:
+            self._check_open()
+            if self._block.state == State.OPENING:
+                self._block.advance(State.STREAMING, self.name)
+            self._block.require(State.COMMITTED, self.name)
+            if self.size not in (None, self._appended):
+                raise self._fail_size(self._appended)
+            self._verify()
+            self._move()
+            self._block.size = self._appended  # I3
+            self._store_published(self._appended)
+            self._block.advance(State.COMMITTED, self.name)
+            self._subscribers.ring()
+            self._pacer.published()
+
+    def _verify(self) -> None:
+        if self._hash is None:
+            return
+        got = f"{self._hash.name}:{self._hash.hexdigest()}"
+        if got != self._digest:
+            reason = f"its digest is {got}, not {self._digest}: the bytes are not that blob"
+            error = DigestMismatch(self.name, self._appended, reason, self._digest, got)
+            self.abort(error)
+            raise error
+
+    def _move(self) -> None:
+        partial = partial_path(self.path)
+        try:
+            intact = os.fstat(self._partial.fd).st_size == self._appended
+            if not (intact and self._partial.is_at(partial)):
+                reason = "was truncated, replaced or removed by somebody else"
+                raise DamagedPartial(self.name, self._appended, partial, reason)
+            os.rename(partial, self.path)
+        except (DamagedPartial, OSError) as error:
+            self.abort(error)
+            raise
+
+    def _fail_size(self, got: int) -> SizeMismatch:
+        """Abort for a blob of the wrong size; the error to raise."""
+        size = self._block.size
+        how = "more" if got > size else "less"
+        reason = f"the source gave {how} than the {size} bytes it should: {got}"
+        error = SizeMismatch(self.name, self._appended, reason, size, got)
+        self.abort(error)
+        return error
+
+    def abort(self, reason: str | BaseException) -> None:
+        """The blob will never be complete: tell every reader why, remove the partial file.
+
+        Readers get the bytes that were published, then `BlobAborted` with `reason`. Aborting twice
+        changes nothing.
+
+        Raises:
+            IllegalTransition: it is committed.
+        """
+        with self._lock:
+            self._check_open()
+            if self._block.state == State.ABORTED:
+                return
+            self._block.require(State.ABORTED, self.name)
+            error = _as_aborted(reason, self.name, self._appended)
+            self._block.error = error.to_text(Block.error.capacity)  # I3
+            self._block.advance(State.ABORTED, self.name)
+            self._subscribers.ring()
+            if self._partial.is_at(partial_path(self.path)):
+                os.unlink(partial_path(self.path))
+
+    def statistics(self) -> StreamerStatistics:
+        """How far the blob is, and who reads it."""
+        with self._lock:
+            return StreamerStatistics(
+                name=self.name,
+                path=self.path,
+                state=self.state,
+                size=self.size,
+                appended=self._appended,
+                published=self.published,
+                chunk_count=self.chunk_count,
+                elapsed=time.monotonic() - self._began,
+                subscribers=tuple(self._subscribers.present()),
+            )
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+
+    def close(self) -> None:
+        """Abort what is not committed, and remove the name. Idempotent.
+
+        Readers that are attached finish undisturbed; new ones find the name gone.
+        """
+        with self._lock:
+            if self._closed is not None:
+                return
+            try:
+                if self._block.state not in TERMINAL:
+                    self.abort("its writer closed it without commit")
+            finally:
+                self._closed = "it was closed"
+                self._pacer.close()
+                self._subscribers.close()
+                for _, bell in list(doorbell.names(self._block.token)):
+                    doorbell.unlink(bell)
+                self._stream.segment.unlink()
+                self._release()
+        self._pacer.join()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything, and leave it all to the parent."""
+        if self._closed is None:
+            self._closed = "it belongs to the process that this one was forked from"
+            self._subscribers.close()
+            self._release()
+
+    def _release(self) -> None:
+        self._block = self._block.snapshot()
+        self._stream.close()
+        self._partial.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self._closed is None and self._block.state not in TERMINAL:
+            self.abort(error)
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", "never opened") is None:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return f"<BlobStreamer {self.name!r} {self.state.name} {self.published}/{size} bytes>"
+
+
+def _fill(
+    block: Block,
+    path: str,
+    size: int | None,
+    chunk_size: int,
+    digest: str | None,
+    slots: int,
+    fd: int,
+) -> None:
+    """Write a new block, the magic last: until then nobody reads it."""
+    me = Identity.mine()
+    facts = os.fstat(fd)
+    block.slots = slots
+    block.token = secrets.randbits(48)
+    block.chunk_size = chunk_size
+    block.writer_pid, block.writer_started, block.writer_namespace = (
+        me.pid,
+        me.started,
+        me.namespace,
+    )
+    block.device, block.inode = facts.st_dev, facts.st_ino
+    block.size = UNKNOWN if size is None else size
+    block.digest = (digest or "").encode()
+    block.path = os.fsencode(path)
+    block.state = State.OPENING
+    block.version = VERSION
+    block.magic = MAGIC
+
+
+def _as_aborted(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
+    if isinstance(reason, BlobAborted):
+        return reason
+    if isinstance(reason, BaseException):
+        reason = f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__
+    return BlobAborted(name, offset, reason)

@@ -1,0 +1,182 @@
+"""Who is woken when bytes arrive: both ends of a slot and its doorbell.
+
+A reader takes a slot by the kernel lock on its bytes, so a slot whose reader was killed is free at
+once, and two readers never share one:
+
+    reader                                    writer, at each publish
+    1 lock a free slot, or a dead reader's    1 compare the memberships with the last ones seen
+    2 create the doorbell of a new generation 2 for those that changed: open the doorbell, or
+    3 fill the slot                             let go of it
+    4 store the membership as active          3 post every doorbell
+    5 load `published` again, then wait       4 look at one slot in turn; if nobody holds its lock,
+                                                take the doorbell away and store it as free
+
+A publish before 4 does not ring the newcomer, but its 5 sees what was published. A kill between 2
+and 4 leaves a doorbell that the next one to take this slot replaces, and that the end of the
+stream removes. Readers never wait for each other, and the writer never waits for a reader (I6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from shmstream import doorbell
+from shmstream.control import Block, Slot
+from shmstream.doorbell import GENERATIONS, Doorbell, Ringer
+from shmstream.errors import NoFreeSlot
+from shmstream.liveness import Identity, KernelLock
+
+
+class Subscription:
+    """A reader's slot and doorbell, from construction until `close`."""
+
+    def __init__(self, block: Block, lock: KernelLock, name: str) -> None:
+        """Take a slot.
+
+        Raises:
+            NoFreeSlot: all are taken by live readers.
+            OSError: descriptors or shared memory have run out; nothing is left behind.
+        """
+        self.slot = _claim(block, lock, name)
+        self._lock = lock
+        generation, was_active = self.slot.membership
+        if was_active:  # of a reader that was killed
+            doorbell.unlink(doorbell.name_of(block.token, self.slot.index, generation))
+        generation = (generation + 1) % GENERATIONS
+        try:
+            self.doorbell = Doorbell(doorbell.name_of(block.token, self.slot.index, generation))
+        except OSError:
+            self.slot.membership = (generation, False)
+            lock.release(self.slot.span)
+            self.slot.release()
+            raise
+        me = Identity.mine()
+        self.slot.pid, self.slot.started, self.slot.namespace = me.pid, me.started, me.namespace
+        self.slot.position = 0
+        self.slot.membership = (generation, True)
+
+    def close(self) -> None:
+        """Give the slot back and remove the doorbell."""
+        self.slot.membership = (self.slot.membership[0], False)
+        self.doorbell.close(unlink_name=True)
+        self._lock.release(self.slot.span)
+        self.slot.release()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the memory; slot and doorbell are the parent's."""
+        self.doorbell.close(unlink_name=False)
+        self.slot.release()
+
+
+def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
+    """A slot that is now locked: one that was given back, else one whose reader died.
+
+    Two rounds, because the writer may be holding the lock of a dead reader's slot for an instant.
+    """
+    words = memoryview(block.memberships()).cast("Q")
+    given_back = [index for index, word in enumerate(words) if not word & 1]
+    taken = [index for index, word in enumerate(words) if word & 1]
+    for index in (given_back + taken) * 2:
+        slot = block.slot(index)
+        if lock.try_acquire(slot.span):
+            return slot
+        slot.release()
+    raise NoFreeSlot(name, len(words))
+
+
+@dataclass(frozen=True)
+class Subscriber:
+    """One reader, as the writer sees it: how far it has read, in bytes, and who it is."""
+
+    slot: int
+    position: int
+    lag: int
+    identity: Identity
+
+
+class Subscribers:
+    """All readers of a stream, for its writer. Not thread-safe: the streamer's lock guards it."""
+
+    def __init__(self, block: Block, lock: KernelLock) -> None:
+        self._block = block
+        self._lock = lock
+        self._seen = block.memberships()
+        self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
+        self._rings: list[Callable[[], None]] = []
+        self._active: list[int] = []
+        self._turn = 0
+
+    def ring(self) -> None:
+        """Wake every reader, and look after one slot. Never blocks, never fails."""
+        memberships = self._block.memberships()
+        if memberships != self._seen:
+            self._seen = memberships
+            self._follow(memberships)
+        for ring in self._rings:
+            try:
+                ring()
+            except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
+                continue
+        if self._active:
+            self._turn = (self._turn + 1) % len(self._active)
+            self._look_after(self._active[self._turn])
+
+    def _follow(self, memberships: bytes) -> None:
+        """Let go of the doorbells of those who left, open those of readers who came."""
+        generations = {
+            index: word >> 8
+            for index, word in enumerate(memoryview(memberships).cast("Q"))
+            if word & 1
+        }
+        for index, (generation, ringer) in list(self._ringers.items()):
+            if generations.get(index) != generation:
+                del self._ringers[index]
+                ringer.close()
+        for index, generation in generations.items():
+            if index not in self._ringers:
+                try:
+                    ringer = Ringer(doorbell.name_of(self._block.token, index, generation))
+                except FileNotFoundError:  # removed by somebody: its reader looks by itself (I4)
+                    continue
+                except OSError:  # no descriptor is free just now: try again at the next ring
+                    self._seen = b""
+                    continue
+                self._ringers[index] = (generation, ringer)
+        self._rings = [ringer.ring for _, ringer in self._ringers.values()]
+        self._active = list(generations)
+
+    def _look_after(self, index: int) -> None:
+        """Free the slot if its reader was killed."""
+        slot = self._block.slot(index)
+        try:
+            if self._lock.is_held_elsewhere(slot.span) or not self._lock.try_acquire(slot.span):
+                return
+            generation, active = slot.membership
+            if active:
+                doorbell.unlink(doorbell.name_of(self._block.token, index, generation))
+                slot.membership = (generation, False)
+            self._lock.release(slot.span)
+        finally:
+            slot.release()
+
+    def present(self) -> list[Subscriber]:
+        """Who reads now, in order of slot."""
+        found = []
+        published = self._block.published
+        for index, word in enumerate(memoryview(self._block.memberships()).cast("Q")):
+            if word & 1:
+                slot = self._block.slot(index)
+                identity = Identity(slot.pid, slot.started, slot.namespace)
+                lag = max(published - slot.position, 0)
+                found.append(Subscriber(index, slot.position, lag, identity))
+                slot.release()
+        return found
+
+    def close(self) -> None:
+        """Let go of all doorbells; their names stay."""
+        for _, ringer in self._ringers.values():
+            ringer.close()
+        self._ringers.clear()
+        self._rings.clear()
+        self._active.clear()
