@@ -266,10 +266,10 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
             return True
         block = Block(mapped.memory)
         try:
-            if block.validate(name):
-                if spare_readers and lock.is_held_elsewhere(block.slots_span):
-                    return False
-                _remove_remains(block)
+            ready = block.validate(name)
+            if ready and spare_readers and lock.is_held_elsewhere(block.slots_span):
+                return False
+            _remove_remains(block, ready)
             mapped.unlink()
         finally:
             _unmap(mapped, block)
@@ -278,11 +278,12 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
         lock.close()
 
 
-def _remove_remains(block: Block) -> None:
-    if block.state != State.COMMITTED:
+def _remove_remains(block: Block, ready: bool) -> None:
+    """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
+    if block.path and block.state != State.COMMITTED:
         partial = partial_path(os.fsdecode(block.path))
-        _remove_partial(partial, only=(block.device, block.inode))
-    for _, bell in list(doorbell.names(block.token)):
+        _remove_partial(partial, only=(block.device, block.inode) if ready else None)
+    for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
 
 

@@ -151,10 +151,11 @@ class BlobStreamer:
             stream = Stream.create(name, max_subscribers)
             undo.callback(stream.close)
             undo.callback(stream.segment.unlink)
+            stream.block.path = os.fsencode(path)  # before the file: whoever reaps us finds it
             partial = claim_partial(partial_path(path), name)
             undo.callback(partial.close)
             undo.callback(os.unlink, partial_path(path))
-            _fill(stream.block, path, size, chunk_size, digest, max_subscribers, partial.fd)
+            _fill(stream.block, size, chunk_size, digest, max_subscribers, partial.fd)
             streamer = cls(stream, partial, (publish_bytes, publish_interval))
             undo.pop_all()
         return streamer
@@ -417,14 +418,13 @@ class BlobStreamer:
 
 def _fill(
     block: Block,
-    path: str,
     size: int | None,
     chunk_size: int,
     digest: str | None,
     slots: int,
     fd: int,
 ) -> None:
-    """Write a new block, the magic last: until then nobody reads it."""
+    """Write the rest of a new block, the magic last: until then nobody reads it."""
     me = Identity.mine()
     facts = os.fstat(fd)
     block.slots = slots
@@ -438,7 +438,6 @@ def _fill(
     block.device, block.inode = facts.st_dev, facts.st_ino
     block.size = UNKNOWN if size is None else size
     block.digest = (digest or "").encode()
-    block.path = os.fsencode(path)
     block.state = State.OPENING
     block.version = VERSION
     block.magic = MAGIC

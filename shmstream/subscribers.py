@@ -18,6 +18,7 @@ stream removes. Readers never wait for each other, and the writer never waits fo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,8 +105,8 @@ class Subscribers:
         self._seen = block.memberships()
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
-        self._active: list[int] = []
-        self._turn = 0
+        self._active: list[int] = []  # slots, ascending
+        self._looked_after = -1
 
     def ring(self) -> None:
         """Wake every reader, and look after one slot. Never blocks, never fails."""
@@ -119,8 +120,9 @@ class Subscribers:
             except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
                 continue
         if self._active:
-            self._turn = (self._turn + 1) % len(self._active)
-            self._look_after(self._active[self._turn])
+            after_last = bisect_right(self._active, self._looked_after) % len(self._active)
+            self._looked_after = self._active[after_last]
+            self._look_after(self._looked_after)
 
     def _follow(self, memberships: bytes) -> None:
         """Let go of the doorbells of those who left, open those of readers who came."""

@@ -1,0 +1,120 @@
+"""A `Crew`: interpreters of their own that do one job each, and pass their gates together.
+
+The interpreters are started once and used for every measurement, so that neither starting Python
+nor importing is ever on the clock. A job is a function that is given a `gate`; calling it waits
+until every job of the run has called it, so what comes before the first call is preparation.
+
+    parent                                  each interpreter
+    1 send every job                        2 prepare, say so, wait for the semaphore
+    3 all have said so: post it for each    4 read the clock, do the work, call the gate again ...
+    5 collect the answers                   ... or answer
+
+An interpreter that fails prints its traceback and ends; then the whole crew is ended, and `run`
+raises `CrewFailed`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Semaphore
+from types import TracebackType
+from typing import Self, TypeVar, cast
+
+T = TypeVar("T")
+
+Gate = Callable[[], None]
+Job = Callable[[Gate], T]
+
+
+class CrewFailed(Exception):
+    """An interpreter ended before it had answered."""
+
+
+class Crew:
+    """`count` interpreters. With `pin`, number i runs on processor i modulo their number only."""
+
+    def __init__(self, count: int, *, pin: bool = False) -> None:
+        # Not fork: a reader must not share memory, or an interpreter's state, with the writer.
+        context = multiprocessing.get_context("spawn")
+        self._gate = context.Semaphore(0)
+        self._members: list[tuple[SpawnProcess, Connection]] = []
+        processors = sorted(os.sched_getaffinity(0))
+        for index in range(count):
+            ours, theirs = context.Pipe()
+            only = {processors[index % len(processors)]} if pin else None
+            arguments = (theirs, self._gate, only)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._members.append((process, ours))
+
+    def run(self, jobs: Sequence[Job[T]]) -> list[T]:
+        """Do every job in an interpreter of its own, at most `count`; their answers, in order.
+
+        Raises:
+            CrewFailed: a job raised an exception, which its interpreter has printed.
+        """
+        pipes = [pipe for _, pipe in self._members[: len(jobs)]]
+        for pipe, job in zip(pipes, jobs, strict=True):
+            pipe.send(job)
+        answers: dict[int, T] = {}
+        at_gate = 0
+        while len(answers) < len(jobs):
+            for pipe in wait([each for index, each in enumerate(pipes) if index not in answers]):
+                index = pipes.index(cast(Connection, pipe))
+                try:
+                    message: tuple[T] | None = pipes[index].recv()
+                except EOFError:
+                    raise CrewFailed(f"interpreter {index} of {len(jobs)} failed") from None
+                if message is None:
+                    at_gate += 1
+                else:
+                    answers[index] = message[0]
+            if at_gate == len(jobs):
+                at_gate = 0
+                for _ in jobs:
+                    self._gate.release()
+        return [answers[index] for index in range(len(jobs))]
+
+    def close(self) -> None:
+        """End the interpreters; those that are not idle are killed."""
+        for _, pipe in self._members:
+            pipe.close()
+        for process, _ in self._members:
+            process.join(2)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
+        self._members.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _work(pipe: Connection, semaphore: Semaphore, only: set[int] | None) -> None:
+    if only is not None:
+        os.sched_setaffinity(0, only)
+
+    def gate() -> None:
+        pipe.send(None)
+        semaphore.acquire()
+
+    while True:
+        try:
+            job: Job[object] = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        pipe.send((job(gate),))

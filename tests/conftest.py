@@ -1,0 +1,105 @@
+"""Fixtures: above all the proof that a test leaves the machine as it found it."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+
+from shmstream import doorbell, segment
+from tests.interpreters import Interpreter, wait_until
+
+
+class Traces(NamedTuple):
+    """What a test could leave behind."""
+
+    segments: list[str]
+    doorbells: list[str]
+    partials: list[str]
+    processes: list[str]
+    threads: list[str]
+    descriptors: list[str]
+
+
+def traces(folder: Path) -> Traces:
+    """What there is now."""
+    return Traces(
+        segments=segment.names(),
+        doorbells=sorted(name for _, name in doorbell.names()),
+        partials=sorted(str(path) for path in folder.rglob("*.partial")),
+        processes=[
+            " ".join(child.cmdline())
+            for child in psutil.Process().children(recursive=True)
+            if child.status() == psutil.STATUS_ZOMBIE or not _is_infrastructure(child)
+        ],
+        threads=[thread.name for thread in threading.enumerate() if thread.is_alive()],
+        descriptors=_descriptors(),
+    )
+
+
+def _is_infrastructure(process: psutil.Process) -> bool:
+    """multiprocessing keeps a resource tracker and a fork server for as long as we live."""
+    command = " ".join(process.cmdline())
+    return "resource_tracker" in command or "forkserver" in command
+
+
+def _descriptors() -> list[str]:
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:  # the descriptor that listed the folder
+            continue
+        found.append(f"{number} {target}")
+    return sorted(found)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def infrastructure() -> None:
+    """Start what multiprocessing starts once, before anybody counts."""
+    resource_tracker.ensure_running()
+    forkserver.ensure_running()
+    process = multiprocessing.get_context("forkserver").Process(target=int)
+    process.start()
+    process.join()
+    process.close()
+
+
+@pytest.fixture(autouse=True)
+def as_found(tmp_path: Path) -> Iterator[None]:
+    """Every test leaves shared memory, semaphores, files, processes and threads as it found them."""
+    gc.collect()
+    before = traces(tmp_path)
+    yield
+    gc.collect()
+    wait_until(lambda: threading.active_count() <= len(before.threads), patience=2)
+    assert traces(tmp_path) == before
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Interpreter]]:
+    """Start a role in an interpreter of its own; all are gone when the test ends."""
+    started: list[Interpreter] = []
+
+    def start_role(role: Callable[..., None], *arguments: Any) -> Interpreter:
+        interpreter = Interpreter(role, *arguments)
+        started.append(interpreter)
+        return interpreter
+
+    yield start_role
+    for interpreter in started:
+        interpreter.close()
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> str:
+    """Where a blob will be."""
+    return str(tmp_path / "blob")
