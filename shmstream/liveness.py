@@ -24,6 +24,7 @@ import fcntl
 import os
 import struct
 import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import util
@@ -49,7 +50,8 @@ class KernelLock:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        register(self)
+        _arm()
+        _locks.add(self)
 
     @classmethod
     def reopen(cls, fd: int) -> KernelLock:
@@ -92,8 +94,6 @@ class KernelLock:
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
-
-    abandon = close  # a close in the child leaves the parent's description, and its locks, alone
 
     def __repr__(self) -> str:
         return f"<KernelLock fd={self.fd}>"
@@ -155,6 +155,7 @@ class Owner(Protocol):
         """In a forked child: let go of what was inherited, leave what the parent still uses."""
 
 
+_locks: weakref.WeakSet[KernelLock] = weakref.WeakSet()
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _armed_in: int | None = None
 
@@ -166,21 +167,29 @@ def register(owner: Owner) -> None:
     before a parent waits for its children, so that a stream that was forgotten open ends before
     anyone waits for those who read it.
     """
+    _arm()
+    _owners.add(owner)
+
+
+def _arm() -> None:
     global _armed_in
     if _armed_in != os.getpid():
         if _armed_in is None:
             os.register_at_fork(after_in_child=_abandon_all)
         util.Finalize(None, _close_all, exitpriority=100)
         _armed_in = os.getpid()
-    _owners.add(owner)
 
 
 def _close_all() -> None:
-    for owner in list(_owners):
-        owner.close()
+    with ExitStack() as closing:
+        for owner in list(_owners):
+            closing.callback(owner.close)
 
 
 def _abandon_all() -> None:
+    for lock in list(_locks):
+        lock.close()  # leaves the parent's description, and so its locks, alone
     for owner in list(_owners):
         owner.abandon()
+    _locks.clear()
     _owners.clear()

@@ -34,6 +34,9 @@ class Link:
         self._out = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # a stray print is no message
 
+    def close(self) -> None:
+        self._out.close()
+
     def say(self, value: Any) -> None:
         self._out.write(json.dumps(value) + "\n")
 
@@ -155,7 +158,9 @@ def run() -> None:
     """In the fresh interpreter: run the role that the command line names."""
     module, name, arguments = sys.argv[1:]
     role = getattr(importlib.import_module(module), name)
-    role(Link(), *json.loads(arguments))
+    link = Link()
+    role(link, *json.loads(arguments))
+    link.close()
 
 
 def wait_until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:

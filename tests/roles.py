@@ -89,7 +89,8 @@ def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
     link.say("attached")
     while True:
         order, *arguments = link.hear()
-        if order == "leak":
+        if order == "leak":  # leave the interpreter without closing
+            globals()["leaked"] = copier
             link.say("leak")
             return
         if order == "close":

@@ -30,6 +30,14 @@ class DemoFailed(Exception):
     """The demo cannot go on; the message tells why."""
 
 
+class Stopped(BaseException):
+    """Somebody wants the demo to stop, by the signal `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.strsignal(number))
+        self.number = number
+
+
 class Reader:
     """An interpreter that reads one stream. `report` is its last, None before the first."""
 
@@ -61,7 +69,7 @@ class Reader:
     @property
     def has_joined(self) -> bool:
         """Whether it has told that it is attached."""
-        return self.report is not None and self.report.event in ("joined", "finished")
+        return self.report is not None and self.report.event in ("joined", "reading", "finished")
 
     def let_in(self, orders: Orders) -> None:
         """Send it to the stream, now."""
@@ -170,18 +178,21 @@ class Readers:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP raise SystemExit once, and then no more.
+    """Inside, Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, once.
 
-    So everything is cleaned up by the `with` blocks on the way out, and a second Ctrl-C cannot
-    interrupt that.
+    So the `with` blocks clean up on the way out, and a second Ctrl-C cannot interrupt that. What
+    was ignored before, as under nohup, stays ignored.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
-        for each in _STOPPING:
+        for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise Stopped(number)
 
-    before = {each: signal.signal(each, stop) for each in _STOPPING}
+    before = {each: signal.getsignal(each) for each in _STOPPING}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, stop)
     try:
         yield
     finally:

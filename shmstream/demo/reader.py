@@ -7,7 +7,7 @@ to the end, hashes what it reads, and writes it to a file or to standard output 
     reader                                            parent
     ready     --- a line on the reports' pipe --->
               <-- the orders, a line on stdin ----    lets it in
-    joined    ----------------------------------->
+    joined, reading ----------------------------->
     finished, or failed ------------------------->
 
 When standard input or the reports' pipe ends, the parent has gone, and so does the reader.
@@ -63,7 +63,7 @@ Tell = Callable[[Report], None]
 
 def main() -> None:
     """Be a reader; the only argument is the descriptor of the reports' pipe."""
-    with open(int(sys.argv[1]), "w", buffering=1) as reports:
+    with os.fdopen(int(sys.argv[1]), "w", buffering=1) as reports:
 
         def tell(report: Report) -> None:
             reports.write(json.dumps(asdict(report)) + "\n")
@@ -90,7 +90,9 @@ def _read(orders: Orders, tell: Tell) -> None:
                 limit = min(_BUFFER, orders.stop_at - copier.position)
             if not (data := copier.read1(limit)):
                 break
-            first_byte = first_byte or time.monotonic() - began
+            if first_byte is None:
+                first_byte = time.monotonic() - began
+                tell(Report("reading", joined_at, first_byte))
             digest.update(data)
             write(data)
         if orders.stop_at is not None:

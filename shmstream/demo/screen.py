@@ -1,0 +1,200 @@
+"""How the demo looks: live bars on a terminal, plain lines elsewhere, and a summary on both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.filesize import pick_unit_and_suffix
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from shmstream.demo.scene import Part, Phase, Scene
+
+_REFRESH = 0.1  # s
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of the summary: what it is about, what was found, whether that is as it should be."""
+
+    subject: str
+    found: str
+    good: bool = True
+
+
+class View(Protocol):
+    """Shows a scene while it changes."""
+
+    def update(self, *, final: bool = False) -> None:
+        """Show what is new, if it is time to."""
+
+
+def amount(count: float) -> str:
+    """Bytes for people."""
+    unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "KiB", "MiB", "GiB", "TiB"], 1024)
+    return f"{count / unit:.{0 if unit == 1 else 1}f} {suffix}"
+
+
+def say(console: Console, text: str = "", style: str = "") -> None:
+    """Print one line as it is: no markup, no wrapping, and `?` for what cannot be shown."""
+    text = text.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(Text(text, style), soft_wrap=True)
+
+
+def introduce(
+    console: Console, scene: Scene, what: str, name: str, rate: float, count: int
+) -> None:
+    """Say what there will be to see."""
+    pace = f"at {amount(rate)}/s" if rate else "as fast as it goes"
+    readers = "1 interpreter" if count == 1 else f"{count} interpreters, one after another"
+    say(console, "shmstream demo: pull once, stream to everyone on the host", "bold")
+    say(console, f"blob      {what}, {amount(scene.size)}")
+    say(console, f"stream    {name}, one writer {pace}")
+    say(console, f"readers   {readers}")
+    say(console)
+
+
+@contextmanager
+def view(console: Console, scene: Scene) -> Iterator[View]:
+    """Show the scene until the end of the `with` block."""
+    if not (console.file.isatty() and console.is_interactive):
+        yield _Lines(console, scene)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=26),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[status]}"),
+    )
+    with Progress(*columns, console=console, auto_refresh=False) as progress:
+        yield _Bars(progress, scene)
+
+
+class _Bars:
+    """A bar for the writer and one for each reader."""
+
+    def __init__(self, progress: Progress, scene: Scene) -> None:
+        self._progress = progress
+        self._scene = scene
+        self._next = 0.0
+        self._writer = progress.add_task("writer", total=scene.size, status="")
+        self._readers = [
+            progress.add_task(f"reader {part.reader.number}", total=scene.size, status="")
+            for part in scene.parts
+        ]
+
+    def update(self, *, final: bool = False) -> None:
+        """Draw it anew, ten times a second at most."""
+        if time.monotonic() < self._next and not final:
+            return
+        self._next = time.monotonic() + _REFRESH
+        scene = self._scene
+        status = f"{amount(scene.published)} of {amount(scene.size)}"
+        self._progress.update(self._writer, completed=scene.published, status=status)
+        for task, part in zip(self._readers, scene.parts, strict=True):
+            status = _status(scene, part)
+            style = "red" if "killed" in status else "green" if part.phase is Phase.FINISHED else ""
+            status = f"[{style}]{escape(status)}[/]" if style else escape(status)
+            self._progress.update(task, completed=part.position, status=status)
+        self._progress.refresh()
+
+
+class _Lines:
+    """A line when a reader comes or goes, and at each tenth of the blob."""
+
+    def __init__(self, console: Console, scene: Scene) -> None:
+        self._console = console
+        self._scene = scene
+        self._phases = [Phase.WAITING for _ in scene.parts]
+        self._tenth = 0
+
+    def update(self, *, final: bool = False) -> None:  # noqa: ARG002
+        """Print what has changed."""
+        scene = self._scene
+        for index, part in enumerate(scene.parts):
+            if part.phase not in (self._phases[index], Phase.WAITING, Phase.JOINING):
+                say(self._console, f"        reader {part.reader.number}: {_status(scene, part)}")
+            self._phases[index] = part.phase
+        tenth = scene.percent(scene.published) // 10
+        if tenth > self._tenth:
+            self._tenth = tenth
+            lags = [
+                f"reader {part.reader.number} {amount(part.lag)}"
+                for part in scene.parts
+                if part.phase is Phase.READING
+            ]
+            lag = f"; lag: {', '.join(lags)}" if lags else ""
+            say(self._console, f"  {tenth * 10:>3} %  {amount(scene.published)}{lag}")
+
+
+def _status(scene: Scene, part: Part) -> str:
+    if part.phase is Phase.WAITING:
+        return f"joins at {scene.percent(part.joins_at)} %"
+    if part.phase is Phase.JOINING or part.joined_at is None:
+        return "joining"
+    if part.phase is Phase.READING:
+        return f"joined at {scene.percent(part.joined_at)} %, lag {amount(part.lag)}"
+    if part.phase is Phase.KILLED:
+        return f"killed with SIGKILL at {amount(part.position)}"
+    return scene.problem(part) or "complete, SHA-256 ok"
+
+
+def of_writer(scene: Scene, elapsed: float, rate: float) -> Fact:
+    """How fast it was."""
+    reached = scene.size / elapsed
+    asked = f"{reached * 100 / rate:.0f} % of the rate asked for" if rate else "no limit was set"
+    text = f"{amount(scene.size)} in {elapsed:.1f} s, that is {amount(reached)}/s; {asked}"
+    return Fact("writer", text)
+
+
+def of_kill(part: Part) -> Fact | None:
+    """What became of the slot of a reader that was killed; None for the others."""
+    if part.killed is None:
+        return None
+    if part.slot_free_after is None:
+        slot = "the stream was complete before the writer came to look after its slot"
+    else:
+        slot = f"its slot was free again within {part.slot_free_after * 1000:.0f} ms"
+    return Fact("kill", f"reader {part.reader.number} at {amount(part.position)}; {slot}")
+
+
+def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
+    """Tell how it ended; whether that is as it should be."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for heading in ("reader", "joined at", "first bytes after", "read"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("outcome")
+    problems = [scene.problem(part) for part in scene.parts]
+    for part, problem in zip(scene.parts, problems, strict=True):
+        report = part.reader.report
+        first_byte = report.first_byte if report is not None else None
+        killed = part.phase is Phase.KILLED
+        outcome = problem or ("killed, as planned" if killed else "SHA-256 ok")
+        table.add_row(
+            str(part.reader.number),
+            "" if part.joined_at is None else f"{scene.percent(part.joined_at)} %",
+            "" if first_byte is None else f"{first_byte * 1000:.1f} ms",
+            amount(part.position),
+            Text(outcome, "red" if problem else "yellow" if killed else "green"),
+        )
+    say(console)
+    console.print(table)
+    say(console)
+    for fact in facts:
+        say(console, f"{fact.subject:<11}{fact.found}", "" if fact.good else "red")
+    say(console)
+    good = not any(problems) and all(fact.good for fact in facts)
+    survivors = sum(part.phase is Phase.FINISHED for part in scene.parts)
+    if not good:
+        say(console, "This is not as it should be: see what is red above.", "bold red")
+    else:
+        each = "The reader has" if survivors == 1 else f"All {survivors} survivors have"
+        say(console, f"{each} every byte of a blob that was pulled once.", "bold green")
+    return good

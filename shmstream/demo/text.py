@@ -1,0 +1,115 @@
+"""`shmstream demo --text`: the concept program again, across interpreters.
+
+A source gives up to five bytes a tick of a text of 104. Client 1 is there from the start and
+writes `client1.txt`; client 2 joins in the middle, on standard output, gets at once what it has
+missed, and follows. In the end all three are identical.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from shmstream.demo.parent import Reader, Readers
+from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Report
+from shmstream.demo.screen import say
+from shmstream.streamer import BlobStreamer
+
+TEXT = (
+    b"BlobStreamer transfers each blob once; "
+    b"every InFlightCopier that subscribes late still copies it whole.\n"
+)
+CHUNK_SIZE = 5  # bytes
+JOINS_AFTER = 10  # chunks; then client 2 comes
+
+
+def run(console: Console, folder: Path, delay: float) -> bool:
+    """Show it, with `delay` seconds between ticks; whether all three were identical.
+
+    Raises:
+        DemoFailed, ShmstreamError, OSError: it could not be shown to the end; then `client1.txt`
+            is removed, as it is when the demo is stopped.
+    """
+    copy = folder.absolute() / "client1.txt"
+    name = f"demo-{secrets.token_hex(4)}"
+    say(console, "shmstream demo: the concept program, across interpreters", "bold")
+    say(console, f"blob      {len(TEXT)} bytes, {CHUNK_SIZE} a tick, a tick every {delay:g} s")
+    say(console, f"stream    {name}")
+    with TemporaryDirectory(prefix="shmstream-demo-") as temporary, ExitStack() as undo:
+        blob = Path(temporary, "blob")
+        streamer = BlobStreamer.create(
+            blob,
+            name=name,
+            size=len(TEXT),
+            chunk_size=CHUNK_SIZE,
+            digest=f"sha256:{_sha256(TEXT)}",
+            publish_interval=0,
+        )
+        with streamer, Readers() as readers:
+            clients = readers.start(2)
+            say(console, f"client 1  pid {clients[0].pid}, writes {copy}")
+            say(console, f"client 2  pid {clients[1].pid}, joins later, on standard output")
+            say(console)
+            undo.callback(_remove, copy)
+            clients[0].let_in(Orders(name, str(copy)))
+            readers.listen_until(lambda: clients[0].has_joined)
+            streamer.transfer(_ticks(console, streamer, readers, clients, delay))
+            readers.listen_to_the_end()
+        good = _conclude(console, [client.report for client in clients], copy, blob)
+        undo.pop_all()
+    return good
+
+
+def _remove(copy: Path) -> None:
+    if copy.is_file():
+        copy.unlink()
+
+
+def _ticks(
+    console: Console,
+    streamer: BlobStreamer,
+    readers: Readers,
+    clients: list[Reader],
+    delay: float,
+) -> Iterator[bytes]:
+    """The source. Between ticks it tells what has happened, until client 2 has the floor."""
+    for number, start in enumerate(range(0, len(TEXT), CHUNK_SIZE)):
+        time.sleep(delay)
+        if 0 < number <= JOINS_AFTER:
+            behind = max((each.lag for each in streamer.statistics().subscribers), default=0)
+            told = TEXT[start - CHUNK_SIZE : start].decode()
+            say(console, f"  chunk {number:>2}  {told!r:<9} client 1 is {behind} bytes behind")
+        if number == JOINS_AFTER:
+            say(console, f"\nclient 2 joins after {start} bytes:\n")
+            clients[1].let_in(Orders(streamer.name, STANDARD_OUTPUT))
+            readers.listen_until(lambda: clients[1].has_joined)
+        yield TEXT[start : start + CHUNK_SIZE]
+
+
+def _conclude(console: Console, reports: list[Report | None], copy: Path, blob: Path) -> bool:
+    """Compare the text with what each client made of it."""
+    for number, report in enumerate(reports, 1):
+        if report is None or report.event != "finished":
+            raise DemoFailed(f"client {number} did not finish: {report and report.error}")
+    _, second = reports
+    assert second is not None
+    caught_up = f"joined at {second.joined_at}, which came {_ms(second.first_byte)} later"
+    rows = [
+        ("source", len(TEXT), _sha256(TEXT), ""),
+        ("client 1", copy.stat().st_size, _sha256(copy.read_bytes()), ""),
+        ("client 2", second.count, second.sha256, caught_up),
+    ]
+    say(console)
+    for who, count, sha256, note in rows:
+        say(console, f"{who:<10}{count} bytes  sha256 {sha256[:16]}...  {note}".rstrip())
+    say(console)
+    same = {sha256 for _, _, sha256, _ in rows} == {_sha256(blob.read_bytes())}
+    verdict = "All three are identical." if same else "They are NOT identical."
+    say(console, verdict, "bold green" if same else "bold red")
+    return same
