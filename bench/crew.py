@@ -5,9 +5,12 @@ nor importing is ever on the clock. A job is a function that is given a `gate`; 
 until every job of the run has called it, so what comes before the first call is preparation.
 
     parent                                  each interpreter
-    1 send every job                        2 prepare, say so, wait for the semaphore
-    3 all have said so: post it for each    4 read the clock, do the work, call the gate again ...
+    1 send every job                        2 prepare, say so, wait for its semaphore
+    3 all have said so: post every one      4 read the clock, do the work, call the gate again ...
     5 collect the answers                   ... or answer
+
+A semaphore for each, because from a common one a fast job at its second gate would take what was
+posted for a slow one at its first.
 
 An interpreter that fails prints its traceback and ends; then the whole crew is ended, and `run`
 raises `CrewFailed`.
@@ -22,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Semaphore
 from types import TracebackType
-from typing import Self, TypeVar, cast
+from typing import Self, TypeVar
 
 T = TypeVar("T")
 
@@ -40,17 +43,17 @@ class Crew:
     def __init__(self, count: int, *, pin: bool = False) -> None:
         # Not fork: a reader must not share memory, or an interpreter's state, with the writer.
         context = multiprocessing.get_context("spawn")
-        self._gate = context.Semaphore(0)
-        self._members: list[tuple[SpawnProcess, Connection]] = []
+        self._members: list[tuple[SpawnProcess, Connection, Semaphore]] = []
         processors = sorted(os.sched_getaffinity(0))
         for index in range(count):
             ours, theirs = context.Pipe()
+            gate = context.Semaphore(0)
             only = {processors[index % len(processors)]} if pin else None
-            arguments = (theirs, self._gate, only)
+            arguments = (theirs, gate, only)
             process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
             theirs.close()
-            self._members.append((process, ours))
+            self._members.append((process, ours, gate))
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T]:
         """Do every job in an interpreter of its own, at most `count`; their answers, in order.
@@ -58,14 +61,15 @@ class Crew:
         Raises:
             CrewFailed: a job raised an exception, which its interpreter has printed.
         """
-        pipes = [pipe for _, pipe in self._members[: len(jobs)]]
+        members = self._members[: len(jobs)]
+        pipes = [pipe for _, pipe, _ in members]
         for pipe, job in zip(pipes, jobs, strict=True):
             pipe.send(job)
         answers: dict[int, T] = {}
         at_gate = 0
         while len(answers) < len(jobs):
-            for pipe in wait([each for index, each in enumerate(pipes) if index not in answers]):
-                index = pipes.index(cast(Connection, pipe))
+            waiting = [pipe for index, pipe in enumerate(pipes) if index not in answers]
+            for index in [pipes.index(each) for each in wait(waiting) if each in pipes]:
                 try:
                     message: tuple[T] | None = pipes[index].recv()
                 except EOFError:
@@ -76,15 +80,15 @@ class Crew:
                     answers[index] = message[0]
             if at_gate == len(jobs):
                 at_gate = 0
-                for _ in jobs:
-                    self._gate.release()
+                for _, _, gate in members:
+                    gate.release()
         return [answers[index] for index in range(len(jobs))]
 
     def close(self) -> None:
         """End the interpreters; those that are not idle are killed."""
-        for _, pipe in self._members:
+        for _, pipe, _ in self._members:
             pipe.close()
-        for process, _ in self._members:
+        for process, _, _ in self._members:
             process.join(2)
             if process.is_alive():
                 process.kill()

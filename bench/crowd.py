@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import median
 
 import posix_ipc
-
 from crew import Crew, Gate
 from report import CheckFailed, Goal, Options, Row, progress
+
 from shmstream import BlobStreamer, InFlightCopier
 
 _PROCESSES = 8

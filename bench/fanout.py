@@ -32,6 +32,7 @@ import throughput
 import wakeup
 from crew import CrewFailed
 from report import MIB, CheckFailed, Options, as_json, machine, progress, table
+
 from shmstream import sweep
 
 SECTIONS = {

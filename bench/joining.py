@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 
 import posix_ipc
-
 from crew import Crew, Gate
 from report import KIB, Goal, Options, Row, progress, quantile
+
 from shmstream import BlobStreamer, InFlightCopier, segment
 from shmstream.stream import partial_path
 

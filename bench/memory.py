@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crew import Crew, Gate
 from report import GIB, KIB, MIB, CheckFailed, Goal, Options, Row, progress
+
 from shmstream import BlobStreamer, InFlightCopier
 
 _PIECE = MIB

@@ -28,6 +28,7 @@ from statistics import median
 
 from crew import Crew, Gate
 from report import KIB, MIB, CheckFailed, Goal, Options, Row, progress
+
 from shmstream import BlobStreamer, InFlightCopier
 
 READERS = (1, 4, 8)

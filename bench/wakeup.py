@@ -21,9 +21,9 @@ from functools import partial
 from statistics import median
 
 import posix_ipc
-
 from crew import Crew, Gate
 from report import CheckFailed, Goal, Options, Row, progress, quantile
+
 from shmstream import BlobStreamer, InFlightCopier
 
 _PIECE = 64  # bytes

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import shmstream
 from shmstream.demo import fanout, text
-from shmstream.demo.parent import DemoFailed, stoppable
+from shmstream.demo.parent import DemoFailed, Stopped, stoppable
 
 _MIB = 1 << 20
 _WITH_TEXT = ("delay", "output")
@@ -24,10 +24,10 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """What no range of numbers excludes by itself: not-a-number, and infinity."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number.", ctx, param)
+def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse the one float that is outside of no range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter(f"{value} is not a number.", ctx, param)
     return value
 
 
@@ -41,8 +41,8 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--text", "as_text", is_flag=True, help="The concept program: 104 bytes, slowly.")
 @click.option(
     "--delay",
-    type=click.FloatRange(min=0),
-    callback=_finite,
+    type=click.FloatRange(0, 60),
+    callback=_number,
     default=0.2,
     show_default=True,
     metavar="SECONDS",
@@ -65,8 +65,8 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(min=0),
-    callback=_finite,
+    type=click.FloatRange(0, 1 << 20),
+    callback=_number,
     metavar="MIB",
     help="MiB a second that the source gives; 0 for no limit.  [default: done in 5 seconds]",
 )
@@ -104,6 +104,11 @@ def demo(
             else:
                 bytes_a_second = None if rate is None else rate * _MIB
                 good = fanout.run(console, input_, bytes_a_second, readers)
+    except Stopped as stop:
+        click.echo("Stopped: the readers were ended, and what they shared was removed.", err=True)
+        ctx.exit(128 + stop.number)
+    except BrokenPipeError:  # nobody looks any more, which click knows how to treat
+        raise
     except (DemoFailed, shmstream.ShmstreamError, OSError) as error:
         raise click.ClickException(str(error)) from error
     ctx.exit(0 if good else 1)

@@ -34,6 +34,7 @@ from shmstream.control import HEADER_SIZE, UNKNOWN, Block, State
 from shmstream.errors import (
     DamagedSegment,
     ForeignSegment,
+    ShmstreamError,
     StreamExists,
     StreamNotFound,
     WriterDied,
@@ -306,10 +307,10 @@ def sweep() -> list[str]:
             with Stream.attach(name, timeout=0) as stream:
                 if tokens is not None:
                     tokens.add(stream.block.token)
-        except (StreamNotFound, WriterDied, ForeignSegment, PermissionError):
-            continue
         except DamagedSegment:
             tokens = None  # perhaps another version's stream: then its bells are unknown
+        except (ShmstreamError, OSError):  # gone meanwhile, or another user's, or no file at all
+            continue
     for token, bell in bells:
         if tokens is not None and token not in tokens and doorbell.unlink(bell):
             removed.append(bell)
@@ -351,3 +352,7 @@ def _naming_causes(name: str) -> Iterator[None]:
     except PermissionError as error:
         reason = error.strerror if error.errno == errno.EPERM else "another user owns it"
         raise ForeignSegment(name, f"its shared memory is not ours: {reason}") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL):
+            raise
+        raise DamagedSegment(name, f"it is no file ({error.strerror})") from error

@@ -100,6 +100,7 @@ def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
         steps: dict[str, Callable[..., object]] = {
             "read1": lambda: copier.read1().hex(),
             "read": lambda count: copier.read(count).hex(),
+            "read_at": lambda count: (copier.read(count).hex(), time.monotonic()),
             "seek": copier.seek,
         }
         try:
@@ -143,3 +144,18 @@ def forking_writer(link: Link, path: str) -> None:
         link.hear()
         os._exit(0)
     link.hear()
+
+
+def read_as_user(link: Link, user: int, name: str) -> None:
+    """A reader of another user."""
+    os.setuid(user)
+    read_once(link, name)
+
+
+def read_once(link: Link, name: str) -> None:
+    """Attach and read all; say what came of it."""
+    try:
+        with InFlightCopier.attach(name, timeout=0.1) as copier:
+            link.say({"error": None, "sha256": sha256(copier.read())})
+    except ShmstreamError as error:
+        link.say({"error": type(error).__name__, "text": str(error)})

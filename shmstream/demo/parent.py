@@ -95,6 +95,18 @@ class Reader:
             self.is_gone = True
             self.process.wait()
 
+    def result(self) -> Report:
+        """What it made of the blob, once it is gone.
+
+        Raises:
+            DemoFailed: it did not get to the end.
+        """
+        if self.report is None or self.report.event != "finished":
+            why = self.report.error if self.report is not None else ""
+            why = why or f"exit code {self.process.returncode}"
+            raise DemoFailed(f"reader {self.number} ended too early: {why}")
+        return self.report
+
     def kill(self) -> None:
         """SIGKILL, and wait until it has ended."""
         self.process.kill()
@@ -152,9 +164,7 @@ class Readers:
         while not condition():
             for reader in self._all:
                 if reader.is_gone:
-                    why = reader.report.error if reader.report else ""
-                    why = why or f"exit code {reader.process.returncode}"
-                    raise DemoFailed(f"reader {reader.number} ended too early: {why}")
+                    reader.result()
             self.listen()
 
     def listen_to_the_end(self) -> None:

@@ -93,7 +93,7 @@ class Scene:
             return "" if code == -signal.SIGKILL else f"exit code {code}, not SIGKILL"
         if report is None or part.phase is not Phase.FINISHED:
             why = report.error if report is not None else ""
-            return why or f"ended with exit code {part.reader.process.returncode}"
+            return why or f"ended too early, with exit code {part.reader.process.returncode}"
         if (report.sha256, report.count) != (self.sha256, self.size):
             return f"has {report.count} bytes with SHA-256 {report.sha256}"
         return "" if report.state == "COMMITTED" else f"ended in state {report.state}"

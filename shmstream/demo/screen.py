@@ -39,6 +39,7 @@ class View(Protocol):
 def amount(count: float) -> str:
     """Bytes for people."""
     unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "KiB", "MiB", "GiB", "TiB"], 1024)
+    suffix = "byte" if count == 1 else suffix
     return f"{count / unit:.{0 if unit == 1 else 1}f} {suffix}"
 
 
@@ -118,20 +119,20 @@ class _Lines:
     def update(self, *, final: bool = False) -> None:  # noqa: ARG002
         """Print what has changed."""
         scene = self._scene
-        for index, part in enumerate(scene.parts):
-            if part.phase not in (self._phases[index], Phase.WAITING, Phase.JOINING):
-                say(self._console, f"        reader {part.reader.number}: {_status(scene, part)}")
-            self._phases[index] = part.phase
         tenth = scene.percent(scene.published) // 10
         if tenth > self._tenth:
             self._tenth = tenth
             lags = [
                 f"reader {part.reader.number} {amount(part.lag)}"
                 for part in scene.parts
-                if part.phase is Phase.READING
+                if part.phase is Phase.READING and part.lag
             ]
-            lag = f"; lag: {', '.join(lags)}" if lags else ""
-            say(self._console, f"  {tenth * 10:>3} %  {amount(scene.published)}{lag}")
+            lag = ", ".join(lags) or "none"
+            say(self._console, f"{tenth * 10:>5} %  {amount(scene.published)}, lag: {lag}")
+        for index, part in enumerate(scene.parts):
+            if part.phase not in (self._phases[index], Phase.WAITING, Phase.JOINING):
+                say(self._console, f"         reader {part.reader.number} {_status(scene, part)}")
+            self._phases[index] = part.phase
 
 
 def _status(scene: Scene, part: Part) -> str:
@@ -191,10 +192,11 @@ def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
         say(console, f"{fact.subject:<11}{fact.found}", "" if fact.good else "red")
     say(console)
     good = not any(problems) and all(fact.good for fact in facts)
-    survivors = sum(part.phase is Phase.FINISHED for part in scene.parts)
+    survivors = sum(part.killed is None for part in scene.parts)
     if not good:
         say(console, "This is not as it should be: see what is red above.", "bold red")
     else:
-        each = "The reader has" if survivors == 1 else f"All {survivors} survivors have"
+        each = "The survivor has" if survivors == 1 else f"All {survivors} survivors have"
+        each = "The reader has" if len(problems) == 1 else each
         say(console, f"{each} every byte of a blob that was pulled once.", "bold green")
     return good

@@ -64,7 +64,8 @@ class Writer:
             while data := file.read(piece):
                 given += len(data)
                 due = began + given / self.rate if self.rate else 0.0
-                if self._stopping.wait(min(max(due - time.monotonic(), 0.0), _LONGEST_WAIT)):
+                pause = min(max(due - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+                if self._stopping.wait(pause):
                     raise InterruptedError("the demo was stopped")
                 yield data
 
