@@ -170,6 +170,11 @@ class Stream:
         """Whether no writer is alive. Load the state again before concluding that it died."""
         return not self.lock.is_held_elsewhere(self.block.header_span)
 
+    def unlink(self) -> None:
+        """Remove the name, for the writer; not if it leads to somebody else's stream by now."""
+        if self.lock.is_at(segment.path_of(self.name)):
+            self.segment.unlink()
+
     def close(self) -> None:
         """Let go of locks and memory; the stream itself lives on. Idempotent."""
         self.lock.close()

@@ -150,7 +150,7 @@ class BlobStreamer:
             sweep()
             stream = Stream.create(name, max_subscribers)
             undo.callback(stream.close)
-            undo.callback(stream.segment.unlink)
+            undo.callback(stream.unlink)
             stream.block.path = os.fsencode(path)  # before the file: whoever reaps us finds it
             partial = claim_partial(partial_path(path), name)
             undo.callback(partial.close)
@@ -368,17 +368,15 @@ class BlobStreamer:
         with self._lock:
             if self._closed is not None:
                 return
-            try:
+            with ExitStack() as ending:  # from the last to the first, whatever fails on the way
+                ending.callback(self._release)
+                ending.callback(self._stream.unlink)
+                ending.callback(self._unlink_doorbells)
+                ending.callback(self._partial.close)  # and so leaves a descriptor to list them
+                ending.callback(self._subscribers.close)
+                ending.callback(self._pacer.close)
                 if self._block.state not in TERMINAL:
                     self.abort("its writer closed it without commit")
-            finally:
-                self._closed = "it was closed"
-                self._pacer.close()
-                self._subscribers.close()
-                for _, bell in list(doorbell.names(self._block.token)):
-                    doorbell.unlink(bell)
-                self._stream.segment.unlink()
-                self._release()
         self._pacer.join()
 
     def abandon(self) -> None:
@@ -386,12 +384,17 @@ class BlobStreamer:
         if self._closed is None:
             self._closed = "it belongs to the process that this one was forked from"
             self._subscribers.close()
+            self._partial.close()
             self._release()
 
+    def _unlink_doorbells(self) -> None:
+        for _, bell in list(doorbell.names(self._block.token)):
+            doorbell.unlink(bell)
+
     def _release(self) -> None:
+        self._closed = self._closed or "it was closed"
         self._block = self._block.snapshot()
         self._stream.close()
-        self._partial.close()
 
     def __enter__(self) -> Self:
         return self
@@ -402,9 +405,11 @@ class BlobStreamer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and self._closed is None and self._block.state not in TERMINAL:
-            self.abort(error)
-        self.close()
+        try:
+            if error is not None and self._closed is None and self._block.state not in TERMINAL:
+                self.abort(error)
+        finally:
+            self.close()
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None:

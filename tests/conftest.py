@@ -89,8 +89,10 @@ def start() -> Iterator[Callable[..., Interpreter]]:
     """Start a role in an interpreter of its own; all are gone when the test ends."""
     started: list[Interpreter] = []
 
-    def start_role(role: Callable[..., None], *arguments: Any) -> Interpreter:
-        interpreter = Interpreter(role, *arguments)
+    def start_role(
+        role: Callable[..., None], *arguments: Any, within: tuple[str, ...] = ()
+    ) -> Interpreter:
+        interpreter = Interpreter(role, *arguments, within=within)
         started.append(interpreter)
         return interpreter
 

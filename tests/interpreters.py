@@ -51,12 +51,13 @@ class Interpreter:
     """One interpreter that runs one role."""
 
     def __init__(
-        self, role: Callable[..., None], *arguments: Any, python: str = sys.executable
+        self, role: Callable[..., None], *arguments: Any, within: tuple[str, ...] = ()
     ) -> None:
         self.role = role.__name__
         self.process = subprocess.Popen(
             [
-                python,
+                *within,
+                sys.executable,
                 "-X",
                 "dev",
                 "-c",

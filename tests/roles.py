@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
+import resource
 import time
 from collections.abc import Callable, Iterator
 
@@ -159,3 +161,84 @@ def read_once(link: Link, name: str) -> None:
             link.say({"error": None, "sha256": sha256(copier.read())})
     except ShmstreamError as error:
         link.say({"error": type(error).__name__, "text": str(error)})
+
+
+def _ours() -> list[str]:
+    return sorted(entry for entry in os.listdir("/dev/shm") if "shm" in entry)
+
+
+def create_once(link: Link, path: str) -> None:
+    """Try to create; say what came of it and what is left."""
+    try:
+        BlobStreamer.create(path)
+    except ShmstreamError as error:
+        link.say({"error": type(error).__name__, "text": str(error), "left": _ours()})
+
+
+def attach_without_room(link: Link, path: str) -> None:
+    """Create where a segment has room, attach where a doorbell has none, and write on."""
+    with BlobStreamer.create(path, max_subscribers=1) as streamer:
+        try:
+            InFlightCopier.attach(streamer.name)
+        except ShmstreamError as error:
+            bells = [entry for entry in _ours() if entry.startswith("sem.")]
+            link.say({"error": type(error).__name__, "text": str(error), "doorbells": bells})
+        streamer.transfer([b"data"])
+    link.say("the writer went on")
+
+
+def write_beyond_the_file_size_limit(link: Link, path: str) -> None:
+    """Write more than the limit on a file's size allows."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try:
+        with BlobStreamer.create(path) as streamer:
+            streamer.transfer([bytes(60_000), bytes(60_000)])
+    except ShmstreamError as error:
+        link.say(type(error).__name__)
+
+
+def _descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def run_short_of_descriptors(link: Link, what: str, path: str, name: str) -> None:
+    """Try with room for ever more descriptors, until it works."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with BlobStreamer.create(path + ".warm"), InFlightCopier.attach(name):
+        pass  # imports and caches open files of their own, once
+    for room in range(30):
+        before, shared_before = _descriptors(), _ours()
+        highest = max(int(number) for number in before)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + room, hard))
+        outcome: dict[str, object] = {"error": None, "room": room}
+        try:
+            if what == "create":
+                BlobStreamer.create(path).close()
+            else:
+                InFlightCopier.attach(name).close()
+        except ShmstreamError as error:
+            outcome |= {"error": type(error).__name__, "text": str(error)}
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        gc.collect()
+        leaked = sorted(_descriptors() ^ before) + sorted(set(_ours()) ^ set(shared_before))
+        link.say(outcome | {"leaked": leaked + [p for p in (path + ".partial",) if os.path.exists(p)]})
+        if outcome["error"] is None:
+            return
+
+
+def write_short_of_descriptors(link: Link, path: str) -> None:
+    """A writer that at some moment has no descriptor left to open a doorbell with."""
+    with BlobStreamer.create(path, publish_interval=0) as streamer:
+        link.say(streamer.name)
+        while (order := link.hear()) != "end":
+            if order == "append":
+                streamer.append(b"x")
+            else:
+                used = len(_descriptors())
+                hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+                assert used > 3
+            link.say(order)
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        streamer.commit()

@@ -9,6 +9,7 @@ have it too, and nothing may be left over.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import time
 from pathlib import Path
@@ -77,7 +78,7 @@ def run(console: Console, source: Path | None, rate: float | None, count: int) -
 def _cast(readers: list[Reader], size: int) -> list[Part]:
     """Who joins when, and who is killed."""
     step = _LAST_JOINS / max(len(readers) - 1, 1)
-    parts = [Part(reader, int(size * step * index)) for index, reader in enumerate(readers)]
+    parts = [Part(reader, math.ceil(size * step * index)) for index, reader in enumerate(readers)]
     if len(parts) > 1:
         parts[0].dies_at = size // 2
     return parts

@@ -56,7 +56,7 @@ def introduce(
     pace = f"at {amount(rate)}/s" if rate else "as fast as it goes"
     readers = "1 interpreter" if count == 1 else f"{count} interpreters, one after another"
     say(console, "shmstream demo: pull once, stream to everyone on the host", "bold")
-    say(console, f"blob      {what}, {amount(scene.size)}")
+    say(console, f"blob      {amount(scene.size)}, {what}")
     say(console, f"stream    {name}, one writer {pace}")
     say(console, f"readers   {readers}")
     say(console)
@@ -171,7 +171,7 @@ def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for heading in ("reader", "joined at", "first bytes after", "read"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("outcome")
+    table.add_column("outcome", no_wrap=True)
     problems = [scene.problem(part) for part in scene.parts]
     for part, problem in zip(scene.parts, problems, strict=True):
         report = part.reader.report
@@ -196,7 +196,8 @@ def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
     if not good:
         say(console, "This is not as it should be: see what is red above.", "bold red")
     else:
-        each = "The survivor has" if survivors == 1 else f"All {survivors} survivors have"
-        each = "The reader has" if len(problems) == 1 else each
-        say(console, f"{each} every byte of a blob that was pulled once.", "bold green")
+        each = {1: "The survivor has", 2: "Both survivors have"}
+        who = each.get(survivors, f"All {survivors} survivors have")
+        who = "The reader has" if len(scene.parts) == 1 else who
+        say(console, f"{who} every byte of a blob that was pulled once.", "bold green")
     return good

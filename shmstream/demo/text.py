@@ -97,7 +97,7 @@ def _ticks(
 def _conclude(console: Console, client_2: Report, copy: Path, blob: Path) -> bool:
     """Compare the text with what each client made of it, and the file that was committed."""
     delay = 1000 * (client_2.first_byte or 0)
-    caught_up = f"joined at byte {client_2.joined_at}, reading after {delay:.1f} ms"
+    caught_up = f"joined at byte {client_2.joined_at}, read {delay:.1f} ms later"
     rows = [
         ("source", len(TEXT), _sha256(TEXT), ""),
         ("client 1", copy.stat().st_size, _sha256(copy.read_bytes()), ""),
@@ -105,7 +105,7 @@ def _conclude(console: Console, client_2: Report, copy: Path, blob: Path) -> boo
     ]
     say(console)
     for who, count, sha256, note in rows:
-        say(console, f"{who:<10}{count} bytes  sha256 {sha256[:16]}...  {note}".rstrip())
+        say(console, f"{who:<10}{count} bytes  sha256 {sha256[:12]}  {note}".rstrip())
     say(console)
     same = {sha256 for _, _, sha256, _ in rows} == {_sha256(blob.read_bytes())}
     verdict = "All three are identical." if same else "They are NOT identical."

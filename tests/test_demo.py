@@ -1,0 +1,403 @@
+"""The demo and its command line, run as a user runs them: real interpreters, a real terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import pty
+import re
+import secrets
+import select
+import signal
+import struct
+import subprocess
+import sys
+import tarfile
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import psutil
+import pytest
+from rich.console import Console
+
+from shmstream import InFlightCopier, __version__, doorbell, segment, sweep
+from shmstream.demo import screen, text
+from shmstream.demo.parent import Reader
+from shmstream.demo.reader import Report
+from shmstream.demo.sample import make_sample
+from shmstream.demo.scene import Part, Scene
+from shmstream.stream import Stream
+from tests.interpreters import PATIENCE, wait_until
+
+_ROOT = Path(__file__).parent.parent
+_PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
+_IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+_STREAM = r"stream +(demo-\w+)"
+
+
+class Demo:
+    """`shmstream ...`, without a terminal or in one of 100 columns.
+
+    All of its processes carry a mark in their environment, by which any that is left is found.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, terminal: bool) -> None:
+        self.folder = folder
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir()
+        self._mark = secrets.token_hex(8)
+        self._seen = b""
+        command = [*_PYTHON, "-m", "shmstream", *arguments]
+        if terminal:
+            self._out, theirs = pty.openpty()
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
+            command = [sys.executable, "-c", _IN_TERMINAL, *command]
+        else:
+            self._out, theirs = os.pipe()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(_ROOT),
+                "SHMSTREAM_TEST_MARK": self._mark,
+                "TERM": "xterm-256color",
+                "TMPDIR": str(self.temporary),
+            },
+            stdin=theirs if terminal else subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    @property
+    def output(self) -> str:
+        """What was to be seen so far, without colours and movements of the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen.decode()).replace("\r\n", "\n")
+
+    @property
+    def is_plain(self) -> bool:
+        return b"\x1b" not in self._seen
+
+    def _look(self) -> bool:
+        """Wait for more output; False at its end."""
+        if not select.select([self._out], [], [], PATIENCE)[0]:
+            raise AssertionError(f"nothing more came after:\n{self.output}")
+        try:
+            data = os.read(self._out, 65536)
+        except OSError:  # a terminal that nobody has open any more
+            data = b""
+        self._seen += data
+        return bool(data)
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until that is seen; its first group, or all of it."""
+        while not (found := re.search(pattern, self.output)):
+            assert self._look(), f"{pattern!r} was never seen in:\n{self.output}"
+        return found.group(found.lastindex or 0)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._out, key)
+
+    def finish(self) -> int:
+        """Wait for its end; the exit code."""
+        while self._look():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def processes(self) -> list[int]:
+        """Those that are alive."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SHMSTREAM_TEST_MARK") == self._mark:
+                    found.append(process.pid)
+            except (psutil.AccessDenied, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def check(self, name: str | None = None, token: int | None = None) -> None:
+        """Nothing is left of it, nor of its stream."""
+        assert self.processes() == []
+        assert list(self.temporary.iterdir()) == []
+        assert "Traceback" not in self.output
+        assert name is None or name not in segment.names()
+        assert token is None or list(doorbell.names(token)) == []
+
+    def close(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        os.close(self._out)
+
+
+Begin = Callable[..., Demo]
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Begin]:
+    """Start a demo; it is gone when the test ends."""
+    demos: list[Demo] = []
+
+    def begin_demo(*arguments: str, terminal: bool = False) -> Demo:
+        demos.append(Demo(tmp_path, *arguments, terminal=terminal))
+        return demos[-1]
+
+    yield begin_demo
+    for demo in demos:
+        demo.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of three MiB, of which no two chunks are the same."""
+    path = tmp_path / "source"
+    path.write_bytes(hashlib.shake_256(b"a blob").digest(3 << 20))
+    return path
+
+
+def _token_of(name: str) -> int:
+    with Stream.attach(name, PATIENCE) as stream:
+        return stream.block.token
+
+
+def test_survivors_have_the_digest_and_the_killed_is_told(begin: Begin, source: Path) -> None:
+    demo = begin("demo", "--input", str(source), "--rate", "4", "--readers", "3")
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    with InFlightCopier.attach(name) as copier:  # one more reader, that the demo knows nothing of
+        assert copier.readall() == source.read_bytes()
+    assert demo.finish() == 0
+    assert demo.is_plain
+    rows = re.findall(r"^ +(\d) +(\d+) % +[\d.]+ ms +([\d.]+ \w+) +(.*?) *$", demo.output, re.M)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [row[3] for row in rows] == ["killed, as planned", "SHA-256 ok", "SHA-256 ok"]
+    assert [row[2] for row in rows[1:]] == ["3.0 MiB", "3.0 MiB"]
+    assert rows[0][1] == "0"
+    assert 35 <= int(rows[1][1]) < 100
+    assert 70 <= int(rows[2][1]) <= 100
+    assert re.search(r"reader 1 killed with SIGKILL at [12]\.\d MiB", demo.output)
+    assert "Both survivors have every byte" in demo.output
+    tenths = re.findall(r"^ +(\d+)0 %  [\d.]+ [KM]iB, lag: ", demo.output, re.M)
+    assert tenths == sorted(set(tenths), key=int)
+    assert tenths[-1] == "10"
+    demo.check(name, token)
+
+
+@pytest.mark.parametrize(
+    ("count", "killed", "end"),
+    [(1, 0, "The reader has"), (2, 1, "The survivor has"), (5, 1, "All 4 survivors have")],
+)
+def test_as_fast_as_it_goes(begin: Begin, source: Path, count: int, killed: int, end: str) -> None:
+    demo = begin("demo", "--input", str(source), "--rate", "0", "--readers", str(count))
+    assert demo.finish() == 0, demo.output
+    assert demo.output.count("killed, as planned") == killed
+    assert len(re.findall(r"MiB +SHA-256 ok", demo.output)) == count - killed
+    assert end in demo.output
+    demo.check(demo.wait_for(_STREAM))
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_a_blob_of_a_few_bytes(begin: Begin, tmp_path: Path, size: int) -> None:
+    tiny = tmp_path / "tiny"
+    tiny.write_bytes(bytes(size))
+    demo = begin("demo", "--input", str(tiny), "--rate", "0", "--readers", "2")
+    assert demo.finish() == 0, demo.output
+    demo.check(demo.wait_for(_STREAM))
+
+
+def test_bars_on_a_terminal(begin: Begin, source: Path) -> None:
+    demo = begin("demo", "--input", str(source), "--rate", "4", "--readers", "2", terminal=True)
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    demo.wait_for(r"writer +\S+━")
+    assert demo.finish() == 0, demo.output
+    assert not demo.is_plain
+    assert re.search(r"reader 1 \S*━\S* +\d+ % joined at 0 %, lag [\d.]+ \w+", demo.output)
+    assert re.search(r"reader 1 \S*━\S* +\d+ % killed with SIGKILL at [\d.]+ MiB", demo.output)
+    assert re.search(r"reader 2 \S*━\S* +0 % joins at 70 %", demo.output)
+    assert re.search(r"reader 2 \S*━\S* +100 % complete, SHA-256 ok", demo.output)
+    assert re.search(r"writer +\S*━\S* +100 % 3.0 MiB of 3.0 MiB", demo.output)
+    assert "The survivor has every byte" in demo.output
+    demo.check(name, token)
+
+
+def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None:
+    demo = begin("demo", "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True)
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    demo.wait_for(r"reader 1 .*joined at 0 %")
+    assert len(demo.processes()) == 4
+    demo.press(b"\x03")
+    assert demo.finish() == 128 + signal.SIGINT
+    assert "Stopped" in demo.output
+    demo.check(name, token)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_in_the_middle_leaves_nothing(begin: Begin, number: signal.Signals) -> None:
+    demo = begin("demo", "--text")
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    demo.wait_for("chunk  3")
+    assert (demo.folder / "client1.txt").exists()
+    demo.process.send_signal(number)
+    assert demo.finish() == 128 + number
+    assert "Stopped" in demo.output
+    assert not (demo.folder / "client1.txt").exists()
+    demo.check(name, token)
+
+
+def test_readers_end_when_the_demo_is_killed(begin: Begin, source: Path) -> None:
+    demo = begin("demo", "--input", str(source), "--rate", "0.5")
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    demo.wait_for("reader 1 joined")
+    demo.process.kill()
+    demo.finish()
+    wait_until(lambda: demo.processes() == [])
+    assert "Traceback" not in demo.output
+    sweep()
+    assert name not in segment.names()
+    assert list(doorbell.names(token)) == []
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_concept_program(begin: Begin, terminal: bool) -> None:
+    assert len(text.TEXT) == 104
+    demo = begin("demo", "--text", "--delay", "0.05", terminal=terminal)
+    name = demo.wait_for(_STREAM)
+    token = _token_of(name)
+    assert demo.finish() == 0, demo.output
+    assert demo.is_plain is not terminal
+    assert (demo.folder / "client1.txt").read_bytes() == text.TEXT
+    assert str(demo.folder / "client1.txt") in demo.output
+    head, _, tail = demo.output.partition("client 2 joins after 50 bytes:\n\n")
+    assert "chunk 10" in head
+    assert tail.startswith(text.TEXT.decode())
+    sha256 = hashlib.sha256(text.TEXT).hexdigest()[:12]
+    assert len(re.findall(f"104 bytes  sha256 {sha256}", tail)) == 3
+    assert "joined at byte 50, " in tail
+    assert "All three are identical." in tail
+    demo.check(name, token)
+
+
+def test_output_folder_of_the_concept_program(begin: Begin, tmp_path: Path) -> None:
+    folder = tmp_path / "else where"
+    folder.mkdir()
+    demo = begin("demo", "--text", "--delay", "0", "--output", str(folder))
+    assert demo.finish() == 0, demo.output
+    assert (folder / "client1.txt").read_bytes() == text.TEXT
+    assert not (demo.folder / "client1.txt").exists()
+
+
+def test_a_client_that_fails_fails_the_demo(begin: Begin, tmp_path: Path) -> None:
+    (tmp_path / "client1.txt").mkdir()
+    demo = begin("demo", "--text", "--delay", "0")
+    assert demo.finish() == 1
+    assert "Error: reader 1 ended too early: IsADirectoryError" in demo.output
+    demo.check()
+
+
+def _report(**differing: object) -> Report:
+    facts = {"joined_at": 0, "count": 7, "sha256": "right", "state": "COMMITTED"} | differing
+    return Report("finished", **facts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("report", "told"),
+    [
+        (_report(), "complete, SHA-256 ok"),
+        (_report(sha256="wrong"), "has 7 bytes with SHA-256 wrong"),
+        (_report(count=6), "has 6 bytes with SHA-256 right"),
+        (_report(state="STREAMING"), "ended in state STREAMING"),
+        (Report("failed", error="WriterDied: ..."), "WriterDied: ..."),
+        (Report("joined"), "ended too early, with exit code 3"),
+        (None, "ended too early, with exit code 3"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    report: Report | None, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = SimpleNamespace(
+        number=1,
+        report=report,
+        is_gone=True,
+        is_let_in=True,
+        has_joined=report is not None and report.event != "failed",
+        process=SimpleNamespace(returncode=3),
+    )
+    scene = Scene(7, "right", [Part(cast(Reader, reader), 0)])
+    good = screen.conclude(Console(width=100), scene, [])
+    assert good is (report == _report())
+    output = capsys.readouterr().out
+    assert told.replace("complete, ", "") in output
+    assert ("not as it should be" in output) is not good
+
+
+def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.tar", tmp_path / "second.tar"
+    what = make_sample(first, 3 << 20)
+    assert make_sample(second, 3 << 20) == what
+    assert first.read_bytes() == second.read_bytes()
+    assert 3 << 20 <= first.stat().st_size < 12 << 20
+    with tarfile.open(first) as tar:
+        assert f"a tar of {len(tar.getmembers())} files of " in what
+
+
+# The command line.
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*_PYTHON, *command], cwd=_ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+
+
+def test_version_and_help() -> None:
+    assert _run("-m", "shmstream", "--version").stdout == f"shmstream {__version__}\n"
+    assert "demo" in _run("-m", "shmstream", "--help").stdout
+    options = _run("-m", "shmstream", "demo", "--help").stdout
+    for option in ("--text", "--delay", "--output", "--input", "--rate", "--readers"):
+        assert option in options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--input", "/no/such/file"], "'--input': File '/no/such/file' does not exist."),
+        (["--input", "/dev/zero"], "'/dev/zero' is not a file with bytes in it."),
+        (["--rate", "-1"], "'--rate': -1.0 is not in the range"),
+        (["--rate", "nan"], "'--rate': nan is not a number."),
+        (["--rate", "fast"], "'--rate': 'fast' is not a valid float"),
+        (["--readers", "0"], "'--readers': 0 is not in the range"),
+        (["--text", "--delay", "-1"], "'--delay': -1.0 is not in the range"),
+        (["--text", "--output", "/no/such"], "'--output': Directory '/no/such' does not exist."),
+        (["--delay", "1"], "--delay goes with --text."),
+        (["--text", "--rate", "1"], "--rate does not go with --text."),
+        (["--text", "--input", "/etc/passwd"], "--input does not go with --text."),
+    ],
+)
+def test_bad_arguments(arguments: list[str], told: str) -> None:
+    run = _run("-m", "shmstream", "demo", *arguments)
+    assert run.returncode == 2
+    assert told in run.stderr
+    assert "Usage: shmstream demo" in run.stderr
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from shmstream.__main__ import main"
+    run = _run("-c", f"{code}; main()")
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr == "the command line needs: pip install 'shmstream[cli]'\n"
