@@ -49,7 +49,9 @@ def _wrap(owner: Any, name: str, nth: int, *, dies_before: bool) -> None:
     setattr(owner, name, staticmethod(dying) if bound else dying)
 
 
-def _store(field: Word | Text, *, dies_before: bool, value: int | None = None) -> Callable[[int], None]:
+def _store(
+    field: Word | Text, *, dies_before: bool, value: int | None = None
+) -> Callable[[int], None]:
     def arm(nth: int) -> None:
         kind = type(field)
         original = kind.__set__

@@ -55,9 +55,7 @@ def write(link: Link, path: str, options: dict[str, object], point: str = "", nt
             return
 
 
-def read(
-    link: Link, name: str, options: dict[str, object], point: str = "", nth: int = 1
-) -> None:
+def read(link: Link, name: str, options: dict[str, object], point: str = "", nth: int = 1) -> None:
     """A reader that reads to the end; says when it is attached, then what came of it."""
     if point:
         faults.READER_POINTS[point](nth)
@@ -108,7 +106,9 @@ def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
         try:
             link.say(steps[order](*arguments))
         except StreamBroken as error:
-            link.say({"error": type(error).__name__, "offset": error.offset, "at": time.monotonic()})
+            link.say(
+                {"error": type(error).__name__, "offset": error.offset, "at": time.monotonic()}
+            )
 
 
 def crowd(link: Link, name: str, count: int) -> None:
@@ -221,7 +221,9 @@ def run_short_of_descriptors(link: Link, what: str, path: str, name: str) -> Non
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         gc.collect()
         leaked = sorted(_descriptors() ^ before) + sorted(set(_ours()) ^ set(shared_before))
-        link.say(outcome | {"leaked": leaked + [p for p in (path + ".partial",) if os.path.exists(p)]})
+        link.say(
+            outcome | {"leaked": leaked + [p for p in (path + ".partial",) if os.path.exists(p)]}
+        )
         if outcome["error"] is None:
             return
 

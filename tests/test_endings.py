@@ -38,7 +38,9 @@ def digest_of(data: bytes, algorithm: str = "sha256") -> str:
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
-def present_and_late(start: Start, streamer: BlobStreamer, ruin: Callable[[], None]) -> list[dict[str, object]]:
+def present_and_late(
+    start: Start, streamer: BlobStreamer, ruin: Callable[[], None]
+) -> list[dict[str, object]]:
     """What becomes of a reader that was there, and of one that comes when all is over."""
     present = start(roles.read, streamer.name, {})
     assert [present.hear(), present.hear()] == ["starting", "attached"]
@@ -113,7 +115,9 @@ def test_wrong_bytes_are_never_complete(
 @pytest.mark.parametrize("size", [None, 4 * 65536])
 def test_the_last_chunk_is_withheld_even_when_it_is_whole(size: int | None, blob: str) -> None:
     data = roles.content(1, 4 * 65536)
-    with BlobStreamer.create(blob, size=size, digest=digest_of(data), publish_interval=0) as streamer:
+    with BlobStreamer.create(
+        blob, size=size, digest=digest_of(data), publish_interval=0
+    ) as streamer:
         for start in range(0, len(data), 65536):
             streamer.append(data[start : start + 65536])
         assert (streamer.published, streamer.chunk_count) == (3 * 65536, 3)
@@ -204,12 +208,24 @@ def test_sources_of_every_kind(tmp_path: Path) -> None:
 
     with plain.open("rb") as buffered, plain.open("rb", buffering=0) as raw:
         for source in (
-            io.BytesIO(data), buffered, raw, OnlyRead(), data, bytearray(data), memoryview(data),
-            [data[:1], b"", data[1:]], iter([memoryview(data)]), roles.pieces(1, 500_000),
+            io.BytesIO(data),
+            buffered,
+            raw,
+            OnlyRead(),
+            data,
+            bytearray(data),
+            memoryview(data),
+            [data[:1], b"", data[1:]],
+            iter([memoryview(data)]),
+            roles.pieces(1, 500_000),
         ):
             assert stream(source) == data
     with subprocess.Popen(
-        [sys.executable, "-c", f"import sys; sys.stdout.buffer.write(open({str(plain)!r}, 'rb').read())"],
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.stdout.buffer.write(open({str(plain)!r}, 'rb').read())",
+        ],
         stdout=subprocess.PIPE,
     ) as process:
         assert stream(process.stdout) == data
@@ -218,8 +234,11 @@ def test_sources_of_every_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "error"),
     [
-        ("text", TypeError), (io.StringIO("text"), TypeError), (7, TypeError),
-        (["text"], TypeError), ([7], TypeError),
+        ("text", TypeError),
+        (io.StringIO("text"), TypeError),
+        (7, TypeError),
+        (["text"], TypeError),
+        ([7], TypeError),
     ],
 )
 def test_what_is_no_source(source: object, error: type[Exception], blob: str) -> None:
@@ -238,11 +257,19 @@ def test_a_source_in_non_blocking_mode(blob: str) -> None:
     os.close(sending)
 
 
-@pytest.mark.parametrize("data", [
-    b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"a-b-c")[::2].tobytes(),
-    array("I", [1, 2, 3]), memoryview(bytes(12)).cast("B", (3, 4)), b"",
-    array("I"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"abc",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
+        memoryview(b"a-b-c")[::2].tobytes(),
+        array("I", [1, 2, 3]),
+        memoryview(bytes(12)).cast("B", (3, 4)),
+        b"",
+        array("I"),
+    ],
+)
 def test_appending_any_buffer(data: object, blob: str) -> None:
     with BlobStreamer.create(blob) as streamer:
         streamer.append(data)  # type: ignore[arg-type]
@@ -309,8 +336,11 @@ def test_a_second_writer(start: Start, tmp_path: Path) -> None:
 def test_what_is_over_is_over(blob: str) -> None:
     with BlobStreamer.create(blob) as committed:
         committed.transfer([b"data"])
-        for again in (lambda: committed.append(b"more"), committed.commit,
-                      lambda: committed.abort("late")):
+        for again in (
+            lambda: committed.append(b"more"),
+            committed.commit,
+            lambda: committed.abort("late"),
+        ):
             with pytest.raises(IllegalTransition):
                 again()
     with BlobStreamer.create(blob) as aborted:
@@ -345,11 +375,23 @@ def test_any_reason_reaches_the_readers(reason: str, blob: str) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"size": -1}, {"chunk_size": 0}, {"chunk_size": -5}, {"publish_bytes": -1},
-        {"publish_interval": -0.1}, {"max_subscribers": 0}, {"max_subscribers": 1 << 20},
-        {"digest": "sha256:xyz"}, {"digest": "md5:" + "0" * 32}, {"digest": "sha256:" + "A" * 64},
-        {"name": ""}, {"name": "../etc"}, {"name": "a/b"}, {"name": "x" * 25}, {"name": ".hidden"},
-        {"name": "nul\0"}, {"name": "\N{SNOWMAN}"},
+        {"size": -1},
+        {"chunk_size": 0},
+        {"chunk_size": -5},
+        {"publish_bytes": -1},
+        {"publish_interval": -0.1},
+        {"max_subscribers": 0},
+        {"max_subscribers": 1 << 20},
+        {"digest": "sha256:xyz"},
+        {"digest": "md5:" + "0" * 32},
+        {"digest": "sha256:" + "A" * 64},
+        {"name": ""},
+        {"name": "../etc"},
+        {"name": "a/b"},
+        {"name": "x" * 25},
+        {"name": ".hidden"},
+        {"name": "nul\0"},
+        {"name": "\N{SNOWMAN}"},
     ],
 )
 def test_arguments_out_of_bounds(options: dict[str, object], blob: str) -> None:

@@ -14,9 +14,7 @@ from shmstream.copier import InFlightCopier as Copier
 from shmstream.subscribers import Subscribers
 
 NAMES = {
-    id(field): name
-    for structure in (Block, Slot)
-    for name, field in fields_of(structure).items()
+    id(field): name for structure in (Block, Slot) for name, field in fields_of(structure).items()
 }
 
 

@@ -133,7 +133,9 @@ def test_appending_from_several_threads(blob: str) -> None:
             streamer.append(byte * 1000)
 
     with BlobStreamer.create(blob, size=800_000) as streamer:
-        threads = [threading.Thread(target=append, args=(byte,)) for byte in (b"a", b"b", b"c", b"d")]
+        threads = [
+            threading.Thread(target=append, args=(byte,)) for byte in (b"a", b"b", b"c", b"d")
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -184,14 +186,19 @@ streamer.append(b"y" * 100)  # starts the pacer's thread
         ("sys.exit(3)", 3),
         ("raise KeyboardInterrupt", -signal.SIGINT),
         ("del streamer, copier", 0),
-        ("import multiprocessing.shared_memory, multiprocessing.resource_tracker as t; "
-         "t.ensure_running(); kept = multiprocessing.shared_memory.SharedMemory('shms-exits')", 0),
+        (
+            "import multiprocessing.shared_memory, multiprocessing.resource_tracker as t; "
+            "t.ensure_running(); kept = multiprocessing.shared_memory.SharedMemory('shms-exits')",
+            0,
+        ),
     ],
 )
 def test_exit_without_closing_leaves_nothing(last: str, code: int, blob: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", EXITS.format(last=last), blob],
-        capture_output=True, text=True, timeout=30,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     assert done.returncode == code, done.stderr
     assert segment.names() == []
@@ -234,8 +241,11 @@ def test_the_tracker_never_hears_of_a_stream(start: Start, blob: str) -> None:
 
 @pytest.mark.parametrize("handler", ["SystemExit", "KeyboardInterrupt", "TimeoutError"])
 def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> None:
-    error = {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt,
-             "TimeoutError": TimeoutError}[handler]
+    error = {
+        "SystemExit": SystemExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "TimeoutError": TimeoutError,
+    }[handler]
 
     def on_alarm(_signal: int, _frame: object) -> None:
         raise error

@@ -1,0 +1,131 @@
+"""Writes docs/protocol.md from the tables in `shmstream.control`: run `make docs`.
+
+The page cannot drift from the code: a test compares it with what this makes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shmstream import control
+from shmstream.control import (
+    HEADER_SIZE,
+    SLOT_SIZE,
+    TERMINAL,
+    TRANSITIONS,
+    Block,
+    Slot,
+    State,
+    Text,
+    fields_of,
+)
+
+PAGE = Path(__file__).with_name("protocol.md")
+
+_PAGE = """\
+# The protocol
+
+<!-- Made by `make docs` from shmstream/control.py. Change that, not this. -->
+
+One stream is a partial file, a control block in shared memory, and one POSIX semaphore for each
+reader. This page is everything that a program in any language needs to read along.
+
+| what | where | who holds the kernel lock |
+| --- | --- | --- |
+| the blob, while it arrives | `<path>.partial` | the writer, on the whole file |
+| the blob, once committed | `<path>`, the same inode | nobody |
+| the control block | POSIX shared memory `/shms-<name>` | the writer, on the header; each reader, on its slot |
+| a reader's doorbell | POSIX semaphore `/shmd-<token, 12 hex>.<slot, hex>.<generation, hex>` | |
+
+Locks are open-file-description locks (`F_OFD_SETLK`) on exactly the bytes that their holder
+writes. The kernel frees them when the holder ends, however it ends: **a writer is alive if and only
+if somebody holds the lock on the header**, and a reader if and only if somebody holds the lock on
+its slot.
+
+## Invariants
+
+{invariants}
+
+## States
+
+```mermaid
+stateDiagram-v2
+    [*] --> {first}
+{transitions}
+```
+
+{terminal} never change. *Orphaned* is observed, not stored: the state is not one of these, and
+nobody holds the lock on the header.
+
+## The control block
+
+{header_size} bytes of header, then one 8-byte membership word for each slot, then {slot_size} bytes
+for each slot. Words are 64-bit, aligned, in host byte order, and stored and loaded with one machine
+instruction. A text is a word with its number of bytes, then the bytes.
+
+### Header
+
+{header}
+
+### Slot
+
+{slot}
+
+The membership word of a slot is `generation << 8 | active`. Its reader stores it: as active once
+the doorbell exists and the slot is filled, as free when it leaves.
+
+## Sync points
+
+| when | what, in this order |
+| --- | --- |
+| create | make the segment, lock the header, check that its name still leads to it; store the path; make the partial file, lock it, check its name; store everything else, then the magic |
+| publish | write all bytes to the file; store `published`, `chunk_count`, `progress`; post every doorbell |
+| commit | verify size and digest; rename the file; store `size`, `published`, `chunk_count`; store COMMITTED; post |
+| abort | store `error`; store ABORTED; post; unlink the partial file |
+| subscribe | lock a slot; create the doorbell; fill the slot; store the membership; load `published` again before the first wait |
+| read | forget old posts; load `published`; if it is not enough load `state`; if that is terminal **load `published` again** and conclude; at least four times a second look at the lock on the header; wait at most 250 ms; begin again |
+| take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
+| reap | lock the header, check the name; unlink partial file and doorbells, the segment last |
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return _PAGE.format(
+        invariants=_invariants(),
+        first=State(0).name,
+        transitions="\n".join(
+            f"    {state.name} --> {to.name}"
+            for state, following in TRANSITIONS.items()
+            for to in sorted(following)
+        )
+        + "".join(f"\n    {state.name} --> [*]" for state in sorted(TERMINAL)),
+        terminal=" and ".join(state.name for state in sorted(TERMINAL)),
+        header_size=HEADER_SIZE,
+        slot_size=SLOT_SIZE,
+        header=_table(Block),
+        slot=_table(Slot),
+    )
+
+
+def _invariants() -> str:
+    text = re.findall(
+        r"^    (I\d) (.*?)(?=^    I\d|\Z)", control.__doc__ or "", re.DOTALL | re.MULTILINE
+    )
+    return "\n".join(f"- **{number}** {' '.join(words.split())}" for number, words in text)
+
+
+def _table(structure: type[Block] | type[Slot]) -> str:
+    lines = ["| offset | bytes | field | what | written by, at | order |", "| --- " * 6 + "|"]
+    for name, field in fields_of(structure).items():
+        kind = "text: " if isinstance(field, Text) else ""
+        lines.append(
+            f"| {field.offset} | {field.size} | `{name}` | {kind}{field.meaning} "
+            f"| {field.writer}, {field.when} | {field.order} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
