@@ -38,8 +38,13 @@ def write(link: Link, path: str, options: dict[str, object], point: str = "", nt
         order, *arguments = link.hear()
         if order == "append":
             streamer.append(content(*arguments))
+        elif order == "append_hex":
+            streamer.append(bytes.fromhex(*arguments))
         elif order == "commit":
-            streamer.commit()
+            try:
+                streamer.commit()
+            except ShmstreamError as error:
+                order = type(error).__name__
         elif order == "abort":
             streamer.abort(*arguments)
         elif order == "subscribers":
@@ -244,3 +249,53 @@ def write_short_of_descriptors(link: Link, path: str) -> None:
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         streamer.commit()
+
+
+def stress_writer(link: Link) -> None:
+    """Blob after blob: hears where and which, says its SHA-256 in advance, streams it, waits."""
+    while True:
+        path, name, seed = link.hear()
+        chance = random.Random(seed)
+        size = chance.choice((0, 1, 100_000, 3_000_000, 10_000_000))
+        digest = sha256(content(seed, size))
+        with BlobStreamer.create(
+            path,
+            name=name,
+            size=chance.choice((None, size)),
+            digest=chance.choice((None, f"sha256:{digest}")),
+            chunk_size=chance.choice((1000, 65536)),
+            publish_interval=chance.choice((0, 0.001, 0.02)),
+            publish_bytes=chance.choice((0, 65536, 1 << 20)),
+        ) as streamer:
+            link.say(digest)
+            streamer.transfer(pieces(seed, size))
+            link.hear()
+        link.say("closed")
+
+
+def stress_reader(link: Link) -> None:
+    """Blob after blob: reads it in one way or another, and notes whatever shrinks."""
+    while True:
+        name, seed = link.hear()
+        chance = random.Random(seed)
+        got = hashlib.sha256()
+        seen = (0, 0, 0, 0)
+        shrunk: list[object] = []
+        error = None
+        try:
+            with InFlightCopier.attach(name) as copier:
+                data = b"."
+                while data:
+                    data = (copier.read1, copier.read)[chance.randrange(2)](
+                        chance.choice((1, 5_000, 200_000))
+                    )
+                    got.update(data)
+                    # in this order: each was stored after the one that is loaded after it
+                    chunks, published, state = copier.chunk_count, copier.published, copier.state
+                    now = (chunks, published, int(state), copier.tell())
+                    if any(new < old for new, old in zip(now, seen, strict=True)):
+                        shrunk.append([seen, now])
+                    seen = now
+        except ShmstreamError as failure:
+            error = type(failure).__name__
+        link.say({"sha256": got.hexdigest(), "shrunk": shrunk, "error": error})
