@@ -75,7 +75,7 @@ def infrastructure() -> None:
 
 @pytest.fixture(autouse=True)
 def as_found(tmp_path: Path) -> Iterator[None]:
-    """Every test leaves shared memory, semaphores, files, processes and threads as it found them."""
+    """Every test leaves the machine as it found it."""
     gc.collect()
     before = traces(tmp_path)
     yield

@@ -14,6 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,7 +172,7 @@ def test_a_source_that_goes_quiet(start: Start, blob: str) -> None:
 def test_a_quiet_source_behind_a_file_object(kind: str, blob: str) -> None:
     """`transfer` does not wait until its buffer is full."""
     ours, theirs = socket.socketpair()
-    source: io.IOBase
+    source: Any
     if kind == "socket file":
         source = theirs.makefile("rb")
     else:
@@ -336,13 +337,14 @@ def test_a_second_writer(start: Start, tmp_path: Path) -> None:
 def test_what_is_over_is_over(blob: str) -> None:
     with BlobStreamer.create(blob) as committed:
         committed.transfer([b"data"])
-        for again in (
+        again: list[Callable[[], None]] = [
             lambda: committed.append(b"more"),
             committed.commit,
             lambda: committed.abort("late"),
-        ):
+        ]
+        for use in again:
             with pytest.raises(IllegalTransition):
-                again()
+                use()
     with BlobStreamer.create(blob) as aborted:
         aborted.abort("first")
         aborted.abort("second")  # changes nothing
@@ -354,9 +356,12 @@ def test_what_is_over_is_over(blob: str) -> None:
             aborted.commit()
     for closed in (committed, aborted):
         closed.close()
-        for use in (lambda: closed.append(b""), closed.commit, lambda: closed.abort("x")):
-            with pytest.raises(StreamClosed):
-                use()
+        with pytest.raises(StreamClosed):
+            closed.append(b"")
+        with pytest.raises(StreamClosed):
+            closed.commit()
+        with pytest.raises(StreamClosed):
+            closed.abort("x")
     assert Path(blob).read_bytes() == b"data", "an abort leaves an earlier blob at that path alone"
     assert (committed.published, committed.size, committed.chunk_count) == (4, 4, 1)
     assert "COMMITTED 4/4" in repr(committed)

@@ -41,14 +41,13 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     note(Subscribers, "ring", lambda _self: "ring")
     for name in ("write", "rename", "unlink"):
         note(os, name, lambda *_, name=name: name)
-    store_membership = Slot.membership.fset
-    assert store_membership is not None
+    membership = vars(Slot)["membership"]
 
     def store_and_note(slot: Slot, value: tuple[int, bool]) -> None:
         events.append(f"membership {'active' if value[1] else 'free'}")
-        store_membership(slot, value)
+        membership.fset(slot, value)
 
-    monkeypatch.setattr(Slot, "membership", Slot.membership.setter(store_and_note))
+    monkeypatch.setattr(Slot, "membership", membership.setter(store_and_note))
     note(doorbell.Doorbell, "__init__", lambda *_: "doorbell")
     return events
 
@@ -169,11 +168,12 @@ def test_a_kill_between_published_and_the_ring_costs_a_quarter_of_a_second(
         with InFlightCopier.attach(streamer.name) as reader:
             monkeypatch.setattr(Subscribers, "ring", lambda _: None)
             wait = doorbell.Doorbell.wait
-            monkeypatch.setattr(
-                doorbell.Doorbell,
-                "wait",
-                lambda self, seconds: (streamer.append(b"unheard"), wait(self, seconds))[1],
-            )
+
+            def wait_unrung(self: doorbell.Doorbell, seconds: float) -> bool:
+                streamer.append(b"unheard")
+                return wait(self, seconds)
+
+            monkeypatch.setattr(doorbell.Doorbell, "wait", wait_unrung)
             assert reader.read1() == b"unheard"
             assert reader.statistics().waits == 1
             monkeypatch.undo()

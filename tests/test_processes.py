@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,9 +28,10 @@ def read_into_queue(name: str, queue: multiprocessing.SimpleQueue[str]) -> None:
         queue.put(roles.sha256(copier.read()))
 
 
-def write_blob(path: str, name: str) -> None:
+def write_blob(path: str, name: str, have_read: Any) -> None:
     with BlobStreamer.create(path, name=name) as streamer:
         streamer.transfer(roles.pieces(1, SIZE))
+        have_read.wait(30)
 
 
 def use_and_forget(path: str, name: str) -> None:
@@ -41,7 +43,7 @@ def use_and_forget(path: str, name: str) -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_readers_of_multiprocessing(method: str, blob: str) -> None:
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     queue = context.SimpleQueue()
     with BlobStreamer.create(blob) as streamer:
         workers = [
@@ -61,15 +63,14 @@ def test_readers_of_multiprocessing(method: str, blob: str) -> None:
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_writer_of_multiprocessing(method: str, blob: str) -> None:
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     with BlobStreamer.create(blob + ".other"):  # so that a forked writer has something to inherit
-        worker = context.Process(target=write_blob, args=(blob, "worker"))
+        have_read = context.Event()
+        worker = context.Process(target=write_blob, args=(blob, "worker", have_read))
         worker.start()
-        try:
-            with InFlightCopier.attach("worker") as copier:
-                assert copier.read() == roles.content(1, SIZE)
-        except StreamNotFound:  # it was faster than we
-            assert Path(blob).read_bytes() == roles.content(1, SIZE)
+        with InFlightCopier.attach("worker", timeout=30) as copier:
+            assert copier.read() == roles.content(1, SIZE)
+        have_read.set()
         worker.join()
         assert worker.exitcode == 0
         worker.close()
@@ -77,9 +78,8 @@ def test_writer_of_multiprocessing(method: str, blob: str) -> None:
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_exit_of_a_worker_without_closing(method: str, blob: str) -> None:
-    worker = multiprocessing.get_context(method).Process(
-        target=use_and_forget, args=(blob, "forgotten")
-    )
+    context: Any = multiprocessing.get_context(method)
+    worker = context.Process(target=use_and_forget, args=(blob, "forgotten"))
     worker.start()
     worker.join()
     assert worker.exitcode == 0

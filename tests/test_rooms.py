@@ -1,0 +1,205 @@
+"""The small rooms by themselves: doorbells, the pacer, locks, identities."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from shmstream import BlobStreamer, InFlightCopier, doorbell
+from shmstream.doorbell import Doorbell, Ringer
+from shmstream.liveness import WHOLE_FILE, Identity, KernelLock
+from shmstream.pacer import Pacer
+
+NAME = doorbell.name_of(0xABCDEF, 3, 7)
+
+
+def test_names_are_portable() -> None:
+    assert len(doorbell.name_of((1 << 48) - 1, (1 << 16) - 1, doorbell.GENERATIONS - 1)) <= 30
+
+
+class WithoutClockwait:
+    """The C library as musl has it."""
+
+    sem_timedwait = doorbell._libc.sem_timedwait
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "wall"])
+def test_ring_wait_drain(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if clock == "wall":
+        kind, wait = doorbell._waiting(WithoutClockwait())  # type: ignore[arg-type]
+        assert kind == time.CLOCK_REALTIME
+        monkeypatch.setattr(doorbell, "_clock", kind)
+        monkeypatch.setattr(doorbell, "_wait_until", wait)
+    bell = Doorbell(NAME)
+    ringer = Ringer(NAME)
+    began = time.monotonic()
+    assert not bell.wait(0.05)
+    assert time.monotonic() - began >= 0.049
+    ringer.ring()
+    assert bell.wait(5)
+    for _ in range(1000):
+        ringer.ring()
+    assert bell.drain() == 1000
+    assert not bell.wait(0)
+    waiter = threading.Thread(target=bell.wait, args=(30,))
+    waiter.start()
+    ringer.ring()
+    waiter.join()
+    assert "shmd-" in repr(bell)
+    ringer.close()
+    bell.close(unlink_name=True)
+    with pytest.raises(FileNotFoundError):
+        Ringer(NAME)
+
+
+def test_a_doorbell_left_by_the_dead_is_replaced() -> None:
+    dead = Doorbell(NAME)
+    heir = Doorbell(NAME)
+    ringer = Ringer(NAME)
+    ringer.ring()
+    assert heir.drain() == 1
+    assert dead.drain() == 0
+    for each in (dead, heir):
+        each.close(unlink_name=True)
+    ringer.close()
+
+
+def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    bell = Doorbell(NAME)
+
+    def failing(_semaphore: int, _deadline: object) -> int:
+        ctypes.set_errno(22)
+        return -1
+
+    monkeypatch.setattr(doorbell, "_wait_until", failing)
+    with pytest.raises(OSError, match="Invalid argument"):
+        bell.wait(1)
+    bell.close(unlink_name=True)
+
+
+def test_locks_on_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    one = KernelLock(os.open(path, os.O_RDWR))
+    two = KernelLock.reopen(one.fd)
+    assert one.try_acquire((0, 10))
+    assert one.try_acquire((0, 10)), "again is fine"
+    assert not two.try_acquire((5, 10))
+    assert two.try_acquire((10, 10))
+    assert two.is_held_elsewhere((9, 1))
+    assert not two.is_held_elsewhere((10, 100)), "only by itself"
+    assert not two.try_acquire(WHOLE_FILE)
+    one.release((0, 10))
+    assert two.try_acquire(WHOLE_FILE)
+    assert one.is_held_elsewhere((1 << 40, 1))
+    assert two.is_at(str(path))
+    path.rename(tmp_path / "moved")
+    assert not two.is_at(str(path))
+    path.touch()
+    assert not two.is_at(str(path)), "another file of that name"
+    two.close()
+    two.close()
+    assert not one.is_held_elsewhere(WHOLE_FILE)
+    one.close()
+
+
+def test_identities() -> None:
+    me = Identity.mine()
+    assert me.pid == os.getpid()
+    assert "python" in str(me)
+    assert "since ended" in str(Identity(me.pid, me.started + 10**9, me.namespace))
+    assert "since ended" in str(Identity(2**22 - 1, 1, me.namespace))
+    assert "another pid namespace" in str(Identity(1, 1, 1))
+
+
+class Published:
+    """Counts how often it was told to publish."""
+
+    def __init__(self, publish_bytes: int, interval: float) -> None:
+        self.lock = threading.RLock()
+        self.pacer = Pacer(self.lock, self.publish, publish_bytes, interval)
+        self.told = threading.Semaphore(0)
+        self.threads: list[str] = []
+
+    def publish(self) -> None:
+        self.pacer.published()
+        self.threads.append(threading.current_thread().name)
+        self.told.release()
+
+    def end(self) -> None:
+        with self.lock:
+            self.pacer.close()
+        self.pacer.join()
+
+
+def test_pacing() -> None:
+    owner = Published(1000, 0.03)
+    with owner.lock:
+        assert owner.pacer.is_due(1), "the first bytes go out at once"
+        owner.pacer.published()
+        assert owner.pacer.is_due(1000), "enough have gathered"
+        owner.pacer.published()
+        assert not owner.pacer.is_due(999)
+        assert not owner.pacer.is_due(999)
+        began = time.monotonic()
+    assert owner.told.acquire(timeout=10), "the rest go out by themselves"
+    assert time.monotonic() - began < 5
+    for _ in range(3):  # also after the thread has parked
+        with owner.lock:
+            owner.pacer.published()
+            assert not owner.pacer.is_due(1)
+        assert owner.told.acquire(timeout=10)
+    assert owner.threads == ["shmstream-pacer"] * 4
+    owner.end()
+
+
+def test_no_pacing_without_interval() -> None:
+    owner = Published(1 << 20, 0)
+    with owner.lock:
+        for _ in range(100):
+            assert owner.pacer.is_due(1)
+            owner.pacer.published()
+    assert threading.active_count() == 1
+    owner.end()
+
+
+def test_a_forgotten_owner_is_collected_and_its_thread_ends() -> None:
+    owner = Published(1000, 0.02)
+    pacer = owner.pacer
+    with owner.lock:
+        owner.pacer.published()
+        assert not owner.pacer.is_due(1)
+    del owner
+    assert pacer._thread is not None
+    pacer._thread.join(10)
+    assert not pacer._thread.is_alive()
+
+
+def test_publishing_goes_on_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    def refuse(_self: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with BlobStreamer.create(blob) as streamer:
+        for count in range(1, 5):
+            streamer.append(b"x")
+            assert streamer.published == count
+        streamer.commit()
+
+
+def test_pacing_saves_rings(blob: str) -> None:
+    with BlobStreamer.create(blob, publish_bytes=100_000, publish_interval=60) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            for _ in range(250):
+                streamer.append(bytes(1000))
+            # the first at once, then at every 100,000
+            assert streamer.published == 201_000
+            streamer.commit()
+            assert len(reader.read()) == 250_000
