@@ -45,6 +45,7 @@ from shmstream.subscribers import Subscriber, Subscribers
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_STEP = 1 << 20  # bytes; what a long buffer is cut into, so that readers need not wait for all
 _DIGEST = re.compile(r"(sha256):[0-9a-f]{64}|(sha512):[0-9a-f]{128}")
 
 
@@ -183,7 +184,8 @@ class BlobStreamer:
     def append(self, data: Buffer) -> None:
         """Write all of `data`, any contiguous buffer of any length, and publish it when it is due.
 
-        Blocks for the write to disk only, never for a reader (I6).
+        A long buffer is written, and may be published, in steps of a MiB, so an error leaves part
+        of it published. Blocks for the write to disk only, never for a reader (I6).
 
         Raises:
             SizeMismatch: that is more than `size`. The stream is aborted.
@@ -197,12 +199,16 @@ class BlobStreamer:
                 self._block.advance(State.STREAMING, self.name)
             if self._appended + len(view) > self._block.size:
                 raise self._fail_size(self._appended + len(view))
-            self._write(view)
-            if self._hash is not None:
-                self._hash.update(view)
-            waiting = self._publishable() - self._block.published
-            if waiting > 0 and self._pacer.is_due(waiting):
-                self._publish()
+            for start in range(0, len(view), _STEP):
+                self._append_step(view[start : start + _STEP])
+
+    def _append_step(self, view: memoryview) -> None:
+        self._write(view)
+        if self._hash is not None:
+            self._hash.update(view)
+        waiting = self._publishable() - self._block.published
+        if waiting > 0 and self._pacer.is_due(waiting):
+            self._publish()
 
     def _write(self, view: memoryview) -> None:
         fd = self._partial.fd
@@ -353,7 +359,7 @@ class BlobStreamer:
                 published=self.published,
                 chunk_count=self.chunk_count,
                 elapsed=time.monotonic() - self._began,
-                subscribers=tuple(self._subscribers.present()),
+                subscribers=() if self._closed else tuple(self._subscribers.present()),
             )
 
     def _check_open(self) -> None:

@@ -14,6 +14,7 @@ from shmstream import BlobStreamer, InFlightCopier, doorbell
 from shmstream.doorbell import Doorbell, Ringer
 from shmstream.liveness import WHOLE_FILE, Identity, KernelLock
 from shmstream.pacer import Pacer
+from shmstream.subscribers import Subscribers
 
 NAME = doorbell.name_of(0xABCDEF, 3, 7)
 
@@ -203,3 +204,17 @@ def test_pacing_saves_rings(blob: str) -> None:
             assert streamer.published == 201_000
             streamer.commit()
             assert len(reader.read()) == 250_000
+
+
+def test_a_long_buffer_is_published_in_steps(monkeypatch: pytest.MonkeyPatch, blob: str) -> None:
+    seen: list[int] = []
+    ring = Subscribers.ring
+    with BlobStreamer.create(blob, publish_interval=60) as streamer:
+        monkeypatch.setattr(
+            Subscribers, "ring", lambda self: (seen.append(streamer.published), ring(self))[1]
+        )
+        streamer.append(bytes(5 << 19))
+        assert seen == [1 << 20, 2 << 20], "and half a MiB is not due"
+        streamer.commit()
+        assert streamer.statistics().appended == seen[-1] == 5 << 19
+    assert streamer.statistics().subscribers == ()
