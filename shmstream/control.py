@@ -30,6 +30,7 @@ anyone has come or gone since it last rang.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, Protocol, Self, overload
@@ -187,6 +188,19 @@ class Block:
     def size_for(slots: int) -> int:
         """Bytes of shared memory that a block with so many slots takes."""
         return HEADER_SIZE + slots * (8 + SLOT_SIZE)
+
+    @staticmethod
+    def read_token(fd: int, name: str) -> int:
+        """The token in a segment's file, 0 in one that is half made.
+
+        Raises:
+            DamagedSegment: it is none of ours, or of another version.
+        """
+        words = memoryview(os.pread(fd, Block.token.offset + 8, 0).ljust(32, b"\0")).cast("Q")
+        magic, version, _, token = words
+        if magic not in (0, MAGIC) or (magic and version != VERSION):
+            raise DamagedSegment(name=name, reason="it is of another kind, or of another version")
+        return token
 
     def validate(self, name: str) -> bool:
         """Whether the block is ready to be read; False while its writer is still making it.

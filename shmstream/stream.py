@@ -34,7 +34,6 @@ from shmstream.control import HEADER_SIZE, UNKNOWN, Block, State
 from shmstream.errors import (
     DamagedSegment,
     ForeignSegment,
-    ShmstreamError,
     StreamExists,
     StreamNotFound,
     WriterDied,
@@ -303,23 +302,28 @@ def sweep() -> list[str]:
     """
     removed = []
     bells = list(doorbell.names())  # before the tokens: no stream is younger than its bells
-    tokens: set[int] | None = set()
+    tokens = set()
     for name in segment.names():
         try:
             if reap(name, spare_readers=True):
                 removed.append(name)
-                continue
-            with Stream.attach(name, timeout=0) as stream:
-                if tokens is not None:
-                    tokens.add(stream.block.token)
-        except DamagedSegment:
-            tokens = None  # perhaps another version's stream: then its bells are unknown
-        except (ShmstreamError, OSError):  # gone meanwhile, or another user's, or no file at all
+            else:
+                tokens.add(_token_of(name))
+        except DamagedSegment:  # perhaps another version's stream: then its bells are unknown
+            bells.clear()
+        except OSError:  # gone meanwhile, or another user's, or no file at all
             continue
-    for token, bell in bells:
-        if tokens is not None and token not in tokens and doorbell.unlink(bell):
-            removed.append(bell)
+    removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
     return removed
+
+
+def _token_of(name: str) -> int:
+    """What the doorbells of a stream are named by, read without mapping it."""
+    fd = os.open(segment.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return Block.read_token(fd, name)
+    finally:
+        os.close(fd)
 
 
 def _is_abandoned(name: str) -> bool:
