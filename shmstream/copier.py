@@ -8,7 +8,8 @@ at once when what is wanted is published, and otherwise waits:
     3 load the state: terminal? load `published` again, and conclude
     4 a quarter of a second since the last look at the writer's lock? look; free? load the state
       once more, for it may have finished and left in between, and conclude
-    5 wait for a ring, for a quarter of a second at most; go to 1
+    5 wait for a ring, for a quarter of a second at most; load `published`: enough? answer;
+      else go to 1
 
 A ring between 1 and 5 ends the wait at once, so no wake-up is lost; a ring that never comes costs
 a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the
@@ -199,21 +200,21 @@ class InFlightCopier(io.RawIOBase):
         """
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        published = self._block.published
+        published = self._block.load_published()
         return published if published >= want else self._wait(want)
 
     def _wait(self, want: int) -> int:
-        block = self._block
-        seen = block.published
-        patience = self._stall_timeout
+        if self._subscription is None:
+            return self._conclude()
+        block, doorbell = self._block, self._subscription.doorbell
+        seen = block.load_published()
         last_progress = time.monotonic()
         while True:
-            if self._subscription is not None:
-                self._subscription.doorbell.drain()
-            published = block.published
+            doorbell.drain()
+            published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL or self._subscription is None:
+            if block.state in TERMINAL:
                 return self._conclude()
             now = time.monotonic()
             if published != seen:
@@ -223,12 +224,15 @@ class InFlightCopier(io.RawIOBase):
                 if self._stream.is_orphaned():
                     return self._conclude()
             pause = _SLICE
-            if patience is not None:
-                pause = min(pause, last_progress + patience - now)
+            if self._stall_timeout is not None:
+                pause = min(pause, last_progress + self._stall_timeout - now)
                 if pause <= 0:
-                    raise WriterStalled(self.name, self._position, patience)
+                    raise WriterStalled(self.name, self._position, self._stall_timeout)
             self._waits += 1
-            self._subscription.doorbell.wait(pause)
+            doorbell.wait(pause)
+            published = block.load_published()
+            if published >= want:  # without more ado: this is the way that bytes come
+                return published
 
     def _conclude(self) -> int:
         """How far may be read of a stream that is terminal or has lost its writer."""
@@ -258,8 +262,7 @@ class InFlightCopier(io.RawIOBase):
             count = self._readable(self._position + 1) - self._position
             if count <= 0:
                 return 0
-            with view[:count] as part:
-                return self._advance(os.preadv(self._fd, [part], self._position))
+            return self._advance(os.preadv(self._fd, [view[:count]], self._position))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.

@@ -40,16 +40,18 @@ _libc.sem_close.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
 
-def _waiting(libc: ctypes.CDLL) -> tuple[int, Callable[[int, object], int]]:
-    """A clock, and how to wait for a semaphore (its address) until a deadline on that clock."""
+def _waiting(libc: ctypes.CDLL) -> tuple[Callable[..., int], int, tuple[int, ...]]:
+    """How to wait for a semaphore until a deadline, on which clock, and what to say of the clock.
+
+    The call is made with the semaphore, what is to be said, and the deadline.
+    """
     if not hasattr(libc, "sem_clockwait"):  # musl, and glibc before 2.30: the wall clock it is
-        return time.CLOCK_REALTIME, libc.sem_timedwait
+        return libc.sem_timedwait, time.CLOCK_REALTIME, ()
     libc.sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
-    clock, wait = time.CLOCK_MONOTONIC, libc.sem_clockwait
-    return clock, lambda semaphore, deadline: int(wait(semaphore, clock, deadline))
+    return libc.sem_clockwait, time.CLOCK_MONOTONIC, (time.CLOCK_MONOTONIC,)
 
 
-_clock, _wait_until = _waiting(_libc)
+_timedwait, _clock, _said_of_clock = _waiting(_libc)
 
 
 def name_of(token: int, slot: int, generation: int) -> str:
@@ -76,7 +78,9 @@ class Doorbell:
             raise OSError(code, os.strerror(code), name)
         self._address = address
         self._deadline = _Timespec()
-        self._deadline_pointer = ctypes.byref(self._deadline)
+        self._arguments = (
+            ctypes.c_void_p(address), *_said_of_clock, ctypes.byref(self._deadline),
+        )  # fmt: skip
 
     def wait(self, seconds: float) -> bool:
         """Wait until rung, for at most `seconds`; False when the time is over.
@@ -86,7 +90,7 @@ class Doorbell:
         """
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
-        if _wait_until(self._address, self._deadline_pointer) == 0:
+        if _timedwait(*self._arguments) == 0:
             return True
         code = ctypes.get_errno()
         if code == errno.ETIMEDOUT:

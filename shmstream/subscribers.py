@@ -8,8 +8,9 @@ once, and two readers never share one:
     2 create the doorbell of a new generation 2 for those that changed: open the doorbell, or
     3 fill the slot                             let go of it
     4 store the membership as active          3 post every doorbell
-    5 load `published` again, then wait       4 look at one slot in turn; if nobody holds its lock,
-                                                take the doorbell away and store it as free
+    5 load `published` again, then wait       4 now and then look at one slot, in turn; if nobody
+                                                holds its lock, take the doorbell away and store
+                                                it as free
 
 A publish before 4 does not ring the newcomer, but its 5 sees what was published. A kill between 2
 and 4 leaves a doorbell that the next one to take this slot replaces, and that the end of the
@@ -18,6 +19,7 @@ stream removes. Readers never wait for each other, and the writer never waits fo
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from shmstream.control import Block, Slot
 from shmstream.doorbell import GENERATIONS, Doorbell, Ringer
 from shmstream.errors import NoFreeSlot
 from shmstream.liveness import Identity, KernelLock
+
+_LOOK_INTERVAL = 0.02  # s; the writer looks for dead readers no more often than that
 
 
 class Subscription:
@@ -75,7 +79,8 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 
     Two rounds, because the writer may be holding the lock of a dead reader's slot for an instant.
     """
-    words = memoryview(block.memberships()).cast("Q")
+    with block.memberships() as memberships:
+        words = memberships.tolist()
     given_back = [index for index, word in enumerate(words) if not word & 1]
     taken = [index for index, word in enumerate(words) if word & 1]
     for index in (given_back + taken) * 2:
@@ -102,34 +107,35 @@ class Subscribers:
     def __init__(self, block: Block, lock: KernelLock) -> None:
         self._block = block
         self._lock = lock
-        self._seen = block.memberships()
+        self._memberships = block.memberships()
+        self._seen = self._memberships.tobytes()
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
         self._active: list[int] = []  # slots, ascending
         self._looked_after = -1
+        self._next_look = 0.0
 
     def ring(self) -> None:
-        """Wake every reader, and look after one slot. Never blocks, never fails."""
-        memberships = self._block.memberships()
+        """Wake every reader, and now and then look after a slot. Never blocks, never fails."""
+        memberships = self._memberships.tobytes()
         if memberships != self._seen:
             self._seen = memberships
-            self._follow(memberships)
+            self._follow()
         for ring in self._rings:
             try:
                 ring()
             except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
                 continue
-        if self._active:
+        if self._active and (now := time.monotonic()) >= self._next_look:
+            self._next_look = now + _LOOK_INTERVAL
             after_last = bisect_right(self._active, self._looked_after) % len(self._active)
             self._looked_after = self._active[after_last]
             self._look_after(self._looked_after)
 
-    def _follow(self, memberships: bytes) -> None:
+    def _follow(self) -> None:
         """Let go of the doorbells of those who left, open those of readers who came."""
         generations = {
-            index: word >> 8
-            for index, word in enumerate(memoryview(memberships).cast("Q"))
-            if word & 1
+            index: word >> 8 for index, word in enumerate(self._memberships.tolist()) if word & 1
         }
         for index, (generation, ringer) in list(self._ringers.items()):
             if generations.get(index) != generation:
@@ -166,7 +172,7 @@ class Subscribers:
         """Who reads now, in order of slot."""
         found = []
         published = self._block.published
-        for index, word in enumerate(memoryview(self._block.memberships()).cast("Q")):
+        for index, word in enumerate(self._memberships.tolist()):
             if word & 1:
                 slot = self._block.slot(index)
                 identity = Identity(slot.pid, slot.started, slot.namespace)
@@ -179,6 +185,7 @@ class Subscribers:
         """Let go of all doorbells; their names stay."""
         for _, ringer in self._ringers.values():
             ringer.close()
+        self._memberships.release()
         self._ringers.clear()
         self._rings.clear()
         self._active.clear()

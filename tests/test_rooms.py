@@ -32,10 +32,11 @@ class WithoutClockwait:
 @pytest.mark.parametrize("clock", ["monotonic", "wall"])
 def test_ring_wait_drain(clock: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if clock == "wall":
-        kind, wait = doorbell._waiting(WithoutClockwait())  # type: ignore[arg-type]
+        wait, kind, said = doorbell._waiting(WithoutClockwait())  # type: ignore[arg-type]
         assert kind == time.CLOCK_REALTIME
         monkeypatch.setattr(doorbell, "_clock", kind)
-        monkeypatch.setattr(doorbell, "_wait_until", wait)
+        monkeypatch.setattr(doorbell, "_timedwait", wait)
+        monkeypatch.setattr(doorbell, "_said_of_clock", said)
     bell = Doorbell(NAME)
     ringer = Ringer(NAME)
     began = time.monotonic()
@@ -73,11 +74,11 @@ def test_a_doorbell_left_by_the_dead_is_replaced() -> None:
 def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     bell = Doorbell(NAME)
 
-    def failing(_semaphore: int, _deadline: object) -> int:
+    def failing(*_: object) -> int:
         ctypes.set_errno(22)
         return -1
 
-    monkeypatch.setattr(doorbell, "_wait_until", failing)
+    monkeypatch.setattr(doorbell, "_timedwait", failing)
     with pytest.raises(OSError, match="Invalid argument"):
         bell.wait(1)
     bell.close(unlink_name=True)
