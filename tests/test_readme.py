@@ -1,0 +1,55 @@
+"""The README's example is run, and is as short as it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import shmstream
+from tests import roles
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_example_runs(tmp_path: Path) -> None:
+    program = EXAMPLES[0]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 12
+    (tmp_path / "example.py").write_text(program, encoding="utf-8")
+    (tmp_path / "big.bin").write_bytes(roles.content(1, 5_000_000))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "example.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["5000000"] * 4
+    assert (tmp_path / "copy.bin").read_bytes() == roles.content(1, 5_000_000)
+
+
+def test_the_other_examples_use_what_there_is() -> None:
+    for example in EXAMPLES[1:]:
+        compile(example, "README", "exec")
+        for method in re.findall(r"blob\.(\w+)\(", example):
+            owner = shmstream.BlobStreamer if "create(" in example else shmstream.InFlightCopier
+            assert hasattr(owner, method), method
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_errors_it_names_exist() -> None:
+    table = README[README.index("## When things go wrong") : README.index("## Reading the source")]
+    for name in re.findall(r"`([A-Z]\w+)`", table):
+        assert hasattr(shmstream, name), name
