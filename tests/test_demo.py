@@ -317,8 +317,8 @@ def _report(**differing: object) -> Report:
     ("report", "told"),
     [
         (_report(), "complete, SHA-256 ok"),
-        (_report(sha256="wrong"), "has 7 bytes with SHA-256 wrong"),
-        (_report(count=6), "has 6 bytes with SHA-256 right"),
+        (_report(sha256="wrong"), "WRONG: 7 bytes, SHA-256 wrong"),
+        (_report(count=6), "WRONG: 6 bytes, SHA-256 right"),
         (_report(state="STREAMING"), "ended in state STREAMING"),
         (Report("failed", error="WriterDied: ..."), "WriterDied: ..."),
         (Report("joined"), "ended too early, with exit code 3"),
@@ -341,7 +341,7 @@ def test_what_is_wrong_is_told(
     assert good is (report == _report())
     output = capsys.readouterr().out
     assert told.replace("complete, ", "") in output
-    assert ("not as it should be" in output) is not good
+    assert ("NOT as it should be: reader 1." in output) is not good
 
 
 def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:

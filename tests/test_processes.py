@@ -188,7 +188,8 @@ streamer.append(b"y" * 100)  # starts the pacer's thread
         ("del streamer, copier", 0),
         (
             "import multiprocessing.shared_memory, multiprocessing.resource_tracker as t; "
-            "t.ensure_running(); kept = multiprocessing.shared_memory.SharedMemory('shms-exits')",
+            "t.ensure_running(); kept = multiprocessing.shared_memory.SharedMemory('shms-exits'"
+            + (", track=False)" if sys.version_info >= (3, 13) else ")"),
             0,
         ),
     ],

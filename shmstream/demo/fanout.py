@@ -12,14 +12,14 @@ import hashlib
 import math
 import secrets
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from shmstream import doorbell, segment
 from shmstream.demo import screen
-from shmstream.demo.parent import Reader, Readers
+from shmstream.demo.parent import Reader, Readers, temporary_folder, undisturbed
 from shmstream.demo.reader import Orders
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
@@ -46,30 +46,34 @@ def run(console: Console, source: Path | None, rate: float | None, count: int) -
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
     """
-    with TemporaryDirectory(prefix="shmstream-demo-") as folder:
+    with temporary_folder() as folder:
         what = str(source)
         if source is None:
-            source = Path(folder, "sample.tar")
+            source = folder / "sample.tar"
             what = make_sample(source, _SAMPLE_SIZE)
         size = source.stat().st_size
         scene = Scene(size, _sha256_of(source))
-        path = Path(folder, "blob")
+        path = folder / "blob"
         rate = size / _DURATION if rate is None else rate
         name = f"demo-{secrets.token_hex(4)}"
         screen.introduce(console, scene, what, name, rate, count)
-        with BlobStreamer.create(
-            path,
-            name=name,
-            size=size,
-            chunk_size=max(min(size // 100, 65536), 1),  # so that a small blob flows too
-            digest=f"sha256:{scene.sha256}",
-        ) as streamer:
+        with ExitStack() as undo:
+            with undisturbed():
+                streamer = BlobStreamer.create(
+                    path,
+                    name=name,
+                    size=size,
+                    chunk_size=max(min(size // 100, 65536), 1),  # so that a small blob flows too
+                    digest=f"sha256:{scene.sha256}",
+                )
+                undo.enter_context(streamer)
             token = _token_of(name)
             # The readers end before the streamer, which then removes whatever they have left.
-            with Readers() as readers, Writer(streamer, source, rate) as writer:
-                scene.parts = _cast(readers.start(count), size)
-                with screen.view(console, scene) as view:
-                    _play(scene, streamer, readers, writer, view)
+            readers = undo.enter_context(Readers())
+            writer = undo.enter_context(Writer(streamer, source, rate))
+            scene.parts = _cast(readers.start(count), size)
+            with screen.view(console, scene) as view:
+                _play(scene, streamer, readers, writer, view)
         facts = [screen.of_writer(scene, writer.elapsed, rate), *map(screen.of_kill, scene.parts)]
         facts += [_of_file(scene, path), _of_remains(name, token, path)]
         return screen.conclude(console, scene, [fact for fact in facts if fact is not None])

@@ -14,9 +14,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -48,9 +49,6 @@ class Reader:
         self.is_gone = False
         self._heard = b""
         self._pipe, theirs = os.pipe()
-        # Ctrl-C reaches a terminal's whole foreground group. What a reader does then is for us to
-        # decide, so it starts with SIGINT blocked, which it inherits.
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shmstream.demo.reader", str(theirs)],
@@ -63,7 +61,6 @@ class Reader:
             raise
         finally:
             os.close(theirs)
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         self.pid = self.process.pid
 
     @property
@@ -140,9 +137,12 @@ class Readers:
             DemoFailed: one ended instead.
         """
         for number in range(1, count + 1):
-            reader = Reader(number)
-            self._all.append(reader)
-            self._reports.register(reader, selectors.EVENT_READ)
+            # A reader inherits that it cannot be disturbed: a terminal sends Ctrl-C to all of us,
+            # and what it means for a reader is for us to say.
+            with undisturbed():
+                reader = Reader(number)
+                self._all.append(reader)
+                self._reports.register(reader, selectors.EVENT_READ)
         self.listen_until(lambda: all(reader.report for reader in self._all))
         return self._all
 
@@ -187,11 +187,30 @@ class Readers:
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Inside, no `Stopped` is raised, but afterwards: what is made is also noted, to be undone."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed in the end."""
+    with ExitStack() as undo:
+        with undisturbed():
+            folder = undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-"))
+        yield Path(folder)
+
+
+@contextmanager
 def stoppable() -> Iterator[None]:
     """Inside, Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, once.
 
-    So the `with` blocks clean up on the way out, and a second Ctrl-C cannot interrupt that. What
-    was ignored before, as under nohup, stays ignored.
+    So the `with` blocks clean up on the way out, and a second Ctrl-C cannot interrupt that, nor
+    the end of the interpreter. What was ignored before, as under nohup, stays ignored.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -207,4 +226,5 @@ def stoppable() -> Iterator[None]:
         yield
     finally:
         for each, handler in before.items():
-            signal.signal(each, handler)
+            if signal.getsignal(each) is stop:
+                signal.signal(each, handler)

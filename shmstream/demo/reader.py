@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -63,6 +64,7 @@ Tell = Callable[[Report], None]
 
 def main() -> None:
     """Be a reader; the only argument is the descriptor of the reports' pipe."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
     with os.fdopen(int(sys.argv[1]), "w", buffering=1) as reports:
 
         def tell(report: Report) -> None:

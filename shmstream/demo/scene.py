@@ -95,5 +95,5 @@ class Scene:
             why = report.error if report is not None else ""
             return why or f"ended too early, with exit code {part.reader.process.returncode}"
         if (report.sha256, report.count) != (self.sha256, self.size):
-            return f"has {report.count} bytes with SHA-256 {report.sha256}"
+            return f"WRONG: {report.count} bytes, SHA-256 {report.sha256[:12]}"
         return "" if report.state == "COMMITTED" else f"ended in state {report.state}"

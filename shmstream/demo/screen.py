@@ -171,7 +171,7 @@ def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for heading in ("reader", "joined at", "first bytes after", "read"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
+    table.add_column("outcome")
     problems = [scene.problem(part) for part in scene.parts]
     for part, problem in zip(scene.parts, problems, strict=True):
         report = part.reader.report
@@ -191,13 +191,14 @@ def conclude(console: Console, scene: Scene, facts: list[Fact]) -> bool:
     for fact in facts:
         say(console, f"{fact.subject:<11}{fact.found}", "" if fact.good else "red")
     say(console)
-    good = not any(problems) and all(fact.good for fact in facts)
+    wrong = [f"reader {number}" for number, problem in enumerate(problems, 1) if problem]
+    wrong += [fact.subject for fact in facts if not fact.good]
     survivors = sum(part.killed is None for part in scene.parts)
-    if not good:
-        say(console, "This is not as it should be: see what is red above.", "bold red")
+    if wrong:
+        say(console, f"NOT as it should be: {', '.join(wrong)}.", "bold red")
     else:
         each = {1: "The survivor has", 2: "Both survivors have"}
         who = each.get(survivors, f"All {survivors} survivors have")
         who = "The reader has" if len(scene.parts) == 1 else who
         say(console, f"{who} every byte of a blob that was pulled once.", "bold green")
-    return good
+    return not wrong

@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from shmstream.demo.parent import Reader, Readers
+from shmstream.demo.parent import Reader, Readers, temporary_folder, undisturbed
 from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Report
 from shmstream.demo.screen import say
 from shmstream.streamer import BlobStreamer
@@ -39,38 +38,38 @@ def run(console: Console, folder: Path, delay: float) -> bool:
     """
     copy = folder.absolute() / "client1.txt"
     name = f"demo-{secrets.token_hex(4)}"
+
+    def remove_unless_finished(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and copy.is_file():
+            copy.unlink()
+
     say(console, "shmstream demo: the concept program, across interpreters", "bold")
     say(console, f"blob      {len(TEXT)} bytes, {CHUNK_SIZE} a tick, a tick every {delay:g} s")
     say(console, f"stream    {name}")
-    with TemporaryDirectory(prefix="shmstream-demo-") as temporary, ExitStack() as undo:
-        blob = Path(temporary, "blob")
-        streamer = BlobStreamer.create(
-            blob,
-            name=name,
-            size=len(TEXT),
-            chunk_size=CHUNK_SIZE,
-            digest=f"sha256:{_sha256(TEXT)}",
-            publish_interval=0,
-        )
-        with streamer, Readers() as readers:
+    with temporary_folder() as temporary, ExitStack() as undo:
+        blob = temporary / "blob"
+        with undisturbed():
+            streamer = BlobStreamer.create(
+                blob,
+                name=name,
+                size=len(TEXT),
+                chunk_size=CHUNK_SIZE,
+                digest=f"sha256:{_sha256(TEXT)}",
+                publish_interval=0,
+            )
+            undo.enter_context(streamer)
+        with Readers() as readers:
             clients = readers.start(2)
             say(console, f"client 1  pid {clients[0].pid}, writes {copy}")
             say(console, f"client 2  pid {clients[1].pid}, joins later, on standard output")
             say(console)
-            undo.callback(_remove, copy)
+            undo.push(remove_unless_finished)
             clients[0].let_in(Orders(name, str(copy)))
             readers.listen_until(lambda: clients[0].has_joined)
             streamer.transfer(_ticks(console, streamer, readers, clients, delay))
             readers.listen_to_the_end()
         clients[0].result()
-        good = _conclude(console, clients[1].result(), copy, blob)
-        undo.pop_all()
-    return good
-
-
-def _remove(copy: Path) -> None:
-    if copy.is_file():
-        copy.unlink()
+        return _conclude(console, clients[1].result(), copy, blob)
 
 
 def _ticks(
