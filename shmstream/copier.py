@@ -214,15 +214,11 @@ class InFlightCopier(io.RawIOBase):
             published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL:
-                return self._conclude()
             now = time.monotonic()
+            if block.state in TERMINAL or self._sees_writer_dead(now):
+                return self._conclude()
             if published != seen:
                 seen, last_progress = published, now
-            if now >= self._next_look:
-                self._next_look = now + _SLICE
-                if self._stream.is_orphaned():
-                    return self._conclude()
             pause = _SLICE
             if self._stall_timeout is not None:
                 pause = min(pause, last_progress + self._stall_timeout - now)
@@ -233,6 +229,13 @@ class InFlightCopier(io.RawIOBase):
             published = block.load_published()
             if published >= want:  # without more ado: this is the way that bytes come
                 return published
+
+    def _sees_writer_dead(self, now: float) -> bool:
+        """Look at the writer's lock, if it is time to look again."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + _SLICE
+        return self._stream.is_orphaned()
 
     def _conclude(self) -> int:
         """How far may be read of a stream that is terminal or has lost its writer."""

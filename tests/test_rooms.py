@@ -211,9 +211,12 @@ def test_a_long_buffer_is_published_in_steps(monkeypatch: pytest.MonkeyPatch, bl
     seen: list[int] = []
     ring = Subscribers.ring
     with BlobStreamer.create(blob, publish_interval=60) as streamer:
-        monkeypatch.setattr(
-            Subscribers, "ring", lambda self: (seen.append(streamer.published), ring(self))[1]
-        )
+
+        def note_and_ring(self: Subscribers) -> None:
+            seen.append(streamer.published)
+            ring(self)
+
+        monkeypatch.setattr(Subscribers, "ring", note_and_ring)
         streamer.append(bytes(5 << 19))
         assert seen == [1 << 20, 2 << 20], "and half a MiB is not due"
         streamer.commit()
