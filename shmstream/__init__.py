@@ -7,12 +7,13 @@ How one blob flows, and where each step is:
              publish                streamer.py     store the count (control.py), ring
                                     subscribers.py  every reader's semaphore (doorbell.py)
     reader   InFlightCopier.attach  copier.py       map the block (segment.py), take a slot
-             .read / .copy          copier.py       wait for the ring, copy from disk (mover.py)
+             .read / .copy          copier.py       wait for the ring (tail.py), copy from disk
+                                                    (mover.py)
     writer   .commit                streamer.py     verify the digest, rename, say so
     anyone   sweep                  stream.py       remove what the dead have left (liveness.py)
 
 The floors: errors | control, segment, doorbell, liveness, pacer, source, mover |
-stream, subscribers | streamer, copier | demo | cli. A room imports only rooms on lower floors.
+stream, subscribers | streamer, tail | copier | demo | cli. A room imports only rooms on lower floors.
 """
 
 from shmstream.control import State

@@ -1,22 +1,8 @@
 """`InFlightCopier`: a reader's end of a stream. Attach, wait, read, seek, copy.
 
-Every way of reading comes down to one question, `_readable`: how far may be read now? It answers
-at once when what is wanted is published, and otherwise waits:
-
-    1 forget old rings
-    2 load `published`: enough? answer
-    3 load the state: terminal? load `published` again, and conclude
-    4 a quarter of a second since the last look at the writer's lock? look; free? load the state
-      once more, for it may have finished and left in between, and conclude
-    5 wait for a ring, for a quarter of a second at most; load `published`: enough? answer;
-      else go to 1
-
-A ring between 1 and 5 ends the wait at once, so no wake-up is lost; a ring that never comes costs
-a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the
-state (I3), so what is loaded after it is final.
-
-The bytes are then copied from the file. They are never mapped: a file that is truncated underneath
-gives a short read, which is an error, and not SIGBUS.
+How far may be read, and how to wait for more, is the business of `tail.py`. The bytes are then
+copied from the file. They are never mapped: a file that is truncated underneath gives a short read,
+which is an error, and not SIGBUS.
 """
 
 from __future__ import annotations
@@ -24,30 +10,25 @@ from __future__ import annotations
 import errno
 import io
 import os
-import time
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from shmstream.control import TERMINAL, UNKNOWN, State
+from shmstream.control import UNKNOWN, State
 from shmstream.errors import (
-    BlobAborted,
     DamagedPartial,
-    DamagedSegment,
     StreamClosed,
     WriterDied,
-    WriterStalled,
     naming_shortages,
 )
 from shmstream.liveness import register
 from shmstream.mover import Destination, Mover
 from shmstream.stream import Stream, partial_path
-from shmstream.subscribers import Subscription
+from shmstream.tail import Tail
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_SLICE = 0.25  # s; the longest wait without looking again
 _BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
 _SPAN = 4 << 20  # bytes; what `copy` moves at most before it notes its position
 
@@ -92,18 +73,14 @@ class InFlightCopier(io.RawIOBase):
         self,
         stream: Stream,
         fd: int,
-        subscription: Subscription | None,
-        stall_timeout: float | None,
+        tail: Tail,
     ) -> None:
         """Internal: use `attach`."""
         self._stream = stream
         self._block = stream.block
         self._fd = fd
-        self._subscription = subscription
-        self._stall_timeout = stall_timeout
+        self._tail = tail
         self._position = 0
-        self._next_look = 0.0
-        self._waits = 0
         self._closed: str | None = None
         self.name = stream.name
         self.path = stream.path
@@ -134,10 +111,8 @@ class InFlightCopier(io.RawIOBase):
         try:
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 fd = _open_blob(stream)
-                subscription = None
-                if stream.block.state not in TERMINAL:
-                    subscription = Subscription(stream.block, stream.lock, name)
-            return cls(stream, fd, subscription, stall_timeout)
+                tail = Tail(stream, stall_timeout)
+            return cls(stream, fd, tail)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
@@ -183,69 +158,14 @@ class InFlightCopier(io.RawIOBase):
             chunk_count=self.chunk_count,
             position=self._position,
             lag=max(published - self._position, 0),
-            waits=self._waits,
+            waits=self._tail.waits,
         )
 
-    # Waiting.
-
     def _readable(self, want: int) -> int:
-        """How far may be read, once that is at least `want`, or the end of a committed blob.
-
-        A broken stream answers with less than `want` as long as that is past the position.
-
-        Raises:
-            StreamBroken: the stream is broken, and nothing past the position will ever come.
-            WriterStalled: nothing came for `stall_timeout`.
-            StreamClosed: this copier is closed.
-        """
+        """How far may be read, once that is at least `want` or the end: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        published = self._block.load_published()
-        return published if published >= want else self._wait(want)
-
-    def _wait(self, want: int) -> int:
-        if self._subscription is None:
-            return self._conclude()
-        block, doorbell = self._block, self._subscription.doorbell
-        seen = block.load_published()
-        last_progress = time.monotonic()
-        while True:
-            doorbell.drain()
-            published = block.load_published()
-            if published >= want:
-                return published
-            now = time.monotonic()
-            if block.state in TERMINAL or self._sees_writer_dead(now):
-                return self._conclude()
-            if published != seen:
-                seen, last_progress = published, now
-            pause = _SLICE
-            if self._stall_timeout is not None:
-                pause = min(pause, last_progress + self._stall_timeout - now)
-                if pause <= 0:
-                    raise WriterStalled(self.name, self._position, self._stall_timeout)
-            self._waits += 1
-            doorbell.wait(pause)
-            published = block.load_published()
-            if published >= want:  # without more ado: this is the way that bytes come
-                return published
-
-    def _sees_writer_dead(self, now: float) -> bool:
-        """Look at the writer's lock, if it is time to look again."""
-        if now < self._next_look:
-            return False
-        self._next_look = now + _SLICE
-        return self._stream.is_orphaned()
-
-    def _conclude(self) -> int:
-        """How far may be read of a stream that is terminal or has lost its writer."""
-        state = self._block.state
-        published = self._block.published  # after the state: now it is final (I3)
-        if state == State.COMMITTED or published > self._position:
-            return published
-        if state == State.ABORTED:
-            raise _abort_error(self._stream)
-        raise WriterDied(self.name, self._position, str(self._stream.writer))
+        return self._tail.readable(self._position, want)
 
     # Reading.
 
@@ -351,8 +271,7 @@ class InFlightCopier(io.RawIOBase):
                 self.name, self._position, path, f"is shorter than the {self.published} published"
             )
         self._position += count
-        if self._subscription is not None:
-            self._subscription.slot.position = self._position
+        self._tail.note(self._position)
         return count
 
     # Seeking.
@@ -408,8 +327,7 @@ class InFlightCopier(io.RawIOBase):
         """Leave the stream, which nobody else notices. Idempotent."""
         if getattr(self, "_closed", "never opened") is None:
             self._closed = "it was closed"
-            if self._subscription is not None:
-                self._subscription.close()
+            self._tail.close()
             self._release()
         super().close()
 
@@ -417,12 +335,10 @@ class InFlightCopier(io.RawIOBase):
         """In a forked child: let go of everything, and leave the slot to the parent."""
         if self._closed is None:
             self._closed = "it belongs to the process that this one was forked from: attach again"
-            if self._subscription is not None:
-                self._subscription.abandon()
+            self._tail.abandon()
             self._release()
 
     def _release(self) -> None:
-        self._subscription = None
         self._block = self._block.snapshot()
         self._stream.close()
         os.close(self._fd)
@@ -459,15 +375,8 @@ def _open_blob(stream: Stream) -> int:
             return fd
         os.close(fd)
     if stream.block.state == State.ABORTED:
-        raise _abort_error(stream)
+        raise stream.abort_error()
     if stream.block.state != State.COMMITTED and stream.is_orphaned():
         raise WriterDied(stream.name, 0, str(stream.writer))
     reason = "was replaced or removed by somebody else"
     raise DamagedPartial(stream.name, 0, stream.path, reason)
-
-
-def _abort_error(stream: Stream) -> BlobAborted | DamagedSegment:
-    try:
-        return BlobAborted.from_text(stream.block.error)
-    except ValueError as error:
-        return DamagedSegment(stream.name, f"its error cannot be read: {error}")

@@ -32,6 +32,7 @@ from types import TracebackType
 from shmstream import doorbell, segment
 from shmstream.control import HEADER_SIZE, UNKNOWN, Block, State
 from shmstream.errors import (
+    BlobAborted,
     DamagedSegment,
     ForeignSegment,
     StreamExists,
@@ -168,6 +169,13 @@ class Stream:
     def is_orphaned(self) -> bool:
         """Whether no writer is alive. Load the state again before concluding that it died."""
         return not self.lock.is_held_elsewhere(self.block.header_span)
+
+    def abort_error(self) -> BlobAborted | DamagedSegment:
+        """Why the writer of an aborted stream gave up."""
+        try:
+            return BlobAborted.from_text(self.block.error)
+        except ValueError as error:
+            return DamagedSegment(self.name, f"its error cannot be read: {error}")
 
     def unlink(self) -> None:
         """Remove the name, for the writer; not if it leads to somebody else's stream by now."""

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from shmstream import copier, doorbell, segment, stream, streamer, subscribers
+from shmstream import copier, doorbell, segment, stream, streamer, subscribers, tail
 from shmstream.control import Block, Slot, State, Text, Word
 
 
@@ -97,7 +97,7 @@ READER_POINTS: dict[str, Callable[[int], None]] = {
     "after the slot is locked": after(subscribers, "_claim"),
     "after the doorbell is made": after(subscribers, "Doorbell"),
     "before the membership": _store(Slot.position, dies_before=False),
-    "after subscribing": after(copier, "Subscription"),
+    "after subscribing": after(tail, "Subscription"),
     "before the wait": before(doorbell.Doorbell, "wait"),
     "after the wake": after(doorbell.Doorbell, "wait"),
     "after a read": before(copier.InFlightCopier, "_advance"),

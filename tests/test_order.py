@@ -10,8 +10,8 @@ import pytest
 
 from shmstream import BlobAborted, BlobStreamer, DigestMismatch, InFlightCopier, doorbell
 from shmstream.control import Block, Slot, State, Text, Word, fields_of
-from shmstream.copier import InFlightCopier as Copier
 from shmstream.subscribers import Subscribers
+from shmstream.tail import Tail
 
 NAMES = {
     id(field): name for structure in (Block, Slot) for name, field in fields_of(structure).items()
@@ -146,17 +146,17 @@ def test_a_reader_looks_again_before_it_waits_and_before_it_concludes(
             monkeypatch.setattr(doorbell.Doorbell, "wait", never)
             assert reader.read1() == b"between"
 
-            conclude = Copier._conclude
+            conclude = Tail._conclude
 
-            def finish_then_conclude(self: Copier) -> int:
+            def finish_then_conclude(self: Tail, position: int) -> int:
                 # the writer finishes after the reader saw it dead, before it concludes
                 if not streamer.size:
                     streamer.transfer([b"the rest"])
-                return conclude(self)
+                return conclude(self, position)
 
-            monkeypatch.setattr(Copier, "_conclude", finish_then_conclude)
+            monkeypatch.setattr(Tail, "_conclude", finish_then_conclude)
             monkeypatch.setattr("shmstream.stream.Stream.is_orphaned", lambda _: True)
-            reader._next_look = 0
+            reader._tail._next_look = 0
             assert reader.read() == b"the rest"
 
 
