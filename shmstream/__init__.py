@@ -2,7 +2,7 @@
 
 How one blob flows, and where each step is:
 
-    writer   BlobStreamer.create    streamer.py     claim a name and a partial file (stream.py)
+    writer   BlobStreamer.create    streamer.py     claim a name and a partial file (claims.py)
              .append                streamer.py     write to disk; publish when due (pacer.py)
              publish                streamer.py     store the count (control.py), ring
                                     subscribers.py  every reader's semaphore (doorbell.py)
@@ -10,12 +10,14 @@ How one blob flows, and where each step is:
              .read / .copy          copier.py       wait for the ring (tail.py), copy from disk
                                                     (mover.py)
     writer   .commit                streamer.py     verify the digest, rename, say so
-    anyone   sweep                  stream.py       remove what the dead have left (liveness.py)
+    anyone   sweep                  claims.py       remove what the dead have left (liveness.py)
 
 The floors: errors | control, segment, doorbell, liveness, pacer, source, mover |
-stream, subscribers | streamer, tail | copier | demo | cli. A room imports only rooms on lower floors.
+claims, subscribers | stream | streamer, tail | copier | demo | cli. A room imports only rooms
+on lower floors.
 """
 
+from shmstream.claims import sweep
 from shmstream.control import State
 from shmstream.copier import CopierStatistics, InFlightCopier
 from shmstream.errors import (
@@ -37,7 +39,6 @@ from shmstream.errors import (
     WriterDied,
     WriterStalled,
 )
-from shmstream.stream import sweep
 from shmstream.streamer import BlobStreamer, StreamerStatistics
 from shmstream.subscribers import Subscriber
 

@@ -14,6 +14,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from shmstream.claims import partial_path
 from shmstream.control import UNKNOWN, State
 from shmstream.errors import (
     DamagedPartial,
@@ -23,7 +24,7 @@ from shmstream.errors import (
 )
 from shmstream.liveness import register
 from shmstream.mover import Destination, Mover
-from shmstream.stream import Stream, partial_path
+from shmstream.stream import Stream
 from shmstream.tail import Tail
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from shmstream import doorbell
+from shmstream.claims import claim_partial, partial_path, sweep
 from shmstream.control import MAGIC, MAX_SLOTS, TERMINAL, UNKNOWN, VERSION, Block, State, chunks_in
 from shmstream.errors import (
     BlobAborted,
@@ -39,7 +40,7 @@ from shmstream.errors import (
 from shmstream.liveness import Identity, KernelLock, register
 from shmstream.pacer import Pacer
 from shmstream.source import buffers
-from shmstream.stream import Stream, claim_partial, partial_path, sweep
+from shmstream.stream import Stream
 from shmstream.subscribers import Subscriber, Subscribers
 
 if TYPE_CHECKING:

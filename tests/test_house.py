@@ -14,7 +14,8 @@ import shmstream
 FLOORS = [
     {"errors"},
     {"control", "segment", "doorbell", "liveness", "pacer", "source", "mover"},
-    {"stream", "subscribers"},
+    {"claims", "subscribers"},
+    {"stream"},
     {"streamer", "tail"},
     {"copier"},
     {"__init__"},

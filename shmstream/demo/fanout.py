@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from shmstream import doorbell, segment
+from shmstream.claims import partial_path
 from shmstream.demo import screen
 from shmstream.demo.parent import Reader, Readers, temporary_folder, undisturbed
 from shmstream.demo.reader import Orders
@@ -25,7 +26,7 @@ from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
 from shmstream.demo.screen import Fact, amount
 from shmstream.demo.writer import Writer
-from shmstream.stream import Stream, partial_path
+from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer
 
 _SAMPLE_SIZE = 32 << 20  # bytes

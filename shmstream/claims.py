@@ -1,0 +1,210 @@
+"""Claiming the name and the path of a stream, and removing what the dead have claimed.
+
+Making and removing a stream are two sides of one protocol, so they stand together here. A name in
+`/dev/shm` and a partial file are both claimed in the same way:
+
+    creator                                   reaper (of a stream that looks dead)
+    1 create the file, which must not exist   1 open the file
+    2 lock it                                 2 lock it: cannot? then it is alive, leave it
+    3 does the name still lead to it?         3 does the name still lead to it?
+      no: a reaper came in between, go to 1     no: somebody else was faster, done
+    4 fill it                                 4 unlink what it names, the segment last
+
+Between 1 and 2 a creator is not yet protected, and a reaper may win the lock; then the creator
+finds in 3 that its file has lost its name, and begins again. After 3 only the holder of the lock
+may unlink, so the name stays. A SIGKILL at any line frees the lock, and the next reaper finishes:
+because the segment goes last, what it names is still found.
+
+An inode is never used twice: a partial file that a dead writer left is unlinked, not truncated, so
+readers which still have it open keep their bytes (I2).
+"""
+
+from __future__ import annotations
+
+import os
+
+from shmstream import doorbell, segment
+from shmstream.control import HEADER_SIZE, Block, State
+from shmstream.errors import DamagedSegment, StreamExists
+from shmstream.liveness import WHOLE_FILE, KernelLock
+from shmstream.segment import Segment
+
+_HEADER = (0, HEADER_SIZE)
+
+
+def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
+    """Make the segment of that name anew and lock its header; None if a live writer has it.
+
+    What a dead writer left under that name is removed.
+
+    Raises:
+        DamagedSegment: what has the name is nothing that this version made.
+        PermissionError: it belongs to another user.
+        OSError: shared memory or descriptors have run out; nothing is left behind.
+    """
+    while True:
+        try:
+            mapped = Segment.create(name, size)
+        except FileExistsError:
+            if not reap(name):
+                return None
+            continue
+        try:
+            lock = KernelLock.reopen(mapped.fd)
+        except OSError:
+            mapped.unlink()
+            mapped.close()
+            raise
+        if lock.try_acquire(_HEADER) and lock.is_at(segment.path_of(name)):
+            return mapped, lock
+        lock.close()
+        mapped.close()
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a segment is there whose writer's lock nobody holds."""
+    try:
+        fd = os.open(segment.path_of(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    lock = KernelLock(fd)
+    try:
+        return not lock.is_held_elsewhere(_HEADER)
+    finally:
+        lock.close()
+
+
+def partial_path(path: str) -> str:
+    """The partial file of the blob that will be at `path`."""
+    return path + ".partial"
+
+
+def claim_partial(path: str, name: str) -> KernelLock:
+    """Make the partial file at `path` anew and lock it; the lock's descriptor writes to it.
+
+    What a dead writer left there is removed.
+
+    Raises:
+        StreamExists: a live writer holds it.
+        OSError: the folder cannot be written to, or something that is no file is there.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            lock = KernelLock(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            if not _remove_partial(path):
+                raise StreamExists(name, path, "another writer") from None
+            continue
+        if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
+            return lock
+        lock.close()
+
+
+def _remove_partial(path: str, only: tuple[int, int] | None = None) -> bool:
+    """Unlink a partial file that nobody writes; False if somebody does.
+
+    With `only` (device, inode), a file that is not that one is left alone.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    lock = KernelLock(fd)
+    try:
+        facts = os.fstat(fd)
+        if only not in (None, (facts.st_dev, facts.st_ino)):
+            return True
+        if not lock.try_acquire(WHOLE_FILE):
+            return False
+        if lock.is_at(path):
+            os.unlink(path)
+        return True
+    finally:
+        lock.close()
+
+
+# Removing what the dead have left (I8).
+
+
+def reap(name: str, *, spare_readers: bool = False) -> bool:
+    """Remove the stream of that name if its writer is dead; False if it is alive.
+
+    Segment, doorbells and partial file go; a committed blob stays. With `spare_readers` a dead
+    stream that somebody still reads is left alone too.
+
+    Raises:
+        DamagedSegment: what has the name is nothing that this version made; it is left alone.
+        PermissionError: it belongs to another user.
+    """
+    path = segment.path_of(name)
+    try:
+        lock = KernelLock(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except FileNotFoundError:
+        return True
+    try:
+        if not lock.try_acquire(_HEADER):
+            return False
+        if not lock.is_at(path):
+            return True
+        try:
+            mapped = Segment.attach(name)
+        except FileNotFoundError:  # killed before it had a size
+            segment.unlink(name)
+            return True
+        block = Block(mapped.memory)
+        try:
+            ready = block.validate(name)
+            if ready and spare_readers and lock.is_held_elsewhere(block.slots_span):
+                return False
+            _remove_remains(block, ready)
+            mapped.unlink()
+        finally:
+            block.release()
+            mapped.close()
+        return True
+    finally:
+        lock.close()
+
+
+def _remove_remains(block: Block, ready: bool) -> None:
+    """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
+    if block.path and block.state != State.COMMITTED:
+        partial = partial_path(os.fsdecode(block.path))
+        _remove_partial(partial, only=(block.device, block.inode) if ready else None)
+    for _, bell in list(doorbell.names(block.token)) if ready else []:
+        doorbell.unlink(bell)
+
+
+def sweep() -> list[str]:
+    """Remove what dead processes of this user have left on this host; the names of what went.
+
+    Dead streams that nobody reads any more go with their doorbells and partial files, and so do
+    doorbells whose stream is gone. Nothing that is alive is touched, nor anything that this
+    version of shmstream did not make. Cheap, never blocks, safe at any time from any process;
+    `BlobStreamer.create` calls it.
+    """
+    removed = []
+    bells = list(doorbell.names())  # before the tokens: no stream is younger than its bells
+    tokens = set()
+    for name in segment.names():
+        try:
+            if reap(name, spare_readers=True):
+                removed.append(name)
+            else:
+                tokens.add(_token_of(name))
+        except DamagedSegment:  # perhaps another version's stream: then its bells are unknown
+            bells.clear()
+        except OSError:  # gone meanwhile, or another user's, or no file at all
+            continue
+    removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
+    return removed
+
+
+def _token_of(name: str) -> int:
+    """What the doorbells of a stream are named by, read without mapping it."""
+    fd = os.open(segment.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        return Block.read_token(fd, name)
+    finally:
+        os.close(fd)
