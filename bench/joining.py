@@ -24,7 +24,7 @@ from crew import Crew, Gate
 from report import KIB, Goal, Options, Row, progress, quantile
 
 from shmstream import BlobStreamer, InFlightCopier, segment
-from shmstream.stream import partial_path
+from shmstream.claims import partial_path
 
 _OTHERS = (0, 100)
 
