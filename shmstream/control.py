@@ -336,6 +336,6 @@ def fields_of(structure: type[Any]) -> dict[str, Word | Text]:
     return dict(sorted(found.items(), key=lambda item: item[1].offset))
 
 
-def chunks_in(published: int, chunk_size: int, size: int | None) -> int:
+def chunks_in(published: int, chunk_size: int, size: int) -> int:
     """Chunks readable: whole ones, and the short last one once `published` is the whole blob."""
     return published // chunk_size + (published == size and published % chunk_size > 0)

@@ -35,7 +35,7 @@ class Pacer:
         self._publish = weakref.WeakMethod(publish)
         self._bytes = publish_bytes
         self._interval = publish_interval
-        self._last = -publish_interval
+        self._due = 0.0
         self._pending = False
         self._parked = False
         self._thread: threading.Thread | None = None
@@ -43,7 +43,11 @@ class Pacer:
 
     def is_due(self, waiting: int) -> bool:
         """Whether `waiting` unpublished bytes should go out now. If not, they will in time."""
-        if waiting >= self._bytes or time.monotonic() - self._last >= self._interval:
+        if waiting >= self._bytes:
+            return True
+        if self._pending:  # the thread has the clock
+            return False
+        if time.monotonic() >= self._due:
             return True
         self._pending = True
         if self._parked:
@@ -54,7 +58,7 @@ class Pacer:
 
     def published(self) -> None:
         """Note that everything has just gone out."""
-        self._last = time.monotonic()
+        self._due = time.monotonic() + self._interval
         self._pending = False
 
     def _start(self) -> bool:
@@ -75,7 +79,7 @@ class Pacer:
                     self._condition.wait()
                     self._parked = False
                     continue
-                remaining = self._last + self._interval - time.monotonic()
+                remaining = self._due - time.monotonic()
                 if remaining > 0:
                     self._condition.wait(remaining)
                 elif not self._call():

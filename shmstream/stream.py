@@ -8,14 +8,21 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
 from shmstream import segment
-from shmstream.claims import claim_segment, is_abandoned
-from shmstream.control import UNKNOWN, Block, State
+from shmstream.claims import (
+    claim_partial,
+    claim_segment,
+    is_abandoned,
+    partial_path,
+    reserve,
+)
+from shmstream.control import MAGIC, UNKNOWN, VERSION, Block, State
 from shmstream.errors import (
     BlobAborted,
     DamagedSegment,
@@ -45,14 +52,20 @@ class Stream:
         self.lock = lock
 
     @classmethod
-    def create(cls, name: str, slots: int) -> Stream:
-        """Claim `name` and hold the writer's lock on a block of zeros, still without magic.
+    def create(
+        cls, name: str, path: str, *, size: int, chunk_size: int, digest: str, slots: int
+    ) -> tuple[Stream, KernelLock]:
+        """A new stream in state OPENING, with the writer's locks: on its header, on its file.
+
+        The path goes into the block before there is a partial file, so that whoever reaps us finds
+        it; the magic goes in last, and until then nobody reads the rest.
 
         Raises:
             ValueError: no stream can have that name.
-            StreamExists: a live writer has it.
+            StreamExists: a live writer has that name, or that path.
             ForeignSegment, DamagedSegment: something else is in its place.
             OutOfResources: shared memory or descriptors have run out.
+            OSError: the partial file cannot be made, or there is no room for it.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(
@@ -64,7 +77,32 @@ class Stream:
         if claim is None:
             raise StreamExists(name, "the name", _writer_of(name))
         mapped, lock = claim
-        return cls(mapped, Block(mapped.memory), lock)
+        block = Block(mapped.memory)
+        with ExitStack() as undo:
+            stream = cls(mapped, block, lock)
+            undo.callback(stream.close)
+            undo.callback(stream.unlink)
+            block.path = os.fsencode(path)
+            partial = claim_partial(partial_path(path), name)
+            undo.callback(partial.close)
+            undo.callback(os.unlink, partial_path(path))
+            if size not in (0, UNKNOWN):
+                reserve(partial.fd, size)
+            me = Identity.mine()
+            facts = os.fstat(partial.fd)
+            block.slots = slots
+            block.token = secrets.randbits(48)
+            block.chunk_size = chunk_size
+            block.writer_pid, block.writer_started = me.pid, me.started
+            block.writer_namespace = me.namespace
+            block.device, block.inode = facts.st_dev, facts.st_ino
+            block.size = size
+            block.digest = digest.encode()
+            block.state = State.OPENING
+            block.version = VERSION
+            block.magic = MAGIC
+            undo.pop_all()
+        return stream, partial
 
     @classmethod
     def attach(cls, name: str, timeout: float | None = None) -> Stream:

@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from shmstream import doorbell
-from shmstream.claims import claim_partial, partial_path, sweep
-from shmstream.control import MAGIC, MAX_SLOTS, TERMINAL, UNKNOWN, VERSION, Block, State, chunks_in
+from shmstream.claims import partial_path, sweep
+from shmstream.control import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
 from shmstream.errors import (
     BlobAborted,
     DamagedPartial,
@@ -37,7 +37,7 @@ from shmstream.errors import (
     StreamClosed,
     naming_shortages,
 )
-from shmstream.liveness import Identity, KernelLock, register
+from shmstream.liveness import KernelLock, register
 from shmstream.pacer import Pacer
 from shmstream.source import buffers
 from shmstream.stream import Stream
@@ -86,7 +86,13 @@ class BlobStreamer:
         self._subscribers = Subscribers(stream.block, stream.lock)
         self._digest = stream.block.digest.decode()
         self._hash = hashlib.new(self._digest.partition(":")[0]) if self._digest else None
+        # What only this process writes need not be loaded back from the block at every append.
+        self._fd = partial.fd
+        self._chunk_size = stream.block.chunk_size
+        self._limit = stream.block.size
         self._appended = 0
+        self._published = 0
+        self._streaming = False
         self._began = time.monotonic()
         self._closed: str | None = None
         self.name = stream.name
@@ -148,19 +154,17 @@ class BlobStreamer:
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = secrets.token_hex(8) if name is None else name
-        with naming_shortages(name, os.path.dirname(path)), ExitStack() as undo:
+        with naming_shortages(name, os.path.dirname(path)):
             sweep()
-            stream = Stream.create(name, max_subscribers)
-            undo.callback(stream.close)
-            undo.callback(stream.unlink)
-            stream.block.path = os.fsencode(path)  # before the file: whoever reaps us finds it
-            partial = claim_partial(partial_path(path), name)
-            undo.callback(partial.close)
-            undo.callback(os.unlink, partial_path(path))
-            _fill(stream.block, size, chunk_size, digest, max_subscribers, partial.fd)
-            streamer = cls(stream, partial, (publish_bytes, publish_interval))
-            undo.pop_all()
-        return streamer
+            stream, partial = Stream.create(
+                name,
+                path,
+                size=UNKNOWN if size is None else size,
+                chunk_size=chunk_size,
+                digest=digest or "",
+                slots=max_subscribers,
+            )
+        return cls(stream, partial, (publish_bytes, publish_interval))
 
     @property
     def size(self) -> int | None:
@@ -194,32 +198,40 @@ class BlobStreamer:
             DamagedPartial: the file was changed by somebody else. The stream is aborted.
             StreamClosed, IllegalTransition: it cannot be appended to any more.
         """
-        with memoryview(data) as whole, whole.cast("B") as view, self._lock:
-            self._check_open()
-            if self._block.state != State.STREAMING:
-                self._block.advance(State.STREAMING, self.name)
-            if self._appended + len(view) > self._block.size:
-                raise self._fail_size(self._appended + len(view))
-            for start in range(0, len(view), _STEP):
-                self._append_step(view[start : start + _STEP])
+        with self._lock:
+            if not self._streaming:
+                self._begin()
+            if type(data) is bytes and len(data) <= _STEP:  # the common case, without a view
+                self._append_step(data)
+                return
+            with memoryview(data) as whole, whole.cast("B") as view:
+                for start in range(0, len(view), _STEP):
+                    self._append_step(view[start : start + _STEP])
 
-    def _append_step(self, view: memoryview) -> None:
-        self._write(view)
+    def _begin(self) -> None:
+        self._check_open()
+        self._block.advance(State.STREAMING, self.name)
+        self._streaming = True
+
+    def _append_step(self, data: bytes | memoryview) -> None:
+        if self._appended + len(data) > self._limit:
+            raise self._fail_size(self._appended + len(data))
+        self._write(data)
         if self._hash is not None:
-            self._hash.update(view)
-        waiting = self._publishable() - self._block.published
+            self._hash.update(data)
+        end = self._appended if self._hash is None else self._publishable()
+        waiting = end - self._published
         if waiting > 0 and self._pacer.is_due(waiting):
             self._publish()
 
-    def _write(self, view: memoryview) -> None:
-        fd = self._partial.fd
+    def _write(self, data: bytes | memoryview) -> None:
         try:
-            if os.lseek(fd, 0, os.SEEK_END) != self._appended:
+            if os.lseek(self._fd, 0, os.SEEK_END) != self._appended:
                 reason = f"was truncated or written to by somebody else (it had {self._appended})"
                 raise DamagedPartial(self.name, self._appended, partial_path(self.path), reason)
-            written = os.write(fd, view)
-            while written < len(view):
-                written += os.write(fd, view[written:])
+            written = os.write(self._fd, data)
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
         except DamagedPartial as error:
             self.abort(error)
             raise
@@ -233,22 +245,25 @@ class BlobStreamer:
         """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
         if self._hash is None:
             return self._appended
-        end = self._appended if self._block.size == UNKNOWN else self._block.size
-        chunk_size = self._block.chunk_size
-        return min(self._appended, max(end - 1, 0) // chunk_size * chunk_size)
+        end = self._appended if self._limit == UNKNOWN else self._limit
+        return min(self._appended, max(end - 1, 0) // self._chunk_size * self._chunk_size)
 
     def _publish(self) -> None:
-        """Let readers have what is publishable, and wake them."""
+        """Let readers have what is publishable, and wake them.
+
+        The rings come last: a reader that is woken on this very processor runs when we have done.
+        """
         with self._lock:
-            if self._block.state == State.STREAMING:
+            self._pacer.published()
+            if self._streaming:
+                self._subscribers.look_after_one()
                 self._store_published(self._publishable())
                 self._subscribers.ring()
-            self._pacer.published()
 
     def _store_published(self, published: int) -> None:
         block = self._block
-        block.published = published  # I1, I2: all of it has been written
-        block.chunk_count = chunks_in(published, block.chunk_size, self.size)
+        block.published = self._published = published  # I1, I2: all of it has been written
+        block.chunk_count = chunks_in(published, self._chunk_size, self._limit)
         block.progress = time.monotonic_ns()
 
     def transfer(self, source: BinaryIO | Iterable[Buffer] | Buffer) -> int:
@@ -284,14 +299,15 @@ class BlobStreamer:
         with self._lock:
             self._check_open()
             if self._block.state == State.OPENING:
-                self._block.advance(State.STREAMING, self.name)
+                self._begin()
             self._block.require(State.COMMITTED, self.name)
             if self.size not in (None, self._appended):
                 raise self._fail_size(self._appended)
             self._verify()
             self._move()
-            self._block.size = self._appended  # I3
+            self._block.size = self._limit = self._appended  # I3
             self._store_published(self._appended)
+            self._streaming = False
             self._block.advance(State.COMMITTED, self.name)
             self._subscribers.ring()
             self._pacer.published()
@@ -343,6 +359,7 @@ class BlobStreamer:
             self._block.require(State.ABORTED, self.name)
             error = _as_aborted(reason, self.name, self._appended)
             self._block.error = error.to_text(Block.error.capacity)  # I3
+            self._streaming = False
             self._block.advance(State.ABORTED, self.name)
             self._subscribers.ring()
             if self._partial.is_at(partial_path(self.path)):
@@ -400,6 +417,7 @@ class BlobStreamer:
 
     def _release(self) -> None:
         self._closed = self._closed or "it was closed"
+        self._streaming = False
         self._block = self._block.snapshot()
         self._stream.close()
 
@@ -426,33 +444,6 @@ class BlobStreamer:
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
         return f"<BlobStreamer {self.name!r} {self.state.name} {self.published}/{size} bytes>"
-
-
-def _fill(
-    block: Block,
-    size: int | None,
-    chunk_size: int,
-    digest: str | None,
-    slots: int,
-    fd: int,
-) -> None:
-    """Write the rest of a new block, the magic last: until then nobody reads it."""
-    me = Identity.mine()
-    facts = os.fstat(fd)
-    block.slots = slots
-    block.token = secrets.randbits(48)
-    block.chunk_size = chunk_size
-    block.writer_pid, block.writer_started, block.writer_namespace = (
-        me.pid,
-        me.started,
-        me.namespace,
-    )
-    block.device, block.inode = facts.st_dev, facts.st_ino
-    block.size = UNKNOWN if size is None else size
-    block.digest = (digest or "").encode()
-    block.state = State.OPENING
-    block.version = VERSION
-    block.magic = MAGIC
 
 
 def _as_aborted(reason: str | BaseException, name: str, offset: int) -> BlobAborted:

@@ -116,7 +116,7 @@ class Subscribers:
         self._next_look = 0.0
 
     def ring(self) -> None:
-        """Wake every reader, and now and then look after a slot. Never blocks, never fails."""
+        """Wake every reader. Never blocks, never fails."""
         memberships = self._memberships.tobytes()
         if memberships != self._seen:
             self._seen = memberships
@@ -126,6 +126,9 @@ class Subscribers:
                 ring()
             except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
                 continue
+
+    def look_after_one(self) -> None:
+        """Now and then free the next slot, in turn, whose reader was killed. Never blocks."""
         if self._active and (now := time.monotonic()) >= self._next_look:
             self._next_look = now + _LOOK_INTERVAL
             after_last = bisect_right(self._active, self._looked_after) % len(self._active)

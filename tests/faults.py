@@ -74,8 +74,8 @@ def _store(
 
 WRITER_POINTS: dict[str, Callable[[int], None]] = {
     "after the segment is made": after(segment.Segment, "create"),
-    "after the segment is locked": after(stream.Stream, "create"),
-    "after the partial file is made": after(streamer, "claim_partial"),
+    "after the segment is locked": after(stream, "claim_segment"),
+    "after the partial file is made": after(stream, "claim_partial"),
     "before the magic": _store(Block.magic, dies_before=True),
     "after the magic": _store(Block.magic, dies_before=False),
     "after write": after(streamer.BlobStreamer, "_write"),

@@ -14,6 +14,7 @@ from shmstream.control import (
     SLOT_SIZE,
     TERMINAL,
     TRANSITIONS,
+    UNKNOWN,
     Block,
     Slot,
     State,
@@ -113,10 +114,10 @@ def test_a_snapshot_outlives_its_block() -> None:
 
 @pytest.mark.parametrize(
     ("published", "chunk_size", "size", "chunks"),
-    [(0, 5, None, 0), (4, 5, None, 0), (5, 5, None, 1), (104, 5, None, 20), (104, 5, 104, 21),
-     (105, 5, 105, 21), (0, 5, 0, 0), (4, 5, 104, 0)],
+    [(0, 5, UNKNOWN, 0), (4, 5, UNKNOWN, 0), (5, 5, UNKNOWN, 1), (104, 5, UNKNOWN, 20),
+     (104, 5, 104, 21), (105, 5, 105, 21), (0, 5, 0, 0), (4, 5, 104, 0)],
 )  # fmt: skip
-def test_chunks(published: int, chunk_size: int, size: int | None, chunks: int) -> None:
+def test_chunks(published: int, chunk_size: int, size: int, chunks: int) -> None:
     assert chunks_in(published, chunk_size, size) == chunks
 
 
