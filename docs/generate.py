@@ -33,7 +33,7 @@ reader. This page is everything that a program in any language needs to read alo
 
 | what | where | who holds the kernel lock |
 | --- | --- | --- |
-| the blob, while it arrives | `<path>.partial` | the writer, on the whole file |
+| the blob, while it arrives | `<path>.shmstream-partial` | the writer, on the whole file |
 | the blob, once committed | `<path>`, the same inode | nobody |
 | the control block | POSIX shared memory `/shms-<name>` | the writer, on the header; each reader, on its slot |
 | a reader's doorbell | POSIX semaphore `/shmd-<token, 12 hex>.<slot, hex>.<generation, hex>` | |

@@ -24,14 +24,22 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import ExitStack, suppress
 
 from shmstream import doorbell, segment
 from shmstream.control import HEADER_SIZE, Block, State
 from shmstream.errors import DamagedSegment, StreamExists
-from shmstream.liveness import WHOLE_FILE, KernelLock
+from shmstream.liveness import WHOLE_FILE, KernelLock, file_identity
 from shmstream.segment import Segment
 
-_HEADER = (0, HEADER_SIZE)
+_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has but the latter
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+_HEADER = (0, HEADER_SIZE)  # what a writer locks
+_REAPER = (0, 1)  # what a reaper locks: no writer is alive then, and it hides none's death
+_LIFE = (1, HEADER_SIZE - 1)
 
 
 def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
@@ -47,38 +55,40 @@ def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
     while True:
         try:
             mapped = Segment.create(name, size)
+            with ExitStack() as undo:
+                undo.callback(mapped.close)
+                lock = KernelLock.reopen(mapped.fd)
+                undo.callback(lock.close)
+                if lock.try_acquire(_HEADER) and lock.is_at(segment.path_of(name)):
+                    undo.callback(mapped.unlink)  # only the holder of the lock may
+                    mapped.reserve()
+                    undo.pop_all()
+                    return mapped, lock
         except FileExistsError:
-            if not reap(name):
+            if not reap(name) and not is_abandoned(name):
                 return None
-            continue
-        try:
-            lock = KernelLock.reopen(mapped.fd)
-        except OSError:
-            mapped.unlink()
-            mapped.close()
+        except OSError as error:
+            error.with_traceback(None)  # lets a half-made mapping go, and its descriptor with it
+            with suppress(OSError, DamagedSegment):
+                reap(name)
             raise
-        if lock.try_acquire(_HEADER) and lock.is_at(segment.path_of(name)):
-            return mapped, lock
-        lock.close()
-        mapped.close()
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether a segment is there whose writer's lock nobody holds."""
+    """Whether the segment of that name has no live writer, or is gone; a reaper may be at it."""
     try:
-        fd = os.open(segment.path_of(name), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = KernelLock(segment.path_of(name), os.O_NONBLOCK)
     except FileNotFoundError:
-        return False
-    lock = KernelLock(fd)
+        return True
     try:
-        return not lock.is_held_elsewhere(_HEADER)
+        return not lock.is_held_elsewhere(_LIFE)
     finally:
         lock.close()
 
 
 def partial_path(path: str) -> str:
     """The partial file of the blob that will be at `path`."""
-    return path + ".partial"
+    return path + ".shmstream-partial"
 
 
 def claim_partial(path: str, name: str) -> KernelLock:
@@ -90,23 +100,16 @@ def claim_partial(path: str, name: str) -> KernelLock:
         StreamExists: a live writer holds it.
         OSError: the folder cannot be written to, or something that is no file is there.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     while True:
         try:
-            lock = KernelLock(os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600))
+            lock = KernelLock(path, os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            if not _remove_partial(path):
+            if not _remove_partial(path) and _is_written(path):
                 raise StreamExists(name, path, "another writer") from None
             continue
         if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
             return lock
         lock.close()
-
-
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has but the latter
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 def reserve(fd: int, size: int) -> None:
@@ -126,25 +129,35 @@ def reserve(fd: int, size: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def _remove_partial(path: str, only: tuple[int, int] | None = None) -> bool:
+def _remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
     """Unlink a partial file that nobody writes; False if somebody does.
 
-    With `only` (device, inode), a file that is not that one is left alone.
+    With `only` (see `file_identity`), a file that is not that one is left alone.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        lock = KernelLock(path)
     except FileNotFoundError:
         return True
-    lock = KernelLock(fd)
     try:
-        facts = os.fstat(fd)
-        if only not in (None, (facts.st_dev, facts.st_ino)):
+        if only not in (None, file_identity(lock.fd)):
             return True
-        if not lock.try_acquire(WHOLE_FILE):
+        if not lock.try_acquire(_REAPER):
             return False
         if lock.is_at(path):
             os.unlink(path)
         return True
+    finally:
+        lock.close()
+
+
+def _is_written(path: str) -> bool:
+    """Whether the partial file at `path` has a live writer."""
+    try:
+        lock = KernelLock(path)
+    except FileNotFoundError:
+        return False
+    try:
+        return lock.is_held_elsewhere((1, 0))
     finally:
         lock.close()
 
@@ -164,29 +177,23 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
     """
     path = segment.path_of(name)
     try:
-        lock = KernelLock(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+        lock = KernelLock(path, os.O_NONBLOCK)
     except FileNotFoundError:
         return True
     try:
-        if not lock.try_acquire(_HEADER):
+        facts = os.fstat(lock.fd)
+        if facts.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"user {facts.st_uid} owns it", name)
+        if not lock.try_acquire(_REAPER):
             return False
         if not lock.is_at(path):
             return True
-        try:
-            mapped = Segment.attach(name)
-        except FileNotFoundError:  # killed before it had a size
-            segment.unlink(name)
-            return True
-        block = Block(mapped.memory)
-        try:
-            ready = block.validate(name)
-            if ready and spare_readers and lock.is_held_elsewhere(block.slots_span):
-                return False
-            _remove_remains(block, ready)
-            mapped.unlink()
-        finally:
-            block.release()
-            mapped.close()
+        block = Block.read(lock.fd)
+        ready = facts.st_size > 0 and block.validate(name, facts.st_size)
+        if ready and spare_readers and lock.is_held_elsewhere(block.slots_span):
+            return False
+        _remove_remains(block, ready)
+        segment.unlink(name)
         return True
     finally:
         lock.close()
@@ -196,7 +203,7 @@ def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
     if block.path and block.state != State.COMMITTED:
         partial = partial_path(os.fsdecode(block.path))
-        _remove_partial(partial, only=(block.device, block.inode) if ready else None)
+        _remove_partial(partial, only=block.file if ready else None)
     for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
 
@@ -220,8 +227,10 @@ def sweep() -> list[str]:
                 tokens.add(_token_of(name))
         except DamagedSegment:  # perhaps another version's stream: then its bells are unknown
             bells.clear()
-        except OSError:  # gone meanwhile, or another user's, or no file at all
+        except FileNotFoundError:  # gone meanwhile
             continue
+        except OSError:  # it cannot be looked at just now: then its bells are unknown too
+            bells.clear()
     removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
     return removed
 

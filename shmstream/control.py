@@ -150,6 +150,7 @@ class Block:
     writer_namespace = Word(56, "writer", "creation", "", "inode of its pid namespace")
     device = Word(64, "writer", "creation", "", "device of the partial file")
     inode = Word(72, "writer", "creation", "", "inode of the partial file")
+    file_generation = Word(88, "writer", "creation", "", "of that inode: numbers are reused")
     epoch = Word(80, "writer", "creation", "", "one more for each writer that took over")
     size = Word(
         128,
@@ -208,7 +209,12 @@ class Block:
             raise DamagedSegment(name=name, reason="it is of another kind, or of another version")
         return token
 
-    def validate(self, name: str) -> bool:
+    @classmethod
+    def read(cls, fd: int) -> Block:
+        """The header in a segment's file, in memory of its own; zeros where there is none yet."""
+        return cls(memoryview(bytearray(os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0"))))
+
+    def validate(self, name: str, available: int | None = None) -> bool:
         """Whether the block is ready to be read; False while its writer is still making it.
 
         Raises:
@@ -218,7 +224,7 @@ class Block:
         def refuse(reason: str) -> DamagedSegment:
             return DamagedSegment(name=name, reason=reason)
 
-        available = len(self.memory)
+        available = len(self.memory) if available is None else available
         if available < HEADER_SIZE:
             raise refuse(f"{available} bytes are shorter than a header of {HEADER_SIZE}")
         if self.magic == 0:
@@ -227,6 +233,8 @@ class Block:
             raise refuse(f"magic is {self.magic:#018x}, not {MAGIC:#018x}")
         if self.version != VERSION:
             raise refuse(f"layout version is {self.version}; this program reads {VERSION}")
+        state = self.state  # first: what a terminal state makes final is loaded after it (I3)
+        complete = state != State.COMMITTED or self.published == self.size
         inconsistencies = (
             (not 1 <= self.slots <= MAX_SLOTS, f"it claims {self.slots} slots"),
             (
@@ -234,7 +242,8 @@ class Block:
                 f"{available} bytes have no room for its slots",
             ),
             (self.chunk_size == 0, "its chunks have no bytes"),
-            (self.state not in list(State), f"its state is {self.state}"),
+            (state not in list(State), f"its state is {state}"),
+            (not complete, "it is committed, and not complete"),
             (self.published > self.size, f"it published {self.published} bytes of {self.size}"),
             (self.token >> 48 > 0, "its token is out of bounds"),
             (not self.path.startswith(b"/"), "its path is not absolute"),
@@ -264,9 +273,19 @@ class Block:
         self.state = to
 
     @property
+    def file(self) -> tuple[int, int, int]:
+        """Which file it is that the stream writes: device, inode, generation."""
+        return self.device, self.inode, self.file_generation
+
+    @property
     def header_span(self) -> tuple[int, int]:
         """The bytes that the writer writes, and holds the lock on."""
         return (0, HEADER_SIZE)
+
+    @property
+    def life_span(self) -> tuple[int, int]:
+        """The bytes that tell whether the writer lives: a reaper locks only the one before them."""
+        return (1, HEADER_SIZE - 1)
 
     @property
     def slots_span(self) -> tuple[int, int]:

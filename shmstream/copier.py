@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import operator
 import os
 import warnings
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from shmstream.errors import (
     WriterDied,
     naming_shortages,
 )
-from shmstream.liveness import register
+from shmstream.liveness import file_identity, register
 from shmstream.mover import Destination, Mover
 from shmstream.stream import Stream
 from shmstream.tail import Tail
@@ -166,7 +167,11 @@ class InFlightCopier(io.RawIOBase):
         """How far may be read, once that is at least `want` or the end: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        return self._tail.readable(self._position, want)
+        try:
+            return self._tail.readable(self._position, want)
+        except ValueError:  # closed beneath us: the memory is gone
+            self._check_open()
+            raise
 
     # Reading.
 
@@ -196,10 +201,18 @@ class InFlightCopier(io.RawIOBase):
         """
         if size is None or size < 0:
             return self.readall()
-        count = min(self._readable(self._position + size) - self._position, size)
+        if size == 0:
+            self._check_open()
+            return b""
+        start = self._position
+        count = min(self._readable(start + size) - start, size)
         data = self._pread(count)
-        while len(data) < count:
-            data += self._pread(count - len(data))
+        try:
+            while len(data) < count:
+                data += self._pread(count - len(data))
+        except DamagedPartial:
+            if not data:
+                raise  # else the next call raises it
         return data
 
     def read1(self, size: int | None = -1, /) -> bytes:
@@ -296,6 +309,7 @@ class InFlightCopier(io.RawIOBase):
             ValueError: the position would be negative.
         """
         self._check_open()
+        offset = operator.index(offset)
         if whence == os.SEEK_SET:
             target = offset
         elif whence == os.SEEK_CUR:
@@ -347,8 +361,12 @@ class InFlightCopier(io.RawIOBase):
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(
+                    f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
+                )
+            finally:  # a warning may be an error
+                self.close()
 
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
@@ -366,13 +384,12 @@ def _open_blob(stream: Stream) -> int:
     """
     for path in (partial_path(stream.path), stream.path):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
                 continue
             raise
-        facts = os.fstat(fd)
-        if (facts.st_dev, facts.st_ino) == (stream.block.device, stream.block.inode):
+        if file_identity(fd) == stream.block.file:
             return fd
         os.close(fd)
     if stream.block.state == State.ABORTED:

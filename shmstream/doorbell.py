@@ -25,6 +25,8 @@ _FOLDER = "/dev/shm"
 _PREFIX = "shmd-"
 _NANOSECONDS = 1_000_000_000
 
+_ENOUGH = 1 << 16  # rings to forget at one time; what is left makes the next waits spurious (I4)
+
 GENERATIONS = 1 << 20
 """Generations of a slot are counted modulo this; a name has room for five hexadecimal digits."""
 
@@ -37,6 +39,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.sem_open.restype = ctypes.c_void_p
 _libc.sem_close.argtypes = [ctypes.c_void_p]
+_libc.sem_post.argtypes = [ctypes.c_void_p]
+_libc.sem_trywait.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
 
@@ -69,17 +73,16 @@ class Doorbell:
     def __init__(self, name: str) -> None:
         self.name = name
         unlink(name)
-        self._semaphore = _open(name, posix_ipc.O_CREX)
-        address = _libc.sem_open(name.encode(), 0)
+        address = _libc.sem_open(name.encode(), os.O_CREAT | os.O_EXCL, 0o600, 0)
         if not address:
             code = ctypes.get_errno()
-            self._semaphore.close()
-            unlink(name)
             raise OSError(code, os.strerror(code), name)
-        self._address = address
+        self._address: ctypes.c_void_p | None = ctypes.c_void_p(address)
+        self._busy = False
+        self._closed = False
         self._deadline = _Timespec()
         self._arguments = (
-            ctypes.c_void_p(address), *_said_of_clock, ctypes.byref(self._deadline),
+            self._address, *_said_of_clock, ctypes.byref(self._deadline),
         )  # fmt: skip
 
     def wait(self, seconds: float) -> bool:
@@ -90,9 +93,15 @@ class Doorbell:
         """
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
-        if _timedwait(*self._arguments) == 0:
-            return True
-        code = ctypes.get_errno()
+        self._busy = True  # from here on `close` leaves the unmapping to us
+        try:
+            if self._closed or _timedwait(*self._arguments) == 0:
+                return True
+            code = ctypes.get_errno()
+        finally:
+            self._busy = False
+            if self._closed:
+                self._let_go()
         if code == errno.ETIMEDOUT:
             return False
         if code == errno.EINTR:
@@ -100,25 +109,39 @@ class Doorbell:
         raise OSError(code, os.strerror(code), self.name)
 
     def drain(self) -> int:
-        """Forget all rings so far; the number forgotten. Never blocks."""
+        """Forget the rings so far, or enough of them; the number forgotten. Never blocks."""
         forgotten = 0
-        while self._semaphore.value:
-            try:
-                self._semaphore.acquire(0)
-            except posix_ipc.BusyError:
-                break
-            forgotten += 1
+        self._busy = True
+        try:
+            while not self._closed and forgotten < _ENOUGH and not _libc.sem_trywait(self._address):
+                forgotten += 1
+        finally:
+            self._busy = False
+            if self._closed:
+                self._let_go()
         return forgotten
 
     def close(self, *, unlink_name: bool) -> None:
-        """Let go of the semaphore; with `unlink_name` remove its name from the host too."""
+        """Let go of the semaphore; with `unlink_name` remove its name from the host too.
+
+        Who waits on it, in another thread or beneath a signal handler, is woken, and lets go later:
+        the memory stays mapped for as long as that.
+        """
         if unlink_name:
             unlink(self.name)
-        _libc.sem_close(self._address)
-        self._semaphore.close()
+        self._closed = True
+        if self._busy:
+            _libc.sem_post(self._address)
+        else:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._address is not None:
+            address, self._address = self._address, None
+            _libc.sem_close(address)
 
     def __repr__(self) -> str:
-        return f"<Doorbell {self.name} rings={self._semaphore.value}>"
+        return f"<Doorbell {self.name}>"
 
 
 class Ringer:
@@ -128,7 +151,7 @@ class Ringer:
         """Raises:
         FileNotFoundError: if the doorbell is gone.
         """
-        self._semaphore = _open(name, 0)
+        self._semaphore = _open(name)
         self.ring: Callable[[], None] = self._semaphore.release
         """Post once, without blocking. Raises OSError when it is already posted to its limit."""
 
@@ -137,13 +160,14 @@ class Ringer:
         self._semaphore.close()
 
 
-def _open(name: str, flags: int) -> posix_ipc.Semaphore:
+def _open(name: str) -> posix_ipc.Semaphore:
     """Open a semaphore; whatever goes wrong is an OSError with its number."""
     try:
-        return posix_ipc.Semaphore(name, flags, mode=0o600)
+        return posix_ipc.Semaphore(name)
     except posix_ipc.ExistentialError as error:
-        code = errno.EEXIST if flags else errno.ENOENT
-        raise OSError(code, os.strerror(code), name) from error
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
     except OSError as error:
         if error.errno is None:  # posix_ipc drops the number of this one
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name) from error
@@ -156,6 +180,8 @@ def unlink(name: str) -> bool:
         posix_ipc.unlink_semaphore(name)
     except posix_ipc.ExistentialError:
         return False
+    except posix_ipc.PermissionsError as error:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
     return True
 
 

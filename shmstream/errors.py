@@ -212,7 +212,7 @@ class BlobAborted(StreamBroken):
     def to_text(self, limit: int) -> bytes:
         """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
         facts = {"kind": type(self).__name__, **self.facts}
-        while len(text := json.dumps(facts, ensure_ascii=False).encode()) > limit:
+        while len(text := json.dumps(facts).encode()) > limit:
             facts["reason"] = facts["reason"][: len(facts["reason"]) * 3 // 4 - 4] + "..."
         return text
 
@@ -223,13 +223,13 @@ class BlobAborted(StreamBroken):
         Raises:
             ValueError: if it is nothing that `to_text` wrote.
         """
-        facts = json.loads(text)
         try:
+            facts = json.loads(text)
             kind = {each.__name__: each for each in (BlobAborted, SizeMismatch, DigestMismatch)}[
                 facts.pop("kind")
             ]
             return kind(**facts)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
 
 

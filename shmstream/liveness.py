@@ -23,6 +23,7 @@ import errno
 import fcntl
 import os
 import struct
+import threading
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ if not hasattr(fcntl, "F_OFD_SETLK"):  # pragma: no cover
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
+_GET_GENERATION = 0x80087601  # FS_IOC_GETVERSION
+
 WHOLE_FILE = (0, 0)
 """The range of a lock on all bytes of a file, however long it grows."""
 
@@ -48,10 +51,12 @@ class KernelLock:
     may lie beyond the end of the file. No method blocks.
     """
 
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
+    def __init__(self, path: str, flags: int = 0) -> None:
+        self.fd = -1
         _arm()
-        _locks.add(self)
+        with _forking:
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            _locks.add(self)
 
     @classmethod
     def reopen(cls, fd: int) -> KernelLock:
@@ -60,7 +65,13 @@ class KernelLock:
         `mmap` keeps a duplicate of its descriptor, which would keep a lock taken on it alive in a
         forked child; a description opened anew is shared with nobody.
         """
-        return cls(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC))
+        lock = cls.__new__(cls)
+        lock.fd = -1
+        _arm()
+        with _forking:
+            lock.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            _locks.add(lock)
+        return lock
 
     def try_acquire(self, span: tuple[int, int]) -> bool:
         """Lock `span`, unless another description holds any byte of it."""
@@ -91,12 +102,30 @@ class KernelLock:
 
     def close(self) -> None:
         """Close the descriptor, which frees every range. Idempotent."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        with _forking:
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
+                os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"<KernelLock fd={self.fd}>"
+
+
+def file_identity(fd: int) -> tuple[int, int, int]:
+    """Device, inode and the inode's generation: inode numbers are used again, often at once.
+
+    File systems that cannot tell a generation (0 here) are those that never reuse a number, such
+    as tmpfs.
+    """
+    facts = os.fstat(fd)
+    try:
+        [generation] = struct.unpack_from("I", fcntl.ioctl(fd, _GET_GENERATION, bytes(8)))
+    except OSError:
+        generation = 0
+    return facts.st_dev, facts.st_ino, generation
 
 
 @dataclass(frozen=True)
@@ -158,6 +187,9 @@ class Owner(Protocol):
 _locks: weakref.WeakSet[KernelLock] = weakref.WeakSet()
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _armed_in: int | None = None
+_forking = threading.RLock()
+"""Held while a descriptor is opened or closed: a fork in between would leave a copy in the child
+that nobody knows of, and that keeps its locks."""
 
 
 def register(owner: Owner) -> None:
@@ -175,7 +207,11 @@ def _arm() -> None:
     global _armed_in
     if _armed_in != os.getpid():
         if _armed_in is None:
-            os.register_at_fork(after_in_child=_abandon_all)
+            os.register_at_fork(
+                before=_forking.acquire,
+                after_in_parent=_forking.release,
+                after_in_child=_abandon_all,
+            )
         util.Finalize(None, _close_all, exitpriority=100)
         _armed_in = os.getpid()
 
@@ -187,9 +223,11 @@ def _close_all() -> None:
 
 
 def _abandon_all() -> None:
-    for lock in list(_locks):
-        lock.close()  # leaves the parent's description, and so its locks, alone
-    for owner in list(_owners):
-        owner.abandon()
-    _locks.clear()
-    _owners.clear()
+    _forking.release()
+    with ExitStack() as abandoning:  # whatever fails on the way
+        abandoning.callback(_owners.clear)
+        abandoning.callback(_locks.clear)
+        for owner in list(_owners):
+            abandoning.callback(owner.abandon)
+        for lock in list(_locks):
+            abandoning.callback(lock.close)  # leaves the parent's description and its locks alone

@@ -28,24 +28,29 @@ NAME_LIMIT = 30 - len("/" + _PREFIX)
 
 
 class _Attached(shared_memory.SharedMemory):
+    _fd: int  # the constructor of the base class sets it
+
     @property
     def descriptor(self) -> int:
-        return int(self._fd)  # type: ignore[attr-defined]
+        return self._fd
 
     def unlink(self) -> None:
         """Nothing: a constructor that fails calls this, and would rob everybody else."""
 
-
-class _Created(_Attached):
-    def unlink(self) -> None:
-        """Remove what this constructor made."""
-        unlink(self.name.removeprefix(_PREFIX))
+    def close(self) -> None:
+        """Unmap. Memory that some frame still looks at is unmapped when that is gone."""
+        try:
+            super().close()
+        except BufferError:
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
 
 
 if sys.version_info >= (3, 13):
 
-    def _create(name: str, size: int) -> _Created:
-        return _Created(_PREFIX + name, create=True, size=size, track=False)
+    def _create(name: str, size: int) -> _Attached:
+        return _Attached(_PREFIX + name, create=True, size=size, track=False)
 
     def _attach(name: str) -> _Attached:
         return _Attached(_PREFIX + name, track=False)
@@ -53,9 +58,9 @@ if sys.version_info >= (3, 13):
 else:
 
     def _overlooking_ours(tell: Callable[[str, str], None]) -> Callable[[str, str], None]:
-        def tell_of_others(name: str, kind: str) -> None:
+        def tell_of_others(name: str, rtype: str) -> None:
             if not name.startswith("/" + _PREFIX):
-                tell(name, kind)
+                tell(name, rtype)
 
         return tell_of_others
 
@@ -63,8 +68,8 @@ else:
         resource_tracker.register
     )
 
-    def _create(name: str, size: int) -> _Created:
-        return _Created(_PREFIX + name, create=True, size=size)
+    def _create(name: str, size: int) -> _Attached:
+        return _Attached(_PREFIX + name, create=True, size=size)
 
     def _attach(name: str) -> _Attached:
         return _Attached(_PREFIX + name)
@@ -92,14 +97,15 @@ class Segment:
             FileExistsError: the name is taken.
             OSError: shared memory or descriptors have run out; nothing is left behind.
         """
-        memory = _create(name, size)
-        try:
-            os.posix_fallocate(memory.descriptor, 0, size)
-        except OSError:
-            memory.unlink()
-            memory.close()
-            raise
-        return cls(memory, name)
+        return cls(_create(name, size), name)
+
+    def reserve(self) -> None:
+        """Have all pages, so that touching them later never fails.
+
+        Raises:
+            OSError: there is no room.
+        """
+        os.posix_fallocate(self.fd, 0, self.size)
 
     @classmethod
     def attach(cls, name: str) -> Segment:
@@ -110,19 +116,21 @@ class Segment:
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
+        facts = os.stat(path_of(name), follow_symlinks=False)
+        if stat.S_ISREG(facts.st_mode):
+            _refuse_foreign(facts, name)
         try:
             memory = _attach(name)
         except ValueError as error:  # "cannot mmap an empty file": made, but not yet sized
             raise FileNotFoundError(errno.ENOENT, "segment has no size yet", name) from error
-        facts = os.fstat(memory.descriptor)
-        reason = None
-        if facts.st_uid != os.geteuid():
-            reason = f"user {facts.st_uid} owns it, and this is user {os.geteuid()}"
-        elif stat.S_IMODE(facts.st_mode) & 0o022:
-            reason = "other users may write to it"
-        if reason is not None:
+        try:
+            facts = os.fstat(memory.descriptor)
+            _refuse_foreign(facts, name)
+            if facts.st_blocks * 512 < facts.st_size:  # touching what is not there may be SIGBUS
+                raise FileNotFoundError(errno.ENOENT, "segment is not reserved yet", name)
+        except BaseException:
             memory.close()
-            raise PermissionError(errno.EPERM, reason, name)
+            raise
         return cls(memory, name)
 
     def unlink(self) -> None:
@@ -135,6 +143,16 @@ class Segment:
 
     def __repr__(self) -> str:
         return f"<Segment {self.name} {self.size} bytes>"
+
+
+def _refuse_foreign(facts: os.stat_result, name: str) -> None:
+    reason = None
+    if facts.st_uid != os.geteuid():
+        reason = f"user {facts.st_uid} owns it, and this is user {os.geteuid()}"
+    elif stat.S_IMODE(facts.st_mode) & 0o022:
+        reason = "other users may write to it"
+    if reason is not None:
+        raise PermissionError(errno.EPERM, reason, name)
 
 
 def path_of(name: str) -> str:
@@ -151,7 +169,15 @@ def unlink(name: str) -> None:
 
 
 def names() -> list[str]:
-    """The names of all streams on this host, dead or alive, whosoever they are."""
-    return sorted(
-        entry.removeprefix(_PREFIX) for entry in os.listdir(_FOLDER) if entry.startswith(_PREFIX)
-    )
+    """The names of this user's streams on this host, dead or alive."""
+    found = []
+    with os.scandir(_FOLDER) as entries:
+        for entry in entries:
+            if entry.name.startswith(_PREFIX):
+                try:
+                    facts = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid():
+                    found.append(entry.name.removeprefix(_PREFIX))
+    return sorted(found)

@@ -8,8 +8,9 @@ asked for, so the one-call methods are preferred wherever an object has them.
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -25,17 +26,20 @@ def buffers(source: BinaryIO | Iterable[Buffer] | Buffer) -> Iterator[Buffer]:
     Blocks as long as the source does. Does not close it.
 
     Raises:
+        EOFError: it is an HTTP response that ends before its Content-Length.
         TypeError: it is neither, or gives something other than bytes.
         ValueError: it is a file object in non-blocking mode.
     """
-    if isinstance(source, bytes | bytearray | memoryview):
-        return iter((source,))
     if isinstance(source, str | io.TextIOBase):
         raise TypeError("a source gives bytes; this one gives text: open it in binary mode")
+    try:
+        return iter((memoryview(cast("Buffer", source)),))
+    except TypeError:
+        pass  # no buffer: a file object or an iterable
     if isinstance(source, io.RawIOBase):
         return _fill(source.readinto)
     if callable(fill := getattr(source, "readinto1", None)):
-        return _fill(fill)
+        return _checked(source, _fill(fill))
     for method in ("read1", "read"):
         if callable(read := getattr(source, method, None)):
             return _read(read)
@@ -57,6 +61,14 @@ def _fill(readinto: Callable[[bytearray], int | None]) -> Iterator[Buffer]:
 def _read(read: Callable[[int], bytes | None]) -> Iterator[Buffer]:
     while data := _there(read(_READ_SIZE)):
         yield data
+
+
+def _checked(source: object, data: Iterator[Buffer]) -> Iterator[Buffer]:
+    """An `http.client` response that is cut off reads like one that ends: it must not."""
+    yield from data
+    http = sys.modules.get("http.client")
+    if http is not None and isinstance(source, http.HTTPResponse) and source.length:
+        raise EOFError(f"the response ended {source.length} bytes short of its Content-Length")
 
 
 def _there(given: T | None) -> T:

@@ -32,7 +32,7 @@ from shmstream.errors import (
     WriterDied,
     naming_shortages,
 )
-from shmstream.liveness import Identity, KernelLock
+from shmstream.liveness import Identity, KernelLock, file_identity
 from shmstream.segment import Segment
 
 ATTACH_TIMEOUT = 5.0
@@ -67,11 +67,7 @@ class Stream:
             OutOfResources: shared memory or descriptors have run out.
             OSError: the partial file cannot be made, or there is no room for it.
         """
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
-                f"underscores, and begins with a letter or digit: {name!r} has not"
-            )
+        _check_name(name)
         with _naming_causes(name):
             claim = claim_segment(name, Block.size_for(slots))
         if claim is None:
@@ -89,13 +85,12 @@ class Stream:
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
             me = Identity.mine()
-            facts = os.fstat(partial.fd)
             block.slots = slots
             block.token = secrets.randbits(48)
             block.chunk_size = chunk_size
             block.writer_pid, block.writer_started = me.pid, me.started
             block.writer_namespace = me.namespace
-            block.device, block.inode = facts.st_dev, facts.st_ino
+            block.device, block.inode, block.file_generation = file_identity(partial.fd)
             block.size = size
             block.digest = digest.encode()
             block.state = State.OPENING
@@ -109,11 +104,13 @@ class Stream:
         """The stream of that name, waiting up to `timeout` seconds (None: 5) for it to appear.
 
         Raises:
+            ValueError: no stream can have that name.
             StreamNotFound: it did not appear.
             WriterDied: its writer was killed while making it.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
             OutOfResources: descriptors or memory have run out.
         """
+        _check_name(name)
         timeout = ATTACH_TIMEOUT if timeout is None else timeout
         began = time.monotonic()
         abandoned_since = None
@@ -121,7 +118,9 @@ class Stream:
         while True:
             with _naming_causes(name):
                 stream = cls._try_attach(name)
-                abandoned = stream is None and is_abandoned(name)
+                abandoned = (
+                    stream is None and os.path.lexists(segment.path_of(name)) and is_abandoned(name)
+                )
             if stream is not None:
                 return stream
             now = time.monotonic()
@@ -178,7 +177,7 @@ class Stream:
 
     def is_orphaned(self) -> bool:
         """Whether no writer is alive. Load the state again before concluding that it died."""
-        return not self.lock.is_held_elsewhere(self.block.header_span)
+        return not self.lock.is_held_elsewhere(self.block.life_span)
 
     def abort_error(self) -> BlobAborted | DamagedSegment:
         """Why the writer of an aborted stream gave up."""
@@ -207,6 +206,14 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
+            f"underscores, and begins with a letter or digit: {name!r} has not"
+        )
 
 
 def _writer_of(name: str) -> str:

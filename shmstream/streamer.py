@@ -114,8 +114,8 @@ class BlobStreamer:
     ) -> BlobStreamer:
         """Begin to stream the blob that will be at `path`.
 
-        Bytes gather in `path` + ".partial", and move to `path` at commit, replacing what is
-        there. What a dead writer left under this name or path is removed first, and whatever else
+        Bytes gather in `path` + ".shmstream-partial", and move to `path` at commit, replacing what
+        is there. What a dead writer left under this name or path is removed first, and whatever else
         the dead have left on this host (`sweep`).
 
         Args:
@@ -128,7 +128,8 @@ class BlobStreamer:
                 published only once all bytes are verified.
             publish_bytes: publish when so many bytes have gathered ...
             publish_interval: ... or so many seconds have passed since the last time. Bytes never
-                wait longer, even when the source goes quiet.
+                wait longer, even when the source goes quiet; only a disk that holds up the next
+                write holds them up too.
             max_subscribers: readers at one time; one costs 72 bytes of shared memory.
 
         Raises:
@@ -142,8 +143,8 @@ class BlobStreamer:
             raise ValueError(f"size is the number of bytes of the blob, not {size}")
         if not 0 < chunk_size < UNKNOWN:
             raise ValueError(f"chunk_size is a positive number of bytes, not {chunk_size}")
-        if publish_bytes < 0 or publish_interval < 0:
-            raise ValueError("publish_bytes and publish_interval are not negative")
+        if publish_bytes < 0 or not 0 <= publish_interval <= threading.TIMEOUT_MAX:
+            raise ValueError("publish_bytes and publish_interval are finite and not negative")
         if not 1 <= max_subscribers <= MAX_SLOTS:
             raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
         if digest is not None and not _DIGEST.fullmatch(digest):
@@ -407,7 +408,8 @@ class BlobStreamer:
         """In a forked child: let go of everything, and leave it all to the parent."""
         if self._closed is None:
             self._closed = "it belongs to the process that this one was forked from"
-            self._subscribers.close()
+            self._lock = threading.RLock()  # a thread that is not here may hold the old one
+            self._subscribers.abandon()
             self._partial.close()
             self._release()
 
@@ -438,8 +440,12 @@ class BlobStreamer:
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(
+                    f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
+                )
+            finally:  # a warning may be an error
+                self.close()
 
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
@@ -447,7 +453,7 @@ class BlobStreamer:
 
 
 def _as_aborted(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
-    if isinstance(reason, BlobAborted):
+    if isinstance(reason, SizeMismatch | DigestMismatch) and reason.name == name:
         return reason
     if isinstance(reason, BaseException):
         reason = f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__

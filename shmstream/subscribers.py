@@ -70,8 +70,7 @@ class Subscription:
 
     def abandon(self) -> None:
         """In a forked child: let go of the memory; slot and doorbell are the parent's."""
-        self.doorbell.close(unlink_name=False)
-        self.slot.release()
+        self.slot.release()  # not the doorbell: a thread that is not here may hold glibc's lock
 
 
 def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
@@ -183,6 +182,11 @@ class Subscribers:
                 found.append(Subscriber(index, slot.position, lag, identity))
                 slot.release()
         return found
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the memory only."""
+        self._memberships.release()
+        self._ringers.clear()
 
     def close(self) -> None:
         """Let go of all doorbells; their names stay."""

@@ -65,15 +65,16 @@ class Tail:
         seen = block.load_published()
         last_progress = time.monotonic()
         while True:
+            now = time.monotonic()  # before the load: a pause of our own in between is no stall
             doorbell.drain()
             published = block.load_published()
             if published >= want:
                 return published
-            now = time.monotonic()
             if block.state in TERMINAL or self._sees_writer_dead(now):
                 return self._conclude(position)
             if published != seen:
-                seen, last_progress = published, now
+                seen = published
+                now = last_progress = time.monotonic()
             pause = _SLICE
             if self._stall_timeout is not None:
                 pause = min(pause, last_progress + self._stall_timeout - now)
@@ -100,7 +101,8 @@ class Tail:
             return published
         if state == State.ABORTED:
             raise self._stream.abort_error()
-        raise WriterDied(self._stream.name, position, str(self._stream.writer))
+        offset = min(position, published)
+        raise WriterDied(self._stream.name, offset, str(self._stream.writer))
 
     def note(self, position: int) -> None:
         """Let the writer see how far this reader has come."""

@@ -34,7 +34,7 @@ def traces(folder: Path) -> Traces:
     return Traces(
         segments=segment.names(),
         doorbells=sorted(name for _, name in doorbell.names()),
-        partials=sorted(str(path) for path in folder.rglob("*.partial")),
+        partials=sorted(str(path) for path in folder.rglob("*.shmstream-partial")),
         processes=[
             " ".join(child.cmdline())
             for child in psutil.Process().children(recursive=True)

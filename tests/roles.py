@@ -227,7 +227,8 @@ def run_short_of_descriptors(link: Link, what: str, path: str, name: str) -> Non
         gc.collect()
         leaked = sorted(_descriptors() ^ before) + sorted(set(_ours()) ^ set(shared_before))
         link.say(
-            outcome | {"leaked": leaked + [p for p in (path + ".partial",) if os.path.exists(p)]}
+            outcome
+            | {"leaked": leaked + [p for p in (path + ".shmstream-partial",) if os.path.exists(p)]}
         )
         if outcome["error"] is None:
             return

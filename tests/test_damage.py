@@ -37,7 +37,8 @@ def forge(name: str, size: int, change: Callable[[Block], None] | None = None) -
     """A segment that no writer made: a valid block, then changed."""
     path = Path(segment.path_of(name))
     path.touch(0o600)
-    os.truncate(path, size)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
     if size >= HEADER_SIZE:
         with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as memory:
             block = Block(memoryview(memory))
@@ -133,10 +134,10 @@ def test_our_segment_seen_by_another_user(start: Start, blob: str) -> None:
         stranger = start(roles.read_as_user, 12345, streamer.name)
         outcome = stranger.hear()
         assert outcome["error"] == "ForeignSegment"
-        assert "another user" in outcome["text"]
+        assert "user 0 owns it" in outcome["text"]
         stranger.finish()
         assert stat.S_IMODE(Path(segment.path_of(streamer.name)).stat().st_mode) == 0o600
-        assert stat.S_IMODE(Path(blob + ".partial").stat().st_mode) == 0o600
+        assert stat.S_IMODE(Path(blob + ".shmstream-partial").stat().st_mode) == 0o600
 
 
 def test_a_segment_that_others_may_write_to() -> None:
@@ -171,7 +172,7 @@ def test_a_partial_file_that_is_truncated(late: bool, blob: str) -> None:
             reader = leaving.enter_context(InFlightCopier.attach(streamer.name))
             streamer.append(data)
             assert reader.read(1000) == data[:1000]
-            os.truncate(blob + ".partial", 2000)
+            os.truncate(blob + ".shmstream-partial", 2000)
             if late:
                 reader = leaving.enter_context(InFlightCopier.attach(streamer.name))
             rest = data[reader.tell() : 2000]
@@ -192,7 +193,7 @@ def test_a_partial_file_that_is_truncated(late: bool, blob: str) -> None:
 def test_a_partial_file_that_somebody_appends_to(blob: str) -> None:
     with BlobStreamer.create(blob) as streamer:
         streamer.append(b"ours")
-        with Path(blob + ".partial").open("ab") as file:
+        with Path(blob + ".shmstream-partial").open("ab") as file:
             file.write(b"theirs")
         with pytest.raises(DamagedPartial):
             streamer.commit()
@@ -204,9 +205,9 @@ def test_a_partial_file_that_is_replaced(how: str, blob: str) -> None:
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name) as reader:
             streamer.append(b"true bytes")
-            os.unlink(blob + ".partial")
+            os.unlink(blob + ".shmstream-partial")
             if how == "replaced":
-                Path(blob + ".partial").write_bytes(b"false byte")
+                Path(blob + ".shmstream-partial").write_bytes(b"false byte")
             assert reader.read(10) == b"true bytes", "who has it open has the true one"
             with pytest.raises(DamagedPartial, match="replaced or removed"):
                 InFlightCopier.attach(streamer.name)
@@ -216,8 +217,8 @@ def test_a_partial_file_that_is_replaced(how: str, blob: str) -> None:
                 reader.read1()
     assert not Path(blob).exists()
     if how == "replaced":
-        assert Path(blob + ".partial").read_bytes() == b"false byte", "not ours to remove"
-        os.unlink(blob + ".partial")
+        assert Path(blob + ".shmstream-partial").read_bytes() == b"false byte", "not ours to remove"
+        os.unlink(blob + ".shmstream-partial")
 
 
 def test_a_doorbell_that_is_removed(start: Start, blob: str) -> None:

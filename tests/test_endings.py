@@ -323,7 +323,7 @@ def test_a_second_writer(start: Start, tmp_path: Path) -> None:
     with pytest.raises(StreamExists, match=f"pid {writer.pid} .*python") as caught:
         BlobStreamer.create(tmp_path / "two", name="taken")
     assert caught.value.name == "taken"
-    with pytest.raises(StreamExists, match=r"one\.partial"):
+    with pytest.raises(StreamExists, match=r"one\.shmstream-partial"):
         BlobStreamer.create(tmp_path / "one", name="other")
     writer.say(["append", 1, 10])
     assert writer.hear() == "append"
@@ -410,17 +410,17 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(NotADirectoryError):
         (tmp_path / "file").write_bytes(b"")
         BlobStreamer.create(tmp_path / "file" / "blob")
-    (tmp_path / "folder.partial").mkdir()
+    (tmp_path / "folder.shmstream-partial").mkdir()
     with pytest.raises(IsADirectoryError):
         BlobStreamer.create(tmp_path / "folder")
-    (tmp_path / "folder.partial").rmdir()
+    (tmp_path / "folder.shmstream-partial").rmdir()
     (tmp_path / "there").mkdir()
     with BlobStreamer.create(tmp_path / "there") as streamer:
         with pytest.raises(IsADirectoryError):
             streamer.transfer([b"data"])
     (tmp_path / "target").write_bytes(b"precious")
-    (tmp_path / "link.partial").symlink_to(tmp_path / "target")
+    (tmp_path / "link.shmstream-partial").symlink_to(tmp_path / "target")
     with pytest.raises(OSError, match="symbolic links"):
         BlobStreamer.create(tmp_path / "link")
-    (tmp_path / "link.partial").unlink()
+    (tmp_path / "link.shmstream-partial").unlink()
     assert (tmp_path / "target").read_bytes() == b"precious"

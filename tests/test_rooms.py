@@ -87,7 +87,7 @@ def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> 
 def test_locks_on_ranges(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.touch()
-    one = KernelLock(os.open(path, os.O_RDWR))
+    one = KernelLock(str(path))
     two = KernelLock.reopen(one.fd)
     assert one.try_acquire((0, 10))
     assert one.try_acquire((0, 10)), "again is fine"

@@ -55,6 +55,13 @@ def test_disk_full(start: Start, small_disk: Path) -> None:
             InFlightCopier.attach(streamer.name)
 
 
+@needs_mounts
+def test_a_blob_that_will_not_fit_is_refused_before_the_first_byte(small_disk: Path) -> None:
+    with pytest.raises(OutOfResources, match=f"space in {small_disk}"):
+        BlobStreamer.create(small_disk / "blob", size=2 << 20)
+    assert list(small_disk.iterdir()) == []
+
+
 def test_file_size_limit(start: Start, blob: str) -> None:
     limited = start(roles.write_beyond_the_file_size_limit, blob)
     assert limited.hear() == "OutOfResources"
@@ -69,7 +76,7 @@ def test_shared_memory_full_at_create(start: Start, blob: str) -> None:
     assert outcome["error"] == "OutOfResources"
     assert "space in shared memory (/dev/shm)" in outcome["text"]
     assert outcome["left"] == []
-    assert not Path(blob + ".partial").exists()
+    assert not Path(blob + ".shmstream-partial").exists()
 
 
 @needs_mounts
