@@ -115,8 +115,8 @@ class BlobStreamer:
         """Begin to stream the blob that will be at `path`.
 
         Bytes gather in `path` + ".shmstream-partial", and move to `path` at commit, replacing what
-        is there. What a dead writer left under this name or path is removed first, and whatever else
-        the dead have left on this host (`sweep`).
+        is there. What a dead writer left under this name or path is removed first, and whatever
+        else the dead have left on this host (`sweep`).
 
         Args:
             path: where the complete blob will be; its folder must exist.

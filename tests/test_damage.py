@@ -26,7 +26,7 @@ from shmstream import (
     segment,
     sweep,
 )
-from shmstream.control import HEADER_SIZE, MAGIC, MAX_SLOTS, Block
+from shmstream.control import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block
 from tests import roles
 from tests.interpreters import Interpreter
 
@@ -73,6 +73,8 @@ FORGERIES: dict[str, tuple[int, Callable[[Block], None] | None]] = {
     "no chunk size": (GOOD, setting(chunk_size=0)),
     "unknown state": (GOOD, setting(state=4)),
     "more published than there is": (GOOD, setting(size=10, published=11)),
+    "committed, not complete": (GOOD, setting(size=10, published=9, state=2)),
+    "committed, of unknown size": (GOOD, setting(size=UNKNOWN, published=9, state=2)),
     "token out of bounds": (GOOD, setting(token=1 << 48)),
     "no path": (GOOD, setting(path=b"")),
     "relative path": (GOOD, setting(path=b"etc/passwd")),
@@ -226,7 +228,7 @@ def test_a_doorbell_that_is_removed(start: Start, blob: str) -> None:
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         reader = start(roles.read, streamer.name, {})
         assert [reader.hear(), reader.hear()] == ["starting", "attached"]
-        for _, name in list(doorbell.names()):
+        for _, name in list(doorbell.names(streamer._block.token)):
             posix_ipc.unlink_semaphore(name)
         whole = roles.content(1, 300_000)
         for index in range(0, 300_000, 100_000):
@@ -241,7 +243,7 @@ def test_a_doorbell_that_is_posted_without_end(posts: int, start: Start, blob: s
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         reader = start(roles.read, streamer.name, {"stall_timeout": 20})
         assert [reader.hear(), reader.hear()] == ["starting", "attached"]
-        [(_, name)] = doorbell.names()
+        [(_, name)] = doorbell.names(streamer._block.token)
         bell = posix_ipc.Semaphore(name)
         for _ in range(posts):
             bell.release()
@@ -258,7 +260,7 @@ def test_a_doorbell_that_is_posted_without_end(posts: int, start: Start, blob: s
 def test_a_doorbell_posted_to_its_limit(blob: str) -> None:
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name):
-            [(_, name)] = doorbell.names()
+            [(_, name)] = doorbell.names(streamer._block.token)
             # glibc keeps the value in the low half of the first word of the semaphore's file
             with Path(f"/dev/shm/sem.{name[1:]}").open("r+b") as file:
                 file.write((2**31 - 1).to_bytes(4, "little"))
@@ -272,9 +274,9 @@ def test_a_segment_removed_underneath(start: Start, blob: str) -> None:
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         reader = start(roles.read, streamer.name, {})
         assert [reader.hear(), reader.hear()] == ["starting", "attached"]
-        for name in os.listdir("/dev/shm"):
-            if name.startswith(("shms-", "sem.shmd-")):
-                os.unlink(f"/dev/shm/{name}")
+        for _, bell in list(doorbell.names(streamer._block.token)):
+            doorbell.unlink(bell)
+        segment.unlink(streamer.name)
         whole = roles.content(1, 300_000)
         streamer.transfer([whole])
         assert reader.hear()["sha256"] == roles.sha256(whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import os
 import socket
@@ -215,6 +216,7 @@ def test_sources_of_every_kind(tmp_path: Path) -> None:
             OnlyRead(),
             data,
             bytearray(data),
+            array("B", data),
             memoryview(data),
             [data[:1], b"", data[1:]],
             iter([memoryview(data)]),
@@ -424,3 +426,26 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
         BlobStreamer.create(tmp_path / "link")
     (tmp_path / "link.shmstream-partial").unlink()
     assert (tmp_path / "target").read_bytes() == b"precious"
+
+
+def test_a_response_that_is_cut_off(blob: str) -> None:
+    """It reads like one that ends; it is not counted as the whole blob."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 400)
+        ours.close()
+        with http.client.HTTPResponse(theirs) as response, BlobStreamer.create(blob) as streamer:
+            response.begin()
+            with pytest.raises(EOFError, match="600 bytes short"):
+                streamer.transfer(response)
+            assert streamer.state == State.ABORTED
+
+
+def test_the_error_of_another_stream_is_only_a_reason(blob: str) -> None:
+    with BlobStreamer.create(blob, name="mine") as streamer:
+        streamer.append(b"data")
+        streamer.abort(SizeMismatch("other" * 2000, 7, "reason", 1, 2))
+        with pytest.raises(BlobAborted) as caught:
+            InFlightCopier.attach("mine")
+        assert type(caught.value) is BlobAborted
+        assert (caught.value.name, caught.value.offset) == ("mine", 4)
