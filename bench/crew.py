@@ -18,12 +18,14 @@ raises `CrewFailed`.
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Semaphore
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -55,8 +57,10 @@ class Crew:
             theirs.close()
             self._members.append((process, ours, gate))
 
-    def run(self, jobs: Sequence[Job[T]]) -> list[T]:
+    def run(self, jobs: Sequence[Job[T]], before: Gate | None = None) -> list[T]:
         """Do every job in an interpreter of its own, at most `count`; their answers, in order.
+
+        `before` is called each time that all are at a gate, just before it opens.
 
         Raises:
             CrewFailed: a job raised an exception, which its interpreter has printed.
@@ -80,6 +84,8 @@ class Crew:
                     answers[index] = message[0]
             if at_gate == len(jobs):
                 at_gate = 0
+                if before is not None:
+                    before()
                 for _, _, gate in members:
                     gate.release()
         return [answers[index] for index in range(len(jobs))]
@@ -106,6 +112,12 @@ class Crew:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def shared_words(path: str) -> memoryview:
+    """The file at `path`, of a multiple of 8 bytes, as 64-bit words that a whole crew shares."""
+    with Path(path).open("r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), 0)).cast("Q")  # the view keeps the mapping
 
 
 def _work(pipe: Connection, semaphore: Semaphore, only: set[int] | None) -> None:

@@ -95,6 +95,12 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def busy_seconds() -> float:
+    """What all processors have done since the machine started, also for other machines (steal)."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+
+
 def machine(folder: Path) -> dict[str, str]:
     """What was measured on, and what was measured."""
     models = [
