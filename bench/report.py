@@ -116,9 +116,9 @@ def machine(folder: Path) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "temp folder": f"{folder} ({_file_system(folder)})",
+        "temp folder": _file_system(folder),
         "load before": load,
-        "shmstream": f"{shmstream.__version__} {_revision()} {Path(shmstream.__file__).parent}",
+        "shmstream": f"{shmstream.__version__} {_revision()}",
     }
 
 
