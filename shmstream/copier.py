@@ -12,6 +12,7 @@ import io
 import operator
 import os
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -108,18 +109,17 @@ class InFlightCopier(io.RawIOBase):
             ForeignSegment, DamagedSegment, DamagedPartial: what is there is not to be trusted.
             OutOfResources: descriptors or shared memory have run out.
         """
-        stream = Stream.attach(name, timeout)
-        fd = -1
-        try:
+        with ExitStack() as undo:
+            stream = Stream.attach(name, timeout)
+            undo.callback(stream.close)
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 fd = _open_blob(stream)
+                undo.callback(os.close, fd)
                 tail = Tail(stream, stall_timeout)
-            return cls(stream, fd, tail)
-        except BaseException:
-            if fd >= 0:
-                os.close(fd)
-            stream.close()
-            raise
+                undo.callback(tail.close)
+            copier = cls(stream, fd, tail)
+            undo.pop_all()
+        return copier
 
     # What there is.
 
@@ -280,7 +280,8 @@ class InFlightCopier(io.RawIOBase):
     def _advance(self, count: int) -> int:
         """Note that `count` bytes were read; none, where some were published, is damage."""
         if count == 0:
-            path = partial_path(self.path)
+            committed = self._block.state == State.COMMITTED
+            path = self.path if committed else partial_path(self.path)
             raise DamagedPartial(
                 self.name, self._position, path, f"is shorter than the {self.published} published"
             )

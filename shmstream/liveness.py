@@ -156,7 +156,7 @@ class Identity:
             command = " ".join(process.cmdline()) or process.name()
         except psutil.NoSuchProcess:
             return f"pid {self.pid}, since ended"
-        except psutil.AccessDenied:
+        except (psutil.Error, OSError):
             return f"pid {self.pid}"
         return f"pid {self.pid} ({command[:60]})"
 

@@ -146,6 +146,8 @@ def _through(write: Callable[[bytes], int | None]) -> _Way:
         if not data:
             return 0
         taken = write(data)
+        if taken == 0:
+            raise OSError(errno.EIO, "the destination took nothing and told no error")
         return len(data) if taken is None else taken
 
     return read_and_write

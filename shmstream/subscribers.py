@@ -51,7 +51,7 @@ class Subscription:
         generation = (generation + 1) % GENERATIONS
         try:
             self.doorbell = Doorbell(doorbell.name_of(block.token, self.slot.index, generation))
-        except OSError:
+        except BaseException:
             self.slot.membership = (generation, False)
             lock.release(self.slot.span)
             self.slot.release()

@@ -357,9 +357,15 @@ def test_writers_that_take_less(blob: str) -> None:
             self.taken += data[:7_000]
             return min(len(data), 7_000)
 
+    class Refusing:
+        def write(self, _data: bytes) -> int:
+            return 0
+
     reluctant = Reluctant()
     copied(blob, reluctant)
     assert reluctant.taken == DATA
+    with pytest.raises(OSError, match="took nothing"):
+        copied(blob, Refusing())
 
 
 def test_the_kernel_does_the_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
