@@ -202,37 +202,44 @@ class BlobStreamer:
         with self._lock:
             if not self._streaming:
                 self._begin()
-            if type(data) is bytes and len(data) <= _STEP:  # the common case, without a view
-                self._append_step(data)
+            count = len(data) if type(data) is bytes else memoryview(data).nbytes
+            if count <= _STEP:
+                self._append_step(data, count)
                 return
             with memoryview(data) as whole, whole.cast("B") as view:
-                for start in range(0, len(view), _STEP):
-                    self._append_step(view[start : start + _STEP])
+                for start in range(0, count, _STEP):
+                    step = view[start : start + _STEP]
+                    self._append_step(step, len(step))
 
     def _begin(self) -> None:
         self._check_open()
         self._block.advance(State.STREAMING, self.name)
         self._streaming = True
 
-    def _append_step(self, data: bytes | memoryview) -> None:
-        if self._appended + len(data) > self._limit:
-            raise self._fail_size(self._appended + len(data))
-        self._write(data)
+    def _append_step(self, data: Buffer, count: int) -> None:
+        if self._appended + count > self._limit:
+            raise self._fail_size(self._appended + count)
+        self._write(data, count)
+        end = self._appended
         if self._hash is not None:
             self._hash.update(data)
-        end = self._appended if self._hash is None else self._publishable()
+            end = self._publishable()
         waiting = end - self._published
         if waiting > 0 and self._pacer.is_due(waiting):
             self._publish()
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: Buffer, count: int) -> None:
         try:
             if os.lseek(self._fd, 0, os.SEEK_END) != self._appended:
                 reason = f"was truncated or written to by somebody else (it had {self._appended})"
                 raise DamagedPartial(self.name, self._appended, partial_path(self.path), reason)
             written = os.write(self._fd, data)
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
+            if written < count:
+                with memoryview(data) as whole, whole.cast("B") as view:
+                    while written < count:
+                        written += os.write(self._fd, view[written:])
+        except BufferError as error:
+            raise TypeError("data is one contiguous buffer; this one has gaps") from error
         except DamagedPartial as error:
             self.abort(error)
             raise
@@ -240,7 +247,7 @@ class BlobStreamer:
             self.abort(error)
             with naming_shortages(self.name, os.path.dirname(self.path)):
                 raise
-        self._appended += written
+        self._appended += count
 
     def _publishable(self) -> int:
         """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
