@@ -27,6 +27,6 @@ def test_fanout_in_short(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(report.read_text(encoding="utf-8"))
-    assert {row["section"] for row in told["rows"]} == {"wake-up", "attach", "memory"}
+    assert {row["section"] for row in told["rows"]} == {"wake-up", "attach+detach", "memory"}
     assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
     assert "wake-up" in done.stdout
