@@ -31,7 +31,8 @@ def test_the_first_example_runs(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["5000000"] * 4
+    # four processes share the output, and a line of one may come between text and end of another
+    assert done.stdout.replace("\n", "") == "5000000" * 4
     assert (tmp_path / "copy.bin").read_bytes() == roles.content(1, 5_000_000)
 
 
