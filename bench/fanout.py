@@ -1,6 +1,6 @@
 """What shmstream costs: one writer and many readers, measured against the raw limit in one run.
 
-    python bench/fanout.py [--json FILE] [--rounds 5] [--size MiB] [--only SECTION ...] [--quick]
+    python bench/fanout.py [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
 
 Every figure of ours stands beside the same work done with no coordination at all, by as many
 processes of the same kind, and the claim is their ratio. The two are measured next to each other,
@@ -51,7 +51,7 @@ def main() -> int:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--rounds", type=int, help="of each pair of measurements (5)")
+    parser.add_argument("--rounds", type=int, help="of each pair of measurements (9)")
     parser.add_argument("--size", type=int, metavar="MiB", help="of the blob (1024)")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", default=[])
     parser.add_argument("--dir", type=Path, help="folder for the blobs (the temp folder)")
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only try it out: 64 MiB, 2 rounds")
     chosen = parser.parse_args()
     size = chosen.size or (64 if chosen.quick else 1024)
-    rounds = chosen.rounds or (2 if chosen.quick else 5)
+    rounds = chosen.rounds or (2 if chosen.quick else 9)
     if size < 1 or rounds < 1:
         parser.error("--size and --rounds are positive")
 

@@ -126,10 +126,11 @@ class BlobStreamer:
             chunk_size: bytes of a chunk, the unit in which the last bytes are withheld.
             digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
                 published only once all bytes are verified.
-            publish_bytes: publish when so many bytes have gathered ...
+            publish_bytes: publish when so many bytes have gathered, though not a thousand times a
+                second ...
             publish_interval: ... or so many seconds have passed since the last time. Bytes never
                 wait longer, even when the source goes quiet; only a disk that holds up the next
-                write holds them up too.
+                write holds them up too. With 0 every append is published at once.
             max_subscribers: readers at one time; one costs 72 bytes of shared memory.
 
         Raises:
@@ -202,7 +203,10 @@ class BlobStreamer:
         with self._lock:
             if not self._streaming:
                 self._begin()
-            count = len(data) if type(data) is bytes else memoryview(data).nbytes
+            if type(data) is bytes or type(data) is bytearray:
+                count = len(data)  # a view would cost as much as the lock
+            else:
+                count = memoryview(data).nbytes
             if count <= _STEP:
                 self._append_step(data, count)
                 return

@@ -6,7 +6,9 @@ import ctypes
 import os
 import threading
 import time
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -139,24 +141,42 @@ class Published:
         self.pacer.join()
 
 
-def test_pacing() -> None:
-    owner = Published(1000, 0.03)
+def test_pacing(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("shmstream.pacer.time", SimpleNamespace(monotonic=lambda: now))
+    owner = Published(1000, 60)
     with owner.lock:
         assert owner.pacer.is_due(1), "the first bytes go out at once"
         owner.pacer.published()
+        assert not owner.pacer.is_due(999)
+        assert not owner.pacer.is_due(1000), "enough have gathered, but too soon"
+        now += 0.001
+        assert not owner.pacer.is_due(999)
         assert owner.pacer.is_due(1000), "enough have gathered"
         owner.pacer.published()
-        assert not owner.pacer.is_due(999)
-        assert not owner.pacer.is_due(999)
-        began = time.monotonic()
-    assert owner.told.acquire(timeout=10), "the rest go out by themselves"
-    assert time.monotonic() - began < 5
-    for _ in range(3):  # also after the thread has parked
+        now += 60
+        assert owner.pacer.is_due(1), "a pause"
+    owner.end()
+
+
+def test_what_is_left_over_goes_out_by_itself() -> None:
+    owner = Published(1000, 0.03)
+    for _ in range(4):  # also after the thread has parked
         with owner.lock:
             owner.pacer.published()
             assert not owner.pacer.is_due(1)
         assert owner.told.acquire(timeout=10)
     assert owner.threads == ["shmstream-pacer"] * 4
+    owner.end()
+
+
+def test_enough_that_came_too_soon_does_not_wait_for_the_interval() -> None:
+    owner = Published(1000, 3600)
+    with owner.lock:
+        owner.pacer.published()
+        while owner.pacer.is_due(1000):
+            owner.pacer.published()
+    assert owner.told.acquire(timeout=10)
     owner.end()
 
 
@@ -196,6 +216,14 @@ def test_publishing_goes_on_where_no_thread_can_be_started(
         streamer.commit()
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the pacer looks at the clock, a millisecond has passed."""
+    clock = count(step=0.001)
+    monkeypatch.setattr("shmstream.pacer.time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_pacing_saves_rings(blob: str) -> None:
     with BlobStreamer.create(blob, publish_bytes=100_000, publish_interval=60) as streamer:
         with InFlightCopier.attach(streamer.name) as reader:
@@ -207,6 +235,7 @@ def test_pacing_saves_rings(blob: str) -> None:
             assert len(reader.read()) == 250_000
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_long_buffer_is_published_in_steps(monkeypatch: pytest.MonkeyPatch, blob: str) -> None:
     seen: list[int] = []
     ring = Subscribers.ring
