@@ -12,17 +12,33 @@ How one blob flows, and where each step is:
     writer   .commit                streamer.py     verify the digest, rename, say so
     anyone   sweep                  claims.py       remove what the dead have left (liveness.py)
 
-The floors: errors | control, segment, doorbell, liveness, pacer, source, mover |
-claims, subscribers | stream | streamer, tail | copier | demo | cli. A room imports only rooms
-on lower floors.
+And how one key reaches every process of a host that asks for it:
+
+    Store.open   store.py      one call, complete or in flight or absent; the folder is layout.py
+    a flight     flight.py     lead, follow, or take over, decided by kernel locks
+                 leader.py     bring the bytes: sources in turn, journal.py to resume, commit
+                 resumable.py  a streamer that another process can succeed
+    a source     sources.py    what users call a source; source.py, http_source.py, fsspec_source.py
+    reading      blob.py       a file that goes on reading whoever leads
+    housekeeping audit.py      check and gc
+
+The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal |
+claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer, tail |
+copier, resumable, layout | leader, audit | flight | blob | store | demo | cli. A room imports only
+rooms on lower floors.
 """
 
+from shmstream.audit import Finding, FlightInfo
+from shmstream.blob import Blob, Progress
 from shmstream.claims import sweep
 from shmstream.control import State
 from shmstream.copier import CopierStatistics, InFlightCopier
 from shmstream.errors import (
     BlobAborted,
+    BlobNotFound,
     CannotStart,
+    ContentChanged,
+    DamagedBlob,
     DamagedPartial,
     DamagedSegment,
     DigestMismatch,
@@ -32,6 +48,10 @@ from shmstream.errors import (
     OutOfResources,
     ShmstreamError,
     SizeMismatch,
+    SourceError,
+    SourceFailed,
+    StoreError,
+    StoreUnusable,
     StreamBroken,
     StreamClosed,
     StreamExists,
@@ -39,27 +59,47 @@ from shmstream.errors import (
     WriterDied,
     WriterStalled,
 )
+from shmstream.flight import Role
+from shmstream.leader import Retries
+from shmstream.source import Feed, Source
+from shmstream.store import Store
 from shmstream.streamer import BlobStreamer, StreamerStatistics
 from shmstream.subscribers import Subscriber
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Blob",
     "BlobAborted",
+    "BlobNotFound",
     "BlobStreamer",
     "CannotStart",
+    "ContentChanged",
     "CopierStatistics",
+    "DamagedBlob",
     "DamagedPartial",
     "DamagedSegment",
     "DigestMismatch",
+    "Feed",
+    "Finding",
+    "FlightInfo",
     "ForeignSegment",
     "IllegalTransition",
     "InFlightCopier",
     "NoFreeSlot",
     "OutOfResources",
+    "Progress",
+    "Retries",
+    "Role",
     "ShmstreamError",
     "SizeMismatch",
+    "Source",
+    "SourceError",
+    "SourceFailed",
     "State",
+    "Store",
+    "StoreError",
+    "StoreUnusable",
     "StreamBroken",
     "StreamClosed",
     "StreamExists",

@@ -91,10 +91,10 @@ def partial_path(path: str) -> str:
     return path + ".shmstream-partial"
 
 
-def claim_partial(path: str, name: str) -> KernelLock:
+def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
     """Make the partial file at `path` anew and lock it; the lock's descriptor writes to it.
 
-    What a dead writer left there is removed.
+    What a dead writer left there is removed; or with `adopt` it is taken as it is.
 
     Raises:
         StreamExists: a live writer holds it.
@@ -102,7 +102,7 @@ def claim_partial(path: str, name: str) -> KernelLock:
     """
     while True:
         try:
-            lock = KernelLock(path, os.O_CREAT | os.O_EXCL)
+            lock = KernelLock(path, os.O_CREAT | (0 if adopt else os.O_EXCL))
         except FileExistsError:
             if not _remove_partial(path) and _is_written(path):
                 raise StreamExists(name, path, "another writer") from None
@@ -110,6 +110,8 @@ def claim_partial(path: str, name: str) -> KernelLock:
         if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
             return lock
         lock.close()
+        if adopt and _is_written(path):
+            raise StreamExists(name, path, "another writer")
 
 
 def reserve(fd: int, size: int) -> None:
@@ -168,7 +170,8 @@ def _is_written(path: str) -> bool:
 def reap(name: str, *, spare_readers: bool = False) -> bool:
     """Remove the stream of that name if its writer is dead; False if it is alive.
 
-    Segment, doorbells and partial file go; a committed blob stays. With `spare_readers` a dead
+    Segment, doorbells and partial file go; a committed blob stays, and a resumable stream's
+    partial file. With `spare_readers` a dead
     stream that somebody still reads is left alone too.
 
     Raises:
@@ -201,7 +204,7 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
 
 def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
-    if block.path and block.state != State.COMMITTED:
+    if block.path and block.state != State.COMMITTED and not block.resumable:
         partial = partial_path(os.fsdecode(block.path))
         _remove_partial(partial, only=block.file if ready else None)
     for _, bell in list(doorbell.names(block.token)) if ready else []:

@@ -145,17 +145,20 @@ class Block:
     slots = Word(16, "writer", "creation", "", "number of subscriber slots")
     token = Word(24, "writer", "creation", "", "48 random bits that name this stream's doorbells")
     chunk_size = Word(32, "writer", "creation", "", "bytes of a chunk; the last may be shorter")
-    writer_pid = Word(40, "writer", "creation", "", "process id, in its own pid namespace")
-    writer_started = Word(48, "writer", "creation", "", "its start, in us since the epoch")
-    writer_namespace = Word(56, "writer", "creation", "", "inode of its pid namespace")
+    writer_pid = Word(40, "writer", "creation, takeover", "", "process id, in its pid namespace")
+    writer_started = Word(48, "writer", "creation, takeover", "", "its start, in us, Unix time")
+    writer_namespace = Word(56, "writer", "creation, takeover", "", "inode of its pid namespace")
     device = Word(64, "writer", "creation", "", "device of the partial file")
     inode = Word(72, "writer", "creation", "", "inode of the partial file")
     file_generation = Word(88, "writer", "creation", "", "of that inode: numbers are reused")
-    epoch = Word(80, "writer", "creation", "", "one more for each writer that took over")
+    epoch = Word(80, "writer", "takeover", "", "one more for each writer that took over")
+    resumable = Word(
+        96, "writer", "creation", "", "1: the partial file outlives a dead or aborting writer"
+    )
     size = Word(
         128,
         "writer",
-        "creation, or commit",
+        "once: at creation, when the source tells it, or at commit",
         "before COMMITTED (I3)",
         "of the blob; all ones: unknown",
     )
@@ -181,7 +184,15 @@ class Block:
     path = Text(
         512, 4096, "writer", "creation", "", "where the blob will be; the partial file is beside it"
     )
-    error = Text(4616, 3568, "writer", "abort", "before ABORTED (I3)", "why, as JSON")
+    error = Text(4616, 2536, "writer", "abort", "before ABORTED (I3)", "why, as JSON")
+    metadata = Text(
+        7160,
+        1024,
+        "writer",
+        "once",
+        "before STREAMING",
+        "what the source says of the blob, as JSON",
+    )
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from shmstream.claims import partial_path
-from shmstream.control import UNKNOWN, State
+from shmstream.control import TERMINAL, UNKNOWN, State
 from shmstream.errors import (
     DamagedPartial,
     StreamClosed,
@@ -147,6 +147,32 @@ class InFlightCopier(io.RawIOBase):
     def position(self) -> int:
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
         return self._position
+
+    @property
+    def metadata(self) -> bytes:
+        """What the writer stored of where the blob comes from; empty if nothing."""
+        return self._block.metadata
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the stream has not ended and has no live writer, just now."""
+        self._check_open()
+        return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    def is_same_stream(self, other: InFlightCopier) -> bool:
+        """Whether both read one stream, not just one of the same name."""
+        return self._block.token == other._block.token
+
+    def wait(self, want: int = UNKNOWN) -> int:
+        """Wait until `want` bytes are published, or the blob is complete; how many are published.
+
+        Raises:
+            StreamBroken: as `readinto`; it will not come to that.
+        """
+        self._check_open()
+        while (published := self._block.published) < want and self.state != State.COMMITTED:
+            self._tail.readable(published, published + 1)
+        return published
 
     def statistics(self) -> CopierStatistics:
         """How far blob and reader are."""

@@ -13,13 +13,20 @@ error, with the same facts, as the writer that aborted.
     |   |-- DamagedSegment        ... or is no control block of ours
     |   |-- NoFreeSlot            every subscriber slot is taken
     |   `-- OutOfResources        disk, shared memory or descriptors have run out
-    `-- StreamBroken              a stream that will not go on; `offset` tells how far it came
-        |-- WriterDied            the writer ended without commit and without abort
-        |-- WriterStalled         no progress for `stall_timeout`: waiting again is allowed
-        |-- DamagedPartial        the file was truncated, replaced or removed underneath
-        `-- BlobAborted           the writer gave up, and this is why
-            |-- SizeMismatch      the source gave more or less than its size
-            `-- DigestMismatch    the bytes are not the ones that the digest names
+    |-- StreamBroken              a stream that will not go on; `offset` tells how far it came
+    |   |-- WriterDied            the writer ended without commit and without abort
+    |   |-- WriterStalled         no progress for `stall_timeout`: waiting again is allowed
+    |   |-- DamagedPartial        the file was truncated, replaced or removed underneath
+    |   `-- BlobAborted           the writer gave up, and this is why
+    |       |-- SizeMismatch      the source gave more or less than its size
+    |       |-- DigestMismatch    the bytes are not the ones that the digest names
+    |       |-- SourceFailed      no source had the rest of it
+    |       `-- ContentChanged    the source has other bytes by now than those it began with
+    |-- SourceError               one source, once: inside a flight, and from `Source.open`
+    `-- StoreError                a store, before there is a flight
+        |-- BlobNotFound          it is not in the store, and there is no source for it
+        |-- StoreUnusable         the folder cannot hold a store
+        `-- DamagedBlob           a complete blob is not what its key says
 
 Misuse (an argument of the wrong kind, a closed object) is a `ValueError` or `TypeError`, as
 everywhere in Python; `IllegalTransition` and `StreamClosed` are the two with a name.
@@ -209,6 +216,16 @@ class BlobAborted(StreamBroken):
     def __str__(self) -> str:
         return f"stream {self.name!r} was aborted after {self.offset} bytes: {self.reason}"
 
+    @staticmethod
+    def because(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
+        """The error for readers of a stream that is aborted for `reason` after `offset` bytes."""
+        if isinstance(reason, BlobAborted) and reason.name == name:
+            return reason
+        if isinstance(reason, BaseException):
+            kind = type(reason).__name__
+            reason = f"{kind}: {reason}" if str(reason) else kind
+        return BlobAborted(name, offset, reason)
+
     def to_text(self, limit: int) -> bytes:
         """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
         facts = {"kind": type(self).__name__, **self.facts}
@@ -225,10 +242,8 @@ class BlobAborted(StreamBroken):
         """
         try:
             facts = json.loads(text)
-            kind = {each.__name__: each for each in (BlobAborted, SizeMismatch, DigestMismatch)}[
-                facts.pop("kind")
-            ]
-            return kind(**facts)
+            kinds = (BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, ContentChanged)
+            return {each.__name__: each for each in kinds}[facts.pop("kind")](**facts)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
 
@@ -247,6 +262,78 @@ class DigestMismatch(BlobAborted):
 
     expected: str
     got: str
+
+
+@dataclass(eq=False)
+class SourceFailed(BlobAborted):
+    """Every source was tried as often as it may be, and none had the rest; `reason` tells each."""
+
+
+@dataclass(eq=False)
+class ContentChanged(BlobAborted):
+    """The source has other bytes by now than those the flight began with; ask again for them."""
+
+
+# Sources and stores.
+
+
+@dataclass(eq=False)
+class SourceError(ShmstreamError):
+    """A source could not be opened at `offset`, or broke there.
+
+    `retryable`: it may do better in a moment, or in `retry_after` seconds if it said so.
+    """
+
+    source: str
+    offset: int
+    reason: str
+    retryable: bool = True
+    retry_after: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.source} at offset {self.offset}: {self.reason}"
+
+
+@dataclass(eq=False)
+class StoreError(ShmstreamError):
+    """A store cannot do what it was asked for."""
+
+
+@dataclass(eq=False)
+class BlobNotFound(StoreError, LookupError):
+    """The blob is neither complete nor in flight, and no source was given."""
+
+    key: str
+    folder: str
+
+    def __str__(self) -> str:
+        return f"{self.key[:200]!r} is not in {self.folder}, and no source was given to get it from"
+
+
+@dataclass(eq=False)
+class StoreUnusable(StoreError):
+    """The folder cannot hold a store."""
+
+    folder: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.folder} cannot hold a store: {self.reason}"
+
+
+@dataclass(eq=False)
+class DamagedBlob(StoreError):
+    """A complete blob is not, or no longer, what its key says."""
+
+    key: str
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is not the blob {self.key[:100]!r}: {self.reason}; remove the file, and "
+            "the next call downloads it anew"
+        )
 
 
 # Misuse.

@@ -117,3 +117,13 @@ class Pacer:
         """
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(1.0)
+
+
+def check_pacing(publish_bytes: int, publish_interval: float) -> None:
+    """Refuse what the pacer cannot do.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
+    if publish_bytes < 0 or not 0 <= publish_interval <= threading.TIMEOUT_MAX:
+        raise ValueError("publish_bytes and publish_interval are finite and not negative")

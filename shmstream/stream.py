@@ -22,9 +22,10 @@ from shmstream.claims import (
     partial_path,
     reserve,
 )
-from shmstream.control import MAGIC, UNKNOWN, VERSION, Block, State
+from shmstream.control import MAGIC, TERMINAL, UNKNOWN, VERSION, Block, State
 from shmstream.errors import (
     BlobAborted,
+    DamagedPartial,
     DamagedSegment,
     ForeignSegment,
     StreamExists,
@@ -32,7 +33,7 @@ from shmstream.errors import (
     WriterDied,
     naming_shortages,
 )
-from shmstream.liveness import Identity, KernelLock, file_identity
+from shmstream.liveness import WHOLE_FILE, Identity, KernelLock, file_identity
 from shmstream.segment import Segment
 
 ATTACH_TIMEOUT = 5.0
@@ -53,9 +54,19 @@ class Stream:
 
     @classmethod
     def create(
-        cls, name: str, path: str, *, size: int, chunk_size: int, digest: str, slots: int
+        cls,
+        name: str,
+        path: str,
+        *,
+        size: int,
+        chunk_size: int,
+        digest: str,
+        slots: int,
+        resumable: bool,
     ) -> tuple[Stream, KernelLock]:
         """A new stream in state OPENING, with the writer's locks: on its header, on its file.
+
+        A resumable one takes a partial file that is there already as it is.
 
         The path goes into the block before there is a partial file, so that whoever reaps us finds
         it; the magic goes in last, and until then nobody reads the rest.
@@ -78,24 +89,75 @@ class Stream:
             stream = cls(mapped, block, lock)
             undo.callback(stream.close)
             undo.callback(stream.unlink)
+            block.resumable = resumable
             block.path = os.fsencode(path)
-            partial = claim_partial(partial_path(path), name)
+            partial = claim_partial(partial_path(path), name, adopt=resumable)
             undo.callback(partial.close)
-            undo.callback(os.unlink, partial_path(path))
+            if not resumable:
+                undo.callback(os.unlink, partial_path(path))
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
-            me = Identity.mine()
             block.slots = slots
             block.token = secrets.randbits(48)
             block.chunk_size = chunk_size
-            block.writer_pid, block.writer_started = me.pid, me.started
-            block.writer_namespace = me.namespace
+            stream._sign()
             block.device, block.inode, block.file_generation = file_identity(partial.fd)
             block.size = size
             block.digest = digest.encode()
             block.state = State.OPENING
             block.version = VERSION
             block.magic = MAGIC
+            undo.pop_all()
+        return stream, partial
+
+    def _sign(self) -> None:
+        me = Identity.mine()
+        self.block.writer_pid, self.block.writer_started = me.pid, me.started
+        self.block.writer_namespace = me.namespace
+
+    @classmethod
+    def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
+        """The stream of that name, with the locks of its writer, who is dead.
+
+        The stream has a descriptor of its own for its locks: to a reader in the same process its
+        writer must look like any other.
+
+            successor                                 another successor, or a reaper
+            1 lock the header; cannot? somebody is faster
+            2 is it terminal, or without its name? it has ended, let go
+            3 lock the partial file, which is still   (a reaper locks byte 0 and unlinks the name,
+              the one that the block names             which is seen in 2)
+            4 cut it to `published`, sign the block
+
+        Raises:
+            StreamExists: a live writer, or a reaper, has it.
+            StreamNotFound: there is none, or it has ended.
+            DamagedPartial: its partial file is not there any more. Now the stream is aborted.
+            ForeignSegment, DamagedSegment: what has that name is no stream of ours.
+        """
+        with ExitStack() as undo:
+            try:
+                stream = cls.attach(name, timeout=0)
+            except WriterDied as error:  # while making it: there is nothing to take over
+                raise StreamNotFound(name, 0) from error
+            undo.callback(stream.close)
+            block = stream.block
+            if not stream.lock.try_acquire(block.header_span):
+                raise StreamExists(name, "the name", str(stream.writer))
+            if block.state in TERMINAL or not stream.lock.is_at(segment.path_of(name)):
+                raise StreamNotFound(name, 0)
+            try:
+                partial = _reclaim_partial(stream)
+                undo.callback(partial.close)
+                if block.state == State.STREAMING:  # before that, it may be there to be resumed
+                    os.ftruncate(partial.fd, block.published)
+            except DamagedPartial as error:
+                aborted = BlobAborted(name, block.published, str(error))
+                block.error = aborted.to_text(Block.error.capacity)
+                block.advance(State.ABORTED, name)
+                raise
+            stream._sign()
+            block.epoch += 1
             undo.pop_all()
         return stream, partial
 
@@ -214,6 +276,26 @@ def _check_name(name: str) -> None:
             f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
             f"underscores, and begins with a letter or digit: {name!r} has not"
         )
+
+
+def _reclaim_partial(stream: Stream) -> KernelLock:
+    """The lock on the partial file of a stream whose writer died."""
+    path = partial_path(stream.path)
+    reason = "was replaced or removed by somebody else"
+    try:
+        partial = KernelLock(path)
+    except FileNotFoundError as error:
+        raise DamagedPartial(stream.name, stream.block.published, path, reason) from error
+    with ExitStack() as undo:
+        undo.callback(partial.close)
+        if file_identity(partial.fd) != stream.block.file:
+            raise DamagedPartial(stream.name, stream.block.published, path, reason)
+        if os.fstat(partial.fd).st_size < stream.block.published:
+            raise DamagedPartial(stream.name, stream.block.published, path, "was truncated")
+        if not partial.try_acquire(WHOLE_FILE):
+            raise StreamExists(stream.name, path, "another writer")
+        undo.pop_all()
+    return partial
 
 
 def _writer_of(name: str) -> str:

@@ -13,9 +13,7 @@ A blob on its way, and what each step does:
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import secrets
 import threading
 import time
@@ -27,27 +25,30 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from shmstream import doorbell
-from shmstream.claims import partial_path, sweep
+from shmstream.claims import sweep
 from shmstream.control import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
+from shmstream.digest import RunningDigest, check_digest
 from shmstream.errors import (
     BlobAborted,
     DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     SizeMismatch,
+    StreamBroken,
     StreamClosed,
     naming_shortages,
 )
 from shmstream.liveness import KernelLock, register
-from shmstream.pacer import Pacer
+from shmstream.pacer import Pacer, check_pacing
+from shmstream.partial import PartialFile
 from shmstream.source import buffers
 from shmstream.stream import Stream
-from shmstream.subscribers import Subscriber, Subscribers
+from shmstream.subscribers import Subscriber, Subscribers, present
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _STEP = 1 << 20  # bytes; what a long buffer is cut into, so that readers need not wait for all
-_DIGEST = re.compile(r"(sha256):[0-9a-f]{64}|(sha512):[0-9a-f]{128}")
 
 
 @dataclass(frozen=True)
@@ -76,27 +77,35 @@ class BlobStreamer:
     raises `StreamClosed`.
     """
 
-    def __init__(self, stream: Stream, partial: KernelLock, pacing: tuple[int, float]) -> None:
+    _resumable = False
+
+    def __init__(
+        self, stream: Stream, lock: KernelLock, pacing: tuple[int, float], *, durable: bool
+    ) -> None:
         """Internal: use `create`."""
+        block = stream.block
         self._stream = stream
-        self._block = stream.block
-        self._partial = partial
+        self._block = block
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
-        self._subscribers = Subscribers(stream.block, stream.lock)
-        self._digest = stream.block.digest.decode()
-        self._hash = hashlib.new(self._digest.partition(":")[0]) if self._digest else None
+        self._subscribers = Subscribers(block, stream.lock)
+        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        self._durable = durable
+        self._digest: RunningDigest | None = None
+        if block.digest:
+            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+            self._digest.skip(block.published)
         # What only this process writes need not be loaded back from the block at every append.
-        self._fd = partial.fd
-        self._chunk_size = stream.block.chunk_size
-        self._limit = stream.block.size
-        self._appended = 0
-        self._published = 0
-        self._streaming = False
+        self._chunk_size = block.chunk_size
+        self._limit = block.size
+        self._published = block.published
+        self._streaming = block.state == State.STREAMING
         self._began = time.monotonic()
         self._closed: str | None = None
         self.name = stream.name
         self.path = stream.path
+        self.digest: str | None = None
+        """`algorithm:hex` of the blob, once it is committed, if it was created with `digest`."""
         register(self)
 
     @classmethod
@@ -111,7 +120,8 @@ class BlobStreamer:
         publish_bytes: int = 1 << 20,
         publish_interval: float = 0.02,
         max_subscribers: int = 1024,
-    ) -> BlobStreamer:
+        durable: bool = False,
+    ) -> Self:
         """Begin to stream the blob that will be at `path`.
 
         Bytes gather in `path` + ".shmstream-partial", and move to `path` at commit, replacing what
@@ -125,13 +135,15 @@ class BlobStreamer:
             size: of the blob in bytes, when known. More or less is an error.
             chunk_size: bytes of a chunk, the unit in which the last bytes are withheld.
             digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
-                published only once all bytes are verified.
+                published only once all bytes are verified. The algorithm alone has the digest
+                computed only.
             publish_bytes: publish when so many bytes have gathered, though not a thousand times a
                 second ...
             publish_interval: ... or so many seconds have passed since the last time. Bytes never
                 wait longer, even when the source goes quiet; only a disk that holds up the next
                 write holds them up too. With 0 every append is published at once.
             max_subscribers: readers at one time; one costs 72 bytes of shared memory.
+            durable: have the bytes, then the name, on the disk before the commit is done.
 
         Raises:
             StreamExists: a live writer has that name or writes to that path.
@@ -144,34 +156,37 @@ class BlobStreamer:
             raise ValueError(f"size is the number of bytes of the blob, not {size}")
         if not 0 < chunk_size < UNKNOWN:
             raise ValueError(f"chunk_size is a positive number of bytes, not {chunk_size}")
-        if publish_bytes < 0 or not 0 <= publish_interval <= threading.TIMEOUT_MAX:
-            raise ValueError("publish_bytes and publish_interval are finite and not negative")
+        check_pacing(publish_bytes, publish_interval)
         if not 1 <= max_subscribers <= MAX_SLOTS:
             raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
-        if digest is not None and not _DIGEST.fullmatch(digest):
-            raise ValueError(
-                f"digest is 'sha256:' or 'sha512:' and lower-case hex digits, not {digest!r}"
-            )
+        if digest is not None:
+            check_digest(digest)
         path = os.path.abspath(path)
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = secrets.token_hex(8) if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
             sweep()
-            stream, partial = Stream.create(
+            stream, lock = Stream.create(
                 name,
                 path,
                 size=UNKNOWN if size is None else size,
                 chunk_size=chunk_size,
                 digest=digest or "",
                 slots=max_subscribers,
+                resumable=cls._resumable,
             )
-        return cls(stream, partial, (publish_bytes, publish_interval))
+        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
 
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until that is known."""
         return None if self._block.size == UNKNOWN else self._block.size
+
+    @property
+    def appended(self) -> int:
+        """Bytes in the partial file."""
+        return self._file.size
 
     @property
     def published(self) -> int:
@@ -217,48 +232,36 @@ class BlobStreamer:
 
     def _begin(self) -> None:
         self._check_open()
+        self._block.require(State.STREAMING, self.name)
+        if self._resumable:
+            self._file.truncate(self._file.size)  # what was there and is not resumed
         self._block.advance(State.STREAMING, self.name)
         self._streaming = True
 
     def _append_step(self, data: Buffer, count: int) -> None:
-        if self._appended + count > self._limit:
-            raise self._fail_size(self._appended + count)
-        self._write(data, count)
-        end = self._appended
-        if self._hash is not None:
-            self._hash.update(data)
+        file = self._file
+        if file.size + count > self._limit:
+            raise self._fail_size(file.size + count)
+        try:
+            file.append(data, count)
+        except (DamagedPartial, OutOfResources, OSError) as error:
+            self.abort(error)
+            raise
+        end = file.size
+        if self._digest is not None:
+            self._digest.update(data, count)
             end = self._publishable()
         waiting = end - self._published
         if waiting > 0 and self._pacer.is_due(waiting):
             self._publish()
 
-    def _write(self, data: Buffer, count: int) -> None:
-        try:
-            if os.lseek(self._fd, 0, os.SEEK_END) != self._appended:
-                reason = f"was truncated or written to by somebody else (it had {self._appended})"
-                raise DamagedPartial(self.name, self._appended, partial_path(self.path), reason)
-            written = os.write(self._fd, data)
-            if written < count:
-                with memoryview(data) as whole, whole.cast("B") as view:
-                    while written < count:
-                        written += os.write(self._fd, view[written:])
-        except BufferError as error:
-            raise TypeError("data is one contiguous buffer; this one has gaps") from error
-        except DamagedPartial as error:
-            self.abort(error)
-            raise
-        except OSError as error:
-            self.abort(error)
-            with naming_shortages(self.name, os.path.dirname(self.path)):
-                raise
-        self._appended += count
-
     def _publishable(self) -> int:
         """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
-        if self._hash is None:
-            return self._appended
-        end = self._appended if self._limit == UNKNOWN else self._limit
-        return min(self._appended, max(end - 1, 0) // self._chunk_size * self._chunk_size)
+        size = self._file.size
+        if self._digest is None or not self._digest.is_given:
+            return size
+        end = size if self._limit == UNKNOWN else self._limit
+        return min(size, max(end - 1, 0) // self._chunk_size * self._chunk_size)
 
     def _publish(self) -> None:
         """Let readers have what is publishable, and wake them.
@@ -295,7 +298,7 @@ class BlobStreamer:
             if self._closed is None and self._block.state not in TERMINAL:
                 self.abort(error)
             raise
-        return self._appended
+        return self._file.size
 
     def commit(self) -> None:
         """The blob is complete: verify it, give it its final name, publish the rest.
@@ -313,45 +316,38 @@ class BlobStreamer:
             if self._block.state == State.OPENING:
                 self._begin()
             self._block.require(State.COMMITTED, self.name)
-            if self.size not in (None, self._appended):
-                raise self._fail_size(self._appended)
-            self._verify()
-            self._move()
-            self._block.size = self._limit = self._appended  # I3
-            self._store_published(self._appended)
+            if self.size not in (None, self._file.size):
+                raise self._fail_size(self._file.size)
+            try:
+                digest = self._verify()
+                self._file.move(durable=self._durable)
+            except (StreamBroken, OSError, EOFError) as error:
+                self.abort(error)
+                raise
+            self.digest = digest
+            self._block.size = self._limit = self._file.size  # I3
+            self._store_published(self._file.size)
             self._streaming = False
             self._block.advance(State.COMMITTED, self.name)
             self._subscribers.ring()
             self._pacer.published()
 
-    def _verify(self) -> None:
-        if self._hash is None:
-            return
-        got = f"{self._hash.name}:{self._hash.hexdigest()}"
-        if got != self._digest:
-            reason = f"its digest is {got}, not {self._digest}: the bytes are not that blob"
-            error = DigestMismatch(self.name, self._appended, reason, self._digest, got)
-            self.abort(error)
-            raise error
-
-    def _move(self) -> None:
-        partial = partial_path(self.path)
-        try:
-            intact = os.fstat(self._partial.fd).st_size == self._appended
-            if not (intact and self._partial.is_at(partial)):
-                reason = "was truncated, replaced or removed by somebody else"
-                raise DamagedPartial(self.name, self._appended, partial, reason)
-            os.rename(partial, self.path)
-        except (DamagedPartial, OSError) as error:
-            self.abort(error)
-            raise
+    def _verify(self) -> str | None:
+        """The digest of all bytes, which is the given one."""
+        if self._digest is None:
+            return None
+        got, given = self._digest.finish(), self._block.digest.decode()
+        if self._digest.is_given and got != given:
+            reason = f"its digest is {got}, not {given}: the bytes are not that blob"
+            raise DigestMismatch(self.name, self._file.size, reason, given, got)
+        return got
 
     def _fail_size(self, got: int) -> SizeMismatch:
         """Abort for a blob of the wrong size; the error to raise."""
         size = self._block.size
         how = "more" if got > size else "less"
         reason = f"the source gave {how} than the {size} bytes it should: {got}"
-        error = SizeMismatch(self.name, self._appended, reason, size, got)
+        error = SizeMismatch(self.name, self._file.size, reason, size, got)
         self.abort(error)
         return error
 
@@ -369,13 +365,17 @@ class BlobStreamer:
             if self._block.state == State.ABORTED:
                 return
             self._block.require(State.ABORTED, self.name)
-            error = _as_aborted(reason, self.name, self._appended)
+            error = BlobAborted.because(reason, self.name, self._file.size)
             self._block.error = error.to_text(Block.error.capacity)  # I3
             self._streaming = False
             self._block.advance(State.ABORTED, self.name)
             self._subscribers.ring()
-            if self._partial.is_at(partial_path(self.path)):
-                os.unlink(partial_path(self.path))
+            if not self._keeps(reason):
+                self._file.unlink()
+
+    def _keeps(self, _reason: str | BaseException) -> bool:
+        """Whether the partial file of an aborted stream is good for anything."""
+        return False
 
     def statistics(self) -> StreamerStatistics:
         """How far the blob is, and who reads it."""
@@ -385,11 +385,11 @@ class BlobStreamer:
                 path=self.path,
                 state=self.state,
                 size=self.size,
-                appended=self._appended,
+                appended=self._file.size,
                 published=self.published,
                 chunk_count=self.chunk_count,
                 elapsed=time.monotonic() - self._began,
-                subscribers=() if self._closed else tuple(self._subscribers.present()),
+                subscribers=() if self._closed else tuple(present(self._block)),
             )
 
     def _check_open(self) -> None:
@@ -404,16 +404,24 @@ class BlobStreamer:
         with self._lock:
             if self._closed is not None:
                 return
-            with ExitStack() as ending:  # from the last to the first, whatever fails on the way
-                ending.callback(self._release)
-                ending.callback(self._stream.unlink)
-                ending.callback(self._unlink_doorbells)
-                ending.callback(self._partial.close)  # and so leaves a descriptor to list them
-                ending.callback(self._subscribers.close)
-                ending.callback(self._pacer.close)
-                if self._block.state not in TERMINAL:
-                    self.abort("its writer closed it without commit")
+            self._end(aborting=True)
         self._pacer.join()
+
+    def _end(self, *, aborting: bool) -> None:
+        with ExitStack() as ending:  # from the last to the first, whatever fails on the way
+            ending.callback(self._release)
+            ending.callback(self._stream.unlink)
+            ending.callback(self._unlink_doorbells)
+            ending.callback(self._close_file)  # and so leaves a descriptor to list them
+            ending.callback(self._subscribers.close)
+            ending.callback(self._pacer.close)
+            if aborting and self._block.state not in TERMINAL:
+                self.abort("its writer closed it without commit")
+
+    def _close_file(self) -> None:
+        if self._digest is not None:
+            self._digest.close()  # its thread reads the file
+        self._file.close()
 
     def abandon(self) -> None:
         """In a forked child: let go of everything, and leave it all to the parent."""
@@ -421,7 +429,7 @@ class BlobStreamer:
             self._closed = "it belongs to the process that this one was forked from"
             self._lock = threading.RLock()  # a thread that is not here may hold the old one
             self._subscribers.abandon()
-            self._partial.close()
+            self._file.close()
             self._release()
 
     def _unlink_doorbells(self) -> None:
@@ -461,11 +469,3 @@ class BlobStreamer:
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
         return f"<BlobStreamer {self.name!r} {self.state.name} {self.published}/{size} bytes>"
-
-
-def _as_aborted(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
-    if isinstance(reason, SizeMismatch | DigestMismatch) and reason.name == name:
-        return reason
-    if isinstance(reason, BaseException):
-        reason = f"{type(reason).__name__}: {reason}" if str(reason) else type(reason).__name__
-    return BlobAborted(name, offset, reason)

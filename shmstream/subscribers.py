@@ -107,7 +107,7 @@ class Subscribers:
         self._block = block
         self._lock = lock
         self._memberships = block.memberships()
-        self._seen = self._memberships.tobytes()
+        self._seen = b""  # a successor finds readers there already
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
         self._active: list[int] = []  # slots, ascending
@@ -170,19 +170,6 @@ class Subscribers:
         finally:
             slot.release()
 
-    def present(self) -> list[Subscriber]:
-        """Who reads now, in order of slot."""
-        found = []
-        published = self._block.published
-        for index, word in enumerate(self._memberships.tolist()):
-            if word & 1:
-                slot = self._block.slot(index)
-                identity = Identity(slot.pid, slot.started, slot.namespace)
-                lag = max(published - slot.position, 0)
-                found.append(Subscriber(index, slot.position, lag, identity))
-                slot.release()
-        return found
-
     def abandon(self) -> None:
         """In a forked child: let go of the memory only."""
         self._memberships.release()
@@ -196,3 +183,19 @@ class Subscribers:
         self._ringers.clear()
         self._rings.clear()
         self._active.clear()
+
+
+def present(block: Block) -> list[Subscriber]:
+    """Who reads now, in order of slot."""
+    found = []
+    published = block.published
+    with block.memberships() as memberships:
+        words = memberships.tolist()
+    for index, word in enumerate(words):
+        if word & 1:
+            slot = block.slot(index)
+            identity = Identity(slot.pid, slot.started, slot.namespace)
+            lag = max(published - slot.position, 0)
+            found.append(Subscriber(index, slot.position, lag, identity))
+            slot.release()
+    return found

@@ -18,6 +18,8 @@ import pytest
 from shmstream import doorbell, segment
 from tests.interpreters import Interpreter, wait_until
 
+pytest_plugins = ["tests.nginx", "tests.origin"]  # the servers, each started when a test asks
+
 
 class Traces(NamedTuple):
     """What a test could leave behind."""

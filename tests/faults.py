@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from shmstream import copier, doorbell, segment, stream, streamer, subscribers, tail
+from shmstream import copier, doorbell, partial, segment, stream, streamer, subscribers, tail
 from shmstream.control import Block, Slot, State, Text, Word
 
 
@@ -78,14 +78,14 @@ WRITER_POINTS: dict[str, Callable[[int], None]] = {
     "after the partial file is made": after(stream, "claim_partial"),
     "before the magic": _store(Block.magic, dies_before=True),
     "after the magic": _store(Block.magic, dies_before=False),
-    "after write": after(streamer.BlobStreamer, "_write"),
+    "after write": after(partial.PartialFile, "append"),
     "before published": _store(Block.published, dies_before=True),
     "after published": _store(Block.published, dies_before=False),
     "before the post": before(subscribers.Subscribers, "ring"),
     "after the post": after(subscribers.Subscribers, "ring"),
     "before commit": before(streamer.BlobStreamer, "commit"),
-    "before the rename": before(streamer.BlobStreamer, "_move"),
-    "after the rename": after(streamer.BlobStreamer, "_move"),
+    "before the rename": before(partial.PartialFile, "move"),
+    "after the rename": after(partial.PartialFile, "move"),
     "before COMMITTED": _store(Block.state, dies_before=True, value=State.COMMITTED),
     "after COMMITTED": _store(Block.state, dies_before=False, value=State.COMMITTED),
     "before ABORTED": _store(Block.state, dies_before=True, value=State.ABORTED),

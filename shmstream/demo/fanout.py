@@ -20,11 +20,12 @@ from rich.console import Console
 from shmstream import doorbell, segment
 from shmstream.claims import partial_path
 from shmstream.demo import screen
-from shmstream.demo.parent import Reader, Readers, temporary_folder, undisturbed
+from shmstream.demo.parent import Reader, Readers, temporary_folder
 from shmstream.demo.reader import Orders
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
 from shmstream.demo.screen import Fact, amount
+from shmstream.demo.stopping import undisturbed
 from shmstream.demo.writer import Writer
 from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer

@@ -1,4 +1,4 @@
-"""The parent's end of the demo's readers: start, let in, hear, kill; and how a demo is stopped.
+"""The parent's end of the demo's readers: start, let in, hear, kill.
 
 A `Reader` is one interpreter. Its reports come through a pipe of which it holds the only other
 end, so the end of that pipe is the end of the reader, however it came. `Readers` waits for the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,25 +17,17 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 from shmstream.demo.reader import Orders, Report
+from shmstream.demo.stopping import undisturbed
 
 _ROOT = Path(__file__).parents[2]  # from here the reader finds the very package that we are
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class DemoFailed(Exception):
     """The demo cannot go on; the message tells why."""
-
-
-class Stopped(BaseException):
-    """Somebody wants the demo to stop, by the signal `number`."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.strsignal(number))
-        self.number = number
 
 
 class Reader:
@@ -187,44 +178,9 @@ class Readers:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Inside, no `Stopped` is raised, but afterwards: what is made is also noted, to be undone."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder that is removed in the end."""
     with ExitStack() as undo:
         with undisturbed():
             folder = undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-"))
         yield Path(folder)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, once.
-
-    So the `with` blocks clean up on the way out, and a second Ctrl-C cannot interrupt that, nor
-    the end of the interpreter. What was ignored before, as under nohup, stays ignored.
-    """
-
-    def stop(number: int, _: FrameType | None) -> None:
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = {each: signal.getsignal(each) for each in _STOPPING}
-    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
-    for each in before:
-        signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            if signal.getsignal(each) is stop:
-                signal.signal(each, handler)

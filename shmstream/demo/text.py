@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream.demo.parent import Reader, Readers, temporary_folder, undisturbed
+from shmstream.demo.parent import Reader, Readers, temporary_folder
 from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Report
 from shmstream.demo.screen import say
+from shmstream.demo.stopping import undisturbed
 from shmstream.streamer import BlobStreamer
 
 TEXT = (

@@ -1,0 +1,259 @@
+"""A flight: one download in progress of one key on this host; this process leads it or follows.
+
+`Flight.join` is what every process calls, as often as it takes:
+
+    1 the blob is complete: open it
+    2 there is a stream of that name: follow it; has its writer died? try to succeed it, and follow
+      in any case, for either we lead now or somebody else does
+    3 claim the name, which only one can; look again whether the blob is complete (its flight may
+      have ended between 1 and 3); else lead, and follow ourselves
+
+    this process                     another one, which leads
+    1 looks in the store: not there
+                                     commits: moves the file, stores COMMITTED, removes the name
+    2 looks for a stream: none
+    3 claims the name, looks again: there it is. Nothing was downloaded twice, nothing failed
+
+Reading then goes on until the reader finds its writer dead; it joins anew, at the same position.
+All that notice succeed by turns: the kernel gives the lock to one, the others find it taken and
+follow. An aborted stream is no flight: whoever asks after that begins afresh.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shmstream.claims import reap
+from shmstream.control import State
+from shmstream.copier import InFlightCopier
+from shmstream.digest import digest_of
+from shmstream.errors import (
+    BlobAborted,
+    BlobNotFound,
+    DamagedBlob,
+    DamagedPartial,
+    ShmstreamError,
+    StreamExists,
+    StreamNotFound,
+    WriterDied,
+)
+from shmstream.journal import Metadata
+from shmstream.layout import Layout, Place
+from shmstream.leader import Leader, Retries
+from shmstream.resumable import ResumableStreamer
+from shmstream.source import Source
+
+_PATIENCE = 60.0  # s; how long somebody may hold a name without there being a stream to follow
+
+_SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
+
+_log = logging.getLogger("shmstream")
+
+
+Reader = io.FileIO | InFlightCopier
+
+
+class Role(StrEnum):
+    """What a process is to a blob."""
+
+    STORED = "stored"
+    LEADS = "leads"
+    FOLLOWS = "follows"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How flights of a store are led; see `Store`."""
+
+    durable: bool
+    verify: bool
+    retries: Retries
+    chunk_size: int
+    max_subscribers: int
+    make_room: Callable[[int], None]
+
+
+class Flight:
+    """One process's part in bringing the blob of one key."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        place: Place,
+        sources: Callable[[], Sequence[Source]],
+        policy: Policy,
+        *,
+        stall_timeout: float | None,
+        lingers: bool,
+    ) -> None:
+        """`sources` is called once it is sure that they are needed."""
+        self.place = place
+        self.role = Role.STORED
+        self._layout = layout
+        self._sources = sources
+        self._policy = policy
+        self._stall_timeout = stall_timeout
+        self._lingers = lingers
+
+    def join(self) -> Reader:
+        """The blob to read, complete or in flight, from its beginning. Blocks for no source.
+
+        Raises:
+            BlobNotFound: there is neither, and no source to get it from.
+            DamagedBlob: a complete one was to be verified and is wrong, and there is no source.
+            StreamExists: somebody has held its name for a minute and made no stream.
+            CannotStart: there is no room for a flight, see its kinds.
+        """
+        began = time.monotonic()
+        patience = 0.0
+        while True:
+            if (stored := self._stored()) is not None:
+                self.role = Role.STORED
+                return stored
+            if (copier := self._follow(patience)) is not None:
+                return copier
+            try:
+                copier = self._lead()
+            except StreamExists:
+                if time.monotonic() - began > _PATIENCE:
+                    raise
+                patience = min(patience + 0.01, 0.5)
+                continue
+            if copier is not None:
+                return copier
+
+    def _stored(self) -> io.FileIO | None:
+        """The complete blob."""
+        fd = self._layout.open(self.place)
+        if fd is None:
+            return None
+        file = io.FileIO(fd, "rb")
+        if self._policy.verify and not self._is_right(fd):
+            file.close()
+            return None
+        return file
+
+    def _is_right(self, fd: int) -> bool:
+        """Whether the complete blob has its digest. One that has not makes way for another."""
+        digest = self.place.digest
+        if not self.place.is_given:
+            record = self._layout.read_record(self.place.path)
+            if record is None or record.digest is None:
+                return True  # nobody can know
+            digest = record.digest
+        got = digest_of(fd, self.place.algorithm)
+        if got == digest:
+            return True
+        error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
+        if not self._sources():
+            raise error
+        _log.error("%s; downloading it anew", str(error))
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.place.path), os.fstat(fd)):
+                os.unlink(self.place.path)
+        return False
+
+    def _follow(self, patience: float) -> InFlightCopier | None:
+        """A reader of the stream that is there; None if there is none that anybody should read."""
+        name = self.place.stream
+        try:
+            copier = InFlightCopier.attach(
+                name, timeout=patience, stall_timeout=self._stall_timeout
+            )
+        except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
+            return None
+        try:
+            if copier.state == State.ABORTED:
+                copier.close()
+                return None
+            if copier.is_orphaned:
+                self._succeed(copier)
+        except BaseException:
+            copier.close()
+            raise
+        if self.role != Role.LEADS:
+            self.role = Role.FOLLOWS
+        return copier
+
+    def _succeed(self, copier: InFlightCopier) -> None:
+        """Lead the flight of `copier`, whose leader died, if nobody is faster.
+
+        Raises:
+            BlobNotFound: there is no source here, and nobody else succeeds.
+        """
+        sources = self._sources()
+        if not sources:
+            deadline = time.monotonic() + _SUCCESSION
+            while copier.is_orphaned:
+                if time.monotonic() > deadline:
+                    raise BlobNotFound(self.place.key, self._layout.folder)
+                time.sleep(0.01)
+            return
+        try:
+            streamer = ResumableStreamer.succeed(self.place.stream, durable=self._policy.durable)
+        except (StreamExists, StreamNotFound, DamagedPartial):
+            return  # others lead; or it has ended: its readers will see
+        _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
+        self._start(streamer, sources)
+
+    def _lead(self) -> InFlightCopier | None:
+        """Begin the flight and follow it; None if the blob is complete by now.
+
+        Raises:
+            StreamExists: somebody else is at it.
+        """
+        sources = self._sources()
+        if not sources:
+            raise BlobNotFound(self.place.key, self._layout.folder)
+        place, policy = self.place, self._policy
+        streamer = ResumableStreamer.create(
+            place.path,
+            name=place.stream,
+            digest=place.digest,
+            chunk_size=policy.chunk_size,
+            max_subscribers=policy.max_subscribers,
+            durable=policy.durable,
+        )
+        with ExitStack() as undo:
+            undo.callback(streamer.close)
+            if os.path.lexists(place.path):  # the second look
+                return None
+            copier = InFlightCopier.attach(
+                place.stream, timeout=0, stall_timeout=self._stall_timeout
+            )
+            undo.callback(copier.close)
+            _log.info("%s: leads", place.key)
+            self._start(streamer, sources)
+            undo.pop_all()
+        return copier
+
+    def _start(self, streamer: ResumableStreamer, sources: Sequence[Source]) -> None:
+        self.role = Role.LEADS
+        Leader(
+            streamer,
+            self._layout,
+            self.place,
+            sources,
+            retries=self._policy.retries,
+            lingers=self._lingers,
+            make_room=self._policy.make_room,
+        )
+
+    def validator(self, reader: Reader) -> str | None:
+        """What the source called the bytes that `reader` reads."""
+        if isinstance(reader, InFlightCopier):
+            return Metadata.from_text(reader.metadata).validator
+        record = self._layout.read_record(self.place.path)
+        return None if record is None else record.metadata.validator
+
+    def leave(self) -> None:
+        """After a reader has joined anew: remove what its dead flight may have left."""
+        with suppress(ShmstreamError, OSError):
+            reap(self.place.stream, spare_readers=True)

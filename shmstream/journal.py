@@ -1,0 +1,162 @@
+"""The journal of a partial file: what lets a download go on after a restart, or a reboot.
+
+Beside the partial file lies a small text: one line with what the source said of the blob and under
+which boot of the machine, then a line for each checkpoint, `offset digest-of-all-bytes-up-to-it`.
+
+While the machine stays up the page cache keeps whatever was written, so all of the file is good.
+After a reboot nothing is sure, because nothing was synced: the tail may be torn, zeros, or another
+blob's old bytes. Then the file is good up to the last checkpoint whose digest it still has. The
+journal itself may be torn, too: a line that cannot be read, and all after it, count for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+_STEP = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a source says of a blob: bytes, a text that changes with them, and their media type."""
+
+    size: int | None = None
+    validator: str | None = None
+    media_type: str | None = None
+
+    def to_text(self, limit: int) -> bytes:
+        """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
+        facts = asdict(self)
+        for name in ("", "media_type", "validator"):
+            if name:
+                facts[name] = None
+            if len(text := json.dumps(facts).encode()) <= limit:
+                break
+        return text
+
+    @classmethod
+    def from_text(cls, text: bytes | str) -> Self:
+        """What `to_text` wrote; nothing but Nones from anything else."""
+        try:
+            facts = json.loads(text)
+            found = {each.name: facts.get(each.name) for each in fields(cls)}
+        except (ValueError, AttributeError, RecursionError):
+            return cls()
+        size, texts = found["size"], (found["validator"], found["media_type"])
+        good = size is None or (type(size) is int and size >= 0)
+        if not (good and all(each is None or isinstance(each, str) for each in texts)):
+            return cls()
+        return cls(**found)
+
+
+class Journal:
+    """The journal at `path`, for one who holds the lock on the partial file."""
+
+    def __init__(self, path: str, algorithm: str) -> None:
+        self.path = path
+        self._algorithm = algorithm
+        self.metadata = Metadata()
+        self._boot = ""
+        self._checkpoints: list[tuple[int, str]] = []
+        self._read()
+
+    def _read(self) -> None:
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
+                lines = file.read().split("\n")[:-1]
+        except OSError:
+            return
+        try:
+            header = json.loads(lines[0])
+            if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):
+                self._boot = header["boot"]
+                self.metadata = Metadata.from_text(header["metadata"])
+                self._checkpoints = list(_ascending(lines[1:]))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            self._boot = ""
+
+    @property
+    def vouches(self) -> bool:
+        """Whether it may be that bytes of the partial file can be trusted."""
+        return bool(self._checkpoints) or self._boot == boot_id()
+
+    def trusted(self, fd: int) -> int:
+        """How many bytes of the partial file `fd` are what was written. Reads them all."""
+        size = os.fstat(fd).st_size
+        running = hashlib.new(self._algorithm)
+        good = position = 0
+        for offset, digest in self._checkpoints:
+            while position < offset:
+                data = os.pread(fd, min(_STEP, offset - position), position)
+                if not data:
+                    return good
+                running.update(data)
+                position += len(data)
+            if running.hexdigest() != digest:
+                return good
+            good = offset
+        return size if self._boot == boot_id() else good
+
+    def begin(self, metadata: Metadata, kept: int = 0) -> None:
+        """Begin anew for a blob of which the source says this, with `kept` bytes there already.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.metadata, self._boot = metadata, boot_id()
+        self._checkpoints = [each for each in self._checkpoints if each[0] <= kept]
+        header = {
+            "algorithm": self._algorithm,
+            "boot": self._boot,
+            "metadata": metadata.to_text(1 << 16).decode(),
+        }
+        lines = [
+            json.dumps(header),
+            *(f"{offset} {digest}" for offset, digest in self._checkpoints),
+        ]
+        self._write("\n".join(lines), os.O_TRUNC)
+
+    def note(self, offset: int, digest: str) -> None:
+        """Note a checkpoint: the hex digest of the first `offset` bytes.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._checkpoints.append((offset, digest))
+        self._write(f"{offset} {digest}", os.O_APPEND)
+
+    def _write(self, line: str, flags: int) -> None:
+        flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.path, flags, 0o600)
+        try:
+            os.write(fd, line.encode() + b"\n")
+        finally:
+            os.close(fd)
+
+    def remove(self) -> None:
+        """Remove it. Idempotent."""
+        Path(self.path).unlink(missing_ok=True)
+
+
+def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:
+    last = 0
+    for line in lines:
+        offset, _, digest = line.partition(" ")
+        if not offset.isdecimal() or int(offset) <= last:
+            return
+        last = int(offset)
+        yield last, digest
+
+
+@cache
+def boot_id() -> str:
+    """A text that is another one after each boot of the machine."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,273 @@
+"""The folder of a store: where everything lies, and whether the folder is fit for it.
+
+    .shmstream                          says that this is a store; locks are tried out on it
+    blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
+    blobs/sha512/<hex>
+    named/<sha256 of the key>           complete blobs whose key is no digest
+    <blob>.shmstream-partial            a partial file, beside the blob it will be
+    <blob>.shmstream-journal            what is needed to go on with it (journal.py)
+    <blob>.shmstream-record             of a named blob: its key, and what its source said of it
+
+A key never becomes a path: it is a digest in its one spelling, or it is hashed. Folders are 0700,
+files 0600. All of it belongs to one user, and nothing in it may be a symbolic link; whoever could
+write to the folder could give wrong bytes a right name, so a folder of others is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shmstream.claims import partial_path
+from shmstream.errors import DamagedBlob, StoreUnusable
+from shmstream.journal import Metadata
+from shmstream.liveness import KernelLock
+from shmstream.segment import NAME_LIMIT
+
+_MARK = "shmstream store, layout 1\n"
+_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
+_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
+_NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+
+JOURNAL = ".shmstream-journal"
+RECORD = ".shmstream-record"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the blob of one key lies, and the name of the stream that brings it."""
+
+    key: str
+    path: str
+    stream: str
+    digest: str
+    """What the bytes must have: `algorithm:hex`; the algorithm alone for a key that is none."""
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the key is a digest."""
+        return ":" in self.digest
+
+    @property
+    def algorithm(self) -> str:
+        """`sha256` or `sha512`."""
+        return self.digest.partition(":")[0]
+
+    @property
+    def partial(self) -> str:
+        """The partial file."""
+        return partial_path(self.path)
+
+    @property
+    def journal(self) -> str:
+        """The journal of the partial file."""
+        return self.path + JOURNAL
+
+    @property
+    def record(self) -> str:
+        """The record of a blob whose key is no digest."""
+        return self.path + RECORD
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of a blob whose key is no digest: the key, the digest its bytes had, what its source said."""
+
+    key: str
+    digest: str | None
+    metadata: Metadata
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the store: its path, bytes, and when it was last used, in seconds since 1970.
+
+    `kind` is `blob`, `partial`, `journal`, `record`, or `foreign` for what is none of ours.
+    """
+
+    path: str
+    kind: str
+    size: int
+    used: float
+
+
+class Layout:
+    """The folder of a store. Made if it is not there; holds nothing open."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Raises:
+        StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
+        """
+        self.folder = os.path.realpath(folder)
+        try:
+            os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+            for each in ("", "blobs", *_SHELVES):
+                self._make(os.path.join(self.folder, each) if each else self.folder)
+            self._prove_locks(os.path.join(self.folder, ".shmstream"))
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            raise StoreUnusable(self.folder, reason) from error
+        facts = os.stat(self.folder)
+        self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
+
+    def _make(self, path: str) -> None:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        facts = os.stat(path, follow_symlinks=False)
+        if not stat.S_ISDIR(facts.st_mode):
+            raise StoreUnusable(self.folder, f"{path} is no folder, or a symbolic link to one")
+        if facts.st_uid != os.geteuid():
+            reason = (
+                f"user {facts.st_uid} owns {path}, and this is user {os.geteuid()}; "
+                "each user has a store of its own"
+            )
+            raise StoreUnusable(self.folder, reason)
+        if facts.st_mode & 0o022:
+            raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
+
+    def _prove_locks(self, path: str) -> None:
+        """Some network file systems have no locks, and on some everybody gets every lock."""
+        holder, other = KernelLock(path, os.O_CREAT), KernelLock(path)
+        try:
+            if os.fstat(holder.fd).st_size == 0:
+                os.pwrite(holder.fd, _MARK.encode(), 0)
+            span = (secrets.randbits(60), 1)  # nobody else tries that byte
+            works = holder.try_acquire(span) and other.is_held_elsewhere(span)
+            if not works or other.try_acquire(span):
+                raise StoreUnusable(self.folder, "its file system grants one lock to two holders")
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                reason = f"its file system has no working locks ({error.strerror})"
+                raise StoreUnusable(self.folder, reason) from error
+            raise
+        finally:
+            holder.close()
+            other.close()
+
+    def place(self, key: str) -> Place:
+        """Where the blob of that key lies, or will.
+
+        Raises:
+            ValueError: it is empty, or begins like a digest and is none.
+        """
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
+        raw = key.encode("utf-8", "surrogatepass")
+        if key.startswith(("sha256:", "sha512:")):
+            if not _DIGEST.fullmatch(key):
+                raise ValueError(
+                    "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
+                    f"lower-case hex digits, unlike {key[:200]!r}"
+                )
+            path = os.path.join(self.folder, "blobs", *key.split(":"))
+            digest = key
+        else:
+            path = os.path.join(self.folder, "named", hashlib.sha256(raw).hexdigest())
+            digest = "sha256"
+        hashed = hashlib.sha256(self._identity.encode() + raw).digest()
+        stream = base64.b32encode(hashed).decode().lower()[:NAME_LIMIT]
+        return Place(key, path, stream, digest)
+
+    def open(self, place: Place) -> int | None:
+        """A descriptor of the complete blob, now the most recently used; None if it is not here.
+
+        Raises:
+            DamagedBlob: what is there is no file.
+        """
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(place.path, flags)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise DamagedBlob(place.key, place.path, "it is a symbolic link") from error
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(fd)
+            raise DamagedBlob(place.key, place.path, "it is no file")
+        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
+        return fd
+
+    def write_record(self, place: Place, record: Record) -> None:
+        """Store the record of a blob whose key is no digest, whole or not at all."""
+        facts = {
+            "key": record.key,
+            "digest": record.digest,
+            "metadata": record.metadata.to_text(1 << 16).decode(),
+        }
+        temporary = f"{place.record}.{secrets.token_hex(4)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(facts, file)
+            os.rename(temporary, place.record)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def read_record(self, path: str) -> Record | None:
+        """The record of the named blob at `path`, None if there is none that can be read."""
+        try:
+            facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
+            metadata = Metadata.from_text(facts["metadata"])
+            return Record(str(facts["key"]), facts["digest"], metadata)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+
+    def remove(self, path: str) -> bool:
+        """Remove one file; whether it was there."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def key_of(self, path: str) -> str | None:
+        """The key of the blob at `path`; None for a named one whose record is lost."""
+        shelf, name = os.path.split(path)
+        algorithm = os.path.basename(shelf)
+        if algorithm != "named":
+            return f"{algorithm}:{name}"
+        record = self.read_record(path)
+        return None if record is None else record.key
+
+    def entries(self) -> Iterator[Entry]:
+        """All files on the shelves. Symbolic links and folders count as foreign files."""
+        for shelf in _SHELVES:
+            with os.scandir(os.path.join(self.folder, shelf)) as found:
+                for each in found:
+                    try:
+                        facts = each.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    regular = stat.S_ISREG(facts.st_mode)
+                    kind = _kind(each.name, _SHELVES[shelf]) if regular else "foreign"
+                    yield Entry(each.path, kind, facts.st_size, facts.st_atime)
+
+    def blobs(self) -> list[Entry]:
+        """The complete blobs, the least recently used first."""
+        found = [each for each in self.entries() if each.kind == "blob"]
+        return sorted(found, key=lambda each: (each.used, each.path))
+
+
+def _kind(name: str, digits: int) -> str:
+    stem, suffix = name[:digits], name[digits:]
+    if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", stem):
+        return "foreign"
+    suffixes = {"": "blob", partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+    return suffixes.get(suffix, "foreign")

@@ -1,0 +1,361 @@
+"""Leading a flight: a thread that brings a blob from its sources into a stream, and never mixes.
+
+    begin      keep what a partial file has, as far as its journal vouches for it; ask a source for
+               the rest; publish what was kept
+    pump       append what comes; every 16 MiB note a checkpoint in the journal
+    fail       the same source again, with growing pauses; then the next source, at the same offset;
+               then abort with the last word of each, which every reader gets
+    commit     verify, move, tell; forget the journal
+    close      at the end of this process: hand over, so that a reader in another one goes on
+
+A source that goes on must have the same bytes. With a digest as key its end proves that, and what
+can be proved before is (the size, and the bytes themselves where it begins at 0 again). Without,
+the validator must be the same; where there is none, the source is read from 0 and its prefix
+compared with the file. Other bytes end the flight with `ContentChanged`; the next call begins anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from shmstream.control import Block, State
+from shmstream.errors import (
+    ContentChanged,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
+from shmstream.journal import Journal, Metadata
+from shmstream.layout import Layout, Place, Record
+from shmstream.liveness import register
+from shmstream.resumable import ResumableStreamer
+from shmstream.source import Feed, Source
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_CHECKPOINT = 16 << 20  # bytes
+_LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
+_LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
+
+_log = logging.getLogger("shmstream")
+
+
+@dataclass(frozen=True)
+class Retries:
+    """How often a source is tried in a row without any progress, and the pauses in between.
+
+    The last source is tried `attempts` times, one that has another behind it `with_others` times.
+    A pause is twice the one before, from `first_pause` to `longest_pause` seconds; a source that
+    says when to come again (`Retry-After`, up to 30 s) is given that time.
+    """
+
+    attempts: int = 8
+    with_others: int = 2
+    first_pause: float = 0.1
+    longest_pause: float = 2.0
+
+
+class Leader:
+    """Brings the blob of `place` into `streamer`, which it owns, to its commit or abort."""
+
+    def __init__(
+        self,
+        streamer: ResumableStreamer,
+        layout: Layout,
+        place: Place,
+        sources: Sequence[Source],
+        *,
+        retries: Retries,
+        lingers: bool,
+        make_room: Callable[[int], None],
+    ) -> None:
+        """`make_room` is told how many bytes will come, and then that (0) they have."""
+        self._streamer = streamer
+        self._layout = layout
+        self._place = place
+        self._sources = sources
+        self._retries = retries
+        self._lingers = lingers
+        self._make_room = make_room
+        self._journal = Journal(place.journal, place.algorithm)
+        self._metadata = Metadata()
+        self._current = 0
+        self._tries = 0
+        self._progress = 0
+        self._noted = 0
+        self._last_words: dict[str, str] = {}
+        self._alone_since: float | None = None
+        self._next_look = 0.0
+        self._feed: Feed | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="shmstream-flight", daemon=True)
+        register(self)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop, and hand over to whoever reads; the partial file stays. Idempotent."""
+        self._stopping.set()
+        self._streamer.close()
+        if (feed := self._feed) is not None:
+            feed.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the thread is not here, and the flight is the parent's."""
+        self._stopping.set()
+
+    def join(self) -> None:
+        """Wait for the thread to end."""
+        self._thread.join()
+
+    # One flight, from its beginning to its end.
+
+    def _run(self) -> None:
+        place, streamer = self._place, self._streamer
+        try:
+            feed = self._begin()
+            while feed is not None:
+                feed = self._pump(feed)
+            self._commit()
+        except StreamClosed:
+            _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
+        except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+            self._abort(error)
+        finally:
+            streamer.close()
+
+    def _begin(self) -> Feed | None:
+        """The feed that goes on; None if all bytes are there already."""
+        streamer = self._streamer
+        if streamer.state == State.STREAMING:  # succeeded: everything is in the block
+            self._metadata = Metadata.from_text(streamer.metadata)
+            return None if streamer.appended == streamer.size else self._open(self._resumable())
+        kept = self._journal.trusted(streamer.descriptor)
+        known = self._journal.metadata
+        if kept and (self._place.is_given or known.validator):
+            self._metadata = known
+        else:
+            kept = 0
+        if kept and kept == known.size:
+            feed = None
+        else:
+            feed = self._open(kept)
+            if kept and not self._is_same(feed, kept):
+                kept = 0
+                if feed.offset:
+                    feed.close()
+                    feed = self._open(0)
+            size = feed.size if feed.size is not None or not kept else known.size
+            self._metadata = Metadata(size, feed.validator, feed.media_type)
+        self._announce(kept)
+        return feed
+
+    def _announce(self, kept: int) -> None:
+        """Have everybody know what is coming, and read what is there."""
+        streamer, metadata, place = self._streamer, self._metadata, self._place
+        if not place.is_given:
+            self._layout.write_record(place, Record(place.key, None, metadata))
+        streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
+        if metadata.size is not None:
+            self._make_room(metadata.size)
+            streamer.set_size(metadata.size)
+        self._journal.begin(metadata, kept)
+        streamer.resume(kept)
+        if kept:
+            _log.info("%s: resumed at %d bytes", place.key, kept)
+
+    def _pump(self, feed: Feed) -> Feed | None:
+        """Append all that `feed` has; None when that was the end, else the feed to go on with."""
+        streamer = self._streamer
+        self._feed = feed
+        try:
+            with feed:
+                position = feed.offset
+                if streamer.size is None and feed.size is not None:
+                    self._make_room(feed.size)
+                    streamer.set_size(feed.size)
+                for data in self._buffers(feed):
+                    with memoryview(data) as view:
+                        count = view.nbytes
+                    if position < streamer.appended:
+                        data = self._compare(data, position)
+                    position += count
+                    streamer.append(data)
+                    self._look_around()
+            if position < streamer.appended or streamer.appended < (streamer.size or 0):
+                raise self._error(f"it ended after {position} bytes", retryable=True)
+        except SourceError as error:
+            self._fail(error)
+            return self._open(self._resumable())
+        else:
+            return None
+        finally:
+            self._feed = None
+
+    def _commit(self) -> None:
+        place, streamer = self._place, self._streamer
+        streamer.commit()
+        if not place.is_given:
+            self._layout.write_record(place, Record(place.key, streamer.digest, self._metadata))
+        self._journal.remove()
+        _log.info("%s: complete, %d bytes", place.key, streamer.appended)
+        self._make_room(0)
+
+    def _abort(self, error: BaseException) -> None:
+        place, streamer = self._place, self._streamer
+        # Errors are logged as text: a record that is kept must not keep a connection open.
+        _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
+        try:
+            streamer.abort(error)
+        except (StreamClosed, ValueError):  # it has ended meanwhile
+            pass
+        if not os.path.lexists(place.partial):
+            self._journal.remove()
+            if not place.is_given and not os.path.lexists(place.path):
+                self._layout.remove(place.record)
+
+    def _look_around(self) -> None:
+        """What is to be done now and then while bytes come."""
+        streamer = self._streamer
+        if streamer.appended - self._noted >= _CHECKPOINT:
+            self._noted = streamer.appended
+            if (checkpoint := streamer.digest_so_far()) is not None:
+                try:
+                    self._journal.note(*checkpoint)
+                except OSError as error:  # then a resume after a reboot begins further back
+                    _log.warning("%s: no checkpoint: %s", self._place.key, str(error))
+        if not self._lingers and (now := time.monotonic()) >= self._next_look:
+            self._next_look = now + _LONELY / 4
+            if streamer.has_readers():
+                self._alone_since = None
+            elif self._alone_since is None:
+                self._alone_since = now
+            elif now - self._alone_since >= _LONELY:
+                raise StreamClosed(streamer.name, "nobody reads it any more")
+
+    # Sources.
+
+    def _resumable(self) -> int:
+        """Where to ask a source to go on: at 0 where nothing would show that it has changed."""
+        guarded = self._place.is_given or self._metadata.validator
+        return self._streamer.appended if guarded else 0
+
+    def _open(self, offset: int) -> Feed:
+        """A feed that begins at `offset` or before, from the first source that has one.
+
+        Raises:
+            SourceFailed: none has.
+            ContentChanged: it is another blob by now.
+        """
+        while True:
+            source = self._sources[self._current]
+            try:
+                feed = self._try_open(source, offset)
+            except SourceError as error:
+                self._fail(error)
+                continue
+            _log.debug("%s: %s from %d", self._place.key, source.name, feed.offset)
+            return feed
+
+    def _try_open(self, source: Source, offset: int) -> Feed:
+        validator = self._metadata.validator if offset else None
+        if self._place.is_given and self._current > 0:
+            validator = None  # it is the first source's, and the digest guards
+        try:
+            feed = source.open(offset, validator)
+        except SourceError:
+            raise
+        except Exception as error:  # a source is anybody's code
+            raise self._error(f"{type(error).__name__}: {error}", retryable=False) from error
+        try:
+            if self._streamer.state == State.STREAMING:
+                self._require_same(feed)
+            if feed.offset > offset:
+                raise self._error(f"it begins at {feed.offset}, not {offset}", retryable=False)
+        except BaseException:
+            feed.close()
+            raise
+        return feed
+
+    def _is_same(self, feed: Feed, kept: int) -> bool:
+        """Whether the feed goes on with the bytes that were kept."""
+        known = self._metadata
+        return (
+            feed.offset == kept
+            and (self._place.is_given or feed.validator == known.validator)
+            and (None in (feed.size, known.size) or feed.size == known.size)
+        )
+
+    def _require_same(self, feed: Feed) -> None:
+        """Refuse a feed that is not of the blob whose bytes were published."""
+        size = self._streamer.size
+        if None not in (size, feed.size) and size != feed.size:
+            raise self._other(f"it has {feed.size} bytes by now, not {size}")
+        if feed.offset and not self._place.is_given:
+            known = self._metadata.validator
+            if feed.validator is not None and feed.validator != known:
+                raise self._other(f"its validator is {feed.validator!r} by now, not {known!r}")
+
+    def _compare(self, data: Buffer, position: int) -> Buffer:
+        """What of `data` is new; the rest must be what the file has at `position`."""
+        streamer = self._streamer
+        with memoryview(data) as whole, whole.cast("B") as view:
+            again = min(len(view), streamer.appended - position)
+            if os.pread(streamer.descriptor, again, position) != view[:again]:
+                raise self._other(f"other bytes than before are at {position}")
+            return bytes(view[again:])
+
+    def _other(self, reason: str) -> SourceError | ContentChanged:
+        """The error for a source that has another blob: hopeless, or the end of the flight."""
+        if self._place.is_given:
+            return self._error(reason, retryable=False)
+        source = self._sources[self._current].name
+        return ContentChanged(self._streamer.name, self._streamer.appended, f"{source}: {reason}")
+
+    def _buffers(self, feed: Feed) -> Iterator[Buffer]:
+        try:
+            yield from feed
+        except SourceError:
+            raise
+        except Exception as error:  # a source is anybody's code
+            raise self._error(f"{type(error).__name__}: {error}", retryable=False) from error
+
+    def _error(self, reason: str, *, retryable: bool) -> SourceError:
+        name = self._sources[self._current].name
+        return SourceError(name, self._streamer.appended, reason, retryable)
+
+    def _fail(self, error: SourceError) -> None:
+        """Wait, or go on to the next source.
+
+        Raises:
+            SourceFailed: there is none.
+            StreamClosed: the flight was handed over meanwhile.
+        """
+        streamer, retries = self._streamer, self._retries
+        self._last_words[error.source] = str(error)
+        if streamer.appended > self._progress:
+            self._progress = streamer.appended
+            self._tries = 0
+        self._tries += 1
+        is_last = self._current + 1 == len(self._sources)
+        allowed = retries.attempts if is_last else retries.with_others
+        pause = min(retries.first_pause * 2 ** (self._tries - 1), retries.longest_pause)
+        pause = max(pause, error.retry_after or 0.0)
+        if error.retryable and self._tries < allowed and pause <= _LONGEST_RETRY_AFTER:
+            _log.info("%s: %s; again in %.1f s", self._place.key, str(error), pause)
+            if self._stopping.wait(pause):
+                raise StreamClosed(streamer.name, "it was handed over")
+        elif not is_last:
+            self._current += 1
+            self._tries = 0
+            following = self._sources[self._current].name
+            _log.warning("%s: %s; going on with %s", self._place.key, str(error), following)
+        else:
+            reason = "; ".join(self._last_words.values())
+            raise SourceFailed(streamer.name, streamer.appended, reason) from error

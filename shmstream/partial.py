@@ -1,0 +1,113 @@
+"""The partial file: what a writer appends to until it is the blob, with what may happen to it.
+
+Other programs can truncate, replace or remove a file at any time. Its length is therefore compared
+with what was written before every write, and its name before it becomes the final one, so that
+what is published is what was appended (I2), or an error.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from shmstream.claims import partial_path, reserve
+from shmstream.errors import DamagedPartial, naming_shortages
+from shmstream.liveness import KernelLock
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class PartialFile:
+    """The file beside `path`, locked for this writer; `size` bytes were appended to it."""
+
+    def __init__(self, lock: KernelLock, name: str, path: str, size: int = 0) -> None:
+        """Own `lock`, which has the descriptor to write to; `size` bytes are there already."""
+        self._lock = lock
+        self._name = name
+        self._final = path
+        self.fd = lock.fd
+        self.path = partial_path(path)
+        self.size = size
+
+    def append(self, data: Buffer, count: int) -> None:
+        """Write all `count` bytes of `data`.
+
+        Raises:
+            DamagedPartial: somebody else changed the file.
+            OutOfResources: the disk is full.
+            OSError: it cannot be written to.
+            TypeError: `data` is not contiguous; nothing was written.
+        """
+        try:
+            if os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+                raise self._damaged(f"was truncated or written to (it had {self.size} bytes)")
+            written = os.write(self.fd, data)
+            if written < count:
+                with memoryview(data) as whole, whole.cast("B") as view:
+                    while written < count:
+                        written += os.write(self.fd, view[written:])
+        except BufferError as error:
+            raise TypeError("data is one contiguous buffer; this one has gaps") from error
+        except OSError:
+            with naming_shortages(self._name, os.path.dirname(self.path)):
+                raise
+        self.size += count
+
+    def reserve(self, size: int) -> None:
+        """Have the space for all `size` bytes of the blob.
+
+        Raises:
+            OutOfResources: the disk has no such space.
+        """
+        with naming_shortages(self._name, os.path.dirname(self.path)):
+            reserve(self.fd, size)
+
+    def truncate(self, size: int) -> None:
+        """Keep the first `size` bytes and go on from there.
+
+        Raises:
+            DamagedPartial: there are not so many.
+        """
+        if os.fstat(self.fd).st_size < size:
+            raise self._damaged(f"is shorter than {size} bytes")
+        os.ftruncate(self.fd, size)
+        self.size = size
+
+    def move(self, *, durable: bool) -> None:
+        """Give it its final name, replacing what has it; after that, `unlink` does nothing.
+
+        With `durable` the bytes, then the name, are on the disk when this returns.
+
+        Raises:
+            DamagedPartial: it is not what was appended, or not where it was.
+            OSError: the disk failed.
+        """
+        if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
+            raise self._damaged("was truncated, replaced or removed")
+        if durable:
+            os.fdatasync(self.fd)
+        os.rename(self.path, self._final)
+        if durable:
+            sync_folder(os.path.dirname(self.path))
+
+    def unlink(self) -> None:
+        """Remove it, if it is still at its path."""
+        if self._lock.is_at(self.path):
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        """Close and unlock it. Idempotent."""
+        self._lock.close()
+
+    def _damaged(self, how: str) -> DamagedPartial:
+        return DamagedPartial(self._name, self.size, self.path, f"{how} by somebody else")
+
+
+def sync_folder(path: str) -> None:
+    """Have the names in a folder on the disk."""
+    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,163 @@
+"""`ResumableStreamer`: a streamer whose stream can change hands, for flights.
+
+Its partial file survives its writer, and so do its readers:
+
+    create     takes the partial file that is there already as it is
+    resume     begin with so many bytes of it
+    succeed    take over where a dead writer stopped: lock the header, lock the partial file and
+               cut it to `published`, one epoch more
+    close      before the end: publish the rest, let go of the locks, ring; a reader succeeds
+    abort      keeps the partial file, unless the reason is that its bytes are wrong
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Self
+
+from shmstream.control import TERMINAL, UNKNOWN, State
+from shmstream.errors import (
+    ContentChanged,
+    DamagedPartial,
+    DigestMismatch,
+    SizeMismatch,
+    naming_shortages,
+)
+from shmstream.pacer import check_pacing
+from shmstream.stream import Stream
+from shmstream.streamer import BlobStreamer
+
+_SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
+"""Errors after which a partial file is not worth keeping."""
+
+
+class ResumableStreamer(BlobStreamer):
+    """A `BlobStreamer` that another process can succeed, while its readers wait.
+
+    Its size may be told when the source has told it, and before the first append it can carry what
+    the source says of the blob.
+    """
+
+    _resumable = True
+
+    @classmethod
+    def succeed(
+        cls,
+        name: str,
+        *,
+        publish_bytes: int = 1 << 20,
+        publish_interval: float = 0.02,
+        durable: bool = False,
+    ) -> Self:
+        """Take over a stream whose writer died or handed over, at the offset `published`.
+
+        Its readers see a pause and nothing else. What was written and not published is cut off.
+
+        Raises:
+            StreamExists: it has a live writer: perhaps another successor was faster.
+            StreamNotFound: there is no such stream, or it has ended.
+            DamagedPartial: its partial file is gone. The stream is aborted.
+            ForeignSegment, DamagedSegment, OutOfResources: as `create`.
+        """
+        check_pacing(publish_bytes, publish_interval)
+        with naming_shortages(name, "shared memory (/dev/shm)"):
+            stream, lock = Stream.succeed(name)
+        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
+
+    def resume(self, keep: int = 0) -> None:
+        """Before the first append: begin with `keep` bytes that the partial file has already.
+
+        They are published at once, and hashed by a thread while appends go on.
+
+        Raises:
+            DamagedPartial: the file has fewer.
+            IllegalTransition: appending has begun.
+        """
+        with self._lock:
+            self._check_open()
+            self._block.require(State.STREAMING, self.name)
+            self._file.truncate(keep)
+            self._begin()
+            if self._digest is not None:
+                self._digest.skip(keep)
+            if self._publishable() > 0:
+                self._publish()
+
+    @property
+    def descriptor(self) -> int:
+        """Of the partial file, for reading; it is closed with the streamer."""
+        return self._file.fd
+
+    def set_size(self, size: int) -> None:
+        """Tell how many bytes the blob has, as soon as that is known. Reserves the space.
+
+        Raises:
+            SizeMismatch: it has another size, or more bytes already. The stream is aborted.
+            OutOfResources: the disk has no such space. The stream is aborted.
+        """
+        with self._lock:
+            self._check_open()
+            if self._limit not in (UNKNOWN, size) or size < self._file.size:
+                raise self._fail_size(size)
+            if self._limit == UNKNOWN:
+                try:
+                    self._file.reserve(size)
+                except BaseException as error:
+                    self.abort(error)
+                    raise
+                self._block.size = self._limit = size
+
+    def set_metadata(self, text: bytes) -> None:
+        """Before the first append: have every reader know what the source says of the blob.
+
+        Raises:
+            ValueError: it is longer than 1,024 bytes.
+            IllegalTransition: appending has begun.
+        """
+        with self._lock:
+            self._check_open()
+            self._block.require(State.STREAMING, self.name)
+            self._block.metadata = text
+
+    @property
+    def metadata(self) -> bytes:
+        """What `set_metadata` stored, perhaps in the process before this one."""
+        return self._block.metadata
+
+    def digest_so_far(self) -> tuple[int, str] | None:
+        """How many bytes were appended, and their hex digest; None without, or while it lags."""
+        with self._lock:
+            return None if self._digest is None else self._digest.so_far()
+
+    def has_readers(self) -> bool:
+        """Whether anybody alive has a slot."""
+        with self._lock:
+            self._check_open()
+            return self._stream.lock.is_held_elsewhere(self._block.slots_span)
+
+    def _keeps(self, reason: str | BaseException) -> bool:
+        return self._file.size > 0 and not isinstance(reason, _SPOILING)
+
+    def close(self) -> None:
+        """Let go of the stream; unless it has ended, without ending it: somebody succeeds us.
+
+        What was appended is published. If nobody reads, the name goes, and the partial file stays
+        for the next. Idempotent.
+        """
+        with self._lock:
+            if self._closed is not None:
+                return
+            if self._block.state in TERMINAL or not self.has_readers():
+                if self._block.state not in TERMINAL and self._file.size == 0:
+                    self._file.unlink()
+                self._end(aborting=False)
+            else:
+                self._publish()
+                with ExitStack() as ending:  # from the last to the first
+                    ending.callback(self._release)
+                    ending.callback(self._subscribers.close)
+                    ending.callback(self._subscribers.ring)  # they look for a writer: none
+                    ending.callback(self._stream.lock.release, self._block.header_span)
+                    ending.callback(self._close_file)
+                    ending.callback(self._pacer.close)
+        self._pacer.join()

@@ -1,0 +1,193 @@
+"""`Store`: one call for a blob that is complete, in flight or absent, from any number of processes.
+
+    store.open     a readable file at once, whoever downloads        flight.py, blob.py
+    store.fetch    the path of the whole blob                        blob.py
+    store.evict    make room, the least recently used first          here
+    store.check    findings of everything that is not as it should   audit.py
+    store.gc       remove what dead processes left                   audit.py
+
+A store is a folder (layout.py) and nothing else: no server, no index, no lock to hold.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import cache
+
+from shmstream import audit
+from shmstream.audit import Finding, FlightInfo
+from shmstream.blob import Blob, Progress
+from shmstream.flight import Flight, Policy
+from shmstream.layout import Entry, Layout
+from shmstream.leader import Retries
+from shmstream.sources import AnySource, as_sources
+
+_log = logging.getLogger("shmstream")
+_WEEK = 7 * 24 * 3600.0  # s
+
+
+class Store:
+    """A folder of verified blobs, shared by all processes of one user on this host.
+
+    Any number of processes open the same folder. Everything may be called from any thread; nothing
+    is held open in between, so a store needs no closing and survives a fork.
+
+    Args:
+        folder: made if it is not there, with 0700.
+        max_bytes: of complete blobs, beyond which the least recently used are evicted. None: no
+            limit. A blob in flight, or just complete, is never evicted for itself, and whoever has
+            a blob open keeps it.
+        durable: have a blob on the disk before it counts as complete. Without, a crash of the
+            machine may leave blobs that only `check`, or `verify`, finds to be wrong.
+        verify: hash every complete blob before it is opened, and download a damaged one anew.
+        retries: how often sources are tried.
+        chunk_size: bytes of a chunk; the last one is withheld until the digest is verified.
+        max_subscribers: readers of one flight at one time.
+
+    Raises:
+        StoreUnusable: the folder is not for this user alone, is not writable, or has no locks.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_bytes: int | None = None,
+        durable: bool = True,
+        verify: bool = False,
+        retries: Retries | None = None,
+        chunk_size: int = 65536,
+        max_subscribers: int = 1024,
+    ) -> None:
+        if max_bytes is not None and max_bytes < 0:
+            raise ValueError(f"max_bytes is a number of bytes, or None for no limit: {max_bytes}")
+        self._layout = Layout(folder)
+        self.folder = self._layout.folder
+        self.max_bytes = max_bytes
+        self._policy = Policy(
+            durable=durable,
+            verify=verify,
+            retries=Retries() if retries is None else retries,
+            chunk_size=chunk_size,
+            max_subscribers=max_subscribers,
+            make_room=self._make_room,
+        )
+
+    def open(
+        self,
+        key: str,
+        source: AnySource | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        stall_timeout: float | None = None,
+        linger: bool = True,
+    ) -> Blob:
+        """The blob of `key`, to read while it arrives: complete, in flight, or from `source`.
+
+        Does not wait for the source. However many processes call this at the same time, one of
+        them downloads; if it dies, another goes on where it was.
+
+        Args:
+            key: `sha256:<hex>` or `sha512:<hex>`, which the bytes are verified by; or any other
+                text, for content whose digest is not known.
+            source: an `http(s)` URL, another URL that fsspec knows, a path, a binary file object,
+                an iterable of buffers, a `Source`, or a list of these in order of preference. None:
+                only what is here already.
+            progress: called with a `Progress` while this blob is read or waited for, by the thread
+                that does so, ten times a second at most.
+            stall_timeout: seconds that a read waits for a leader that lives and brings nothing
+                before it raises `WriterStalled`. None: for as long as it lives.
+            linger: go on to the end of the download when nobody reads any more.
+
+        Raises:
+            BlobNotFound: there is nothing here, and no source.
+            DamagedBlob: what is here is no file, or with `verify` other bytes and no source.
+            CannotStart, StoreError: there is no room for it, or no way; see their kinds.
+            ValueError, TypeError: the key or the source is none.
+        """
+        place = self._layout.place(key)
+        sources = cache(lambda: [] if source is None else as_sources(source))
+        flight = Flight(
+            self._layout,
+            place,
+            sources,
+            self._policy,
+            stall_timeout=stall_timeout,
+            lingers=linger,
+        )
+        return Blob(flight, progress)
+
+    def fetch(
+        self,
+        key: str,
+        source: AnySource | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+        stall_timeout: float | None = None,
+    ) -> str:
+        """Wait for the whole blob; its path. A later eviction may remove it: open it soon.
+
+        Raises:
+            As `open`, and as reading a `Blob`.
+        """
+        with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
+            blob.wait()
+            return blob.path
+
+    def __contains__(self, key: object) -> bool:
+        """Whether the complete blob of `key` is here."""
+        return isinstance(key, str) and os.path.isfile(self._layout.place(key).path)
+
+    def blobs(self) -> list[tuple[str | None, Entry]]:
+        """The complete blobs with their keys, the least recently used first."""
+        return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
+
+    def flights(self) -> list[FlightInfo]:
+        """The flights of this store on this host, dead or alive."""
+        return audit.flights(self._layout)
+
+    def evict(self, max_bytes: int | None = None) -> list[str]:
+        """Remove the least recently used blobs until `max_bytes` are left; their paths.
+
+        None: the store's own limit. Whoever has one open goes on reading it.
+        """
+        limit = self.max_bytes if max_bytes is None else max_bytes
+        return [] if limit is None else self._evict(limit)
+
+    def _make_room(self, coming: int) -> None:
+        if self.max_bytes is not None:
+            self._evict(self.max_bytes - coming, spare_newest=coming == 0)
+
+    def _evict(self, limit: int, *, spare_newest: bool = False) -> list[str]:
+        blobs = self._layout.blobs()
+        excess = sum(each.size for each in blobs) - limit
+        gone = []
+        for entry in blobs[:-1] if spare_newest else blobs:
+            if excess <= 0:
+                break
+            excess -= entry.size  # also if somebody else was faster: they count the same blobs
+            if self._layout.remove(entry.path):
+                self._layout.remove(entry.path + audit.RECORD)
+                _log.info("evicted %s, %d bytes", entry.path, entry.size)
+                gone.append(entry.path)
+        return gone
+
+    def check(self, *, verify: bool = True) -> list[Finding]:
+        """What is not as it should be, in the folder and in shared memory; changes nothing.
+
+        With `verify` every blob is read and hashed; without, this takes milliseconds.
+        """
+        return audit.check(self._layout, verify=verify)
+
+    def gc(self, *, partial_age: float = _WEEK) -> list[str]:
+        """Remove what dead processes left, here and in shared memory; names and paths of it.
+
+        A partial file that a download can go on with stays for `partial_age` seconds. Nothing that
+        is alive is touched. Cheap, never blocks.
+        """
+        return audit.gc(self._layout, partial_age=partial_age)
+
+    def __repr__(self) -> str:
+        return f"<Store {self.folder}>"

@@ -1,0 +1,537 @@
+"""Flights with real processes: one download, whoever leads, however often the leader dies."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    SourceFailed,
+    State,
+    Store,
+    http_source,
+    segment,
+)
+from shmstream.flight import Flight
+from shmstream.http_source import HTTPSource
+from tests import flights
+from tests.flights import LEADER_POINTS, make_store
+from tests.interpreters import Interpreter, wait_until
+from tests.origin import Origin
+from tests.roles import content, sha256
+
+Start = Callable[..., Interpreter]
+
+ROUNDS = int(os.environ.get("SHMSTREAM_FLIGHT_ROUNDS", "200"))
+KILLS = int(os.environ.get("SHMSTREAM_FLIGHT_KILLS", "100"))
+MIB = 1 << 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[str]:
+    """A store's folder. In the end all of it is as it should be."""
+    path = tmp_path / "store"
+    yield str(path)
+    store = Store(path)
+    wait_until(lambda: not store.flights(), patience=5)
+    assert store.check() == []
+    shutil.rmtree(path)
+    http_source.close_pools()  # what is kept alive in between
+
+
+@pytest.fixture
+def store(folder: str) -> Store:
+    return make_store(folder, {})
+
+
+def digest(seed: int, size: int) -> str:
+    return f"sha256:{sha256(content(seed, size))}"
+
+
+def outcome(taker: Interpreter) -> dict[str, Any]:
+    """What came of it in the end; its role, said before, is passed over."""
+    heard = taker.hear()
+    while "bytes" not in heard:
+        heard = taker.hear()
+    return dict(heard)
+
+
+def pool(start: Start, count: int, folder: str, **options: Any) -> list[Interpreter]:
+    takers = [start(flights.take, folder, options) for _ in range(count)]
+    for taker in takers:
+        taker.hear()
+    return takers
+
+
+def test_sixteen_ask_at_once_and_there_is_one_download(
+    start: Start, folder: str, origin: Origin
+) -> None:
+    takers = pool(start, 16, folder)
+    for number in range(ROUNDS):
+        size = random.Random(number).choice([0, 1, 5000, 65536, 300_000, MIB])
+        path = f"/{number}"
+        url = origin.serve(path, seed=number, size=size)
+        key = digest(number, size) if number % 4 and size > 1 else f"round {number}"
+        for taker in takers:
+            taker.say([key, url, 0.02 * (number % 3)])
+        outcomes = [outcome(taker) for taker in takers]
+        assert {each["error"] for each in outcomes} == {None}, outcomes
+        assert {each["sha256"] for each in outcomes} == {sha256(content(number, size))}
+        assert [each.method for each in origin.requests(path)] == ["GET"]
+    wait_until(lambda: segment.names() == [])
+    for taker in takers:
+        taker.finish()
+
+
+def test_leaders_killed_at_random(start: Start, folder: str, origin: Origin, store: Store) -> None:
+    """Every follower finishes, and nothing that was published is asked for again."""
+    takers = pool(start, 9, folder)
+    for number in range(KILLS):
+        chance = random.Random(number)
+        size = 3 * MIB + chance.randrange(MIB)
+        path = f"/{number}"
+        # The first request stalls at a random point, so the moment of the kill is sure to be in it.
+        stall = chance.randrange(size)
+        url = origin.serve(path, seed=number, size=size)
+        origin.change(path, first=0, count=1, stall_after=stall)
+        key = digest(number, size) if number % 3 else f"kill {number}"
+        for taker in takers:
+            taker.say([key, url, 0.01])
+        for taker in takers:
+            taker.hear()
+        wait_until(partial(_has_published, store, stall - 65536))
+        [flight] = store.flights()
+        assert flight.leader is not None
+        published = flight.published
+        [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
+        leader.kill()
+        takers.remove(leader)
+        outcomes = [outcome(taker) for taker in takers]
+        assert {each["error"] for each in outcomes} == {None}, outcomes
+        assert {each["sha256"] for each in outcomes} == {sha256(content(number, size))}
+        _, *others = origin.requests(path)
+        assert len(others) == 1, "one successor, one more request"
+        begin = int((others[0].range or "bytes=0-")[6:-1])
+        assert others[0].status == (206 if begin else 200)
+        assert begin >= published
+        assert others[0].sent == size - begin
+        assert [each["role"] for each in outcomes].count("leads") == 1
+        leader.close()
+        takers += pool(start, 1, folder)
+    for taker in takers:
+        taker.finish()
+
+
+def _has_published(store: Store, count: int, epoch: int = 0) -> bool:
+    """Whether a living leader has published so much."""
+    [flight] = store.flights()
+    return flight.leader is not None and flight.published >= count and flight.epoch == epoch
+
+
+@pytest.mark.parametrize("point", LEADER_POINTS)
+def test_a_leader_killed_at_a_named_point(
+    point: str, start: Start, folder: str, origin: Origin
+) -> None:
+    data = content(5, 500_000)
+    url = origin.serve("/blob", seed=5, size=500_000)
+    if point == "after the takeover":
+        origin.change("/blob", count=1, stall_after=200_000)
+        first = start(flights.take, folder, {})
+        first.hear()
+        first.say([f"sha256:{sha256(data)}", url, 0])
+        first.hear()
+        origin.wait("/blob", lambda requests: len(requests) == 1)
+        first.kill()
+    doomed = start(flights.take, folder, {}, point)
+    doomed.hear()
+    doomed.say([f"sha256:{sha256(data)}", url, 0])
+    doomed.wait_killed()
+    followers = pool(start, 2, folder)
+    for follower in followers:
+        follower.say([f"sha256:{sha256(data)}", url, 0])
+    for follower in followers:
+        assert outcome(follower)["sha256"] == sha256(data)
+        follower.finish()
+    Store(folder).gc()
+
+
+def test_leader_and_successor_killed(
+    start: Start, folder: str, origin: Origin, store: Store
+) -> None:
+    size = 2 * MIB
+    url = origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=500_000)
+    origin.change("/blob", first=1, count=1, stall_after=500_000)
+    takers = pool(start, 4, folder)
+    for taker in takers:
+        taker.say([digest(1, size), url, 0])
+    for taker in takers:
+        taker.hear()
+    for epoch in range(2):
+        wait_until(partial(_has_published, store, 500_000 * (epoch + 1) - 65536, epoch))
+        [flight] = store.flights()
+        assert flight.leader is not None
+        [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
+        leader.kill()
+        takers.remove(leader)
+    for taker in takers:
+        assert outcome(taker)["sha256"] == sha256(content(1, size))
+        taker.finish()
+    assert len(origin.requests("/blob")) == 3
+
+
+def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at: int) -> None:
+    """Let a flight of /blob be killed when `at` bytes have arrived and nobody is left."""
+    origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=at)
+    taker = start(flights.take, folder, {})
+    taker.hear()
+    taker.say([key, origin.url("/blob"), 0])
+    taker.hear()
+    store = Store(folder)
+    wait_until(lambda: bool(store.flights()) and store.flights()[0].published > at - 65536)
+    taker.kill()
+
+
+@pytest.mark.parametrize("swept", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_all_killed_and_asked_again(
+    swept: bool, named: bool, start: Start, folder: str, store: Store, origin: Origin
+) -> None:
+    size = 2 * MIB
+    key = "a name" if named else digest(1, size)
+    interrupt(start, folder, origin, key, size, MIB)
+    if swept:
+        gone = store.gc()
+        assert gone, "the segment, perhaps a doorbell, and not the partial file"
+        assert not [each for each in gone if "partial" in each]
+    with store.open(key, origin.url("/blob")) as blob:
+        assert blob.read() == content(1, size)
+    _, second = origin.requests("/blob")
+    assert second.status == 206
+    assert MIB - 65536 <= int((second.range or "")[6:-1]) <= MIB
+
+
+def reboot(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wipe shared memory, and have another boot id."""
+    for name in segment.names():
+        segment.unlink(name)
+    Store(folder).gc()  # doorbells
+    monkeypatch.setattr("shmstream.journal.boot_id", lambda: "another boot")
+
+
+@pytest.mark.parametrize("damage", ["none", "torn tail", "zeros", "short", "torn journal", "other"])
+def test_after_a_reboot(
+    damage: str,
+    start: Start,
+    folder: str,
+    store: Store,
+    origin: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It resumes from the last checkpoint that holds, and never serves a wrong byte."""
+    size, checkpoint = 40 * MIB, 16 * MIB
+    interrupt(start, folder, origin, digest(1, size), size, 36 * MIB)
+    [partial_file] = Path(folder).rglob("*.shmstream-partial")
+    [journal] = Path(folder).rglob("*.shmstream-journal")
+    reboot(folder, monkeypatch)
+    lines = journal.read_text().splitlines(keepends=True)
+    offsets = [int(line.split()[0]) for line in lines[1:]]
+    assert len(offsets) == 2
+    assert all(0 <= each - (n + 1) * checkpoint < MIB for n, each in enumerate(offsets))
+    expected = offsets[1]
+    with partial_file.open("r+b") as file:
+        if damage == "torn tail":
+            file.seek(35 * MIB)
+            file.write(bytes(4096))
+        elif damage == "zeros":  # before the second checkpoint, after the first
+            file.seek(20 * MIB)
+            file.write(bytes(4096))
+            expected = offsets[0]
+        elif damage == "short":
+            file.truncate(17 * MIB)
+            expected = offsets[0]
+        elif damage == "other":
+            file.seek(0)
+            file.write(b"x" * 100)
+            expected = 0
+        elif damage == "torn journal":
+            journal.write_text("".join(lines[:2]) + lines[2][:10] + "\0\0\0\0")
+            expected = offsets[0]
+    with store.open(digest(1, size), origin.url("/blob")) as blob:
+        assert sha256(blob.read()) == sha256(content(1, size))
+    second = origin.requests("/blob")[1]
+    assert (second.status, second.range) == (
+        (206, f"bytes={expected}-") if expected else (200, None)
+    )
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGTERM", "handled SIGTERM"])
+def test_the_end_of_the_leaders_process_hands_over(
+    how: str, start: Start, folder: str, origin: Origin, store: Store
+) -> None:
+    size = 2 * MIB
+    url = origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    leader = start(flights.open_and_leave, folder, digest(1, size), url, how)
+    assert leader.hear() == "leads"
+    with store.open(digest(1, size), url) as blob:
+        assert blob.role == "follows"
+        blob.read(MIB // 2)
+        if how == "exit":
+            leader.say("exit")
+            leader.finish()
+        else:
+            leader.signal(signal.SIGTERM)
+            leader.process.wait(10)
+        blob.seek(0)
+        assert blob.read() == content(1, size)
+        assert blob.role == "leads"
+    assert len(origin.requests("/blob")) == 2
+
+
+def test_a_leader_that_forks(start: Start, folder: str, origin: Origin) -> None:
+    size = 2 * MIB
+    url = origin.serve("/blob", seed=1, size=size, rate=4 * MIB)
+    parent = start(flights.fetch_in_a_fork, folder, digest(1, size), url)
+    assert parent.hear() == 0
+    assert parent.hear() == sha256(content(1, size))
+    parent.finish()
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_everyone_leaves_and_the_flight_goes_on(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(1)
+    origin.release()
+    wait_until(lambda: digest(1, MIB) in store)
+
+
+def test_everyone_leaves_and_it_is_told_to_end(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=8 * MIB, rate=2 * MIB)
+    with store.open(digest(1, 8 * MIB), url, linger=False) as blob:
+        blob.read(1)
+    wait_until(lambda: store.flights() == [])
+    assert digest(1, 8 * MIB) not in store
+    assert list(Path(store.folder).rglob("*.shmstream-partial")) != [], "it can be resumed"
+
+
+def test_the_commit_race(
+    store: Store, folder: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We look in the store; a whole flight takes off and lands; then we look for the flight."""
+    url = origin.serve("/blob", seed=1, size=MIB)
+    other = Store(folder)
+    follow = Flight._follow
+    seen = []
+
+    def follow_later(self: Flight, patience: float) -> Any:
+        monkeypatch.setattr(Flight, "_follow", follow)
+        other.fetch(digest(1, MIB), url)
+        wait_until(lambda: other.flights() == [])
+        seen.append("a flight in between")
+        return follow(self, patience)
+
+    monkeypatch.setattr(Flight, "_follow", follow_later)
+    with store.open(digest(1, MIB), url) as blob:
+        assert blob.read() == content(1, MIB)
+        assert blob.role == "stored"
+    assert seen == ["a flight in between"]
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_the_first_source_dies_at_half(store: Store, origin: Origin) -> None:
+    first = origin.serve("/first", seed=1, size=MIB)
+    origin.change("/first", count=1, reset_after=MIB // 2)
+    origin.change("/first", first=1, status=503)
+    second = origin.serve("/second", seed=1, size=MIB, etag='"another server"')
+    with store.open(digest(1, MIB), [first, second]) as blob:
+        assert blob.read() == content(1, MIB)
+    [request] = origin.requests("/second")
+    assert request.status == 206
+    assert len(origin.requests("/first")) == 2
+
+
+def test_sources_of_all_kinds(store: Store, tmp_path: Path) -> None:
+    data = content(1, 300_000)
+    path = tmp_path / "source"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        sources: list[Any] = [path, str(path), file, [data[:1000], data[1000:]], iter([data])]
+        for number, source in enumerate(sources):
+            with store.open(f"kind {number}", source) as blob:
+                assert blob.read() == data
+
+
+def test_a_follower_without_a_source(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    """It reads what others bring, and says so when nobody brings it any more."""
+    size = 2 * MIB
+    interrupt(start, folder, origin, digest(1, size), size, MIB)
+    with pytest.raises(LookupError, match="no source was given"):
+        store.open(digest(1, size))
+    with store.open(digest(1, size), origin.url("/blob")):
+        with store.open(digest(1, size)) as blob:
+            assert blob.read() == content(1, size)
+
+
+def test_progress_is_told(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test")
+    told: list[Any] = []
+    path = store.fetch(digest(1, MIB), url, progress=told.append)
+    assert Path(path).read_bytes() == content(1, MIB)
+    assert [each.published for each in told] == sorted(each.published for each in told)
+    assert (told[-1].published, told[-1].size, told[-1].role) == (MIB, MIB, "leads")
+
+
+def test_threads_of_one_process_share_a_flight(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, rate=8 * MIB)
+    got: list[str] = []
+
+    def read() -> None:
+        with store.open(digest(1, MIB), url) as blob:
+            got.append(sha256(blob.read()))
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [sha256(content(1, MIB))] * 8
+    assert len(origin.requests("/blob")) == 1
+
+
+# What an origin may do: docs/flight.md has this table.
+
+
+def outcome_of(store: Store, key: str, url: str) -> str:
+    try:
+        with store.open(key, HTTPSource(url, timeout=(5, 0.3))) as blob:
+            return sha256(blob.read())
+    except (SourceFailed, DigestMismatch, ContentChanged) as error:
+        return type(error).__name__
+
+
+RIGHT = sha256(content(1, MIB))
+SHORT = sha256(content(1, MIB)[:-1000])
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "count", "expected", "requests"),
+    [
+        ({"status": 503}, 2, RIGHT, 3),
+        ({"status": 500}, None, "SourceFailed", 8),
+        ({"status": 404}, None, "SourceFailed", 1),
+        ({"reset_after": 300_000}, 1, RIGHT, 2),
+        ({"close_after": 300_000}, 1, RIGHT, 2),
+        ({"close_after": 300_000, "ranges": False}, 1, RIGHT, 2),
+        ({"framing": "chunked"}, None, RIGHT, 1),
+        ({"framing": "chunked", "close_after": 300_000}, 1, RIGHT, 2),
+        ({"extra": 1000}, None, RIGHT, 1),
+        ({"stall_after": 300_000}, 1, RIGHT, 2),
+        ({"stall_after": 300_000}, None, RIGHT, 4),  # each time some more comes
+        ({"stall_after": 0}, None, "SourceFailed", 8),
+        ({"content_length": str(MIB + 1000)}, 1, "SourceFailed or ContentChanged", 2),
+        ({"content_length": str(MIB - 1000)}, 1, f"DigestMismatch or {SHORT}", 1),
+    ],
+    ids=str,
+)
+def test_what_an_origin_may_do(
+    fault: dict[str, Any],
+    count: int | None,
+    expected: str,
+    requests: int,
+    named: bool,
+    store: Store,
+    origin: Origin,
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", count=count, **fault)
+    key = "a name" if named else digest(1, MIB)
+    got = outcome_of(store, key, url)
+    with_digest, _, with_name = expected.partition(" or ")
+    assert got == (with_name or with_digest if named else with_digest)
+    assert len(origin.requests("/blob")) == requests
+    wait_until(lambda: store.flights() == [])
+    assert (key in store) == (got in (RIGHT, SHORT))
+    left = list(Path(store.folder).rglob("*.shmstream-*"))
+    if got == RIGHT:
+        assert [each.name.rpartition("-")[2] for each in left] == ["record"] * named
+
+
+def test_an_origin_that_refuses_for_a_while(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.refuse()
+    timer = threading.Timer(0.1, origin.accept)
+    timer.start()
+    try:
+        assert outcome_of(store, digest(1, MIB), url) == RIGHT
+    finally:
+        timer.join()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_content_that_changes_in_between(named: bool, store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", first=0, count=1, reset_after=300_000)
+    origin.change("/blob", first=1, seed=2)
+    key = "a name" if named else digest(1, MIB)
+    got = outcome_of(store, key, url)
+    assert got == ("ContentChanged" if named else "SourceFailed")
+    if named:  # the next request starts afresh
+        assert outcome_of(store, key, url) == sha256(content(2, MIB))
+
+
+def test_content_without_validator_is_compared(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, etag=None)
+    origin.change("/blob", first=0, count=1, reset_after=300_000)
+    assert outcome_of(store, "a name", url) == RIGHT
+    assert [each.range for each in origin.requests("/blob")] == [None, None]
+
+
+def test_wrong_bytes_reach_nobody_and_leave_nothing(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, wrong_at=777_777, rate=16 * MIB)
+    takers = pool(start, 3, folder)
+    for taker in takers:
+        taker.say([digest(1, MIB), url, 0.01])
+    for taker in takers:
+        result = outcome(taker)
+        assert result["error"] == "DigestMismatch"
+        assert result["bytes"] < MIB
+        taker.finish()
+    wait_until(lambda: store.flights() == [])
+    assert list(store._layout.entries()) == []
+    origin.change("/blob", wrong_at=None)
+    assert outcome_of(store, digest(1, MIB), url) == RIGHT
+
+
+def test_an_aborted_flight_tells_everybody(start: Start, folder: str, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", first=0, count=1, close_after=300_000)
+    origin.change("/blob", first=1, status=404)
+    takers = pool(start, 4, folder)
+    for taker in takers:
+        taker.say([digest(1, MIB), url, 0])
+    for taker in takers:
+        result = outcome(taker)
+        assert result["error"] == "SourceFailed"
+        assert "404" in result["text"]
+        taker.finish()
+    assert State.ABORTED not in {each.state for each in Store(folder).flights()}
