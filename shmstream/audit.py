@@ -9,6 +9,7 @@ just making is younger than `_GRACE`.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def flights(layout: Layout) -> list[FlightInfo]:
                     published=block.published,
                     epoch=block.epoch,
                     leader=None if stream.is_orphaned() else stream.writer,
-                    followers=tuple(present(block)),
+                    followers=tuple(present(block, stream.lock)),
                 )
             )
     return found
@@ -107,7 +108,8 @@ def _check_entry(layout: Layout, entry: Entry, *, verify: bool) -> list[Finding]
         facts = os.stat(entry.path, follow_symlinks=False)
     except FileNotFoundError:
         return []
-    if facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+    exposed = stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o022
+    if facts.st_uid != os.geteuid() or exposed:
         found.append(Finding("exposed", entry.path, "others own it, or may write to it"))
     if entry.kind == "foreign":
         found.append(Finding("foreign", entry.path, "no file of a store"))

@@ -100,6 +100,7 @@ class Blob(io.RawIOBase):
         """Wait until the blob is complete and in the store; its size in bytes."""
         while isinstance(self._file, InFlightCopier) and self._file.state != State.COMMITTED:
             self._go(partial(self._wait_past, self._file.published))
+        self._flight.finish()
         self._report(last=True)
         return self.published
 

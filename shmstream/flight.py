@@ -101,6 +101,7 @@ class Flight:
         self._policy = policy
         self._stall_timeout = stall_timeout
         self._lingers = lingers
+        self._leader: Leader | None = None
 
     def join(self) -> Reader:
         """The blob to read, complete or in flight, from its beginning. Blocks for no source.
@@ -134,10 +135,11 @@ class Flight:
         fd = self._layout.open(self.place)
         if fd is None:
             return None
-        file = io.FileIO(fd, "rb")
-        if self._policy.verify and not self._is_right(fd):
-            file.close()
-            return None
+        with ExitStack() as undo:
+            file = undo.enter_context(io.FileIO(fd, "rb"))
+            if self._policy.verify and not self._is_right(fd):
+                return None
+            undo.pop_all()
         return file
 
     def _is_right(self, fd: int) -> bool:
@@ -236,7 +238,7 @@ class Flight:
 
     def _start(self, streamer: ResumableStreamer, sources: Sequence[Source]) -> None:
         self.role = Role.LEADS
-        Leader(
+        self._leader = Leader(
             streamer,
             self._layout,
             self.place,
@@ -252,6 +254,11 @@ class Flight:
             return Metadata.from_text(reader.metadata).validator
         record = self._layout.read_record(self.place.path)
         return None if record is None else record.metadata.validator
+
+    def finish(self) -> None:
+        """If we lead, wait until the leader has cleared up after the end of the stream."""
+        if self._leader is not None:
+            self._leader.join()
 
     def leave(self) -> None:
         """After a reader has joined anew: remove what its dead flight may have left."""

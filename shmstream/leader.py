@@ -153,7 +153,12 @@ class Leader:
                     feed = self._open(0)
             size = feed.size if feed.size is not None or not kept else known.size
             self._metadata = Metadata(size, feed.validator, feed.media_type)
-        self._announce(kept)
+        try:
+            self._announce(kept)
+        except BaseException:
+            if feed is not None:
+                feed.close()
+            raise
         return feed
 
     def _announce(self, kept: int) -> None:

@@ -389,7 +389,7 @@ class BlobStreamer:
                 published=self.published,
                 chunk_count=self.chunk_count,
                 elapsed=time.monotonic() - self._began,
-                subscribers=() if self._closed else tuple(present(self._block)),
+                subscribers=() if self._closed else tuple(present(self._block, self._stream.lock)),
             )
 
     def _check_open(self) -> None:

@@ -185,8 +185,8 @@ class Subscribers:
         self._active.clear()
 
 
-def present(block: Block) -> list[Subscriber]:
-    """Who reads now, in order of slot."""
+def present(block: Block, lock: KernelLock) -> list[Subscriber]:
+    """Who alive reads now, in order of slot."""
     found = []
     published = block.published
     with block.memberships() as memberships:
@@ -194,8 +194,9 @@ def present(block: Block) -> list[Subscriber]:
     for index, word in enumerate(words):
         if word & 1:
             slot = block.slot(index)
-            identity = Identity(slot.pid, slot.started, slot.namespace)
-            lag = max(published - slot.position, 0)
-            found.append(Subscriber(index, slot.position, lag, identity))
+            if lock.is_held_elsewhere(slot.span):
+                identity = Identity(slot.pid, slot.started, slot.namespace)
+                lag = max(published - slot.position, 0)
+                found.append(Subscriber(index, slot.position, lag, identity))
             slot.release()
     return found

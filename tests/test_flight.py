@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,43 +19,22 @@ from shmstream import (
     SourceFailed,
     State,
     Store,
-    http_source,
     segment,
 )
 from shmstream.flight import Flight
 from shmstream.http_source import HTTPSource
 from tests import flights
-from tests.flights import LEADER_POINTS, make_store
+from tests.flights import LEADER_POINTS
 from tests.interpreters import Interpreter, wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
+from tests.stores import digest, has_published, interrupt
 
 Start = Callable[..., Interpreter]
 
 ROUNDS = int(os.environ.get("SHMSTREAM_FLIGHT_ROUNDS", "200"))
 KILLS = int(os.environ.get("SHMSTREAM_FLIGHT_KILLS", "100"))
 MIB = 1 << 20
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[str]:
-    """A store's folder. In the end all of it is as it should be."""
-    path = tmp_path / "store"
-    yield str(path)
-    store = Store(path)
-    wait_until(lambda: not store.flights(), patience=5)
-    assert store.check() == []
-    shutil.rmtree(path)
-    http_source.close_pools()  # what is kept alive in between
-
-
-@pytest.fixture
-def store(folder: str) -> Store:
-    return make_store(folder, {})
-
-
-def digest(seed: int, size: int) -> str:
-    return f"sha256:{sha256(content(seed, size))}"
 
 
 def outcome(taker: Interpreter) -> dict[str, Any]:
@@ -110,7 +88,7 @@ def test_leaders_killed_at_random(start: Start, folder: str, origin: Origin, sto
             taker.say([key, url, 0.01])
         for taker in takers:
             taker.hear()
-        wait_until(partial(_has_published, store, stall - 65536))
+        wait_until(partial(has_published, store, stall - 65536))
         [flight] = store.flights()
         assert flight.leader is not None
         published = flight.published
@@ -131,12 +109,6 @@ def test_leaders_killed_at_random(start: Start, folder: str, origin: Origin, sto
         takers += pool(start, 1, folder)
     for taker in takers:
         taker.finish()
-
-
-def _has_published(store: Store, count: int, epoch: int = 0) -> bool:
-    """Whether a living leader has published so much."""
-    [flight] = store.flights()
-    return flight.leader is not None and flight.published >= count and flight.epoch == epoch
 
 
 @pytest.mark.parametrize("point", LEADER_POINTS)
@@ -179,7 +151,7 @@ def test_leader_and_successor_killed(
     for taker in takers:
         taker.hear()
     for epoch in range(2):
-        wait_until(partial(_has_published, store, 500_000 * (epoch + 1) - 65536, epoch))
+        wait_until(partial(has_published, store, 500_000 * (epoch + 1) - 65536, epoch))
         [flight] = store.flights()
         assert flight.leader is not None
         [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
@@ -189,19 +161,6 @@ def test_leader_and_successor_killed(
         assert outcome(taker)["sha256"] == sha256(content(1, size))
         taker.finish()
     assert len(origin.requests("/blob")) == 3
-
-
-def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at: int) -> None:
-    """Let a flight of /blob be killed when `at` bytes have arrived and nobody is left."""
-    origin.serve("/blob", seed=1, size=size)
-    origin.change("/blob", first=0, count=1, stall_after=at)
-    taker = start(flights.take, folder, {})
-    taker.hear()
-    taker.say([key, origin.url("/blob"), 0])
-    taker.hear()
-    store = Store(folder)
-    wait_until(lambda: bool(store.flights()) and store.flights()[0].published > at - 65536)
-    taker.kill()
 
 
 @pytest.mark.parametrize("swept", [False, True])

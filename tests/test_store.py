@@ -1,0 +1,433 @@
+"""A store's folder: what may be in it, who may use it, what stays and what goes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    BlobAborted,
+    DamagedBlob,
+    Store,
+    StoreUnusable,
+    segment,
+)
+from shmstream.liveness import KernelLock
+from tests import flights
+from tests.flights import make_store
+from tests.interpreters import Interpreter, wait_until
+from tests.origin import Origin
+from tests.roles import content, sha256
+from tests.stores import digest, interrupt
+
+Start = Callable[..., Interpreter]
+MIB = 1 << 20
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of two MiB."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
+    yield mounted
+    subprocess.run(["umount", mounted], check=True)
+
+
+def put(store: Store, name: str, size: int, used: float | None = None) -> str:
+    path = store.fetch(name, [b"x" * size])
+    if used is not None:
+        os.utime(path, (used, used))
+    return path
+
+
+# What it looks like.
+
+
+def test_other_tools_can_read_it(store: Store) -> None:
+    data = content(1, 5000)
+    path = store.fetch(digest(1, 5000), [data])
+    assert path == f"{store.folder}/blobs/sha256/{sha256(data)}"
+    done = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == sha256(data)
+    assert os.stat(path).st_mode & 0o777 == 0o600
+    assert os.stat(store.folder).st_mode & 0o777 == 0o700
+    assert os.listdir(f"{store.folder}/blobs/sha256") == [sha256(data)]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_blob_is_a_file(complete: bool, store: Store) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for number in range(5):
+            member = tarfile.TarInfo(f"file {number}")
+            member.size = 100_000
+            tar.addfile(member, io.BytesIO(content(number, 100_000)))
+    data = packed.getvalue()
+    if complete:
+        store.fetch("tar", [data])
+    with store.open("tar", iter([data[:300_000], data[300_000:]])) as blob:
+        assert blob.role == ("stored" if complete else "leads")
+        with tarfile.open(fileobj=blob, mode="r|") as tar:
+            names = [(m.name, m.size) for m in tar]
+        assert names == [(f"file {number}", 100_000) for number in range(5)]
+        assert blob.seek(-10, os.SEEK_END) == len(data) - 10
+        assert blob.read(100) == data[-10:]
+        assert blob.read(1) == blob.read1(1) == blob.read() == b""
+        assert blob.seek(1000) == blob.tell() == blob.position == 1000
+        assert blob.read1(5) == data[1000:1005]
+        buffer = bytearray(10)
+        assert blob.readinto(buffer) == 10
+        assert buffer == data[1005:1015]
+        out = io.BytesIO()
+        assert blob.copy(out) == len(data) - 1015
+        assert out.getvalue() == data[1015:]
+        assert (blob.size, blob.published) == (len(data), len(data))
+        blob.seek(0)
+        assert sha256(b"".join(blob)) == sha256(data)
+        assert "tar" in repr(blob)
+        if complete:
+            assert os.fstat(blob.fileno()).st_size == len(data)
+        else:
+            with pytest.raises(io.UnsupportedOperation):
+                blob.fileno()
+    assert "closed" in repr(blob)
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../../escape",
+        "/etc/passwd",
+        "a\0b",
+        "x" * 10_000,
+        ".",
+        "..",
+        "\ud800",
+        "blobs/sha256/x",
+        " ",
+    ],
+    ids=lambda key: repr(key[:20]),
+)
+def test_a_key_never_leaves_the_folder(key: str, store: Store, tmp_path: Path) -> None:
+    around = set(tmp_path.iterdir())
+    path = store.fetch(key, [b"data"])
+    assert Path(path).parent == Path(store.folder, "named")
+    assert Path(path).read_bytes() == b"data"
+    assert [found for found, _ in store.blobs()] == [key]
+    assert set(tmp_path.iterdir()) == around
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "sha256:", "sha256:../../x", "sha256:" + "A" * 64, "sha256:" + "a" * 63, "sha512:abc"],
+)
+def test_a_key_that_is_no_key(key: str, store: Store) -> None:
+    with pytest.raises(ValueError, match="key"):
+        store.open(key, [b"data"])
+
+
+# Who may use which folder.
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnusable, match="is no folder"):
+        Store(tmp_path / "file")
+    with pytest.raises(StoreUnusable):
+        Store("/proc/nowhere")
+
+
+def test_a_folder_that_others_write_to(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o777)
+    with pytest.raises(StoreUnusable, match="chmod go-w"):
+        Store(tmp_path / "store")
+
+
+@pytest.mark.parametrize("shelf", ["blobs", "blobs/sha256", "named"])
+def test_a_symbolic_link_for_a_shelf(shelf: str, store: Store, tmp_path: Path) -> None:
+    planted = Path(store.folder, shelf)
+    kept = tmp_path / "kept"
+    planted.rename(kept)
+    planted.symlink_to(kept)
+    with pytest.raises(StoreUnusable, match="symbolic link"):
+        Store(store.folder)
+    planted.unlink()
+    kept.rename(planted)
+
+
+def test_a_symbolic_link_for_a_blob(store: Store, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    planted = Path(store.folder, "blobs", *digest(1, 5000).split(":"))
+    planted.symlink_to(secret)
+    with pytest.raises(DamagedBlob, match="symbolic link"):
+        store.open(digest(1, 5000), [content(1, 5000)])
+    assert [each.kind for each in store.check()] == ["foreign"]
+    planted.unlink()
+    partial = Path(f"{planted}.shmstream-partial")
+    partial.symlink_to(secret)
+    with pytest.raises(OSError, match="symbolic"):
+        store.open(digest(1, 5000), [content(1, 5000)])
+    assert secret.read_text() == "secret"
+    partial.unlink()
+
+
+@needs_root
+def test_two_users(store: Store, tmp_path: Path) -> None:
+    store.fetch("key", [b"data"])
+    program = (
+        "import os, sys; from shmstream import Store, StoreUnusable\n"
+        "os.setuid(65534)\n"
+        "try: Store(sys.argv[1])\n"
+        "except StoreUnusable as error: print(error)"
+    )
+    for parent in (tmp_path, *tmp_path.parents):  # pytest keeps its folders to itself
+        if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
+            parent.chmod(0o711)
+    for mode in (0o700, 0o755, 0o777):
+        Path(store.folder).chmod(mode)
+        done = subprocess.run(
+            [sys.executable, "-c", program, store.folder],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+        )
+        assert "user 0 owns" in done.stdout, done
+    Path(store.folder).chmod(0o700)
+
+
+@needs_root
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", mounted], check=True)
+    with pytest.raises(StoreUnusable, match="Read-only file system"):
+        Store(mounted / "store")
+    subprocess.run(["umount", mounted], check=True)
+
+
+def test_a_file_system_that_refuses_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    with pytest.raises(StoreUnusable, match="no working locks"):
+        Store(tmp_path / "store")
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "store")
+
+
+def test_a_file_system_that_gives_everybody_every_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KernelLock, "try_acquire", lambda *_: True)
+    with pytest.raises(StoreUnusable, match="one lock to two holders"):
+        Store(tmp_path / "store")
+
+
+# Room.
+
+
+@needs_root
+def test_no_room_before_the_first_byte(small_disk: Path, origin: Origin) -> None:
+    store = make_store(str(small_disk / "store"), {})
+    url = origin.serve("/blob", seed=1, size=4 * MIB)
+    with pytest.raises(BlobAborted, match="space"):
+        store.fetch(digest(1, 4 * MIB), url)
+    wait_until(lambda: store.flights() == [])
+    assert list(store._layout.entries()) == []
+    assert store.fetch("small", [b"x"]), "and there still is for what fits"
+
+
+@needs_root
+def test_no_room_in_the_middle(small_disk: Path, origin: Origin) -> None:
+    store = make_store(str(small_disk / "store"), {})
+    url = origin.serve("/blob", seed=1, size=4 * MIB, framing="chunked")
+    with pytest.raises(BlobAborted, match="space"):
+        store.fetch(digest(1, 4 * MIB), url)
+    wait_until(lambda: store.flights() == [])
+    store.gc(partial_age=0)
+    assert store.check() == []
+
+
+def test_eviction_is_by_last_use(store: Store) -> None:
+    paths = [put(store, f"key {number}", 1000, 1000.0 + number) for number in range(5)]
+    store.open("key 0").close()  # now the most recently used
+    assert store.evict(3500) == [paths[1], paths[2]]
+    assert sorted(key or "" for key, _ in store.blobs()) == ["key 0", "key 3", "key 4"]
+    assert store.evict(0) == [paths[3], paths[4], paths[0]]
+    assert store.check() == []
+
+
+def test_eviction_breaks_no_reader(store: Store) -> None:
+    put(store, "key", 100_000)
+    with store.open("key") as blob:
+        assert blob.read(10) == b"x" * 10
+        assert len(store.evict(0)) == 1
+        assert len(blob.read()) == 99_990
+    assert "key" not in store
+
+
+def test_a_store_with_a_limit_makes_room_by_itself(folder: str) -> None:
+    store = make_store(folder, {"max_bytes": 10_000})
+    for number in range(20):
+        put(store, f"key {number}", 3000, 1000.0 + number)
+    wait_until(lambda: sum(each.size for _, each in store.blobs()) <= 10_000)
+    assert [key for key, _ in store.blobs()] == ["key 17", "key 18", "key 19"]
+    put(store, "larger than all", 20_000)
+    wait_until(lambda: [key for key, _ in store.blobs()] == ["larger than all"])
+
+
+def test_eviction_spares_flights(folder: str, origin: Origin) -> None:
+    store = make_store(folder, {"max_bytes": 0})
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(100_000)
+        assert store.evict() == []
+        origin.release()
+        assert blob.read() == content(1, MIB)[100_000:]
+
+
+# Damage, and housekeeping.
+
+
+def test_a_damaged_blob_is_found_and_replaced(store: Store, folder: str) -> None:
+    data = content(1, 100_000)
+    for key in (digest(1, 100_000), "a name"):
+        path = store.fetch(key, [data])
+        with open(path, "r+b") as file:
+            file.seek(50_000)
+            file.write(b"damage")
+        [finding] = store.check()
+        assert (finding.kind, finding.path) == ("damaged", path)
+        assert store.check(verify=False) == []
+        careful = make_store(folder, {"verify": True})
+        with pytest.raises(DamagedBlob, match="its digest is sha256"):
+            careful.open(key)
+        with careful.open(key, [data]) as blob:
+            assert blob.role == "leads"
+            assert blob.read() == data
+        with careful.open(key) as blob:
+            assert blob.role == "stored"
+
+
+def test_check_finds_what_should_not_be_there(store: Store) -> None:
+    path = Path(store.fetch("a name", [b"data"]))
+    shelf = path.parent
+    (shelf / "foreign").write_text("")
+    (shelf / ("0" * 64)).mkdir()
+    Path(f"{path}.shmstream-record").unlink()
+    path.chmod(0o666)
+    orphan = shelf / ("1" * 64 + ".shmstream-partial")
+    orphan.write_text("no journal vouches for this")
+    kinds = sorted(each.kind for each in store.check())
+    assert kinds == ["abandoned", "exposed", "foreign", "foreign", "unrecorded"]
+    assert all(str(each) for each in store.check())
+    assert store.gc() == [str(orphan)]
+    assert path.exists()
+    path.unlink()
+    (shelf / "foreign").unlink()
+    (shelf / ("0" * 64)).rmdir()
+
+
+def test_gc_keeps_what_can_be_resumed_for_its_time(
+    start: Start,
+    folder: str,
+    origin: Origin,
+    store: Store,
+) -> None:
+    interrupt(start, folder, origin, digest(1, 2 * MIB), 2 * MIB, MIB)
+    assert [each.kind for each in store.check()] == ["abandoned"], "the stream"
+    store.gc()
+    assert store.check() == []
+    [partial] = Path(folder).rglob("*.shmstream-partial")
+    old = time.time() - 8 * 24 * 3600
+    os.utime(partial, (old, old))
+    assert store.gc() == [str(partial)]
+    [journal] = Path(folder).rglob("*.shmstream-journal")
+    os.utime(journal, (old, old))
+    assert store.gc() == [str(journal)]
+    assert store.check() == []
+
+
+def test_gc_touches_nothing_alive(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(100_000)
+        assert store.gc(partial_age=0) == []
+        assert store.check() == []
+        [flight] = store.flights()
+        assert (flight.key, flight.size, flight.path) == (digest(1, MIB), MIB, blob.path)
+        assert flight.leader is not None
+        assert [each.identity.pid for each in flight.followers] == [os.getpid()]
+        origin.release()
+        assert blob.read() == content(1, MIB)[100_000:]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"key": 5}', '{"metadata": {}}', "[" * 100_000, "\0" * 100]
+)
+def test_a_record_or_journal_that_says_anything(text: str, store: Store) -> None:
+    path = store.fetch("a name", [b"data"])
+    record = Path(f"{path}.shmstream-record")
+    record.write_text(text)
+    store.check()
+    store.blobs()
+    Path(path).unlink()
+    record.unlink()
+    Path(f"{path}.shmstream-journal").write_text(text)
+    Path(f"{path}.shmstream-partial").write_bytes(b"other bytes")
+    assert Path(store.fetch("a name", [b"data"])).read_bytes() == b"data"
+
+
+def test_the_journal_vouches_for_nothing_of_another_boot(store: Store) -> None:
+    path = store._layout.place("a name")
+    header = {"algorithm": "sha256", "boot": "another", "metadata": '{"validator": "v"}'}
+    Path(path.journal).write_text(json.dumps(header) + "\n")
+    Path(path.partial).write_bytes(b"other bytes")
+    assert Path(store.fetch("a name", [b"data"])).read_bytes() == b"data"
+
+
+def test_a_store_survives_a_fork_and_a_pickle_of_its_errors(store: Store) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            good = Path(store.fetch("from the child", [b"data"])).read_bytes() == b"data"
+        finally:
+            os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert "from the child" in store
+    assert segment.names() == []
+
+
+def test_taker_reports_errors(start: Start, folder: str) -> None:
+    """The role that other tests rely on tells of errors as they are."""
+    taker = start(flights.take, folder, {})
+    taker.hear()
+    taker.say(["key", "/nowhere", 0])
+    assert "leads" in taker.hear().values()
+    assert taker.hear()["error"] == "SourceFailed"
+    taker.finish()
