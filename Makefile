@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
 
-.PHONY: help demo test check format docs bench matrix clean
+.PHONY: help demo test check format docs bench bench-quick matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,11 @@ docs: $(VENV)/.ready  ## write docs/protocol.md anew from the tables in the code
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
 	$(BIN)/python bench/fanout.py --json bench/fanout.json
+	$(BIN)/python bench/flight.py --json bench/flight.json --charts docs/charts
+
+bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
+	$(BIN)/python bench/fanout.py --quick
+	$(BIN)/python bench/flight.py --quick
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

@@ -18,7 +18,11 @@ import pytest
 from shmstream import doorbell, segment
 from tests.interpreters import Interpreter, wait_until
 
-pytest_plugins = ["tests.nginx", "tests.origin"]  # the servers, each started when a test asks
+pytest_plugins = [
+    "tests.nginx",
+    "tests.origin",
+    "tests.stores",
+]  # the servers, each started when a test asks
 
 
 class Traces(NamedTuple):

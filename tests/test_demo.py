@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import pty
 import re
-import secrets
-import select
+import shutil
 import signal
-import struct
 import subprocess
-import sys
 import tarfile
-import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -31,125 +23,24 @@ from shmstream.demo.reader import Report
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
 from shmstream.stream import Stream
+from tests.commands import PYTHON, ROOT, Command
 from tests.interpreters import PATIENCE, wait_until
 
-_ROOT = Path(__file__).parent.parent
-_PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
-_IN_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 _STREAM = r"stream +(demo-\w+)"
+FIRST_ACT = ("demo", "--act", "1")
+SECOND_ACT = ("demo", "--act", "2")
 
 
-class Demo:
-    """`shmstream ...`, without a terminal or in one of 100 columns.
-
-    All of its processes carry a mark in their environment, by which any that is left is found.
-    """
-
-    def __init__(self, folder: Path, *arguments: str, terminal: bool) -> None:
-        self.folder = folder
-        self.temporary = folder / "temporary"
-        self.temporary.mkdir()
-        self._mark = secrets.token_hex(8)
-        self._seen = b""
-        command = [*_PYTHON, "-m", "shmstream", *arguments]
-        if terminal:
-            self._out, theirs = pty.openpty()
-            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
-            command = [sys.executable, "-c", _IN_TERMINAL, *command]
-        else:
-            self._out, theirs = os.pipe()
-        self.process = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ
-            | {
-                "PYTHONPATH": str(_ROOT),
-                "SHMSTREAM_TEST_MARK": self._mark,
-                "TERM": "xterm-256color",
-                "TMPDIR": str(self.temporary),
-            },
-            stdin=theirs if terminal else subprocess.DEVNULL,
-            stdout=theirs,
-            stderr=theirs,
-            start_new_session=True,
-        )
-        os.close(theirs)
-
-    @property
-    def output(self) -> str:
-        """What was to be seen so far, without colours and movements of the cursor."""
-        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen.decode()).replace("\r\n", "\n")
-
-    @property
-    def is_plain(self) -> bool:
-        return b"\x1b" not in self._seen
-
-    def _look(self) -> bool:
-        """Wait for more output; False at its end."""
-        if not select.select([self._out], [], [], PATIENCE)[0]:
-            raise AssertionError(f"nothing more came after:\n{self.output}")
-        try:
-            data = os.read(self._out, 65536)
-        except OSError:  # a terminal that nobody has open any more
-            data = b""
-        self._seen += data
-        return bool(data)
-
-    def wait_for(self, pattern: str) -> str:
-        """Wait until that is seen; its first group, or all of it."""
-        while not (found := re.search(pattern, self.output)):
-            assert self._look(), f"{pattern!r} was never seen in:\n{self.output}"
-        return found.group(found.lastindex or 0)
-
-    def press(self, key: bytes) -> None:
-        os.write(self._out, key)
-
-    def finish(self) -> int:
-        """Wait for its end; the exit code."""
-        while self._look():
-            pass
-        return self.process.wait(PATIENCE)
-
-    def processes(self) -> list[int]:
-        """Those that are alive."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("SHMSTREAM_TEST_MARK") == self._mark:
-                    found.append(process.pid)
-            except (psutil.AccessDenied, psutil.NoSuchProcess):
-                continue
-        return found
-
-    def check(self, name: str | None = None, token: int | None = None) -> None:
-        """Nothing is left of it, nor of its stream."""
-        assert self.processes() == []
-        assert list(self.temporary.iterdir()) == []
-        assert "Traceback" not in self.output
-        assert name is None or name not in segment.names()
-        assert token is None or list(doorbell.names(token)) == []
-
-    def close(self) -> None:
-        for pid in self.processes():
-            os.kill(pid, signal.SIGKILL)
-        self.process.wait(PATIENCE)
-        os.close(self._out)
-
-
-Begin = Callable[..., Demo]
+Begin = Callable[..., Command]
 
 
 @pytest.fixture
 def begin(tmp_path: Path) -> Iterator[Begin]:
     """Start a demo; it is gone when the test ends."""
-    demos: list[Demo] = []
+    demos: list[Command] = []
 
-    def begin_demo(*arguments: str, terminal: bool = False) -> Demo:
-        demos.append(Demo(tmp_path, *arguments, terminal=terminal))
+    def begin_demo(*arguments: str, terminal: bool = False) -> Command:
+        demos.append(Command(tmp_path, *arguments, terminal=terminal))
         return demos[-1]
 
     yield begin_demo
@@ -171,7 +62,7 @@ def _token_of(name: str) -> int:
 
 
 def test_survivors_have_the_digest_and_the_killed_is_told(begin: Begin, source: Path) -> None:
-    demo = begin("demo", "--input", str(source), "--rate", "4", "--readers", "3")
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "4", "--readers", "3")
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     with InFlightCopier.attach(name) as copier:  # one more reader, that the demo knows nothing of
@@ -198,7 +89,7 @@ def test_survivors_have_the_digest_and_the_killed_is_told(begin: Begin, source: 
     [(1, 0, "The reader has"), (2, 1, "The survivor has"), (5, 1, "All 4 survivors have")],
 )
 def test_as_fast_as_it_goes(begin: Begin, source: Path, count: int, killed: int, end: str) -> None:
-    demo = begin("demo", "--input", str(source), "--rate", "0", "--readers", str(count))
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "0", "--readers", str(count))
     assert demo.finish() == 0, demo.output
     assert demo.output.count("killed, as planned") == killed
     assert len(re.findall(r"MiB +SHA-256 ok", demo.output)) == count - killed
@@ -208,6 +99,7 @@ def test_as_fast_as_it_goes(begin: Begin, source: Path, count: int, killed: int,
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_a_blob_of_a_few_bytes(begin: Begin, tmp_path: Path, size: int) -> None:
+    """In both acts."""
     tiny = tmp_path / "tiny"
     tiny.write_bytes(bytes(size))
     demo = begin("demo", "--input", str(tiny), "--rate", "0", "--readers", "2")
@@ -216,7 +108,7 @@ def test_a_blob_of_a_few_bytes(begin: Begin, tmp_path: Path, size: int) -> None:
 
 
 def test_bars_on_a_terminal(begin: Begin, source: Path) -> None:
-    demo = begin("demo", "--input", str(source), "--rate", "4", "--readers", "2", terminal=True)
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "4", "--readers", "2", terminal=True)
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     demo.wait_for(r"writer +\S+━")
@@ -232,7 +124,16 @@ def test_bars_on_a_terminal(begin: Begin, source: Path) -> None:
 
 
 def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None:
-    demo = begin("demo", "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True)
+    demo = begin(
+        *FIRST_ACT,
+        "--input",
+        str(source),
+        "--rate",
+        "0.5",
+        "--readers",
+        "3",
+        terminal=True,
+    )
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     demo.wait_for(r"reader 1 .*joined at 0 %")
@@ -241,6 +142,96 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
     demo.check(name, token)
+
+
+# The second act.
+
+
+def test_the_leader_is_killed_and_the_others_carry_on(begin: Begin, source: Path) -> None:
+    demo = begin(*SECOND_ACT, "--input", str(source), "--rate", "4", "--readers", "3")
+    assert demo.finish() == 0, demo.output
+    assert demo.is_plain
+    rows = re.findall(
+        r"^ +(\d) +(?:(\d+) ms +)?[\d.]+ ms +([\d.]+ \w+) +(.*?) *$", demo.output, re.M
+    )
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert sorted(row[3] for row in rows) == [
+        "SHA-256 ok",
+        "SHA-256 ok, took over",
+        "killed, as planned",
+    ]
+    assert [row[2] for row in rows if row[3] != "killed, as planned"] == ["3.0 MiB", "3.0 MiB"]
+    longest = max(int(row[1]) for row in rows if row[3] != "killed, as planned")
+    assert f"pause      {longest} ms, the longest of any survivor" in demo.output
+    killed = re.search(r"process (\d) the leader, killed with SIGKILL at 1.\d MiB", demo.output)
+    successor = re.search(r"process (\d) took over, and leads", demo.output)
+    assert killed
+    assert successor
+    assert re.search(
+        rf"kill +process {killed[1]}, the leader, at 1.\d MiB; "
+        rf"process {successor[1]} took over \(epoch 1\) and went on at 1.\d MiB",
+        demo.output,
+    )
+    sent = re.search(r"origin +([\d.]+) MiB sent in 2 requests, for a blob of 3.0 MiB", demo.output)
+    assert sent
+    assert 3.0 <= float(sent[1]) <= 3.5
+    assert "Both survivors have every byte" in demo.output
+    _check_flight(demo)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_the_leader_is_killed_however_fast_it_goes(begin: Begin, source: Path, count: int) -> None:
+    demo = begin(*SECOND_ACT, "--input", str(source), "--rate", "0", "--readers", str(count))
+    assert demo.finish() == 0, demo.output
+    assert demo.output.count("killed, as planned") == 1
+    assert len(re.findall(r"MiB +SHA-256 ok", demo.output)) == count - 1
+    _check_flight(demo)
+
+
+def test_bars_of_a_flight_on_a_terminal(begin: Begin, source: Path) -> None:
+    demo = begin(
+        *SECOND_ACT, "--input", str(source), "--rate", "4", "--readers", "2", terminal=True
+    )
+    assert demo.finish() == 0
+    assert re.search(r"process \d \S*━\S* +\d+ % leads, lag [\d.]+ \w+", demo.output)
+    assert re.search(r"process \d \S*━\S* +\d+ % follows, lag [\d.]+ \w+", demo.output)
+    assert re.search(r"process \d \S*━\S* +\d+ % took over, and leads", demo.output)
+    assert re.search(r"process \d \S*━\S* +\d+ % the leader, killed with SIGKILL", demo.output)
+    assert re.search(r"published \S*━\S* +100 % 3.0 MiB of 3.0 MiB", demo.output)
+    _check_flight(demo)
+
+
+def test_ctrl_c_in_a_flight_leaves_nothing(begin: Begin, source: Path) -> None:
+    demo = begin(
+        *SECOND_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
+    )
+    demo.wait_for(r"process \d .*leads")
+    assert len(demo.processes()) == 5
+    demo.press(b"\x03")
+    assert demo.finish() == 128 + signal.SIGINT
+    assert "Stopped" in demo.output
+    _check_flight(demo)
+
+
+def test_processes_end_when_the_demo_is_killed_in_a_flight(begin: Begin, source: Path) -> None:
+    demo = begin(*SECOND_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3")
+    demo.wait_for(r"process \d leads")
+    demo.process.kill()
+    demo.finish()
+    wait_until(lambda: demo.processes() == [])
+    assert "Traceback" not in demo.output
+    sweep()
+    assert segment.names() == []
+    shutil.rmtree(demo.temporary)
+
+
+def _check_flight(demo: Command) -> None:
+    demo.check()
+    assert segment.names() == []
+    assert list(doorbell.names()) == []
+
+
+# How it ends.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -258,7 +249,7 @@ def test_a_signal_in_the_middle_leaves_nothing(begin: Begin, number: signal.Sign
 
 
 def test_readers_end_when_the_demo_is_killed(begin: Begin, source: Path) -> None:
-    demo = begin("demo", "--input", str(source), "--rate", "0.5")
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "0.5")
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     demo.wait_for("reader 1 joined")
@@ -359,7 +350,7 @@ def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*_PYTHON, *command], cwd=_ROOT, capture_output=True, text=True, timeout=PATIENCE
+        [*PYTHON, *command], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

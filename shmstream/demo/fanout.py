@@ -1,4 +1,4 @@
-"""`shmstream demo`: the main job on a real blob, where everybody can watch.
+"""The first act of `shmstream demo`: the main job on a real blob, where everybody can watch.
 
 A writer pulls the blob once, at a given rate. The readers, each an interpreter of its own, join at
 staggered moments, the first before there is a byte, the last when 70 % are there. The first is
@@ -8,7 +8,6 @@ have it too, and nothing may be left over.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 import time
@@ -20,65 +19,61 @@ from rich.console import Console
 from shmstream import doorbell, segment
 from shmstream.claims import partial_path
 from shmstream.demo import screen
-from shmstream.demo.parent import Reader, Readers, temporary_folder
+from shmstream.demo.parent import Reader, Readers
 from shmstream.demo.reader import Orders
-from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
-from shmstream.demo.screen import Fact, amount
+from shmstream.demo.screen import Fact
 from shmstream.demo.stopping import undisturbed
 from shmstream.demo.writer import Writer
 from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer
 
-_SAMPLE_SIZE = 32 << 20  # bytes
 _DURATION = 5.0  # s; how long it takes unless a rate is given
 _LAST_JOINS = 0.7  # of the blob
 _TICK = 0.02  # s; how often we look
 
 
-def run(console: Console, source: Path | None, rate: float | None, count: int) -> bool:
-    """Show it, with `count` readers; whether everything went as it should.
+def run(
+    console: Console, scene: Scene, source: Path, folder: Path, rate: float | None, count: int
+) -> bool:
+    """Show it, with `count` readers, in `folder`; whether everything went as it should.
 
     Args:
         console: where to show it.
-        source: the file to stream; None for one that every machine has.
+        scene: the blob, and nobody yet.
+        source: the file to stream.
+        folder: where to stream it to.
         rate: bytes a second, 0 for no limit, None for one that takes five seconds.
         count: readers, at least 1. One of two or more is killed.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
     """
-    with temporary_folder() as folder:
-        what = str(source)
-        if source is None:
-            source = folder / "sample.tar"
-            what = make_sample(source, _SAMPLE_SIZE)
-        size = source.stat().st_size
-        scene = Scene(size, _sha256_of(source))
-        path = folder / "blob"
-        rate = size / _DURATION if rate is None else rate
-        name = f"demo-{secrets.token_hex(4)}"
-        screen.introduce(console, scene, what, name, rate, count)
-        with ExitStack() as undo:
-            with undisturbed():
-                streamer = BlobStreamer.create(
-                    path,
-                    name=name,
-                    size=size,
-                    chunk_size=max(min(size // 100, 65536), 1),  # so that a small blob flows too
-                    digest=f"sha256:{scene.sha256}",
-                )
-                undo.enter_context(streamer)
-            token = _token_of(name)
-            # The readers end before the streamer, which then removes whatever they have left.
-            readers = undo.enter_context(Readers())
-            writer = undo.enter_context(Writer(streamer, source, rate))
-            scene.parts = _cast(readers.start(count), size)
-            with screen.view(console, scene) as view:
-                _play(scene, streamer, readers, writer, view)
-        facts = [screen.of_writer(scene, writer.elapsed, rate), *map(screen.of_kill, scene.parts)]
-        facts += [_of_file(scene, path), _of_remains(name, token, path)]
-        return screen.conclude(console, scene, [fact for fact in facts if fact is not None])
+    size = scene.size
+    path = folder / "blob"
+    rate = size / _DURATION if rate is None else rate
+    name = f"demo-{secrets.token_hex(4)}"
+    screen.introduce_stream(console, name, rate, count)
+    with ExitStack() as undo:
+        with undisturbed():
+            streamer = BlobStreamer.create(
+                path,
+                name=name,
+                size=size,
+                chunk_size=max(min(size // 100, 65536), 1),  # so that a small blob flows too
+                digest=f"sha256:{scene.sha256}",
+            )
+            undo.enter_context(streamer)
+        token = _token_of(name)
+        # The readers end before the streamer, which then removes whatever they have left.
+        readers = undo.enter_context(Readers())
+        writer = undo.enter_context(Writer(streamer, source, rate))
+        scene.parts = _cast(readers.start(count), size)
+        with screen.view(console, scene) as view:
+            _play(scene, streamer, readers, writer, view)
+    facts = [screen.of_writer(scene, writer.elapsed, rate), *map(screen.of_kill, scene.parts)]
+    facts += [screen.of_file(scene, path), _of_remains(name, token, path)]
+    return screen.conclude(console, scene, [fact for fact in facts if fact is not None])
 
 
 def _cast(readers: list[Reader], size: int) -> list[Part]:
@@ -133,26 +128,14 @@ def _kill(scene: Scene) -> None:
             part.killed = time.monotonic()
 
 
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _token_of(name: str) -> int:
     """By which the stream's doorbells are known."""
     with Stream.attach(name) as stream:
         return stream.block.token
 
 
-def _of_file(scene: Scene, path: Path) -> Fact:
-    good = _sha256_of(path) == scene.sha256
-    found = "has the right SHA-256" if good else "HAS THE WRONG SHA-256"
-    return Fact("file", f"the committed file, {amount(path.stat().st_size)}, {found}", good)
-
-
 def _of_remains(name: str, token: int, path: Path) -> Fact:
     remains = [bell for _, bell in doorbell.names(token)]
     paths = (segment.path_of(name), partial_path(str(path)))
     remains += [each for each in paths if Path(each).exists()]
-    text = ", ".join(remains) or "nothing of this stream in /dev/shm, and no partial file"
-    return Fact("left over", text, not remains)
+    return screen.of_remains(remains)

@@ -23,7 +23,10 @@ from typing import Self
 from shmstream.demo.reader import Orders, Report
 from shmstream.demo.stopping import undisturbed
 
-_ROOT = Path(__file__).parents[2]  # from here the reader finds the very package that we are
+ROOT = Path(__file__).parents[2]
+"""From here other interpreters find the very package that we are."""
+
+_DIRECTLY = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}  # to an origin on this host
 
 
 class DemoFailed(Exception):
@@ -31,7 +34,7 @@ class DemoFailed(Exception):
 
 
 class Reader:
-    """An interpreter that reads one stream. `report` is its last, None before the first."""
+    """An interpreter that reads one blob. `report` is its last, None before the first."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -43,7 +46,8 @@ class Reader:
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "shmstream.demo.reader", str(theirs)],
-                cwd=_ROOT,
+                cwd=ROOT,
+                env=os.environ | _DIRECTLY,
                 stdin=subprocess.PIPE,
                 pass_fds=[theirs],
             )
@@ -60,7 +64,7 @@ class Reader:
         return self.report is not None and self.report.event in ("joined", "reading", "finished")
 
     def let_in(self, orders: Orders) -> None:
-        """Send it to the stream, now."""
+        """Send it to the blob, now."""
         self.is_let_in = True
         assert self.process.stdin is not None
         try:

@@ -1,8 +1,9 @@
 """One reader of the demo, in an interpreter of its own: `python -m shmstream.demo.reader`.
 
 It loads, and waits until its parent lets it in, so that it joins at the very moment that the demo
-wants and not when an interpreter happens to have started. Then it attaches to the stream, reads it
-to the end, hashes what it reads, and writes it to a file or to standard output if told so:
+wants and not when an interpreter happens to have started. Then it attaches to the stream, or opens
+the blob of a store; reads it to the end, hashes what it reads, and writes it to a file or to
+standard output if told so:
 
     reader                                            parent
     ready     --- a line on the reports' pipe --->
@@ -17,16 +18,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from shmstream.blob import Blob
+from shmstream.control import State
 from shmstream.copier import InFlightCopier
 from shmstream.errors import ShmstreamError
+from shmstream.store import Store
 
 STANDARD_OUTPUT = "-"
 
@@ -37,11 +43,17 @@ _BUFFER = 64 * 1024  # bytes; a piece of this size stays in the processor's cach
 class Orders:
     """What a reader does: copy the stream `name` to `out` (a path or `STANDARD_OUTPUT`), or only
     hash it, and read at most `stop_at` bytes, then wait to be killed.
+
+    With `store`, a folder, `name` is the key of a blob, and it is had from `url` in chunks of
+    `chunk_size`.
     """
 
     name: str
     out: str | None = None
     stop_at: int | None = None
+    store: str | None = None
+    url: str | None = None
+    chunk_size: int = 65536
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class Report:
     """Bytes that were published when it attached."""
     first_byte: float | None = None
     """Seconds from before `attach` until it had the first bytes."""
+    pause: float = 0.0
+    """Seconds: the longest that it waited for more."""
     count: int = 0
     sha256: str = ""
     state: str = ""
@@ -65,6 +79,7 @@ Tell = Callable[[Report], None]
 def main() -> None:
     """Be a reader; the only argument is the descriptor of the reports' pipe."""
     signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGINT})
+    logging.getLogger("shmstream").addHandler(logging.NullHandler())  # what happens, we report
     with os.fdopen(int(sys.argv[1]), "w", buffering=1) as reports:
 
         def tell(report: Report) -> None:
@@ -74,34 +89,54 @@ def main() -> None:
         if not (line := sys.stdin.readline()):
             return
         try:
-            _read(Orders(**json.loads(line)), tell)
+            orders = Orders(**json.loads(line))
+            if orders.store is not None:  # then its writer is no sign that the parent lives
+                threading.Thread(target=_end_with_parent, daemon=True).start()
+            _read(orders, tell)
         except (ShmstreamError, OSError) as error:
             tell(Report("failed", error=f"{type(error).__name__}: {error}"))
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+def _open(orders: Orders) -> InFlightCopier | Blob:
+    if orders.store is None:
+        return InFlightCopier.attach(orders.name)
+    store = Store(orders.store, chunk_size=orders.chunk_size, durable=False)
+    return store.open(orders.name, orders.url)
 
 
 def _read(orders: Orders, tell: Tell) -> None:
     began = time.monotonic()
     first_byte = None
+    last = pause = 0.0
     digest = hashlib.sha256()
-    with InFlightCopier.attach(orders.name) as copier, _writing_to(orders.out) as write:
-        joined_at = copier.published
+    with _open(orders) as blob, _writing_to(orders.out) as write:
+        joined_at = blob.published
         tell(Report("joined", joined_at))
         limit = _BUFFER
         while True:
             if orders.stop_at is not None:
-                limit = min(_BUFFER, orders.stop_at - copier.position)
-            if not (data := copier.read1(limit)):
+                limit = min(_BUFFER, orders.stop_at - blob.position)
+            if not (data := blob.read1(limit)):
                 break
+            now = time.monotonic()
             if first_byte is None:
-                first_byte = time.monotonic() - began
+                first_byte, last = now - began, now
                 tell(Report("reading", joined_at, first_byte))
+            pause, last = max(pause, now - last), now
             digest.update(data)
             write(data)
         if orders.stop_at is not None:
             sys.stdin.read()
         else:
-            state, count = copier.state.name, copier.position
-            tell(Report("finished", joined_at, first_byte, count, digest.hexdigest(), state))
+            # A blob of a store ends only where it is complete; a stream's state tells.
+            state = blob.state.name if isinstance(blob, InFlightCopier) else State.COMMITTED.name
+            count, sha256 = blob.position, digest.hexdigest()
+            tell(Report("finished", joined_at, first_byte, pause, count, sha256, state))
 
 
 @contextmanager

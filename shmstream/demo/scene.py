@@ -1,7 +1,7 @@
 """What there is to see of the demo at one moment: the blob, and each reader's part in it.
 
-`fanout` keeps it up to date, `screen` draws it. How far a reader is comes from its slot in shared
-memory, for as long as it has one; what it made of the blob comes from its own reports.
+`fanout` and `takeover` keep it up to date, `screen` draws it. How far a reader is comes from its
+slot in shared memory, for as long as it has one; what it made of the blob from its own reports.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from shmstream.demo.parent import Reader
+from shmstream.flight import Role
 from shmstream.subscribers import Subscriber
 
 
@@ -40,6 +41,10 @@ class Part:
     """When it was killed, on the monotonic clock."""
     slot_free_after: float | None = None
     """Seconds from the kill until its slot was seen to be free."""
+    role: Role | None = None
+    """In a flight: what it is to it."""
+    took_over: bool = False
+    """In a flight: whether it came to lead when another was killed."""
 
     @property
     def joined_at(self) -> int | None:
@@ -80,6 +85,24 @@ class Scene:
     sha256: str
     parts: list[Part] = field(default_factory=list)
     published: int = 0
+    is_flight: bool = False
+    """Whether it is the second act: one of the parts leads, and no writer is beside them."""
+
+    @property
+    def giver(self) -> str:
+        """What the bar of `published` is called."""
+        return "published" if self.is_flight else "writer"
+
+    @property
+    def cast(self) -> str:
+        """What each of the parts is called."""
+        return "process" if self.is_flight else "reader"
+
+    @property
+    def moral(self) -> str:
+        """What is to be learned."""
+        pulled_once = "of a blob that was pulled once"
+        return f"{pulled_once}, though its leader was killed" if self.is_flight else pulled_once
 
     def percent(self, count: int) -> int:
         """`count` bytes as a part of the blob."""
