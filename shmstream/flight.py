@@ -50,7 +50,7 @@ from shmstream.leader import Leader, Retries
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Source
 
-_PATIENCE = 60.0  # s; how long somebody may hold a name without there being a stream to follow
+_PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
 
 _SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
 
@@ -109,11 +109,13 @@ class Flight:
         Raises:
             BlobNotFound: there is neither, and no source to get it from.
             DamagedBlob: a complete one was to be verified and is wrong, and there is no source.
-            StreamExists: somebody has held its name for a minute and made no stream.
+            StreamExists: somebody has held its name or its partial file for a minute, and there is
+                neither a stream to follow, nor does the file grow.
             CannotStart: there is no room for a flight, see its kinds.
         """
         began = time.monotonic()
         patience = 0.0
+        size = -1
         while True:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
@@ -123,7 +125,10 @@ class Flight:
             try:
                 copier = self._lead()
             except StreamExists:
-                if time.monotonic() - began > _PATIENCE:
+                # Perhaps it leads where we cannot attach, in a container with another /dev/shm.
+                if size != (size := self._layout.size_of(self.place.partial)):
+                    began = time.monotonic()
+                elif time.monotonic() - began > _PATIENCE:
                     raise
                 patience = min(patience + 0.01, 0.5)
                 continue

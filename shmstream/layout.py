@@ -229,6 +229,13 @@ class Layout:
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
+    def size_of(self, path: str) -> int:
+        """Bytes of one file, -1 if it is not there."""
+        try:
+            return os.stat(path, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return -1
+
     def remove(self, path: str) -> bool:
         """Remove one file; whether it was there."""
         try:

@@ -148,7 +148,7 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None
 
 
 def test_the_leader_is_killed_and_the_others_carry_on(begin: Begin, source: Path) -> None:
-    demo = begin(*SECOND_ACT, "--input", str(source), "--rate", "4", "--readers", "3")
+    demo = begin(*SECOND_ACT, "--input", source.name, "--rate", "4", "--readers", "3")
     assert demo.finish() == 0, demo.output
     assert demo.is_plain
     rows = re.findall(
@@ -169,7 +169,7 @@ def test_the_leader_is_killed_and_the_others_carry_on(begin: Begin, source: Path
     assert successor
     assert re.search(
         rf"kill +process {killed[1]}, the leader, at 1.\d MiB; "
-        rf"process {successor[1]} took over \(epoch 1\) and went on at 1.\d MiB",
+        rf"process {successor[1]} took over and went on at 1.\d MiB",
         demo.output,
     )
     sent = re.search(r"origin +([\d.]+) MiB sent in 2 requests, for a blob of 3.0 MiB", demo.output)

@@ -67,6 +67,8 @@ class Report:
     """Seconds from before `attach` until it had the first bytes."""
     pause: float = 0.0
     """Seconds: the longest that it waited for more."""
+    role: str = ""
+    """What it is to a flight, by then."""
     count: int = 0
     sha256: str = ""
     state: str = ""
@@ -116,7 +118,7 @@ def _read(orders: Orders, tell: Tell) -> None:
     digest = hashlib.sha256()
     with _open(orders) as blob, _writing_to(orders.out) as write:
         joined_at = blob.published
-        tell(Report("joined", joined_at))
+        tell(Report("joined", joined_at, role=_role(blob)))
         limit = _BUFFER
         while True:
             if orders.stop_at is not None:
@@ -126,7 +128,7 @@ def _read(orders: Orders, tell: Tell) -> None:
             now = time.monotonic()
             if first_byte is None:
                 first_byte, last = now - began, now
-                tell(Report("reading", joined_at, first_byte))
+                tell(Report("reading", joined_at, first_byte, role=_role(blob)))
             pause, last = max(pause, now - last), now
             digest.update(data)
             write(data)
@@ -135,8 +137,12 @@ def _read(orders: Orders, tell: Tell) -> None:
         else:
             # A blob of a store ends only where it is complete; a stream's state tells.
             state = blob.state.name if isinstance(blob, InFlightCopier) else State.COMMITTED.name
-            count, sha256 = blob.position, digest.hexdigest()
-            tell(Report("finished", joined_at, first_byte, pause, count, sha256, state))
+            role, count, sha256 = _role(blob), blob.position, digest.hexdigest()
+            tell(Report("finished", joined_at, first_byte, pause, role, count, sha256, state))
+
+
+def _role(blob: InFlightCopier | Blob) -> str:
+    return blob.role if isinstance(blob, Blob) else ""
 
 
 @contextmanager

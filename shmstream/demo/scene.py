@@ -42,9 +42,9 @@ class Part:
     slot_free_after: float | None = None
     """Seconds from the kill until its slot was seen to be free."""
     role: Role | None = None
-    """In a flight: what it is to it."""
-    took_over: bool = False
-    """In a flight: whether it came to lead when another was killed."""
+    """In a flight: what it is to it, as far as is known by now."""
+    began_as: Role | None = None
+    """In a flight: what it was to it first."""
 
     @property
     def joined_at(self) -> int | None:
@@ -66,6 +66,11 @@ class Part:
             return Phase.READING
         return Phase.JOINING if self.reader.is_let_in else Phase.WAITING
 
+    @property
+    def took_over(self) -> bool:
+        """Whether it leads a flight that it followed."""
+        return self.began_as is Role.FOLLOWS and self.role is Role.LEADS
+
     def see(self, subscriber: Subscriber | None, now: float) -> None:
         """Note what its slot says; None when it has none (any more)."""
         if subscriber is not None:
@@ -75,6 +80,10 @@ class Part:
         elif self.phase is Phase.FINISHED:
             assert self.reader.report is not None
             self.position, self.lag = self.reader.report.count, 0
+        if (report := self.reader.report) is not None and report.role:
+            self.began_as = self.began_as or Role(report.role)
+            if self.role is None or report.event == "finished":
+                self.role = Role(report.role)  # later than what shared memory said
 
 
 @dataclass

@@ -70,7 +70,6 @@ def introduce_stream(console: Console, name: str, rate: float, count: int) -> No
 
 def introduce_flight(console: Console, url: str, rate: float, count: int) -> None:
     """Say what there will be to see in the second act."""
-    say(console)
     say(console, "The leader is killed", "bold")
     say(console, f"origin    {url}, {_pace(rate)}")
     say(console, f"flight    {count} interpreters call store.open(key, url); one of them downloads")
