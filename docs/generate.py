@@ -56,7 +56,7 @@ stateDiagram-v2
 ```
 
 {terminal} never change. *Orphaned* is observed, not stored: the state is not one of these, and
-nobody holds the lock on the header.
+nobody holds the lock on the header. A writer may take an orphaned stream over; then it goes on.
 
 ## The control block
 
@@ -86,7 +86,9 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | subscribe | lock a slot; create the doorbell; fill the slot; store the membership; load `published` again before the first wait |
 | read | forget old posts; load `published`; if it is not enough load `state`; if that is terminal **load `published` again** and conclude; at least four times a second look at the lock on the header; wait at most 250 ms; begin again |
 | take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
-| reap | lock the header, check the name; unlink partial file and doorbells, the segment last |
+| hand over | publish; close the partial file; unlock the header; post: readers look at the lock |
+| succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the one the block names; cut it to `published`; store who writes now and `epoch` + 1; post everybody at the next publish |
+| reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |
 """
 
 

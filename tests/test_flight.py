@@ -26,6 +26,7 @@ from shmstream.http_source import HTTPSource
 from tests import flights
 from tests.flights import LEADER_POINTS
 from tests.interpreters import Interpreter, wait_until
+from tests.nginx import Nginx
 from tests.origin import Origin
 from tests.roles import content, sha256
 from tests.stores import digest, has_published, interrupt
@@ -346,6 +347,34 @@ def test_a_follower_without_a_source(
     with store.open(digest(1, size), origin.url("/blob")):
         with store.open(digest(1, size)) as blob:
             assert blob.read() == content(1, size)
+
+
+def test_a_real_server_is_asked_for_what_is_missing(
+    start: Start, folder: str, nginx: Nginx, store: Store
+) -> None:
+    """nginx, throttled: eight ask, the leader is killed, and nothing is sent twice."""
+    size = 4 * MIB
+    (nginx.folder / "blob").write_bytes(content(1, size))
+    url = nginx.url("blob", rate=2 * MIB)
+    takers = pool(start, 8, folder)
+    for taker in takers:
+        taker.say([digest(1, size), url, 0])
+    for taker in takers:
+        taker.hear()
+    wait_until(partial(has_published, store, MIB))
+    [flight] = store.flights()
+    assert flight.leader is not None
+    [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
+    leader.kill()
+    takers.remove(leader)
+    for taker in takers:
+        assert outcome(taker)["sha256"] == sha256(content(1, size))
+        taker.finish()
+    requests = nginx.wait(2)
+    assert [each.status for each in requests] == [200, 206]
+    begin = int(requests[1].range[6:-1])
+    assert begin >= flight.published
+    assert requests[1].bytes == size - begin
 
 
 def test_progress_is_told(store: Store, origin: Origin) -> None:

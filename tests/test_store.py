@@ -204,16 +204,21 @@ def test_two_users(store: Store, tmp_path: Path) -> None:
     for parent in (tmp_path, *tmp_path.parents):  # pytest keeps its folders to itself
         if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
             parent.chmod(0o711)
-    for mode in (0o700, 0o755, 0o777):
-        Path(store.folder).chmod(mode)
+    unwritable = tmp_path / "unwritable"
+    unwritable.mkdir()
+    os.chown(unwritable, 65534, 65534)
+    unwritable.chmod(0o500)
+    cases = [(store.folder, mode, "user 0 owns") for mode in (0o700, 0o755, 0o777)]
+    for path, mode, reason in [*cases, (str(unwritable), 0o500, "Permission denied")]:
+        Path(path).chmod(mode)
         done = subprocess.run(
-            [sys.executable, "-c", program, store.folder],
+            [sys.executable, "-c", program, path],
             capture_output=True,
             text=True,
             check=True,
             env={**os.environ, "PYTHONPATH": os.getcwd()},
         )
-        assert "user 0 owns" in done.stdout, done
+        assert reason in done.stdout, done
     Path(store.folder).chmod(0o700)
 
 
