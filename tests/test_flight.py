@@ -30,6 +30,7 @@ from tests.nginx import Nginx
 from tests.origin import Origin
 from tests.roles import content, sha256
 from tests.stores import digest, has_published, interrupt
+from tests.test_shortages import needs_mounts, with_shared_memory_of
 
 Start = Callable[..., Interpreter]
 
@@ -355,7 +356,7 @@ def test_a_real_server_is_asked_for_what_is_missing(
     """nginx, throttled: eight ask, the leader is killed, and nothing is sent twice."""
     size = 4 * MIB
     (nginx.folder / "blob").write_bytes(content(1, size))
-    url = nginx.url("blob", rate=2 * MIB)
+    url = nginx.url("blob", rate=str(2 * MIB))
     takers = pool(start, 8, folder)
     for taker in takers:
         taker.say([digest(1, size), url, 0])
@@ -375,6 +376,24 @@ def test_a_real_server_is_asked_for_what_is_missing(
     begin = int(requests[1].range[6:-1])
     assert begin >= flight.published
     assert requests[1].bytes == size - begin
+
+
+@needs_mounts
+def test_who_has_another_shared_memory_waits(start: Start, store: Store, origin: Origin) -> None:
+    """As in a container that shares the folder and not /dev/shm: there is no second download."""
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    elsewhere = start(flights.take, store.folder, {}, within=with_shared_memory_of("1m"))
+    elsewhere.hear()
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(1)
+        elsewhere.say([digest(1, MIB), url, 0])
+        origin.release()
+        assert blob.read() == content(1, MIB)[1:]
+    assert elsewhere.hear() == {"role": "stored"}
+    assert outcome(elsewhere)["sha256"] == sha256(content(1, MIB))
+    elsewhere.finish()
+    assert len(origin.requests("/blob")) == 1
 
 
 def test_progress_is_told(store: Store, origin: Origin) -> None:
