@@ -19,15 +19,16 @@ And how one key reaches every process of a host that asks for it:
                  leader.py     bring the bytes: sources in turn, journal.py to resume, commit
                  resumable.py  a streamer that another process can succeed
     a source     sources.py    what users call a source; source.py, http_source.py, fsspec_source.py
-    reading      blob.py       a file that goes on reading whoever leads
+    reading      blob.py       a file that goes on reading whoever leads; aio.py for asyncio
     housekeeping audit.py      check and gc
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal |
 claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer, tail |
-copier, resumable, layout | leader, audit | flight | blob | store | demo | cli. A room imports only
-rooms on lower floors.
+copier, resumable, layout | leader, audit | flight | blob | aio | store | demo | cli. A room imports
+only rooms on lower floors.
 """
 
+from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.claims import sweep
@@ -69,6 +70,7 @@ from shmstream.subscribers import Subscriber
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncBlob",
     "Blob",
     "BlobAborted",
     "BlobNotFound",

@@ -92,21 +92,50 @@ class Blob(io.RawIOBase):
         return os.fstat(self._file.fileno()).st_size
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all of it is here, verified and in the store."""
+        return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
+
+    @property
+    def validator(self) -> str | None:
+        """What the source calls these very bytes, such as an ETag; None while it has not yet."""
+        return self._flight.metadata(self._file).validator
+
+    @property
+    def media_type(self) -> str | None:
+        """As the source declares it; None while it has not yet."""
+        return self._flight.metadata(self._file).media_type
+
+    @property
     def position(self) -> int:
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
         return self._file.tell()
 
     def wait(self) -> int:
         """Wait until the blob is complete and in the store; its size in bytes."""
-        while isinstance(self._file, InFlightCopier) and self._file.state != State.COMMITTED:
-            self._go(partial(self._wait_past, self._file.published))
+        while not self.is_complete:
+            self.wait_past(self.published)
         self._flight.finish()
         self._report(last=True)
+        return self.published
+
+    def wait_past(self, seen: int) -> int:
+        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        self._go(partial(self._wait_past, seen))
         return self.published
 
     def _wait_past(self, seen: int) -> None:
         if isinstance(self._file, InFlightCopier):
             self._file.wait(seen + 1)
+
+    def duplicate(self) -> int:
+        """Another descriptor of the file that is read now, for reading what is published.
+
+        It is the caller's to close. The file may be another one after the leader has changed.
+        """
+        if isinstance(self._file, InFlightCopier):
+            return self._file.duplicate()
+        return os.dup(self._file.fileno())
 
     # Reading.
 
@@ -245,7 +274,7 @@ class Blob(io.RawIOBase):
             if fresh.is_same_stream(old):
                 return
             fresh.wait(1)  # until the source has said what it is
-        before, now = self._flight.validator(old), self._flight.validator(fresh)
+        before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
             reason = f"the validator was {before!r} and is {now!r}"
             raise ContentChanged(old.name, old.position, reason)

@@ -163,6 +163,11 @@ class InFlightCopier(io.RawIOBase):
         """Whether both read one stream, not just one of the same name."""
         return self._block.token == other._block.token
 
+    def duplicate(self) -> int:
+        """Another descriptor of the file, for reading what is published; the caller's to close."""
+        self._check_open()
+        return os.dup(self._fd)
+
     def wait(self, want: int = UNKNOWN) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
 

@@ -253,12 +253,12 @@ class Flight:
             make_room=self._policy.make_room,
         )
 
-    def validator(self, reader: Reader) -> str | None:
-        """What the source called the bytes that `reader` reads."""
+    def metadata(self, reader: Reader) -> Metadata:
+        """What the source said of the bytes that `reader` reads, as far as that is still known."""
         if isinstance(reader, InFlightCopier):
-            return Metadata.from_text(reader.metadata).validator
-        record = self._layout.read_record(self.place.path)
-        return None if record is None else record.metadata.validator
+            return Metadata.from_text(reader.metadata)
+        record = None if self.place.is_given else self._layout.read_record(self.place.path)
+        return Metadata() if record is None else record.metadata
 
     def finish(self) -> None:
         """If we lead, wait until the leader has cleared up after the end of the stream."""

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import cache
 
 from shmstream import audit
+from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.flight import Flight, Policy
@@ -118,6 +119,29 @@ class Store:
             lingers=linger,
         )
         return Blob(flight, progress)
+
+    def aopen(
+        self,
+        key: str,
+        source: AnySource | None = None,
+        *,
+        stall_timeout: float | None = None,
+        linger: bool = True,
+    ) -> AsyncBlob:
+        """`open` for asyncio: `async with store.aopen(key, source) as blob: ...`.
+
+        Takes and raises what `open` does; it is entering that raises, except for the key.
+        """
+        place = self._layout.place(key)
+
+        def open_for_all(tick: float) -> Blob:
+            return self.open(key, source, stall_timeout=tick, linger=linger)
+
+        def open_stored() -> int | None:
+            return self._layout.open(place)
+
+        stored = None if self._policy.verify else open_stored
+        return AsyncBlob(key, self.folder, place.path, stored, open_for_all, stall_timeout)
 
     def fetch(
         self,

@@ -21,6 +21,7 @@ FLOORS = [
     {"leader", "audit"},
     {"flight"},
     {"blob"},
+    {"aio"},
     {"store"},
     {"__init__"},
     {"demo"},

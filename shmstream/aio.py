@@ -1,0 +1,422 @@
+"""The bridge to asyncio: blobs for any number of tasks, and one thread for each flight.
+
+Semaphores block, and an event loop must not. So for each flight that a process reads in asyncio
+there is one thread, a `Lookout`, with one place among the flight's readers. It waits for bytes,
+notes how far the blob is, and tells every event loop once; tasks that wait there go on. Bytes are
+read from the file by the tasks themselves:
+
+    span    128 KiB of the blob, read once and kept while it is among the last few: the tasks at the
+            live tail all want the same one
+    read    from the page cache, which does not block (`RWF_NOWAIT`); what is not there is left to
+            a few threads of our own, so that a cold disk holds up no loop, and nobody else's
+            executor is used
+
+A blob that is complete when it is opened needs no lookout, only a descriptor.
+
+    lookout, with the lock                        task, with the lock
+    1 note `published`, the end or the error      1 enough? go on
+    2 take all futures, have their loops          2 leave a future, and await it; in the end, also
+      resolve them                                  when cancelled, take it away
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from shmstream.blob import Blob
+from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
+from shmstream.flight import Role
+
+_SPAN = 128 * 1024  # bytes
+_SPANS = 16  # kept for each flight
+_TICK = 0.25  # s; how soon a lookout notices that nobody is left
+_THREADS = 4  # that read what is not in the page cache
+
+
+class Lookout:
+    """One thread that watches one flight for all tasks of this process. Counts who uses it."""
+
+    def __init__(self, key: tuple[str, str], opener: Callable[[float], Blob]) -> None:
+        self._key = key
+        self._opener = opener
+        self._lock = threading.Lock()  # guards all below
+        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
+        self._fds: list[int] = []
+        self._users = 0
+        self._ended = False
+        self.error: BaseException | None = None
+        self.is_open = False
+        self.is_complete = False
+        self.published = 0
+        self.size: int | None = None
+        self.role = Role.FOLLOWS
+        self.media_type: str | None = None
+        self.validator: str | None = None
+        self.spans: OrderedDict[int, bytes] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="shmstream-lookout", daemon=True)
+
+    @property
+    def fd(self) -> int:
+        """Of the file as it is now; open for as long as somebody uses this."""
+        return self._fds[-1]
+
+    @classmethod
+    def join(cls, key: tuple[str, str], opener: Callable[[float], Blob]) -> Lookout:
+        """The lookout for that flight, which is to be left again."""
+        with _registry_lock:
+            lookout = _registry.get(key)
+            if lookout is None or lookout._ended:
+                lookout = _registry[key] = cls(key, opener)
+                lookout._thread.start()
+            lookout._users += 1
+            return lookout
+
+    def leave(self) -> None:
+        """One user less; the last one ends it."""
+        with _registry_lock:
+            self._users -= 1
+            if self._users:
+                return
+            if _registry.get(self._key) is self:
+                del _registry[self._key]
+        with self._lock:
+            if self._ended:
+                self._close_files()
+            self._ended = True
+
+    def _close_files(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self.spans.clear()
+
+    def _run(self) -> None:
+        try:
+            with self._opener(_TICK) as blob:
+                while not self._ended and not self.is_complete:
+                    self._note(blob)
+                    try:
+                        if not self.is_complete:
+                            blob.wait_past(self.published)
+                    except WriterStalled:  # each task has its own patience
+                        continue
+        except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
+            self.error = error
+        with self._lock:
+            if self._ended:  # everybody has left
+                self._close_files()
+            self._ended = True
+        self._tell()
+
+    def _note(self, blob: Blob) -> None:
+        with self._lock:
+            fd = blob.duplicate()
+            if self._fds and os.path.samestat(os.fstat(self.fd), os.fstat(fd)):
+                os.close(fd)
+            else:  # the first, or another file after the leader has changed
+                self._fds.append(fd)
+            self.is_complete = blob.is_complete  # first: after it, `published` is final
+            self.published, self.size, self.role = blob.published, blob.size, blob.role
+            self.media_type, self.validator = blob.media_type, blob.validator
+            self.is_open = True
+        self._tell()
+
+    def _tell(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, set()
+        for loop in {loop for loop, _ in waiting}:
+            futures = [future for theirs, future in waiting if theirs is loop]
+            try:
+                loop.call_soon_threadsafe(_resolve, futures)
+            except RuntimeError:  # it was closed, and its tasks with it
+                continue
+
+    def enough(self, want: int) -> bool:
+        """Whether there is no need to wait for `want` bytes: they are there, or never will be."""
+        return (self.is_open and self.published >= want) or self.is_complete or self._ended
+
+    async def wait(self, want: int) -> None:
+        """Wait until `enough`, or for any news."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        entry = (loop, future)
+        with self._lock:
+            if self.enough(want):
+                return
+            self._waiting.add(entry)
+        try:
+            await future
+        finally:
+            with self._lock:
+                self._waiting.discard(entry)
+
+
+def _resolve(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
+
+
+class AsyncBlob:
+    """A readable, seekable blob for asyncio: complete or in flight. From `Store.aopen`.
+
+    Use it as an async context manager; only inside can it be read. `async for data in blob` gives
+    bytes as they arrive. One task at a time may use it; others open their own, and cost nothing.
+    Being cancelled leaves nothing behind, and the position where it was.
+
+    Raises from every way of reading what a `Blob` raises.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        folder: str,
+        path: str,
+        stored: Callable[[], int | None] | None,
+        opener: Callable[[float], Blob],
+        stall_timeout: float | None,
+    ) -> None:
+        """Internal: use `Store.aopen`."""
+        self.key = key
+        self._folder = folder
+        self._stored = stored
+        self._opener = opener
+        self._stall_timeout = stall_timeout
+        self._fd = -1
+        self._size = 0
+        self._lookout: Lookout | None = None
+        self._position = 0
+        self.path = path
+        """Where the complete blob is, or will be."""
+
+    async def __aenter__(self) -> Self:
+        if self._stored is not None and (fd := self._stored()) is not None:
+            self._fd = fd
+            self._size = os.fstat(fd).st_size
+            return self
+        self._lookout = Lookout.join((self._folder, self.key), self._opener)
+        try:
+            while not self._lookout.is_open:
+                self._raise_error(self._lookout)
+                await self._lookout.wait(0)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave the blob; its flight goes on. Idempotent."""
+        lookout, self._lookout = self._lookout, None
+        fd, self._fd = self._fd, -1
+        if lookout is not None:
+            lookout.leave()
+        if fd >= 0:
+            os.close(fd)
+
+    def _raise_error(self, lookout: Lookout) -> None:
+        """Each task gets an error of its own, since raising one adds to it."""
+        if lookout.error is not None:
+            raise copy.copy(lookout.error)
+
+    # What there is.
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return self._size if self._lookout is None else self._lookout.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        return self._size if self._lookout is None else self._lookout.published
+
+    @property
+    def role(self) -> Role:
+        """Whether it was stored when it was opened, or this process leads, or follows."""
+        return Role.STORED if self._lookout is None else self._lookout.role
+
+    @property
+    def media_type(self) -> str | None:
+        """As the source declares it, while the blob is in flight."""
+        return None if self._lookout is None else self._lookout.media_type
+
+    @property
+    def validator(self) -> str | None:
+        """What the source calls these very bytes, such as an ETag, while they are in flight."""
+        return None if self._lookout is None else self._lookout.validator
+
+    # Reading.
+
+    async def _readable(self, want: int) -> int:
+        """How far may be read, once that is at least `want` or the end."""
+        lookout = self._lookout
+        if lookout is None:
+            if self._fd < 0:
+                raise StreamClosed(self.key, "it was closed, or never entered")
+            return self._size
+        began = time.monotonic()
+        seen = lookout.published
+        while not (lookout.published >= want or lookout.is_complete):
+            if lookout.published > self._position and lookout.error is not None:
+                break
+            self._raise_error(lookout)
+            try:
+                async with asyncio.timeout(self._stall_timeout):
+                    await lookout.wait(min(want, lookout.published + 1))
+            except TimeoutError:
+                waited = time.monotonic() - began
+                raise WriterStalled(self.key, self._position, waited) from None
+            if lookout.published != seen:
+                seen, began = lookout.published, time.monotonic()
+        return lookout.published
+
+    async def read1(self, size: int = -1) -> bytes:
+        """What is there, waiting for a byte, at most `size` (or 128 KiB); b"" at the end."""
+        ahead = await self._readable(self._position + 1) - self._position
+        count = min(ahead, _SPAN if size < 0 else size)
+        if count <= 0:
+            return b""
+        start = self._position // _SPAN * _SPAN
+        if self._lookout is None:
+            data = await _pread(self._fd, count, self._position)
+        else:
+            span = await self._span(self._lookout, start)
+            offset = self._position - start
+            whole = offset == 0 and len(span) <= count
+            data = span if whole else span[offset : offset + count]
+        if not data:
+            reason = f"is shorter than the {self.published} published"
+            raise DamagedPartial(self.key, self._position, self.path, reason)
+        self._position += len(data)
+        return data
+
+    async def _span(self, lookout: Lookout, start: int) -> bytes:
+        """The bytes of a span that are published, read once for all tasks."""
+        count = min(lookout.published - start, _SPAN)
+        known = lookout.spans.get(start)
+        if known is None or len(known) < min(count, self._position - start + 1):
+            known = await _pread(lookout.fd, count, start)
+            lookout.spans[start] = known
+            while len(lookout.spans) > _SPANS:
+                lookout.spans.popitem(last=False)
+        return known
+
+    async def read(self, size: int = -1) -> bytes:
+        """Exactly `size` bytes, waiting for them all; fewer only at the end. -1: the rest."""
+        start = self._position
+        parts: list[bytes] = []
+        left = size
+        try:
+            while left and (data := await self.read1(left)):
+                parts.append(data)
+                left -= len(data)
+        except BaseException:
+            self._position = start
+            raise
+        return b"".join(parts)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.read1()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    async def wait(self) -> int:
+        """Wait until the blob is complete and in the store; its size in bytes."""
+        while self._lookout is not None and not self._lookout.is_complete:
+            self._raise_error(self._lookout)
+            await self._lookout.wait(self._lookout.published + 1)
+        return self.published
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the blob to what is read next."""
+        return self._position
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, also ahead of what has arrived; from the end, wait for the size."""
+        base = 0
+        if whence == os.SEEK_CUR:
+            base = self._position
+        elif whence == os.SEEK_END:
+            while (size := self.size) is None:
+                await self._readable(self.published + 1)
+            base = size
+        elif whence != os.SEEK_SET:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if base + offset < 0:
+            raise ValueError(f"a position is not negative: {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return f"<AsyncBlob {self.key[:80]!r} {self.role} at {self._position}, of {size}>"
+
+
+async def _pread(fd: int, count: int, offset: int) -> bytes:
+    buffer = bytearray(count)
+    try:
+        read = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+    except BlockingIOError:  # not in the page cache
+        mine = os.dup(fd)  # a task that is cancelled closes its own
+        with ExitStack() as undo:
+            undo.callback(os.close, mine)
+            read_and_close = partial(_pread_and_close, mine, count, offset)
+            reading = asyncio.get_running_loop().run_in_executor(_readers(), read_and_close)
+            undo.pop_all()
+        return await reading
+    except OSError:  # a file system that cannot tell, such as tmpfs, which has all in memory
+        return os.pread(fd, count, offset)
+    return bytes(buffer) if read == count else bytes(memoryview(buffer)[:read])
+
+
+def _pread_and_close(fd: int, count: int, offset: int) -> bytes:
+    try:
+        return os.pread(fd, count, offset)
+    finally:
+        os.close(fd)
+
+
+# Of this process.
+
+_registry: dict[tuple[str, str], Lookout] = {}
+_registry_lock = threading.Lock()
+_executor: ThreadPoolExecutor | None = None
+
+
+def _readers() -> ThreadPoolExecutor:
+    global _executor
+    if _executor is None:
+        _executor = ThreadPoolExecutor(_THREADS, "shmstream-read")
+    return _executor
+
+
+def _forget() -> None:
+    """In a forked child: the threads are the parent's."""
+    global _registry, _registry_lock, _executor
+    _registry, _registry_lock, _executor = {}, threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,214 @@
+"""Blobs in asyncio: one thread for a flight, spans shared, and cancelling that leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shmstream import DigestMismatch, SourceFailed, Store, StreamClosed, WriterStalled, aio
+from tests import flights
+from tests.interpreters import Interpreter, wait_until
+from tests.origin import Origin
+from tests.roles import content, sha256
+from tests.stores import digest, has_published
+
+Start = Callable[..., Interpreter]
+MIB = 1 << 20
+
+
+def lookouts() -> int:
+    return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
+
+
+async def read_all(store: Store, key: str, url: str | None) -> str:
+    async with store.aopen(key, url) as blob:
+        return sha256(b"".join([data async for data in blob]))
+
+
+def test_many_tasks_and_one_thread(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=4 * MIB, rate=8 * MIB)
+    reads: list[int] = []
+    pread = aio._pread
+
+    async def count_reads(fd: int, count: int, offset: int) -> bytes:
+        reads.append(count)
+        return await pread(fd, count, offset)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(read_all(store, digest(1, 4 * MIB), url)) for _ in range(100)]
+        while lookouts() == 0:
+            await asyncio.sleep(0)
+        assert lookouts() == 1
+        assert set(await asyncio.gather(*tasks)) == {sha256(content(1, 4 * MIB))}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aio, "_pread", count_reads)
+        asyncio.run(main())
+    assert sum(reads) < 20 * 4 * MIB, "a hundred tasks share what they read at the tail"
+    assert len(origin.requests("/blob")) == 1
+    wait_until(lambda: lookouts() == 0)
+
+
+def test_a_stored_blob_needs_no_thread(store: Store) -> None:
+    store.fetch("key", [content(1, 300_000)])
+
+    async def main() -> None:
+        async with store.aopen("key") as blob:
+            assert lookouts() == 0
+            assert (blob.role, blob.size, blob.published) == ("stored", 300_000, 300_000)
+            assert await blob.read() == content(1, 300_000)
+            assert await blob.read(5) == await blob.read1() == b""
+        with pytest.raises(StreamClosed):
+            await blob.read()
+
+    asyncio.run(main())
+
+
+def test_reading_and_seeking_ahead_of_the_tail(store: Store, origin: Origin) -> None:
+    data = content(1, MIB)
+    url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test")
+    origin.change("/blob", stall_after=500_000)
+
+    async def main() -> None:
+        async with store.aopen(digest(1, MIB), url) as blob:
+            assert await blob.read(1000) == data[:1000]
+            assert (blob.size, blob.media_type, blob.role) == (MIB, "text/x-test", "leads")
+            assert await blob.seek(-10, os.SEEK_END) == MIB - 10
+            assert await blob.seek(5, os.SEEK_CUR) == blob.tell() == MIB - 5
+            with pytest.raises(ValueError, match="negative"):
+                await blob.seek(-1)
+            reading = asyncio.create_task(blob.read())
+            await asyncio.sleep(0)
+            assert not reading.done()
+            origin.release()
+            assert await reading == data[-5:]
+            await blob.seek(100)
+            assert await blob.read(200_000) == data[100:200_100]
+            assert await blob.wait() == MIB
+            assert "leads" in repr(blob)
+
+    asyncio.run(main())
+
+
+def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+
+    async def main() -> None:
+        async with store.aopen(digest(1, MIB), url) as blob:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await blob.read()
+            assert blob.tell() == 0
+            for _ in range(50):
+                task = asyncio.create_task(read_all(store, digest(1, MIB), url))
+                await asyncio.sleep(0)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            [lookout] = aio._registry.values()
+            assert lookout._users == 1
+            assert lookout._waiting == set()
+            origin.release()
+            assert await blob.read() == content(1, MIB)
+
+    asyncio.run(main())
+    assert aio._registry == {}
+    wait_until(lambda: lookouts() == 0)
+
+
+def test_a_stall_is_each_tasks_own(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+
+    async def main() -> None:
+        async with (
+            store.aopen(digest(1, MIB), url, stall_timeout=0.05) as hasty,
+            store.aopen(digest(1, MIB), url) as patient,
+        ):
+            reading = asyncio.create_task(patient.read())
+            with pytest.raises(WriterStalled):
+                await hasty.read()
+            origin.release()
+            assert await reading == await hasty.read() == content(1, MIB)
+
+    asyncio.run(main())
+
+
+def test_errors_reach_every_task(store: Store, origin: Origin) -> None:
+    wrong = origin.serve("/wrong", seed=1, size=MIB, wrong_at=5)
+    none = origin.serve("/none", seed=1, size=MIB, status=404)
+
+    async def main() -> None:
+        for url, kind in ((wrong, DigestMismatch), (none, SourceFailed)):
+            tasks = [read_all(store, digest(1, MIB), url) for _ in range(20)]
+            errors = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(each) for each in errors} == {kind}
+            assert len({id(each) for each in errors}) == 20
+        with pytest.raises(LookupError):
+            await read_all(store, "absent", None)
+
+    asyncio.run(main())
+
+
+def test_a_leader_elsewhere_is_killed(start: Start, store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    leader = start(flights.take, store.folder, {})
+    leader.hear()
+    leader.say([digest(1, 2 * MIB), url, 0])
+    assert leader.hear() == {"role": "leads"}
+    wait_until(lambda: has_published(store, MIB - 65536))
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(read_all(store, digest(1, 2 * MIB), url)) for _ in range(10)]
+        await asyncio.sleep(0)
+        leader.kill()
+        assert set(await asyncio.gather(*tasks)) == {sha256(content(1, 2 * MIB))}
+
+    asyncio.run(main())
+    assert len(origin.requests("/blob")) == 2
+
+
+def test_a_cold_blob_is_read_by_our_own_threads(store: Store) -> None:
+    """And the default executor is left to others, even if they have filled it."""
+    path = store.fetch("key", [content(1, 8 * MIB)])
+    with Path(path).open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    gate = threading.Event()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        blocked = [loop.run_in_executor(None, gate.wait) for _ in range(64)]
+        try:
+            assert await read_all(store, "key", None) == sha256(content(1, 8 * MIB))
+        finally:
+            gate.set()
+            await asyncio.gather(*blocked)
+
+    asyncio.run(main())
+    if aio._executor is not None:
+        aio._executor.shutdown()
+        aio._executor = None
+
+
+def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, rate=4 * MIB)
+    got: list[str] = []
+
+    def run() -> None:
+        got.append(asyncio.run(read_all(store, digest(1, MIB), url)))
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [sha256(content(1, MIB))] * 3
+    assert len(origin.requests("/blob")) == 1
