@@ -28,6 +28,8 @@ copier, resumable, layout | leader, audit | flight | blob | aio | store | demo |
 only rooms on lower floors.
 """
 
+import logging
+
 from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
@@ -66,6 +68,8 @@ from shmstream.source import Feed, Source
 from shmstream.store import Store
 from shmstream.streamer import BlobStreamer, StreamerStatistics
 from shmstream.subscribers import Subscriber
+
+logging.getLogger("shmstream").addHandler(logging.NullHandler())  # who wants events says so
 
 __version__ = "0.1.0"
 

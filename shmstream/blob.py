@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from shmstream.control import State
 from shmstream.copier import InFlightCopier
-from shmstream.errors import BlobNotFound, ContentChanged, WriterDied
+from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied
 from shmstream.flight import Flight, Reader, Role
 from shmstream.mover import Destination, Mover
 
@@ -201,21 +201,22 @@ class Blob(io.RawIOBase):
         `destination` is a descriptor, a blocking socket or a binary file object. Bytes go out as
         they arrive. Blocks for the source and for the destination.
         """
-        start = self.position
-        self._go(lambda: self._copy(destination))
-        return self.position - start
-
-    def _copy(self, destination: Destination) -> None:
-        file = self._file
-        if isinstance(file, InFlightCopier):
-            file.copy(destination)
-            return
         mover = Mover(destination)
+        start = self.position
         try:
-            while count := mover.move(file.fileno(), file.tell(), _SPAN):
-                file.seek(count, os.SEEK_CUR)
+            while self._go(partial(self._move, mover)):
+                pass
         finally:
             mover.finish()
+        return self.position - start
+
+    def _move(self, mover: Mover) -> int:
+        file = self._file
+        if isinstance(file, InFlightCopier):
+            return file.move(mover)
+        count = mover.move(file.fileno(), file.tell(), _SPAN)
+        file.seek(count, os.SEEK_CUR)
+        return count
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to what is read next."""
@@ -242,7 +243,11 @@ class Blob(io.RawIOBase):
             try:
                 result = act()
             except WriterDied as error:
+                error.name = self.key
                 self._rejoin(error)
+            except StreamBroken as error:
+                error.name = self.key  # which people know, unlike the stream's name
+                raise
             else:
                 self._report()
                 return result
@@ -277,7 +282,7 @@ class Blob(io.RawIOBase):
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
             reason = f"the validator was {before!r} and is {now!r}"
-            raise ContentChanged(old.name, old.position, reason)
+            raise ContentChanged(self.key, old.position, reason)
 
     def _report(self, *, last: bool = False) -> None:
         now = time.monotonic()

@@ -176,6 +176,7 @@ class InFlightCopier(io.RawIOBase):
         """
         self._check_open()
         while (published := self._block.published) < want and self.state != State.COMMITTED:
+            self._tail.note(published)  # who waits lags behind nothing
             self._tail.readable(published, published + 1)
         return published
 
@@ -295,11 +296,22 @@ class InFlightCopier(io.RawIOBase):
         mover = Mover(destination)
         start = self._position
         try:
-            while (ahead := self._readable(self._position + 1) - self._position) > 0:
-                self._advance(mover.move(self._fd, self._position, min(ahead, _SPAN)))
+            while self.move(mover):
+                pass
         finally:
             mover.finish()
         return self._position - start
+
+    def move(self, mover: Mover, /) -> int:
+        """One step of `copy`: move what is there, waiting for a byte; how many, 0 at the end.
+
+        Raises:
+            As `copy`.
+        """
+        ahead = self._readable(self._position + 1) - self._position
+        if ahead <= 0:
+            return 0
+        return self._advance(mover.move(self._fd, self._position, min(ahead, _SPAN)))
 
     def _pread(self, count: int) -> bytes:
         if count <= 0:

@@ -100,11 +100,16 @@ class Leader:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and hand over to whoever reads; the partial file stays. Idempotent."""
+        """Stop, and hand over to whoever reads; the partial file stays. Idempotent.
+
+        If the blob is complete, this waits a moment for the thread to clear up after it.
+        """
         self._stopping.set()
         self._streamer.close()
         if (feed := self._feed) is not None:
             feed.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(1.0)
 
     def abandon(self) -> None:
         """In a forked child: the thread is not here, and the flight is the parent's."""

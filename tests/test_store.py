@@ -109,6 +109,19 @@ def test_a_blob_is_a_file(complete: bool, store: Store) -> None:
     assert "closed" in repr(blob)
 
 
+def test_progress_is_told_while_it_is_copied(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, rate=4 * MIB)
+    told: list[int] = []
+    with store.open(digest(1, MIB), url, progress=lambda each: told.append(each.published)) as blob:
+        assert blob.copy(io.BytesIO()) == MIB
+    assert len(told) > 1
+
+
+def test_errors_name_the_key(store: Store) -> None:
+    with pytest.raises(BlobAborted, match="'the key' was aborted"):
+        store.fetch("the key", "/nowhere")
+
+
 # Keys.
 
 

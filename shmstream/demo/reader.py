@@ -135,6 +135,8 @@ def _read(orders: Orders, tell: Tell) -> None:
         if orders.stop_at is not None:
             sys.stdin.read()
         else:
+            if isinstance(blob, Blob):
+                blob.wait()  # if we lead, until the leader has cleared up
             # A blob of a store ends only where it is complete; a stream's state tells.
             state = blob.state.name if isinstance(blob, InFlightCopier) else State.COMMITTED.name
             role, count, sha256 = _role(blob), blob.position, digest.hexdigest()

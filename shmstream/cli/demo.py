@@ -1,0 +1,116 @@
+"""`demo`: see it at work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+from rich.console import Console
+
+from shmstream.cli.guard import Command
+from shmstream.demo.parent import DemoFailed
+from shmstream.demo.stopping import Stopped
+
+_MIB = 1 << 20
+_WITH_TEXT = ("delay", "output")
+_WITHOUT_TEXT = ("input_", "rate", "readers", "act")
+
+
+def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse the one float that is outside of no range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter(f"{value} is not a number.", ctx, param)
+    return value
+
+
+def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and not (value.is_file() and value.stat().st_size):
+        raise click.BadParameter(f"{str(value)!r} is not a file with bytes in it.", ctx, param)
+    return value
+
+
+@click.command(cls=Command, short_help="See it at work, with processes that are killed.")
+@click.option("--text", "as_text", is_flag=True, help="The concept program: 104 bytes, slowly.")
+@click.option(
+    "--delay",
+    type=click.FloatRange(0, 60),
+    callback=_number,
+    default=0.2,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --text: from one tick of the source to the next.",
+)
+@click.option(
+    "--output",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    default=Path(),
+    metavar="FOLDER",
+    help="With --text: where client1.txt is written.  [default: this folder]",
+)
+@click.option(
+    "--input",
+    "input_",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_some_file,
+    metavar="FILE",
+    help="The blob.  [default: a tar of at least 32 MiB, made of this Python's own library]",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 1 << 20),
+    callback=_number,
+    metavar="MIB",
+    help="MiB a second that the source gives; 0 for no limit.  [default: done in 5 seconds]",
+)
+@click.option(
+    "--readers",
+    type=click.IntRange(1, 100),
+    default=4,
+    show_default=True,
+    help="How many; of two or more, one is killed in the middle of each act.",
+)
+@click.option(
+    "--act",
+    type=click.IntRange(1, 2),
+    help="Only one: 1, readers come and go; 2, the leader is killed.  [default: both]",
+)
+@click.pass_context
+def demo(
+    ctx: click.Context,
+    as_text: bool,
+    delay: float,
+    output: Path,
+    input_: Path | None,
+    rate: float | None,
+    readers: int,
+    act: int | None,
+) -> None:
+    """Watch one blob reach several interpreters, while some of them are killed.
+
+    First readers join while a writer still brings the blob; one is killed with SIGKILL. Then
+    several processes open one blob of a store at once; the one that downloads it is killed, and
+    another takes over. Every survivor's SHA-256 is checked. Exits with 0 only if everything was
+    as it should be.
+    """
+    for name in _WITHOUT_TEXT if as_text else _WITH_TEXT:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            has = "does not go with" if as_text else "goes with"
+            raise click.UsageError(f"--{name.rstrip('_')} {has} --text.", ctx)
+    from shmstream.demo import acts, text  # what they need is needed by no other command
+
+    console = Console(highlight=False, emoji=False)
+    try:
+        if as_text:
+            good = text.run(console, output, delay)
+        else:
+            bytes_a_second = None if rate is None else rate * _MIB
+            chosen = acts.BOTH if act is None else (act,)
+            good = acts.run(console, input_, bytes_a_second, readers, chosen)
+    except Stopped:
+        click.echo("Stopped: the readers were ended, and what they shared was removed.", err=True)
+        raise
+    except DemoFailed as error:
+        raise click.ClickException(str(error)) from error
+    ctx.exit(0 if good else 1)

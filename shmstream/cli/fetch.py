@@ -1,0 +1,171 @@
+"""`fetch`: one blob into the store, and from there to a file, a pipe, or whoever asks for its path.
+
+It is `Store.open` on the command line: of all processes on the host that fetch the same key at the
+same time one leads, the others follow, and if it is ended, one of them goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import click
+
+from shmstream.blob import Blob
+from shmstream.cli import output
+from shmstream.cli.bar import telling
+from shmstream.cli.guard import Command
+from shmstream.cli.options import digest as digest_of_text
+from shmstream.cli.options import size, store_option, verbose_option
+from shmstream.cli.output import STANDARD_OUTPUT
+from shmstream.cli.words import PEOPLE
+from shmstream.errors import ShmstreamError
+from shmstream.source import Source, public
+from shmstream.sources import as_sources
+from shmstream.store import Store
+
+
+@click.command(cls=Command, short_help="Get a blob, together with whoever else wants it.")
+@click.argument("url")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE|-",
+    help="Write it there, whole or not at all; - streams it to standard output as it arrives.  "
+    "[default: print its path in the store]",
+)
+@click.option(
+    "--digest",
+    type=digest_of_text,
+    metavar="DIGEST",
+    help="sha256:<hex> or sha512:<hex>: the key, and what the bytes are verified by.",
+)
+@click.option("--key", metavar="TEXT", help="The key of a blob without a digest.  [default: URL]")
+@store_option
+@click.option(
+    "--source",
+    "others",
+    multiple=True,
+    metavar="URL",
+    help="Where else it can be had, if URL fails; any number of times.",
+)
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="'NAME: VALUE'",
+    help="Send it with requests to URL's host, and to no other; any number of times.",
+)
+@click.option(
+    "--max-bytes",
+    type=size,
+    metavar="SIZE",
+    help="Evict the least recently used blobs of the store beyond that: 10GiB, 500MB.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@verbose_option
+def fetch(
+    url: str,
+    out: str | None,
+    digest: str | None,
+    key: str | None,
+    folder: str,
+    others: Sequence[str],
+    headers: Sequence[str],
+    max_bytes: int | None,
+    quiet: bool,
+) -> None:
+    """Get a blob: from the store, from a fetch in progress on this host, or else from URL.
+
+    URL is an http or https URL, another one that fsspec knows (s3://, gs://, ...), or a path.
+    However many processes of this host fetch one blob, one of them downloads it. The others read
+    along while it arrives, and one of them goes on if it is ended.
+
+    Without --digest, a blob that is stored under URL counts as complete for good: `evict` it, or
+    give another --key, to have it anew.
+
+    \b
+    Examples:
+      shmstream fetch https://host/model.bin --digest sha256:9f86d0... -o model.bin
+      shmstream fetch https://host/data.tar -o - | tar x
+      path=$(shmstream fetch -q https://host/data.tar --source https://mirror/data.tar)
+    """  # noqa: D301  click wants the real character
+    if digest is not None and key is not None:
+        raise click.UsageError("--digest is the key: give --digest or --key, not both.")
+    name = digest or key or _key_of(url)
+    try:
+        sources = _sources([url, *others], _parsed(headers))
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+    store = Store(folder, max_bytes=max_bytes)
+    with ExitStack() as stack:
+        target = None if out is None else stack.enter_context(output.opened(out))
+        blob = stack.enter_context(_opened(store, name, sources))
+        shares_terminal = out == STANDARD_OUTPUT and sys.stdout.isatty()
+        bar = PEOPLE.is_terminal and PEOPLE.is_interactive and not shares_terminal
+        shown = public(name) if name == _key_of(url) else name
+        with telling(blob, shown, copying=target is not None, bar=bar, quiet=quiet):
+            if out is not None and target is not None:
+                with output.writing_to(out):
+                    blob.copy(target)
+            blob.wait()  # also after a copy: if we lead, until the leader has cleared up
+        path = blob.path
+    if out is None:
+        click.echo(path)
+
+
+def _opened(store: Store, key: str, sources: list[Source]) -> Blob:
+    try:
+        return store.open(key, sources)
+    except ShmstreamError:
+        raise
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def _key_of(url: str) -> str:
+    """What a blob without a digest is known by: its URL without user and password, or its path."""
+    if "://" not in url:
+        return os.path.abspath(url)
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def _parsed(headers: Sequence[str]) -> dict[str, str]:
+    parsed = {}
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise click.UsageError(f"--header {header!r} is not of the form 'NAME: VALUE'.")
+        parsed[name.strip()] = value.strip()
+    return parsed
+
+
+def _sources(urls: Sequence[str], headers: dict[str, str]) -> list[Source]:
+    """The sources in order. Headers may be secrets of the first one's host.
+
+    Raises:
+        ValueError: a URL or a header is not valid.
+    """
+    if headers and urlsplit(urls[0]).scheme.lower() not in ("http", "https"):
+        raise click.UsageError("--header goes with an http or https URL.")
+    sources: list[Source] = []
+    for url in urls:
+        if headers and _host_of(url) == _host_of(urls[0]):
+            from shmstream.http_source import HTTPSource
+
+            sources.append(HTTPSource(url, headers=headers))
+        else:
+            sources += as_sources(url)
+    return sources
+
+
+def _host_of(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.hostname, parts.port

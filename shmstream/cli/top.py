@@ -1,0 +1,227 @@
+"""`top`: a live view of a store's flights.
+
+A `Watch` looks at shared memory again and again, and knows from its last looks how fast each flight
+is. What it sees is drawn as a live page on a terminal, or told once, in lines or as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import click
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from shmstream.audit import FlightInfo
+from shmstream.cli.guard import Command
+from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
+from shmstream.cli.words import (
+    flight_facts,
+    followers_of,
+    left,
+    named,
+    per_second,
+    plural,
+    printable,
+    show_json,
+    state_of,
+)
+from shmstream.demo.screen import amount
+from shmstream.demo.stopping import Stopped
+from shmstream.store import Store
+from shmstream.subscribers import Subscriber
+
+_WINDOW = 5.0  # s; the time over which a rate is taken
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A flight as it was seen: `rate` in bytes/s and `eta` in s, None while they are not known."""
+
+    flight: FlightInfo
+    rate: float | None
+    eta: float | None
+
+
+class Watch:
+    """Looks at the flights of a store, and remembers enough to tell their rates."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._seen: dict[str, deque[tuple[float, int]]] = {}  # stream -> when, how much
+
+    def look(self) -> list[Sight]:
+        """All flights as they are now."""
+        now = time.monotonic()
+        flights = self.store.flights()
+        self._seen = {each.stream: self._seen.get(each.stream, deque()) for each in flights}
+        return [self._sight(each, now) for each in flights]
+
+    def _sight(self, flight: FlightInfo, now: float) -> Sight:
+        seen = self._seen[flight.stream]
+        if seen and seen[-1][1] > flight.published:  # it ended, and another has its name
+            seen.clear()
+        seen.append((now, flight.published))
+        while len(seen) > 2 and now - seen[0][0] > _WINDOW:
+            seen.popleft()
+        before, published = seen[0]
+        if now <= before:
+            return Sight(flight, None, None)
+        rate = (flight.published - published) / (now - before)
+        eta = None
+        if rate > 0 and flight.size is not None:
+            eta = (flight.size - flight.published) / rate
+        return Sight(flight, rate, eta)
+
+
+@click.command(cls=Command, short_help="Watch the flights of a store, live.")
+@store_option
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 3600),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="From one look to the next.",
+)
+@click.option("--once", is_flag=True, help="Two looks, tell the second, and end.")
+@json_option
+@verbose_option
+def top(folder: str, interval: float, once: bool, as_json: bool) -> None:
+    """Watch the flights of a store: how fast, how long yet, who leads, who follows how closely.
+
+    Ends with q or Ctrl-C. Without a terminal, with --once and with --json it is told once. With
+    --json: a list of flights as in `ls --json`, each with `rate` (bytes a second) and `eta` (s).
+    """
+    watch = Watch(existing_store(folder))
+    console = Console(highlight=False, emoji=False)
+    if once or as_json or not (console.is_terminal and console.is_interactive):
+        _tell_once(watch, interval, as_json=as_json)
+        return
+    try:
+        _show(watch, console, interval)
+    except Stopped as stop:
+        if stop.number != signal.SIGINT:
+            raise
+
+
+def _tell_once(watch: Watch, interval: float, *, as_json: bool) -> None:
+    sights = watch.look()
+    if sights:
+        time.sleep(interval)  # a rate takes two looks
+        sights = watch.look()
+    if as_json:
+        show_json(
+            [flight_facts(each.flight) | {"rate": each.rate, "eta": each.eta} for each in sights]
+        )
+        return
+    click.echo(_title(watch, sights))
+    for each in sights:
+        click.echo("\n" + "\n".join(_lines(each)))
+
+
+def _show(watch: Watch, console: Console, interval: float) -> None:
+    with (
+        Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live,
+        _keys() as wait_for_q,
+    ):
+        while True:
+            live.update(_page(watch, watch.look()), refresh=True)
+            if wait_for_q(interval):
+                return
+
+
+class _Keys:
+    """Hears whether somebody has pressed q."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def __call__(self, seconds: float) -> bool:
+        """Wait for so long; whether it is time to end."""
+        deadline = time.monotonic() + seconds
+        while (patience := deadline - time.monotonic()) > 0:
+            if self._fd is None:
+                time.sleep(patience)
+            elif select.select([self._fd], [], [], patience)[0]:
+                keys = os.read(self._fd, 1024)
+                if not keys or b"q" in keys.lower():
+                    return True
+        return False
+
+
+@contextmanager
+def _keys() -> Iterator[_Keys]:
+    """Inside, keys are heard as they are pressed, and not shown."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        yield _Keys(None)
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield _Keys(fd)
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+# What there is to see.
+
+
+def _title(watch: Watch, sights: list[Sight]) -> str:
+    total = sum(each.rate or 0.0 for each in sights)
+    told = plural(len(sights), "flight") + (f", {per_second(total)}" if sights else "")
+    return f"{told}, in {watch.store.folder}"
+
+
+def _page(watch: Watch, sights: list[Sight]) -> RenderableType:
+    title = Text(f"shmstream top: {_title(watch, sights)}", style="bold", no_wrap=True)
+    parts: list[RenderableType] = [title, Text("q ends", style="dim")]
+    for each in sights:
+        flight = each.flight
+        key, *others = (Text(line, no_wrap=True, overflow="ellipsis") for line in _lines(each))
+        bar = ProgressBar(total=flight.size or 1, completed=flight.published, width=60)
+        parts += [Text(), key]
+        parts += [Padding(bar, (0, 0, 0, 2))] if flight.size else []
+        parts += others
+    return Group(*parts)
+
+
+def _lines(sight: Sight) -> list[str]:
+    """A flight in lines: the blob, how far it is, who leads, who follows."""
+    flight = sight.flight
+    facts = [state_of(flight), amount(flight.published)]
+    if flight.size is not None:
+        facts[-1] += f" of {amount(flight.size)}"
+        if flight.size:
+            facts.append(f"{flight.published * 100 // flight.size} %")
+    if sight.rate is not None:
+        facts.append(per_second(sight.rate))
+    if sight.eta is not None:
+        facts.append(f"{left(sight.eta)} left")
+    if flight.epoch:
+        facts.append(f"taken over {flight.epoch} x")
+    leader = "nobody, just now" if flight.leader is None else printable(str(flight.leader))
+    lines = [named(flight.key), "  " + ", ".join(facts), f"  leads    {leader}"]
+    lines += [
+        f"  follows  {printable(str(each.identity))}, {_lag(each)}" for each in followers_of(flight)
+    ]
+    return lines
+
+
+def _lag(follower: Subscriber) -> str:
+    """How close it follows; one that waits for the whole blob reads nothing."""
+    return f"lag {amount(follower.lag)}" if follower.position else "has read nothing"

@@ -1,0 +1,174 @@
+"""The origin of the demo's second act: an HTTP server in a process of its own, on this host only.
+
+It serves one file at a given rate, knows ranges and ETags, and counts what it sends. Of its first
+answer it never sends the last quarter but waits for the client to end: that one is to be killed in
+the middle, however fast everything goes.
+
+    parent                                 python -m shmstream.demo.origin FILE RATE
+                  <--- port, a line ---    ready
+    an empty line ------------------->
+                  <--- the requests ---    where each began, and how many bytes it was sent
+    the end of standard input ------->     ends
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shmstream.demo.parent import ROOT, DemoFailed
+from shmstream.demo.stopping import undisturbed
+
+_PIECE = 32 * 1024  # bytes, at most
+_PIECES_A_SECOND = 100  # at least
+
+
+@dataclass
+class Request:
+    """One request: the byte that it began at, and how many it was sent."""
+
+    offset: int
+    sent: int = 0
+
+
+class Origin:
+    """The parent's hand on the server, which ends with the `with` block."""
+
+    def __init__(self, file: Path, rate: float) -> None:
+        """`rate` in bytes a second; 0 is without limit."""
+        with undisturbed():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "shmstream.demo.origin", str(file.absolute()), str(rate)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        self.url = ""
+
+    def requests(self) -> list[Request]:
+        """What it was asked so far."""
+        return [Request(**each) for each in self._ask()]
+
+    def _ask(self) -> list[dict[str, int]]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        heard: list[dict[str, int]] = json.loads(self._hear())
+        return heard
+
+    def _hear(self) -> bytes:
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise DemoFailed("the origin has ended")
+        return line
+
+    def __enter__(self) -> Self:
+        try:
+            self.url = f"http://127.0.0.1:{int(self._hear())}/blob"
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with ExitStack() as ending:
+            ending.callback(self._process.wait)
+            ending.callback(self._process.kill)
+            for pipe in (self._process.stdin, self._process.stdout):
+                assert pipe is not None
+                ending.callback(pipe.close)
+
+
+# The server's side.
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, file: Path, rate: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.file = file
+        self.size = file.stat().st_size
+        self.rate = rate
+        self.lock = threading.Lock()
+        self.heard: list[Request] = []
+
+
+class _Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def setup(self) -> None:
+        # What lies in the kernel is counted as sent: let it be little.
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _PIECE)
+        super().setup()
+
+    def do_GET(self) -> None:
+        """Send the file from where the client wants it."""
+        size = self.server.size
+        offset = min(int((self.headers.get("range") or "bytes=0-")[6:].partition("-")[0]), size)
+        request = Request(offset)
+        with self.server.lock:
+            is_first = not self.server.heard
+            self.server.heard.append(request)
+        self.send_response(206 if offset else 200)
+        if offset:
+            self.send_header("Content-Range", f"bytes {offset}-{size - 1}/{size}")
+        self.send_header("Content-Length", str(size - offset))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", '"the demo"')
+        self.end_headers()
+        try:
+            self._send(request, size * 3 // 4 if is_first else size)
+            if is_first:
+                select.select([self.connection], [], [])  # until the client has ended
+                self.close_connection = True
+        except OSError:  # it has ended earlier
+            self.close_connection = True
+
+    def _send(self, request: Request, end: int) -> None:
+        rate, began = self.server.rate, time.monotonic()
+        piece = min(_PIECE, int(rate / _PIECES_A_SECOND) + 1) if rate else _PIECE
+        with self.server.file.open("rb") as file:
+            file.seek(request.offset)
+            while (count := min(piece, end - file.tell())) > 0:
+                data = file.read(count)
+                if rate:
+                    due = began + (request.sent + len(data)) / rate
+                    time.sleep(min(max(due - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
+                self.wfile.write(data)
+                request.sent += len(data)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: the demo does."""
+
+
+def main() -> None:
+    """Be the origin of the file and the rate that the arguments say, until standard input ends."""
+    with _Server(Path(sys.argv[1]), float(sys.argv[2])) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        print(server.server_port, flush=True)  # noqa: T201
+        while sys.stdin.readline():
+            print(json.dumps([asdict(each) for each in server.heard]), flush=True)  # noqa: T201
+        os._exit(0)  # whatever its threads are doing
+
+
+if __name__ == "__main__":
+    main()
