@@ -264,6 +264,10 @@ class AsyncBlob:
         """What the source calls these very bytes, such as an ETag, while they are in flight."""
         return None if self._lookout is None else self._lookout.validator
 
+    async def known(self) -> None:
+        """Wait until the source has said what it says of the blob: its first bytes are here."""
+        await self._readable(1)
+
     # Reading.
 
     async def _readable(self, want: int) -> int:

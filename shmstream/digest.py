@@ -1,15 +1,15 @@
 """The running digest of a file that grows.
 
-As a rule every append is hashed as it is written. A successor, however, finds bytes in the file
-that it has not seen. It must not keep everybody waiting while it hashes them (a second for each
-1.4 GiB), so a thread reads them back and catches up, while the flight goes on; appends are hashed
-by that thread until it has reached the end of the file, and directly from then on. Only the end
-waits for it: the last chunk is withheld until the digest of all bytes is known (I5).
+A thread reads back what was appended and hashes it, so that whoever receives and writes does not
+wait for SHA-256, which takes as long as both together; so what is verified is what readers find in
+the file. It is woken when enough has gathered; a small blob has no thread at all. A successor,
+too, finds bytes that nobody here has hashed, and goes on at once. Only the end waits for
+what is left: the last chunk is withheld until the digest of all bytes is known (I5).
 
-    appender, with the lock                    thread
-    1 end += count                             1 with the lock: covered == end? then be gone, and
-    2 no thread? hash the data                   from now on the appender hashes
-                                               2 read from `covered` on, hash, covered += n; go to 1
+    appender                                   thread
+    1 end += count                             1 wait for the bell
+    2 enough? ring                             2 while covered < end: read, hash, covered += n
+    finish: end the thread, hash what is left  3 go to 1
 """
 
 from __future__ import annotations
@@ -18,13 +18,10 @@ import hashlib
 import os
 import re
 import threading
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 _PATTERN = re.compile(r"(sha256)(?::[0-9a-f]{64})?|(sha512)(?::[0-9a-f]{128})?")
-_STEP = 1 << 20  # bytes
+_STEP = 1 << 18  # bytes; what is read back at one time: it stays in the cache
+_ENOUGH = 1 << 19  # bytes; the thread is not woken for less
 
 
 def check_digest(digest: str) -> None:
@@ -59,35 +56,35 @@ class RunningDigest:
     def __init__(self, expected: str, fd: int) -> None:
         self._hash = hashlib.new(expected.partition(":")[0])
         self._fd = fd
-        self._covered = 0
         self._end = 0
-        self._lock = threading.Lock()  # guards `_end`, `_closed`, and whether there is a thread
+        self._covered = 0
+        self._lock = threading.Lock()  # held while `_hash` and `_covered` do not agree
+        self._bell = threading.Event()
+        self._buffer = bytearray(_STEP)
         self._thread: threading.Thread | None = None
-        self._lags = False
         self._closed = False
         self.is_given = ":" in expected
         """Whether the digest is known before the end, so that it decides who may have the end."""
 
-    def update(self, data: Buffer, count: int) -> None:
-        """Note that `data`, of `count` bytes, was appended."""
-        with self._lock:
-            self._end += count
-            if self._lags:
-                return
-        self._hash.update(data)
-        self._covered = self._end
+    def update(self, count: int) -> None:
+        """Note that `count` bytes were appended."""
+        self._end += count
+        if self._end - self._covered >= _ENOUGH and not self._bell.is_set():
+            if self._thread is None:
+                self._start()
+            self._bell.set()
 
-    def skip(self, count: int) -> None:
-        """Note that `count` bytes were there already; a thread reads them. Only before `update`."""
-        if count:
-            self._end = count
-            self._lags = True
-            self._thread = threading.Thread(target=self._run, name="shmstream-digest", daemon=True)
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="shmstream-digest", daemon=True)
+        try:
             self._thread.start()
+        except RuntimeError:  # none can be had, as in an interpreter that is ending
+            self._thread = None
 
-    def so_far(self) -> tuple[int, str] | None:
-        """How many bytes there are, and the hex digest of all of them; None while it lags."""
-        return None if self._lags else (self._covered, self._hash.hexdigest())
+    def so_far(self) -> tuple[int, str]:
+        """How many bytes are hashed, and their hex digest. May be less than there are."""
+        with self._lock:
+            return self._covered, self._hash.hexdigest()
 
     def finish(self) -> str:
         """The digest of all bytes, `algorithm:hex`. Blocks while it lags, for all of that.
@@ -102,25 +99,27 @@ class RunningDigest:
         return f"{self._hash.name}:{self._hash.hexdigest()}"
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if self._closed:
-                    return
-                if self._covered == self._end:
-                    self._lags = False
-                    return
-            if not self._step():
-                return  # shorter than it should be, which `finish` tells
+        while not self._closed:
+            self._bell.wait()
+            self._bell.clear()
+            try:
+                while not self._closed and self._covered < self._end:
+                    if not self._step():
+                        return  # shorter than it should be, which `finish` tells
+            except OSError:  # `finish` meets it again, and has somebody to tell
+                return
 
     def _step(self) -> bool:
-        data = os.pread(self._fd, min(_STEP, self._end - self._covered), self._covered)
-        self._hash.update(data)
-        self._covered += len(data)
-        return bool(data)
+        with memoryview(self._buffer)[: self._end - self._covered] as view:
+            count = os.preadv(self._fd, [view], self._covered)
+            with self._lock, view[:count] as data:
+                self._hash.update(data)
+                self._covered += count
+        return count > 0
 
     def close(self) -> None:
         """End the thread, and wait for that. Idempotent."""
-        with self._lock:
-            self._closed = True
+        self._closed = True
+        self._bell.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

@@ -79,7 +79,7 @@ class ResumableStreamer(BlobStreamer):
             self._file.truncate(keep)
             self._begin()
             if self._digest is not None:
-                self._digest.skip(keep)
+                self._digest.update(keep)
             if self._publishable() > 0:
                 self._publish()
 
@@ -125,7 +125,7 @@ class ResumableStreamer(BlobStreamer):
         return self._block.metadata
 
     def digest_so_far(self) -> tuple[int, str] | None:
-        """How many bytes were appended, and their hex digest; None without, or while it lags."""
+        """How many bytes are hashed by now, and their hex digest; None without a digest."""
         with self._lock:
             return None if self._digest is None else self._digest.so_far()
 

@@ -94,7 +94,7 @@ class BlobStreamer:
         self._digest: RunningDigest | None = None
         if block.digest:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
-            self._digest.skip(block.published)
+            self._digest.update(block.published)
         # What only this process writes need not be loaded back from the block at every append.
         self._chunk_size = block.chunk_size
         self._limit = block.size
@@ -249,7 +249,7 @@ class BlobStreamer:
             raise
         end = file.size
         if self._digest is not None:
-            self._digest.update(data, count)
+            self._digest.update(count)
             end = self._publishable()
         waiting = end - self._published
         if waiting > 0 and self._pacer.is_due(waiting):

@@ -23,6 +23,7 @@ FLOORS = [
     {"blob"},
     {"aio"},
     {"store"},
+    {"asgi"},
     {"__init__"},
     {"demo"},
     {"cli"},

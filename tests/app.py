@@ -1,0 +1,51 @@
+"""An ASGI application for tests: /blob/<key> of a store, from the origin in the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+from urllib.parse import unquote
+
+from shmstream.asgi import InFlightResponse
+from tests.flights import make_store
+
+store = make_store(os.environ["TEST_STORE"], {})
+origin = os.environ["TEST_ORIGIN"]
+options = json.loads(os.environ.get("TEST_OPTIONS", "{}"))
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        while (await receive())["type"] != "lifespan.shutdown":
+            await send({"type": "lifespan.startup.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    key = unquote(scope["raw_path"].decode().removeprefix("/blob/").partition("?")[0])
+    source = None if key == "absent" else f"{origin}/blob"
+    await InFlightResponse(store, key, source, **options)(scope, receive, send)
+
+
+def starlette() -> Any:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.routing import Route
+
+    async def endpoint(request: Request) -> InFlightResponse:
+        key = str(request.path_params["key"])
+        source = None if key == "absent" else f"{origin}/blob"
+        return InFlightResponse(store, key, source)
+
+    return Starlette(routes=[Route("/blob/{key:path}", endpoint)])
+
+
+def fastapi() -> Any:
+    from fastapi import FastAPI
+
+    application = FastAPI()
+
+    async def endpoint(key: str) -> InFlightResponse:
+        return InFlightResponse(store, key, None if key == "absent" else f"{origin}/blob")
+
+    application.get("/blob/{key}", response_model=None)(endpoint)
+    return application

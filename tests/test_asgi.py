@@ -1,0 +1,249 @@
+"""`InFlightResponse` on a real server with several worker processes, and real clients."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import Store
+from tests.interpreters import wait_until
+from tests.origin import Origin
+from tests.roles import content, sha256
+from tests.stores import digest
+
+MIB = 1 << 20
+SIZE = 2 * MIB
+DATA = content(1, SIZE)
+KEY = digest(1, SIZE)
+
+
+class Server:
+    """uvicorn with two worker processes."""
+
+    def __init__(self, folder: str, origin: Origin, log: Path, *app: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "uvicorn", "--workers", "2"]
+        self.log = log.open("w+")
+        self.process = subprocess.Popen(
+            [*command, *(app or ("tests.app:app",)), "--port", str(self.port), "--no-access-log"],
+            env={**os.environ, "TEST_STORE": folder, "TEST_ORIGIN": origin.url("")},
+            stdout=self.log,
+            stderr=self.log,
+        )
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read()
+        try:
+            return bool(self.request("GET", "/blob/absent").status == 404)
+        except OSError:
+            return False
+
+    def open(
+        self, method: str, path: str, headers: dict[str, str] | None = None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, headers=headers or {})
+        return connection, connection.getresponse()
+
+    def request(self, method: str, path: str, **headers: str) -> Any:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection, response = self.open(method, path, named)
+        body = response.read()
+        connection.close()
+        response.body = body  # type: ignore[attr-defined]
+        return response
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self.log.close()
+
+
+@pytest.fixture
+def server(folder: str, store: Store, origin: Origin, tmp_path: Path) -> Iterator[Server]:
+    assert store.folder == folder
+    origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
+    running = Server(folder, origin, tmp_path / "log")
+    yield running
+    running.close()
+    wait_until(lambda: not store.flights())
+    store.gc()
+
+
+def test_a_blob_in_flight_and_then_complete(server: Server, origin: Origin, store: Store) -> None:
+    for _ in range(2):
+        answer = server.request("GET", f"/blob/{KEY}")
+        assert (answer.status, sha256(answer.body)) == (200, sha256(DATA))
+        assert answer.getheader("content-length") == str(SIZE)
+        assert answer.getheader("etag") == f'"{KEY}"'
+        assert answer.getheader("accept-ranges") == "bytes"
+        wait_until(lambda: KEY in store)
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_clients_of_all_workers_share_a_flight(server: Server, origin: Origin) -> None:
+    origin.change("/blob", stall_after=MIB)
+    clients = [server.open("GET", f"/blob/{KEY}") for _ in range(16)]
+    assert {response.getheader("content-type") for _, response in clients} == {"application/x-test"}
+    assert {sha256(response.read(900_000)) for _, response in clients} == {sha256(DATA[:900_000])}
+    for connection, response in clients[:5]:  # who leave disturb nobody
+        response.close()
+        connection.close()
+    origin.release()
+    for connection, response in clients[5:]:
+        assert sha256(response.read()) == sha256(DATA[900_000:])
+        connection.close()
+    assert len(origin.requests("/blob")) == 1
+
+
+RANGES: list[tuple[str, int, slice | None]] = [
+    ("bytes=0-0", 206, slice(0, 1)),
+    ("bytes=100-199", 206, slice(100, 200)),
+    ("bytes=2000000-", 206, slice(2_000_000, SIZE)),
+    ("bytes=-100", 206, slice(SIZE - 100, SIZE)),
+    (f"bytes=-{10 * SIZE}", 206, slice(0, SIZE)),
+    (f"bytes=0-{10 * SIZE}", 206, slice(0, SIZE)),
+    (f"bytes={SIZE}-", 416, None),
+    ("bytes=-0", 416, None),
+    ("bytes=5-2", 200, slice(0, SIZE)),
+    ("bytes=0-1,5-6", 200, slice(0, SIZE)),
+    ("lines=0-1", 200, slice(0, SIZE)),
+    ("bytes=", 200, slice(0, SIZE)),
+    ("bytes=" + "9" * 30 + "-", 200, slice(0, SIZE)),
+    ("bytes=0-1" * 1000, 200, slice(0, SIZE)),
+]
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_ranges(complete: bool, server: Server, origin: Origin, store: Store) -> None:
+    if complete:
+        store.fetch(KEY, origin.url("/blob"))
+    for wanted, status, part in RANGES:
+        answer = server.request("GET", f"/blob/{KEY}", Range=wanted)
+        assert answer.status == status, wanted
+        if part is None:
+            assert answer.getheader("content-range") == f"bytes */{SIZE}"
+            assert answer.body == b""
+            continue
+        assert answer.body == DATA[part], wanted
+        if status == 206:
+            told = f"bytes {part.start}-{part.stop - 1}/{SIZE}"
+            assert answer.getheader("content-range") == told
+
+
+def test_a_range_ahead_of_the_tail_waits(server: Server, origin: Origin) -> None:
+    origin.change("/blob", stall_after=MIB)
+    connection, response = server.open("GET", f"/blob/{KEY}", {"Range": "bytes=-1000"})
+    assert response.status == 206, "the headers are there before the bytes"
+    origin.release()
+    assert response.read() == DATA[-1000:]
+    connection.close()
+
+
+def test_conditions(server: Server, origin: Origin) -> None:
+    etag = f'"{KEY}"'
+    cases: list[tuple[dict[str, str], int]] = [
+        ({"If_None_Match": etag}, 304),
+        ({"If_None_Match": f'"other", W/{etag}'}, 304),
+        ({"If_None_Match": "*"}, 304),
+        ({"If_None_Match": '"other"'}, 200),
+        ({"If_Match": etag}, 200),
+        ({"If_Match": '"other"'}, 412),
+        ({"If_Range": etag, "Range": "bytes=0-9"}, 206),
+        ({"If_Range": '"other"', "Range": "bytes=0-9"}, 200),
+    ]
+    for headers, status in cases:
+        answer = server.request("GET", f"/blob/{KEY}", **headers)
+        assert answer.status == status, headers
+        assert answer.getheader("etag") == etag
+    answer = server.request("HEAD", f"/blob/{KEY}")
+    assert (answer.status, answer.getheader("content-length"), answer.body) == (200, str(SIZE), b"")
+    assert server.request("POST", f"/blob/{KEY}").status == 405
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_unknown_length_is_chunked(server: Server, origin: Origin) -> None:
+    origin.change("/blob", framing="chunked", stall_after=MIB)
+    connection, response = server.open("GET", f"/blob/{KEY}")
+    assert response.getheader("content-length") is None
+    origin.release()
+    assert sha256(response.read()) == sha256(DATA)
+    connection.close()
+
+
+def test_wrong_bytes_never_complete_a_body(server: Server, origin: Origin, store: Store) -> None:
+    origin.change("/blob", wrong_at=1_500_000)
+    connection, response = server.open("GET", f"/blob/{KEY}")
+    with pytest.raises(http.client.IncompleteRead) as caught:
+        response.read()
+    assert caught.value.expected
+    connection.close()
+    wait_until(lambda: store.flights() == [])
+    assert KEY not in store
+    origin.change("/blob", wrong_at=None)
+    assert sha256(server.request("GET", f"/blob/{KEY}").body) == sha256(DATA)
+
+
+def test_errors_before_the_headers_are_answers(server: Server, origin: Origin) -> None:
+    origin.change("/blob", status=404)
+    answer = server.request("GET", f"/blob/{KEY}")
+    assert (answer.status, answer.body) == (502, b"")
+    assert server.request("GET", "/blob/absent").status == 404
+
+
+def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: Store) -> None:
+    """Clients of the other worker see a pause, and the upstream one more request."""
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    clients = [server.open("GET", f"/blob/{KEY}") for _ in range(16)]
+    [flight] = store.flights()
+    assert flight.leader is not None
+    assert len(flight.followers) == 2, "both workers have clients, and one place each"
+    os.kill(flight.leader.pid, 9)
+    finished = 0
+    for connection, response in clients:
+        try:
+            finished += hashlib.sha256(response.read()).hexdigest() == sha256(DATA)
+        except (http.client.IncompleteRead, ConnectionError):
+            pass  # it was the killed worker's
+        connection.close()
+    assert 0 < finished < 16
+    first, second = origin.requests("/blob")
+    assert (first.status, second.status) == (200, 206)
+
+
+def test_a_slow_client_holds_up_nobody(server: Server, origin: Origin) -> None:
+    slow_connection, slow = server.open("GET", f"/blob/{KEY}")
+    assert slow.read(1000) == DATA[:1000]
+    began = time.monotonic()
+    assert sha256(server.request("GET", f"/blob/{KEY}").body) == sha256(DATA)
+    assert time.monotonic() - began < 20
+    assert sha256(slow.read()) == sha256(DATA[1000:])
+    slow_connection.close()
+    assert len(origin.requests("/blob")) == 1
+
+
+@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+def test_frameworks_take_it_for_a_response(
+    framework: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    running = Server(folder, origin, tmp_path / "log", f"tests.app:{framework}", "--factory")
+    try:
+        answer = running.request("GET", f"/blob/{KEY}", Range="bytes=5-9")
+        assert (answer.status, answer.body) == (206, DATA[5:10])
+        wait_until(lambda: KEY in store)
+    finally:
+        running.close()
