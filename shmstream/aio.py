@@ -121,13 +121,16 @@ class Lookout:
 
     def _note(self, blob: Blob) -> None:
         with self._lock:
+            # In this order: after `is_complete`, `published` is final, and until something is
+            # published the file may be replaced by another.
+            is_complete, published = blob.is_complete, blob.published
             fd = blob.duplicate()
             if self._fds and os.path.samestat(os.fstat(self.fd), os.fstat(fd)):
                 os.close(fd)
             else:  # the first, or another file after the leader has changed
                 self._fds.append(fd)
-            self.is_complete = blob.is_complete  # first: after it, `published` is final
-            self.published, self.size, self.role = blob.published, blob.size, blob.role
+            self.is_complete, self.published = is_complete, published
+            self.size, self.role = blob.size, blob.role
             self.media_type, self.validator = blob.media_type, blob.validator
             self.is_open = True
         self._tell()

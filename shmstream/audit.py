@@ -149,8 +149,11 @@ def _is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
     except FileNotFoundError:
         return False
     partial = base + ".shmstream-partial"
+    if entry.kind == "temporary":
+        return age > _GRACE
     if entry.kind == "partial":
-        return not _is_written(partial) and (age > partial_age or not _is_resumable(base))
+        useless = age > _GRACE and not _is_resumable(base)
+        return not _is_written(partial) and (age > partial_age or useless)
     if entry.kind == "journal":
         return age > _GRACE and not os.path.lexists(partial)
     return age > _GRACE and not os.path.lexists(partial) and not os.path.lexists(base)
@@ -176,7 +179,7 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     """Remove what dead processes left; names and paths of what went."""
     removed = sweep()
     for entry in sorted(layout.entries(), key=lambda each: each.kind != "partial"):
-        if entry.kind in ("partial", "journal", "record") and _is_abandoned(entry, partial_age):
+        if entry.kind not in ("blob", "foreign") and _is_abandoned(entry, partial_age):
             if entry.kind == "partial":
                 removed += _remove_partial(entry.path)
             elif layout.remove(entry.path):

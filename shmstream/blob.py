@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from shmstream.control import State
 from shmstream.copier import InFlightCopier
-from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied
+from shmstream.errors import (
+    BlobNotFound,
+    ContentChanged,
+    StreamBroken,
+    WriterDied,
+    WriterStalled,
+)
 from shmstream.flight import Flight, Reader, Role
+from shmstream.liveness import register
 from shmstream.mover import Destination, Mover
 
 if TYPE_CHECKING:
@@ -71,6 +78,7 @@ class Blob(io.RawIOBase):
         self.path = flight.place.path
         """Where the complete blob is, or will be."""
         self._report()
+        register(self, reads=True)
 
     @property
     def role(self) -> Role:
@@ -239,11 +247,16 @@ class Blob(io.RawIOBase):
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
+        deaths = 0
+        began = time.monotonic()
         while True:
             try:
                 result = act()
             except WriterDied as error:
                 error.name = self.key
+                if deaths:  # somebody else is at it, and nothing comes of it so far
+                    self._be_patient(deaths, began, error)
+                deaths += 1
                 self._rejoin(error)
             except StreamBroken as error:
                 error.name = self.key  # which people know, unlike the stream's name
@@ -251,6 +264,12 @@ class Blob(io.RawIOBase):
             else:
                 self._report()
                 return result
+
+    def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
+        patience, waited = self._flight.stall_timeout, time.monotonic() - began
+        if patience is not None and waited >= patience:
+            raise WriterStalled(self.key, death.offset, waited) from death
+        time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
     def _rejoin(self, death: WriterDied) -> None:
         """Read on at the same position, from whatever there is now."""
@@ -278,6 +297,9 @@ class Blob(io.RawIOBase):
         if isinstance(fresh, InFlightCopier):
             if fresh.is_same_stream(old):
                 return
+        elif os.path.samestat(os.fstat(fresh.fileno()), old.stat()):
+            return  # it was moved before the leader died
+        if isinstance(fresh, InFlightCopier):
             fresh.wait(1)  # until the source has said what it is
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
@@ -296,7 +318,12 @@ class Blob(io.RawIOBase):
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # else it was never opened
             file.close()
+            if isinstance(file, InFlightCopier):
+                self._flight.leave()  # perhaps we were the last of a flight whose leader is dead
         super().close()
+
+    def abandon(self) -> None:
+        """In a forked child: the copier lets go by itself."""
 
     def __repr__(self) -> str:
         if self.closed:

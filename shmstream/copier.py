@@ -85,9 +85,10 @@ class InFlightCopier(io.RawIOBase):
         self._tail = tail
         self._position = 0
         self._closed: str | None = None
+        self._is_settled = False
         self.name = stream.name
         self.path = stream.path
-        register(self)
+        register(self, reads=True)
 
     @classmethod
     def attach(
@@ -166,7 +167,13 @@ class InFlightCopier(io.RawIOBase):
     def duplicate(self) -> int:
         """Another descriptor of the file, for reading what is published; the caller's to close."""
         self._check_open()
+        self._settle()
         return os.dup(self._fd)
+
+    def stat(self) -> os.stat_result:
+        """Of the file that is read."""
+        self._check_open()
+        return os.fstat(self._fd)
 
     def wait(self, want: int = UNKNOWN) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
@@ -200,10 +207,22 @@ class InFlightCopier(io.RawIOBase):
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
         try:
-            return self._tail.readable(self._position, want)
+            readable = self._tail.readable(self._position, want)
         except ValueError:  # closed beneath us: the memory is gone
             self._check_open()
             raise
+        if not self._is_settled:
+            self._settle()
+        return readable
+
+    def _settle(self) -> None:
+        """Before the first bytes are read: until then, the writer may have taken another file."""
+        if not self._is_settled and self._block.published > 0:
+            if file_identity(self._fd) != self._block.file:
+                fd = _open_blob(self._stream)
+                os.dup2(fd, self._fd, inheritable=False)
+                os.close(fd)
+            self._is_settled = True
 
     # Reading.
 

@@ -77,7 +77,7 @@ class Policy:
     retries: Retries
     chunk_size: int
     max_subscribers: int
-    make_room: Callable[[int], None]
+    make_room: Callable[[int, str], None]
 
 
 class Flight:
@@ -99,7 +99,7 @@ class Flight:
         self._layout = layout
         self._sources = sources
         self._policy = policy
-        self._stall_timeout = stall_timeout
+        self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._leader: Leader | None = None
 
@@ -171,9 +171,7 @@ class Flight:
         """A reader of the stream that is there; None if there is none that anybody should read."""
         name = self.place.stream
         try:
-            copier = InFlightCopier.attach(
-                name, timeout=patience, stall_timeout=self._stall_timeout
-            )
+            copier = InFlightCopier.attach(name, timeout=patience, stall_timeout=self.stall_timeout)
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
         try:
@@ -205,7 +203,7 @@ class Flight:
             return
         try:
             streamer = ResumableStreamer.succeed(self.place.stream, durable=self._policy.durable)
-        except (StreamExists, StreamNotFound, DamagedPartial):
+        except (StreamExists, StreamNotFound):
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._start(streamer, sources)
@@ -218,6 +216,8 @@ class Flight:
         """
         sources = self._sources()
         if not sources:
+            if os.path.lexists(self.place.path):  # it has come between two looks
+                return None
             raise BlobNotFound(self.place.key, self._layout.folder)
         place, policy = self.place, self._policy
         streamer = ResumableStreamer.create(
@@ -233,7 +233,7 @@ class Flight:
             if os.path.lexists(place.path):  # the second look
                 return None
             copier = InFlightCopier.attach(
-                place.stream, timeout=0, stall_timeout=self._stall_timeout
+                place.stream, timeout=0, stall_timeout=self.stall_timeout
             )
             undo.callback(copier.close)
             _log.info("%s: leads", place.key)

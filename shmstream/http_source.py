@@ -186,7 +186,8 @@ class HTTPSource:
         current = _validator(headers)
         start, size = _content_range(headers)
         if offset and status in (206, 416):
-            if not _is_same(validator, headers) or (status == 416 and size != offset):
+            # A 416 brings no bytes, and need not say whose it is: the size will do.
+            if not (size == offset if status == 416 else _is_same(validator, headers)):
                 return None
             current = validator or current
             if status == 416:
@@ -333,10 +334,11 @@ def _is_for_if_range(validator: str) -> bool:
 def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
     """Whether a partial answer is of the content that was asked for, as far as it says so.
 
-    A server that knows ranges but not `If-Range` would let two contents be put together.
+    A server that knows ranges but not `If-Range` would let two contents be put together, so one
+    that does not say is not believed.
     """
     field = "etag" if validator is not None and validator.startswith('"') else "last-modified"
-    return validator is None or headers.get(field, validator) == validator
+    return validator is None or headers.get(field) == validator
 
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:

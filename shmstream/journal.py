@@ -89,8 +89,10 @@ class Journal:
         return bool(self._checkpoints) or self._boot == boot_id()
 
     def trusted(self, fd: int) -> int:
-        """How many bytes of the partial file `fd` are what was written. Reads them all."""
+        """How many bytes of the partial file `fd` can be trusted. Reads them after a reboot."""
         size = os.fstat(fd).st_size
+        if self._boot == boot_id():
+            return size
         running = hashlib.new(self._algorithm)
         good = position = 0
         for offset, digest in self._checkpoints:
@@ -103,7 +105,7 @@ class Journal:
             if running.hexdigest() != digest:
                 return good
             good = offset
-        return size if self._boot == boot_id() else good
+        return good
 
     def begin(self, metadata: Metadata, kept: int = 0) -> None:
         """Begin anew for a blob of which the source says this, with `kept` bytes there already.

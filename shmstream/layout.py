@@ -32,6 +32,7 @@ from shmstream.claims import partial_path
 from shmstream.errors import DamagedBlob, StoreUnusable
 from shmstream.journal import Metadata
 from shmstream.liveness import KernelLock
+from shmstream.partial import sync_folder
 from shmstream.segment import NAME_LIMIT
 
 _MARK = "shmstream store, layout 1\n"
@@ -92,7 +93,8 @@ class Record:
 class Entry:
     """A file of the store: its path, bytes, and when it was last used, in seconds since 1970.
 
-    `kind` is `blob`, `partial`, `journal`, `record`, or `foreign` for what is none of ours.
+    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` for what is about to be renamed,
+    or `foreign` for what is none of ours.
     """
 
     path: str
@@ -123,6 +125,7 @@ class Layout:
     def _make(self, path: str) -> None:
         try:
             os.mkdir(path, 0o700)
+            sync_folder(os.path.dirname(path))
         except FileExistsError:
             pass
         facts = os.stat(path, follow_symlinks=False)
@@ -215,6 +218,8 @@ class Layout:
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 json.dump(facts, file)
+                file.flush()
+                os.fsync(fd)
             os.rename(temporary, place.record)
         except BaseException:
             os.unlink(temporary)
@@ -224,8 +229,10 @@ class Layout:
         """The record of the named blob at `path`, None if there is none that can be read."""
         try:
             facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
-            metadata = Metadata.from_text(facts["metadata"])
-            return Record(str(facts["key"]), facts["digest"], metadata)
+            metadata, digest = Metadata.from_text(facts["metadata"]), facts["digest"]
+            if digest is not None and not _DIGEST.fullmatch(digest):
+                return None
+            return Record(str(facts["key"]), digest, metadata)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
@@ -277,4 +284,6 @@ def _kind(name: str, digits: int) -> str:
     if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", stem):
         return "foreign"
     suffixes = {"": "blob", partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+    if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
+        return "temporary"
     return suffixes.get(suffix, "foreign")

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shmstream.control import Block, State
+from shmstream.control import TERMINAL, Block, State
 from shmstream.errors import (
     ContentChanged,
     SourceError,
@@ -74,15 +74,14 @@ class Leader:
         *,
         retries: Retries,
         lingers: bool,
-        make_room: Callable[[int], None],
+        make_room: Callable[[int, str], None],
     ) -> None:
-        """`make_room` is told how many bytes will come, and then that (0) they have."""
+        """`make_room` is told how many bytes will come to a path, and then that (0) they have."""
         self._streamer = streamer
         self._layout = layout
         self._place = place
         self._sources = sources
         self._retries = retries
-        self._lingers = lingers
         self._make_room = make_room
         self._journal = Journal(place.journal, place.algorithm)
         self._metadata = Metadata()
@@ -91,13 +90,15 @@ class Leader:
         self._progress = 0
         self._noted = 0
         self._last_words: dict[str, str] = {}
-        self._alone_since: float | None = None
-        self._next_look = 0.0
         self._feed: Feed | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shmstream-flight", daemon=True)
         register(self)
         self._thread.start()
+        if not lingers:
+            threading.Thread(
+                target=self._end_when_alone, name="shmstream-alone", daemon=True
+            ).start()
 
     def close(self) -> None:
         """Stop, and hand over to whoever reads; the partial file stays. Idempotent.
@@ -108,12 +109,11 @@ class Leader:
         self._streamer.close()
         if (feed := self._feed) is not None:
             feed.close()
-        if self._thread is not threading.current_thread():
+        if self._streamer.state in TERMINAL and self._thread is not threading.current_thread():
             self._thread.join(1.0)
 
     def abandon(self) -> None:
         """In a forked child: the thread is not here, and the flight is the parent's."""
-        self._stopping.set()
 
     def join(self) -> None:
         """Wait for the thread to end."""
@@ -133,6 +133,7 @@ class Leader:
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             self._abort(error)
         finally:
+            self._stopping.set()
             streamer.close()
 
     def _begin(self) -> Feed | None:
@@ -169,16 +170,18 @@ class Leader:
     def _announce(self, kept: int) -> None:
         """Have everybody know what is coming, and read what is there."""
         streamer, metadata, place = self._streamer, self._metadata, self._place
+        streamer.cut(kept)  # first: from then on the journal vouches for what is left
+        self._journal.begin(metadata, kept)
         if not place.is_given:
             self._layout.write_record(place, Record(place.key, None, metadata))
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
-            self._make_room(metadata.size)
             streamer.set_size(metadata.size)
-        self._journal.begin(metadata, kept)
-        streamer.resume(kept)
+        streamer.resume()
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
+        if metadata.size is not None:
+            self._make_room(metadata.size, place.path)
 
     def _pump(self, feed: Feed) -> Feed | None:
         """Append all that `feed` has; None when that was the end, else the feed to go on with."""
@@ -188,8 +191,8 @@ class Leader:
             with feed:
                 position = feed.offset
                 if streamer.size is None and feed.size is not None:
-                    self._make_room(feed.size)
                     streamer.set_size(feed.size)
+                    self._make_room(feed.size, self._place.path)
                 for data in self._buffers(feed):
                     with memoryview(data) as view:
                         count = view.nbytes
@@ -197,7 +200,7 @@ class Leader:
                         data = self._compare(data, position)
                     position += count
                     streamer.append(data)
-                    self._look_around()
+                    self._note_checkpoint()
             if position < streamer.appended or streamer.appended < (streamer.size or 0):
                 raise self._error(f"it ended after {position} bytes", retryable=True)
         except SourceError as error:
@@ -215,7 +218,7 @@ class Leader:
             self._layout.write_record(place, Record(place.key, streamer.digest, self._metadata))
         self._journal.remove()
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
-        self._make_room(0)
+        self._make_room(0, place.path)
 
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self._streamer
@@ -230,8 +233,8 @@ class Leader:
             if not place.is_given and not os.path.lexists(place.path):
                 self._layout.remove(place.record)
 
-    def _look_around(self) -> None:
-        """What is to be done now and then while bytes come."""
+    def _note_checkpoint(self) -> None:
+        """Now and then, note in the journal how far the file is hashed."""
         streamer = self._streamer
         if streamer.appended - self._noted >= _CHECKPOINT:
             self._noted = streamer.appended
@@ -240,14 +243,21 @@ class Leader:
                     self._journal.note(*checkpoint)
                 except OSError as error:  # then a resume after a reboot begins further back
                     _log.warning("%s: no checkpoint: %s", self._place.key, str(error))
-        if not self._lingers and (now := time.monotonic()) >= self._next_look:
-            self._next_look = now + _LONELY / 4
-            if streamer.has_readers():
-                self._alone_since = None
-            elif self._alone_since is None:
-                self._alone_since = now
-            elif now - self._alone_since >= _LONELY:
-                raise StreamClosed(streamer.name, "nobody reads it any more")
+
+    def _end_when_alone(self) -> None:
+        """Hand over to nobody when nobody has read for a while, also if the source is silent."""
+        alone_since: float | None = None
+        try:
+            while not self._stopping.wait(_LONELY / 4):
+                now = time.monotonic()
+                if self._streamer.has_readers():
+                    alone_since = None
+                elif alone_since is None:
+                    alone_since = now
+                elif now - alone_since >= _LONELY:
+                    self.close()
+        except StreamClosed:
+            return  # it has ended
 
     # Sources.
 
@@ -298,7 +308,7 @@ class Leader:
         known = self._metadata
         return (
             feed.offset == kept
-            and (self._place.is_given or feed.validator == known.validator)
+            and (self._place.is_given or feed.validator == known.validator is not None)
             and (None in (feed.size, known.size) or feed.size == known.size)
         )
 
@@ -309,7 +319,7 @@ class Leader:
             raise self._other(f"it has {feed.size} bytes by now, not {size}")
         if feed.offset and not self._place.is_given:
             known = self._metadata.validator
-            if feed.validator is not None and feed.validator != known:
+            if feed.validator != known or known is None:
                 raise self._other(f"its validator is {feed.validator!r} by now, not {known!r}")
 
     def _compare(self, data: Buffer, position: int) -> Buffer:
@@ -355,7 +365,7 @@ class Leader:
         self._tries += 1
         is_last = self._current + 1 == len(self._sources)
         allowed = retries.attempts if is_last else retries.with_others
-        pause = min(retries.first_pause * 2 ** (self._tries - 1), retries.longest_pause)
+        pause = min(retries.first_pause * 2 ** min(self._tries - 1, 16), retries.longest_pause)
         pause = max(pause, error.retry_after or 0.0)
         if error.retryable and self._tries < allowed and pause <= _LONGEST_RETRY_AFTER:
             _log.info("%s: %s; again in %.1f s", self._place.key, str(error), pause)

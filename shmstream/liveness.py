@@ -186,21 +186,24 @@ class Owner(Protocol):
 
 _locks: weakref.WeakSet[KernelLock] = weakref.WeakSet()
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
+_readers: weakref.WeakSet[Owner] = weakref.WeakSet()
 _armed_in: int | None = None
 _forking = threading.RLock()
 """Held while a descriptor is opened or closed: a fork in between would leave a copy in the child
 that nobody knows of, and that keeps its locks."""
 
 
-def register(owner: Owner) -> None:
+def register(owner: Owner, *, reads: bool = False) -> None:
     """Close `owner` when this interpreter ends normally, abandon it in a forked child.
+
+    Those that read are closed before those that write, so that a writer sees who else reads.
 
     The finalizers of `multiprocessing` run in its workers too, which end past `atexit`, and run
     before a parent waits for its children, so that a stream that was forgotten open ends before
     anyone waits for those who read it.
     """
     _arm()
-    _owners.add(owner)
+    (_readers if reads else _owners).add(owner)
 
 
 def _arm() -> None:
@@ -218,7 +221,7 @@ def _arm() -> None:
 
 def _close_all() -> None:
     with ExitStack() as closing:
-        for owner in list(_owners):
+        for owner in [*_owners, *_readers]:  # from the last to the first
             closing.callback(owner.close)
 
 
@@ -226,8 +229,9 @@ def _abandon_all() -> None:
     _forking.release()
     with ExitStack() as abandoning:  # whatever fails on the way
         abandoning.callback(_owners.clear)
+        abandoning.callback(_readers.clear)
         abandoning.callback(_locks.clear)
-        for owner in list(_owners):
+        for owner in [*_owners, *_readers]:
             abandoning.callback(owner.abandon)
         for lock in list(_locks):
             abandoning.callback(lock.close)  # leaves the parent's description and its locks alone

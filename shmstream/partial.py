@@ -69,10 +69,18 @@ class PartialFile:
         Raises:
             DamagedPartial: there are not so many.
         """
-        if os.fstat(self.fd).st_size < size:
+        there = os.fstat(self.fd).st_size
+        if there < size:
             raise self._damaged(f"is shorter than {size} bytes")
-        os.ftruncate(self.fd, size)
+        if there > size:  # else the space that was reserved would go, too
+            os.ftruncate(self.fd, size)
         self.size = size
+
+    def trim(self) -> int:
+        """Give back the space that was reserved beyond the file's end; how many bytes it has."""
+        there = os.fstat(self.fd).st_size
+        os.ftruncate(self.fd, there)
+        return there
 
     def move(self, *, durable: bool) -> None:
         """Give it its final name, replacing what has it; after that, `unlink` does nothing.
@@ -85,6 +93,7 @@ class PartialFile:
         """
         if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
             raise self._damaged("was truncated, replaced or removed")
+        os.utime(self.fd)  # it is the most recently used of its store
         if durable:
             os.fdatasync(self.fd)
         os.rename(self.path, self._final)

@@ -3,7 +3,7 @@
 Its partial file survives its writer, and so do its readers:
 
     create     takes the partial file that is there already as it is
-    resume     begin with so many bytes of it
+    cut        keep so many bytes of it; resume: begin with those
     succeed    take over where a dead writer stopped: lock the header, lock the partial file and
                cut it to `published`, one epoch more
     close      before the end: publish the rest, let go of the locks, ring; a reader succeeds
@@ -12,18 +12,24 @@ Its partial file survives its writer, and so do its readers:
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import os
+import secrets
+from contextlib import ExitStack, suppress
 from typing import Self
 
 from shmstream.control import TERMINAL, UNKNOWN, State
+from shmstream.digest import RunningDigest
 from shmstream.errors import (
     ContentChanged,
     DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     SizeMismatch,
     naming_shortages,
 )
+from shmstream.liveness import WHOLE_FILE, KernelLock, file_identity
 from shmstream.pacer import check_pacing
+from shmstream.partial import PartialFile
 from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer
 
@@ -55,19 +61,25 @@ class ResumableStreamer(BlobStreamer):
 
         Raises:
             StreamExists: it has a live writer: perhaps another successor was faster.
-            StreamNotFound: there is no such stream, or it has ended.
-            DamagedPartial: its partial file is gone. The stream is aborted.
+            StreamNotFound: there is no such stream, or it has ended, or lost its partial file;
+                then its name is removed, and its readers find out that it has no writer.
             ForeignSegment, DamagedSegment, OutOfResources: as `create`.
         """
         check_pacing(publish_bytes, publish_interval)
         with naming_shortages(name, "shared memory (/dev/shm)"):
             stream, lock = Stream.succeed(name)
-        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
+        streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
+        if streamer.size is not None:
+            with suppress(OutOfResources):  # the cut gave the rest of the space back
+                streamer._file.reserve(streamer.size)
+        return streamer
 
-    def resume(self, keep: int = 0) -> None:
-        """Before the first append: begin with `keep` bytes that the partial file has already.
+    def cut(self, keep: int) -> None:
+        """Before the first append: keep so many bytes of what the partial file has already.
 
-        They are published at once, and hashed by a thread while appends go on.
+        A file of which nothing is kept is replaced by another one: somebody may still be reading
+        it who knows it by an earlier stream (I2). Readers of this one look again which it is when
+        they see the first bytes published.
 
         Raises:
             DamagedPartial: the file has fewer.
@@ -76,10 +88,37 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             self._block.require(State.STREAMING, self.name)
+            if keep == 0 and os.fstat(self._file.fd).st_size > 0:
+                self._replace_file()
             self._file.truncate(keep)
+
+    def _replace_file(self) -> None:
+        fresh = f"{self._file.path}.{secrets.token_hex(4)}"
+        lock = KernelLock(fresh, os.O_CREAT | os.O_EXCL)
+        try:
+            lock.try_acquire(WHOLE_FILE)  # nobody knows it yet
+            os.rename(fresh, self._file.path)
+        except BaseException:
+            lock.close()
+            os.unlink(fresh)
+            raise
+        block = self._block
+        block.device, block.inode, block.file_generation = file_identity(lock.fd)
+        self._close_file()
+        self._file = PartialFile(lock, self.name, self.path)
+        if self._digest is not None:
+            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+
+    def resume(self) -> None:
+        """Begin with what `cut` has kept: it is published at once, and hashed by a thread.
+
+        Raises:
+            IllegalTransition: appending has begun.
+        """
+        with self._lock:
             self._begin()
             if self._digest is not None:
-                self._digest.update(keep)
+                self._digest.update(self._file.size)
             if self._publishable() > 0:
                 self._publish()
 
@@ -136,7 +175,7 @@ class ResumableStreamer(BlobStreamer):
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._file.size > 0 and not isinstance(reason, _SPOILING)
+        return self._file.trim() > 0 and not isinstance(reason, _SPOILING)
 
     def close(self) -> None:
         """Let go of the stream; unless it has ended, without ending it: somebody succeeds us.
@@ -148,7 +187,7 @@ class ResumableStreamer(BlobStreamer):
             if self._closed is not None:
                 return
             if self._block.state in TERMINAL or not self.has_readers():
-                if self._block.state not in TERMINAL and self._file.size == 0:
+                if self._block.state not in TERMINAL and self._file.trim() == 0:
                     self._file.unlink()
                 self._end(aborting=False)
             else:

@@ -180,17 +180,19 @@ class Store:
         limit = self.max_bytes if max_bytes is None else max_bytes
         return [] if limit is None else self._evict(limit)
 
-    def _make_room(self, coming: int) -> None:
+    def _make_room(self, coming: int, path: str) -> None:
         if self.max_bytes is not None:
-            self._evict(self.max_bytes - coming, spare_newest=coming == 0)
+            self._evict(self.max_bytes - coming, spare=path)
 
-    def _evict(self, limit: int, *, spare_newest: bool = False) -> list[str]:
+    def _evict(self, limit: int, *, spare: str | None = None) -> list[str]:
         blobs = self._layout.blobs()
         excess = sum(each.size for each in blobs) - limit
         gone = []
-        for entry in blobs[:-1] if spare_newest else blobs:
+        for entry in blobs:
             if excess <= 0:
                 break
+            if entry.path == spare:
+                continue
             excess -= entry.size  # also if somebody else was faster: they count the same blobs
             if self._layout.remove(entry.path):
                 self._layout.remove(entry.path + audit.RECORD)

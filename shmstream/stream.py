@@ -131,8 +131,8 @@ class Stream:
 
         Raises:
             StreamExists: a live writer, or a reaper, has it.
-            StreamNotFound: there is none, or it has ended.
-            DamagedPartial: its partial file is not there any more. Now the stream is aborted.
+            StreamNotFound: there is none, it has ended, or its partial file is not there any more;
+                then it has lost its name.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
         """
         with ExitStack() as undo:
@@ -151,11 +151,9 @@ class Stream:
                 undo.callback(partial.close)
                 if block.state == State.STREAMING:  # before that, it may be there to be resumed
                     os.ftruncate(partial.fd, block.published)
-            except DamagedPartial as error:
-                aborted = BlobAborted(name, block.published, str(error))
-                block.error = aborted.to_text(Block.error.capacity)
-                block.advance(State.ABORTED, name)
-                raise
+            except DamagedPartial as error:  # who reads it joins whatever comes next
+                stream.unlink()
+                raise StreamNotFound(name, 0) from error
             stream._sign()
             block.epoch += 1
             undo.pop_all()

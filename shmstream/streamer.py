@@ -261,7 +261,8 @@ class BlobStreamer:
         if self._digest is None or not self._digest.is_given:
             return size
         end = size if self._limit == UNKNOWN else self._limit
-        return min(size, max(end - 1, 0) // self._chunk_size * self._chunk_size)
+        before_last = max(end - 1, 0) // self._chunk_size * self._chunk_size
+        return max(min(size, before_last), self._published)  # a predecessor knew better (I1)
 
     def _publish(self) -> None:
         """Let readers have what is publishable, and wake them.

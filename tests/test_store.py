@@ -35,6 +35,7 @@ from tests.stores import digest, interrupt
 
 Start = Callable[..., Interpreter]
 MIB = 1 << 20
+BAD_DIGEST = '{"key": "k", "metadata": "{}", "digest": ["foo:bar"]}'
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts and other users need root")
 
@@ -360,10 +361,15 @@ def test_check_finds_what_should_not_be_there(store: Store) -> None:
     path.chmod(0o666)
     orphan = shelf / ("1" * 64 + ".shmstream-partial")
     orphan.write_text("no journal vouches for this")
+    unfinished = shelf / ("2" * 64 + ".shmstream-record.12345678")
+    unfinished.write_text("{")
+    assert len(store.check()) == 4, "what is young may be about to get what it lacks"
+    for each in (orphan, unfinished):
+        os.utime(each, (1000, 1000))
     kinds = sorted(each.kind for each in store.check())
-    assert kinds == ["abandoned", "exposed", "foreign", "foreign", "unrecorded"]
+    assert kinds == ["abandoned", "abandoned", "exposed", "foreign", "foreign", "unrecorded"]
     assert all(str(each) for each in store.check())
-    assert store.gc() == [str(orphan)]
+    assert sorted(store.gc()) == [str(orphan), str(unfinished)]
     assert path.exists()
     path.unlink()
     (shelf / "foreign").unlink()
@@ -406,7 +412,7 @@ def test_gc_touches_nothing_alive(store: Store, origin: Origin) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", '{"key": 5}', '{"metadata": {}}', "[" * 100_000, "\0" * 100]
+    "text", ["", "{", "[]", "null", '{"key": 5}', BAD_DIGEST, "[" * 100_000, "\0" * 100]
 )
 def test_a_record_or_journal_that_says_anything(text: str, store: Store) -> None:
     path = store.fetch("a name", [b"data"])
