@@ -74,6 +74,7 @@ def test_sixteen_ask_at_once_and_there_is_one_download(
         taker.finish()
 
 
+@pytest.mark.timeout(600)
 def test_leaders_killed_at_random(start: Start, folder: str, origin: Origin, store: Store) -> None:
     """Every follower finishes, and nothing that was published is asked for again."""
     takers = pool(start, 9, folder)
