@@ -132,3 +132,13 @@ def fetch_in_a_fork(link: Link, folder: str, key: str, source: str) -> None:
         status = os.waitpid(child, 0)[1]
         link.say(status)
         link.say(hashlib.sha256(first + blob.read()).hexdigest())
+
+
+def lead_many(link: Link, folder: str, url: str, count: int) -> None:
+    """Leads so many flights of a silent source, and ends when it is told."""
+    store = make_store(folder, {})
+    blobs = [store.open(f"key {number}", url) for number in range(count)]
+    for blob in blobs:
+        blob.read(1000)
+    link.say(blobs[-1].role)
+    link.hear()

@@ -1,0 +1,311 @@
+"""The narrow places of a flight, each forced: what once went wrong must not again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    BlobNotFound,
+    ContentChanged,
+    Feed,
+    Retries,
+    SourceError,
+    SourceFailed,
+    Store,
+    WriterStalled,
+    segment,
+)
+from shmstream.flight import Flight, Reader
+from shmstream.liveness import KernelLock
+from shmstream.resumable import ResumableStreamer
+from shmstream.stream import Stream
+from tests import flights
+from tests.interpreters import Interpreter, wait_until
+from tests.origin import Origin
+from tests.roles import content, sha256
+from tests.stores import digest, has_published, interrupt
+
+Start = Callable[..., Interpreter]
+MIB = 1 << 20
+
+
+class Ranged:
+    """A source as good as any: ranges, a validator; it breaks for good at `stop`."""
+
+    def __init__(self, data: bytes, validator: str | None, stop: int | None = None) -> None:
+        self.name = f"source of {validator}"
+        self._data = data
+        self._validator = validator
+        self._stop = len(data) if stop is None else stop
+        self.offsets: list[int] = []
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        if validator not in (None, self._validator):
+            offset = 0
+        self.offsets.append(offset)
+        return Feed(self._pieces(offset), offset, len(self._data), self._validator)
+
+    def _pieces(self, offset: int) -> Iterator[bytes]:
+        for start in range(offset, self._stop, 65536):
+            yield self._data[start : min(start + 65536, self._stop)]
+        if self._stop < len(self._data):
+            raise SourceError(self.name, self._stop, "it broke", retryable=False)
+
+
+def give_up(store: Store, key: str, source: Ranged) -> None:
+    with pytest.raises(SourceFailed):
+        store.fetch(key, source)
+    wait_until(lambda: store.flights() == [])
+
+
+def test_a_slow_reader_of_an_aborted_flight_reads_no_other_content(store: Store) -> None:
+    """The next flight of that key finds other content: it must not use the same file (I2)."""
+    before, after = content(1, 3 * MIB), content(2, 3 * MIB)
+    with store.open("a name", Ranged(before, "v1", stop=2 * MIB)) as slow:
+        read = slow.read(4096)
+        wait_until(lambda: store.flights() == [])
+        published = slow.published
+        assert published > MIB
+        with store.open("a name", Ranged(after, "v2")) as blob:
+            assert sha256(blob.read()) == sha256(after)
+        while len(read) < published:
+            read += slow.read(4096)
+        assert sha256(read) == sha256(before[:published])
+        with pytest.raises(SourceFailed):
+            slow.read(1)
+
+
+def test_the_journal_vouches_only_for_what_is_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the new journal was begun: the file behind it has no old bytes."""
+    before, after = content(1, 3 * MIB), content(2, 3 * MIB)
+    give_up(store, "a name", Ranged(before, "v1", stop=2 * MIB))
+    child = os.fork()
+    if child == 0:
+        die = partial(os.kill, os.getpid(), signal.SIGKILL)
+        monkeypatch.setattr(ResumableStreamer, "resume", lambda _: die())
+        store.fetch("a name", Ranged(after, "v2"))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    with store.open("a name", Ranged(after, "v2")) as blob:
+        assert sha256(blob.read()) == sha256(after)
+
+
+def test_a_part_without_validator_is_not_believed(store: Store, origin: Origin) -> None:
+    """The second server knows ranges, not If-Range, says no ETag, and has another file."""
+    first = origin.serve("/first", seed=1, size=MIB)
+    origin.change("/first", first=0, count=1, close_after=MIB // 2)
+    origin.change("/first", first=1, status=503)
+    second = origin.serve("/second", seed=2, size=MIB, etag=None, if_range=False)
+    with store.open("a name", [first, second]) as blob, pytest.raises(ContentChanged):
+        blob.read()
+
+
+def test_what_was_kept_survives_a_source_that_cannot_be_reached(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    interrupt(start, folder, origin, digest(1, 2 * MIB), 2 * MIB, MIB)
+    store.gc()
+    [partial_file] = Path(folder).rglob("*.shmstream-partial")
+    kept = partial_file.stat().st_size
+    with pytest.raises(SourceFailed):
+        store.fetch(digest(1, 2 * MIB), "/nowhere")
+    wait_until(lambda: store.flights() == [])
+    assert partial_file.stat().st_size == kept >= MIB - 65536
+    with store.open(digest(1, 2 * MIB), origin.url("/blob")) as blob:
+        assert blob.read() == content(1, 2 * MIB)
+    assert origin.requests("/blob")[-1].range == f"bytes={kept}-"
+
+
+def test_the_space_stays_reserved_and_is_given_back(store: Store, origin: Origin) -> None:
+    size = 64 * MIB
+    url = origin.serve("/blob", seed=1, size=1)
+    origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    origin.change("/blob", first=1, status=404)
+    key = "sha256:" + "0" * 64
+    with store.open(key, url) as blob:
+        blob.read(MIB // 2)
+        [partial_file] = Path(store.folder).rglob("*.shmstream-partial")
+        assert partial_file.stat().st_blocks * 512 >= size
+        origin.cut()
+        with pytest.raises(SourceFailed):
+            blob.read()
+    wait_until(lambda: store.flights() == [])
+    assert partial_file.stat().st_blocks * 512 < 4 * MIB
+
+
+def test_published_never_decreases_after_a_takeover(tmp_path: Path) -> None:
+    """With a digest and without a size, a successor alone would withhold one chunk more (I1)."""
+    data = content(1, MIB)
+    path = str(tmp_path / "blob")
+    key = f"sha256:{sha256(data)}"
+    first = ResumableStreamer.create(path, name="handed-over", digest=key, publish_interval=0)
+    with Stream.attach("handed-over", timeout=0) as watching:
+        slot = watching.block.slot(0)
+        assert watching.lock.try_acquire(slot.span)  # a reader, for whom it is handed over
+        first.append(data)
+        published = first.published
+        first.close()
+        with ResumableStreamer.succeed("handed-over", publish_interval=0) as second:
+            assert (second.published, second.appended) == (published, published)
+            second._publish()
+            assert second.published == published
+            second.append(data[published:])
+            second.commit()
+            assert second.digest == key
+        slot.release()
+
+
+def test_the_blob_just_brought_is_not_evicted(folder: str, origin: Origin) -> None:
+    store = flights.make_store(folder, {"max_bytes": MIB + 1000})
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(1)
+        other = store.fetch("other", [b"x" * 2000])
+        origin.release()
+        assert Path(store.fetch(digest(1, MIB))).stat().st_size == MIB
+    assert not Path(other).exists()
+
+
+def test_a_succession_that_cannot_be_does_not_spin(
+    start: Start, store: Store, folder: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reaper was stopped while it held its lock."""
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    leader = start(flights.take, folder, {})
+    leader.hear()
+    leader.say([digest(1, 2 * MIB), url, 0])
+    leader.hear()
+    wait_until(partial(has_published, store, MIB - 65536))
+    [flight] = store.flights()
+    joins = []
+    join = Flight.join
+
+    def count(self: Flight) -> Reader:
+        joins.append(1)
+        return join(self)
+
+    monkeypatch.setattr(Flight, "join", count)
+    with store.open(digest(1, 2 * MIB), url, stall_timeout=0.5) as blob:
+        blob.read(flight.published)
+        reaper = KernelLock(segment.path_of(flight.stream))
+        leader.kill()
+        assert_soon(lambda: reaper.try_acquire((0, 1)))
+        with pytest.raises(WriterStalled):
+            blob.read(1)
+        assert len(joins) < 30
+        reaper.close()
+        blob.seek(0)
+        assert sha256(blob.read()) == sha256(content(1, 2 * MIB))
+
+
+def assert_soon(condition: Callable[[], bool]) -> None:
+    wait_until(condition, patience=5)
+
+
+def test_who_has_no_source_finds_what_has_just_come(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We look in the store; a whole flight lands; we find no flight, and look again."""
+    follow = Flight._follow
+
+    def follow_later(self: Flight, patience: float) -> Any:
+        monkeypatch.setattr(Flight, "_follow", follow)
+        Store(store.folder).fetch("key", [b"data"])
+        return follow(self, patience)
+
+    monkeypatch.setattr(Flight, "_follow", follow_later)
+    with store.open("key") as blob:
+        assert blob.read() == b"data"
+    with pytest.raises(BlobNotFound):
+        store.open("another key")
+
+
+def test_killed_between_the_rename_and_the_end(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    """A reader of a blob without digest or validator goes on in the very same file."""
+    url = origin.serve("/blob", seed=1, size=MIB, etag=None, rate=4 * MIB)
+    doomed = start(flights.take, folder, {}, "after the rename")
+    doomed.hear()
+    doomed.say(["a name", url, 0])
+    doomed.hear()
+    with store.open("a name", url) as blob:
+        assert blob.role == "follows"
+        assert sha256(blob.read()) == sha256(content(1, MIB))
+    doomed.wait_killed()
+    assert len(origin.requests("/blob")) == 1
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_the_last_reader_of_a_dead_flight_leaves_nothing(
+    how: str, start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", stall_after=MIB)
+    leader = start(flights.open_and_leave, folder, digest(1, 2 * MIB), url, "exit")
+    assert leader.hear() == "leads"
+    with store.open(digest(1, 2 * MIB)) as blob:
+        blob.read(1)
+        if how == "exit":
+            leader.say("exit")
+            leader.finish()
+        else:
+            leader.kill()
+    assert segment.names() == []
+
+
+def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
+    released = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        yield b"x" * 100
+        released.wait(30)
+        yield b"y"
+
+    with store.open("key", silent(), linger=False) as blob:
+        assert blob.read(100) == b"x" * 100
+    try:
+        wait_until(lambda: store.flights() == [], patience=10)
+    finally:
+        released.set()
+
+
+def test_exiting_waits_for_no_silent_source(start: Start, folder: str, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=1000)
+    leader = start(flights.lead_many, folder, url, 8)
+    assert leader.hear() == "leads"
+    began = time.monotonic()
+    leader.say("exit")
+    leader.finish()
+    assert time.monotonic() - began < 5
+
+
+def test_many_tries_do_not_overflow(folder: str) -> None:
+    store = Store(folder, retries=Retries(attempts=1200, first_pause=0, longest_pause=0))
+    tries = []
+
+    class Never:
+        name = "never"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+            tries.append((offset, validator))
+            raise SourceError(self.name, offset, "not yet")
+
+    with pytest.raises(SourceFailed):
+        store.fetch("key", Never())
+    assert len(tries) == 1200
