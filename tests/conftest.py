@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
@@ -74,7 +75,13 @@ def pytest_configure() -> None:
 
     Then they neither see nor touch what else this machine streams. Elsewhere they share it, and
     whoever streams at the same time may make the proof below fail.
+
+    And let nobody inherit that signals are ignored, as whatever runs in the background does.
     """
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         new_namespace, recursive_private = 0x20000, 0x4000 | 0x40000
