@@ -499,7 +499,7 @@ def test_flights_are_listed(run: Run, flight: tuple[Running, Running], store: St
         assert lines[1:3] == ["", DIGEST]
         assert re.match(r"  streaming, 19\d.\d KiB of 293.0 KiB, 6\d %, 0 bytes/s$", lines[3])
         assert lines[4].startswith(f"  leads    pid {leader} (")
-    XX
+        assert re.match(rf"  follows  pid {follower} \(.*\), lag 0 bytes$", lines[5])
 
 
 def test_orphans_are_listed(run: Run, flight: tuple[Running, Running], store: Store) -> None:
