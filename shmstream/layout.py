@@ -111,11 +111,12 @@ class Layout:
         StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
         """
         self.folder = os.path.realpath(folder)
+        self._mark = os.path.join(self.folder, ".shmstream")
         try:
             os.makedirs(os.path.dirname(self.folder), exist_ok=True)
             for each in ("", "blobs", *_SHELVES):
                 self._make(os.path.join(self.folder, each) if each else self.folder)
-            self._prove_locks(os.path.join(self.folder, ".shmstream"))
+            self._prove_locks(self._mark)
         except OSError as error:
             reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
             raise StoreUnusable(self.folder, reason) from error
@@ -158,6 +159,14 @@ class Layout:
         finally:
             holder.close()
             other.close()
+
+    def is_time_to_tidy(self, interval: float) -> bool:
+        """Whether `interval` seconds have passed since this last said so, to any process."""
+        now = time.time()
+        if now - os.stat(self._mark).st_mtime < interval:
+            return False
+        os.utime(self._mark)
+        return True
 
     def place(self, key: str) -> Place:
         """Where the blob of that key lies, or will.

@@ -26,6 +26,7 @@ from shmstream.leader import Retries
 from shmstream.sources import AnySource, as_sources
 
 _log = logging.getLogger("shmstream")
+_TIDY_EVERY = 3600.0  # s; after a flight, if nobody has for so long, `gc` runs by itself
 _WEEK = 7 * 24 * 3600.0  # s
 
 
@@ -181,8 +182,15 @@ class Store:
         return [] if limit is None else self._evict(limit)
 
     def _make_room(self, coming: int, path: str) -> None:
-        if self.max_bytes is not None:
-            self._evict(self.max_bytes - coming, spare=path)
+        """For a leader: evict, and after the flight tidy up. No trouble with that ends a flight."""
+        try:
+            if self.max_bytes is not None:
+                self._evict(self.max_bytes - coming, spare=path)
+            if coming == 0 and self._layout.is_time_to_tidy(_TIDY_EVERY):
+                for gone in self.gc():
+                    _log.info("removed %s, which nobody goes on with", gone)
+        except OSError as error:
+            _log.warning("%s: cannot make room: %s", self.folder, error)
 
     def _evict(self, limit: int, *, spare: str | None = None) -> list[str]:
         blobs = self._layout.blobs()

@@ -396,6 +396,17 @@ def test_gc_keeps_what_can_be_resumed_for_its_time(
     assert store.check() == []
 
 
+def test_gc_runs_by_itself_now_and_then(store: Store) -> None:
+    orphan = Path(store.folder, "named", "1" * 64 + ".shmstream-partial")
+    orphan.write_text("no journal vouches for this")
+    os.utime(orphan, (1000, 1000))
+    store.fetch("key", [b"data"])
+    assert orphan.exists(), "the store is young"
+    os.utime(Path(store.folder, ".shmstream"), (1000, 1000))
+    store.fetch("another key", [b"data"])
+    assert not orphan.exists()
+
+
 def test_gc_touches_nothing_alive(store: Store, origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
     origin.change("/blob", stall_after=500_000)
