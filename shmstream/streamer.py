@@ -137,7 +137,7 @@ class BlobStreamer:
             digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
                 published only once all bytes are verified. The algorithm alone has the digest
                 computed only.
-            publish_bytes: publish when so many bytes have gathered, though not a thousand times a
+            publish_bytes: publish when so many bytes have gathered, though at most 250 times a
                 second ...
             publish_interval: ... or so many seconds have passed since the last time. Bytes never
                 wait longer, even when the source goes quiet; only a disk that holds up the next

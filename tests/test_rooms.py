@@ -150,7 +150,7 @@ def test_pacing(monkeypatch: pytest.MonkeyPatch) -> None:
         owner.pacer.published()
         assert not owner.pacer.is_due(999)
         assert not owner.pacer.is_due(1000), "enough have gathered, but too soon"
-        now += 0.001
+        now += 0.004
         assert not owner.pacer.is_due(999)
         assert owner.pacer.is_due(1000), "enough have gathered"
         owner.pacer.published()
@@ -218,8 +218,8 @@ def test_publishing_goes_on_where_no_thread_can_be_started(
 
 @pytest.fixture
 def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever the pacer looks at the clock, a millisecond has passed."""
-    clock = count(step=0.001)
+    """Whenever the pacer looks at the clock, four milliseconds have passed."""
+    clock = count(step=0.004)
     monkeypatch.setattr("shmstream.pacer.time", SimpleNamespace(monotonic=lambda: next(clock)))
 
 
