@@ -5,8 +5,9 @@ bytes are published when `publish_bytes` have gathered, or when `publish_interva
 the last time, whichever is first; after a pause the first bytes go out at once. However fast they
 come, though, nobody is woken for them more than 250 times a second: waking a processor that sleeps
 takes 15 to 20 us, as long as writing 64 KiB, and a reader at the writer's heels takes what it reads
-out of the cache of the writer's processor (it cost a twentieth of the throughput). What is left over when the source goes quiet
-is published by a thread, so no byte ever waits longer than the interval.
+out of the cache of the writer's processor (it cost a twentieth of the throughput). What is left
+over when the source goes quiet is published by a thread, so no byte ever waits longer than the
+interval.
 
 The thread is started when first needed. While bytes keep coming it sleeps from deadline to
 deadline and nobody signals it; it parks when a deadline finds nothing left over.
