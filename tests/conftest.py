@@ -44,18 +44,26 @@ def traces(folder: Path) -> Traces:
         doorbells=sorted(name for _, name in doorbell.names()),
         partials=sorted(str(path) for path in folder.rglob("*.shmstream-partial")),
         processes=[
-            " ".join(child.cmdline())
+            command
             for child in psutil.Process().children(recursive=True)
-            if child.status() == psutil.STATUS_ZOMBIE or not _is_infrastructure(child)
+            if not _is_infrastructure(command := _command(child))
         ],
         threads=[thread.name for thread in threading.enumerate() if thread.is_alive()],
         descriptors=_descriptors(),
     )
 
 
-def _is_infrastructure(process: psutil.Process) -> bool:
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.ZombieProcess:
+        return f"zombie {process.pid}"
+    except psutil.NoSuchProcess:
+        return f"just gone {process.pid}"
+
+
+def _is_infrastructure(command: str) -> bool:
     """multiprocessing keeps a resource tracker and a fork server for as long as we live."""
-    command = " ".join(process.cmdline())
     return "resource_tracker" in command or "forkserver" in command
 
 

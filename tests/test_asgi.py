@@ -10,9 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shmstream import Store
@@ -35,9 +37,10 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", "uvicorn", "--workers", "2"]
+        command += ["--no-access-log", "--timeout-graceful-shutdown", "2"]
         self.log = log.open("w+")
         self.process = subprocess.Popen(
-            [*command, *(app or ("tests.app:app",)), "--port", str(self.port), "--no-access-log"],
+            [*command, "--port", str(self.port), *(app or ("tests.app:app",))],
             env={**os.environ, "TEST_STORE": folder, "TEST_ORIGIN": origin.url("")},
             stdout=self.log,
             stderr=self.log,
@@ -67,9 +70,17 @@ class Server:
         return response
 
     def close(self) -> None:
+        workers = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
-        self.process.wait(20)
-        self.log.close()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            for worker in workers:  # after a test that failed
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
+            self.process.wait(20)
+            self.log.close()
 
 
 @pytest.fixture
@@ -207,10 +218,12 @@ def test_errors_before_the_headers_are_answers(server: Server, origin: Origin) -
 def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: Store) -> None:
     """Clients of the other worker see a pause, and the upstream one more request."""
     origin.change("/blob", first=0, count=1, stall_after=MIB)
-    clients = [server.open("GET", f"/blob/{KEY}") for _ in range(16)]
+    clients = [server.open("GET", f"/blob/{KEY}")]
+    while len(store.flights()[0].followers) < 2:  # who gets a connection is the kernel's choice
+        assert len(clients) < 500, "only one of the workers is given connections"
+        clients.append(server.open("GET", f"/blob/{KEY}"))
     [flight] = store.flights()
     assert flight.leader is not None
-    assert len(flight.followers) == 2, "both workers have clients, and one place each"
     os.kill(flight.leader.pid, 9)
     finished = 0
     for connection, response in clients:
@@ -219,7 +232,7 @@ def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: 
         except (http.client.IncompleteRead, ConnectionError):
             pass  # it was the killed worker's
         connection.close()
-    assert 0 < finished < 16
+    assert 0 < finished < len(clients)
     first, second = origin.requests("/blob")
     assert (first.status, second.status) == (200, 206)
 
