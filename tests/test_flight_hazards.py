@@ -71,10 +71,10 @@ def test_a_slow_reader_of_an_aborted_flight_reads_no_other_content(store: Store)
     """The next flight of that key finds other content: it must not use the same file (I2)."""
     before, after = content(1, 3 * MIB), content(2, 3 * MIB)
     with store.open("a name", Ranged(before, "v1", stop=2 * MIB)) as slow:
-        read = slow.read(4096)
+        read = slow.read(1000)
         wait_until(lambda: store.flights() == [])
         published = slow.published
-        assert published > MIB
+        assert published > len(read)
         with store.open("a name", Ranged(after, "v2")) as blob:
             assert sha256(blob.read()) == sha256(after)
         while len(read) < published:
@@ -176,7 +176,7 @@ def test_the_blob_just_brought_is_not_evicted(folder: str, origin: Origin) -> No
         other = store.fetch("other", [b"x" * 2000])
         origin.release()
         assert Path(store.fetch(digest(1, MIB))).stat().st_size == MIB
-    assert not Path(other).exists()
+    wait_until(lambda: not Path(other).exists())
 
 
 def test_a_succession_that_cannot_be_does_not_spin(
