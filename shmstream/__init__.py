@@ -19,13 +19,13 @@ And how one key reaches every process of a host that asks for it:
                  leader.py     bring the bytes: sources in turn, journal.py to resume, commit
                  resumable.py  a streamer that another process can succeed
     a source     sources.py    what users call a source; source.py, http_source.py, fsspec_source.py
-    reading      blob.py       a file that goes on reading whoever leads; aio.py for asyncio
+    reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     housekeeping audit.py      check and gc
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal |
 claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer, tail |
-copier, resumable, layout | leader, audit | flight | blob | aio | store | demo | cli. A room imports
-only rooms on lower floors.
+copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store | asgi |
+demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging

@@ -1,9 +1,6 @@
 """The bridge to asyncio: blobs for any number of tasks, and one thread for each flight.
 
-Semaphores block, and an event loop must not. So for each flight that a process reads in asyncio
-there is one thread, a `Lookout`, with one place among the flight's readers. It waits for bytes,
-notes how far the blob is, and tells every event loop once; tasks that wait there go on. Bytes are
-read from the file by the tasks themselves:
+How far a flight is, a task learns from its `Lookout`; the bytes it reads from the file itself:
 
     span    128 KiB of the blob, read once and kept while it is among the last few: the tasks at the
             live tail all want the same one
@@ -12,11 +9,6 @@ read from the file by the tasks themselves:
             executor is used
 
 A blob that is complete when it is opened needs no lookout, only a descriptor.
-
-    lookout, with the lock                        task, with the lock
-    1 note `published`, the end or the error      1 enough? go on
-    2 take all futures, have their loops          2 leave a future, and await it; in the end, also
-      resolve them                                  when cancelled, take it away
 """
 
 from __future__ import annotations
@@ -24,9 +16,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -37,138 +27,11 @@ from typing import Self
 from shmstream.blob import Blob
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight import Role
+from shmstream.lookout import Lookout
 
 _SPAN = 128 * 1024  # bytes
 _SPANS = 16  # kept for each flight
-_TICK = 0.25  # s; how soon a lookout notices that nobody is left
 _THREADS = 4  # that read what is not in the page cache
-
-
-class Lookout:
-    """One thread that watches one flight for all tasks of this process. Counts who uses it."""
-
-    def __init__(self, key: tuple[str, str], opener: Callable[[float], Blob]) -> None:
-        self._key = key
-        self._opener = opener
-        self._lock = threading.Lock()  # guards all below
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
-        self._fds: list[int] = []
-        self._users = 0
-        self._ended = False
-        self.error: BaseException | None = None
-        self.is_open = False
-        self.is_complete = False
-        self.published = 0
-        self.size: int | None = None
-        self.role = Role.FOLLOWS
-        self.media_type: str | None = None
-        self.validator: str | None = None
-        self.spans: OrderedDict[int, bytes] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="shmstream-lookout", daemon=True)
-
-    @property
-    def fd(self) -> int:
-        """Of the file as it is now; open for as long as somebody uses this."""
-        return self._fds[-1]
-
-    @classmethod
-    def join(cls, key: tuple[str, str], opener: Callable[[float], Blob]) -> Lookout:
-        """The lookout for that flight, which is to be left again."""
-        with _registry_lock:
-            lookout = _registry.get(key)
-            if lookout is None or lookout._ended:
-                lookout = _registry[key] = cls(key, opener)
-                lookout._thread.start()
-            lookout._users += 1
-            return lookout
-
-    def leave(self) -> None:
-        """One user less; the last one ends it."""
-        with _registry_lock:
-            self._users -= 1
-            if self._users:
-                return
-            if _registry.get(self._key) is self:
-                del _registry[self._key]
-        with self._lock:
-            if self._ended:
-                self._close_files()
-            self._ended = True
-
-    def _close_files(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-        self.spans.clear()
-
-    def _run(self) -> None:
-        try:
-            with self._opener(_TICK) as blob:
-                while not self._ended and not self.is_complete:
-                    self._note(blob)
-                    try:
-                        if not self.is_complete:
-                            blob.wait_past(self.published)
-                    except WriterStalled:  # each task has its own patience
-                        continue
-        except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
-            self.error = error
-        with self._lock:
-            if self._ended:  # everybody has left
-                self._close_files()
-            self._ended = True
-        self._tell()
-
-    def _note(self, blob: Blob) -> None:
-        with self._lock:
-            # In this order: after `is_complete`, `published` is final, and until something is
-            # published the file may be replaced by another.
-            is_complete, published = blob.is_complete, blob.published
-            fd = blob.duplicate()
-            if self._fds and os.path.samestat(os.fstat(self.fd), os.fstat(fd)):
-                os.close(fd)
-            else:  # the first, or another file after the leader has changed
-                self._fds.append(fd)
-            self.is_complete, self.published = is_complete, published
-            self.size, self.role = blob.size, blob.role
-            self.media_type, self.validator = blob.media_type, blob.validator
-            self.is_open = True
-        self._tell()
-
-    def _tell(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, set()
-        for loop in {loop for loop, _ in waiting}:
-            futures = [future for theirs, future in waiting if theirs is loop]
-            try:
-                loop.call_soon_threadsafe(_resolve, futures)
-            except RuntimeError:  # it was closed, and its tasks with it
-                continue
-
-    def enough(self, want: int) -> bool:
-        """Whether there is no need to wait for `want` bytes: they are there, or never will be."""
-        return (self.is_open and self.published >= want) or self.is_complete or self._ended
-
-    async def wait(self, want: int) -> None:
-        """Wait until `enough`, or for any news."""
-        loop = asyncio.get_running_loop()
-        future = loop.create_future()
-        entry = (loop, future)
-        with self._lock:
-            if self.enough(want):
-                return
-            self._waiting.add(entry)
-        try:
-            await future
-        finally:
-            with self._lock:
-                self._waiting.discard(entry)
-
-
-def _resolve(futures: list[asyncio.Future[None]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_result(None)
 
 
 class AsyncBlob:
@@ -408,8 +271,6 @@ def _pread_and_close(fd: int, count: int, offset: int) -> bytes:
 
 # Of this process.
 
-_registry: dict[tuple[str, str], Lookout] = {}
-_registry_lock = threading.Lock()
 _executor: ThreadPoolExecutor | None = None
 
 
@@ -422,8 +283,8 @@ def _readers() -> ThreadPoolExecutor:
 
 def _forget() -> None:
     """In a forked child: the threads are the parent's."""
-    global _registry, _registry_lock, _executor
-    _registry, _registry_lock, _executor = {}, threading.Lock(), None
+    global _executor
+    _executor = None
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -14,13 +14,13 @@ import time
 from dataclasses import dataclass
 
 from shmstream import segment
-from shmstream.claims import sweep
+from shmstream.claims import is_written, remove_partial, sweep
 from shmstream.control import State
 from shmstream.digest import digest_of
 from shmstream.errors import CannotStart
 from shmstream.journal import Journal
-from shmstream.layout import JOURNAL, RECORD, Entry, Layout
-from shmstream.liveness import WHOLE_FILE, Identity, KernelLock
+from shmstream.layout import JOURNAL, Entry, Layout
+from shmstream.liveness import Identity
 from shmstream.stream import Stream
 from shmstream.subscribers import Subscriber, present
 
@@ -153,21 +153,10 @@ def _is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
         return age > _GRACE
     if entry.kind == "partial":
         useless = age > _GRACE and not _is_resumable(base)
-        return not _is_written(partial) and (age > partial_age or useless)
+        return not is_written(partial) and (age > partial_age or useless)
     if entry.kind == "journal":
         return age > _GRACE and not os.path.lexists(partial)
     return age > _GRACE and not os.path.lexists(partial) and not os.path.lexists(base)
-
-
-def _is_written(partial: str) -> bool:
-    try:
-        lock = KernelLock(partial)
-    except OSError:
-        return False
-    try:
-        return lock.is_held_elsewhere(WHOLE_FILE)
-    finally:
-        lock.close()
 
 
 def _is_resumable(base: str) -> bool:
@@ -180,25 +169,7 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     removed = sweep()
     for entry in sorted(layout.entries(), key=lambda each: each.kind != "partial"):
         if entry.kind not in ("blob", "foreign") and _is_abandoned(entry, partial_age):
-            if entry.kind == "partial":
-                removed += _remove_partial(entry.path)
-            elif layout.remove(entry.path):
+            remove = remove_partial if entry.kind == "partial" else layout.remove
+            if remove(entry.path):
                 removed.append(entry.path)
     return removed
-
-
-def _remove_partial(path: str) -> list[str]:
-    try:
-        lock = KernelLock(path)
-    except FileNotFoundError:
-        return []
-    try:
-        if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
-            os.unlink(path)
-            return [path]
-    finally:
-        lock.close()
-    return []
-
-
-__all__ = ["RECORD", "Finding", "FlightInfo", "check", "flights", "gc"]

@@ -104,13 +104,13 @@ def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
         try:
             lock = KernelLock(path, os.O_CREAT | (0 if adopt else os.O_EXCL))
         except FileExistsError:
-            if not _remove_partial(path) and _is_written(path):
+            if not remove_partial(path) and is_written(path):
                 raise StreamExists(name, path, "another writer") from None
             continue
         if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
             return lock
         lock.close()
-        if adopt and _is_written(path):
+        if adopt and is_written(path):
             raise StreamExists(name, path, "another writer")
 
 
@@ -131,7 +131,7 @@ def reserve(fd: int, size: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def _remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
+def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
     """Unlink a partial file that nobody writes; False if somebody does.
 
     With `only` (see `file_identity`), a file that is not that one is left alone.
@@ -152,7 +152,7 @@ def _remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool
         lock.close()
 
 
-def _is_written(path: str) -> bool:
+def is_written(path: str) -> bool:
     """Whether the partial file at `path` has a live writer."""
     try:
         lock = KernelLock(path)
@@ -206,7 +206,7 @@ def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
     if block.path and block.state != State.COMMITTED and not block.resumable:
         partial = partial_path(os.fsdecode(block.path))
-        _remove_partial(partial, only=block.file if ready else None)
+        remove_partial(partial, only=block.file if ready else None)
     for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
 

@@ -51,11 +51,9 @@ from shmstream.resumable import ResumableStreamer
 from shmstream.source import Source
 
 _PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
-
 _SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
 
 _log = logging.getLogger("shmstream")
-
 
 Reader = io.FileIO | InFlightCopier
 

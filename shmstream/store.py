@@ -21,7 +21,7 @@ from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.flight import Flight, Policy
-from shmstream.layout import Entry, Layout
+from shmstream.layout import RECORD, Entry, Layout
 from shmstream.leader import Retries
 from shmstream.sources import AnySource, as_sources
 
@@ -203,7 +203,7 @@ class Store:
                 continue
             excess -= entry.size  # also if somebody else was faster: they count the same blobs
             if self._layout.remove(entry.path):
-                self._layout.remove(entry.path + audit.RECORD)
+                self._layout.remove(entry.path + RECORD)
                 _log.info("evicted %s, %d bytes", entry.path, entry.size)
                 gone.append(entry.path)
         return gone

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import DigestMismatch, SourceFailed, Store, StreamClosed, WriterStalled, aio
+from shmstream import DigestMismatch, SourceFailed, Store, StreamClosed, WriterStalled, aio, lookout
 from tests import flights
 from tests.interpreters import Interpreter, wait_until
 from tests.origin import Origin
@@ -111,14 +111,14 @@ def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-            [lookout] = aio._registry.values()
-            assert lookout._users == 1
-            assert lookout._waiting == set()
+            [watching] = lookout._registry.values()
+            assert watching._users == 1
+            assert watching._waiting == set()
             origin.release()
             assert await blob.read() == content(1, MIB)
 
     asyncio.run(main())
-    assert aio._registry == {}
+    assert lookout._registry == {}
     wait_until(lambda: lookouts() == 0)
 
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"leader", "audit"},
     {"flight"},
     {"blob"},
+    {"lookout"},
     {"aio"},
     {"store"},
     {"asgi"},
