@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -330,6 +331,8 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
         pass  # no buffer: a file object or an iterable
     if isinstance(source, io.RawIOBase):
         return _fill(source.readinto)
+    if isinstance(source, io.BufferedReader) and _is_pipe(source.raw):
+        return _fill(partial(_read_when_ready, source, _poll(source.fileno())))
     if callable(fill := getattr(source, "readinto1", None)):
         return _checked(source, _fill(fill))
     for method in ("read1", "read"):
@@ -341,6 +344,24 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
             f"{type(source).__name__}; of a socket take `.makefile('rb')`"
         )
     return iter(source)
+
+
+def _is_pipe(raw: io.RawIOBase) -> bool:
+    return isinstance(raw, io.FileIO) and not raw.seekable()
+
+
+def _poll(fd: int) -> select.poll:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll
+
+
+def _read_when_ready(source: io.BufferedReader, poll: select.poll, buffer: bytearray) -> int:
+    """Wait outside of `source`: an interpreter that ends while a thread reads a pipe such as
+    `sys.stdin.buffer` finds it locked, and aborts.
+    """
+    poll.poll()
+    return source.readinto1(buffer)
 
 
 def _fill(readinto: Callable[[bytearray], int | None]) -> Iterator[Buffer]:

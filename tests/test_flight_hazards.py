@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -282,6 +284,27 @@ def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
         wait_until(lambda: store.flights() == [], patience=10)
     finally:
         released.set()
+
+
+def test_exiting_while_standard_input_is_read(folder: str) -> None:
+    """The interpreter would find it locked by the leader's thread, and abort."""
+    program = (
+        "import sys; from shmstream import Store\n"
+        "blob = Store(sys.argv[1]).open('key', sys.stdin.buffer)\n"
+        "print(blob.read(3)); blob.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"abc")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"b'abc'\n"
+        assert process.wait(20) == 0
 
 
 def test_exiting_waits_for_no_silent_source(start: Start, folder: str, origin: Origin) -> None:
