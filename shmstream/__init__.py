@@ -22,9 +22,9 @@ And how one key reaches every process of a host that asks for it:
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     housekeeping audit.py      check and gc
 
-The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal |
-claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer, tail |
-copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store | asgi |
+The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
+events | claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer,
+tail | copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store | asgi |
 demo | cli. A room imports only rooms on lower floors.
 """
 
@@ -59,12 +59,14 @@ from shmstream.errors import (
     StreamClosed,
     StreamExists,
     StreamNotFound,
+    TooManyFlights,
     WriterDied,
     WriterStalled,
 )
+from shmstream.events import Event, EventKind
 from shmstream.flight import Role
 from shmstream.leader import Retries
-from shmstream.source import Feed, Source
+from shmstream.source import Description, Feed, Source
 from shmstream.store import Store
 from shmstream.streamer import BlobStreamer, StreamerStatistics
 from shmstream.subscribers import Subscriber
@@ -85,7 +87,10 @@ __all__ = [
     "DamagedBlob",
     "DamagedPartial",
     "DamagedSegment",
+    "Description",
     "DigestMismatch",
+    "Event",
+    "EventKind",
     "Feed",
     "Finding",
     "FlightInfo",
@@ -112,6 +117,7 @@ __all__ = [
     "StreamNotFound",
     "StreamerStatistics",
     "Subscriber",
+    "TooManyFlights",
     "WriterDied",
     "WriterStalled",
     "sweep",

@@ -12,6 +12,7 @@ error, with the same facts, as the writer that aborted.
     |   |-- ForeignSegment        the shared memory of that name belongs to another user
     |   |-- DamagedSegment        ... or is no control block of ours
     |   |-- NoFreeSlot            every subscriber slot is taken
+    |   |-- TooManyFlights        as many as the store allows are in progress
     |   `-- OutOfResources        disk, shared memory or descriptors have run out
     |-- StreamBroken              a stream that will not go on; `offset` tells how far it came
     |   |-- WriterDied            the writer ended without commit and without abort
@@ -129,6 +130,19 @@ class NoFreeSlot(CannotStart):
         return (
             f"stream {self.name!r} has no free subscriber slot: all {self.max_subscribers} are "
             "taken by live readers; create it with a larger max_subscribers"
+        )
+
+
+@dataclass(eq=False)
+class TooManyFlights(CannotStart):
+    """The store's `max_flights` are in progress on this host; try again when one has ended."""
+
+    max_flights: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name[:200]!r} has to wait: as many flights as this store allows "
+            f"({self.max_flights}) are in progress on this host; try again in a moment"
         )
 
 
@@ -266,7 +280,12 @@ class DigestMismatch(BlobAborted):
 
 @dataclass(eq=False)
 class SourceFailed(BlobAborted):
-    """Every source was tried as often as it may be, and none had the rest; `reason` tells each."""
+    """Every source was tried as often as it may be, and none had the rest; `reason` tells each.
+
+    `status` is the HTTP status that the last one answered, None if it was not that.
+    """
+
+    status: int | None = None
 
 
 @dataclass(eq=False)
@@ -281,7 +300,8 @@ class ContentChanged(BlobAborted):
 class SourceError(ShmstreamError):
     """A source could not be opened at `offset`, or broke there.
 
-    `retryable`: it may do better in a moment, or in `retry_after` seconds if it said so.
+    `retryable`: it may do better in a moment, or in `retry_after` seconds if it said so. `status`
+    is the HTTP status if one refused, `challenge` the WWW-Authenticate of a 401.
     """
 
     source: str
@@ -289,6 +309,8 @@ class SourceError(ShmstreamError):
     reason: str
     retryable: bool = True
     retry_after: float | None = None
+    status: int | None = None
+    challenge: str | None = None
 
     def __str__(self) -> str:
         return f"{self.source} at offset {self.offset}: {self.reason}"

@@ -42,14 +42,18 @@ from shmstream.errors import (
     ShmstreamError,
     StreamExists,
     StreamNotFound,
+    TooManyFlights,
     WriterDied,
 )
+from shmstream.events import Event, EventKind
 from shmstream.journal import Metadata
 from shmstream.layout import Layout, Place
 from shmstream.leader import Leader, Retries
+from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Source
 
+_MOMENT = 0.05  # s; more than it takes from a place to a stream
 _PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
 _SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
 
@@ -75,7 +79,9 @@ class Policy:
     retries: Retries
     chunk_size: int
     max_subscribers: int
+    max_flights: int | None
     make_room: Callable[[int, str], None]
+    tell: Callable[[Event], None]
 
 
 class Flight:
@@ -109,6 +115,7 @@ class Flight:
             DamagedBlob: a complete one was to be verified and is wrong, and there is no source.
             StreamExists: somebody has held its name or its partial file for a minute, and there is
                 neither a stream to follow, nor does the file grow.
+            TooManyFlights: the store's limit is reached, and this is not one of those in progress.
             CannotStart: there is no room for a flight, see its kinds.
         """
         began = time.monotonic()
@@ -122,6 +129,9 @@ class Flight:
                 return copier
             try:
                 copier = self._lead()
+            except TooManyFlights:  # the last place may be that of whoever just begins this one
+                if (copier := self._follow(_MOMENT)) is None:
+                    raise
             except StreamExists:
                 # Perhaps it leads where we cannot attach, in a container with another /dev/shm.
                 if size != (size := self._layout.size_of(self.place.partial)):
@@ -204,13 +214,15 @@ class Flight:
         except (StreamExists, StreamNotFound):
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
-        self._start(streamer, sources)
+        self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
+        self._start(streamer, sources, self._take_place())  # its readers wait: with one or without
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
 
         Raises:
             StreamExists: somebody else is at it.
+            TooManyFlights: all places are taken.
         """
         sources = self._sources()
         if not sources:
@@ -218,15 +230,13 @@ class Flight:
                 return None
             raise BlobNotFound(self.place.key, self._layout.folder)
         place, policy = self.place, self._policy
-        streamer = ResumableStreamer.create(
-            place.path,
-            name=place.stream,
-            digest=place.digest,
-            chunk_size=policy.chunk_size,
-            max_subscribers=policy.max_subscribers,
-            durable=policy.durable,
-        )
         with ExitStack() as undo:
+            held = self._take_place()
+            if held is not None:
+                undo.callback(held.close)
+            elif policy.max_flights is not None:
+                raise TooManyFlights(place.key, policy.max_flights)
+            streamer = self._create()
             undo.callback(streamer.close)
             if os.path.lexists(place.path):  # the second look
                 return None
@@ -235,11 +245,30 @@ class Flight:
             )
             undo.callback(copier.close)
             _log.info("%s: leads", place.key)
-            self._start(streamer, sources)
+            policy.tell(Event(EventKind.LED, place.key))
+            self._start(streamer, sources, held)
             undo.pop_all()
         return copier
 
-    def _start(self, streamer: ResumableStreamer, sources: Sequence[Source]) -> None:
+    def _take_place(self) -> KernelLock | None:
+        """One of the places for flights; None if there are none left, or no limit."""
+        limit = self._policy.max_flights
+        return None if limit is None else self._layout.take_place(limit)
+
+    def _create(self) -> ResumableStreamer:
+        place, policy = self.place, self._policy
+        return ResumableStreamer.create(
+            place.path,
+            name=place.stream,
+            digest=place.digest,
+            chunk_size=policy.chunk_size,
+            max_subscribers=policy.max_subscribers,
+            durable=policy.durable,
+        )
+
+    def _start(
+        self, streamer: ResumableStreamer, sources: Sequence[Source], held: KernelLock | None
+    ) -> None:
         self.role = Role.LEADS
         self._leader = Leader(
             streamer,
@@ -249,6 +278,8 @@ class Flight:
             retries=self._policy.retries,
             lingers=self._lingers,
             make_room=self._policy.make_room,
+            tell=self._policy.tell,
+            held=held,
         )
 
     def metadata(self, reader: Reader) -> Metadata:

@@ -15,7 +15,16 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from shmstream.source import Feed, begin, buffers, check_offset, checked, explain, public
+from shmstream.source import (
+    Description,
+    Feed,
+    begin,
+    buffers,
+    check_offset,
+    checked,
+    explain,
+    public,
+)
 
 try:
     import fsspec.core
@@ -55,6 +64,14 @@ class FsspecSource:
 
     def __repr__(self) -> str:
         return f"FsspecSource({self.name!r})"
+
+    def describe(self) -> Description:
+        """Size and validator, as `info` has them."""
+        try:
+            system, path = fsspec.core.url_to_fs(self._url, **self._options)
+            return Description(*_look(system, path))
+        except Exception as error:
+            raise explain(error, 0, name=self.name) from error
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """Open the file at `offset`; see `Source.open`. What it blocks for is the file system's.

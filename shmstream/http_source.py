@@ -1,5 +1,6 @@
 """`HTTPSource`: a blob behind an http or https URL, opened at an offset by a range request.
 
+    describe()                HEAD
     open(offset, validator)   GET, with `Range` and `If-Range` when it begins behind 0
       200                     the whole blob from 0: no range asked for, not supported, or changed
       206                     the rest, if Content-Range says that it is what was asked for
@@ -28,7 +29,7 @@ from urllib.parse import unquote, urljoin
 from urllib.request import getproxies, proxy_bypass
 
 from shmstream.errors import SourceError
-from shmstream.source import Feed, check_offset, checked, public
+from shmstream.source import Description, Feed, check_offset, checked, public
 
 try:
     import urllib3
@@ -122,9 +123,25 @@ class HTTPSource:
             feed = self._ask(offset, validator)
         return feed or cast("Feed", self._ask(0, None))
 
+    def describe(self) -> Description:
+        """What a HEAD request tells. Blocks until the answer is there.
+
+        Raises:
+            SourceError: as `open`.
+        """
+        response = self._request("HEAD", 0, None)
+        try:
+            if response.status != 200:
+                raise self._refused(response, 0)
+            headers = response.headers
+            self._check_coding(headers, 0)
+            return Description(_size(headers), _validator(headers), headers.get("content-type"))
+        finally:
+            _discard(response)
+
     def _ask(self, offset: int, validator: str | None) -> Feed | None:
         """The feed from `offset`; None if there is nothing to be had but from 0."""
-        response = self._get(offset, validator)
+        response = self._request("GET", offset, validator)
         try:
             feed = self._judge(response, offset, validator)
         except BaseException:
@@ -134,7 +151,7 @@ class HTTPSource:
             _discard(response)
         return feed
 
-    def _get(self, offset: int, validator: str | None) -> urllib3.BaseHTTPResponse:
+    def _request(self, method: str, offset: int, validator: str | None) -> urllib3.BaseHTTPResponse:
         """The answer, after all redirects."""
         url, headers = self._url, self._headers | {"accept-encoding": "identity"}
         if offset:
@@ -144,7 +161,7 @@ class HTTPSource:
         for _ in range(_MAX_REDIRECTS + 1):
             try:
                 response = self._manager(url).urlopen(
-                    "GET",
+                    method,
                     url.url,
                     headers=headers,
                     redirect=False,
@@ -201,8 +218,7 @@ class HTTPSource:
         self._check_coding(headers, offset)
         if status == 200:
             offset = 0
-            length = headers.get("content-length")
-            size = int(length) if length and "transfer-encoding" not in headers else None
+            size = _size(headers)
         body = _Body(response)
         data = checked(iter(body), offset, size, self._explain)
         return Feed(data, offset, size, current, headers.get("content-type"), body.close)
@@ -225,6 +241,8 @@ class HTTPSource:
             f"it answered {status} {response.reason or ''}".rstrip(),
             retryable=status in _MAY_PASS or 500 <= status <= 599,
             retry_after=_seconds(response.headers.get("retry-after")),
+            status=status,
+            challenge=response.headers.get("www-authenticate"),
         )
 
     def _failed(self, offset: int, reason: str) -> SourceError:
@@ -347,6 +365,12 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
     if told is None:
         return None, None
     return int(told[1]) if told[1] else None, int(told[2])
+
+
+def _size(headers: Mapping[str, str]) -> int | None:
+    """Of the body that follows, or would; `_check_coding` has seen that it is a number."""
+    length = headers.get("content-length")
+    return int(length) if length and "transfer-encoding" not in headers else None
 
 
 def _date(text: str | None) -> int | None:

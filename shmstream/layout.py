@@ -38,6 +38,7 @@ from shmstream.segment import NAME_LIMIT
 _MARK = "shmstream store, layout 1\n"
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
+_PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
 _NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 JOURNAL = ".shmstream-journal"
@@ -159,6 +160,19 @@ class Layout:
         finally:
             holder.close()
             other.close()
+
+    def take_place(self, limit: int) -> KernelLock | None:
+        """One of `limit` places that all processes share; None if all are taken.
+
+        Closing it, or the end of the process, however it ends, gives it back.
+        """
+        place = KernelLock(self._mark)
+        first = secrets.randbelow(limit) if limit else 0
+        for index in range(limit):
+            if place.try_acquire((_PLACES + (first + index) % limit, 1)):
+                return place
+        place.close()
+        return None
 
     def is_time_to_tidy(self, interval: float) -> bool:
         """Whether `interval` seconds have passed since this last said so, to any process."""

@@ -31,9 +31,10 @@ from shmstream.errors import (
     SourceFailed,
     StreamClosed,
 )
+from shmstream.events import Event, EventKind
 from shmstream.journal import Journal, Metadata
 from shmstream.layout import Layout, Place, Record
-from shmstream.liveness import register
+from shmstream.liveness import KernelLock, register
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Feed, Source
 
@@ -75,20 +76,28 @@ class Leader:
         retries: Retries,
         lingers: bool,
         make_room: Callable[[int, str], None],
+        tell: Callable[[Event], None],
+        held: KernelLock | None = None,
     ) -> None:
-        """`make_room` is told how many bytes will come to a path, and then that (0) they have."""
+        """`make_room` is told how many bytes will come to a path, and then that (0) they have.
+
+        `held` is closed when the flight is over.
+        """
         self._streamer = streamer
         self._layout = layout
         self._place = place
         self._sources = sources
         self._retries = retries
         self._make_room = make_room
+        self._tell = tell
+        self._held = held
         self._journal = Journal(place.journal, place.algorithm)
         self._metadata = Metadata()
         self._current = 0
         self._tries = 0
         self._progress = 0
         self._noted = 0
+        self._received = 0  # since that was told
         self._last_words: dict[str, str] = {}
         self._feed: Feed | None = None
         self._stopping = threading.Event()
@@ -130,11 +139,17 @@ class Leader:
             self._commit()
         except StreamClosed:
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
+            self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             self._abort(error)
         finally:
             self._stopping.set()
             streamer.close()
+            if self._held is not None:
+                self._held.close()
+
+    def _say(self, kind: EventKind, count: int = 0) -> None:
+        self._tell(Event(kind, self._place.key, count))
 
     def _begin(self) -> Feed | None:
         """The feed that goes on; None if all bytes are there already."""
@@ -180,6 +195,7 @@ class Leader:
         streamer.resume()
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
+            self._say(EventKind.RESUMED, kept)
         if metadata.size is not None:
             self._make_room(metadata.size, place.path)
 
@@ -196,6 +212,7 @@ class Leader:
                 for data in self._buffers(feed):
                     with memoryview(data) as view:
                         count = view.nbytes
+                    self._received += count
                     if position < streamer.appended:
                         data = self._compare(data, position)
                     position += count
@@ -210,6 +227,7 @@ class Leader:
             return None
         finally:
             self._feed = None
+            self._say_received()
 
     def _commit(self) -> None:
         place, streamer = self._place, self._streamer
@@ -218,12 +236,14 @@ class Leader:
             self._layout.write_record(place, Record(place.key, streamer.digest, self._metadata))
         self._journal.remove()
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
+        self._say(EventKind.COMMITTED, streamer.appended)
         self._make_room(0, place.path)
 
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self._streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
         _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
+        self._say(EventKind.ABORTED, streamer.appended)
         try:
             streamer.abort(error)
         except (StreamClosed, ValueError):  # it has ended meanwhile
@@ -238,11 +258,17 @@ class Leader:
         streamer = self._streamer
         if streamer.appended - self._noted >= _CHECKPOINT:
             self._noted = streamer.appended
+            self._say_received()
             if (checkpoint := streamer.digest_so_far()) is not None:
                 try:
                     self._journal.note(*checkpoint)
                 except OSError as error:  # then a resume after a reboot begins further back
                     _log.warning("%s: no checkpoint: %s", self._place.key, str(error))
+
+    def _say_received(self) -> None:
+        received, self._received = self._received, 0
+        if received:
+            self._say(EventKind.RECEIVED, received)
 
     def _end_when_alone(self) -> None:
         """Hand over to nobody when nobody has read for a while, also if the source is silent."""
@@ -374,8 +400,9 @@ class Leader:
         elif not is_last:
             self._current += 1
             self._tries = 0
+            self._say(EventKind.FAILED_OVER)
             following = self._sources[self._current].name
             _log.warning("%s: %s; going on with %s", self._place.key, str(error), following)
         else:
             reason = "; ".join(self._last_words.values())
-            raise SourceFailed(streamer.name, streamer.appended, reason) from error
+            raise SourceFailed(streamer.name, streamer.appended, reason, error.status) from error

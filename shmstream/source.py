@@ -87,8 +87,20 @@ class Feed:
         self.close()
 
 
+@dataclass(frozen=True)
+class Description:
+    """What a source says of its blob without giving any of it; None for what it does not say."""
+
+    size: int | None = None
+    validator: str | None = None
+    media_type: str | None = None
+
+
 class Source(Protocol):
-    """Where the bytes of one blob come from. Anything with these two members is a source."""
+    """Where the bytes of one blob come from. Anything with these two members is a source.
+
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+    """
 
     @property
     def name(self) -> str:
@@ -104,6 +116,27 @@ class Source(Protocol):
             SourceError: it cannot be opened.
             ValueError: `offset` is negative.
         """
+
+
+def describe(sources: Iterable[Source]) -> Description | None:
+    """What the first source that can tell without giving bytes says; None if none of them can.
+
+    Raises:
+        SourceError: the last one that was asked cannot be had.
+    """
+    failure = None
+    for source in sources:
+        tell = getattr(source, "describe", None)
+        if tell is not None:
+            try:
+                described: Description = tell()
+            except SourceError as error:
+                failure = error
+            else:
+                return described
+    if failure is not None:
+        raise failure
+    return None
 
 
 # What all sources share.
@@ -192,6 +225,16 @@ class PathSource:
 
     def __repr__(self) -> str:
         return f"PathSource({self.path!r})"
+
+    def describe(self) -> Description:
+        """Size and validator, from the file's entry in its folder."""
+        try:
+            found = os.stat(self.path)
+        except (OSError, ValueError) as error:
+            raise explain(error, 0, name=self.name) from error
+        if not stat.S_ISREG(found.st_mode):
+            raise SourceError(self.name, 0, "it is no regular file", retryable=False)
+        return Description(found.st_size, _file_validator(found))
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """Open the file at `offset`; see `Source.open`. Blocks for the disk only."""

@@ -20,6 +20,7 @@ from shmstream import audit
 from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
+from shmstream.events import Event, EventKind
 from shmstream.flight import Flight, Policy
 from shmstream.layout import RECORD, Entry, Layout
 from shmstream.leader import Retries
@@ -47,6 +48,10 @@ class Store:
         retries: how often sources are tried.
         chunk_size: bytes of a chunk; the last one is withheld until the digest is verified.
         max_subscribers: readers of one flight at one time.
+        max_flights: of this store on this host at one time, whoever leads them; beyond that a new
+            one is refused (`TooManyFlights`). A flight that is taken over goes on. None: no limit.
+        on_event: told what happens to the flights that this process leads, as it happens and in
+            the thread where it does; it must not block.
 
     Raises:
         StoreUnusable: the folder is not for this user alone, is not writable, or has no locks.
@@ -62,18 +67,25 @@ class Store:
         retries: Retries | None = None,
         chunk_size: int = 65536,
         max_subscribers: int = 1024,
+        max_flights: int | None = None,
+        on_event: Callable[[Event], None] | None = None,
     ) -> None:
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes is a number of bytes, or None for no limit: {max_bytes}")
+        if max_flights is not None and max_flights < 1:
+            raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
         self._layout = Layout(folder)
         self.folder = self._layout.folder
         self.max_bytes = max_bytes
+        self._on_event = on_event
         self._policy = Policy(
             durable=durable,
             verify=verify,
             retries=Retries() if retries is None else retries,
             chunk_size=chunk_size,
             max_subscribers=max_subscribers,
+            max_flights=max_flights,
+            tell=self._say,
             make_room=self._make_room,
         )
 
@@ -106,6 +118,7 @@ class Store:
         Raises:
             BlobNotFound: there is nothing here, and no source.
             DamagedBlob: what is here is no file, or with `verify` other bytes and no source.
+            TooManyFlights: it would be one more than `max_flights`.
             CannotStart, StoreError: there is no room for it, or no way; see their kinds.
             ValueError, TypeError: the key or the source is none.
         """
@@ -192,6 +205,14 @@ class Store:
         except OSError as error:
             _log.warning("%s: cannot make room: %s", self.folder, error)
 
+    def _say(self, event: Event) -> None:
+        """Tell the listener; no trouble of his ends a flight."""
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception as error:  # noqa: BLE001  a listener is anybody's code
+                _log.error("on_event failed at %s: %s", event, repr(error))
+
     def _evict(self, limit: int, *, spare: str | None = None) -> list[str]:
         blobs = self._layout.blobs()
         excess = sum(each.size for each in blobs) - limit
@@ -202,9 +223,11 @@ class Store:
             if entry.path == spare:
                 continue
             excess -= entry.size  # also if somebody else was faster: they count the same blobs
+            key = self._layout.key_of(entry.path)
             if self._layout.remove(entry.path):
                 self._layout.remove(entry.path + RECORD)
                 _log.info("evicted %s, %d bytes", entry.path, entry.size)
+                self._say(Event(EventKind.EVICTED, key or entry.path, entry.size))
                 gone.append(entry.path)
         return gone
 

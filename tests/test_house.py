@@ -13,7 +13,18 @@ import shmstream
 
 FLOORS = [
     {"errors"},
-    {"control", "segment", "doorbell", "liveness", "pacer", "mover", "source", "digest", "journal"},
+    {
+        "control",
+        "segment",
+        "doorbell",
+        "liveness",
+        "pacer",
+        "mover",
+        "source",
+        "digest",
+        "journal",
+        "events",
+    },
     {"claims", "subscribers", "http_source", "fsspec_source"},
     {"stream", "partial", "sources"},
     {"streamer", "tail"},
