@@ -144,9 +144,9 @@ class Leader:
             self._abort(error)
         finally:
             self._stopping.set()
-            streamer.close()
             if self._held is not None:
                 self._held.close()
+            streamer.close()
 
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
