@@ -18,14 +18,15 @@ And how one key reaches every process of a host that asks for it:
     a flight     flight.py     lead, follow, or take over, decided by kernel locks
                  leader.py     bring the bytes: sources in turn, journal.py to resume, commit
                  resumable.py  a streamer that another process can succeed
-    a source     sources.py    what users call a source; source.py, http_source.py, fsspec_source.py
+    a source     sources.py    what users call a source; source.py, http_source.py (which
+                               asks by http_client.py), fsspec_source.py
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     housekeeping audit.py      check and gc
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
-events | claims, subscribers, http_source, fsspec_source | stream, partial, sources | streamer,
-tail | copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store | asgi |
-demo | cli. A room imports only rooms on lower floors.
+events | claims, subscribers, http_client, fsspec_source | stream, partial, http_source | streamer,
+tail, sources | copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store |
+asgi | demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging

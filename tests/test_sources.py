@@ -525,6 +525,15 @@ def test_a_redirect_within_the_origin(origin: Origin, status: int) -> None:
     assert len(seen_secrets(origin)) == 3
 
 
+def test_a_challenge_of_another_origin_is_not_told(origin: Origin, elsewhere: Origin) -> None:
+    challenge = {"WWW-Authenticate": 'Bearer realm="http://127.0.0.1/token"'}
+    url = elsewhere.serve("/blob", status=401, headers=challenge)
+    assert fails_to_open(HTTPSource(url)).challenge == challenge["WWW-Authenticate"]
+    here = origin.serve("/blob", status=307, headers={"Location": url})
+    error = fails_to_open(HTTPSource(here, auth=("me", "secret")))
+    assert (error.status, error.challenge) == (401, None)
+
+
 @pytest.mark.parametrize("where", ["port", "host", "user"])
 def test_credentials_do_not_follow_to_another_origin(
     origin: Origin, elsewhere: Origin, where: str
@@ -1032,7 +1041,8 @@ def test_a_missing_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, url: str, room: str, package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.delitem(sys.modules, f"shmstream.{room}")
+    for each in (room, "http_client"):
+        monkeypatch.delitem(sys.modules, f"shmstream.{each}")
     with pytest.raises(ImportError, match=rf"pip install 'shmstream\[{room.split('_')[0]}\]'"):
         as_sources(url)
 
