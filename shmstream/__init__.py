@@ -22,11 +22,12 @@ And how one key reaches every process of a host that asks for it:
                                asks by http_client.py), fsspec_source.py
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     housekeeping audit.py      check and gc
+    a registry   registry/     the pull-through OCI registry, `shmstream serve`
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
-events | claims, subscribers, http_client, fsspec_source | stream, partial, http_source | streamer,
-tail, sources | copier, resumable, layout | leader, audit | flight | blob | lookout | aio | store |
-asgi | demo | cli. A room imports only rooms on lower floors.
+events, units | claims, subscribers, http_client, fsspec_source | stream, partial, http_source |
+streamer, tail, sources | copier, resumable, layout | leader, audit | flight | blob | lookout | aio
+| store | asgi | registry | demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging

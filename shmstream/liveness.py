@@ -203,7 +203,8 @@ def register(owner: Owner, *, reads: bool = False) -> None:
     anyone waits for those who read it.
     """
     _arm()
-    (_readers if reads else _owners).add(owner)
+    with _forking:
+        (_readers if reads else _owners).add(owner)
 
 
 def _arm() -> None:
@@ -215,13 +216,19 @@ def _arm() -> None:
                 after_in_parent=_forking.release,
                 after_in_child=_abandon_all,
             )
-        util.Finalize(None, _close_all, exitpriority=100)
+        util.Finalize(None, close_all, exitpriority=100)
         _armed_in = os.getpid()
 
 
-def _close_all() -> None:
+def close_all() -> None:
+    """Close all that is registered, as at the end: for servers whose end may be sudden.
+
+    Blocks for a second at most. Idempotent.
+    """
+    with _forking:
+        owners = [*_owners, *_readers]
     with ExitStack() as closing:
-        for owner in [*_owners, *_readers]:  # from the last to the first
+        for owner in owners:  # from the last to the first
             closing.callback(owner.close)
 
 

@@ -10,31 +10,29 @@ from typing import Any, TypeVar
 
 import click
 
+from shmstream import units
 from shmstream.cli.words import say
 from shmstream.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?b)?|b)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 def size(text: str) -> int:
-    """A number of bytes: `1234`, `500MB` (a thousand to the kilo), `10GiB` or `10G` (1024)."""
-    if not (found := _SIZE.fullmatch(text.strip())):
-        raise click.BadParameter(f"{text!r} is no size, such as 1234, 500MB or 10GiB.")
-    number, letter, unit = found.groups()
-    kilo = 1000 if (unit or "").lower() == "b" else 1024
-    return int(float(number) * kilo ** " kmgtp".index((letter or " ").lower()))
+    """A number of bytes, see `units.size`."""
+    try:
+        return units.size(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def duration(text: str) -> float:
-    """A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`, `2w`."""
-    if not (found := _DURATION.fullmatch(text.strip())):
-        raise click.BadParameter(f"{text!r} is no duration, such as 90s, 30m, 12h or 7d.")
-    return float(found[1]) * _SECONDS[found[2].lower()]
+    """A time in seconds, see `units.duration`."""
+    try:
+        return units.duration(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def digest(text: str) -> str:

@@ -1,0 +1,342 @@
+"""`Settings`: everything that the registry can be told, checked once, the same for all workers.
+
+    command line   cli/serve.py    options, over what a file says
+    a file         from_file       TOML; sizes and durations as text: "100GiB", "90s"
+    environment    to_environment  JSON, from the process that starts workers to its workers
+
+Secrets are not among them: a URL with a password is refused. What an upstream wants to be told is
+in a Docker `config.json`, of which this holds the path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from shmstream import units
+
+SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
+"""Where the settings of the workers are, as JSON."""
+CONFIG_VARIABLE = "SHMSTREAM_CONFIG"
+"""Where the path of a TOML file is, for whoever brings another server."""
+
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>\d{1,5})")
+
+
+class BadSetting(ValueError):
+    """A setting is not as it must be. `key` is its name in a file; `where` the file, if any."""
+
+    def __init__(self, key: str, reason: str, where: str | None = None) -> None:
+        super().__init__(key, reason, where)
+        self.key = key
+        self.reason = reason
+        self.where = where
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        return place + (f"{self.key}: {self.reason}" if self.key else self.reason)
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A registry that images come from.
+
+    Attributes:
+        namespace: what containerd sends as `?ns=`, such as "docker.io"; None for the upstream that
+            is asked when it sends nothing, or what is no namespace here.
+        url: `https://registry-1.docker.io`.
+    """
+
+    namespace: str | None
+    url: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From `URL` or `NAMESPACE=URL`.
+
+        Raises:
+            BadSetting: it is neither.
+        """
+        before, equals, after = text.partition("=")
+        if equals and "://" not in before:
+            return cls(before.strip(), after.strip())
+        return cls(None, text.strip())
+
+    def __post_init__(self) -> None:
+        """Raises `BadSetting`."""
+        if self.namespace is not None:
+            if not _NAMESPACE.fullmatch(self.namespace):
+                what = "no name of a registry, such as docker.io"
+                raise BadSetting("namespace", f"{self.namespace[:200]!r} is {what}")
+            object.__setattr__(self, "namespace", self.namespace.lower())
+        object.__setattr__(self, "url", _checked_url(self.url))
+
+
+def _checked_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    else:
+        if "@" in parts.netloc:  # not to be repeated in any message
+            reason = "a user and password do not belong here: put them into docker_config"
+            raise BadSetting("url", reason)
+    if not good or parts.query or parts.fragment or not url.isascii() or re.search(r"\s", url):
+        raise BadSetting("url", f"{url[:200]!r} is no URL of a registry, such as https://host:5000")
+    return url.rstrip("/")
+
+
+def _workers() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the registry is told. Sizes in bytes, times in seconds.
+
+    Attributes:
+        upstreams: at least one; no namespace twice.
+        store: the folder of the store.
+        max_bytes: of complete blobs in the store; None for no limit.
+        max_flights: downloads at one time, over all workers; None for no limit.
+        tag_ttl: how long what a tag means is not asked again.
+        prefetch: layers of a manifest that was asked for whose flights begin at once; 0 for none.
+        docker_config: path of a Docker `config.json` with the credentials of upstreams.
+        workers: processes.
+        listen: `HOST:PORT`, `[IPv6]:PORT`; port 0 for any free one.
+        certfile: PEM, to speak TLS; with keyfile, unless the key is in it.
+        keyfile: PEM.
+        max_connections: of one worker; beyond that requests are answered with 503.
+        grace: how long a stopping worker lets its clients finish.
+        access_log: whether there is one, on standard output.
+        x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder: then it
+            sends complete blobs. None: we do.
+
+    Raises:
+        BadSetting: one is not as it must be.
+    """
+
+    upstreams: tuple[Upstream, ...]
+    store: str
+    max_bytes: int | None = None
+    max_flights: int | None = None
+    tag_ttl: float = 60.0
+    prefetch: int = 0
+    docker_config: str | None = None
+    workers: int = field(default_factory=_workers)
+    listen: str = "127.0.0.1:5000"
+    certfile: str | None = None
+    keyfile: str | None = None
+    max_connections: int = 2048
+    grace: float = 30.0
+    access_log: bool = True
+    x_accel_redirect: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `BadSetting`."""
+        if not self.upstreams:
+            raise BadSetting("upstream", "is needed: the URL of the registry to pull from")
+        names = [each.namespace for each in self.upstreams]
+        for name in names:
+            if names.count(name) > 1:
+                which = "without a namespace" if name is None else f"of {name}"
+                raise BadSetting("upstream", f"there are several {which}")
+        if not self.store:
+            raise BadSetting("store", "is needed: the folder that blobs are kept in")
+        for key, least in _LEAST.items():
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise BadSetting(key, f"is at least {least}, not {value}")
+        if self.keyfile is not None and self.certfile is None:
+            raise BadSetting("keyfile", "goes with certfile")
+        prefix = self.x_accel_redirect
+        if prefix is not None and not re.fullmatch(r"/(?:[\w.-]+/)*", prefix, re.ASCII):
+            reason = (
+                f"begins and ends with a slash, such as /blobs-of-the-store/, unlike {prefix!r}"
+            )
+            raise BadSetting("x_accel_redirect", reason)
+        _ = self.address
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on; an empty host for all addresses."""
+        found = _ADDRESS.fullmatch(self.listen)
+        if found is None or int(found["port"]) > 65535:
+            raise BadSetting("listen", f"{self.listen[:200]!r} is not HOST:PORT or [IPv6]:PORT")
+        return found["six"] or found["host"], int(found["port"])
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, object]) -> Self:
+        """From what a TOML file or the command line has; `upstream` is a list of tables.
+
+        Raises:
+            BadSetting: something in it is not as it must be, or nothing that we know.
+        """
+        values: dict[str, Any] = {}
+        for key, value in table.items():
+            if key == "upstream":
+                values["upstreams"] = tuple(_upstreams(value))
+            elif (read := _READ.get(key)) is None:
+                known = ", ".join(["upstream", *_READ])
+                raise BadSetting(key, f"is no setting; there are {known}")
+            else:
+                values[key] = _reading(key, read, value)
+        values.setdefault("upstreams", ())
+        values.setdefault("store", "")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What `to_json` made."""
+        values = json.loads(text)
+        upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
+        return cls(upstreams, **values)
+
+    def to_json(self) -> str:
+        """All of it as text."""
+        return json.dumps(asdict(self))
+
+    def to_environment(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        """Leave it there for the processes that are started from now on."""
+        environment[SETTINGS_VARIABLE] = self.to_json()
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
+        """What `to_environment` left, or else what is in the file that SHMSTREAM_CONFIG names.
+
+        Raises:
+            BadSetting: there is neither, or the file is not as it must be.
+        """
+        if (text := environment.get(SETTINGS_VARIABLE)) is not None:
+            return cls.from_json(text)
+        if (path := environment.get(CONFIG_VARIABLE)) is not None:
+            return cls.from_file(path)
+        raise BadSetting("", f"set {CONFIG_VARIABLE} to the path of a TOML file with the settings")
+
+    @classmethod
+    def from_file(cls, path: str) -> Self:
+        """From a TOML file.
+
+        Raises:
+            BadSetting: it cannot be read, or something in it is not as it must be.
+        """
+        try:
+            return cls.from_table(read_table(path))
+        except BadSetting as error:
+            raise BadSetting(error.key, error.reason, error.where or path) from error
+
+
+def read_table(path: str) -> dict[str, object]:
+    """What a TOML file has.
+
+    Raises:
+        BadSetting: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadSetting("", f"cannot be read: {error.strerror}", path) from error
+    except UnicodeDecodeError as error:
+        raise BadSetting("", f"is no UTF-8: {error}", path) from error
+    except tomllib.TOMLDecodeError as error:
+        raise BadSetting("", f"is no TOML: {error}", path) from error
+
+
+_LEAST: dict[str, float] = {
+    "max_bytes": 0,
+    "max_flights": 1,
+    "tag_ttl": 0,
+    "prefetch": 0,
+    "workers": 1,
+    "max_connections": 1,
+    "grace": 0,
+}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError(f"is a text, not {value!r}")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"is a number, not {value!r}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"is true or false, not {value!r}")
+    return value
+
+
+def _size(value: object) -> int:
+    return units.size(value) if isinstance(value, str) else _count(value)
+
+
+def _duration(value: object) -> float:
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return units.duration(value) if isinstance(value, str) else float(_count(value))
+
+
+_READ: dict[str, Callable[[object], object]] = {
+    "store": _text,
+    "listen": _text,
+    "workers": _count,
+    "max_bytes": _size,
+    "max_flights": _count,
+    "tag_ttl": _duration,
+    "prefetch": _count,
+    "docker_config": _text,
+    "certfile": _text,
+    "keyfile": _text,
+    "max_connections": _count,
+    "grace": _duration,
+    "access_log": _flag,
+    "x_accel_redirect": _text,
+}
+"""How each setting is read from a table."""
+
+assert set(_READ) | {"upstreams"} == {each.name for each in fields(Settings)}
+
+
+def _reading(key: str, read: Callable[[object], object], value: object) -> object:
+    try:
+        return read(value)
+    except BadSetting:
+        raise
+    except ValueError as error:
+        raise BadSetting(key, str(error)) from error
+
+
+def _upstreams(tables: object) -> list[Upstream]:
+    if not isinstance(tables, list):
+        raise BadSetting("upstream", "is a list of tables: [[upstream]]")
+    found = []
+    for number, table in enumerate(tables, 1):
+        key = f"upstream {number}"
+        if not isinstance(table, Mapping) or not {"url"} <= set(table) <= {"url", "namespace"}:
+            raise BadSetting(key, "is a table with `url`, and `namespace` if it is not the default")
+        namespace = table.get("namespace")
+        if namespace is not None:
+            namespace = _reading(f"{key}, namespace", _text, namespace)
+        url = _reading(f"{key}, url", _text, table["url"])
+        assert isinstance(url, str)
+        assert namespace is None or isinstance(namespace, str)
+        try:
+            found.append(Upstream(namespace, url))
+        except BadSetting as error:
+            raise BadSetting(f"{key}, {error.key}", error.reason) from error
+    return found

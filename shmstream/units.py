@@ -1,0 +1,33 @@
+"""Sizes and durations as people write them, on the command line and in files."""
+
+from __future__ import annotations
+
+import re
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?b)?|b)?", re.IGNORECASE)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhdw]?)", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def size(text: str) -> int:
+    """A number of bytes: `1234`, `500MB` (a thousand to the kilo), `10GiB` or `10G` (1024).
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := _SIZE.fullmatch(text.strip())):
+        raise ValueError(f"{text!r} is no size, such as 1234, 500MB or 10GiB")
+    number, letter, unit = found.groups()
+    kilo = 1000 if (unit or "").lower() == "b" else 1024
+    return int(float(number) * kilo ** " kmgtp".index((letter or " ").lower()))
+
+
+def duration(text: str) -> float:
+    """A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`, `2w`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not (found := _DURATION.fullmatch(text.strip())):
+        raise ValueError(f"{text!r} is no duration, such as 90s, 30m, 12h or 7d")
+    return float(found[1]) * _SECONDS[found[2].lower()]

@@ -1,0 +1,150 @@
+"""The registry's settings: from a file, to the workers and back, and what is refused."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream.registry.settings import BadSetting, Settings, Upstream
+
+FILE = """
+listen = "[::1]:0"
+store = "/var/cache/shmstream"
+workers = 3
+max_bytes = "100GiB"
+max_flights = 64
+tag_ttl = "2m"
+grace = 1.5
+access_log = false
+docker_config = "/etc/shmstream/docker.json"
+certfile = "/etc/ssl/a.pem"
+x_accel_redirect = "/store/"
+
+[[upstream]]
+url = "https://registry.example/"
+
+[[upstream]]
+namespace = "GHCR.io"
+url = "http://127.0.0.1:5001"
+"""
+
+
+def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(FILE)
+    settings = Settings.from_environment({"SHMSTREAM_CONFIG": str(path)})
+    assert settings == Settings(
+        upstreams=(
+            Upstream(None, "https://registry.example"),
+            Upstream("ghcr.io", "http://127.0.0.1:5001"),
+        ),
+        store="/var/cache/shmstream",
+        workers=3,
+        max_bytes=100 << 30,
+        max_flights=64,
+        tag_ttl=120.0,
+        grace=1.5,
+        access_log=False,
+        docker_config="/etc/shmstream/docker.json",
+        certfile="/etc/ssl/a.pem",
+        x_accel_redirect="/store/",
+        listen="[::1]:0",
+    )
+    environment: dict[str, str] = {"SHMSTREAM_CONFIG": "/no/such/file"}
+    settings.to_environment(environment)
+    assert Settings.from_environment(environment) == settings
+    assert pickle.loads(pickle.dumps(settings)) == settings
+    assert settings.address == ("::1", 0)
+
+
+@pytest.mark.parametrize(
+    ("listen", "address"),
+    [
+        ("127.0.0.1:5000", ("127.0.0.1", 5000)),
+        (":80", ("", 80)),
+        ("[::]:5000", ("::", 5000)),
+        ("localhost:1", ("localhost", 1)),
+    ],
+)
+def test_addresses(listen: str, address: tuple[str, int]) -> None:
+    assert Settings((Upstream(None, "http://a"),), "/s", listen=listen).address == address
+
+
+@pytest.mark.parametrize(
+    ("text", "upstream"),
+    [
+        ("https://host", Upstream(None, "https://host")),
+        ("docker.io=https://registry-1.docker.io/", Upstream("docker.io", "https://registry-1.docker.io")),
+        ("a:5000=http://a:5000/prefix", Upstream("a:5000", "http://a:5000/prefix")),
+        ("https://host/a=b", Upstream(None, "https://host/a=b")),
+    ],
+)  # fmt: skip
+def test_upstreams_of_the_command_line(text: str, upstream: Upstream) -> None:
+    assert Upstream.parse(text) == upstream
+
+
+REFUSED: list[tuple[str, str]] = [
+    ("store = 1", "store: is a text, not 1"),
+    ("store = ''", "store: is a text, not ''"),
+    ("colour = 'red'", "colour: is no setting; there are upstream, store,"),
+    ("workers = 0", "workers: is at least 1, not 0"),
+    ("workers = '3'", "workers: is a number, not '3'"),
+    ("workers = true", "workers: is a number, not True"),
+    ("max_bytes = '100 apples'", "max_bytes: '100 apples' is no size, such as"),
+    ("max_bytes = -1", "max_bytes: is at least 0, not -1"),
+    ("tag_ttl = '1 year'", "tag_ttl: '1 year' is no duration, such as"),
+    ("tag_ttl = nan", "tag_ttl: is a number, not nan"),
+    ("access_log = 1", "access_log: is true or false, not 1"),
+    ("listen = '5000'", "listen: '5000' is not HOST:PORT or [IPv6]:PORT"),
+    ("listen = 'a:70000'", "listen: 'a:70000' is not HOST:PORT"),
+    ("listen = '::1:50'", "listen: '::1:50' is not HOST:PORT"),
+    ("keyfile = 'a'", "keyfile: goes with certfile"),
+    ("x_accel_redirect = 'store'", "x_accel_redirect: begins and ends with a slash"),
+    ("upstream = 'https://a'", "upstream: is a list of tables: [[upstream]]"),
+    ("[[upstream]]\nname = 'a'", "upstream 2: is a table with `url`"),
+    ("[[upstream]]\nurl = 'https://b'", "upstream: there are several without a namespace"),
+    ("[[upstream]]\nurl = 'ftp://b'\nnamespace = 'b'", "upstream 2, url: 'ftp://b' is no URL"),
+    ("[[upstream]]\nurl = 'https://b'\nnamespace = 'b/c'", "upstream 2, namespace: 'b/c' is no"),
+    ("[[upstream]]\nurl = 'https://b:x'\nnamespace = 'b'", "upstream 2, url: 'https://b:x' is no"),
+    ("[[upstream]]\nurl = 'https://b?c'\nnamespace = 'b'", "upstream 2, url: 'https://b?c' is no"),
+    ("[upstream]", "is no TOML"),
+    ("store =", "is no TOML"),
+]
+
+
+@pytest.mark.parametrize(("line", "told"), REFUSED)
+def test_a_bad_file_is_refused_with_the_key(line: str, told: str, tmp_path: Path) -> None:
+    base: dict[str, Any] = {"store": "store = '/s'", "upstream": "[[upstream]]\nurl = 'https://a'"}
+    path = tmp_path / "bad.toml"
+    if line.startswith("["):
+        lines = [base["store"], base["upstream"], line]
+    else:
+        kept = [text for key, text in base.items() if not line.startswith(key)]
+        lines = [line, *kept]
+    path.write_text("\n".join(lines))
+    with pytest.raises(BadSetting) as caught:
+        Settings.from_file(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert told in str(caught.value)
+
+
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(BadSetting) as caught:
+        Upstream.parse("https://user:secret@host")
+    assert "secret" not in str(caught.value)
+    assert "docker_config" in str(caught.value)
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="upstream: is needed"):
+        Settings.from_table({"store": "/s"})
+    with pytest.raises(BadSetting, match="store: is needed"):
+        Settings.from_table({"upstream": [{"url": "http://a"}]})
+    with pytest.raises(BadSetting, match="set SHMSTREAM_CONFIG"):
+        Settings.from_environment({})
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(BadSetting, match=r"missing\.toml: cannot be read: No such file"):
+        Settings.from_environment({"SHMSTREAM_CONFIG": str(missing)})
