@@ -25,13 +25,14 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from shmstream.claims import partial_path
 from shmstream.errors import DamagedBlob, StoreUnusable
 from shmstream.journal import Metadata
-from shmstream.liveness import KernelLock
+from shmstream.liveness import KernelLock, trouble_with_locks
 from shmstream.partial import sync_folder
 from shmstream.segment import NAME_LIMIT
 
@@ -39,7 +40,6 @@ _MARK = "shmstream store, layout 1\n"
 _DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
 _PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
-_NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -114,19 +114,44 @@ class Layout:
         self.folder = os.path.realpath(folder)
         self._mark = os.path.join(self.folder, ".shmstream")
         try:
-            os.makedirs(os.path.dirname(self.folder), exist_ok=True)
-            for each in ("", "blobs", *_SHELVES):
-                self._make(os.path.join(self.folder, each) if each else self.folder)
-            self._prove_locks(self._mark)
+            self._begin()
+            for each in ("blobs", *_SHELVES):
+                self._make(os.path.join(self.folder, each))
         except OSError as error:
             reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
             raise StoreUnusable(self.folder, reason) from error
         facts = os.stat(self.folder)
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
 
-    def _make(self, path: str) -> None:
+    def _begin(self) -> None:
+        """Make the folder and its mark; where locks do not work, leave nothing that was not there.
+
+        Nobody else can have a store there then, so nobody misses it.
+        """
+        above = [str(each) for each in Path(self.folder).parents]
+        made = [each for each in above if not os.path.lexists(each)]  # from the innermost
+        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+        if self._make(self.folder):
+            made.insert(0, self.folder)
+        is_new = self.size_of(self._mark) <= 0
+        if is_new:
+            Path(self._mark).touch(0o600)
+        if (trouble := trouble_with_locks(self._mark)) is not None:
+            if is_new:
+                self.remove(self._mark)
+            with suppress(OSError):
+                for each in made:
+                    os.rmdir(each)
+            raise StoreUnusable(self.folder, f"its file system {trouble}")
+        if is_new:
+            Path(self._mark).write_text(_MARK)
+
+    def _make(self, path: str) -> bool:
+        """Make a folder, or see that it is a good one; whether it was made."""
+        made = False
         try:
             os.mkdir(path, 0o700)
+            made = True
             sync_folder(os.path.dirname(path))
         except FileExistsError:
             pass
@@ -141,25 +166,7 @@ class Layout:
             raise StoreUnusable(self.folder, reason)
         if facts.st_mode & 0o022:
             raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
-
-    def _prove_locks(self, path: str) -> None:
-        """Some network file systems have no locks, and on some everybody gets every lock."""
-        holder, other = KernelLock(path, os.O_CREAT), KernelLock(path)
-        try:
-            if os.fstat(holder.fd).st_size == 0:
-                os.pwrite(holder.fd, _MARK.encode(), 0)
-            span = (secrets.randbits(60), 1)  # nobody else tries that byte
-            works = holder.try_acquire(span) and other.is_held_elsewhere(span)
-            if not works or other.try_acquire(span):
-                raise StoreUnusable(self.folder, "its file system grants one lock to two holders")
-        except OSError as error:
-            if error.errno in _NO_LOCKS:
-                reason = f"its file system has no working locks ({error.strerror})"
-                raise StoreUnusable(self.folder, reason) from error
-            raise
-        finally:
-            holder.close()
-            other.close()
+        return made
 
     def take_place(self, limit: int) -> KernelLock | None:
         """One of `limit` places that all processes share; None if all are taken.

@@ -22,8 +22,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import secrets
 import struct
 import threading
+import time
 import weakref
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,6 +41,9 @@ if not hasattr(fcntl, "F_OFD_SETLK"):  # pragma: no cover
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
 
 _GET_GENERATION = 0x80087601  # FS_IOC_GETVERSION
+
+_NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_FREED = 1.0  # s; how long a lock may outlive its holder: readers are to notice a death as soon
 
 WHOLE_FILE = (0, 0)
 """The range of a lock on all bytes of a file, however long it grows."""
@@ -112,6 +117,37 @@ class KernelLock:
 
     def __repr__(self) -> str:
         return f"<KernelLock fd={self.fd}>"
+
+
+def trouble_with_locks(path: str) -> str | None:
+    """What is wrong with locks on the file at `path`, to go on after "its file system"; or None.
+
+    Some file systems have none, and on some everybody gets every lock. On one in user space that
+    keeps locks itself they may never be freed: of classic locks the kernel tells it when their
+    holder is gone, of these it does not.
+
+    Takes milliseconds, a second in the last case.
+    """
+    holder, other = KernelLock(path), KernelLock(path)
+    span = (secrets.randbits(60), 1)  # nobody else tries that byte
+    try:
+        works = holder.try_acquire(span) and other.is_held_elsewhere(span)
+        if not works or other.try_acquire(span):
+            return "grants one lock to two holders"
+        holder.close()
+        deadline = time.monotonic() + _FREED
+        while not other.try_acquire(span):
+            if time.monotonic() > deadline:
+                return "keeps a lock whose holder is gone"
+            time.sleep(0.001)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return f"has no working locks ({error.strerror})"
+    finally:
+        holder.close()
+        other.close()
+    return None
 
 
 def file_identity(fd: int) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from shmstream import doorbell, segment
 from tests.interpreters import Interpreter, wait_until
 
 pytest_plugins = [
+    "tests.fuse",
     "tests.nginx",
     "tests.origin",
     "tests.stores",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import io
 import json
 import os
@@ -14,7 +12,6 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,9 +22,9 @@ from shmstream import (
     StoreUnusable,
     segment,
 )
-from shmstream.liveness import KernelLock
 from tests import flights
 from tests.flights import make_store
+from tests.fuse import Mount
 from tests.interpreters import Interpreter, wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
@@ -246,23 +243,54 @@ def test_a_read_only_file_system(tmp_path: Path) -> None:
     subprocess.run(["umount", mounted], check=True)
 
 
-def test_a_file_system_that_refuses_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "fcntl", refuse)
-    with pytest.raises(StoreUnusable, match="no working locks"):
-        Store(tmp_path / "store")
-    monkeypatch.undo()
-    shutil.rmtree(tmp_path / "store")
+@pytest.mark.parametrize("answer", ["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def test_a_file_system_that_refuses_locks(answer: str, fuse: Mount) -> None:
+    system = fuse(answer)
+    with pytest.raises(StoreUnusable, match="its file system has no working locks"):
+        Store(system.mounted / "new" / "store")
+    assert os.listdir(system.folder) == [], "nothing is left behind"
+    assert len(system.locks()) == 1, "the kernel asked the file system"
 
 
-def test_a_file_system_that_gives_everybody_every_lock(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_system_that_gives_everybody_every_lock(fuse: Mount) -> None:
+    system = fuse("everybody")
+    with pytest.raises(StoreUnusable, match="grants one lock to two holders"):
+        Store(system.mounted / "store")
+    assert os.listdir(system.folder) == []
+    first, second = system.locks()
+    assert first[:4] == second[:4], "one range"
+    assert first[4] != second[4], "two holders: open-file-description locks get here as such"
+
+
+def test_a_file_system_that_never_frees_a_lock(fuse: Mount) -> None:
+    system = fuse("for ever")
+    with pytest.raises(StoreUnusable, match="keeps a lock whose holder is gone"):
+        Store(system.mounted / "store")
+    assert os.listdir(system.folder) == []
+
+
+def test_a_store_whose_file_system_loses_its_locks_stays_as_it_is(
+    fuse: Mount, store: Store
 ) -> None:
-    monkeypatch.setattr(KernelLock, "try_acquire", lambda *_: True)
-    with pytest.raises(StoreUnusable, match="one lock to two holders"):
-        Store(tmp_path / "store")
+    system = fuse("ENOLCK")
+    store.fetch("key", [b"data"])
+    moved = system.folder / "store"
+    shutil.copytree(store.folder, moved)
+    before = sorted(moved.rglob("*"))
+    with pytest.raises(StoreUnusable, match="its file system has no working locks"):
+        Store(system.mounted / "store")
+    assert sorted(moved.rglob("*")) == before
+
+
+def test_a_file_system_in_user_space_with_good_locks(fuse: Mount, origin: Origin) -> None:
+    system = fuse("until release")
+    url = origin.serve("/blob", seed=1, size=MIB)
+    store = make_store(str(system.mounted / "store"), {"durable": True})
+    path = store.fetch(digest(1, MIB), url)
+    assert sha256(Path(path).read_bytes()) == sha256(content(1, MIB))
+    wait_until(lambda: store.flights() == [])
+    assert store.check() == []
+    assert [0, 0] in [each[2:4] for each in system.locks()], "the partial file, all of it"
 
 
 # Room.
