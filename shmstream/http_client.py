@@ -1,6 +1,7 @@
 """One HTTP request and its answer, after all redirects. What the user gave stays at home.
 
     ask         through the pools of this process; 3xx: ask there, where only harmless headers go
+    read        a short body as a whole
     refused     an answer that is not what was asked for, as a SourceError
     explain     no answer, or one that breaks off, as a SourceError
 
@@ -33,6 +34,7 @@ except ImportError as missing:
 from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
+_READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
 _MAY_PASS = frozenset((408, 425, 429))  # and all 5xx
@@ -125,6 +127,22 @@ class Client:
 
     def _manager(self, url: Url) -> urllib3.PoolManager:
         return self._pool if self._pool is not None else _pool_for(url.scheme, _proxy_for(url))
+
+    def read(self, reply: Reply, limit: int) -> bytes:
+        """The whole body, of at most `limit` bytes, as it was sent. Blocks until it is here.
+
+        Raises:
+            SourceError: it is longer, or breaks off.
+        """
+        data = bytearray()
+        try:
+            while more := reply.response.read(min(_READ_SIZE, limit + 1 - len(data))):
+                data += more
+        except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+            raise self.explain(error, len(data)) from error
+        if len(data) > limit:
+            raise self.failed(0, f"its answer is longer than {limit} bytes")
+        return bytes(data)
 
     def refused(self, reply: Reply, offset: int = 0) -> SourceError:
         """The error for an answer with a status that is of no use.

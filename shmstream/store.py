@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from shmstream import audit
+from shmstream import audit, segment
 from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
@@ -177,6 +177,10 @@ class Store:
     def __contains__(self, key: object) -> bool:
         """Whether the complete blob of `key` is here."""
         return isinstance(key, str) and os.path.isfile(self._layout.place(key).path)
+
+    def is_in_flight(self, key: str) -> bool:
+        """Whether a flight of `key` is in progress on this host, or waits for another leader."""
+        return os.path.exists(segment.path_of(self._layout.place(key).stream))
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""

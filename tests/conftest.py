@@ -20,9 +20,11 @@ from shmstream import doorbell, segment
 from tests.interpreters import Interpreter, wait_until
 
 pytest_plugins = [
+    "tests.docker_registry",
     "tests.fuse",
     "tests.nginx",
     "tests.origin",
+    "tests.registries",
     "tests.stores",
 ]  # the servers, each started when a test asks
 

@@ -7,24 +7,13 @@ servers may end a process by a signal that leaves no time for that later.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from collections.abc import Awaitable, Callable
 
 from shmstream import liveness
 from shmstream.asgi import Receive, Scope, Send
+from shmstream.registry.app import Registry
 from shmstream.registry.operations import Operations
 from shmstream.registry.settings import Settings
 from shmstream.store import Store
-
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-def _registry(settings: Settings, store: Store) -> App:
-    """What serves /v2/. Nothing does until it has landed."""
-    if importlib.util.find_spec("shmstream.registry.app") is None:
-        return Operations(settings, store)
-    app: App = importlib.import_module("shmstream.registry.app").Registry(settings, store)
-    return app
 
 
 class Application:
@@ -38,7 +27,7 @@ class Application:
             settings.store, max_bytes=settings.max_bytes, max_flights=settings.max_flights
         )
         self.operations = Operations(settings, self.store)
-        self._registry = _registry(settings, self.store)
+        self.registry = Registry(settings, self.store)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one life."""
@@ -52,7 +41,7 @@ class Application:
     async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if path == "/v2" or path.startswith("/v2/"):
-            await self._registry(scope, receive, send)
+            await self.registry(scope, receive, send)
         else:
             await self.operations(scope, receive, send)
 
@@ -60,5 +49,6 @@ class Application:
         assert (await receive())["type"] == "lifespan.startup"
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
+        self.registry.close()
         await asyncio.to_thread(liveness.close_all)
         await send({"type": "lifespan.shutdown.complete"})

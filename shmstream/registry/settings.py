@@ -52,7 +52,7 @@ class Upstream:
 
     Attributes:
         namespace: what containerd sends as `?ns=`, such as "docker.io"; None for the upstream that
-            is asked when it sends nothing, or what is no namespace here.
+            is asked when it sends nothing.
         url: `https://registry-1.docker.io`.
     """
 

@@ -1,0 +1,126 @@
+"""Notes: what all workers are to know of, and may forget, as small files in the store's folder.
+
+    <store>/registry/<shelf>/<sha256 of the key>       one note; its time of change says how old
+
+A note is written beside its place and renamed, so whoever reads gets all of it or none. Nothing of
+a key becomes part of a path. A note that is lost, or cannot be read, costs a question to the
+upstream and nothing else; so nothing is synced, and what is old, or too much, is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import stat
+import time
+from dataclasses import dataclass
+
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_LARGEST = 4096  # bytes of a note
+_TIDY_AFTER = 1000  # notes that this process writes, and after its first
+_FORGOTTEN = 30 * 24 * 3600.0  # s; a note that nobody has renewed for so long goes
+_MOST = 100_000  # notes on a shelf; beyond, the oldest go
+_GRACE = 60.0  # s; what is younger and has no name yet may be about to get it
+
+_log = logging.getLogger("shmstream")
+
+
+@dataclass(frozen=True)
+class Note:
+    """A note and its age in seconds; negative if it is from the future: the clock was set back."""
+
+    text: str
+    age: float
+
+
+class Notes:
+    """One shelf of notes. Any thread and any process may use it.
+
+    Raises:
+        OSError: its folder cannot be made.
+        PermissionError: its folder is not this user's alone to write to.
+    """
+
+    def __init__(self, store: str, shelf: str) -> None:
+        self._folder = os.path.join(store, "registry", shelf)
+        for folder in (os.path.dirname(self._folder), self._folder):
+            try:
+                os.mkdir(folder, 0o700)
+            except FileExistsError:
+                pass
+            facts = os.stat(folder, follow_symlinks=False)
+            mine = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
+            if not mine or facts.st_mode & 0o022:
+                raise PermissionError(f"{folder} is no folder that this user alone writes to")
+        self._written = 0
+
+    def _path(self, key: tuple[str, ...]) -> str:
+        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+        return os.path.join(self._folder, name)
+
+    def read(self, key: tuple[str, ...]) -> Note | None:
+        """The note, if there is one that can be read."""
+        try:
+            fd = os.open(self._path(key), os.O_RDONLY | _FLAGS)
+        except OSError:
+            return None
+        try:
+            data = os.read(fd, _LARGEST + 1)
+            changed = os.fstat(fd).st_mtime
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+        if len(data) > _LARGEST:
+            return None
+        return Note(data.decode("utf-8", "replace"), time.time() - changed)
+
+    def write(self, key: tuple[str, ...], text: str) -> None:
+        """Write a note, in place of the one before. Where that fails, the log has it."""
+        path = self._path(key)
+        temporary = f"{path}.{secrets.token_hex(4)}"
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(text.encode())
+                os.rename(temporary, path)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            self._written += 1
+            if self._written % _TIDY_AFTER == 1:
+                self.tidy()
+        except OSError as error:
+            _log.warning("cannot note something in %s: %s", self._folder, error)
+
+    def remove(self, key: tuple[str, ...]) -> None:
+        """Forget it. Idempotent."""
+        _remove(self._path(key))
+
+    def tidy(self) -> None:
+        """Remove what nobody renews, and the oldest of what is too much. Cheap, never blocks."""
+        now = time.time()
+        kept = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                try:
+                    age = now - entry.stat(follow_symlinks=False).st_mtime
+                except FileNotFoundError:
+                    continue
+                if age > (_GRACE if "." in entry.name else _FORGOTTEN):
+                    _remove(entry.path)
+                else:
+                    kept.append((age, entry.path))
+        for _, path in sorted(kept, reverse=True)[: max(len(kept) - _MOST, 0)]:
+            _remove(path)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

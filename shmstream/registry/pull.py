@@ -1,0 +1,193 @@
+"""`Pull`: what has a digest, out of one repository, for one request.
+
+    admit       a grant is known: go on. Else, if the digest is here or in flight: ask the upstream
+                first, because another repository may have brought it
+    send, read  a flight with the repository as its source; when that answers, the repository has a
+                grant. Before the first byte goes out that is looked at again
+
+    this request, repository B             another one, repository A
+    1 admit: not here, not in flight
+                                           leads; its source answers, A has a grant
+    2 follows: the bytes are there
+    3 looks again: B has no grant;
+      asks the upstream, and goes on or not
+
+A flight that fails before anything was sent was perhaps another repository's, which the upstream
+refused. So our own upstream is asked; if it has the digest there is a second try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from shmstream.asgi import InFlightResponse, Receive, Scope, Send
+from shmstream.errors import BlobNotFound, ShmstreamError, SourceFailed
+from shmstream.registry import manifests
+from shmstream.registry.grants import Grants
+from shmstream.registry.manifests import Manifest
+from shmstream.registry.refusals import Code, Refusal
+from shmstream.registry.together import Together
+from shmstream.registry.upstream import Repository, RepositorySource
+from shmstream.store import Store
+
+if TYPE_CHECKING:
+    from shmstream.aio import AsyncBlob
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all pulls of this process share."""
+
+    store: Store
+    grants: Grants
+    together: Together
+
+
+class Pull:
+    """The bytes of `digest` in `repository`; `kind` is blobs or manifests.
+
+    `known` is what the upstream has said of it already.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        repository: Repository,
+        kind: str,
+        digest: str,
+        known: Manifest | None = None,
+    ) -> None:
+        self._shared = shared
+        self._repository = repository
+        self._kind = kind
+        self._known = known
+        self.digest = digest
+
+    @property
+    def cache(self) -> str:
+        """Where its bytes come from: `hit` if they are here, `flight`, or `miss`."""
+        if self.digest in self._shared.store:
+            return "hit"
+        return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
+
+    def source(self) -> RepositorySource:
+        """For a flight; its answer is a grant."""
+        record = partial(self._shared.grants.record, self._repository, self._kind, self.digest)
+        return self._repository.source(self._kind, self.digest, record, self._known)
+
+    async def admit(self) -> None:
+        """See that what is here, or in flight, is for this repository as well.
+
+        Raises:
+            SourceError: it is not, or the upstream does not say so.
+        """
+        if not self._is_granted() and self.cache != "miss":
+            await self._confirm()
+
+    def _is_granted(self) -> bool:
+        return self._shared.grants.is_known(self._repository, self._kind, self.digest)
+
+    async def _see_grant(self) -> None:
+        if not self._is_granted():
+            await self._confirm()
+
+    async def _confirm(self) -> None:
+        key = ("confirm", self._repository.key, self._kind, self.digest)
+        await self._shared.together.ask(key, self._ask)
+
+    def _ask(self) -> None:
+        size = None
+        if self.digest in self._shared.store:
+            try:
+                with self._shared.store.open(self.digest) as blob:
+                    size = blob.size
+            except BlobNotFound:
+                pass  # it has just been evicted
+        self._shared.grants.confirm(self._repository, self._kind, self.digest, size)
+
+    async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
+        await self.admit()
+        source = self.source()
+        try:
+            return await use(source)
+        except SourceFailed:
+            if source.was_asked:
+                raise
+        await self._confirm()
+        return await use(self.source())
+
+    async def read(self) -> bytes:
+        """A manifest as a whole.
+
+        Raises:
+            ShmstreamError: it cannot be had.
+        """
+        return await self._attempt(self._read)
+
+    async def _read(self, source: RepositorySource) -> bytes:
+        async with self._shared.store.aopen(self.digest, source) as blob:
+            await blob.known()
+            await self._see_grant()
+            if (blob.size or 0) <= manifests.LARGEST:
+                data = await blob.read(manifests.LARGEST + 1)
+                if len(data) <= manifests.LARGEST:
+                    return data
+        message = f"it is larger than the {manifests.LARGEST} bytes that a manifest may have"
+        raise Refusal(502, Code.MANIFEST_INVALID, message)
+
+    async def send(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Mapping[str, str],
+        media_type: str | None,
+    ) -> None:
+        """Answer the request.
+
+        Raises:
+            ShmstreamError: nothing was sent.
+            BrokenOff: less was sent than was promised.
+        """
+
+        async def use(source: RepositorySource) -> None:
+            store, digest = self._shared.store, self.digest
+            content = _Content(store, digest, source, headers=headers, media_type=media_type)
+            content.see_grant = self._see_grant
+            try:
+                await content(scope, receive, send)
+            except _Unsent as unsent:
+                raise unsent.error from unsent.error.__cause__
+            except ShmstreamError as error:
+                raise BrokenOff(str(error)) from error
+
+        await self._attempt(use)
+
+
+class BrokenOff(Exception):
+    """A response ends short of what its headers promise: the server closes the connection."""
+
+
+class _Unsent(Exception):
+    """A response failed before its headers."""
+
+    def __init__(self, error: ShmstreamError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Content(InFlightResponse):
+    """An `InFlightResponse` that leaves it to others to say that it fails."""
+
+    see_grant: Callable[[], Awaitable[None]]
+
+    async def authorise(self, blob: AsyncBlob) -> None:  # noqa: ARG002
+        await self.see_grant()
+
+    def refuse(self, error: ShmstreamError) -> NoReturn:
+        raise _Unsent(error)
