@@ -1,8 +1,8 @@
 """Our registry, run by uvicorn with several workers, and the clients that pull from it.
 
-    ours = run_registry(upstream.url, workers=4)       its settings by name
-    ours.get("/v2/team/app/manifests/v1")              any request, one connection each
-    skopeo("team/app:v1", ours.host, folder)           a real client, which verifies what it gets
+ours = run_registry(upstream.url, workers=4)       its settings by name
+ours.get("/v2/team/app/manifests/v1")              any request, one connection each
+skopeo("team/app:v1", ours.host, folder)           a real client, which verifies what it gets
 """
 
 from __future__ import annotations
