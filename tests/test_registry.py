@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 
-from tests import images, registries
+from tests import registries
 from tests.docker_registry import DockerRegistry
-from tests.images import image, index, layer
+from tests.images import image
 from tests.interpreters import wait_until
 from tests.registries import has_image, skopeo, succeeds
 
