@@ -22,16 +22,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from shmstream.blob import Blob
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight import Role
 from shmstream.lookout import Lookout
 
+T = TypeVar("T")
+
 _SPAN = 128 * 1024  # bytes
 _SPANS = 16  # kept for each flight
-_THREADS = 4  # that read what is not in the page cache
+_READERS = ("shmstream-read", 4)  # threads that read what is not in the page cache ...
+_ASKERS = ("shmstream-ask", 8)  # ... and that ask a source, which may take its time
 
 
 class AsyncBlob:
@@ -134,6 +137,18 @@ class AsyncBlob:
         """Wait until the source has said what it says of the blob: its first bytes are here."""
         await self._readable(1)
 
+    @property
+    def descriptor(self) -> int:
+        """Of the file as it is now, for reading what is published; not the caller's to close.
+
+        It may be another one after the next wait: a new leader may begin a new file.
+        """
+        return self._fd if self._lookout is None else self._lookout.fd
+
+    async def wait_past(self, seen: int) -> int:
+        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        return await self._readable(seen + 1)
+
     # Reading.
 
     async def _readable(self, want: int) -> int:
@@ -146,17 +161,14 @@ class AsyncBlob:
         began = time.monotonic()
         seen = lookout.published
         while not (lookout.published >= want or lookout.is_complete):
-            if lookout.published > self._position and lookout.error is not None:
-                break
             self._raise_error(lookout)
-            try:
-                async with asyncio.timeout(self._stall_timeout):
-                    await lookout.wait(min(want, lookout.published + 1))
-            except TimeoutError:
-                waited = time.monotonic() - began
-                raise WriterStalled(self.key, self._position, waited) from None
+            await lookout.wait(min(want, lookout.published + 1))  # or for the next look
             if lookout.published != seen:
                 seen, began = lookout.published, time.monotonic()
+            elif self._stall_timeout is not None:
+                waited = time.monotonic() - began
+                if waited >= self._stall_timeout:
+                    raise WriterStalled(self.key, self._position, waited)
         return lookout.published
 
     async def read1(self, size: int = -1) -> bytes:
@@ -254,7 +266,7 @@ async def _pread(fd: int, count: int, offset: int) -> bytes:
         with ExitStack() as undo:
             undo.callback(os.close, mine)
             read_and_close = partial(_pread_and_close, mine, count, offset)
-            reading = asyncio.get_running_loop().run_in_executor(_readers(), read_and_close)
+            reading = in_thread(read_and_close, _READERS)
             undo.pop_all()
         return await reading
     except OSError:  # a file system that cannot tell, such as tmpfs, which has all in memory
@@ -269,22 +281,17 @@ def _pread_and_close(fd: int, count: int, offset: int) -> bytes:
         os.close(fd)
 
 
-# Of this process.
-
-_executor: ThreadPoolExecutor | None = None
-
-
-def _readers() -> ThreadPoolExecutor:
-    global _executor
-    if _executor is None:
-        _executor = ThreadPoolExecutor(_THREADS, "shmstream-read")
-    return _executor
+def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio.Future[T]:
+    """What `call` returns or raises, in one of a few threads that do such things."""
+    name, threads = kind
+    executor = _executors.get(name)
+    if executor is None:
+        executor = _executors[name] = ThreadPoolExecutor(threads, name)
+    return asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-def _forget() -> None:
-    """In a forked child: the threads are the parent's."""
-    global _executor
-    _executor = None
+# Of this process: in a forked child, the threads are the parent's.
 
+_executors: dict[str, ThreadPoolExecutor] = {}
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_executors.clear)

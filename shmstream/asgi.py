@@ -3,10 +3,13 @@
     return InFlightResponse(store, key, source)           Starlette, FastAPI
     await InFlightResponse(store, key, source)(scope, receive, send)      any other
 
-What is sent is decided before anything goes out (`_answer`): the status, the range and the headers,
+What is sent is decided before anything goes out (answer.py): the status, the range and the headers,
 from the request and from what the source says of the blob. Then come the headers, at once, and the
 bytes as they arrive. After the headers there is nothing but the body: if the flight fails, the
 connection ends short of its Content-Length, and no error text is taken for data.
+
+Bytes are sent by the kernel, straight from the file, where the server has the ASGI extension
+`http.response.zerocopysend` (server.py gives it to uvicorn); elsewhere they are read and handed on.
 
 A client that leaves cancels its own reading and never the flight. A client that takes nothing for
 `write_timeout` is cut; one that takes a little, now and then, is not.
@@ -15,23 +18,25 @@ A client that leaves cancels its own reading and never the flight. A client that
 from __future__ import annotations
 
 import asyncio
-import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from shmstream.aio import in_thread
+from shmstream.answer import Answer, etag_of, with_the_blob, without_the_blob
 from shmstream.errors import (
     BlobNotFound,
     CannotStart,
     ContentChanged,
     DigestMismatch,
-    NoFreeSlot,
-    OutOfResources,
     ShmstreamError,
+    SourceError,
     SourceFailed,
     WriterStalled,
 )
+from shmstream.source import Description, describe
+from shmstream.sources import as_sources
 
 if TYPE_CHECKING:
     from shmstream.aio import AsyncBlob
@@ -51,28 +56,19 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d{1,19})-(\d{1,19})?|-(\d{1,19}))\s*", re.ASCII)
-_ETAG = re.compile(r'(?:W/)?"[^"]*"')
+_ZERO_COPY = "http.response.zerocopysend"
+_PIECE = 1 << 17  # bytes; what is read to be handed on at one time
+_LEAST, _MOST = 1 << 16, 1 << 20  # bytes; what the kernel is told to send at one time
+_QUICK = 1.0  # s; a client that takes longer for so much is given less at one time
 _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (BlobNotFound, 404),
     (WriterStalled, 504),
     (DigestMismatch, 502),
     (ContentChanged, 502),
     (SourceFailed, 502),
-    (NoFreeSlot, 503),
-    (OutOfResources, 503),
+    (SourceError, 502),
     (CannotStart, 503),
 )
-
-
-@dataclass
-class Answer:
-    """What is sent: a status, headers, and which bytes of the blob (`end` None: to its end)."""
-
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    start: int = 0
-    end: int | None = 0
 
 
 class InFlightResponse(_Response):
@@ -81,7 +77,9 @@ class InFlightResponse(_Response):
     GET and HEAD; 200, 206 for one range (also for bytes that have not arrived), 304, 412, 416,
     ETag, If-Range, Content-Length as soon as the size is known and chunked coding until then.
     Before the headers, errors are answers: 404, 502 (the source), 503 with Retry-After (this
-    machine) or 504 (a stall). Other methods get 405.
+    machine, or `max_flights`) or 504 (a stall); a subclass may say it otherwise (`refuse`). Other
+    methods get 405. A HEAD, or a condition that a digest answers, begins no download unless its
+    source can say nothing without one.
 
     Args:
         store: where the blob is or will be.
@@ -117,7 +115,7 @@ class InFlightResponse(_Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["method"] not in ("GET", "HEAD"):
-            await _send_error(send, 405, {"allow": "GET, HEAD"})
+            await _send_whole(send, Answer(405, {"allow": "GET, HEAD", "content-length": "0"}))
             return
         sending = asyncio.ensure_future(self._serve(scope, send))
         leaving = asyncio.ensure_future(_left(receive))
@@ -131,79 +129,161 @@ class InFlightResponse(_Response):
             with suppress(ConnectionError):  # the client has left
                 sending.result()
 
+    def refuse(self, error: ShmstreamError) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer to a request that fails before its headers."""
+        status = next((code for kind, code in _STATUS_OF if isinstance(error, kind)), 500)
+        headers = {"cache-control": "no-store"}
+        if status == 503:
+            headers["retry-after"] = "5"
+        return status, headers, b""
+
     async def _serve(self, scope: Scope, send: Send) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1")
+        request = {name.decode("latin-1").lower(): value.decode("latin-1")
                    for name, value in scope["headers"]}  # fmt: skip
-        opened = self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
-        started = False
+        began = False
+
+        async def begin(answer: Answer) -> None:
+            nonlocal began
+            began = True
+            self.status_code = answer.status
+            await _start(send, answer)
+
         try:
+            etag = self._extra.get("etag") or etag_of(self._key)
+            if etag and (answer := without_the_blob(request, etag)):
+                answer.headers = answer.headers | self._extra
+                await begin(answer)
+                await send({"type": "http.response.body", "body": b""})
+                return
+            if scope["method"] == "HEAD" and (about := await self._described()) is not None:
+                await begin(self._answer(request, about))
+                await send({"type": "http.response.body", "body": b""})
+                return
+            opened = self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
             async with opened as blob:
                 await blob.known()
-                answer = self._answer(headers, blob)
-                self.status_code = answer.status
-                started = True
-                await _start(send, answer.status, answer.headers)
+                await self.authorise(blob)
+                answer = self._answer(request, blob)
+                await begin(answer)
                 if scope["method"] == "GET":
-                    await self._send_body(send, blob, answer)
-                await self._send(send, b"", more=False)
+                    sized = answer.end is not None  # else in chunks, which the server makes
+                    zero_copy = sized and _ZERO_COPY in (scope.get("extensions") or {})
+                    await _Sending(send, blob, self._write_timeout).send(
+                        answer, zero_copy=zero_copy
+                    )
+                else:
+                    await send({"type": "http.response.body", "body": b""})
         except ShmstreamError as error:
-            if started:
+            if began:
                 raise  # the server closes the connection, short of what was promised
-            status = next((code for kind, code in _STATUS_OF if isinstance(error, kind)), 500)
-            extra = {"retry-after": "5"} if status == 503 else {}
-            await _send_error(send, status, extra)
+            status, headers, body = self.refuse(error)
+            headers["content-length"] = str(len(body))
+            self.status_code = status
+            await _send_whole(send, Answer(status, headers), body)
 
-    def _answer(self, request: Mapping[str, str], blob: AsyncBlob) -> Answer:
+    async def authorise(self, blob: AsyncBlob) -> None:
+        """For subclasses: called once the source has answered, before anything is sent.
+
+        Raises:
+            ShmstreamError: this client is not to have it; `refuse` says so.
+        """
+
+    async def _described(self) -> Description | None:
+        """What a HEAD request is told, without a download; None if only a download can tell."""
+        if self._key in self._store or self._source is None:
+            return None
+        sources = as_sources(self._source)
+        return await in_thread(lambda: describe(sources))
+
+    def _answer(self, request: Mapping[str, str], about: Description | AsyncBlob) -> Answer:
         """What to send, decided from the request and from what is known of the blob."""
-        etag = self._extra.get("etag") or self._etag(blob)
-        headers = {"accept-ranges": "bytes", **self._extra}
-        if etag is not None:
-            headers["etag"] = etag
-        if not _matches(request.get("if-match"), etag, weak=False):
-            return Answer(412, headers | {"content-length": "0"})
-        if "if-none-match" in request and _matches(request["if-none-match"], etag, weak=True):
-            return Answer(304, headers)
-        headers["content-type"] = self._media_type or blob.media_type or "application/octet-stream"
-        size = blob.size
-        if size is None:
-            return Answer(200, headers, end=None)
-        wanted = request.get("range")
-        if wanted is not None and request.get("if-range", etag) == etag:
-            span = _span(wanted, size)
-            if span is not None:
-                start, end = span
-                if start >= end:
-                    headers["content-range"] = f"bytes */{size}"
-                    return Answer(416, headers | {"content-length": "0"})
-                headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
-                headers["content-length"] = str(end - start)
-                return Answer(206, headers, start, end)
-        return Answer(200, headers | {"content-length": str(size)}, 0, size)
+        etag = self._extra.get("etag") or etag_of(self._key, about.validator)
+        answer = without_the_blob(request, etag) or with_the_blob(request, etag, about.size)
+        if answer.status not in (304, 412):
+            media_type = self._media_type or about.media_type or "application/octet-stream"
+            answer.headers["content-type"] = media_type
+        answer.headers = answer.headers | self._extra
+        return answer
 
-    def _etag(self, blob: AsyncBlob) -> str | None:
-        """A digest is the best of ETags; else what the source has, if it is one and strong."""
-        if self._key.startswith(("sha256:", "sha512:")):
-            return f'"{self._key}"'
-        validator = blob.validator
-        strong = validator is not None and validator.startswith('"')
-        return validator if strong and _ETAG.fullmatch(validator or "") else None
 
-    async def _send_body(self, send: Send, blob: AsyncBlob, answer: Answer) -> None:
+class _Sending:
+    """Sends bytes of a blob to a client, as long as it takes some."""
+
+    def __init__(self, send: Send, blob: AsyncBlob, timeout: float) -> None:
+        self._send = send
+        self._blob = blob
+        self._timeout = timeout
+        self._writing_since: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle
+        self._cut = False
+
+    async def send(self, answer: Answer, *, zero_copy: bool) -> None:
+        """Send the body of the answer, waiting for the client, and for the blob.
+
+        Raises:
+            ConnectionAbortedError: the client took nothing for too long.
+            StreamBroken: as `AsyncBlob.read1`.
+        """
+        self._task = asyncio.current_task()
+        self._look()
+        try:
+            await (self._by_kernel(answer) if zero_copy else self._by_hand(answer))
+            await self._write({"type": "http.response.body", "body": b""})
+        except asyncio.CancelledError:
+            if not self._cut:
+                raise
+            reason = f"the client took nothing for {self._timeout:g} s"
+            raise ConnectionAbortedError(reason) from None
+        finally:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        """One timer for all writes: they are many, and one that takes too long is rare."""
+        now = time.monotonic()
+        due = (self._writing_since or now) + self._timeout
+        if due <= now and self._task is not None:
+            self._cut = self._task.cancel()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(due - now, self._look)
+
+    async def _by_hand(self, answer: Answer) -> None:
+        blob = self._blob
         await blob.seek(answer.start)
         end = float("inf") if answer.end is None else answer.end
         while blob.tell() < end:
-            data = await blob.read1(-1 if answer.end is None else answer.end - blob.tell())
+            data = await blob.read1(int(min(end - blob.tell(), _PIECE)))
             if not data:
                 break
-            await self._send(send, data, more=True)
+            await self._write({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _send(self, send: Send, data: bytes, *, more: bool) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            reason = f"the client took nothing for {self._write_timeout:g} s"
-            raise ConnectionAbortedError(reason) from None
+    async def _by_kernel(self, answer: Answer) -> None:
+        blob, position, end = self._blob, answer.start, answer.end
+        assert end is not None
+        most = _LEAST
+        while position < end:
+            count = min(await blob.wait_past(position), end, position + most) - position
+            if count <= 0:
+                break
+            took = await self._write(
+                {
+                    "type": _ZERO_COPY,
+                    "file": blob.descriptor,
+                    "offset": position,
+                    "count": count,
+                    "more_body": True,
+                }
+            )
+            position += count
+            # A write that is under way shows no progress, so a slow client is given less at a time.
+            most = min(2 * most, _MOST) if took < _QUICK else max(most // 2, _LEAST)
+
+    async def _write(self, message: Message) -> float:
+        """Have the server send it; the seconds that took."""
+        began = self._writing_since = time.monotonic()
+        await self._send(message)
+        self._writing_since = None
+        return time.monotonic() - began
 
 
 async def _left(receive: Receive) -> None:
@@ -212,34 +292,12 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
+async def _start(send: Send, answer: Answer) -> None:
+    pairs = [(name.encode("latin-1"), value.encode("latin-1"))
+             for name, value in answer.headers.items()]  # fmt: skip
+    await send({"type": "http.response.start", "status": answer.status, "headers": pairs})
 
 
-async def _send_error(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    await _start(send, status, {"content-length": "0", "cache-control": "no-store", **headers})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _matches(condition: str | None, etag: str | None, *, weak: bool) -> bool:
-    """Whether an `If-Match` or `If-None-Match` names `etag`; one that is not there does."""
-    if condition is None or condition.strip() == "*":
-        return True
-    if etag is None:
-        return False
-    found = _ETAG.findall(condition)
-    return etag in ([each.removeprefix("W/") for each in found] if weak else found)
-
-
-def _span(header: str, size: int) -> tuple[int, int] | None:
-    """Start and end of the one range asked for; None for several or none, which get everything."""
-    match = _ONE_RANGE.fullmatch(header)
-    if match is None:
-        return None
-    first, last, suffix = match.groups()
-    if suffix is not None:
-        return max(size - int(suffix), 0), size if int(suffix) else 0
-    if last is not None and int(last) < int(first):
-        return None
-    return int(first), size if last is None else min(int(last) + 1, size)
+async def _send_whole(send: Send, answer: Answer, body: bytes = b"") -> None:
+    await _start(send, answer)
+    await send({"type": "http.response.body", "body": body})

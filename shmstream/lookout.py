@@ -91,7 +91,7 @@ class Lookout:
                         if not self.is_complete:
                             blob.wait_past(self.published)
                     except WriterStalled:  # each task has its own patience
-                        continue
+                        self._tell()
         except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
             self.error = error
         with self._lock:
@@ -131,7 +131,7 @@ class Lookout:
         return (self.is_open and self.published >= want) or self.is_complete or self._ended
 
     async def wait(self, want: int) -> None:
-        """Wait until `enough`, or for any news."""
+        """Wait until `enough`, or for any news, or for a look of the lookout's that brings none."""
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         entry = (loop, future)

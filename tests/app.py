@@ -8,11 +8,24 @@ from typing import Any
 from urllib.parse import unquote
 
 from shmstream.asgi import InFlightResponse
+from shmstream.server import Protocol
 from tests.flights import make_store
 
 store = make_store(os.environ["TEST_STORE"], {})
 origin = os.environ["TEST_ORIGIN"]
 options = json.loads(os.environ.get("TEST_OPTIONS", "{}"))
+
+
+class Hasty(Protocol):
+    """Bounds that a test can wait for."""
+
+    head_timeout = 0.5
+
+
+class ByHand(Protocol):
+    """As where there is TLS."""
+
+    zero_copy = False
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

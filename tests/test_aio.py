@@ -193,9 +193,9 @@ def test_a_cold_blob_is_read_by_our_own_threads(store: Store) -> None:
             await asyncio.gather(*blocked)
 
     asyncio.run(main())
-    if aio._executor is not None:
-        aio._executor.shutdown()
-        aio._executor = None
+    for executor in aio._executors.values():
+        executor.shutdown()
+    aio._executors.clear()
 
 
 def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:

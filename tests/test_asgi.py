@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -32,7 +33,14 @@ KEY = digest(1, SIZE)
 class Server:
     """uvicorn with two worker processes."""
 
-    def __init__(self, folder: str, origin: Origin, log: Path, *app: str) -> None:
+    def __init__(
+        self,
+        folder: str,
+        origin: Origin,
+        log: Path,
+        *app: str,
+        options: dict[str, Any] | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -41,11 +49,25 @@ class Server:
         self.log = log.open("w+")
         self.process = subprocess.Popen(
             [*command, "--port", str(self.port), *(app or ("tests.app:app",))],
-            env={**os.environ, "TEST_STORE": folder, "TEST_ORIGIN": origin.url("")},
+            env={
+                **os.environ,
+                "TEST_STORE": folder,
+                "TEST_ORIGIN": origin.url(""),
+                "TEST_OPTIONS": json.dumps(options or {}),
+            },
             stdout=self.log,
             stderr=self.log,
         )
         wait_until(self._answers)
+        wait_until(lambda: sum(map(_has_a_loop, self.processes())) == 2)
+
+    def processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self.process.pid)
+        return [server, *server.children(recursive=True)]
+
+    def descriptors(self) -> int:
+        """How many its processes have open."""
+        return sum(each.num_fds() for each in self.processes())
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read()
@@ -83,11 +105,23 @@ class Server:
             self.log.close()
 
 
-@pytest.fixture
-def server(folder: str, store: Store, origin: Origin, tmp_path: Path) -> Iterator[Server]:
+def _has_a_loop(process: psutil.Process) -> bool:
+    folder = Path(f"/proc/{process.pid}/fd")
+    return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
+
+
+SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
+
+PROTOCOLS = ("httptools", "shmstream.server:Protocol")
+
+
+@pytest.fixture(params=PROTOCOLS, ids=["by hand", "zero-copy"])
+def server(
+    folder: str, store: Store, origin: Origin, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Server]:
     assert store.folder == folder
     origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
-    running = Server(folder, origin, tmp_path / "log")
+    running = Server(folder, origin, tmp_path / "log", "tests.app:app", "--http", request.param)
     yield running
     running.close()
     wait_until(lambda: not store.flights())
@@ -180,10 +214,81 @@ def test_conditions(server: Server, origin: Origin) -> None:
         answer = server.request("GET", f"/blob/{KEY}", **headers)
         assert answer.status == status, headers
         assert answer.getheader("etag") == etag
-    answer = server.request("HEAD", f"/blob/{KEY}")
-    assert (answer.status, answer.getheader("content-length"), answer.body) == (200, str(SIZE), b"")
     assert server.request("POST", f"/blob/{KEY}").status == 405
     assert len(origin.requests("/blob")) == 1
+
+
+def test_head_begins_no_download(server: Server, origin: Origin, store: Store) -> None:
+    for _ in range(2):
+        answer = server.request("HEAD", f"/blob/{KEY}")
+        assert (answer.status, answer.body) == (200, b"")
+        assert answer.getheader("content-length") == str(SIZE)
+        assert answer.getheader("content-type") == "application/x-test"
+        assert answer.getheader("etag") == f'"{KEY}"'
+    assert server.request("HEAD", f"/blob/{KEY}", Range="bytes=0-9").status == 206
+    assert server.request("GET", f"/blob/{KEY}", If_None_Match=f'"{KEY}"').status == 304
+    assert [each.method for each in origin.requests("/blob")] == ["HEAD"] * 3
+    assert (KEY in store, store.flights()) == (False, [])
+    origin.change("/blob", status=404)
+    assert server.request("HEAD", f"/blob/{KEY}").status == 502
+    origin.change("/blob", status=None)
+    server.request("GET", f"/blob/{KEY}")
+    wait_until(lambda: KEY in store)
+    answer = server.request("HEAD", f"/blob/{KEY}")
+    assert (answer.status, answer.getheader("content-length")) == (200, str(SIZE))
+    assert len(origin.requests("/blob")) == 5
+
+
+@pytest.mark.parametrize("protocol", ["tests.app:ByHand", PROTOCOLS[1]])
+def test_clients_that_take_nothing_are_cut(
+    protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    size = 64 * MIB  # more than the buffers of two sockets
+    origin.serve("/blob", seed=2, size=size)
+    store.fetch("key", origin.url("/blob"))
+    app = ("tests.app:app", "--http", protocol)
+    running = Server(folder, origin, tmp_path / "log", *app, options={"write_timeout": 1.0})
+    try:
+        before = running.descriptors()
+        connections = [running.open("GET", "/blob/key") for _ in range(4)]
+        for each in connections.pop():  # it leaves by itself, in the middle
+            each.close()
+
+        wait_until(lambda: running.descriptors() <= before + SPARE)
+        for connection, response in connections:
+            with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+                response.read()
+            connection.close()
+        assert running.request("GET", "/blob/key", Range="bytes=-5").status == 206
+    finally:
+        running.close()
+
+
+def test_heads_of_requests_have_bounds(
+    folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    store.fetch("key", [DATA])
+    running = Server(folder, origin, tmp_path / "log", "tests.app:app", "--http", "tests.app:Hasty")
+    try:
+        before = running.descriptors()
+        idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(500)]
+        dribbling = idle[:5]
+        for number in range(6):  # a client that sends a little, now and then, is late all the same
+            for each in dribbling:
+                with suppress(ConnectionError):
+                    each.sendall(b"GET /blob/key HT"[number : number + 1])
+            assert running.request("GET", "/blob/key", Range="bytes=0-4").body == DATA[:5]
+        for each in idle:
+            with each.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+            each.close()
+        wait_until(lambda: running.descriptors() <= before + SPARE)
+        assert running.request("GET", "/blob/key", Range="bytes=" + "0-1," * 25_000).status == 431
+        assert running.request("GET", "/blob/key?" + "x" * 100_000).status == 431
+        answer = running.request("GET", "/blob/key", Range="bytes=" + "0-1," * 1000)
+        assert (answer.status, sha256(answer.body)) == (200, sha256(DATA))
+    finally:
+        running.close()
 
 
 def test_unknown_length_is_chunked(server: Server, origin: Origin) -> None:

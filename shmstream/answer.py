@@ -1,0 +1,103 @@
+"""What to answer to a request for a blob: decided from its headers and from what is known of it.
+
+    If-Match does not name it         412
+    If-None-Match names it            304
+    Range, one, with or without
+      an If-Range that names it       206, or 416 if the blob has no such bytes
+    anything else                     200
+
+Several ranges, other units and what is no range get everything, as RFC 9110 (14.2) allows. A blob
+whose size is not known yet is sent whole. Nothing here waits, or sends anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d{1,19})-(\d{1,19})?|-(\d{1,19}))\s*", re.ASCII)
+_ETAG = re.compile(r'(?:W/)?"[^"]*"')
+
+
+@dataclass
+class Answer:
+    """What is sent: a status, headers, and which bytes of the blob (`end` None: to its end)."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    start: int = 0
+    end: int | None = 0
+
+
+def etag_of(key: str, validator: str | None = None) -> str | None:
+    """The ETag of a blob: its digest, if that is its key, or else what its source has.
+
+    None where the source has none, or only a weak one, or a date.
+    """
+    if key.startswith(("sha256:", "sha512:")):
+        return f'"{key}"'
+    strong = validator is not None and validator.startswith('"')
+    return validator if strong and _ETAG.fullmatch(validator or "") else None
+
+
+def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | None:
+    """The answer to a condition that decides before the blob is needed; None if none does.
+
+    Raises nothing, whatever the headers are.
+    """
+    if not _matches(request.get("if-match"), etag, weak=False):
+        return Answer(412, _tagged(etag, {"content-length": "0"}))
+    if "if-none-match" in request and _matches(request["if-none-match"], etag, weak=True):
+        return Answer(304, _tagged(etag, {}))
+    return None
+
+
+def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None) -> Answer:
+    """The answer to a request without a condition that forbids it; `size` in bytes, if known."""
+    if size is None:
+        return Answer(200, _tagged(etag, {}), end=None)
+    wanted = request.get("range")
+    if wanted is not None and request.get("if-range", etag) == etag:
+        span = _span(wanted, size)
+        if span is not None:
+            start, end = span
+            if start >= end:
+                told = {"content-range": f"bytes */{size}", "content-length": "0"}
+                return Answer(416, _tagged(etag, told))
+            told = {
+                "content-range": f"bytes {start}-{end - 1}/{size}",
+                "content-length": str(end - start),
+            }
+            return Answer(206, _tagged(etag, told), start, end)
+    return Answer(200, _tagged(etag, {"content-length": str(size)}), 0, size)
+
+
+def _tagged(etag: str | None, headers: dict[str, str]) -> dict[str, str]:
+    headers["accept-ranges"] = "bytes"
+    if etag is not None:
+        headers["etag"] = etag
+    return headers
+
+
+def _matches(condition: str | None, etag: str | None, *, weak: bool) -> bool:
+    """Whether an `If-Match` or `If-None-Match` names `etag`; one that is not there does."""
+    if condition is None or condition.strip() == "*":
+        return True
+    if etag is None:
+        return False
+    found = _ETAG.findall(condition)
+    return etag in ([each.removeprefix("W/") for each in found] if weak else found)
+
+
+def _span(header: str, size: int) -> tuple[int, int] | None:
+    """Start and end of the one range asked for; None for several or none, which get everything."""
+    match = _ONE_RANGE.fullmatch(header)
+    if match is None:
+        return None
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        return max(size - int(suffix), 0), size if int(suffix) else 0
+    if last is not None and int(last) < int(first):
+        return None
+    return int(first), size if last is None else min(int(last) + 1, size)

@@ -1,0 +1,208 @@
+"""uvicorn with what it lacks for blobs: zero-copy sends, and bounds on the head of a request.
+
+    uvicorn.Config(app, http=shmstream.server.Protocol)
+
+`Protocol` is uvicorn's own for httptools, and more:
+
+    zero-copy   the ASGI extension `http.response.zerocopysend`: the kernel sends a span of a file
+                (`sendfile`), so its bytes never enter this process. For connections without TLS
+    408         a client that has not sent the head of its request in `head_timeout` seconds
+    431         a head of more than `head_size` bytes
+
+And a response that fails ends its connection at once.
+
+The descriptor that is sent to is a duplicate of the connection's, ours until the connection is
+lost: one that was closed in the meantime could be another connection by now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, cast
+
+try:
+    from uvicorn.protocols.http import httptools_impl
+except ImportError as missing:
+    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+_ZERO_COPY = "http.response.zerocopysend"
+
+
+class Protocol(httptools_impl.HttpToolsProtocol):
+    """One connection. See the module; subclasses may set other bounds."""
+
+    zero_copy = True
+    """Whether to offer it, where it is possible."""
+
+    head_timeout = 20.0
+    """Seconds that a client has for the head of a request, from its connection or first byte."""
+
+    head_size = 64 * 1024
+    """Bytes that the head of a request may have."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._application, self.app = self.app, self._answer
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_size = 0
+        self._file = -1  # the duplicate
+        self._writable: asyncio.Future[None] | None = None
+
+    # The head of a request.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
+
+    def _head_is_here(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._refuse(408, b"Request Timeout")
+
+    def _refuse(self, status: int, phrase: bytes) -> None:
+        self._head_is_here()
+        if not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:  # else in another's body
+                head = b"content-length: 0\r\nconnection: close\r\n\r\n"
+                self.transport.write(b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, head))
+            self.transport.close()
+
+    def on_message_begin(self) -> None:
+        """A request begins, the first of the connection or a later one."""
+        super().on_message_begin()
+        self._head_size = 0
+        self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's line."""
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        self._count(len(name) + len(value))
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self.head_size:
+            self._refuse(431, b"Request Header Fields Too Large")
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request; none that come after it was refused."""
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """The head is here: have the application answer."""
+        self._head_is_here()
+        if self.transport.is_closing():
+            return
+        if self.zero_copy and self.scheme == "http":
+            self.scope["extensions"] = {_ZERO_COPY: {}}
+        super().on_headers_complete()
+
+    async def _answer(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """The application that uvicorn calls. What ours leaves incomplete ends here and now.
+
+        uvicorn would wait for the client to take what is in its buffer, perhaps for ever.
+        """
+        cycle = cast("httptools_impl.RequestResponseCycle", cast("MethodType", send).__self__)
+        try:
+            await self._application(scope, receive, partial(self._send, cycle))
+        finally:
+            if cycle.response_started and not cycle.response_complete:
+                self.transport.abort()
+
+    # Zero-copy.
+
+    async def _send(
+        self, cycle: httptools_impl.RequestResponseCycle, message: ASGISendEvent
+    ) -> None:
+        told = cast("dict[str, Any]", message)
+        if told["type"] != _ZERO_COPY:
+            await cycle.send(message)
+        elif not cycle.disconnected:
+            count = told["count"]
+            if cycle.scope["method"] == "HEAD" or cycle.chunked_encoding is not False:
+                raise RuntimeError("a file is sent in the body of a GET with a Content-Length")
+            if count > cycle.expected_content_length:
+                raise RuntimeError("Response content longer than Content-Length")
+            await self._send_file(told["file"], told.get("offset", 0), count)
+            cycle.expected_content_length -= count
+            if not told.get("more_body", False):
+                await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_file(self, file: int, offset: int, count: int) -> None:
+        """Send `count` bytes of `file`, once everything before has gone out.
+
+        Returns early only when the connection is lost.
+
+        Raises:
+            EOFError: the file is shorter.
+        """
+        if self.transport.get_write_buffer_size():
+            self.transport.set_write_buffer_limits(0)  # so that `drain` waits for all of it
+            await self.flow.drain()
+        if self._file < 0 and not self._duplicate():
+            return
+        while count and self._file >= 0:
+            try:
+                sent = os.sendfile(self._file, file, offset, count)
+            except BlockingIOError:
+                await self._until_writable()
+                continue
+            except ConnectionError:
+                return  # which the transport notices, too
+            if not sent:
+                raise EOFError(f"the file is shorter than {offset + count} bytes")
+            offset += sent
+            count -= sent
+
+    def _duplicate(self) -> bool:
+        connection = self.transport.get_extra_info("socket")
+        if self.transport.is_closing() or connection is None:
+            return False
+        self._file = os.dup(connection.fileno())
+        return True
+
+    async def _until_writable(self) -> None:
+        self._writable = self.loop.create_future()
+        self.loop.add_writer(self._file, self._is_writable)
+        try:
+            await self._writable
+        finally:
+            self._writable = None
+            if self._file >= 0:
+                self.loop.remove_writer(self._file)
+
+    def _is_writable(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is no more: nobody waits for it any longer."""
+        self._head_is_here()
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            if self._writable is not None:
+                self.loop.remove_writer(file)
+                self._is_writable()
+            os.close(file)
+        super().connection_lost(exc)
