@@ -80,6 +80,7 @@ class Policy:
     chunk_size: int
     max_subscribers: int
     max_flights: int | None
+    pacing: tuple[int, float]
     make_room: Callable[[int, str], None]
     tell: Callable[[Event], None]
 
@@ -210,7 +211,12 @@ class Flight:
                 time.sleep(0.01)
             return
         try:
-            streamer = ResumableStreamer.succeed(self.place.stream, durable=self._policy.durable)
+            streamer = ResumableStreamer.succeed(
+                self.place.stream,
+                durable=self._policy.durable,
+                publish_bytes=self._policy.pacing[0],
+                publish_interval=self._policy.pacing[1],
+            )
         except (StreamExists, StreamNotFound):
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
@@ -264,6 +270,8 @@ class Flight:
             chunk_size=policy.chunk_size,
             max_subscribers=policy.max_subscribers,
             durable=policy.durable,
+            publish_bytes=policy.pacing[0],
+            publish_interval=policy.pacing[1],
         )
 
     def _start(

@@ -24,6 +24,7 @@ from shmstream.events import Event, EventKind
 from shmstream.flight import Flight, Policy
 from shmstream.layout import RECORD, Entry, Layout
 from shmstream.leader import Retries
+from shmstream.pacer import check_pacing
 from shmstream.sources import AnySource, as_sources
 
 _log = logging.getLogger("shmstream")
@@ -48,6 +49,9 @@ class Store:
         retries: how often sources are tried.
         chunk_size: bytes of a chunk; the last one is withheld until the digest is verified.
         max_subscribers: readers of one flight at one time.
+        publish_bytes: readers of a flight are woken when so many bytes have gathered ...
+        publish_interval: ... or so many seconds have passed, whichever is first. The first bytes
+            go out at once. Longer costs less where many read at the live tail.
         max_flights: of this store on this host at one time, whoever leads them; beyond that a new
             one is refused (`TooManyFlights`). A flight that is taken over goes on. None: no limit.
         on_event: told what happens to the flights that this process leads, as it happens and in
@@ -67,6 +71,8 @@ class Store:
         retries: Retries | None = None,
         chunk_size: int = 65536,
         max_subscribers: int = 1024,
+        publish_bytes: int = 1 << 20,
+        publish_interval: float = 0.02,
         max_flights: int | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
@@ -74,6 +80,7 @@ class Store:
             raise ValueError(f"max_bytes is a number of bytes, or None for no limit: {max_bytes}")
         if max_flights is not None and max_flights < 1:
             raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
+        check_pacing(publish_bytes, publish_interval)
         self._layout = Layout(folder)
         self.folder = self._layout.folder
         self.max_bytes = max_bytes
@@ -85,6 +92,7 @@ class Store:
             chunk_size=chunk_size,
             max_subscribers=max_subscribers,
             max_flights=max_flights,
+            pacing=(publish_bytes, publish_interval),
             tell=self._say,
             make_room=self._make_room,
         )

@@ -107,3 +107,20 @@ def test_a_source_is_described_without_its_bytes(origin: Origin, tmp_path: Path)
     assert found.size == 1000
     with pytest.raises(SourceError, match="regular"):
         PathSource(tmp_path).describe()
+
+
+def test_pacing_is_the_stores(folder: str, origin: Origin) -> None:
+    with pytest.raises(ValueError, match="publish_interval"):
+        make_store(folder, {"publish_interval": -1})
+    size = 4 * MIB
+    url = origin.serve("/blob", seed=1, size=size, rate=16 * MIB)
+    waits = []
+    for interval in (0.2, 0.001):
+        store = make_store(folder, {"publish_bytes": size, "publish_interval": interval})
+        with store.open(f"every {interval}", url) as blob:
+            steps = 0
+            while not blob.is_complete:
+                blob.wait_past(blob.published)
+                steps += 1
+        waits.append(steps)
+    assert waits[0] < waits[1]
