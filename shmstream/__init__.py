@@ -28,8 +28,8 @@ And how one key reaches every process of a host that asks for it:
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
 events, units, answer | claims, subscribers, http_client, fsspec_source | stream, partial,
 http_source | streamer, tail, sources | copier, resumable, layout | leader, audit | flight | blob |
-lookout | aio | store | asgi, server | registry | demo | cli. A room imports only rooms on lower
-floors.
+lookout | aio | store | asgi, server, watch | registry | demo | cli. A room imports only rooms on
+lower floors.
 """
 
 import logging

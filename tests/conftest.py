@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.nginx",
     "tests.origin",
     "tests.registries",
+    "tests.serving",
     "tests.stores",
 ]  # the servers, each started when a test asks
 

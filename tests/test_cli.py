@@ -17,6 +17,7 @@ import pytest
 
 from shmstream import State, Store, http_source, segment
 from shmstream.cli import options, words
+from shmstream.watch import followers_of
 from tests.commands import PYTHON, ROOT, Command
 from tests.interpreters import PATIENCE, wait_until
 from tests.origin import Origin
@@ -146,7 +147,7 @@ def flying(store: Store, published: int = 1, followers: int = 0) -> None:
             and flights[0].leader is not None
             and flights[0].state is State.STREAMING
             and flights[0].published >= published
-            and len(words.followers_of(flights[0])) == followers
+            and len(followers_of(flights[0])) == followers
         )
 
     wait_until(is_so)

@@ -37,7 +37,7 @@ FLOORS = [
     {"lookout"},
     {"aio"},
     {"store"},
-    {"asgi", "server"},
+    {"asgi", "server", "watch"},
     {"__init__"},
     {"registry"},
     {"demo"},

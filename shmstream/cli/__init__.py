@@ -1,6 +1,7 @@
 """The command line: `command` is its door, and each command is a room.
 
 fetch.py        `fetch`; bar.py is its progress bar, output.py where the bytes go
+serve.py        `serve`
 keeping.py      `ls`, `check`, `gc`, `evict`
 top.py          `top`
 demo.py         `demo`
@@ -22,6 +23,7 @@ from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
 from shmstream.cli.keeping import check, evict, gc, ls
 from shmstream.cli.options import verbose_option
+from shmstream.cli.serve import serve
 from shmstream.cli.top import top
 
 _EPILOG = """\
@@ -44,7 +46,7 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for each in (fetch, ls, top, check, gc, evict, demo, completion):
+for each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
     command.add_command(each)
 
 __all__ = ["command"]

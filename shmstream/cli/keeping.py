@@ -19,7 +19,6 @@ from shmstream.cli.options import (
 from shmstream.cli.words import (
     blob_facts,
     flight_facts,
-    followers_of,
     in_columns,
     moment,
     named,
@@ -27,10 +26,10 @@ from shmstream.cli.words import (
     printable,
     say,
     show_json,
-    state_of,
 )
 from shmstream.demo.screen import amount
 from shmstream.layout import Entry
+from shmstream.watch import followers_of, state_of
 
 
 @click.command(cls=Command, short_help="List the blobs and flights of a store.")

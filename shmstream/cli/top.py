@@ -1,7 +1,6 @@
 """`top`: a live view of a store's flights.
 
-A `Watch` looks at shared memory again and again, and knows from its last looks how fast each flight
-is. What it sees is drawn as a live page on a terminal, or told once, in lines or as JSON.
+What a `Watch` sees is drawn as a live page on a terminal, or told once, in lines or as JSON.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ import sys
 import termios
 import time
 import tty
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import click
 from rich.console import Console, Group, RenderableType
@@ -25,66 +22,21 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from shmstream.audit import FlightInfo
 from shmstream.cli.guard import Command
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.words import (
     flight_facts,
-    followers_of,
     left,
     named,
     per_second,
     plural,
     printable,
     show_json,
-    state_of,
 )
 from shmstream.demo.screen import amount
 from shmstream.demo.stopping import Stopped
-from shmstream.store import Store
 from shmstream.subscribers import Subscriber
-
-_WINDOW = 5.0  # s; the time over which a rate is taken
-
-
-@dataclass(frozen=True)
-class Sight:
-    """A flight as it was seen: `rate` in bytes/s and `eta` in s, None while they are not known."""
-
-    flight: FlightInfo
-    rate: float | None
-    eta: float | None
-
-
-class Watch:
-    """Looks at the flights of a store, and remembers enough to tell their rates."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._seen: dict[str, deque[tuple[float, int]]] = {}  # stream -> when, how much
-
-    def look(self) -> list[Sight]:
-        """All flights as they are now."""
-        now = time.monotonic()
-        flights = self.store.flights()
-        self._seen = {each.stream: self._seen.get(each.stream, deque()) for each in flights}
-        return [self._sight(each, now) for each in flights]
-
-    def _sight(self, flight: FlightInfo, now: float) -> Sight:
-        seen = self._seen[flight.stream]
-        if seen and seen[-1][1] > flight.published:  # it ended, and another has its name
-            seen.clear()
-        seen.append((now, flight.published))
-        while len(seen) > 2 and now - seen[0][0] > _WINDOW:
-            seen.popleft()
-        before, published = seen[0]
-        if now <= before:
-            return Sight(flight, None, None)
-        rate = (flight.published - published) / (now - before)
-        eta = None
-        if rate > 0 and flight.size is not None:
-            eta = (flight.size - flight.published) / rate
-        return Sight(flight, rate, eta)
+from shmstream.watch import Sight, Watch, followers_of, state_of
 
 
 @click.command(cls=Command, short_help="Watch the flights of a store, live.")

@@ -12,11 +12,10 @@ import click
 from rich.console import Console
 
 from shmstream.audit import FlightInfo
-from shmstream.control import TERMINAL
 from shmstream.demo import screen
 from shmstream.demo.screen import amount
 from shmstream.layout import Entry
-from shmstream.subscribers import Subscriber
+from shmstream.watch import followers_of, state_of
 
 PEOPLE = Console(stderr=True, highlight=False, emoji=False)
 """Standard error, where everything is for people."""
@@ -90,18 +89,6 @@ def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
 
 
 # Flights.
-
-
-def state_of(flight: FlightInfo) -> str:
-    """`opening`, `streaming`, `committed`, `aborted`; or `orphaned`: nobody leads it just now."""
-    if flight.leader is None and flight.state not in TERMINAL:
-        return "orphaned"
-    return flight.state.name.lower()
-
-
-def followers_of(flight: FlightInfo) -> list[Subscriber]:
-    """Who reads, in other processes than the one that leads."""
-    return [each for each in flight.followers if each.identity != flight.leader]
 
 
 def flight_facts(flight: FlightInfo) -> dict[str, Any]:

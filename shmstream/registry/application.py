@@ -10,9 +10,13 @@ import asyncio
 
 from shmstream import liveness
 from shmstream.asgi import Receive, Scope, Send
+from shmstream.registry.access_log import AccessLog
 from shmstream.registry.app import Registry
+from shmstream.registry.metrics import Metrics
+from shmstream.registry.observer import Observer
 from shmstream.registry.operations import Operations
 from shmstream.registry.settings import Settings
+from shmstream.registry.status import Status
 from shmstream.store import Store
 
 
@@ -23,32 +27,42 @@ class Application:
         """Raises:
         StoreUnusable: the store's folder is not fit for one.
         """
-        self.store = Store(
-            settings.store, max_bytes=settings.max_bytes, max_flights=settings.max_flights
+        metrics = Metrics()
+        store = Store(
+            settings.store,
+            max_bytes=settings.max_bytes,
+            max_flights=settings.max_flights,
+            on_event=metrics.flew,
         )
-        self.operations = Operations(settings, self.store)
-        self.registry = Registry(settings, self.store)
+        self.registry = Registry(settings, store)
+        self.operations = Operations(Status(settings, store, metrics), metrics, list)
+        self._clients = metrics.clients
+        self._log = AccessLog(metrics.lost) if settings.access_log else None
+        self._observer = Observer(metrics, self._log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one life."""
-        if scope["type"] == "lifespan":
+        if scope["type"] == "http":
+            path = scope["path"]
+            is_for_registry = path == "/v2" or path.startswith("/v2/")
+            app = self._serve_registry if is_for_registry else self.operations
+            await self._observer.observe(app, scope, receive, send)
+        elif scope["type"] == "lifespan":
             await self._live(receive, send)
-        elif scope["type"] == "http":
-            await self._dispatch(scope, receive, send)
         else:
             raise ValueError(f"this application speaks HTTP only, not {scope['type']}")
 
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path == "/v2" or path.startswith("/v2/"):
+    async def _serve_registry(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._clients.track_inprogress():
             await self.registry(scope, receive, send)
-        else:
-            await self.operations(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
         self.registry.close()
+        self.operations.close()
         await asyncio.to_thread(liveness.close_all)
+        if self._log is not None:
+            await self._log.close()
         await send({"type": "lifespan.shutdown.complete"})

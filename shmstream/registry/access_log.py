@@ -1,0 +1,146 @@
+"""The access log: one JSON line for each response, on standard output, off the hot path.
+
+A response only leaves its facts. Ten times a second, if there are any, a thread makes lines of
+them and writes those. Lines of several workers do not mix: each is written at once, and is no
+longer than what a pipe takes at once. Whoever does not read them for long loses some, and the next
+line says how many; no request ever waits for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+_INTERVAL = 0.1  # s
+_KEPT = 20_000  # responses that may wait to be written
+_LONGEST_LINE = select.PIPE_BUF  # bytes
+_TEXT, _SHORT_TEXT = 1000, 150  # characters of a path or user agent
+
+_log = logging.getLogger("shmstream")
+
+
+@dataclass(slots=True)
+class Entry:
+    """A response that has ended; times in seconds, `ended` since 1970.
+
+    `complete`: whether all of the body went out. `cache` and `route` as in the metrics.
+    """
+
+    ended: float
+    client: str | None
+    method: str
+    path: str
+    namespace: str | None
+    wanted_range: str | None
+    user_agent: str | None
+    status: int
+    sent: int
+    complete: bool
+    duration: float
+    ttfb: float | None
+    route: str | None
+    cache: str | None
+
+    def line(self, lost: int = 0) -> bytes:
+        """As JSON, with a line's end: one short line of ASCII, whatever is in it."""
+        line = self._line(lost, _TEXT)
+        return line if len(line) <= _LONGEST_LINE else self._line(lost, _SHORT_TEXT)
+
+    def _line(self, lost: int, longest: int) -> bytes:
+        facts = {
+            "time": datetime.fromtimestamp(self.ended, UTC).isoformat(timespec="milliseconds"),
+            "client": self.client,
+            "method": self.method,
+            "path": self.path[:longest],
+            "ns": self.namespace and self.namespace[:longest],
+            "range": self.wanted_range and self.wanted_range[:100],
+            "status": self.status,
+            "bytes": self.sent,
+            "complete": self.complete,
+            "duration": round(self.duration, 6),
+            "ttfb": None if self.ttfb is None else round(self.ttfb, 6),
+            "route": self.route,
+            "cache": self.cache,
+            "user_agent": self.user_agent and self.user_agent[:longest],
+            "lost": lost or None,
+        }
+        told = {name: value for name, value in facts.items() if value is not None}
+        return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+
+
+class AccessLog:
+    """Writes entries to a descriptor. For one event loop."""
+
+    def __init__(self, lost: Callable[[int], None], descriptor: int = 1) -> None:
+        """`lost` is told how many entries were dropped."""
+        self._tell_lost = lost
+        self._descriptor = descriptor
+        self._entries: deque[Entry] = deque()
+        self._lost = 0
+        self._is_due = False
+        self._thread = ThreadPoolExecutor(1, "shmstream-access-log")
+
+    def add(self, entry: Entry) -> None:
+        """Have it written soon."""
+        if len(self._entries) >= _KEPT:
+            self._lost += 1
+            self._tell_lost(1)
+            return
+        self._entries.append(entry)
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_later(_INTERVAL, self._begin)
+
+    def _begin(self) -> None:
+        entries, self._entries = self._entries, deque()
+        lost, self._lost = self._lost, 0
+        loop = asyncio.get_running_loop()
+
+        def go_on(_: Future[None]) -> None:
+            try:
+                loop.call_soon_threadsafe(self._again)
+            except RuntimeError:  # the loop has ended
+                pass
+
+        self._thread.submit(self._write, entries, lost).add_done_callback(go_on)
+
+    def _again(self) -> None:
+        self._is_due = False
+        if self._entries:
+            self._is_due = True
+            self._begin()
+
+    def _write(self, entries: deque[Entry], lost: int) -> None:
+        try:
+            for entry in entries:
+                self._write_line(entry.line(lost))
+                lost = 0
+        except OSError as error:
+            self._tell_lost(len(entries))
+            _log.warning("the access log cannot be written: %s", error)
+
+    def _write_line(self, line: bytes) -> None:
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:  # somebody who has it too does not want to wait
+                select.select([], [self._descriptor], [])
+
+    async def close(self, patience: float = 2.0) -> None:
+        """Write what is left, if that takes no longer than `patience` seconds."""
+        entries, self._entries = self._entries, deque()
+        writing = self._thread.submit(self._write, entries, self._lost)
+        try:
+            async with asyncio.timeout(patience):
+                await asyncio.wrap_future(writing)
+        except TimeoutError:
+            _log.warning("nobody reads the access log: %d lines are lost", len(entries))
+        self._thread.shutdown(wait=False, cancel_futures=True)

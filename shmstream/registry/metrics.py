@@ -1,0 +1,299 @@
+"""What Prometheus is told, over all workers from any of them.
+
+Each worker counts into memory-mapped files of its own, in a folder that all of them read when they
+are asked (prometheus-client's multiprocess mode). The files are named by the worker's place and not
+by its process, so a worker that is started anew counts on where the dead one was. What can be seen
+instead of counted (flights, followers, the store) is looked at when it is asked for.
+
+Without PROMETHEUS_MULTIPROC_DIR a process counts for itself alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from shmstream.events import Event, EventKind
+
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""To be set before this is imported: prometheus-client decides then."""
+PLACE_VARIABLE = "SHMSTREAM_WORKER"
+"""The place of this worker among its kind: a small number, used by one process at a time."""
+
+if FOLDER_VARIABLE in os.environ and PLACE_VARIABLE in os.environ:
+    _place = os.environ[PLACE_VARIABLE]
+    values.ValueClass = values.MultiProcessValue(lambda: _place)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class Described:
+    """A metric: its kind, its labels, and what it tells."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+_TTFB_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+METRICS = (
+    Described(
+        "shmstream_requests_total", "counter", ("route", "method", "status", "cache"),
+        "Responses that ended. cache: hit (complete), flight (joined), miss (began), stale",
+    ),
+    Described(
+        "shmstream_ttfb_seconds", "histogram", ("route",),
+        "Of /v2/: from the request to the first byte of the body, or to the end if it has none",
+    ),
+    Described("shmstream_served_bytes_total", "counter", ("route",), "Bytes of bodies sent"),
+    Described(
+        "shmstream_clients", "gauge", (), "Requests to the registry that are being answered now"
+    ),
+    Described(
+        "shmstream_upstream_bytes_total", "counter", (), "Bytes of blobs that came from upstreams"
+    ),
+    Described(
+        "shmstream_saved_bytes", "gauge", (),
+        "Bytes of blobs and manifests sent, less those that came from upstreams",
+    ),
+    Described("shmstream_flights", "gauge", (), "Downloads in progress"),
+    Described("shmstream_followers", "gauge", (), "Processes that follow a flight of another"),
+    Described("shmstream_lag_bytes", "gauge", (), "How far the last of all followers is behind"),
+    Described("shmstream_flights_led_total", "counter", (), "Flights that began"),
+    Described(
+        "shmstream_resumes_total", "counter", (), "Flights that went on with an earlier one's bytes"
+    ),
+    Described(
+        "shmstream_takeovers_total", "counter", (), "Times a follower took over from its leader"
+    ),
+    Described(
+        "shmstream_handovers_total", "counter", (), "Times a leader that ended let go of its flight"
+    ),
+    Described(
+        "shmstream_failovers_total", "counter", (), "Times a source was given up for the next one"
+    ),
+    Described("shmstream_commits_total", "counter", (), "Blobs that came to be complete, verified"),
+    Described(
+        "shmstream_aborts_total", "counter", (),
+        "Flights that were given up: the source failed, the digest was wrong, no room",
+    ),
+    Described("shmstream_evictions_total", "counter", (), "Blobs that were removed to make room"),
+    Described("shmstream_evicted_bytes_total", "counter", (), "Bytes of those blobs"),
+    Described("shmstream_store_bytes", "gauge", (), "Bytes of complete blobs, at most 30 s ago"),
+    Described("shmstream_store_blobs", "gauge", (), "Complete blobs, at most 30 s ago"),
+    Described("shmstream_store_limit_bytes", "gauge", (), "max_bytes; 0 if there is none"),
+    Described("shmstream_store_free_bytes", "gauge", (), "Room on the file system of the store"),
+    Described("shmstream_workers", "gauge", (), "Worker processes that are to run"),
+    Described("shmstream_worker_starts_total", "counter", (), "Workers that were started"),
+    Described(
+        "shmstream_access_log_lost_total", "counter", (),
+        "Lines of the access log that nobody took in time",
+    ),
+)  # fmt: skip
+"""All that there are."""
+
+_COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
+    EventKind.LED: ("shmstream_flights_led_total", None),
+    EventKind.RESUMED: ("shmstream_resumes_total", None),
+    EventKind.TOOK_OVER: ("shmstream_takeovers_total", None),
+    EventKind.FAILED_OVER: ("shmstream_failovers_total", None),
+    EventKind.COMMITTED: ("shmstream_commits_total", None),
+    EventKind.ABORTED: ("shmstream_aborts_total", None),
+    EventKind.HANDED_OVER: ("shmstream_handovers_total", None),
+    EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
+}
+"""What an event of a flight adds one to, and what it adds its bytes to."""
+
+_TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers")
+_ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics"))
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+_CACHES = frozenset(("hit", "flight", "miss", "stale"))
+_OF_IMAGES = ("blob", "manifest")  # routes whose bytes come from upstreams
+
+
+class _Incremented(Protocol):
+    def inc(self, amount: float = 1) -> None: ...
+
+
+class Metrics:
+    """The counters of this process, and the sums over all. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._folder = os.environ.get(FOLDER_VARIABLE)
+        counted = {each.name: each for each in METRICS if each.kind == "counter"}
+        self._counters = {
+            name: Counter(name, each.help, each.labels, registry=self._registry)
+            for name, each in counted.items()
+        }
+        [described] = [each for each in METRICS if each.kind == "histogram"]
+        ttfb = Histogram(
+            described.name,
+            described.help,
+            described.labels,
+            buckets=_TTFB_BUCKETS,
+            registry=self._registry,
+        )
+        self._ttfb = {route: ttfb.labels(route) for route in _TIMED_ROUTES}
+        served = self._counters["shmstream_served_bytes_total"]
+        self._served = {route: served.labels(route) for route in [*_ROUTES, "other"]}
+        self._requests: dict[tuple[str, str, int, str], Counter] = {}
+        self.clients: Gauge = Gauge(
+            "shmstream_clients",
+            _help("shmstream_clients"),
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.clients.set(0)
+        self._counters["shmstream_worker_starts_total"].inc()
+
+    # Counting.
+
+    def answered(
+        self, route: str | None, method: str, status: int, cache: str | None, ttfb: float
+    ) -> None:
+        """Count a response that has ended."""
+        known = _known(route)
+        key = (
+            known,
+            method if method in _METHODS else "other",
+            status,
+            cache if cache in _CACHES else "",
+        )
+        child = self._requests.get(key)
+        if child is None:
+            requests = self._counters["shmstream_requests_total"]
+            child = self._requests[key] = requests.labels(key[0], key[1], str(key[2]), key[3])
+        child.inc()
+        if known in self._ttfb:
+            self._ttfb[known].observe(ttfb)
+
+    def served(self, route: str | None, count: int) -> None:
+        """Count bytes of a body that were sent."""
+        self._served[_known(route)].inc(count)
+
+    def lost(self, count: int) -> None:
+        """Count lines of the access log that were dropped."""
+        self._counters["shmstream_access_log_lost_total"].inc(count)
+
+    def flew(self, event: Event) -> None:
+        """Count what happened to a flight: for `Store(on_event=...)`."""
+        if event.kind is EventKind.RECEIVED:
+            self._counters["shmstream_upstream_bytes_total"].inc(event.count)
+            return
+        name, bytes_name = _COUNTED[event.kind]
+        self._counters[name].inc()
+        if bytes_name is not None:
+            self._counters[bytes_name].inc(event.count)
+
+    # Telling.
+
+    def _collected(self) -> list[Metric]:
+        """What all workers have counted. Reads their files."""
+        if self._folder is None:
+            return list(self._registry.collect())
+        collector = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
+        return list(collector.collect())  # type: ignore[no-untyped-call]
+
+    def totals(self) -> Totals:
+        """The sums that people want to see. Reads files: not for an event loop."""
+        return Totals.of(self._collected())
+
+    def render(self, accept: str, seen: Mapping[str, float]) -> tuple[str, bytes]:
+        """Content type and body of an answer to Prometheus, with the gauges that were `seen`.
+
+        Reads files: not for an event loop.
+        """
+        collected = self._collected()
+        gauges = dict(seen)
+        gauges["shmstream_saved_bytes"] = Totals.of(collected).saved
+        found = [_in_order(collected, each, gauges) for each in METRICS]
+        encode, content_type = choose_encoder(accept)
+        registry = CollectorRegistry()
+        registry.register(_Collected([each for each in found if each is not None]))
+        return content_type, encode(registry)
+
+
+class _Collected:
+    """Metrics that are known already, for an encoder."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _in_order(
+    collected: list[Metric], described: Described, gauges: Mapping[str, float]
+) -> Metric | None:
+    """The samples of a metric; those that were seen now are gauges."""
+    if described.name in gauges:
+        return GaugeMetricFamily(described.name, described.help, gauges[described.name])
+    for metric in collected:
+        if metric.name == described.name.removesuffix("_total"):
+            metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
+            return metric
+    return None
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over all workers since they were started; bytes where nothing else is said."""
+
+    served: float = 0  # of blobs and manifests
+    upstream: float = 0
+    requests: float = 0  # to the registry, of blobs and manifests
+    hits: float = 0  # ... that began no download
+    clients: float = 0
+    takeovers: float = 0
+    aborts: float = 0
+    evictions: float = 0
+    commits: float = 0
+
+    @property
+    def saved(self) -> float:
+        """What clients were sent, less what was pulled for that."""
+        return self.served - self.upstream
+
+    @classmethod
+    def of(cls, collected: Iterable[Metric]) -> Totals:
+        """The sums of what was counted."""
+        sums = dict.fromkeys(("served", "requests", "hits"), 0.0)
+        plain: dict[str, float] = {}
+        for sample in (each for metric in collected for each in metric.samples):
+            of_images = sample.labels.get("route") in _OF_IMAGES
+            if sample.name == "shmstream_served_bytes_total" and of_images:
+                sums["served"] += sample.value
+            elif sample.name == "shmstream_requests_total" and of_images:
+                if cache := sample.labels["cache"]:
+                    sums["requests"] += sample.value
+                    sums["hits"] += sample.value if cache != "miss" else 0
+            elif not sample.labels:
+                plain[sample.name] = sample.value
+        names = {
+            "upstream": "shmstream_upstream_bytes_total",
+            "clients": "shmstream_clients",
+            "takeovers": "shmstream_takeovers_total",
+            "aborts": "shmstream_aborts_total",
+            "evictions": "shmstream_evictions_total",
+            "commits": "shmstream_commits_total",
+        }
+        return cls(**sums, **{key: plain.get(name, 0.0) for key, name in names.items()})
+
+
+def _known(route: str | None) -> str:
+    """A label must not be whatever somebody asks for."""
+    return route if route in _ROUTES else "other"
+
+
+def _help(name: str) -> str:
+    return next(each.help for each in METRICS if each.name == name)

@@ -1,0 +1,102 @@
+"""One worker process: `python -m shmstream.registry.worker PLACE LISTENER`, from `workers.py`.
+
+The settings are in the environment, the listening socket is the inherited descriptor LISTENER. It
+ends by SIGTERM; or when standard input ends, for then the parent has gone. Its clients then have
+`grace` seconds to finish; flights that it leads are handed over to the other workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+from shmstream.errors import ShmstreamError
+from shmstream.registry.settings import BadSetting, Settings
+
+CANNOT_START = 3
+"""Exit code: it would be the same with every other worker."""
+LAST_PATIENCE = 10.0
+"""Seconds after `grace` in which a worker must have ended."""
+
+_log = logging.getLogger("shmstream")
+
+
+def main() -> None:
+    """Be a worker."""
+    place, listener = sys.argv[1:]
+    os.environ["SHMSTREAM_WORKER"] = place
+    settings = Settings.from_environment()
+    log_to_stderr(f"worker {os.getpid()} ")
+    threading.Thread(target=_end_with_parent, args=[settings.grace], daemon=True).start()
+    sys.exit(_serve(settings, socket.socket(fileno=int(listener))))
+
+
+def log_to_stderr(prefix: str) -> None:
+    """For parent and workers: one line for each event."""
+    form = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(form)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    level = os.environ.get("SHMSTREAM_LOG_LEVEL", "INFO")
+    logging.getLogger("shmstream").setLevel(level)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    import uvicorn
+
+    from shmstream.registry.application import Application
+    from shmstream.server import Protocol
+
+    try:
+        app = Application(settings)
+    except (ShmstreamError, BadSetting, OSError) as error:
+        _log.error("%s", error)
+        return CANNOT_START
+
+    class Server(uvicorn.Server):
+        """Ends what would last for ever before it waits for its responses."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.operations.stop()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app,
+        http=Protocol,
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=round(settings.grace),
+        ssl_certfile=settings.certfile,
+        ssl_keyfile=settings.keyfile,
+    )
+    server = Server(config)
+    # uvicorn puts this back in the end and raises the signal anew, which must not kill us then: the
+    # interpreter is to end in good order.
+    signal.signal(signal.SIGTERM, server.handle_exit)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
+    server.run(sockets=[listener])
+    return 0
+
+
+def _end_with_parent(grace: float) -> None:
+    """Wait for the end of standard input, which only the parent holds."""
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(grace + LAST_PATIENCE)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
