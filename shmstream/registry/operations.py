@@ -17,15 +17,15 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shmstream.asgi import Receive, Scope, Send
 from shmstream.registry.metrics import Metrics
 from shmstream.registry.status import Status
+from shmstream.registry.together import Together
 
 T = TypeVar("T")
 
@@ -58,7 +58,7 @@ class Operations:
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
-        self._looker = Looker()
+        self._looker = Together(threads=1)
         self._page, self._policy = _page()
         self._viewers = 0
         self._newest: asyncio.Task[bytes] | None = None
@@ -96,9 +96,18 @@ class Operations:
         else:
             await self._tell_events(scope, receive, send)
 
+    async def _look(self, what: Hashable, look: Callable[[], T]) -> T:
+        """What `look` returns.
+
+        Raises:
+            TimeoutError: it takes too long. It goes on, and no other begins before it ends.
+        """
+        async with asyncio.timeout(_PATIENCE):
+            return await self._looker.ask(what, look)
+
     async def _tell_ready(self, send: Send) -> None:
         try:
-            problems = await self._looker.look("problems", self._status.problems)
+            problems = await self._look("problems", self._status.problems)
         except TimeoutError:
             problems = [f"the store does not answer within {_PATIENCE:g} s"]
         facts = {
@@ -112,9 +121,9 @@ class Operations:
     async def _tell_metrics(self, scope: Scope, send: Send) -> None:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
         try:
-            seen = await self._looker.look("gauges", self._status.gauges)
+            seen = await self._look("gauges", self._status.gauges)
             render = partial(self._metrics.render, accept, seen)
-            content_type, body = await self._looker.look(("metrics", accept), render)
+            content_type, body = await self._look(("metrics", accept), render)
         except TimeoutError:
             await _answer(send, 503, "text/plain", b"the store does not answer\n")
             return
@@ -170,39 +179,12 @@ class Operations:
         await asyncio.sleep(self._due - loop.time())
         self._due = loop.time() + _SNAPSHOT_EVERY
         try:
-            snapshot = await self._looker.look("snapshot", self._status.snapshot)
+            snapshot = await self._look("snapshot", self._status.snapshot)
         except (TimeoutError, OSError) as error:
             problem = str(error) or "the store does not answer"
             return _event("problem", {"problem": problem})
         snapshot["problems"] = self._upstream_problems()
         return _event("snapshot", snapshot)
-
-
-class Looker:
-    """Runs what looks at disks and shared memory, in one thread."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "shmstream-looker")
-        self._looking: dict[object, asyncio.Future[Any]] = {}
-
-    async def look(self, what: object, look: Callable[[], T]) -> T:
-        """What `look` returns; if it is running already for the same `what`, that one's result.
-
-        Raises:
-            TimeoutError: it takes too long. It goes on, and nothing else begins before it ends.
-        """
-        looking = self._looking.get(what)
-        if looking is None:
-            loop = asyncio.get_running_loop()
-            looking = self._looking[what] = loop.run_in_executor(self._thread, look)
-            looking.add_done_callback(lambda _: self._looking.pop(what, None))
-        async with asyncio.timeout(_PATIENCE):
-            result: T = await asyncio.shield(looking)
-            return result
-
-    def close(self) -> None:
-        """Begin no more. Idempotent."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def _event(kind: str, data: object) -> bytes:

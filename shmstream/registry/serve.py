@@ -52,11 +52,10 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     check_files(settings)
     _raise_limits(settings)
     with ExitStack() as undo:
-        undo.callback(store.gc)
+        undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
         folder = undo.enter_context(_metrics_folder())
-        store.gc()
-        tell(_introduction(settings, listener, store))
+        _tidy(store)
         environment = {
             **os.environ,
             SETTINGS_VARIABLE: settings.to_json(),
@@ -69,7 +68,10 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             environment,
             gone=lambda place: _forget_gauges(place, folder),
         )
-        return workers.run(may_renew=lambda: _may_renew(settings))
+        return workers.run(
+            started=lambda: tell(_introduction(settings, listener, store)),
+            may_renew=lambda: _may_renew(settings),
+        )
 
 
 def _require_extra() -> None:
@@ -148,6 +150,14 @@ def listen(settings: Settings) -> socket.socket:
         if error.errno and not isinstance(error, socket.gaierror):
             told = os.strerror(error.errno)  # Python has added what it tried, which we say
         raise BadSetting("listen", f"cannot listen on {settings.listen}: {told}") from error
+
+
+def _tidy(store: Store) -> None:
+    """Remove what workers that were killed may have left."""
+    try:
+        store.gc()
+    except OSError as error:
+        _log.warning("%s cannot be tidied up: %s", store.folder, error)
 
 
 def _introduction(settings: Settings, listener: socket.socket, store: Store) -> str:

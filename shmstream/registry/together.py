@@ -20,8 +20,8 @@ _THREADS = 16
 class Together:
     """A few threads that ask. Close it when nobody asks any more."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, "shmstream-registry")
+    def __init__(self, threads: int = _THREADS) -> None:
+        self._threads = ThreadPoolExecutor(threads, "shmstream-registry")
         self._lock = threading.Lock()  # guards `_asked`
         self._asked: dict[Hashable, Future[object]] = {}
 

@@ -33,7 +33,10 @@ def main() -> None:
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ")
     threading.Thread(target=_end_with_parent, args=[settings.grace], daemon=True).start()
-    sys.exit(_serve(settings, socket.socket(fileno=int(listener))))
+    with socket.socket(fileno=int(listener)) as connections:
+        code = _serve(settings, connections)
+    logging.shutdown()
+    os._exit(code)  # a thread that waits for a disk or an upstream is not to hold up the end
 
 
 def log_to_stderr(prefix: str) -> None:

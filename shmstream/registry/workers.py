@@ -82,17 +82,18 @@ class Workers:
         self._short_lives = 0  # in a row
         self._not_before = 0.0  # on the monotonic clock, for the next start
 
-    def run(self, may_renew: Callable[[], bool]) -> bool:
+    def run(self, started: Callable[[], None], may_renew: Callable[[], bool]) -> bool:
         """Keep the workers running until a signal; False if it was that they cannot start.
 
-        `may_renew` is asked at SIGHUP whether new ones could start.
+        `started` is called once they are; `may_renew` at SIGHUP, whether new ones could start.
         """
         ignored = {each for each in _WATCHED if signal.getsignal(each) == signal.SIG_IGN}
         watched = _WATCHED - ignored
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
+            self._fill()
+            started()
             while self._workers or not self._is_stopping:
-                self._fill()
                 info = signal.sigtimedwait(watched, self._wait())
                 number = None if info is None else info.si_signo
                 if number in _STOPPING or (number == signal.SIGHUP and _has_terminal()):
@@ -103,6 +104,7 @@ class Workers:
                         worker.stop(self._patience)
                 self._reap()
                 self._kill_the_late()
+                self._fill()
         finally:
             for worker in list(self._workers):
                 worker.process.kill()
