@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from shmstream import Store
+from tests.asgi_servers import Server
 from tests.interpreters import wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
@@ -28,86 +24,6 @@ MIB = 1 << 20
 SIZE = 2 * MIB
 DATA = content(1, SIZE)
 KEY = digest(1, SIZE)
-
-
-class Server:
-    """uvicorn with two worker processes."""
-
-    def __init__(
-        self,
-        folder: str,
-        origin: Origin,
-        log: Path,
-        *app: str,
-        options: dict[str, Any] | None = None,
-    ) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "uvicorn", "--workers", "2"]
-        command += ["--no-access-log", "--timeout-graceful-shutdown", "2"]
-        self.log = log.open("w+")
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *(app or ("tests.app:app",))],
-            env={
-                **os.environ,
-                "TEST_STORE": folder,
-                "TEST_ORIGIN": origin.url(""),
-                "TEST_OPTIONS": json.dumps(options or {}),
-            },
-            stdout=self.log,
-            stderr=self.log,
-        )
-        wait_until(self._answers)
-        wait_until(lambda: sum(map(_has_a_loop, self.processes())) == 2)
-
-    def processes(self) -> list[psutil.Process]:
-        server = psutil.Process(self.process.pid)
-        return [server, *server.children(recursive=True)]
-
-    def descriptors(self) -> int:
-        """How many its processes have open."""
-        return sum(each.num_fds() for each in self.processes())
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log.read()
-        try:
-            return bool(self.request("GET", "/blob/absent").status == 404)
-        except OSError:
-            return False
-
-    def open(
-        self, method: str, path: str, headers: dict[str, str] | None = None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, headers=headers or {})
-        return connection, connection.getresponse()
-
-    def request(self, method: str, path: str, **headers: str) -> Any:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection, response = self.open(method, path, named)
-        body = response.read()
-        connection.close()
-        response.body = body  # type: ignore[attr-defined]
-        return response
-
-    def close(self) -> None:
-        workers = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        finally:
-            self.process.kill()
-            for worker in workers:  # after a test that failed
-                with suppress(psutil.NoSuchProcess):
-                    worker.kill()
-            self.process.wait(20)
-            self.log.close()
-
-
-def _has_a_loop(process: psutil.Process) -> bool:
-    folder = Path(f"/proc/{process.pid}/fd")
-    return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
 
 
 SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
@@ -121,7 +37,7 @@ def server(
 ) -> Iterator[Server]:
     assert store.folder == folder
     origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
-    running = Server(folder, origin, tmp_path / "log", "tests.app:app", "--http", request.param)
+    running = Server(folder, origin, tmp_path / "log", "--http", request.param)
     yield running
     running.close()
     wait_until(lambda: not store.flights())
@@ -246,8 +162,8 @@ def test_clients_that_take_nothing_are_cut(
     size = 64 * MIB  # more than the buffers of two sockets
     origin.serve("/blob", seed=2, size=size)
     store.fetch("key", origin.url("/blob"))
-    app = ("tests.app:app", "--http", protocol)
-    running = Server(folder, origin, tmp_path / "log", *app, options={"write_timeout": 1.0})
+    patience = {"write_timeout": 1.0}
+    running = Server(folder, origin, tmp_path / "log", "--http", protocol, response=patience)
     try:
         before = running.descriptors()
         connections = [running.open("GET", "/blob/key") for _ in range(4)]
@@ -268,7 +184,7 @@ def test_heads_of_requests_have_bounds(
     folder: str, store: Store, origin: Origin, tmp_path: Path
 ) -> None:
     store.fetch("key", [DATA])
-    running = Server(folder, origin, tmp_path / "log", "tests.app:app", "--http", "tests.app:Hasty")
+    running = Server(folder, origin, tmp_path / "log", "--http", "tests.app:Hasty")
     try:
         before = running.descriptors()
         idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(500)]
@@ -358,10 +274,54 @@ def test_frameworks_take_it_for_a_response(
     framework: str, folder: str, store: Store, origin: Origin, tmp_path: Path
 ) -> None:
     origin.serve("/blob", seed=1, size=SIZE)
-    running = Server(folder, origin, tmp_path / "log", f"tests.app:{framework}", "--factory")
+    running = Server(folder, origin, tmp_path / "log", "--factory", app=f"tests.app:{framework}")
     try:
         answer = running.request("GET", f"/blob/{KEY}", Range="bytes=5-9")
         assert (answer.status, answer.body) == (206, DATA[5:10])
         wait_until(lambda: KEY in store)
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("name", ["hypercorn", "granian"])
+def test_on_other_servers(
+    name: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    running = Server(folder, origin, tmp_path / "log", server=name)
+    try:
+        origin.change("/blob", first=0, count=1, stall_after=MIB)
+        clients = [running.open("GET", f"/blob/{KEY}") for _ in range(4)]
+        assert {response.read(9) for _, response in clients} == {DATA[:9]}
+        if name != "granian":  # which keeps the head until there are bytes
+            ahead = running.open("GET", f"/blob/{KEY}", {"Range": "bytes=-1000"})
+            assert ahead[1].status == 206
+        for each in clients.pop(0):  # who leaves disturbs nobody
+            each.close()
+        origin.release()
+        for connection, response in clients:
+            assert sha256(response.read()) == sha256(DATA[9:])
+            connection.close()
+        if name != "granian":
+            assert ahead[1].read() == DATA[-1000:]
+            ahead[0].close()
+        wait_until(lambda: KEY in store)
+        assert len(origin.requests("/blob")) == 1
+        for headers, status in (
+            ({"Range": "bytes=5-9"}, 206),
+            ({"Range": f"bytes={SIZE}-"}, 416),
+            ({"If_None_Match": f'"{KEY}"'}, 304),
+            ({"If_Match": '"other"'}, 412),
+        ):
+            assert running.request("GET", f"/blob/{KEY}", **headers).status == status
+        assert running.request("HEAD", f"/blob/{KEY}").getheader("content-length") == str(SIZE)
+        origin.serve("/blob", seed=2, size=SIZE)
+        origin.change("/blob", wrong_at=SIZE - 5)
+        connection, response = running.open("GET", f"/blob/{digest(2, SIZE)}")
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+        connection.close()
+        origin.serve("/blob", seed=3, size=SIZE, framing="chunked")
+        assert sha256(running.request("GET", "/blob/unsized").body) == sha256(content(3, SIZE))
     finally:
         running.close()
