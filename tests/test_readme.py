@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import shmstream
 from shmstream import http_source
 from tests import roles
+from tests.interpreters import wait_until
 from tests.origin import Origin
 
 ROOT = Path(__file__).parent.parent
@@ -76,3 +79,47 @@ def test_errors_it_names_exist() -> None:
     table = README[README.index("## When things go wrong") : README.index("## Reading the source")]
     for name in re.findall(r"`([A-Z]\w+)`", table):
         assert hasattr(shmstream, name), name
+
+
+def test_the_application_of_the_docs_runs(tmp_path: Path, origin: Origin) -> None:
+    """docs/serving.md: FastAPI, served by the very command that stands there, but for a port."""
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    [program, *_] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    data = roles.content(1, 300_000)
+    name = roles.sha256(data)
+    url = origin.serve(f"/models/{name}", seed=1, size=len(data))
+    store = tmp_path / "store"
+    program = program.replace("/var/cache/blobs", str(store)).replace(
+        "https://host", url.partition("/models/")[0]
+    )
+    (tmp_path / "app.py").write_text(program, encoding="utf-8")
+    [command] = re.findall(r"^uvicorn (.*)$", text, re.MULTILINE)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", *command.split(), "--port", str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: _listens(port))
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for method, body in (("HEAD", b""), ("GET", data)):
+            connection.request(method, f"/models/{name}")
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (200, body)
+            assert response.getheader("content-length") == str(len(data))
+        connection.close()
+        assert [each.method for each in origin.requests()] == ["HEAD", "GET"]
+    finally:
+        server.terminate()
+        server.wait(30)
+    assert shmstream.Store(store).check() == []
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
