@@ -19,6 +19,8 @@ from shmstream.registry.settings import Settings
 from shmstream.registry.status import Status
 from shmstream.store import Store
 
+_PUBLISH_INTERVAL = 0.05  # s; each wake-up is one of every client at the live tail
+
 
 class Application:
     """An ASGI application; one for each process."""
@@ -32,6 +34,7 @@ class Application:
             settings.store,
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
+            publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,
         )
         self.registry = Registry(settings, store)
