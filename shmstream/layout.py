@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from shmstream.claims import partial_path
@@ -51,9 +52,17 @@ class Place:
 
     key: str
     path: str
-    stream: str
     digest: str
     """What the bytes must have: `algorithm:hex`; the algorithm alone for a key that is none."""
+    _of: str
+    """Whose and which folder it is."""
+
+    @cached_property
+    def stream(self) -> str:
+        """The name of the stream, which no other key, folder or user has."""
+        raw = self.key.encode("utf-8", "surrogatepass")
+        hashed = hashlib.sha256(self._of.encode() + raw).digest()
+        return base64.b32encode(hashed).decode().lower()[:NAME_LIMIT]
 
     @property
     def is_given(self) -> bool:
@@ -209,9 +218,7 @@ class Layout:
         else:
             path = os.path.join(self.folder, "named", hashlib.sha256(raw).hexdigest())
             digest = "sha256"
-        hashed = hashlib.sha256(self._identity.encode() + raw).digest()
-        stream = base64.b32encode(hashed).decode().lower()[:NAME_LIMIT]
-        return Place(key, path, stream, digest)
+        return Place(key, path, digest, self._identity)
 
     def open(self, place: Place) -> int | None:
         """A descriptor of the complete blob, now the most recently used; None if it is not here.
