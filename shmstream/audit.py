@@ -1,9 +1,10 @@
 """What a store should look like, and what to do about what does not.
 
-`check` looks at everything and changes nothing. `gc` removes what nobody will miss: streams and
-doorbells of the dead, partial files that no download can go on with, journals and records without
-their file. Both may run at any time: whatever a live process holds is locked, and what a process is
-just making is younger than `_GRACE`.
+`check` looks at everything and changes nothing: at the files one by one, at the streams of this
+store by their invariants (invariants.py), and at what the dead have left of any stream of this
+user, because that is what `gc` removes: streams, slots and doorbells of the dead, partial files
+that no download can go on with, journals and records without their file. Both may run at any time:
+whatever a live process holds is locked, and what a process is just making is younger than `_GRACE`.
 """
 
 from __future__ import annotations
@@ -11,19 +12,29 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shmstream import segment
+from shmstream import doorbell, segment
 from shmstream.claims import is_written, remove_partial, sweep
-from shmstream.control import State
+from shmstream.control import Block, State
 from shmstream.digest import digest_of
-from shmstream.errors import CannotStart
+from shmstream.errors import (
+    CannotStart,
+    DamagedSegment,
+    ForeignSegment,
+    StreamNotFound,
+    WriterDied,
+)
+from shmstream.invariants import MOMENT, Glance, breaches
 from shmstream.journal import Journal
 from shmstream.layout import JOURNAL, Entry, Layout
 from shmstream.liveness import Identity
+from shmstream.seal import is_sealed, seal
 from shmstream.stream import Stream
-from shmstream.subscribers import Subscriber, present
+from shmstream.subscribers import Subscriber, deaf, forsaken, present, reclaim
 
+_HALF_MADE = 0.3  # s; a stream that is made so slowly is not being made
 _GRACE = 60.0  # s; what is younger may be about to get what it lacks
 
 
@@ -31,10 +42,11 @@ _GRACE = 60.0  # s; what is younger may be about to get what it lacks
 class Finding:
     """Something that is not as it should be. `kind` is one of:
 
-    `damaged`: a blob whose bytes are not what its name says; `foreign`: nothing that a store has;
-    `abandoned`: a partial file, journal, record or stream that nobody uses, which `gc` removes;
-    `unrecorded`: a named blob without its record; `exposed`: a file that others may write to;
-    `inconsistent`: shared memory that says what is not so.
+    `damaged`: a blob whose bytes are not what its name says, or a journal that cannot be read;
+    `foreign`: nothing that a store has; `abandoned`: a partial file, journal, record, stream or
+    doorbell that nobody alive uses, which `gc` removes; `unrecorded`: a named blob without its
+    record; `exposed`: a file that others may write to; `inconsistent`: shared memory that says what
+    is not so.
     """
 
     kind: str
@@ -62,83 +74,96 @@ class FlightInfo:
 
 def flights(layout: Layout) -> list[FlightInfo]:
     """The streams that bring blobs into this store."""
-    found = []
-    for name in segment.names():
-        try:
-            stream = Stream.attach(name, timeout=0)
-        except (CannotStart, FileNotFoundError):  # gone, half made, or none of ours
-            continue
-        with stream:
-            block = stream.block
-            if not stream.path.startswith(layout.folder + os.sep):
-                continue
-            found.append(
-                FlightInfo(
-                    key=layout.key_of(stream.path),
-                    stream=name,
-                    path=stream.path,
-                    state=stream.state,
-                    size=stream.size,
-                    published=block.published,
-                    epoch=block.epoch,
-                    leader=None if stream.is_orphaned() else stream.writer,
-                    followers=tuple(present(block, stream.lock)),
-                )
-            )
-    return found
+    return [
+        FlightInfo(
+            key=layout.key_of(stream.path),
+            stream=stream.name,
+            path=stream.path,
+            state=stream.state,
+            size=stream.size,
+            published=stream.block.published,
+            epoch=stream.block.epoch,
+            leader=None if stream.is_orphaned() else stream.writer,
+            followers=tuple(present(stream.block, stream.lock)),
+        )
+        for stream in _streams()
+        if layout.has(stream.path)
+    ]
 
 
-def check(layout: Layout, *, verify: bool) -> list[Finding]:
-    """Everything that is not as it should be; with `verify` every blob is hashed."""
+def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
+    """Everything that is not as it should be; `verify` as in `Store.check`."""
+    before = {stream.block.token: Glance.at(stream) for stream in _streams()}
+    began = time.monotonic()
     found = []
     for entry in layout.entries():
-        found += _check_entry(layout, entry, verify=verify)
-    for flight in flights(layout):
-        if flight.state == State.COMMITTED and not os.path.exists(flight.path):
-            detail = f"stream {flight.stream} is committed"
-            found.append(Finding("inconsistent", flight.path, f"it is missing, though {detail}"))
-        elif flight.leader is None and not flight.followers:
-            found.append(Finding("abandoned", flight.path, f"stream {flight.stream} has no leader"))
-    return found
+        found += _check_entry(layout, entry, verify)
+    if before:
+        time.sleep(max(began + MOMENT - time.monotonic(), 0.0))
+    return found + _check_streams(layout, before)
 
 
-def _check_entry(layout: Layout, entry: Entry, *, verify: bool) -> list[Finding]:
+# The folder.
+
+
+def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
     found = []
-    try:
-        facts = os.stat(entry.path, follow_symlinks=False)
-    except FileNotFoundError:
-        return []
+    facts = entry.facts
     exposed = stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o022
     if facts.st_uid != os.geteuid() or exposed:
         found.append(Finding("exposed", entry.path, "others own it, or may write to it"))
     if entry.kind == "foreign":
         found.append(Finding("foreign", entry.path, "no file of a store"))
     elif entry.kind == "blob":
-        found += _check_blob(layout, entry, verify=verify)
+        found += _check_blob(layout, entry, verify)
     elif _is_abandoned(entry):
         found.append(Finding("abandoned", entry.path, f"a {entry.kind} that nobody goes on with"))
+    elif entry.kind == "journal" and (defect := _defect_of(entry.path)) is not None:
+        found.append(Finding("damaged", entry.path, defect))
     return found
 
 
-def _check_blob(layout: Layout, entry: Entry, *, verify: bool) -> list[Finding]:
-    shelf = os.path.basename(os.path.dirname(entry.path))
-    digest: str | None = f"{shelf}:{os.path.basename(entry.path)}"
-    if shelf == "named":
+def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
+    shelf, name = os.path.split(entry.path)
+    digest: str | None = f"{os.path.basename(shelf)}:{name}"
+    if digest == f"named:{name}":
         record = layout.read_record(entry.path)
         if record is None:
+            if layout.size_of(entry.path) < 0:  # evicted, and its record with it
+                return []
             return [Finding("unrecorded", entry.path, "its key is not known any more")]
         digest = record.digest
-    if not verify or digest is None:
+    if verify is False or digest is None:
         return []
+    if verify is None and is_sealed(entry.path, entry.facts, digest):
+        return []
+    got = _verify(entry.path, digest)
+    return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
+
+
+def _verify(path: str, digest: str) -> str:
+    """The digest that a blob really has; it is sealed if that is the right one."""
     try:
-        fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:  # evicted
-        return []
+        return digest
     try:
         got = digest_of(fd, digest.partition(":")[0])
+        if got == digest:
+            os.fdatasync(fd)
+            seal(fd, digest)
     finally:
         os.close(fd)
-    return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
+    return got
+
+
+def _defect_of(path: str) -> str | None:
+    """What is wrong with a journal, also a moment later: somebody may be writing it."""
+    algorithm = "sha512" if os.path.basename(os.path.dirname(path)) == "sha512" else "sha256"
+    if Journal(path, algorithm).defect is None:
+        return None
+    time.sleep(MOMENT)
+    return Journal(path, algorithm).defect
 
 
 def _is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
@@ -164,11 +189,107 @@ def _is_resumable(base: str) -> bool:
     return any(Journal(base + JOURNAL, each).vouches for each in ("sha256", "sha512"))
 
 
+# Shared memory.
+
+
+def _streams() -> Iterator[Stream]:
+    """The streams of this user on this host, each open for as long as it is looked at."""
+    for name in segment.names():
+        try:
+            stream = Stream.attach(name, timeout=0)
+        except CannotStart:  # gone, half made, or none of ours
+            continue
+        with stream:
+            yield stream
+
+
+def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
+    found = []
+    bells: dict[int, list[str]] = {}
+    for token, bell in doorbell.names():  # before the streams: none is younger than its bells
+        bells.setdefault(token, []).append(bell)
+    for name in segment.names():
+        try:
+            with Stream.attach(name, timeout=0) as stream:
+                token = stream.block.token
+                glance = before.get(token, Glance())
+                found += _check_stream(layout, stream, glance, bells.pop(token, []))
+        except StreamNotFound:
+            found += _check_half_made(name)
+        except (DamagedSegment, ForeignSegment) as error:
+            found += _check_damaged(layout, name, error.reason)
+            bells.clear()  # some may be its
+    return found + [
+        Finding("abandoned", bell, "a doorbell, and its stream is gone")
+        for each in bells.values()
+        for bell in each
+    ]
+
+
+def _check_stream(
+    layout: Layout, stream: Stream, before: Glance, bells: list[str]
+) -> list[Finding]:
+    name, path, block, lock = stream.name, stream.path, stream.block, stream.lock
+    if stream.is_orphaned() and not lock.is_held_elsewhere(block.slots_span):
+        if not lock.is_at(segment.path_of(name)):
+            return []
+        return [Finding("abandoned", path, f"stream {name} has neither leader nor reader")]
+    found = [
+        Finding("abandoned", bell, f"a reader of stream {name} was killed, and left its doorbell")
+        for each in forsaken(block, lock, bells).values()
+        for bell in sorted(each)
+    ]
+    found += [
+        Finding("inconsistent", bell, f"a reader of stream {name} has lost its doorbell")
+        for bell in deaf(block, lock)
+    ]
+    if layout.has(path):
+        found += [
+            Finding("inconsistent", path, f"stream {name}: {each}")
+            for each in breaches(stream, before)
+        ]
+    return found
+
+
+def _check_half_made(name: str) -> list[Finding]:
+    """What to say of a stream that is only just being made, or was and never will be."""
+    path = segment.path_of(name)
+    try:
+        if os.path.lexists(path):
+            Stream.attach(name, timeout=_HALF_MADE).close()
+    except WriterDied:
+        return [Finding("abandoned", path, "a stream whose writer was killed while it made it")]
+    except CannotStart:
+        pass  # gone
+    return []
+
+
+def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
+    """What to say of shared memory that nobody will attach to: it may be another version's."""
+    path = segment.path_of(name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, or no file
+        return []
+    try:
+        ours = layout.has(os.fsdecode(Block.read(fd).path))
+    finally:
+        os.close(fd)
+    return [Finding("inconsistent" if ours else "foreign", path, reason)]
+
+
+# What is of no use any more.
+
+
 def gc(layout: Layout, *, partial_age: float) -> list[str]:
     """Remove what dead processes left; names and paths of what went."""
     removed = sweep()
-    for entry in sorted(layout.entries(), key=lambda each: each.kind != "partial"):
-        if entry.kind not in ("blob", "foreign") and _is_abandoned(entry, partial_age):
+    for stream in _streams():
+        bells = [bell for _, bell in doorbell.names(stream.block.token)]
+        for index, left in forsaken(stream.block, stream.lock, bells).items():
+            removed += reclaim(stream.block, stream.lock, index, left)
+    for entry in sorted(layout.entries(blobs=False), key=lambda each: each.kind != "partial"):
+        if entry.kind != "foreign" and _is_abandoned(entry, partial_age):
             remove = remove_partial if entry.kind == "partial" else layout.remove
             if remove(entry.path):
                 removed.append(entry.path)

@@ -7,7 +7,6 @@ which is an error, and not SIGBUS.
 
 from __future__ import annotations
 
-import errno
 import io
 import operator
 import os
@@ -440,21 +439,9 @@ class InFlightCopier(io.RawIOBase):
 
 
 def _open_blob(stream: Stream) -> int:
-    """A descriptor of the very file that the writer writes, wherever it is by now.
-
-    The partial name is tried first: a commit in between moves the file to the final name, never
-    the other way.
-    """
-    for path in (partial_path(stream.path), stream.path):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP):
-                continue
-            raise
-        if file_identity(fd) == stream.block.file:
-            return fd
-        os.close(fd)
+    """A descriptor of the very file that the writer writes, wherever it is by now."""
+    if (opened := stream.open_file()) is not None:
+        return opened[0]
     if stream.block.state == State.ABORTED:
         raise stream.abort_error()
     if stream.block.state != State.COMMITTED and stream.is_orphaned():

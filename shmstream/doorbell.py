@@ -63,6 +63,16 @@ def name_of(token: int, slot: int, generation: int) -> str:
     return f"/{_PREFIX}{token:012x}.{slot:x}.{generation:x}"
 
 
+def slot_of(name: str) -> int:
+    """The slot whose doorbell has that name.
+
+    Raises:
+        ValueError: it is the name of no doorbell.
+    """
+    _, slot, _ = name.split(".")
+    return int(slot, 16)
+
+
 class Doorbell:
     """The subscriber's end. Creating one is a claim: a name that exists is taken over.
 

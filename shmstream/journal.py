@@ -65,6 +65,8 @@ class Journal:
         self.metadata = Metadata()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
+        self.defect: str | None = None
+        """What cannot be read of it, if anything."""
         self._read()
 
     def _read(self) -> None:
@@ -72,7 +74,10 @@ class Journal:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
                 lines = file.read().split("\n")[:-1]
-        except OSError:
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.defect = f"it cannot be read: {error.strerror}"
             return
         try:
             header = json.loads(lines[0])
@@ -80,8 +85,11 @@ class Journal:
                 self._boot = header["boot"]
                 self.metadata = Metadata.from_text(header["metadata"])
                 self._checkpoints = list(_ascending(lines[1:]))
+                if (good := 1 + len(self._checkpoints)) < len(lines):
+                    self.defect = f"its line {good + 1} is no checkpoint"
         except (ValueError, LookupError, TypeError, RecursionError):
             self._boot = ""
+            self.defect = "its first line is not that of a journal"
 
     @property
     def vouches(self) -> bool:

@@ -24,11 +24,12 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from shmstream.claims import partial_path
 from shmstream.errors import DamagedBlob, StoreUnusable
@@ -99,9 +100,8 @@ class Record:
     metadata: Metadata
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of the store: its path, bytes, and when it was last used, in seconds since 1970.
+class Entry(NamedTuple):
+    """A file of the store, as it was when it was looked at.
 
     `kind` is `blob`, `partial`, `journal`, `record`, `temporary` for what is about to be renamed,
     or `foreign` for what is none of ours.
@@ -109,8 +109,17 @@ class Entry:
 
     path: str
     kind: str
-    size: int
-    used: float
+    facts: os.stat_result
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.facts.st_size
+
+    @property
+    def used(self) -> float:
+        """When it was last used, in seconds since 1970."""
+        return self.facts.st_atime
 
 
 class Layout:
@@ -297,18 +306,28 @@ class Layout:
         record = self.read_record(path)
         return None if record is None else record.key
 
-    def entries(self) -> Iterator[Entry]:
-        """All files on the shelves. Symbolic links and folders count as foreign files."""
-        for shelf in _SHELVES:
+    def has(self, path: str) -> bool:
+        """Whether that is the path of something in this folder."""
+        return path.startswith(self.folder + os.sep)
+
+    def entries(self, *, blobs: bool = True) -> Iterator[Entry]:
+        """All files on the shelves, or all that is not named as a complete blob.
+
+        Symbolic links and folders count as foreign files.
+        """
+        for shelf, kind_of in _KINDS.items():
             with os.scandir(os.path.join(self.folder, shelf)) as found:
                 for each in found:
+                    kind = kind_of(each.name)
+                    if kind == "blob" and not blobs:
+                        continue
                     try:
                         facts = each.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    regular = stat.S_ISREG(facts.st_mode)
-                    kind = _kind(each.name, _SHELVES[shelf]) if regular else "foreign"
-                    yield Entry(each.path, kind, facts.st_size, facts.st_atime)
+                    yield Entry(
+                        each.path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts
+                    )
 
     def blobs(self) -> list[Entry]:
         """The complete blobs, the least recently used first."""
@@ -316,11 +335,22 @@ class Layout:
         return sorted(found, key=lambda each: (each.used, each.path))
 
 
-def _kind(name: str, digits: int) -> str:
-    stem, suffix = name[:digits], name[digits:]
-    if not re.fullmatch(rf"[0-9a-f]{{{digits}}}", stem):
-        return "foreign"
-    suffixes = {"": "blob", partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
-    if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
-        return "temporary"
-    return suffixes.get(suffix, "foreign")
+def _naming(digits: int) -> Callable[[str], str]:
+    """What a file on a shelf is, by its name, which begins with so many hex digits."""
+    is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
+    suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+
+    def kind_of(name: str) -> str:
+        if is_blob(name):
+            return "blob"
+        stem, suffix = name[:digits], name[digits:]
+        if not is_blob(stem):
+            return "foreign"
+        if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
+            return "temporary"
+        return suffixes.get(suffix, "foreign")
+
+    return kind_of
+
+
+_KINDS = {shelf: _naming(digits) for shelf, digits in _SHELVES.items()}

@@ -30,6 +30,7 @@ from shmstream.errors import (
 from shmstream.liveness import WHOLE_FILE, KernelLock, file_identity
 from shmstream.pacer import check_pacing
 from shmstream.partial import PartialFile
+from shmstream.seal import seal
 from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer
 
@@ -173,6 +174,13 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
+
+    def commit(self) -> None:
+        """As a `BlobStreamer` does; then seal the blob, if it was verified and is on the disk."""
+        with self._lock:
+            super().commit()
+            if self._durable and self.digest is not None:
+                seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
         return self._file.trim() > 0 and not isinstance(reason, _SPOILING)

@@ -243,10 +243,12 @@ class Store:
                 gone.append(entry.path)
         return gone
 
-    def check(self, *, verify: bool = True) -> list[Finding]:
+    def check(self, *, verify: bool | None = None) -> list[Finding]:
         """What is not as it should be, in the folder and in shared memory; changes nothing.
 
-        With `verify` every blob is read and hashed; without, this takes milliseconds.
+        A blob is hashed if it was changed, or put there, since it was last verified, and sealed
+        when it is right (seal.py). So this is cheap, but for bytes that a disk loses by itself:
+        with `verify=True` every blob is hashed, with False none.
         """
         return audit.check(self._layout, verify=verify)
 

@@ -239,6 +239,24 @@ class Stream:
         """Whether no writer is alive. Load the state again before concluding that it died."""
         return not self.lock.is_held_elsewhere(self.block.life_span)
 
+    def open_file(self) -> tuple[int, str] | None:
+        """A descriptor of the very file that the writer writes, and where it is; None if nowhere.
+
+        The partial name is tried first: a commit in between moves the file to the final name, never
+        the other way.
+        """
+        for path in (partial_path(self.path), self.path):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    continue
+                raise
+            if file_identity(fd) == self.block.file:
+                return fd, path
+            os.close(fd)
+        return None
+
     def abort_error(self) -> BlobAborted | DamagedSegment:
         """Why the writer of an aborted stream gave up."""
         try:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shmstream import doorbell
@@ -132,7 +133,7 @@ class Subscribers:
             self._next_look = now + _LOOK_INTERVAL
             after_last = bisect_right(self._active, self._looked_after) % len(self._active)
             self._looked_after = self._active[after_last]
-            self._look_after(self._looked_after)
+            reclaim(self._block, self._lock, self._looked_after)
 
     def _follow(self) -> None:
         """Let go of the doorbells of those who left, open those of readers who came."""
@@ -156,20 +157,6 @@ class Subscribers:
         self._rings = [ringer.ring for _, ringer in self._ringers.values()]
         self._active = list(generations)
 
-    def _look_after(self, index: int) -> None:
-        """Free the slot if its reader was killed."""
-        slot = self._block.slot(index)
-        try:
-            if self._lock.is_held_elsewhere(slot.span) or not self._lock.try_acquire(slot.span):
-                return
-            generation, active = slot.membership
-            if active:
-                doorbell.unlink(doorbell.name_of(self._block.token, index, generation))
-                slot.membership = (generation, False)
-            self._lock.release(slot.span)
-        finally:
-            slot.release()
-
     def abandon(self) -> None:
         """In a forked child: let go of the memory only."""
         self._memberships.release()
@@ -183,6 +170,70 @@ class Subscribers:
         self._ringers.clear()
         self._rings.clear()
         self._active.clear()
+
+
+def reclaim(block: Block, lock: KernelLock, index: int, bells: Iterable[str] = ()) -> list[str]:
+    """Free the slot if its reader was killed: the doorbells that go, of which some may be `bells`.
+
+    For anybody, at any time; never blocks.
+    """
+    slot = block.slot(index)
+    try:
+        if lock.is_held_elsewhere(slot.span) or not lock.try_acquire(slot.span):
+            return []
+        generation, active = slot.membership
+        if active:
+            bells = {*bells, doorbell.name_of(block.token, index, generation)}
+        gone = [each for each in bells if doorbell.unlink(each)]
+        if active:
+            slot.membership = (generation, False)
+        lock.release(slot.span)
+        return gone
+    finally:
+        slot.release()
+
+
+def forsaken(block: Block, lock: KernelLock, bells: Iterable[str]) -> dict[int, set[str]]:
+    """Slots whose readers were killed, with their doorbells: those active, and those of `bells`."""
+    found: dict[int, set[str]] = {}
+    for bell in bells:  # some were killed before they were active
+        with suppress(ValueError):
+            found.setdefault(doorbell.slot_of(bell), set()).add(bell)
+    for index, bell in _active(block):
+        found.setdefault(index, set()).add(bell)
+    free = [each for each in found if each < block.slots and not _is_held(block, lock, each)]
+    # Who left in between has cleared up.
+    still = {bell for _, bell in [*_active(block), *doorbell.names(block.token)]} if free else set()
+    return {index: found[index] & still for index in free if found[index] & still}
+
+
+def deaf(block: Block, lock: KernelLock) -> list[str]:
+    """The doorbells that readers alive lack; they look by themselves (I4)."""
+    active = _active(block)
+    there = {bell for _, bell in doorbell.names(block.token)} if active else set()
+    if lacking := [each for each in active if each[1] not in there]:
+        still = _active(block)
+        lacking = [each for each in lacking if each in still and _is_held(block, lock, each[0])]
+    return [bell for _, bell in lacking]
+
+
+def _active(block: Block) -> list[tuple[int, str]]:
+    """Slots that somebody has, dead or alive, and the names of their doorbells."""
+    with block.memberships() as memberships:
+        words = memberships.tolist()
+    return [
+        (index, doorbell.name_of(block.token, index, word >> 8))
+        for index, word in enumerate(words)
+        if word & 1
+    ]
+
+
+def _is_held(block: Block, lock: KernelLock, index: int) -> bool:
+    slot = block.slot(index)
+    try:
+        return lock.is_held_elsewhere(slot.span)
+    finally:
+        slot.release()
 
 
 def present(block: Block, lock: KernelLock) -> list[Subscriber]:

@@ -569,6 +569,7 @@ def test_a_check(run: Run, url: str, store: Store) -> None:
     [finding] = json.loads(out)
     assert finding["detail"].startswith("its digest is ")
     assert finding == {"kind": "damaged", "path": path, "detail": finding["detail"]}
+    assert run("check", "--full")[:2] == (1, f"damaged: {path}: {finding['detail']}\n")
 
 
 def test_partial_files_stay_for_a_while(begin: Begin, run: Run, origin: Origin, url: str) -> None:

@@ -83,25 +83,27 @@ def _flight_lines(flights: list[FlightInfo]) -> str:
 
 @click.command(cls=Command, short_help="Say what is not as it should be in a store.")
 @store_option
-@click.option("--quick", is_flag=True, help="Read no blob: milliseconds, but no wrong byte shows.")
+@click.option("--full", "hashed", flag_value="all", help="Hash every blob, changed or not.")
+@click.option("--quick", "hashed", flag_value="none", help="Hash no blob: no wrong byte shows.")
 @json_option
 @verbose_option
 @click.pass_context
-def check(ctx: click.Context, folder: str, quick: bool, as_json: bool) -> None:
+def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) -> None:
     """Say what is not as it should be, in the folder and in shared memory.
 
-    Every blob is read and compared with its digest. Nothing is changed: `gc` removes what is
+    Blobs that were changed, or put there, since they were last verified are hashed; with --full
+    all, which also finds what a disk has lost by itself. Nothing is changed: `gc` removes what is
     abandoned, and a damaged blob may be removed by hand, the next fetch brings it anew. Exits with
     1 if there is anything to say. With --json: a list of objects with `kind`, `path` and `detail`.
     """
     store = existing_store(folder)
-    findings = store.check(verify=not quick)
+    findings = store.check(verify={"all": True, "none": False}.get(hashed or ""))
     if as_json:
         show_json([asdict(each) for each in findings])
     else:
         for each in findings:
             click.echo(printable(str(each)))
-    how = "looked at" if quick else "verified"
+    how = "looked at" if hashed == "none" else "verified"
     found = plural(len(findings), "finding") if findings else "all is well"
     say(f"{plural(len(store.blobs()), 'blob')} {how} in {store.folder}: {found}")
     ctx.exit(1 if findings else 0)
