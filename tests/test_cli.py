@@ -26,7 +26,7 @@ from tests.roles import content, sha256
 SIZE = 300_000
 BLOB = content(1, SIZE)
 DIGEST = f"sha256:{sha256(BLOB)}"
-COMMANDS = ("fetch", "ls", "top", "check", "gc", "evict", "demo", "completion")
+COMMANDS = ("fetch", "serve", "ls", "top", "check", "gc", "evict", "demo", "completion")
 
 
 class Running:

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 _INTERVAL = 0.1  # s
 _KEPT = 20_000  # responses that may wait to be written
 _LONGEST_LINE = select.PIPE_BUF  # bytes
-_TEXT, _SHORT_TEXT = 1000, 150  # characters of a path or user agent
+_TEXT, _SHORT_TEXT = 1000, 64  # characters of a path, a user agent and the like
 
 _log = logging.getLogger("shmstream")
 
@@ -61,7 +61,7 @@ class Entry:
             "method": self.method,
             "path": self.path[:longest],
             "ns": self.namespace and self.namespace[:longest],
-            "range": self.wanted_range and self.wanted_range[:100],
+            "range": self.wanted_range and self.wanted_range[:longest],
             "status": self.status,
             "bytes": self.sent,
             "complete": self.complete,

@@ -43,6 +43,11 @@ class Application:
         self._log = AccessLog(metrics.lost) if settings.access_log else None
         self._observer = Observer(metrics, self._log)
 
+    def stop(self) -> None:
+        """The server is about to stop: end what would go on for ever. Idempotent."""
+        self._observer.is_stopping = True
+        self.operations.stop()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one life."""
         if scope["type"] == "http":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
@@ -10,9 +11,9 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
 from shmstream.asgi import Message, Receive, Scope, Send
-from shmstream.errors import ShmstreamError
 from shmstream.registry.access_log import AccessLog, Entry
 from shmstream.registry.metrics import Metrics
+from shmstream.registry.pull import BrokenOff
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -95,26 +96,38 @@ class Observer:
     def __init__(self, metrics: Metrics, log: AccessLog | None) -> None:
         self._metrics = metrics
         self._log = log
+        self.is_stopping = False
+        """Whether the server is: then it cancels those whose time is over."""
 
     async def observe(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Have `app` answer one request.
 
-        An error of ours after the head has gone out is told in the log, and the server then closes
-        the connection, short of what was promised.
+        A body that breaks off is told in the log, and the server closes its connection, short of
+        what was promised.
         """
         response = Response(scope, send, self._metrics)
         try:
             await app(scope, receive, response.send)
-        except ShmstreamError as error:
-            if not response.status:
-                response.status = 500
-                raise
+        except BrokenOff as error:
             _log.warning("%s %r was cut: %s", scope["method"], scope["path"], error)
+        except asyncio.CancelledError:
+            if not self.is_stopping:
+                raise
+            await self._cut(scope, response)
         except Exception:
             response.status = response.status or 500  # which the server answers
             raise
         finally:
             self._conclude(scope, response)
+
+    async def _cut(self, scope: Scope, response: Response) -> None:
+        """End a response whose time is over, without the error that a server would make of it."""
+        if response.status:
+            _log.info("%s %r was cut: the server stops", scope["method"], scope["path"])
+            return
+        headers = [(b"content-length", b"0"), (b"retry-after", b"1")]
+        await response.send({"type": "http.response.start", "status": 503, "headers": headers})
+        await response.send({"type": "http.response.body", "body": b""})
 
     def _conclude(self, scope: Scope, response: Response) -> None:
         duration = time.perf_counter() - response.began

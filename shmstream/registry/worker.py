@@ -7,6 +7,7 @@ ends by SIGTERM; or when standard input ends, for then the parent has gone. Its 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ CANNOT_START = 3
 """Exit code: it would be the same with every other worker."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
+_LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
 
 _log = logging.getLogger("shmstream")
 
@@ -62,12 +64,16 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         return CANNOT_START
 
     class Server(uvicorn.Server):
-        """Ends what would last for ever before it waits for its responses."""
+        """Stops in a way that nobody who has just come is turned away."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.operations.stop()
+            app.stop()
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(_LAST_REQUESTS)  # before uvicorn closes those without one
             await super().shutdown(sockets)
 
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -90,6 +96,11 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
     server.run(sockets=[listener])
     return 0
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not what the application has said already, and better."""
+    return record.msg != "ASGI callable returned without completing response."
 
 
 def _end_with_parent(grace: float) -> None:

@@ -1,0 +1,170 @@
+"""The status page in a real browser: it lives, fits a phone, and takes nobody's text for markup."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from shmstream import Store
+from tests.interpreters import wait_until
+from tests.origin import Origin
+from tests.serving import Serve, Serving
+from tests.stores import digest
+
+MIB = 1 << 20
+SIZE = 24 * MIB
+HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>' + "w" * 90
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
+            pytest.fail(f"{name} is not installed: apt-get install chromium chromium-driver")
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
+    """A headless Chromium with nothing in it."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = _program("chromium")
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+        "disable-background-networking", "disable-component-update", "disable-sync",
+        "disable-dev-shm-usage", "no-proxy-server", f"user-data-dir={tmp_path / 'browser'}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(_program("chromedriver")))
+    driver.set_script_timeout(20)
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The status page, as a person sees it."""
+
+    def __init__(self, browser: webdriver.Chrome, serving: Serving) -> None:
+        self.browser = browser
+        browser.get(f"http://{serving.host}:{serving.port}/")
+
+    def run(self, script: str) -> Any:
+        return self.browser.execute_script(f"return {script}")  # type: ignore[no-untyped-call]
+
+    def text(self, id_: str) -> str:
+        return str(self.run(f"document.getElementById('{id_}').innerText"))
+
+    def resize(self, width: int, height: int, *, dark: bool = False) -> None:
+        """As on a device of that size."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        for command, arguments in [
+            ("Emulation.setDeviceMetricsOverride", metrics),
+            ("Emulation.setEmulatedMedia", {"features": [scheme]}),
+        ]:
+            self.browser.execute_cdp_cmd(command, arguments)  # type: ignore[no-untyped-call]
+
+    def widths(self) -> list[float]:
+        """How much of each bar is filled, from 0 to 1."""
+        fill = "bar.firstChild.getBoundingClientRect().right - bar.getBoundingClientRect().left"
+        bars = "[...document.querySelectorAll('[role=progressbar]')]"
+        return list(self.run(f"{bars}.map(bar => ({fill}) / bar.getBoundingClientRect().width)"))
+
+    def sticks_out(self) -> list[str]:
+        """What is wider than the window, or cut off."""
+        return list(
+            self.run(
+                "[...document.querySelectorAll('body *')].filter(each => {"
+                " const box = each.getBoundingClientRect();"
+                " return !each.closest('.track, svg, noscript') && box.width &&"
+                " (box.right > innerWidth + 0.5 || box.left < -0.5"
+                "  || each.scrollWidth > each.clientWidth + 1 && each.clientWidth);"
+                "}).map(each => each.outerHTML.slice(0, 200))"
+            )
+        )
+
+    def keep(self, name: str) -> None:
+        """For people who want to look at it."""
+        if folder := os.environ.get("SHMSTREAM_SCREENSHOTS"):
+            self.browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def begin(serving: Serving, origin: Origin, seed: int, **behaviour: Any) -> Any:
+    """A client of a blob that is coming."""
+    path = f"/v2/team/app/blobs/{digest(seed, SIZE)}"
+    origin.serve(path, seed=seed, size=SIZE, **behaviour)
+    return serving.open(path)
+
+
+def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> None:
+    serving = serve("--no-access-log", "--max-bytes", "10GiB", upstream=origin.url("").rstrip("/"))
+    store = Store(serving.store)
+    page = Page(browser, serving)
+    wait_until(lambda: page.text("link") == "live")
+    assert page.text("flights") == "Nothing is being pulled right now."
+    page.keep("empty")
+
+    clients: list[tuple[HTTPConnection, HTTPResponse]] = []
+    clients.append(begin(serving, origin, 1))
+    clients[0][1].read()
+    assert clients[0][1].status == 200
+    clients += [begin(serving, origin, 2, rate=2 * MIB), begin(serving, origin, 3, rate=5 * MIB)]
+    clients += [serving.open(f"/v2/team/app/blobs/{digest(2, SIZE)}") for _ in range(6)]
+    hostile = store.open(HOSTILE, origin.serve("/hostile", seed=4, size=SIZE, rate=3 * MIB))
+    hostile.read(1)
+    wait_until(lambda: len(page.widths()) == 3 and max(page.widths()) > 0)
+    before = page.widths()
+    wait_until(lambda: all(two > one for one, two in zip(before, page.widths(), strict=True)))
+    now = [round(each["published"] / SIZE, 2) for each in page.run("[]")] or page.widths()
+    assert all(0 < width < 1 for width in now)
+    assert "24.0 MiB" in page.text("flights")
+    assert "/s · " in page.text("flights")
+    assert digest(1, SIZE)[:23] in page.text("recent")
+
+    # Nobody's text is markup.
+    assert "<img src=x" in page.text("flights")
+    assert page.run("window.harmed === undefined")
+    assert page.run("document.querySelectorAll('img, main script').length") == 0
+
+    # Good on every screen.
+    for name, width, height, dark in [
+        ("desktop", 1280, 900, False),
+        ("desktop-dark", 1280, 900, True),
+        ("phone", 360, 740, False),
+        ("phone-dark", 360, 740, True),
+        ("narrowest", 320, 600, False),
+    ]:
+        page.resize(width, height, dark=dark)
+        page.keep(name)
+        assert page.sticks_out() == [], name
+        assert page.run("document.documentElement.scrollWidth") <= width
+
+    # What a screen reader is told.
+    assert page.run("document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')")
+    assert page.run("document.documentElement.lang") == "en"
+
+    hostile.close()
+    for connection, response in clients[1:]:
+        response.close()
+        connection.close()
+    wait_until(lambda: store.flights() == [])
+    wait_until(lambda: page.text("flights") == "Nothing is being pulled right now.")
+
+    # It comes again by itself.
+    first = page.run("seen.length")
+    assert first > 2
+    for worker in serving.workers():
+        os.kill(worker, 9)
+    wait_until(lambda: page.text("link") == "live" and page.run("seen.length") > first)
+    log = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    assert [each for each in log if "events" not in each["message"]] == [], "no refused content"
