@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _CHECKPOINT = 16 << 20  # bytes
+_TOLD_AT_ONCE = 1 << 20  # bytes; whoever counts what comes can show how fast that is
 _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
@@ -213,6 +214,8 @@ class Leader:
                     with memoryview(data) as view:
                         count = view.nbytes
                     self._received += count
+                    if self._received >= _TOLD_AT_ONCE:
+                        self._say_received()
                     if position < streamer.appended:
                         data = self._compare(data, position)
                     position += count
@@ -258,7 +261,6 @@ class Leader:
         streamer = self._streamer
         if streamer.appended - self._noted >= _CHECKPOINT:
             self._noted = streamer.appended
-            self._say_received()
             if (checkpoint := streamer.digest_so_far()) is not None:
                 try:
                     self._journal.note(*checkpoint)

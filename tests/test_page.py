@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.serving import Serve, Serving
 from tests.stores import digest
 
 MIB = 1 << 20
-SIZE = 24 * MIB
+SIZE = 16 * MIB
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>' + "w" * 90
 
 
@@ -59,20 +60,18 @@ class Page:
         browser.get(f"http://{serving.host}:{serving.port}/")
 
     def run(self, script: str) -> Any:
-        return self.browser.execute_script(f"return {script}")  # type: ignore[no-untyped-call]
+        return self.browser.execute_script(f"return {script}")
 
     def text(self, id_: str) -> str:
         return str(self.run(f"document.getElementById('{id_}').innerText"))
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
         """As on a device of that size."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": width < 500}
+        size = {"width": width, "height": height}
+        device = {**size, "deviceScaleFactor": 2, "mobile": width < 500}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        for command, arguments in [
-            ("Emulation.setDeviceMetricsOverride", metrics),
-            ("Emulation.setEmulatedMedia", {"features": [scheme]}),
-        ]:
-            self.browser.execute_cdp_cmd(command, arguments)  # type: ignore[no-untyped-call]
+        self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        self.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
     def widths(self) -> list[float]:
         """How much of each bar is filled, from 0 to 1."""
@@ -118,17 +117,23 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     clients.append(begin(serving, origin, 1))
     clients[0][1].read()
     assert clients[0][1].status == 200
-    clients += [begin(serving, origin, 2, rate=2 * MIB), begin(serving, origin, 3, rate=5 * MIB)]
+    clients += [begin(serving, origin, 2, rate=2 * MIB), begin(serving, origin, 3, rate=3 * MIB)]
     clients += [serving.open(f"/v2/team/app/blobs/{digest(2, SIZE)}") for _ in range(6)]
+    readers = [Thread(target=response.read) for _, response in clients[1:]]
+    for reader in readers:
+        reader.start()
     hostile = store.open(HOSTILE, origin.serve("/hostile", seed=4, size=SIZE, rate=3 * MIB))
     hostile.read(1)
     wait_until(lambda: len(page.widths()) == 3 and max(page.widths()) > 0)
     before = page.widths()
     wait_until(lambda: all(two > one for one, two in zip(before, page.widths(), strict=True)))
-    now = [round(each["published"] / SIZE, 2) for each in page.run("[]")] or page.widths()
-    assert all(0 < width < 1 for width in now)
-    assert "24.0 MiB" in page.text("flights")
+    told = page.run("[...document.querySelectorAll('.track')].map(each => each.ariaValueNow)")
+    assert all(
+        abs(int(each) / 100 - width) < 0.3 for each, width in zip(told, page.widths(), strict=True)
+    )
+    assert "of 16.0\xa0MiB" in page.text("flights")
     assert "/s · " in page.text("flights")
+    assert page.text("served-rate").endswith("MiB/s")
     assert digest(1, SIZE)[:23] in page.text("recent")
 
     # Nobody's text is markup.
@@ -153,10 +158,11 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     assert page.run("document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')")
     assert page.run("document.documentElement.lang") == "en"
 
-    hostile.close()
-    for connection, response in clients[1:]:
-        response.close()
+    for reader in readers:
+        reader.join()
+    for connection, _ in clients:
         connection.close()
+    hostile.close()
     wait_until(lambda: store.flights() == [])
     wait_until(lambda: page.text("flights") == "Nothing is being pulled right now.")
 
