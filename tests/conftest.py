@@ -27,6 +27,7 @@ pytest_plugins = [
     "tests.registries",
     "tests.serving",
     "tests.stores",
+    "tests.token_server",
 ]  # the servers, each started when a test asks
 
 
@@ -47,11 +48,11 @@ def traces(folder: Path) -> Traces:
         segments=segment.names(),
         doorbells=sorted(name for _, name in doorbell.names()),
         partials=sorted(str(path) for path in folder.rglob("*.shmstream-partial")),
-        processes=[
+        processes=sorted(
             command
             for child in psutil.Process().children(recursive=True)
             if not _is_infrastructure(command := _command(child))
-        ],
+        ),
         threads=[thread.name for thread in threading.enumerate() if thread.is_alive()],
         descriptors=_descriptors(),
     )

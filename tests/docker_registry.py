@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -50,8 +51,10 @@ class DockerRegistry:
         *,
         auth: dict[str, Any] | None = None,
         certificate: Path | None = None,
+        middleware: dict[str, Any] | None = None,
     ) -> None:
         self._program = program
+        self._storage = prefix / "storage"
         self._certificate = certificate
         # Bound, but not listening: it keeps the port for the registry, which may bind it as well.
         self._place = socket.socket()
@@ -70,13 +73,15 @@ class DockerRegistry:
             "version": "0.1",
             "log": {"level": "error"},
             "storage": {
-                "filesystem": {"rootdirectory": str(prefix / "storage")},
+                "filesystem": {"rootdirectory": str(self._storage)},
                 "delete": {"enabled": True},
             },
             "http": http,
         }
         if auth is not None:
             facts["auth"] = auth
+        if middleware is not None:
+            facts["middleware"] = middleware
         self._configuration.write_text(json.dumps(facts))  # JSON is YAML
         self._log = prefix / "access.log"
         self._errors = prefix / "error.log"
@@ -109,6 +114,31 @@ class DockerRegistry:
             self._process.kill()
             self._process.wait(PATIENCE)
             self._process = None
+
+    def pause(self) -> None:
+        """SIGSTOP: it neither answers nor ends anything."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def damage(self, digest: str) -> None:
+        """Have another byte in the middle of a blob; the second time, the right one again."""
+        algorithm, _, name = digest.partition(":")
+        folder = self._storage / "docker/registry/v2/blobs" / algorithm / name[:2] / name
+        with (folder / "data").open("r+b") as file:
+            middle = (folder / "data").stat().st_size // 2
+            file.seek(middle)
+            (byte,) = file.read(1)
+            file.seek(middle)
+            file.write(bytes([byte ^ 0xFF]))
+
+    def push_blob(self, repository: str, data: bytes, auth: str | None = None) -> str:
+        """Push bytes that belong to no image; their digest."""
+        return images.push_blob(self.url, repository, data, auth)
 
     def push(
         self, repository: str, tag: str, what: images.Image, auth: str | None = None

@@ -138,6 +138,16 @@ def push(
         pusher.close()
 
 
+def push_blob(url: str, repository: str, data: bytes, auth: str | None = None) -> str:
+    """Push bytes that belong to no image; their digest."""
+    pusher = _Pusher(url, auth, None)
+    try:
+        pusher.push_blob(repository, data)
+    finally:
+        pusher.close()
+    return digest_of(data)
+
+
 class _Pusher:
     def __init__(self, url: str, auth: str | None, context: ssl.SSLContext | None) -> None:
         place = urlsplit(url)

@@ -48,6 +48,7 @@ class Behaviour:
 
     seed: int = 0
     size: int = 0
+    text: str | None = None  # instead of `content(seed, size)`
     etag: str | None = "auto"  # auto: a strong one that seed and size decide
     last_modified: str | None = None
     media_type: str | None = "application/octet-stream"
@@ -67,7 +68,7 @@ class Behaviour:
     wrong_at: int | None = None  # this byte of the blob is another
 
     def body(self) -> bytes:
-        data = _content(self.seed, self.size)
+        data = _content(self.seed, self.size) if self.text is None else self.text.encode()
         if self.wrong_at is not None:
             flipped = bytes([data[self.wrong_at] ^ 0xFF])
             data = data[: self.wrong_at] + flipped + data[self.wrong_at + 1 :]

@@ -25,8 +25,11 @@ import pytest
 
 from shmstream import Store
 from shmstream.registry.settings import SETTINGS_VARIABLE, Settings, Upstream
-from tests.docker_registry import program
+from tests.docker_registry import DockerRegistry, program
 from tests.interpreters import PATIENCE, wait_until
+from tests.origin import Origin
+
+_DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ class Registry:
         """The processes that serve."""
         children = psutil.Process(self.process.pid).children()
         return [each.pid for each in children if "spawn_main" in " ".join(each.cmdline())]
+
+    def connections(self) -> int:
+        """How many its workers have with clients."""
+        found = [psutil.Process(pid).net_connections("tcp") for pid in self.workers()]
+        return sum(
+            each.laddr.port == self.port and bool(each.raddr) for some in found for each in some
+        )
 
     def open(
         self, path: str, method: str = "GET", **headers: str
@@ -153,6 +163,39 @@ def run_registry(folder: str, tmp_path: Path, direct: None) -> Iterator[Run]:  #
     for registry in started:
         registry.close()
         registry.store.gc()
+
+
+@pytest.fixture(scope="session")
+def ours_process(
+    docker_registry_process: DockerRegistry,
+    origin_process: Origin,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Registry]:
+    prefix = tmp_path_factory.mktemp("registry")
+    upstreams = (
+        Upstream(None, docker_registry_process.url),
+        Upstream("fault.test", origin_process.url("")),
+    )
+    settings = Settings(upstreams, str(prefix / "store"), workers=2)
+    registry = Registry(settings, prefix / "log", _DIRECT)
+    yield registry
+    registry.close()
+    assert registry.store.check() == []
+
+
+@pytest.fixture
+def ours(
+    ours_process: Registry,
+    docker_registry: DockerRegistry,  # noqa: ARG001
+    origin: Origin,  # noqa: ARG001
+) -> Iterator[Registry]:
+    """Ours, in front of the docker-registry; the fault origin is its upstream fault.test.
+
+    It goes on from test to test, so each test has repositories and bytes of its own.
+    """
+    yield ours_process
+    wait_until(lambda: not ours_process.store.flights())
+    ours_process.store.gc()
 
 
 # Clients.

@@ -66,6 +66,7 @@ class Pull:
         self._repository = repository
         self._kind = kind
         self._known = known
+        self._is_confirmed = False
         self.digest = digest
 
     @property
@@ -86,19 +87,18 @@ class Pull:
         Raises:
             SourceError: it is not, or the upstream does not say so.
         """
-        if not self._is_granted() and self.cache != "miss":
-            await self._confirm()
-
-    def _is_granted(self) -> bool:
-        return self._shared.grants.is_known(self._repository, self._kind, self.digest)
+        if self.cache != "miss":
+            await self._see_grant()
 
     async def _see_grant(self) -> None:
-        if not self._is_granted():
+        grants = self._shared.grants
+        if not (self._is_confirmed or grants.is_known(self._repository, self._kind, self.digest)):
             await self._confirm()
 
     async def _confirm(self) -> None:
         key = ("confirm", self._repository.key, self._kind, self.digest)
         await self._shared.together.ask(key, self._ask)
+        self._is_confirmed = True
 
     def _ask(self) -> None:
         size = None
@@ -115,9 +115,9 @@ class Pull:
         source = self.source()
         try:
             return await use(source)
-        except SourceFailed:
+        except SourceFailed as error:
             if source.was_asked:
-                raise
+                raise source.failure or error from None
         await self._confirm()
         return await use(self.source())
 

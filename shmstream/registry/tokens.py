@@ -103,14 +103,16 @@ class Tokens:
     def current(self, repository: str) -> str | None:
         """The authorization to ask with; None while none is known to be needed.
 
-        Blocks for a new token when the one before has expired.
-
-        Raises:
-            SourceError: there is no getting one.
+        Where a token will be needed, as it was before, one is got at once. Blocks for that.
         """
-        held = self._of(repository)
-        usual = self._usual
-        return held.current() or (None if usual is None else self._renewed(held, repository, usual))
+        held, usual = self._of(repository), self._usual
+        if (value := held.current()) is not None or usual is None:
+            return value
+        try:
+            return self._renewed(held, repository, usual)
+        except SourceError:  # it may be another realm by now: the upstream will say which
+            self._usual = None
+            return None
 
     def renew(self, repository: str, header: str, refused: str | None) -> str | None:
         """Another authorization than that which was `refused`, with a challenge; None without any.

@@ -264,7 +264,10 @@ class Repository:
 
 
 class RepositorySource:
-    """What has a digest, in one repository; see `Source`. It gets in anew whenever it is opened."""
+    """What has a digest, in one repository; see `Source`. It gets in anew whenever it is opened.
+
+    `was_asked` tells whether it was used at all, `failure` why it was not opened the last time.
+    """
 
     def __init__(
         self,
@@ -280,6 +283,7 @@ class RepositorySource:
         self._answered = answered
         self._known = known
         self.was_asked = False
+        self.failure: SourceError | None = None
         self.name = public(self._url())
 
     def __repr__(self) -> str:
@@ -306,7 +310,9 @@ class RepositorySource:
         except SourceError as error:
             if error.status == 429 and not offset:
                 error.retryable = False  # the client waits for the first byte: let it know
+            self.failure = error
             raise
+        self.failure = None
         try:
             self._repository._check_media_type(feed.media_type)
             if self._kind == "manifests":
