@@ -260,18 +260,18 @@ class AsyncBlob:
 async def _pread(fd: int, count: int, offset: int) -> bytes:
     buffer = bytearray(count)
     try:
-        read = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
-    except BlockingIOError:  # not in the page cache
-        mine = os.dup(fd)  # a task that is cancelled closes its own
-        with ExitStack() as undo:
-            undo.callback(os.close, mine)
-            read_and_close = partial(_pread_and_close, mine, count, offset)
-            reading = in_thread(read_and_close, _READERS)
-            undo.pop_all()
-        return await reading
+        if os.preadv(fd, [buffer], offset, os.RWF_NOWAIT) == count:
+            return bytes(buffer)
+    except BlockingIOError:
+        pass
     except OSError:  # a file system that cannot tell, such as tmpfs, which has all in memory
         return os.pread(fd, count, offset)
-    return bytes(buffer) if read == count else bytes(memoryview(buffer)[:read])
+    mine = os.dup(fd)  # some is not in the page cache; a task that is cancelled closes its own
+    with ExitStack() as undo:
+        undo.callback(os.close, mine)
+        reading = in_thread(partial(_pread_and_close, mine, count, offset), _READERS)
+        undo.pop_all()
+    return await reading
 
 
 def _pread_and_close(fd: int, count: int, offset: int) -> bytes:

@@ -25,6 +25,13 @@ def lookouts() -> int:
     return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
 
 
+def end_threads() -> None:
+    """Those that read what is not in memory stay as long as their process."""
+    for executor in aio._executors.values():
+        executor.shutdown()
+    aio._executors.clear()
+
+
 async def read_all(store: Store, key: str, url: str | None) -> str:
     async with store.aopen(key, url) as blob:
         return sha256(b"".join([data async for data in blob]))
@@ -93,6 +100,26 @@ def test_reading_and_seeking_ahead_of_the_tail(store: Store, origin: Origin) -> 
             assert "leads" in repr(blob)
 
     asyncio.run(main())
+
+
+def test_a_span_of_which_a_part_is_not_in_memory(store: Store, origin: Origin) -> None:
+    """Where the page cache has only the beginning of a span, the disk has the rest."""
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+
+    async def main() -> None:
+        async with store.aopen(digest(1, MIB), url) as blob:
+            await blob.seek(400_000)
+            assert await blob.read1(1) == content(1, MIB)[400_000:400_001]
+            os.fdatasync(blob.descriptor)
+            os.posix_fadvise(blob.descriptor, 65536, 65536, os.POSIX_FADV_DONTNEED)
+            await blob.seek(70_000)
+            assert await blob.read(1000) == content(1, MIB)[70_000:71_000]
+            origin.release()
+            assert await blob.wait() == MIB
+
+    asyncio.run(main())
+    end_threads()
 
 
 def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin) -> None:
@@ -193,9 +220,7 @@ def test_a_cold_blob_is_read_by_our_own_threads(store: Store) -> None:
             await asyncio.gather(*blocked)
 
     asyncio.run(main())
-    for executor in aio._executors.values():
-        executor.shutdown()
-    aio._executors.clear()
+    end_threads()
 
 
 def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:
