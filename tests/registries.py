@@ -87,8 +87,12 @@ class Registry:
 
     def workers(self) -> list[int]:
         """The processes that serve."""
-        children = psutil.Process(self.process.pid).children()
-        return [each.pid for each in children if "spawn_main" in " ".join(each.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if "spawn_main" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
     def connections(self) -> int:
         """How many its workers have with clients."""
