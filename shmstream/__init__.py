@@ -22,14 +22,15 @@ And how one key reaches every process of a host that asks for it:
                                asks by http_client.py), fsspec_source.py
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     over HTTP    asgi.py       a response, decided by answer.py; server.py: zero-copy for uvicorn
-    housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by
+    housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by;
+                 upkeep.py     a store keeps to its limit
     a registry   registry/     the pull-through OCI registry, `shmstream serve`
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
 seal, events, units, answer | claims, subscribers, http_client, fsspec_source | stream, partial,
-http_source | streamer, tail, sources, invariants | copier, resumable, layout | leader, audit |
-flight | blob | lookout | aio | store | asgi, server, watch | registry | demo | cli. A room imports
-only rooms on lower floors.
+http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit | upkeep |
+leader | flight | blob | lookout | aio | store | asgi, server, watch | registry | demo | cli. A room
+imports only rooms on lower floors.
 """
 
 import logging

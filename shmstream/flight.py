@@ -52,6 +52,7 @@ from shmstream.leader import Leader, Retries
 from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Source
+from shmstream.upkeep import Upkeep
 
 _MOMENT = 0.05  # s; more than it takes from a place to a stream
 _PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
@@ -81,7 +82,7 @@ class Policy:
     max_subscribers: int
     max_flights: int | None
     pacing: tuple[int, float]
-    make_room: Callable[[int, str], None]
+    upkeep: Upkeep
     tell: Callable[[Event], None]
 
 
@@ -285,7 +286,7 @@ class Flight:
             sources,
             retries=self._policy.retries,
             lingers=self._lingers,
-            make_room=self._policy.make_room,
+            upkeep=self._policy.upkeep,
             tell=self._policy.tell,
             held=held,
         )

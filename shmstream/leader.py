@@ -37,6 +37,7 @@ from shmstream.layout import Layout, Place, Record
 from shmstream.liveness import KernelLock, register
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Feed, Source
+from shmstream.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -76,20 +77,17 @@ class Leader:
         *,
         retries: Retries,
         lingers: bool,
-        make_room: Callable[[int, str], None],
+        upkeep: Upkeep,
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
     ) -> None:
-        """`make_room` is told how many bytes will come to a path, and then that (0) they have.
-
-        `held` is closed when the flight is over.
-        """
+        """`upkeep` is told what will come, and when it has; `held` is then closed."""
         self._streamer = streamer
         self._layout = layout
         self._place = place
         self._sources = sources
         self._retries = retries
-        self._make_room = make_room
+        self._upkeep = upkeep
         self._tell = tell
         self._held = held
         self._journal = Journal(place.journal, place.algorithm)
@@ -148,6 +146,7 @@ class Leader:
             if self._held is not None:
                 self._held.close()
             streamer.close()
+            self._upkeep.ended(place.path)
 
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
@@ -192,13 +191,15 @@ class Leader:
             self._layout.write_record(place, Record(place.key, None, metadata))
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
-            streamer.set_size(metadata.size)
+            self._set_size(metadata.size)
         streamer.resume()
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
             self._say(EventKind.RESUMED, kept)
-        if metadata.size is not None:
-            self._make_room(metadata.size, place.path)
+
+    def _set_size(self, size: int) -> None:
+        self._upkeep.expect(size, self._place.path)
+        self._streamer.set_size(size)
 
     def _pump(self, feed: Feed) -> Feed | None:
         """Append all that `feed` has; None when that was the end, else the feed to go on with."""
@@ -208,8 +209,7 @@ class Leader:
             with feed:
                 position = feed.offset
                 if streamer.size is None and feed.size is not None:
-                    streamer.set_size(feed.size)
-                    self._make_room(feed.size, self._place.path)
+                    self._set_size(feed.size)
                 for data in self._buffers(feed):
                     with memoryview(data) as view:
                         count = view.nbytes
@@ -240,7 +240,6 @@ class Leader:
         self._journal.remove()
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
         self._say(EventKind.COMMITTED, streamer.appended)
-        self._make_room(0, place.path)
 
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self._streamer

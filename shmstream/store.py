@@ -2,7 +2,7 @@
 
     store.open     a readable file at once, whoever downloads        flight.py, blob.py
     store.fetch    the path of the whole blob                        blob.py
-    store.evict    make room, the least recently used first          here
+    store.evict    make room, the least recently used first          upkeep.py
     store.check    findings of everything that is not as it should   audit.py
     store.gc       remove what dead processes left                   audit.py
 
@@ -20,16 +20,15 @@ from shmstream import audit, segment
 from shmstream.aio import AsyncBlob
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
-from shmstream.events import Event, EventKind
+from shmstream.events import Event
 from shmstream.flight import Flight, Policy
-from shmstream.layout import RECORD, Entry, Layout
+from shmstream.layout import Entry, Layout
 from shmstream.leader import Retries
 from shmstream.pacer import check_pacing
 from shmstream.sources import AnySource, as_sources
+from shmstream.upkeep import WEEK, Upkeep
 
 _log = logging.getLogger("shmstream")
-_TIDY_EVERY = 3600.0  # s; after a flight, if nobody has for so long, `gc` runs by itself
-_WEEK = 7 * 24 * 3600.0  # s
 
 
 class Store:
@@ -85,6 +84,7 @@ class Store:
         self.folder = self._layout.folder
         self.max_bytes = max_bytes
         self._on_event = on_event
+        self._upkeep = Upkeep(self._layout, max_bytes, self._say)
         self._policy = Policy(
             durable=durable,
             verify=verify,
@@ -94,7 +94,7 @@ class Store:
             max_flights=max_flights,
             pacing=(publish_bytes, publish_interval),
             tell=self._say,
-            make_room=self._make_room,
+            upkeep=self._upkeep,
         )
 
     def open(
@@ -204,18 +204,7 @@ class Store:
         None: the store's own limit. Whoever has one open goes on reading it.
         """
         limit = self.max_bytes if max_bytes is None else max_bytes
-        return [] if limit is None else self._evict(limit)
-
-    def _make_room(self, coming: int, path: str) -> None:
-        """For a leader: evict, and after the flight tidy up. No trouble with that ends a flight."""
-        try:
-            if self.max_bytes is not None:
-                self._evict(self.max_bytes - coming, spare=path)
-            if coming == 0 and self._layout.is_time_to_tidy(_TIDY_EVERY):
-                for gone in self.gc():
-                    _log.info("removed %s, which nobody goes on with", gone)
-        except OSError as error:
-            _log.warning("%s: cannot make room: %s", self.folder, error)
+        return [] if limit is None else self._upkeep.evict(limit)
 
     def _say(self, event: Event) -> None:
         """Tell the listener; no trouble of his ends a flight."""
@@ -224,24 +213,6 @@ class Store:
                 self._on_event(event)
             except Exception as error:  # noqa: BLE001  a listener is anybody's code
                 _log.error("on_event failed at %s: %s", event, repr(error))
-
-    def _evict(self, limit: int, *, spare: str | None = None) -> list[str]:
-        blobs = self._layout.blobs()
-        excess = sum(each.size for each in blobs) - limit
-        gone = []
-        for entry in blobs:
-            if excess <= 0:
-                break
-            if entry.path == spare:
-                continue
-            excess -= entry.size  # also if somebody else was faster: they count the same blobs
-            key = self._layout.key_of(entry.path)
-            if self._layout.remove(entry.path):
-                self._layout.remove(entry.path + RECORD)
-                _log.info("evicted %s, %d bytes", entry.path, entry.size)
-                self._say(Event(EventKind.EVICTED, key or entry.path, entry.size))
-                gone.append(entry.path)
-        return gone
 
     def check(self, *, verify: bool | None = None) -> list[Finding]:
         """What is not as it should be, in the folder and in shared memory; changes nothing.
@@ -252,7 +223,7 @@ class Store:
         """
         return audit.check(self._layout, verify=verify)
 
-    def gc(self, *, partial_age: float = _WEEK) -> list[str]:
+    def gc(self, *, partial_age: float = WEEK) -> list[str]:
         """Remove what dead processes left, here and in shared memory; names and paths of it.
 
         A partial file that a download can go on with stays for `partial_age` seconds. Nothing that
