@@ -225,6 +225,24 @@ def test_readiness(serve: Serve) -> None:
     assert serving.ask("/nothing").status == 404
 
 
+def test_problems_of_the_upstream_are_told(serve: Serve, origin: Origin, upstream: str) -> None:
+    serving = serve("--workers", "1", upstream=upstream)
+    assert json.loads(serving.ask("/readyz").body)["upstreams"] == []
+    origin.refuse()
+    assert serving.ask("/v2/team/app/manifests/v1").status >= 500
+    ready = serving.ask("/readyz")
+    assert ready.status == 200, "what is here can be served"
+    [problem] = json.loads(ready.body)["upstreams"]
+    assert problem.startswith(f"{upstream}: ")
+    assert "refused" in problem
+    events = Events(serving)
+    assert events.next()["problems"] == [problem]
+    events.close()
+    origin.accept()
+    assert serving.ask("/v2/team/app/manifests/v1").status == 404
+    assert json.loads(serving.ask("/readyz").body)["upstreams"] == [], "it answers"
+
+
 # Events.
 
 

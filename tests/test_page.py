@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -15,6 +14,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from shmstream import Store
+from tests.docker_registry import program
 from tests.interpreters import wait_until
 from tests.origin import Origin
 from tests.serving import Serve, Serving
@@ -25,20 +25,11 @@ SIZE = 16 * MIB
 HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>' + "w" * 90
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
-            pytest.fail(f"{name} is not installed: apt-get install chromium chromium-driver")
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     """A headless Chromium with nothing in it."""
     options = webdriver.ChromeOptions()
-    options.binary_location = _program("chromium")
+    options.binary_location = program("chromium", "chromium")
     for flag in (
         "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
         "disable-background-networking", "disable-component-update", "disable-sync",
@@ -46,7 +37,7 @@ def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, Service(_program("chromedriver")))
+    driver = webdriver.Chrome(options, Service(program("chromedriver", "chromium-driver")))
     driver.set_script_timeout(20)
     yield driver
     driver.quit()

@@ -64,6 +64,11 @@ class Registry:
         self._shared = Shared(store, self._grants, self._together)
         self._prefetch = Prefetch(store, settings.prefetch)
 
+    def problems(self) -> list[str]:
+        """What is wrong with upstreams, as far as this process knows without asking them."""
+        each = dict.fromkeys(self._upstreams.values())
+        return [upstream.problem for upstream in each if upstream.problem is not None]
+
     def close(self) -> None:
         """Ask nobody any more. Flights go on. Idempotent."""
         self._prefetch.close()

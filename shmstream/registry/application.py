@@ -38,7 +38,9 @@ class Application:
             on_event=metrics.flew,
         )
         self.registry = Registry(settings, store)
-        self.operations = Operations(Status(settings, store, metrics), metrics, list)
+        self.operations = Operations(
+            Status(settings, store, metrics), metrics, self.registry.problems
+        )
         self._clients = metrics.clients
         self._log = AccessLog(metrics.lost) if settings.access_log else None
         self._observer = Observer(metrics, self._log)

@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 _LOOKUP = (5.0, 20.0)  # s; to connect, and to answer a question that is no download
 _DOWNLOAD = (10.0, 30.0)
+_REMEMBERED = 300.0  # s; how long a failure is told when nobody asks again
 _LARGEST_LIST = 16 << 20  # bytes
 _NO_HEAD = (405, 501)  # statuses of a method that is not known
 _AGENT = {"user-agent": "shmstream"}
@@ -76,6 +77,7 @@ class Upstream:
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
         self._client = Client(self.name, _LOOKUP)
         self._quiet_until = 0.0
+        self._problem: tuple[float, str] | None = None  # when, and what; since the last success
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
@@ -94,6 +96,14 @@ class Upstream:
         """Whether it has just not answered: it is left alone for as long as that took to see."""
         return time.monotonic() < self._quiet_until
 
+    @property
+    def problem(self) -> str | None:
+        """Why it could not be had when it was last asked, if that was not long ago."""
+        problem = self._problem
+        if problem is None or time.monotonic() - problem[0] > _REMEMBERED:
+            return None
+        return problem[1]
+
     def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """Of a part of its API."""
         text = f"{self._url.url}/v2/{quote(path, safe='/:')}"
@@ -105,6 +115,17 @@ class Upstream:
         It is called again with others if the upstream wants others, for example because a token
         has expired.
         """
+        try:
+            found = self._authorised(repository, call)
+        except SourceError as error:
+            answered = error.status is not None and error.status != 429 and error.status < 500
+            told = f"{self.name}: {error.reason}"
+            self._problem = None if answered else (time.monotonic(), told)
+            raise
+        self._problem = None
+        return found
+
+    def _authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
         authorization = self._tokens.current(repository)
         try:
             return call(_headers(authorization))
