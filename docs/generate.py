@@ -1,6 +1,7 @@
-"""Writes docs/protocol.md from the tables in `shmstream.control`: run `make docs`.
+"""Writes docs/protocol.md from the tables in `shmstream.control`, and the table of the metrics in
+docs/operations.md from `shmstream.registry.metrics`: run `make docs`.
 
-The page cannot drift from the code: a test compares it with what this makes.
+The pages cannot drift from the code: tests compare them with what this makes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from shmstream.control import (
     Text,
     fields_of,
 )
+from shmstream.registry.metrics import METRICS
 
 PAGE = Path(__file__).with_name("protocol.md")
+OPERATIONS = Path(__file__).with_name("operations.md")
 
 _PAGE = """\
 # The protocol
@@ -129,5 +132,21 @@ def _table(structure: type[Block] | type[Slot]) -> str:
     return "\n".join(lines)
 
 
+def operations() -> str:
+    """The page as it is, with the table of the metrics as they are."""
+    lines = ["| metric | kind | labels | what it tells |", "| --- " * 4 + "|"]
+    for each in METRICS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        lines.append(f"| `{each.name}` | {each.kind} | {labels} | {each.help} |")
+    before, begin, rest = OPERATIONS.read_text(encoding="utf-8").partition("<!-- metrics")
+    comment, end, after = (
+        rest.partition("-->")[0],
+        "<!-- end -->",
+        rest.partition("<!-- end -->")[2],
+    )
+    return "".join([before, begin, comment, "-->\n", "\n".join(lines), "\n", end, after])
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    OPERATIONS.write_text(operations(), encoding="utf-8")

@@ -90,6 +90,19 @@ class Pull:
         if self.cache != "miss":
             await self._see_grant()
 
+    async def use(self) -> bool:
+        """Whether it is complete, and then it has just been used.
+
+        Raises:
+            SourceError: it is not for this repository.
+        """
+        await self.admit()
+        try:
+            self._shared.store.open(self.digest).close()
+        except BlobNotFound:  # it has just been evicted
+            return False
+        return True
+
     async def _see_grant(self) -> None:
         grants = self._shared.grants
         if not (self._is_confirmed or grants.is_known(self._repository, self._kind, self.digest)):
