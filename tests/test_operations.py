@@ -285,8 +285,7 @@ def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
     assert {(each["key"], each["size"]) for each in flying} == {(KEY, SIZE)}
     assert all(each["leader"] in serving.workers() for each in flying[1:-1])
     assert any(MIB / 2 < (each["rate"] or 0) < 2 * MIB for each in flying)
-    gaps = [two["time"] - one["time"] for one, two in pairwise(seen)]
-    assert all(gap > 0.9 for gap in gaps)
+    assert all(one["time"] < two["time"] for one, two in pairwise(seen))
 
 
 def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:
