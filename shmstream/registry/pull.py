@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from shmstream.asgi import InFlightResponse, Receive, Scope, Send
@@ -66,12 +66,12 @@ class Pull:
         self._repository = repository
         self._kind = kind
         self._known = known
-        self._is_confirmed = False
+        self._is_granted = False  # as far as this request knows
         self.digest = digest
 
-    @property
+    @cached_property
     def cache(self) -> str:
-        """Where its bytes come from: `hit` if they are here, `flight`, or `miss`."""
+        """Where its bytes come from, at first sight: `hit` (the store), `flight`, or `miss`."""
         if self.digest in self._shared.store:
             return "hit"
         return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
@@ -104,14 +104,17 @@ class Pull:
         return True
 
     async def _see_grant(self) -> None:
-        grants = self._shared.grants
-        if not (self._is_confirmed or grants.is_known(self._repository, self._kind, self.digest)):
+        if self._is_granted:
+            return
+        if self._shared.grants.is_known(self._repository, self._kind, self.digest):
+            self._is_granted = True
+        else:
             await self._confirm()
 
     async def _confirm(self) -> None:
         key = ("confirm", self._repository.key, self._kind, self.digest)
         await self._shared.together.ask(key, self._ask)
-        self._is_confirmed = True
+        self._is_granted = True
 
     def _ask(self) -> None:
         size = None

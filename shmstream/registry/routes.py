@@ -125,6 +125,8 @@ def _path(raw: bytes) -> str:
 
 def _query(raw: bytes) -> tuple[str | None, tuple[tuple[str, str], ...]]:
     """The namespace, and the rest."""
+    if not raw:
+        return None, ()
     try:
         if len(raw) > _LONGEST_QUERY:
             raise ValueError("too long")

@@ -28,7 +28,7 @@ from shmstream.registry.credentials import Credential, find, is_hub
 from shmstream.registry.manifests import Manifest
 from shmstream.registry.routes import is_digest
 from shmstream.registry.tokens import Tokens
-from shmstream.source import Description, Feed, public
+from shmstream.source import Description, Feed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -68,8 +68,8 @@ class Upstream:
         parts = parse(url)
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
-        self._url = parts._replace(path=(parts.path or "").rstrip("/"))
-        self.name = self._url.url
+        self._base = parts._replace(path=(parts.path or "").rstrip("/"))
+        self.name = self._base.url
         self.host = parts.netloc or ""
         self.namespace = namespace
         self.is_hub = is_hub(self.host) or (namespace is not None and is_hub(namespace))
@@ -106,7 +106,7 @@ class Upstream:
 
     def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """Of a part of its API."""
-        text = f"{self._url.url}/v2/{quote(path, safe='/:')}"
+        text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
 
     def authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
@@ -200,7 +200,8 @@ class Repository:
         """What identifies it in this process and on disk."""
         return self.upstream.name, self.name
 
-    def _url(self, part: str, query: Mapping[str, str] | None = None) -> str:
+    def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
+        """Of a part of it."""
         return self.upstream.url(f"{self.name}/{part}", query)
 
     def resolve(self, tag: str, accept: str) -> Manifest:
@@ -209,7 +210,7 @@ class Repository:
         Raises:
             SourceError: the upstream has none, does not give it, or does not answer.
         """
-        url, accepting = self._url(f"manifests/{tag}"), {"accept": accept}
+        url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
         headers, _ = self.upstream.ask("HEAD", self.name, url, accepting)
         digest, size = headers.get("docker-content-digest", ""), _size(headers)
         if not is_digest(digest):
@@ -223,7 +224,7 @@ class Repository:
         Raises:
             SourceError: it is not in this repository, or the upstream does not say so.
         """
-        url = self._url(f"{kind}/{digest}")
+        url = self.url(f"{kind}/{digest}")
         headers, _ = self.upstream.ask("HEAD", self.name, url, _accepting(kind))
         told = headers.get("content-type")
         self._check_media_type(told)
@@ -269,7 +270,7 @@ class Repository:
         return Listing({})
 
     def _listing(self, part: str, query: Mapping[str, str], accept: str) -> Listing:
-        url = self._url(part, query)
+        url = self.url(part, query)
         headers, data = self.upstream.ask("GET", self.name, url, {"accept": accept}, _LARGEST_LIST)
         content = manifests.parsed(data)
         if not content:
@@ -305,13 +306,10 @@ class RepositorySource:
         self._known = known
         self.was_asked = False
         self.failure: SourceError | None = None
-        self.name = public(self._url())
+        self.name = repository.url(f"{kind}/{digest}")  # the URL, which has nothing to hide
 
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"
-
-    def _url(self) -> str:
-        return self._repository._url(f"{self._kind}/{self._digest}")
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Begin at `offset`; see `Source.open`.
@@ -324,7 +322,7 @@ class RepositorySource:
 
         def call(authorization: dict[str, str]) -> Feed:
             headers_now = {**headers, **authorization}
-            return HTTPSource(self._url(), headers=headers_now, timeout=_DOWNLOAD).open(offset)
+            return HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD).open(offset)
 
         try:
             feed = self._repository.upstream.authorised(self._repository.name, call)
