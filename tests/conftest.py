@@ -24,10 +24,10 @@ pytest_plugins = [
     "tests.fuse",
     "tests.nginx",
     "tests.origin",
-    "tests.registries",
     "tests.serving",
     "tests.stores",
     "tests.token_server",
+    "tests.registries",  # after those that it uses
 ]  # the servers, each started when a test asks
 
 

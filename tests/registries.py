@@ -1,4 +1,4 @@
-"""Our registry, run by uvicorn with several workers, and the clients that pull from it.
+"""Our registry, run by `shmstream serve`, and the clients that pull from it.
 
 ours = run_registry(upstream.url, workers=4)       its settings by name
 ours.get("/v2/team/app/manifests/v1")              any request, one connection each
@@ -8,26 +8,22 @@ skopeo("team/app:v1", ours.host, folder)           a real client, which verifies
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import psutil
 import pytest
 
 from shmstream import Store
-from shmstream.registry.settings import SETTINGS_VARIABLE, Settings, Upstream
 from tests.docker_registry import DockerRegistry, program
 from tests.interpreters import PATIENCE, wait_until
 from tests.origin import Origin
+from tests.serving import Serving
 
 _DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
 
@@ -50,31 +46,36 @@ class Answer:
 
 
 class Registry:
-    """`create_app` on uvicorn."""
+    """A running `shmstream serve`; see `Serving`."""
 
-    def __init__(self, settings: Settings, log: Path, environment: dict[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
-        self.host = f"127.0.0.1:{self.port}"
-        self.store = Store(settings.store)
-        self._log = log
-        command = [sys.executable, "-X", "dev", "-m", "uvicorn", "--factory"]
-        command += ["shmstream.registry:create_app", "--workers", str(settings.workers)]
-        command += ["--port", str(self.port), "--no-access-log"]
-        command += ["--timeout-graceful-shutdown", "2"]
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(
-                command,
-                env={**os.environ, **environment, SETTINGS_VARIABLE: settings.to_json()},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-            )
+    def __init__(
+        self,
+        folder: Path,
+        store: str,
+        upstreams: dict[str | None, str],
+        environment: dict[str, str],
+        **settings: object,
+    ) -> None:
+        """`settings` as a TOML file has them."""
+        folder.mkdir(exist_ok=True)
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        for namespace, url in upstreams.items():
+            lines += ["[[upstream]]", f'url = "{url}"']
+            lines += [f'namespace = "{namespace}"'] if namespace else []
+        (folder / "serve.toml").write_text("\n".join(lines))
+        options = ["--config", str(folder / "serve.toml"), "--store", store]
+        if "workers" in settings:
+            options += ["--workers", str(settings["workers"])]
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            self.serving = Serving(folder, *options, upstream="")
+        self.port = self.serving.port
+        self.host = f"{self.serving.host}:{self.port}"
+        self.store = Store(store)
         wait_until(self._answers)
 
     def _answers(self) -> bool:
-        assert self.process.poll() is None, self.log
         try:
             return self.get("/v2/").status == 200
         except OSError:
@@ -82,24 +83,18 @@ class Registry:
 
     @property
     def log(self) -> str:
-        """What it wrote."""
-        return self._log.read_text()
+        """What it wrote, the access log included."""
+        return self.serving.log + json.dumps(self.serving.accesses())
 
     def workers(self) -> list[int]:
         """The processes that serve."""
-        found = []
-        for child in psutil.Process(self.process.pid).children():
-            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                if "spawn_main" in " ".join(child.cmdline()):
-                    found.append(child.pid)
-        return found
+        return self.serving.workers()
 
     def connections(self) -> int:
         """How many its workers have with clients."""
         found = [psutil.Process(pid).net_connections("tcp") for pid in self.workers()]
-        return sum(
-            each.laddr.port == self.port and bool(each.raddr) for some in found for each in some
-        )
+        ours = [each for some in found for each in some if each.laddr.port == self.port]
+        return sum(bool(each.raddr) for each in ours)
 
     def open(
         self, path: str, method: str = "GET", **headers: str
@@ -131,16 +126,8 @@ class Registry:
             return answer
 
     def close(self) -> None:
-        workers = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(PATIENCE)
-        finally:
-            self.process.kill()
-            for worker in workers:  # after a test that failed
-                with suppress(psutil.NoSuchProcess):
-                    worker.kill()
-            self.process.wait(PATIENCE)
+        self.serving.close()
+        assert "Traceback" not in self.log, self.log
 
 
 Run: TypeAlias = Callable[..., Registry]
@@ -154,13 +141,12 @@ def run_registry(folder: str, tmp_path: Path, direct: None) -> Iterator[Run]:  #
     def run(
         upstream: str | dict[str | None, str],
         environment: dict[str, str] | None = None,
-        **settings: Any,
+        **settings: object,
     ) -> Registry:
-        named = upstream if isinstance(upstream, dict) else {None: upstream}
-        upstreams = tuple(Upstream(namespace, url) for namespace, url in named.items())
-        log = tmp_path / f"registry-{len(started)}.log"
-        told = Settings(upstreams, folder, **{"workers": 2, **settings})
-        started.append(Registry(told, log, environment or {}))
+        named: dict[str | None, str]
+        named = {None: upstream} if isinstance(upstream, str) else upstream
+        prefix = tmp_path / f"registry-{len(started)}"
+        started.append(Registry(prefix, folder, named, environment or {}, **settings))
         return started[-1]
 
     yield run
@@ -176,12 +162,8 @@ def ours_process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Registry]:
     prefix = tmp_path_factory.mktemp("registry")
-    upstreams = (
-        Upstream(None, docker_registry_process.url),
-        Upstream("fault.test", origin_process.url("")),
-    )
-    settings = Settings(upstreams, str(prefix / "store"), workers=2)
-    registry = Registry(settings, prefix / "log", _DIRECT)
+    upstreams = {None: docker_registry_process.url, "fault.test": origin_process.url("")}
+    registry = Registry(prefix, str(prefix / "store"), upstreams, _DIRECT)
     yield registry
     registry.close()
     assert registry.store.check() == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -298,13 +297,6 @@ def test_what_is_granted_is_given_when_the_upstream_is_down(
 # Credentials.
 
 
-def config(folder: Path, host: str, pair: str) -> str:
-    path = folder / "config.json"
-    auth = base64.b64encode(pair.encode()).decode()
-    path.write_text(json.dumps({"auths": {host: {"auth": auth}}}))
-    return str(path)
-
-
 def test_passwords_and_tls(
     run_docker_registry: upstreams.Run,
     run_registry: registries.Run,
@@ -320,26 +312,28 @@ def test_passwords_and_tls(
     auth = {"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}
     upstream = run_docker_registry(auth=auth, certificate=tls_certificate)
     pushed = upstream.push("private/app", "v1", image(27, [1000]), "me:s3cret")
-    trusting = {"SSL_CERT_FILE": str(tls_certificate)}
-    told = config(tmp_path, upstream.host, "me:s3cret")
-    ours = run_registry(upstream.url, trusting, docker_config=told, workers=1)
+    # The same registry under three names: with the right credentials, with wrong ones, with none.
+    told = {
+        "SSL_CERT_FILE": str(tls_certificate),
+        "SHMSTREAM_AUTH": "me:s3cret",
+        "SHMSTREAM_AUTH_WRONG_TEST": "me:wr0ng",
+    }
+    names: dict[str | None, str] = dict.fromkeys((None, "wrong.test", "none.test"), upstream.url)
+    ours = run_registry(names, told, workers=1)
     succeeds(skopeo("private/app:v1", ours.host, tmp_path / "image"))
     assert has_image(tmp_path / "image", pushed.layers)
     refused = [each for each in upstream.requests() if each.status == 401]
     assert len(refused) == 1, "the first time, and never again"
-    # The same store, with other credentials, or none, or no trust in the certificate.
-    wrong = {**trusting, "SHMSTREAM_AUTH": "me:wr0ng"}
-    for environment, code in (
-        (wrong, "UNAUTHORIZED"),
-        (trusting, "UNAUTHORIZED"),
-        ({}, "UNAVAILABLE"),
-    ):
-        theirs = run_registry(upstream.url, environment, workers=1, tag_ttl=0)
-        answer = theirs.get("/v2/private/app/manifests/v2")
-        assert answer.code == code
-        assert ("www-authenticate" in answer.headers) == (code == "UNAUTHORIZED")
-        assert "s3cret" not in ours.log + theirs.log
-        assert "wr0ng" not in theirs.log
+    for name in ("wrong.test", "none.test"):
+        for part in ("manifests/v1", f"blobs/{pushed.layers[0]}"):
+            answer = ours.get(f"/v2/{name}/private/app/{part}")
+            assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
+            assert answer.headers["www-authenticate"].startswith("Basic ")
+    assert "s3cret" not in ours.log
+    assert "wr0ng" not in ours.log
+    distrusting = run_registry(upstream.url, {"SHMSTREAM_AUTH": "me:s3cret"}, workers=1)
+    assert distrusting.get("/v2/private/app/manifests/v2").code == "UNAVAILABLE"
+    assert "certificate" in distrusting.log
 
 
 def test_tokens(
@@ -354,19 +348,21 @@ def test_tokens(
     upstream.push("team/b", "v1", image(28, [1000]), everything)
     upstream.push("team/c", "v1", image(28, [1000]), everything)
     token_server.allow(None, None, "team/a")
-    anonymous = run_registry(upstream.url, workers=1)
-    succeeds(skopeo("team/a:v1", anonymous.host, tmp_path / "a"))
+    names: dict[str | None, str] = {None: upstream.url, "named.test": upstream.url}
+    ours = run_registry(names, {"SHMSTREAM_AUTH_NAMED_TEST": "me:s3cret"}, workers=1)
+    succeeds(skopeo("team/a:v1", ours.host, tmp_path / "a"))
     assert has_image(tmp_path / "a", pushed.layers)
     (asked,) = token_server.asked
     fields = {"account": "x", "service": "the registry", "scope": "repository:team/a:pull"}
     assert (asked.method, asked.fields, asked.authorization) == ("GET", fields, None)
     # What team/a brought in is not for those who may not pull from team/b.
-    answer = anonymous.get(f"/v2/team/b/blobs/{pushed.layers[0]}")
+    layer = pushed.layers[0]
+    answer = ours.get(f"/v2/team/b/blobs/{layer}")
     assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
     token_server.allow("me", "s3cret", "team/b")
-    named = run_registry(upstream.url, {"SHMSTREAM_AUTH": "me:s3cret"}, workers=1)
-    assert named.get(f"/v2/team/b/blobs/{pushed.layers[0]}").status == 200
-    assert named.get(f"/v2/team/c/blobs/{pushed.layers[0]}").code == "UNAUTHORIZED"
+    assert ours.get(f"/v2/named.test/team/b/blobs/{layer}").status == 200
+    assert ours.get(f"/v2/named.test/team/c/blobs/{layer}").code == "UNAUTHORIZED"
+    assert ours.get(f"/v2/team/b/blobs/{layer}").code == "UNAUTHORIZED"
     # An identity token, which a helper program has.
     helper = tmp_path / "docker-credential-tests"
     helper.write_text('#!/bin/sh\necho \'{"Username": "<token>", "Secret": "1dentity"}\'\n')
@@ -374,13 +370,12 @@ def test_tokens(
     (tmp_path / "config.json").write_text(json.dumps({"credHelpers": {upstream.host: "tests"}}))
     token_server.allow("<token>", "1dentity", "team/c")
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    helped = run_registry(
-        upstream.url, path, docker_config=str(tmp_path / "config.json"), workers=1
-    )
-    assert helped.get(f"/v2/team/c/blobs/{pushed.layers[0]}").status == 200
+    config = str(tmp_path / "config.json")
+    helped = run_registry(upstream.url, path, docker_config=config, workers=1)
+    assert helped.get(f"/v2/team/c/blobs/{layer}").status == 200
     assert token_server.asked[-1].method == "POST"
     assert token_server.asked[-1].fields["grant_type"] == "refresh_token"
-    for each in (anonymous, named, helped):
+    for each in (ours, helped):
         assert "s3cret" not in each.log
         assert "1dentity" not in each.log
 

@@ -196,9 +196,12 @@ class Repository:
         return f"<Repository {self.name} of {self.upstream.name}>"
 
     @property
-    def key(self) -> tuple[str, str]:
-        """What identifies it in this process and on disk."""
-        return self.upstream.name, self.name
+    def key(self) -> tuple[str, str, str]:
+        """What identifies it in this process and on disk.
+
+        One registry may be there under several namespaces, each with credentials of its own.
+        """
+        return self.upstream.namespace or "", self.upstream.name, self.name
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """Of a part of it."""
