@@ -21,6 +21,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from shmstream.aio import in_thread
@@ -117,17 +118,8 @@ class InFlightResponse(_Response):
         if scope["method"] not in ("GET", "HEAD"):
             await _send_whole(send, Answer(405, {"allow": "GET, HEAD", "content-length": "0"}))
             return
-        sending = asyncio.ensure_future(self._serve(scope, send))
-        leaving = asyncio.ensure_future(_left(receive))
-        try:
-            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sending, leaving):
-                task.cancel()
-            await asyncio.wait((sending, leaving))
-        if not sending.cancelled():
-            with suppress(ConnectionError):  # the client has left
-                sending.result()
+        with _Leaving(receive), suppress(ConnectionError):  # the client has left
+            await self._serve(scope, send)
 
     def refuse(self, error: ShmstreamError) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to a request that fails before its headers."""
@@ -231,8 +223,9 @@ class _Sending:
             await (self._by_kernel(answer) if zero_copy else self._by_hand(answer))
             await self._write({"type": "http.response.body", "body": b""})
         except asyncio.CancelledError:
-            if not self._cut:
+            if not self._cut or self._task is None:
                 raise
+            self._task.uncancel()
             reason = f"the client took nothing for {self._timeout:g} s"
             raise ConnectionAbortedError(reason) from None
         finally:
@@ -286,10 +279,34 @@ class _Sending:
         return time.monotonic() - began
 
 
-async def _left(receive: Receive) -> None:
-    """Wait until the client leaves; its request's body, if any, is not looked at."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Leaving:
+    """Inside, the client's leaving cancels the task, and ends the block without an error."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # its request's body, if any, is not looked at
+        if self._task is not None:
+            self._left = self._task.cancel()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self._watching.cancel()
+        if not self._left or self._task is None:
+            return False
+        # A cancellation that is not ours as well goes on.
+        return self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)
 
 
 async def _start(send: Send, answer: Answer) -> None:

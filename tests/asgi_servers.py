@@ -103,4 +103,7 @@ class Server:
 
 def _has_a_loop(process: psutil.Process) -> bool:
     folder = Path(f"/proc/{process.pid}/fd")
-    return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
+    try:
+        return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
+    except FileNotFoundError:  # it is just opening and closing some
+        return False
