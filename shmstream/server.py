@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 _ZERO_COPY = "http.response.zerocopysend"
+_SERVER = "shmstream.server"
 
 
 class Protocol(httptools_impl.HttpToolsProtocol):
@@ -54,7 +55,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._application, self.app = self.app, self._answer
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_size = 0
+        self._unparsed = 0  # bytes since the parser has last had something to tell
         self._file = -1  # the duplicate
+        self._passed = 0  # bytes that went past the transport
         self._writable: asyncio.Future[None] | None = None
 
     # The head of a request.
@@ -76,8 +79,12 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 connection = transport.get_extra_info("socket")
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _expect_head(self) -> None:
-        if self._head_timer is None:
+        """Unless a response is under way: until it is complete nothing more may be read."""
+        if self._head_timer is None and not self._is_answering():
             self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
 
     def _head_is_here(self) -> None:
@@ -91,15 +98,29 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def _refuse(self, status: int, phrase: bytes) -> None:
         self._head_is_here()
         if not self.transport.is_closing():
-            if self.cycle is None or self.cycle.response_complete:  # else in another's body
+            if not self._is_answering():  # else in another's body
                 head = b"content-length: 0\r\nconnection: close\r\n\r\n"
                 self.transport.write(b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, head))
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What came is no request."""
+        self._refuse(400, b"Bad Request")
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request; none that come after it was refused."""
+        if self.transport.is_closing():
+            return
+        self._expect_head()  # of empty lines before it the parser tells nothing
+        self._unparsed += len(data)
+        super().data_received(data)
+        if self._unparsed > self.head_size:  # a header, perhaps one after a body
+            self._refuse_head()
+
     def on_message_begin(self) -> None:
         """A request begins, the first of the connection or a later one."""
         super().on_message_begin()
-        self._head_size = 0
+        self._head_size = self._unparsed = 0
         self._expect_head()
 
     def on_url(self, url: bytes) -> None:
@@ -113,23 +134,41 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._count(len(name) + len(value))
 
     def _count(self, size: int) -> None:
+        self._unparsed = 0
         self._head_size += size
         if self._head_size > self.head_size:
-            self._refuse(431, b"Request Header Fields Too Large")
+            self._refuse_head()
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes of a request; none that come after it was refused."""
-        if not self.transport.is_closing():
-            super().data_received(data)
+    def _refuse_head(self) -> None:
+        self._refuse(431, b"Request Header Fields Too Large")
 
     def on_headers_complete(self) -> None:
         """The head is here: have the application answer."""
         self._head_is_here()
         if self.transport.is_closing():
             return
+        extensions: dict[str, dict[str, Any]] = {_SERVER: {"last": None, "taken": self._taken}}
         if self.zero_copy and self.scheme == "http":
-            self.scope["extensions"] = {_ZERO_COPY: {}}
+            extensions[_ZERO_COPY] = {}
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the request's body, if there is one that was not refused."""
+        self._unparsed = 0
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """The connection is another protocol's from now on."""
+        if not self.transport.is_closing():
+            self._let_go()
+            super().handle_websocket_upgrade()
 
     async def _answer(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -151,6 +190,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self, cycle: httptools_impl.RequestResponseCycle, message: ASGISendEvent
     ) -> None:
         told = cast("dict[str, Any]", message)
+        cast("dict[str, Any]", cycle.scope)["extensions"][_SERVER]["last"] = told["type"]
         if told["type"] != _ZERO_COPY:
             await cycle.send(message)
         elif not cycle.disconnected:
@@ -184,11 +224,22 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 await self._until_writable()
                 continue
             except ConnectionError:
-                return  # which the transport notices, too
+                self.transport.abort()  # which notices nothing while it is not to read
+                return
             if not sent:
                 raise EOFError(f"the file is shorter than {offset + count} bytes")
             offset += sent
             count -= sent
+            self._passed += sent
+
+    def _taken(self) -> int:
+        """Bytes that the client's machine has acknowledged, but for a constant."""
+        waiting = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self.transport.is_closing():
+            queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+            waiting += int.from_bytes(queued, sys.byteorder)
+        return self._passed - waiting
 
     def _duplicate(self) -> bool:
         connection = self.transport.get_extra_info("socket")
@@ -213,6 +264,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more: nobody waits for it any longer."""
+        self._let_go()
+        super().connection_lost(exc)
+
+    def _let_go(self) -> None:
         self._head_is_here()
         if self._file >= 0:
             file, self._file = self._file, -1
@@ -220,4 +275,3 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 self.loop.remove_writer(file)
                 self._is_writable()
             os.close(file)
-        super().connection_lost(exc)

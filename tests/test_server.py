@@ -1,0 +1,152 @@
+"""uvicorn with our protocol: what a connection can be made to do, on both event loops."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shmstream import Store
+from tests.asgi_servers import Server
+from tests.interpreters import wait_until
+from tests.origin import Origin
+from tests.roles import content
+from tests.stores import digest
+
+MIB = 1 << 20
+SIZE = 2 * MIB
+DATA = content(1, SIZE)
+KEY = digest(1, SIZE)
+GET = f"GET /blob/{KEY} HTTP/1.1\r\nHost: test\r\n".encode()
+SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def server(
+    folder: str, store: Store, origin: Origin, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    assert store.folder == folder
+    origin.serve("/blob", seed=1, size=SIZE)
+    options = ("--http", "tests.app:Hasty", "--loop", request.param)
+    running = Server(folder, origin, tmp_path / "log", *options)
+    yield running
+    running.close()
+
+
+class Client:
+    """A connection that may send anything."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, bytes]:
+        """Status and body of the next answer, as far as it came."""
+        status = int(self.file.readline().split()[1])
+        length = 0
+        while (line := self.file.readline().strip()) != b"":
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        return status, self.rest(length)
+
+    def rest(self, length: int = -1) -> bytes:
+        """What comes until the end; with a reset nothing does."""
+        try:
+            return self.file.read(length)
+        except ConnectionResetError:
+            return b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+def test_requests_in_a_row(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    spans = [(start, start + 1 + 7 * start) for start in range(0, 40_000, 1000)]
+    with Client(server) as client:
+        for start, end in spans:
+            client.send(GET + f"Range: bytes={start}-{end - 1}\r\n\r\n".encode())
+        for start, end in spans:
+            assert client.answer() == (206, DATA[start:end])
+
+
+def test_a_head_is_not_late_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
+    """The server reads no more until then, so it may be here and not be looked at."""
+    origin.change("/blob", stall_after=MIB)
+    with Client(server) as client:
+        client.send(GET + b"\r\n" + GET + b"\r\n" + GET)
+        with Client(server) as other:  # for whose head there is as much time
+            assert other.answer() == (408, b"")
+        origin.release()
+        client.send(b"\r\n")
+        assert [client.answer() for _ in range(3)] == [(200, DATA)] * 3
+
+
+def test_empty_lines_keep_no_connection(server: Server) -> None:
+    with Client(server) as client:
+        client.send(b"GET /blob/absent HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.answer() == (404, b"")
+        client.send(b"\r\n")
+        assert client.answer() == (408, b"")
+        assert client.rest() == b""
+
+
+def test_nothing_but_the_body_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    origin.change("/blob", stall_after=SIZE - 50)
+    with Client(server) as client:
+        client.send(b"GET /blob/named HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.file.readline() == b"HTTP/1.1 200 OK\r\n"
+        while client.file.readline() != b"\r\n":
+            pass
+        body = client.rest(SIZE - 65536)
+        client.send(b"this is no request\r\n\r\n")
+        body += client.rest()
+        assert len(body) < SIZE
+        assert body == DATA[: len(body)]
+    origin.release()
+
+
+def test_what_is_no_request_is_refused_once(server: Server) -> None:
+    heads = {
+        b"this is no request\r\n\r\n": 400,
+        b"GET /blob/x HTTP/1.1\r\nA: " + b"a" * 70_000 + b"\r\n\r\n": 431,
+    }
+    for head, status in heads.items():
+        with Client(server) as client:
+            client.send(head)
+            assert client.answer() == (status, b"")
+            assert client.rest() == b""
+    for before in (b"A: ", b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: "):  # and no end
+        with Client(server) as client, pytest.raises(ConnectionError):
+            client.send(b"GET /blob/absent HTTP/1.1\r\nHost: test\r\n" + before)
+            for _ in range(1000):
+                client.send(b"a" * 65536)
+    log = Path(server.log.name).read_text()
+    assert log.count("Invalid HTTP") == 1
+    assert "Traceback" not in log
+
+
+def test_a_connection_that_becomes_a_websocket_is_let_go(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    before = server.descriptors()
+    upgrade = (
+        b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    for _ in range(10):
+        with Client(server) as client:
+            client.send(GET + b"Range: bytes=0-4\r\n\r\n")
+            assert client.answer() == (206, DATA[:5])
+            client.send(upgrade)
+            client.answer()
+    wait_until(lambda: server.descriptors() <= before + SPARE)
