@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ import pytest
 from shmstream import Store
 from tests import docker_registry as upstreams
 from tests import images, registries
+from tests.commands import ROOT
 from tests.docker_registry import DockerRegistry, program
 from tests.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, image, index
 from tests.interpreters import PATIENCE, wait_until
@@ -101,6 +103,25 @@ def test_podman_pulls(docker_registry: DockerRegistry, ours: Registry) -> None:
         done = podman("pull", "--tls-verify=false", "--arch", "amd64", name)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == hashlib.sha256(what.blobs[0]).hexdigest()
+
+
+def test_a_mirror_as_the_documentation_has_it(
+    docker_registry: DockerRegistry, run_registry: registries.Run, tmp_path: Path
+) -> None:
+    what = docker_registry.push("library/mirrored", "v1", image(8, [1000]))
+    ours = run_registry({"docker.io": docker_registry.url}, workers=1)
+    page = (ROOT / "docs" / "registry.md").read_text()
+    (snippet,) = re.findall(r"```toml\n(# /etc/containers/.*?)```", page, re.DOTALL)
+    assert "127.0.0.1:5000" in snippet
+    path = tmp_path / "registries.conf"
+    path.write_text(snippet.replace("127.0.0.1:5000", ours.host))
+    with pytest.MonkeyPatch.context() as patch:
+        for scheme in ("http", "https"):  # nothing may go any further
+            patch.setenv(f"{scheme}_proxy", "http://127.0.0.1:1")
+        patch.setenv("no_proxy", "127.0.0.1")
+        options = ("--registries-conf", str(path))
+        succeeds(skopeo("library/mirrored:v1", "docker.io", tmp_path / "image", *options))
+    assert has_image(tmp_path / "image", what.layers)
 
 
 def test_a_large_layer(docker_registry: DockerRegistry, ours: Registry, tmp_path: Path) -> None:

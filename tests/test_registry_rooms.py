@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 from urllib.parse import quote
@@ -30,7 +32,8 @@ from shmstream.registry.notes import Notes
 from shmstream.registry.refusals import Code, Refusal, because
 from shmstream.registry.routes import Kind, Route, is_digest, locate, route
 from shmstream.registry.tags import acceptable
-from shmstream.registry.tokens import Challenge, challenges
+from shmstream.registry.together import Together
+from shmstream.registry.tokens import Challenge, Tokens, challenges
 from tests import images
 
 HEX = "0123456789abcdef" * 4
@@ -558,3 +561,95 @@ def test_digests() -> None:
     assert is_digest(LONG_DIGEST)
     assert not is_digest(DIGEST + "\n")
     assert not is_digest(quote(DIGEST))
+
+
+# Tokens, as far as nobody has to be asked for one.
+
+
+def test_basic_authentication_is_looked_up_when_it_is_refused() -> None:
+    known = [Credential("me", "one")]
+    tokens = Tokens("upstream", "https", lambda: known[-1])
+    assert tokens.current("a") is None
+    first = tokens.renew("a", 'Basic realm="r"', None)
+    assert first == "Basic " + base64.b64encode(b"me:one").decode()
+    assert tokens.current("a") == tokens.current("b") == first
+    assert tokens.renew("a", "Basic", first) is None, "there is no other one"
+    known.append(Credential("me", "two"))
+    second = tokens.renew("a", "Basic", first)
+    assert second == "Basic " + base64.b64encode(b"me:two").decode()
+    assert tokens.renew("a", "Basic", first) == second, "somebody was faster"
+
+
+def test_a_bearer_token_of_the_operator() -> None:
+    tokens = Tokens("upstream", "https", lambda: Credential("", "t0ken", Means.TOKEN))
+    assert tokens.renew("a", 'Bearer realm="https://127.0.0.1:1/"', None) == "Bearer t0ken"
+    assert tokens.renew("a", 'Bearer realm="https://127.0.0.1:1/"', "Bearer t0ken") is None
+
+
+def test_without_credentials_there_is_no_basic_authentication() -> None:
+    tokens = Tokens("upstream", "https", lambda: None)
+    assert tokens.renew("a", 'Basic realm="r"', None) is None
+    assert tokens.renew("a", 'Negotiate, Digest realm="r"', None) is None
+    assert tokens.current("a") is None
+
+
+def test_credentials_do_not_leave_https() -> None:
+    tokens = Tokens("upstream", "https", lambda: Credential("me", "s3cret"))
+    for realm in ("http://127.0.0.1:1/token", "ftp://a/", "//a/b", "https://a\r\nb/", "https://"):
+        with pytest.raises(SourceError) as caught:
+            tokens.renew("a", f'Bearer realm="{realm}"', None)
+        assert "s3cret" not in str(caught.value)
+        assert not caught.value.retryable
+
+
+def test_credentials_that_cannot_be_looked_up() -> None:
+    def fail() -> Credential | None:
+        raise CredentialsError("docker-credential-x does not run")
+
+    with pytest.raises(SourceError, match="docker-credential-x"):
+        Tokens("upstream", "https", fail).renew("a", "Basic", None)
+
+
+def test_the_tokens_of_many_repositories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shmstream.registry.tokens._MOST", 3)
+    tokens = Tokens("upstream", "https", lambda: None)
+    for number in range(10):
+        tokens.current(str(number))
+    assert list(tokens._held) == ["7", "8", "9"]
+
+
+# Asking together.
+
+
+def test_what_is_asked_together_is_asked_once() -> None:
+    together = Together()
+    gate = threading.Event()
+    calls: list[str] = []
+
+    def ask() -> str:
+        calls.append("asked")
+        assert gate.wait(10)
+        return "answer"
+
+    def fail() -> str:
+        raise LookupError("no")
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(together.ask("key", ask)) for _ in range(50)]
+        other = asyncio.ensure_future(together.ask("another", lambda: "other"))
+        assert await other == "other"
+        tasks[0].cancel()  # who leaves takes nothing from the others
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        gate.set()
+        assert set(await asyncio.gather(*tasks[1:])) == {"answer"}
+        assert calls == ["asked"]
+        assert await together.ask("key", lambda: "anew") == "anew"
+        failing = [asyncio.ensure_future(together.ask("key", fail)) for _ in range(5)]
+        for task in failing:
+            with pytest.raises(LookupError):
+                await task
+
+    asyncio.run(main())
+    assert together._asked == {}
+    together.close()
