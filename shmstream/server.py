@@ -19,8 +19,11 @@ lost: one that was closed in the meantime could be another connection by now.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import sys
+import termios
 from contextlib import suppress
 from functools import partial
 from types import MethodType
