@@ -171,8 +171,16 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
     """Remove the stream of that name if its writer is dead; False if it is alive.
 
     Segment, doorbells and partial file go; a committed blob stays, and a resumable stream's
-    partial file. With `spare_readers` a dead
-    stream that somebody still reads is left alone too.
+    partial file. With `spare_readers` a dead stream that somebody still reads is left alone too;
+    whoever leaves it last removes it:
+
+        one reader                              another one
+        1 lets go of its slot
+        2 locks byte 0, sees the other's slot
+                                                1 lets go of its slot
+                                                2 cannot lock byte 0: somebody reaps
+        3 lets go of byte 0, looks again: it
+          is the last one, and goes to 2
 
     Raises:
         DamagedSegment: what has the name is nothing that this version made; it is left alone.
@@ -187,17 +195,19 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
         facts = os.fstat(lock.fd)
         if facts.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"user {facts.st_uid} owns it", name)
-        if not lock.try_acquire(_REAPER):
-            return False
-        if not lock.is_at(path):
-            return True
-        block = Block.read(lock.fd)
-        ready = facts.st_size > 0 and block.validate(name, facts.st_size)
-        if ready and spare_readers and lock.is_held_elsewhere(block.slots_span):
-            return False
-        _remove_remains(block, ready)
-        segment.unlink(name)
-        return True
+        while lock.try_acquire(_REAPER):
+            if not lock.is_at(path):
+                return True
+            block = Block.read(lock.fd)
+            ready = facts.st_size > 0 and block.validate(name, facts.st_size)
+            if not (ready and spare_readers and lock.is_held_elsewhere(block.slots_span)):
+                _remove_remains(block, ready)
+                segment.unlink(name)
+                return True
+            lock.release(_REAPER)
+            if lock.is_held_elsewhere(block.slots_span):
+                break
+        return False
     finally:
         lock.close()
 

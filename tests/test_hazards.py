@@ -302,6 +302,32 @@ def test_a_stream_that_begins_while_the_dead_are_swept(
         readers[0].close()
 
 
+def test_the_last_two_readers_of_a_dead_stream_leave_together(
+    start: Start, monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """One sees that the other still reads, the other that somebody reaps already."""
+    writer = start(roles.write, blob, {"name": "dead"})
+    assert writer.hear() == "dead"
+    one, other = InFlightCopier.attach("dead"), InFlightCopier.attach("dead")
+    writer.kill()
+    is_held = KernelLock.is_held_elsewhere
+    answers: list[bool] = []
+
+    def leave_after_the_look(lock: KernelLock, span: tuple[int, int]) -> bool:
+        held = is_held(lock, span)
+        if not answers:
+            answers.append(held)
+            other.close()
+            answers.append(claims.reap("dead", spare_readers=True))
+        return held
+
+    one.close()
+    monkeypatch.setattr(KernelLock, "is_held_elsewhere", leave_after_the_look)
+    assert claims.reap("dead", spare_readers=True)
+    assert answers == [True, False]
+    assert segment.names() == []
+
+
 def test_a_file_that_took_the_dead_ones_place_is_left_alone(start: Start, blob: str) -> None:
     writer = start(roles.write, blob, {"name": "dead"}, "after write")
     assert writer.hear() == "dead"
