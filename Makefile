@@ -16,7 +16,7 @@ $(VENV)/.ready: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
 	@touch $@
 
-demo: $(VENV)/.ready  ## a writer and its readers, then a flight; one of each is killed
+demo: $(VENV)/.ready  ## a writer and its readers, a flight, a registry; one of each is killed
 	$(BIN)/shmstream demo
 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it

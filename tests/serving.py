@@ -40,7 +40,7 @@ class Serving:
         self._log = (folder / "serve.err").open("w+")
         self._access = (folder / "serve.out").open("w+")
         command = [*PYTHON, "-m", "shmstream", "serve", "--listen", "127.0.0.1:0"]
-        command += ["--store", str(self.store), "--workers", "2", "--grace", "2s"]
+        command += ["--store", str(self.store), "--workers", "2", "--grace", "0s"]
         if upstream:
             command += ["--upstream", upstream]
         self.process = subprocess.Popen(

@@ -6,9 +6,11 @@ import hashlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -22,13 +24,16 @@ from shmstream.demo.parent import Reader
 from shmstream.demo.reader import Report
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
+from shmstream.demo.upstream import NAME, TAG, Upstream, make_image, wrap
 from shmstream.stream import Stream
 from tests.commands import PYTHON, ROOT, Command
 from tests.interpreters import PATIENCE, wait_until
+from tests.registries import has_image, skopeo, succeeds
 
 _STREAM = r"stream +(demo-\w+)"
 FIRST_ACT = ("demo", "--act", "1")
 SECOND_ACT = ("demo", "--act", "2")
+THIRD_ACT = ("demo", "--act", "3")
 
 
 Begin = Callable[..., Command]
@@ -223,6 +228,78 @@ def test_processes_end_when_the_demo_is_killed_in_a_flight(begin: Begin, source:
     sweep()
     assert segment.names() == []
     shutil.rmtree(demo.temporary)
+
+
+# The third act.
+
+
+def test_a_registry_loses_a_worker(begin: Begin, source: Path) -> None:
+    demo = begin(*THIRD_ACT, "--input", source.name, "--rate", "4", "--readers", "3")
+    page = demo.wait_for(r"watch it +http://(127.0.0.1:\d+)/")
+    connection = HTTPConnection(page, timeout=PATIENCE)
+    connection.request("GET", "/readyz")
+    assert connection.getresponse().status == 200
+    connection.close()
+    assert demo.finish() == 0, demo.output
+    assert demo.is_plain
+    rows = re.findall(r"^ +(\d) +(\d+) ms +[\d.]+ ms +([\d.]+ \w+) +(.*?) *$", demo.output, re.M)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert all(row[3].startswith("4 digests ok") for row in rows)
+    killed = demo.wait_for(r"registry worker (\d+) killed at [12]\.\d MiB")
+    kill = demo.wait_for(r"kill +worker (.*)")
+    assert kill.startswith(f"{killed}, which led, at ")
+    assert re.search(r"; (worker \d+|another one) went on, and worker \d+ was started", kill)
+    upstream = demo.wait_for(r"upstream +(\d+ requests .*)")
+    assert upstream.startswith("3 requests for 3 blobs, and 1 for the rest of one after the kill; ")
+    assert "All 3 clients have every byte of an image that was pulled once" in demo.output
+    _check_flight(demo)
+
+
+def test_bars_of_a_registry_on_a_terminal(begin: Begin, source: Path) -> None:
+    demo = begin(*THIRD_ACT, "--input", source.name, "--rate", "0", "--readers", "2", terminal=True)
+    assert demo.finish() == 0, demo.output
+    assert re.search(r"registry \S*━\S* +\d+ % [\d.]+ \w+, worker \d+ killed at", demo.output)
+    assert re.search(r"client 2 \S*━\S* +100 % complete", demo.output)
+    assert "Both clients have every byte" in demo.output
+    _check_flight(demo)
+
+
+def test_ctrl_c_in_a_registry_leaves_nothing(begin: Begin, source: Path) -> None:
+    demo = begin(
+        *THIRD_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
+    )
+    demo.wait_for(r"registry .*worker \d+ leads")
+    assert len(demo.processes()) == 5, "the demo, the upstream, the server, two workers"
+    demo.press(b"\x03")
+    assert demo.finish() == 128 + signal.SIGINT
+    _check_flight(demo)
+
+
+def test_processes_end_when_the_demo_is_killed_in_a_registry(begin: Begin, source: Path) -> None:
+    demo = begin(*THIRD_ACT, "--input", str(source), "--rate", "0.5", "--readers", "2")
+    demo.wait_for(r"registry worker \d+ leads")
+    demo.process.kill()
+    demo.finish()
+    wait_until(lambda: demo.processes() == [])
+    assert "Traceback" not in demo.output
+    sweep()
+    assert segment.names() == []
+    shutil.rmtree(demo.temporary)
+
+
+def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> None:
+    """It is a real one: skopeo verifies all of it."""
+    made = make_image(tmp_path / "image", [wrap(source, tmp_path / "layer.tar")])
+    with Upstream(tmp_path / "image", 0) as upstream:
+        host = upstream.address.removeprefix("http://")
+        with socket.create_connection(
+            ("127.0.0.1", int(host.partition(":")[2]))
+        ) as first:  # to be held at three quarters
+            first.sendall(f"GET /v2/{NAME}/blobs/{made.largest} HTTP/1.1\r\n\r\n".encode())
+            first.recv(1)
+        client = skopeo(f"{NAME}:{TAG}", host, tmp_path / "copy")
+        succeeds(client)
+    assert has_image(tmp_path / "copy", list(made.blobs))
 
 
 def _check_flight(demo: Command) -> None:

@@ -77,7 +77,7 @@ def leader(store: Store) -> int:
 def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upstream: str) -> None:
     """At SIGHUP all of them are: clients have `grace` to finish, and flights go on elsewhere."""
     origin.change(BLOB, first=0, count=1, stall_after=MIB)
-    serving = serve(upstream=upstream)
+    serving = serve("--grace", "1s", upstream=upstream)
     store = Store(serving.store)
     clients = clients_of(set(serving.workers()), serving, store)
     before = set(serving.workers())
@@ -85,7 +85,7 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
     wait_until(lambda: len(set(serving.workers()) - before) == 2)
     new = set(serving.workers()) - before
     later = clients_of(new, serving, store)  # who follow one of the old
-    wait_until(lambda: not before & set(serving.workers()))  # the grace of 2 s is over
+    wait_until(lambda: not before & set(serving.workers()))  # the grace of a second is over
     assert finish(later) >= 2, "one of each"
     assert finish(clients) < len(clients), "the leader's own were cut after the grace"
     first, second = origin.requests(BLOB)
@@ -116,7 +116,7 @@ def test_stopping_all_leaves_what_can_be_resumed(
     serve: Serve, origin: Origin, upstream: str
 ) -> None:
     origin.change(BLOB, stall_after=MIB)
-    serving = serve("--grace", "0s", upstream=upstream)
+    serving = serve(upstream=upstream)
     store = Store(serving.store)
     clients = clients_of(set(serving.workers()), serving, store)
     wait_until(lambda: store.flights()[0].published == MIB)

@@ -69,12 +69,13 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     type=click.IntRange(1, 100),
     default=4,
     show_default=True,
-    help="How many; of two or more, one is killed in the middle of each act.",
+    help="How many, or clients; of two or more, one is killed in each of the first two acts.",
 )
 @click.option(
     "--act",
-    type=click.IntRange(1, 2),
-    help="Only one: 1, readers come and go; 2, the leader is killed.  [default: both]",
+    type=click.IntRange(1, 3),
+    help="Only one: 1, readers come and go; 2, the leader is killed; 3, a registry loses a "
+    "worker.  [default: all three]",
 )
 @click.pass_context
 def demo(
@@ -91,8 +92,9 @@ def demo(
 
     First readers join while a writer still brings the blob; one is killed with SIGKILL. Then
     several processes open one blob of a store at once; the one that downloads it is killed, and
-    another takes over. Every survivor's SHA-256 is checked. Exits with 0 only if everything was
-    as it should be.
+    another takes over. Then clients pull an image through a registry, and the worker that brings
+    it is killed; its status page can be looked at meanwhile. Every survivor's SHA-256 is checked.
+    Exits with 0 only if everything was as it should be.
     """
     for name in _WITHOUT_TEXT if as_text else _WITH_TEXT:
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
@@ -106,7 +108,7 @@ def demo(
             good = text.run(console, output, delay)
         else:
             bytes_a_second = None if rate is None else rate * _MIB
-            chosen = acts.BOTH if act is None else (act,)
+            chosen = acts.ALL if act is None else (act,)
             good = acts.run(console, input_, bytes_a_second, readers, chosen)
     except Stopped:
         click.echo("Stopped: the readers were ended, and what they shared was removed.", err=True)

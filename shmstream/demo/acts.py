@@ -1,4 +1,4 @@
-"""`shmstream demo`: one blob, and two acts: readers come and go, and the leader is killed."""
+"""`shmstream demo`: one blob and three acts, with readers, a leader and a worker to be killed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream.demo import fanout, screen, takeover
+from shmstream.demo import fanout, pull, screen, takeover
 from shmstream.demo.parent import temporary_folder
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Scene
 
 _SAMPLE_SIZE = 32 << 20  # bytes
 
-BOTH = (1, 2)
+ALL = (1, 2, 3)
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     source: Path | None,
     rate: float | None,
     count: int,
-    acts: Collection[int] = BOTH,
+    acts: Collection[int] = ALL,
 ) -> bool:
     """Show the acts, each with `count` interpreters; whether everything went as it should.
 
@@ -48,10 +48,20 @@ def run(
         if 1 in acts:
             good = fanout.run(console, Scene(size, sha256), source, folder, rate, count)
             screen.say(console)
-        if 2 in acts and count > 1:
-            if importlib.util.find_spec("urllib3") is None:
-                screen.say(console, "The second act needs: pip install 'shmstream[http]'")
-                return good
+        if 2 in acts and count > 1 and _can(console, "second", "http", "urllib3"):
             scene = Scene(size, sha256, is_flight=True)
             good &= takeover.run(console, scene, source, folder / "store", rate, count)
+            screen.say(console)
+        if 3 in acts and _can(console, "third", "serve", "uvicorn", "prometheus_client", "uvloop"):
+            place = folder / "registry"
+            place.mkdir()
+            good &= pull.run(console, source, place, rate, count)
     return good
+
+
+def _can(console: Console, act: str, extra: str, *modules: str) -> bool:
+    """Whether what an act needs is installed; else tell."""
+    missing = any(importlib.util.find_spec(each) is None for each in modules)
+    if missing:
+        screen.say(console, f"The {act} act needs: pip install 'shmstream[{extra}]'")
+    return not missing

@@ -63,7 +63,7 @@ def introduce_stream(console: Console, name: str, rate: float, count: int) -> No
     """Say what there will be to see in the first act."""
     readers = "1 interpreter" if count == 1 else f"{count} interpreters, one after another"
     say(console, "Readers come and go", "bold")
-    say(console, f"stream    {name}, one writer {_pace(rate)}")
+    say(console, f"stream    {name}, one writer {pace(rate)}")
     say(console, f"readers   {readers}" + ("; one of them is killed" if count > 1 else ""))
     say(console)
 
@@ -71,12 +71,13 @@ def introduce_stream(console: Console, name: str, rate: float, count: int) -> No
 def introduce_flight(console: Console, url: str, rate: float, count: int) -> None:
     """Say what there will be to see in the second act."""
     say(console, "The leader is killed", "bold")
-    say(console, f"origin    {url}, {_pace(rate)}")
+    say(console, f"origin    {url}, {pace(rate)}")
     say(console, f"flight    {count} interpreters call store.open(key, url); one of them downloads")
     say(console)
 
 
-def _pace(rate: float) -> str:
+def pace(rate: float) -> str:
+    """A rate in bytes a second for people; 0 is none."""
     return f"at {amount(rate)}/s" if rate else "as fast as it goes"
 
 

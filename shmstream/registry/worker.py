@@ -70,7 +70,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
             app.stop()
             for server in self.servers:
                 server.close()
-            await asyncio.sleep(_LAST_REQUESTS)  # before uvicorn closes those without one
+            # uvicorn closes connections without a request.
+            await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
             await super().shutdown(sockets)
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
