@@ -59,7 +59,7 @@ def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
 
 
 def test_descriptors_are_not_scarce(serve: Serve) -> None:
-    serving = serve()
+    serving = serve("--workers", "1")
     soft, hard = psutil.Process(serving.workers()[0]).rlimit(psutil.RLIMIT_NOFILE)
     assert soft == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
@@ -69,7 +69,7 @@ def test_descriptors_are_not_scarce(serve: Serve) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_quietly(number: signal.Signals, serve: Serve) -> None:
-    serving = serve()
+    serving = serve("--grace", "20s")
     idle = serving.connect()
     idle.request("GET", "/healthz")
     idle.getresponse().read()
@@ -131,7 +131,7 @@ def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> Non
 
 
 def test_tls(serve: Serve, tls_certificate: Path) -> None:
-    serving = serve("--certfile", str(tls_certificate))
+    serving = serve("--workers", "1", "--certfile", str(tls_certificate))
     trusting = ssl.create_default_context(cafile=str(tls_certificate))
     connection = http.client.HTTPSConnection("localhost", serving.port, context=trusting)
     connection.request("GET", "/healthz")
@@ -142,7 +142,7 @@ def test_tls(serve: Serve, tls_certificate: Path) -> None:
 
 @pytest.mark.parametrize("listen", ["[::1]:0", "localhost:0", ":0"])
 def test_addresses(listen: str, serve: Serve) -> None:
-    serving = serve("--listen", listen)
+    serving = serve("--workers", "1", "--listen", listen)
     assert serving.ask("/healthz").status == 200
 
 
@@ -159,7 +159,7 @@ def test_more_connections_than_allowed(serve: Serve) -> None:
 
 
 def test_the_access_log(serve: Serve) -> None:
-    serving = serve()
+    serving = serve("--workers", "1")
     agent = 'a "strange"\tone é' + "x" * 5000
     serving.ask("/a%0Ab%22%C3%A9?password=secret", User_Agent=agent, Authorization="Basic c2VjcmV0")
     serving.ask("/readyz?ns=docker.io&token=secret", "HEAD", Range="bytes=0-1", Cookie="secret")
@@ -179,7 +179,7 @@ def test_the_access_log(serve: Serve) -> None:
 
 
 def test_no_access_log(serve: Serve) -> None:
-    serving = serve("--no-access-log")
+    serving = serve("--workers", "1", "--no-access-log")
     assert serving.ask("/healthz").status == 200
     assert serving.stop() == 0
     assert serving.accesses() == []

@@ -64,13 +64,12 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         return CANNOT_START
 
     class Server(uvicorn.Server):
-        """Stops in a way that nobody who has just come is turned away."""
+        """Turns away nobody who has just come: uvicorn closes connections without a request."""
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.stop()
             for server in self.servers:
                 server.close()
-            # uvicorn closes connections without a request.
             await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
             await super().shutdown(sockets)
 
@@ -100,8 +99,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what the application has said already, and better."""
-    return record.msg != "ASGI callable returned without completing response."
+    """Not what the application has said already, of each response that was cut."""
+    return record.msg != "ASGI callable returned without completing response." and (
+        record.msg != "Cancel %s running task(s), timeout graceful shutdown exceeded"
+    )
 
 
 def _end_with_parent(grace: float) -> None:
