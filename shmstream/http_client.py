@@ -186,6 +186,12 @@ def root(error: BaseException) -> BaseException:
     return error if cause is None else root(cause)
 
 
+def could_not_connect(error: SourceError) -> bool:
+    """Whether not even a connection could be had."""
+    kinds = (exceptions.ConnectTimeoutError, exceptions.NewConnectionError)
+    return isinstance(error.__cause__, kinds)
+
+
 def discard(response: urllib3.BaseHTTPResponse) -> None:
     """Let go of an answer whose body nobody wants."""
     length = getattr(response, "length_remaining", None)

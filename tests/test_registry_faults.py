@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,10 @@ class Asking:
         self._answers: list[Answer] = []
         self._thread = threading.Thread(target=lambda: self._answers.append(call()))
         self._thread.start()
+
+    @property
+    def is_pending(self) -> bool:
+        return self._thread.is_alive()
 
     def answer(self) -> Answer:
         self._thread.join()
@@ -159,6 +166,29 @@ def test_an_upstream_that_is_not_there(ours: Registry, origin: Origin) -> None:
         answer = ours.get(f"/v2/fault.test/absent/app/{path}")
         assert (answer.status, answer.code) == (502, "UNAVAILABLE")
     assert ours.head(f"/v2/fault.test/absent/app/blobs/{NONE}").status == 502
+
+
+def test_an_upstream_that_swallows_everything(run_registry: registries.Run, origin: Origin) -> None:
+    """Those who ask it need not queue for that, and those who ask another one do not notice."""
+    origin.serve("/v2/app/tags/list", text='{"tags": []}')
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):  # more than it has room for: from then on it answers nobody
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        gone = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        ours = run_registry({None: origin.url(""), "gone.test": gone}, workers=1)
+        paths = [f"/v2/gone.test/app/manifests/v{number}" for number in range(120)]
+        asking = [Asking(partial(ours.get, path)) for path in paths]
+        wait_until(lambda: ours.connections() >= len(asking))
+        assert ours.get("/v2/app/tags/list").status == 200
+        assert all(each.is_pending for each in asking)
+        assert {(each.answer().status, each.answer().code) for each in asking} == {
+            (504, "UNAVAILABLE")
+        }
 
 
 # Flights of others.

@@ -3,8 +3,9 @@
 How a blob is given:
 
     route       what is asked for, or the refusal            routes.py, refusals.py
-    locate      which upstream, and which repository of it   upstream.py, tokens.py, credentials.py
-    pull        see that the repository has it (grants.py); a flight, or the store      pull.py
+    locate      which upstream                               upstream.py, tokens.py, credentials.py
+    pull        see that the repository has it; a flight, or the store
+                                                             pull.py, repository.py, grants.py
 
 A manifest by tag: which digest the tag has (tags.py), then as a blob, read as a whole for what it
 says of itself (manifests.py); its layers' flights may begin (prefetch.py). Lists are asked for
@@ -23,16 +24,15 @@ from urllib.parse import parse_qsl, quote, urlencode
 from shmstream.asgi import Receive, Scope, Send
 from shmstream.errors import ShmstreamError
 from shmstream.registry import manifests
-from shmstream.registry.grants import Grants
 from shmstream.registry.notes import Notes
 from shmstream.registry.prefetch import Prefetch
 from shmstream.registry.pull import Pull, Shared
 from shmstream.registry.refusals import VERSION, Code, because
+from shmstream.registry.repository import Listing, Repository
 from shmstream.registry.routes import Kind, Route, locate, route
 from shmstream.registry.settings import Settings
 from shmstream.registry.tags import Tagged, Tags, acceptable
-from shmstream.registry.together import Together
-from shmstream.registry.upstream import Listing, Repository, Upstream
+from shmstream.registry.upstream import Upstream
 from shmstream.store import Store
 
 _UNKNOWN = {
@@ -55,25 +55,22 @@ class Registry:
 
     def __init__(self, settings: Settings, store: Store) -> None:
         config = settings.docker_config
-        self._upstreams = _by_namespace(
-            [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
-        )
-        self._grants = Grants(Notes(store.folder, "grants"))
+        self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
+        self._upstreams = _by_namespace(self._all)
+        self._shared = Shared(store, self._all)
         self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl)
-        self._together = Together()
-        self._shared = Shared(store, self._grants, self._together)
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
 
     def problems(self) -> list[str]:
         """What is wrong with upstreams, as far as this process knows without asking them."""
-        each = dict.fromkeys(self._upstreams.values())
-        return [upstream.problem for upstream in each if upstream.problem is not None]
+        told = [upstream.reach.problem for upstream in self._all]
+        return [problem for problem in told if problem is not None]
 
     def close(self) -> None:
         """Ask nobody any more. Flights go on. Idempotent."""
         self._prefetch.close()
-        self._together.close()
+        self._shared.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
@@ -98,7 +95,7 @@ class Registry:
             await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
             return
         upstream, name = locate(self._upstreams, asked)
-        repository = upstream.repository(name)
+        repository = Repository(upstream, name)
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
@@ -146,7 +143,7 @@ class Registry:
         media_type = None
         if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream's word will do
             content = manifests.parsed(await pull.read())
-            noted = self._grants.media_type(repository, pull.digest)
+            noted = self._shared.grants.media_type(repository, pull.digest)
             media_type = manifests.declared(content) or noted
             if scope["method"] == "GET":
                 self._begin(repository, manifests.layers(content))
@@ -162,10 +159,10 @@ class Registry:
             if tagged.was_asked:
                 manifest = tagged.manifest
                 media_type = manifest.media_type
-                self._grants.record(repository, "manifests", manifest.digest, media_type)
+                self._shared.grants.record(repository, "manifests", manifest.digest, media_type)
             return tagged
 
-        return await self._together.ask(("tag", repository.key, tag, accept), resolve)
+        return await self._shared.ask(repository, ("tag", tag, accept), resolve)
 
     def _begin(self, repository: Repository, layers: Iterable[str]) -> None:
         """Begin the flights of layers, as far as there is room for that."""
@@ -180,7 +177,7 @@ class Registry:
         self, asked: Route, repository: Repository, scope: Scope, send: Send
     ) -> None:
         ask = partial(repository.tags, dict(asked.query))
-        listing = await self._together.ask(("tags", repository.key, asked.query), ask)
+        listing = await self._shared.ask(repository, ("tags", asked.query), ask)
         body = json.dumps({**listing.content, "name": asked.name}).encode()
         headers = {"content-type": _JSON, **_next_page(asked, "tags/list", listing)}
         await _send(scope, send, 200, headers, body)
@@ -190,8 +187,8 @@ class Registry:
     ) -> None:
         query = dict(asked.query)
         ask = partial(repository.referrers, asked.reference, query)
-        key = ("referrers", repository.key, asked.reference, asked.query)
-        listing = await self._together.ask(key, ask)
+        what = ("referrers", asked.reference, asked.query)
+        listing = await self._shared.ask(repository, what, ask)
         artifact_type = query.get("artifactType")
         body = manifests.referrers(listing.content, artifact_type)
         headers = _next_page(asked, f"referrers/{asked.reference}", listing)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from shmstream.errors import SourceError
 from shmstream.registry.manifests import media_type as of_manifest
 from shmstream.registry.notes import Notes
-from shmstream.registry.upstream import Repository
+from shmstream.registry.repository import Repository
 
 _FRESH = 12 * 3600.0  # s
 _WITHDRAWN = (401, 403, 404, 410)
@@ -53,7 +53,7 @@ class Grants:
         """
         key = _key(repository, kind, digest)
         note = self._notes.read(key)
-        if note is not None and repository.upstream.is_quiet:
+        if note is not None and repository.upstream.reach.is_quiet:
             return
         try:
             about = repository.about(kind, digest)

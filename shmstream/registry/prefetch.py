@@ -11,7 +11,7 @@ import asyncio
 import logging
 
 from shmstream.errors import ShmstreamError
-from shmstream.registry.upstream import RepositorySource
+from shmstream.registry.repository import RepositorySource
 from shmstream.store import Store
 
 _log = logging.getLogger("shmstream")

@@ -18,8 +18,7 @@ refused. So our own upstream is asked; if it has the digest there is a second tr
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -28,9 +27,11 @@ from shmstream.errors import BlobNotFound, ShmstreamError, SourceFailed
 from shmstream.registry import manifests
 from shmstream.registry.grants import Grants
 from shmstream.registry.manifests import Manifest
+from shmstream.registry.notes import Notes
 from shmstream.registry.refusals import Code, Refusal
+from shmstream.registry.repository import Repository, RepositorySource
 from shmstream.registry.together import Together
-from shmstream.registry.upstream import Repository, RepositorySource
+from shmstream.registry.upstream import Upstream
 from shmstream.store import Store
 
 if TYPE_CHECKING:
@@ -39,13 +40,29 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
 class Shared:
-    """What all pulls of this process share."""
+    """What all requests of this process share. Each upstream has threads of its own that ask it:
+    one that hangs holds up no other.
+    """
 
-    store: Store
-    grants: Grants
-    together: Together
+    def __init__(self, store: Store, upstreams: Iterable[Upstream]) -> None:
+        """Raises:
+        OSError: notes cannot be written beside the store.
+        """
+        self.store = store
+        self.grants = Grants(Notes(store.folder, "grants"))
+        self._together = {upstream: Together() for upstream in upstreams}
+
+    async def ask(
+        self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
+    ) -> T:
+        """What `call` returns or raises, for all of this process who ask this repository `what`."""
+        return await self._together[repository.upstream].ask((repository.key, *what), call)
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for each in self._together.values():
+            each.close()
 
 
 class Pull:
@@ -112,8 +129,7 @@ class Pull:
             await self._confirm()
 
     async def _confirm(self) -> None:
-        key = ("confirm", self._repository.key, self._kind, self.digest)
-        await self._shared.together.ask(key, self._ask)
+        await self._shared.ask(self._repository, ("has", self._kind, self.digest), self._ask)
         self._is_granted = True
 
     def _ask(self) -> None:

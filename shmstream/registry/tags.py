@@ -17,8 +17,8 @@ from shmstream.errors import SourceError
 from shmstream.registry import manifests
 from shmstream.registry.manifests import Manifest
 from shmstream.registry.notes import Note, Notes
+from shmstream.registry.repository import Repository
 from shmstream.registry.routes import is_digest
-from shmstream.registry.upstream import Repository
 
 _FORGET = (404, 410)
 _REFUSED = (401, 403)
@@ -73,7 +73,7 @@ class Tags:
         note = self._notes.read(key)
         noted = None if note is None else _manifest(note)
         stale = Tagged(noted, min(self._ttl - note.age, -1.0)) if note and noted else None
-        if stale is not None and repository.upstream.is_quiet:
+        if stale is not None and repository.upstream.reach.is_quiet:
             return stale
         try:
             manifest = repository.resolve(tag, accept)
