@@ -221,7 +221,7 @@ def test_a_flight_of_another_repository_that_is_refused(ours: Registry, origin: 
     origin.serve(f"/v2/refused/a/blobs/{key}", status=404, stall_after=-1)
     origin.serve(f"/v2/refused/b/blobs/{key}", seed=104, size=SIZE)
     first = Asking(lambda: ours.get(f"/v2/fault.test/refused/a/blobs/{key}"))
-    wait_until(lambda: bool(ours.store.flights()))
+    origin.wait(f"/v2/refused/a/blobs/{key}", lambda asked: len(asked) == 1)
     second = Asking(lambda: ours.get(f"/v2/fault.test/refused/b/blobs/{key}"))
     origin.wait(f"/v2/refused/b/blobs/{key}", lambda asked: len(asked) == 1)
     origin.release()
