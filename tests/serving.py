@@ -48,7 +48,7 @@ class Serving:
             cwd=folder,
             env={
                 **os.environ,
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": f"{ROOT}:{folder}",
                 "PYTHONWARNINGS": "error",
                 "TMPDIR": str(self.temporary),
             },

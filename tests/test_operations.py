@@ -13,6 +13,7 @@ from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from itertools import pairwise
 from typing import Any
 
+import psutil
 import pytest
 
 from shmstream import Store
@@ -128,6 +129,26 @@ def test_stopping_all_leaves_what_can_be_resumed(
     assert again.ask(BLOB).body == DATA
     assert origin.requests(BLOB)[-1].status == 206
     assert again.metric("shmstream_resumes_total") == 1
+
+
+def test_a_second_signal_waits_for_nobody(serve: Serve, origin: Origin, upstream: str) -> None:
+    origin.change(BLOB, stall_after=MIB)
+    serving = serve("--grace", "1h", "--workers", "1", upstream=upstream)
+    connection, response = serving.open(BLOB)
+    assert response.read(1000) == DATA[:1000]
+    serving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: not accepts(serving))
+    serving.process.send_signal(signal.SIGTERM)
+    assert serving.finish() == 0
+    with pytest.raises((IncompleteRead, ConnectionError)):
+        response.read()
+    connection.close()
+    assert Store(serving.store).gc(partial_age=0), "what could be resumed"
+
+
+def accepts(serving: Serving) -> bool:
+    """Whether a worker takes connections; the parent's socket alone answers nobody."""
+    return bool(psutil.Process(serving.workers()[0]).net_connections("tcp")[0].status == "LISTEN")
 
 
 # Metrics.

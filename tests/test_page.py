@@ -126,6 +126,8 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     assert "/s · " in page.text("flights")
     assert page.text("served-rate").endswith("MiB/s")
     assert digest(1, SIZE)[:23] in page.text("recent")
+    assert page.text("recent").startswith("team/app")
+    assert page.text("flights").count("team/app") == 2
 
     # Nobody's text is markup.
     assert "<img src=x" in page.text("flights")

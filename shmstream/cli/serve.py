@@ -17,7 +17,7 @@ from shmstream.registry.settings import BadSetting, Settings, Upstream, read_tab
 
 def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:  # noqa: ARG001
     if verbose:
-        os.environ["SHMSTREAM_LOG_LEVEL"] = "DEBUG"  # of the workers, too
+        os.environ["SHMSTREAM_LOG_LEVEL"] = "INFO"  # of the workers
 
 
 @click.command(cls=Command, short_help="Run a pull-through registry of container images.")
@@ -116,7 +116,7 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     is_flag=True,
     expose_value=False,
     callback=_be_verbose,
-    help="Tell more on standard error.",
+    help="Tell of each flight on standard error, not only of what is wrong.",
 )
 @click.pass_context
 def serve(

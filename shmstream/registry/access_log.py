@@ -86,6 +86,7 @@ class AccessLog:
         self._entries: deque[Entry] = deque()
         self._lost = 0
         self._is_due = False
+        self._is_broken = False
         self._thread = ThreadPoolExecutor(1, "shmstream-access-log")
 
     def add(self, entry: Entry) -> None:
@@ -125,7 +126,9 @@ class AccessLog:
                 lost = 0
         except OSError as error:
             self._tell_lost(len(entries))
-            _log.warning("the access log cannot be written: %s", error)
+            if not self._is_broken:  # said once
+                self._is_broken = True
+                _log.warning("the access log cannot be written: %s", error)
 
     def _write_line(self, line: bytes) -> None:
         while line:

@@ -75,7 +75,8 @@ class Registry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets `shmstream.route` and `shmstream.cache` (hit, flight, miss, stale) in the scope.
+        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss, stale; and
+        `shmstream.named`: the digest that is given, and what people call it.
         """
         unknown, detail = Code.NAME_UNKNOWN, {}
         try:
@@ -99,6 +100,7 @@ class Registry:
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
+            scope["shmstream.named"] = (pull.digest, _called(asked))
             headers = _headers(pull.digest, _cache_status(pull.cache))
             if self._may_redirect(scope) and pull.cache == "hit" and await pull.use():
                 headers |= {
@@ -140,6 +142,7 @@ class Registry:
             if tagged.is_stale:
                 headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
+        scope["shmstream.named"] = (pull.digest, _called(asked))
         media_type = None
         if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream's word will do
             content = manifests.parsed(await pull.read())
@@ -223,6 +226,14 @@ def _about(asked: Route) -> dict[str, str]:
     """What an error is about."""
     facts = {"name": asked.name, "reference": asked.reference}
     return {name: value for name, value in facts.items() if value}
+
+
+def _called(asked: Route) -> str:
+    """What people call it."""
+    name = asked.name if asked.namespace is None else f"{asked.namespace}/{asked.name}"
+    if asked.kind is Kind.MANIFEST:
+        return f"{name}, a manifest" if asked.is_digest else f"{name}:{asked.reference}"
+    return name
 
 
 def _headers(digest: str, cache_status: str) -> dict[str, str]:

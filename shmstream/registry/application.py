@@ -13,6 +13,8 @@ from shmstream.asgi import Receive, Scope, Send
 from shmstream.registry.access_log import AccessLog
 from shmstream.registry.app import Registry
 from shmstream.registry.metrics import Metrics
+from shmstream.registry.names import Names
+from shmstream.registry.notes import Notes
 from shmstream.registry.observer import Observer
 from shmstream.registry.operations import Operations
 from shmstream.registry.settings import Settings
@@ -38,12 +40,15 @@ class Application:
             on_event=metrics.flew,
         )
         self.registry = Registry(settings, store)
+        self._names = Names(Notes(store.folder, "names"))
         self.operations = Operations(
-            Status(settings, store, metrics), metrics, self.registry.problems
+            Status(settings, store, metrics, self._names.of),
+            metrics,
+            self.registry.problems,
         )
         self._clients = metrics.clients
         self._log = AccessLog(metrics.lost) if settings.access_log else None
-        self._observer = Observer(metrics, self._log)
+        self._observer = Observer(metrics, self._names, self._log)
 
     def stop(self) -> None:
         """The server is about to stop: end what would go on for ever. Idempotent."""
@@ -72,6 +77,7 @@ class Application:
         assert (await receive())["type"] == "lifespan.shutdown"
         self.registry.close()
         self.operations.close()
+        self._names.close()
         await asyncio.to_thread(liveness.close_all)
         if self._log is not None:
             await self._log.close()

@@ -13,6 +13,7 @@ from urllib.parse import unquote
 from shmstream.asgi import Message, Receive, Scope, Send
 from shmstream.registry.access_log import AccessLog, Entry
 from shmstream.registry.metrics import Metrics
+from shmstream.registry.names import Names
 from shmstream.registry.pull import BrokenOff
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -28,14 +29,15 @@ class Response:
     """One response, as it goes out. `send` stands before the server's."""
 
     __slots__ = (
-        "_metrics", "_scope", "_send", "_uncounted", "began", "complete", "has_body", "sent",
-        "status", "ttfb",
+        "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete", "has_body",
+        "sent", "status", "ttfb",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, send: Send, metrics: Metrics) -> None:
+    def __init__(self, scope: Scope, send: Send, metrics: Metrics, names: Names) -> None:
         self._scope = scope
         self._send = send
         self._metrics = metrics
+        self._names = names
         self._uncounted = 0
         self.has_body = scope["method"] != "HEAD"
         self.began = time.perf_counter()
@@ -61,6 +63,8 @@ class Response:
         else:
             if kind == "http.response.start":
                 self.status = message["status"]
+                if self.status < 300 and (named := self._scope.get("shmstream.named")):
+                    self._names.note(*named)
             await self._send(message)
 
     def _note(self, count: int, *, more: bool) -> None:
@@ -93,8 +97,9 @@ def _count(message: Message) -> int:
 class Observer:
     """Counts and logs the responses of an application."""
 
-    def __init__(self, metrics: Metrics, log: AccessLog | None) -> None:
+    def __init__(self, metrics: Metrics, names: Names, log: AccessLog | None) -> None:
         self._metrics = metrics
+        self._names = names
         self._log = log
         self.is_stopping = False
         """Whether the server is: then it cancels those whose time is over."""
@@ -105,7 +110,7 @@ class Observer:
         A body that breaks off is told in the log, and the server closes its connection, short of
         what was promised.
         """
-        response = Response(scope, send, self._metrics)
+        response = Response(scope, send, self._metrics, self._names)
         try:
             await app(scope, receive, response.send)
         except BrokenOff as error:

@@ -6,8 +6,8 @@
     /           the status page (page.html)
     /events     what it shows: server-sent events, one snapshot a second
 
-Everything that looks at disks and shared memory runs in one thread, and whoever asks while it does
-waits for the same answer. A disk that hangs makes this process unready; it holds up no loop.
+What looks at disks and shared memory runs in a thread, one look at a time, and whoever asks while
+it does waits for the same answer. A disk that hangs makes this process unready; no loop waits.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Operations:
         self._metrics = metrics
         self._upstream_problems = upstream_problems
         self._looker = Together(threads=1)
+        self._prober = Together(threads=1)  # readiness waits for no other look
         self._page, self._policy = _page()
         self._viewers = 0
         self._newest: asyncio.Task[bytes] | None = None
@@ -75,6 +76,7 @@ class Operations:
         if self._newest is not None:
             self._newest.cancel()
         self._looker.close()
+        self._prober.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -97,7 +99,7 @@ class Operations:
             await self._tell_events(scope, receive, send)
 
     async def _look(self, what: Hashable, look: Callable[[], T]) -> T:
-        """What `look` returns.
+        """What `look` returns, in the thread for that.
 
         Raises:
             TimeoutError: it takes too long. It goes on, and no other begins before it ends.
@@ -107,7 +109,8 @@ class Operations:
 
     async def _tell_ready(self, send: Send) -> None:
         try:
-            problems = await self._look("problems", self._status.problems)
+            async with asyncio.timeout(_PATIENCE):
+                problems = await self._prober.ask("problems", self._status.problems)
         except TimeoutError:
             problems = [f"the store does not answer within {_PATIENCE:g} s"]
         facts = {

@@ -47,7 +47,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
         BadSetting: a file that it names cannot be used, or it cannot listen there.
     """
     _require_extra()
-    log_to_stderr("")
+    log_to_stderr("", "INFO")
     store = Store(settings.store)
     check_files(settings)
     _raise_limits(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,8 @@ from shmstream.registry.settings import Settings
 from shmstream.store import Store
 from shmstream.watch import Sight, Watch, followers_of, state_of
 
-_STORE_EVERY = 30.0  # s; how often all files of the store are counted
+_STORE_EVERY = 30.0  # s; how often all files of the store are counted, if that is quick
+_STORE_SOON = 2.0  # s; when there are others
 _SHOWN = 50  # flights, and followers of one, at most
 _RECENT = 12  # blobs
 LEAST_ROOM = 64 << 20
@@ -32,6 +34,7 @@ class _Stock:
     """The complete blobs of the store, as they were when they were counted."""
 
     counted: float = float("-inf")  # on the monotonic clock
+    took: float = 0.0  # s
     commits: float = -1  # how many blobs had been brought by then
     size: int = 0
     blobs: int = 0
@@ -41,7 +44,15 @@ class _Stock:
 class Status:
     """Looks at a registry. One thread at a time."""
 
-    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        metrics: Metrics,
+        name_of: Callable[[str], str | None],
+    ) -> None:
+        """`name_of` tells what people call what has a digest."""
+        self._name_of = name_of
         self._settings = settings
         self._store = store
         self._metrics = metrics
@@ -95,12 +106,34 @@ class Status:
                 "limit": self._settings.max_bytes,
                 "room": self._room(),
             },
-            "flights": [_flight(each) for each in sights[:_SHOWN]],
+            "flights": [self._flight(each) for each in sights[:_SHOWN]],
             "more_flights": max(len(sights) - _SHOWN, 0),
             "recent": [
-                {"key": key, "size": each.size, "age": max(now - each.used, 0.0)}
+                {
+                    "key": key,
+                    "name": self._name_of(key),
+                    "size": each.size,
+                    "age": max(now - each.used, 0.0),
+                }
                 for key, each in stock.recent
             ],
+        }
+
+    def _flight(self, sight: Sight) -> dict[str, Any]:
+        flight = sight.flight
+        others = followers_of(flight)
+        return {
+            "key": flight.key,
+            "name": None if flight.key is None else self._name_of(flight.key),
+            "state": state_of(flight),
+            "size": flight.size,
+            "published": flight.published,
+            "rate": sight.rate,
+            "eta": sight.eta,
+            "epoch": flight.epoch,
+            "leader": None if flight.leader is None else flight.leader.pid,
+            "followers": [{"pid": each.identity.pid, "lag": each.lag} for each in others[:_SHOWN]],
+            "more_followers": max(len(others) - _SHOWN, 0),
         }
 
     def problems(self) -> list[str]:
@@ -127,31 +160,16 @@ class Status:
         """Count the blobs anew if that was long ago, or `commits` tells that there are others."""
         stock, now = self._stock, time.monotonic()
         changed = commits is not None and commits != stock.commits
-        if now - stock.counted > (2.0 if changed else _STORE_EVERY):
+        pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * stock.took)
+        if now - stock.counted > pause:
             entries = self._layout.blobs()
             keyed = ((self._layout.key_of(each.path), each) for each in entries[-_RECENT:])
             self._stock = _Stock(
                 counted=now,
+                took=time.monotonic() - now,
                 commits=stock.commits if commits is None else commits,
                 size=sum(each.size for each in entries),
                 blobs=len(entries),
                 recent=[(key, each) for key, each in keyed if key is not None][::-1],
             )
         return self._stock
-
-
-def _flight(sight: Sight) -> dict[str, Any]:
-    flight = sight.flight
-    others = followers_of(flight)
-    return {
-        "key": flight.key,
-        "state": state_of(flight),
-        "size": flight.size,
-        "published": flight.published,
-        "rate": sight.rate,
-        "eta": sight.eta,
-        "epoch": flight.epoch,
-        "leader": None if flight.leader is None else flight.leader.pid,
-        "followers": [{"pid": each.identity.pid, "lag": each.lag} for each in others[:_SHOWN]],
-        "more_followers": max(len(others) - _SHOWN, 0),
-    }

@@ -33,7 +33,7 @@ def main() -> None:
     place, listener = sys.argv[1:]
     os.environ["SHMSTREAM_WORKER"] = place
     settings = Settings.from_environment()
-    log_to_stderr(f"worker {os.getpid()} ")
+    log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
     threading.Thread(target=_end_with_parent, args=[settings.grace], daemon=True).start()
     with socket.socket(fileno=int(listener)) as connections:
         code = _serve(settings, connections)
@@ -41,13 +41,12 @@ def main() -> None:
     os._exit(code)  # a thread that waits for a disk or an upstream is not to hold up the end
 
 
-def log_to_stderr(prefix: str) -> None:
+def log_to_stderr(prefix: str, level: str) -> None:
     """For parent and workers: one line for each event."""
     form = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(form)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    level = os.environ.get("SHMSTREAM_LOG_LEVEL", "INFO")
     logging.getLogger("shmstream").setLevel(level)
 
 

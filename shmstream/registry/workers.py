@@ -128,7 +128,11 @@ class Workers:
     def _fill(self) -> None:
         """Start workers until there are as many as there should be."""
         while self._are_missing() and time.monotonic() >= self._not_before:
-            self._workers.append(self._start())
+            try:
+                self._workers.append(self._start())
+            except OSError as error:  # no memory, no more processes: perhaps in a moment
+                _log.error("no worker can be started: %s", error)
+                self._not_before = time.monotonic() + 1.0
 
     def _start(self) -> Worker:
         place = min(set(range(len(self._workers) + 1)) - {each.place for each in self._workers})
