@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
+from shmstream import Store
 from shmstream.errors import (
     BlobNotFound,
     DamagedBlob,
@@ -27,10 +28,12 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.registry import manifests
-from shmstream.registry.credentials import Credential, CredentialsError, Means, find
+from shmstream.registry.app import Registry
+from shmstream.registry.credentials import Credential, CredentialsError, Means, check, find
 from shmstream.registry.notes import Notes
 from shmstream.registry.refusals import Code, Refusal, because
 from shmstream.registry.routes import Kind, Route, is_digest, locate, route
+from shmstream.registry.settings import BadSetting, Settings, Upstream
 from shmstream.registry.tags import acceptable
 from shmstream.registry.together import Together
 from shmstream.registry.tokens import Challenge, Tokens, challenges
@@ -468,6 +471,26 @@ def test_what_is_no_configuration(tmp_path: Path, text: str) -> None:
         find("h", None, str(tmp_path / "absent"), {})
     with pytest.raises(CredentialsError):
         find("h", None, None, {"SHMSTREAM_AUTH": "s3cret"})
+
+
+def test_what_is_no_configuration_is_seen_at_the_start(tmp_path: Path) -> None:
+    check([None, "a"], config(tmp_path, credsStore="is-not-asked"), {"SHMSTREAM_AUTH": "a:b"})
+    for path, environment in (
+        (str(tmp_path / "absent"), {}),
+        (None, {"DOCKER_AUTH_CONFIG": "x"}),
+        (None, {"SHMSTREAM_AUTH_A": "s3cret"}),
+    ):
+        with pytest.raises(CredentialsError):
+            check([None, "a"], path, environment)
+        upstreams = (Upstream(None, "http://127.0.0.1:1"), Upstream("a", "http://127.0.0.1:1"))
+        settings = Settings(upstreams, str(tmp_path / "store"), docker_config=path)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(BadSetting, match="docker_config"),
+        ):
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            Registry(settings, Store(settings.store))
 
 
 def test_credentials_are_not_shown() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,14 +24,14 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from shmstream.asgi import Receive, Scope, Send
 from shmstream.errors import ShmstreamError
-from shmstream.registry import manifests
+from shmstream.registry import credentials, manifests
 from shmstream.registry.notes import Notes
 from shmstream.registry.prefetch import Prefetch
 from shmstream.registry.pull import Pull, Shared
 from shmstream.registry.refusals import VERSION, Code, because
 from shmstream.registry.repository import Listing, Repository
 from shmstream.registry.routes import Kind, Route, locate, route
-from shmstream.registry.settings import Settings
+from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.tags import Tagged, Tags, acceptable
 from shmstream.registry.upstream import Upstream
 from shmstream.store import Store
@@ -50,11 +51,16 @@ class Registry:
     """A pull-through registry, as an ASGI application for paths that begin with /v2.
 
     Raises:
+        BadSetting: what credentials are to be read from cannot be.
         OSError: the store's folder cannot be written to.
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
         config = settings.docker_config
+        try:
+            credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
+        except credentials.CredentialsError as error:
+            raise BadSetting("docker_config", str(error)) from error
         self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
         self._upstreams = _by_namespace(self._all)
         self._shared = Shared(store, self._all)

@@ -18,7 +18,7 @@ import binascii
 import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -28,6 +28,7 @@ from shmstream.http_client import has_control_characters
 
 _HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
 _HUB_ADDRESS = "https://index.docker.io/v1/"  # what Docker calls it in its configuration
+_CONFIG_VARIABLE = "DOCKER_AUTH_CONFIG"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_TIME = 30.0  # s
 _TOKEN_USER = "<token>"  # the user that helpers give with an identity token
@@ -63,6 +64,20 @@ def is_hub(host: str) -> bool:
     return host in _HUB
 
 
+def check(
+    namespaces: Iterable[str | None], config: str | None, environment: Mapping[str, str]
+) -> None:
+    """See that what is there can be read, without asking any helper.
+
+    Raises:
+        CredentialsError: it cannot.
+    """
+    for namespace in namespaces:
+        _in_environment(namespace, environment)
+    for _ in _configurations(config, environment):
+        pass
+
+
 def find(
     host: str, namespace: str | None, config: str | None, environment: Mapping[str, str]
 ) -> Credential | None:
@@ -73,22 +88,44 @@ def find(
     Raises:
         CredentialsError: a file cannot be read or understood, or a helper fails.
     """
+    if (found := _in_environment(namespace, environment)) is not None:
+        return found
+    for where, facts in _configurations(config, environment):
+        if (found := _in_config(facts, where, host, environment)) is not None:
+            return found
+    return None
+
+
+def _configurations(
+    config: str | None, environment: Mapping[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    if config is not None:
+        yield config, _read(config)
+    if text := environment.get(_CONFIG_VARIABLE):
+        yield _CONFIG_VARIABLE, _parsed(text, _CONFIG_VARIABLE)
+
+
+def _in_environment(namespace: str | None, environment: Mapping[str, str]) -> Credential | None:
     variable = "SHMSTREAM_AUTH"
     if namespace is not None:
         variable += "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
-    if pair := environment.get(variable):
-        return _pair(pair, variable)
-    if config is not None:
-        try:
-            text = Path(config).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise CredentialsError(f"cannot read {config}: {error}") from None
-        if (found := _in_config(_parsed(text, config), config, host, environment)) is not None:
-            return found
-    variable = "DOCKER_AUTH_CONFIG"
-    if text := environment.get(variable, ""):
-        return _in_config(_parsed(text, variable), variable, host, environment)
-    return None
+    pair = environment.get(variable)
+    if not pair:
+        return None
+    user, colon, password = pair.partition(":")
+    if not colon:
+        raise CredentialsError(f"{variable} is not user:password")
+    return _credential(user, password, Means.PASSWORD, variable)
+
+
+def _read(config: str) -> dict[str, Any]:
+    try:
+        text = Path(config).read_text(encoding="utf-8")
+    except OSError as error:
+        raise CredentialsError(f"cannot read {config}: {error.strerror}") from None
+    except ValueError:
+        raise CredentialsError(f"cannot read {config}: it is no UTF-8") from None
+    return _parsed(text, config)
 
 
 def _parsed(text: str, where: str) -> dict[str, Any]:
@@ -143,13 +180,6 @@ def _entry(entry: dict[str, Any], where: str) -> Credential | None:
     if token:
         return _credential(user, token, Means.TOKEN, where)
     return _credential(user, password, Means.PASSWORD, where) if user or password else None
-
-
-def _pair(text: str, where: str) -> Credential:
-    user, colon, password = text.partition(":")
-    if not colon:
-        raise CredentialsError(f"{where} is not user:password")
-    return _credential(user, password, Means.PASSWORD, where)
 
 
 def _credential(user: str, secret: str, means: Means, where: str) -> Credential:

@@ -74,7 +74,9 @@ class Repository:
         if not is_digest(digest):
             headers, data = self.upstream.ask("GET", self.name, url, accepting, manifests.LARGEST)
             digest, size = f"sha256:{hashlib.sha256(data).hexdigest()}", len(data)
-        return Manifest(digest, manifests.media_type(headers.get("content-type")), size)
+        told = headers.get("content-type")
+        self._check_media_type(told)
+        return Manifest(digest, manifests.media_type(told), size)
 
     def about(self, kind: str, digest: str) -> Description:
         """What the upstream says of `digest` in this repository; `kind` is blobs or manifests.

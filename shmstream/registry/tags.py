@@ -3,7 +3,7 @@
     younger than `ttl`        as it is noted
     older                     HEAD: the upstream says which one it is now
     upstream does not answer  as it is noted, marked as stale
-    upstream has no such tag  forgotten
+    upstream refuses          forgotten
 
 What a tag has depends on what a client accepts, so that is part of the note's key.
 """
@@ -20,8 +20,7 @@ from shmstream.registry.notes import Note, Notes
 from shmstream.registry.repository import Repository
 from shmstream.registry.routes import is_digest
 
-_FORGET = (404, 410)
-_REFUSED = (401, 403)
+_REFUSED = (401, 403, 404, 410)
 _MOST_TYPES = 32
 
 
@@ -78,9 +77,9 @@ class Tags:
         try:
             manifest = repository.resolve(tag, accept)
         except SourceError as error:
-            if error.status in _FORGET:
+            if error.status in _REFUSED:
                 self._notes.remove(key)
-            elif error.status not in _REFUSED and stale is not None:
+            elif stale is not None:
                 return stale
             raise
         self._notes.write(key, json.dumps(asdict(manifest)))
