@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -11,16 +12,21 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shmstream import SourceError, Store
+from shmstream.registry.pull import Pull, Shared
+from shmstream.registry.repository import Repository
+from shmstream.registry.upstream import Upstream
 from tests import registries
 from tests.images import OCI_INDEX, OCI_MANIFEST, digest_of, image
 from tests.interpreters import wait_until
 from tests.origin import Origin
 from tests.registries import Answer, Registry
 from tests.roles import content
-from tests.stores import digest
+from tests.stores import digest, has_published
 from tests.test_registry_rooms import HOSTILE
 
 SIZE = 200_000
@@ -230,6 +236,57 @@ def test_a_flight_of_another_repository_that_is_refused(ours: Registry, origin: 
     methods = [each.method for each in origin.requests(f"/v2/refused/b/blobs/{key}")]
     assert methods[0] == "HEAD"
     assert methods.count("GET") == 1
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_flight_of_another_repository_that_begins_in_between(
+    complete: bool, store: Store, origin: Origin
+) -> None:
+    """Between the first look and the first byte. Nothing goes out before the upstream was asked."""
+    key = digest(114, SIZE)
+    stall = None if complete else 100_000
+    origin.serve(f"/v2/race/a/blobs/{key}", seed=114, size=SIZE, stall_after=stall)
+    origin.serve(f"/v2/race/b/blobs/{key}", seed=114, size=SIZE)
+    upstream = Upstream(origin.url(""))
+    shared = Shared(store, [upstream])
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        theirs, ours, strangers = (
+            Pull(shared, Repository(upstream, f"race/{name}"), "blobs", key) for name in "abc"
+        )
+        scope = {"type": "http", "method": "GET", "headers": [], "extensions": {}}
+        for each in (ours, strangers):
+            await each.admit()
+            assert each.cache == "miss"
+        leading = asyncio.ensure_future(theirs.read())
+        if complete:
+            await leading
+        else:
+            while not (store.flights() and has_published(store, 90_000)):
+                await asyncio.sleep(0)
+        with pytest.raises(SourceError) as caught:
+            await strangers.send(scope, receive, send, {}, None)
+        assert caught.value.status == 404
+        assert sent == []
+        sending = asyncio.ensure_future(ours.send(scope, receive, send, {}, None))
+        while not sent:
+            await asyncio.sleep(0)
+        origin.release()
+        await sending
+        await leading
+
+    asyncio.run(main())
+    shared.close()
+    body = b"".join(message.get("body", b"") for message in sent)
+    assert (sent[0]["status"], body) == (200, content(114, SIZE))
+    assert [each.method for each in origin.requests(f"/v2/race/b/blobs/{key}")] == ["HEAD"]
 
 
 def age_grants(registry: Registry, seconds: float) -> None:
