@@ -27,7 +27,8 @@ from typing import Self, TypeVar
 from shmstream.blob import Blob
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight import Role
-from shmstream.lookout import Lookout
+from shmstream.journal import Metadata
+from shmstream.lookout import Lookout, View
 
 T = TypeVar("T")
 
@@ -50,31 +51,31 @@ class AsyncBlob:
     def __init__(
         self,
         key: str,
-        folder: str,
+        flight: tuple[object, ...],
         path: str,
-        stored: Callable[[], int | None] | None,
+        stored: Callable[[], tuple[int, Metadata] | None] | None,
         opener: Callable[[float], Blob],
         stall_timeout: float | None,
     ) -> None:
-        """Internal: use `Store.aopen`."""
+        """Internal: use `Store.aopen`. Who names the same `flight` shares what watches it."""
         self.key = key
-        self._folder = folder
+        self._flight = flight
         self._stored = stored
         self._opener = opener
         self._stall_timeout = stall_timeout
-        self._fd = -1
-        self._size = 0
+        self._view = View()
+        self._metadata = Metadata()
         self._lookout: Lookout | None = None
         self._position = 0
         self.path = path
         """Where the complete blob is, or will be."""
 
     async def __aenter__(self) -> Self:
-        if self._stored is not None and (fd := self._stored()) is not None:
-            self._fd = fd
-            self._size = os.fstat(fd).st_size
+        if self._stored is not None and (stored := self._stored()) is not None:
+            fd, self._metadata = stored
+            self._view = View(os.fstat(fd).st_size, fd, is_complete=True)
             return self
-        self._lookout = Lookout.join((self._folder, self.key), self._opener)
+        self._lookout = Lookout.join(self._flight, self._opener)
         try:
             while not self._lookout.is_open:
                 self._raise_error(self._lookout)
@@ -95,11 +96,11 @@ class AsyncBlob:
     async def aclose(self) -> None:
         """Leave the blob; its flight goes on. Idempotent."""
         lookout, self._lookout = self._lookout, None
-        fd, self._fd = self._fd, -1
+        view, self._view = self._view, View()
         if lookout is not None:
             lookout.leave()
-        if fd >= 0:
-            os.close(fd)
+        elif view.fd >= 0:
+            os.close(view.fd)
 
     def _raise_error(self, lookout: Lookout) -> None:
         """Each task gets an error of its own, since raising one adds to it."""
@@ -111,12 +112,12 @@ class AsyncBlob:
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until that is known."""
-        return self._size if self._lookout is None else self._lookout.size
+        return self._view.published if self._lookout is None else self._lookout.size
 
     @property
     def published(self) -> int:
         """Bytes that can be read without waiting."""
-        return self._size if self._lookout is None else self._lookout.published
+        return (self._lookout or self._view).published
 
     @property
     def role(self) -> Role:
@@ -124,14 +125,19 @@ class AsyncBlob:
         return Role.STORED if self._lookout is None else self._lookout.role
 
     @property
+    def is_complete(self) -> bool:
+        """Whether all of it is here, verified and in the store."""
+        return (self._lookout or self._view).is_complete
+
+    @property
     def media_type(self) -> str | None:
-        """As the source declares it, while the blob is in flight."""
-        return None if self._lookout is None else self._lookout.media_type
+        """As the source declares it. Of a complete blob with a digest for a key: None."""
+        return (self._lookout or self._metadata).media_type
 
     @property
     def validator(self) -> str | None:
-        """What the source calls these very bytes, such as an ETag, while they are in flight."""
-        return None if self._lookout is None else self._lookout.validator
+        """What the source calls these very bytes, such as an ETag; None where `media_type` is."""
+        return (self._lookout or self._metadata).validator
 
     async def known(self) -> None:
         """Wait until the source has said what it says of the blob: its first bytes are here."""
@@ -139,11 +145,11 @@ class AsyncBlob:
 
     @property
     def descriptor(self) -> int:
-        """Of the file as it is now, for reading what is published; not the caller's to close.
+        """Of the file in which there is what the last wait was for; not the caller's to close.
 
         It may be another one after the next wait: a new leader may begin a new file.
         """
-        return self._fd if self._lookout is None else self._lookout.fd
+        return self._view.fd
 
     async def wait_past(self, seen: int) -> int:
         """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
@@ -155,21 +161,24 @@ class AsyncBlob:
         """How far may be read, once that is at least `want` or the end."""
         lookout = self._lookout
         if lookout is None:
-            if self._fd < 0:
+            if self._view.fd < 0:
                 raise StreamClosed(self.key, "it was closed, or never entered")
-            return self._size
+            return self._view.published
         began = time.monotonic()
-        seen = lookout.published
-        while not (lookout.published >= want or lookout.is_complete):
+        view = lookout.view
+        while not (view.published >= want or view.is_complete):
             self._raise_error(lookout)
-            await lookout.wait(min(want, lookout.published + 1))  # or for the next look
-            if lookout.published != seen:
-                seen, began = lookout.published, time.monotonic()
+            seen = view.published
+            await lookout.wait(min(want, seen + 1))  # or for the next look
+            view = lookout.view
+            if view.published != seen:
+                began = time.monotonic()
             elif self._stall_timeout is not None:
                 waited = time.monotonic() - began
                 if waited >= self._stall_timeout:
                     raise WriterStalled(self.key, self._position, waited)
-        return lookout.published
+        self._view = view
+        return view.published
 
     async def read1(self, size: int = -1) -> bytes:
         """What is there, waiting for a byte, at most `size` (or 128 KiB); b"" at the end."""
@@ -179,7 +188,7 @@ class AsyncBlob:
             return b""
         start = self._position // _SPAN * _SPAN
         if self._lookout is None:
-            data = await _pread(self._fd, count, self._position)
+            data = await _pread(self._view.fd, count, self._position)
         else:
             span = await self._span(self._lookout, start)
             offset = self._position - start
@@ -193,10 +202,11 @@ class AsyncBlob:
 
     async def _span(self, lookout: Lookout, start: int) -> bytes:
         """The bytes of a span that are published, read once for all tasks."""
-        count = min(lookout.published - start, _SPAN)
+        view = self._view
+        count = min(view.published - start, _SPAN)
         known = lookout.spans.get(start)
         if known is None or len(known) < min(count, self._position - start + 1):
-            known = await _pread(lookout.fd, count, start)
+            known = await _pread(view.fd, count, start)
             lookout.spans[start] = known
             while len(lookout.spans) > _SPANS:
                 lookout.spans.popitem(last=False)

@@ -295,8 +295,7 @@ class Flight:
         """What the source said of the bytes that `reader` reads, as far as that is still known."""
         if isinstance(reader, InFlightCopier):
             return Metadata.from_text(reader.metadata)
-        record = None if self.place.is_given else self._layout.read_record(self.place.path)
-        return Metadata() if record is None else record.metadata
+        return self._layout.metadata(self.place, reader.fileno())
 
     def finish(self) -> None:
         """If we lead, wait until the leader has cleared up after the end of the stream."""

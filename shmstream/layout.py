@@ -282,6 +282,17 @@ class Layout:
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
+    def metadata(self, place: Place, fd: int) -> Metadata:
+        """What the source said of the complete blob that is open as `fd`, if that is recorded.
+
+        A blob whose key is a digest has no record: more than one source may have it.
+        """
+        record = None if place.is_given else self.read_record(place.path)
+        with suppress(FileNotFoundError):  # else the record may be another's by now
+            if record is not None and os.path.samestat(os.stat(place.path), os.fstat(fd)):
+                return record.metadata
+        return Metadata()
+
     def size_of(self, path: str) -> int:
         """Bytes of one file, -1 if it is not there."""
         try:

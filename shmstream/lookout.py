@@ -5,7 +5,7 @@ It waits for bytes, notes how far the blob is, and tells every event loop once; 
 there go on. Who uses it is counted: the last one to leave ends it.
 
     lookout, with the lock                        task, with the lock
-    1 note `published`, the end or the error      1 enough? go on
+    1 note the view, or the error                 1 enough? go on
     2 take all futures, have their loops          2 leave a future, and await it; in the end, also
       resolve them                                  when cancelled, take it away
 """
@@ -17,6 +17,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shmstream.blob import Blob
 from shmstream.errors import WriterStalled
@@ -25,10 +26,21 @@ from shmstream.flight import Role
 _TICK = 0.25  # s; how soon a lookout notices that nobody is left
 
 
+class View(NamedTuple):
+    """How far the blob is, and in which file.
+
+    Taken as one: by the time a reader has loaded one part of it, another part may have changed.
+    """
+
+    published: int = 0
+    fd: int = -1
+    is_complete: bool = False
+
+
 class Lookout:
     """One thread that watches one flight for all tasks of this process. Counts who uses it."""
 
-    def __init__(self, key: tuple[str, str], opener: Callable[[float], Blob]) -> None:
+    def __init__(self, key: tuple[object, ...], opener: Callable[[float], Blob]) -> None:
         self._key = key
         self._opener = opener
         self._lock = threading.Lock()  # guards all below
@@ -38,8 +50,8 @@ class Lookout:
         self._ended = False
         self.error: BaseException | None = None
         self.is_open = False
-        self.is_complete = False
-        self.published = 0
+        self.view = View()
+        """Its descriptor is open for as long as somebody uses this."""
         self.size: int | None = None
         self.role = Role.FOLLOWS
         self.media_type: str | None = None
@@ -48,18 +60,24 @@ class Lookout:
         self._thread = threading.Thread(target=self._run, name="shmstream-lookout", daemon=True)
 
     @property
-    def fd(self) -> int:
-        """Of the file as it is now; open for as long as somebody uses this."""
-        return self._fds[-1]
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        return self.view.published
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether there will be no more."""
+        return self.view.is_complete
 
     @classmethod
-    def join(cls, key: tuple[str, str], opener: Callable[[float], Blob]) -> Lookout:
+    def join(cls, key: tuple[object, ...], opener: Callable[[float], Blob]) -> Lookout:
         """The lookout for that flight, which is to be left again."""
         with _registry_lock:
             lookout = _registry.get(key)
             if lookout is None or lookout._ended:
-                lookout = _registry[key] = cls(key, opener)
+                lookout = cls(key, opener)
                 lookout._thread.start()
+                _registry[key] = lookout
             lookout._users += 1
             return lookout
 
@@ -106,14 +124,16 @@ class Lookout:
             # published the file may be replaced by another.
             is_complete, published = blob.is_complete, blob.published
             fd = blob.duplicate()
-            if self._fds and os.path.samestat(os.fstat(self.fd), os.fstat(fd)):
+            if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
                 os.close(fd)
             else:  # the first, or another file after the leader has changed
                 self._fds.append(fd)
-            self.is_complete, self.published = is_complete, published
+            self.view = View(published, self._fds[-1], is_complete)
             self.size, self.role = blob.size, blob.role
             self.media_type, self.validator = blob.media_type, blob.validator
             self.is_open = True
+        # Tasks may have read so far: what is joined when the leader dies must have the same bytes.
+        blob.seek(published)
         self._tell()
 
     def _tell(self) -> None:
@@ -154,7 +174,7 @@ def _resolve(futures: list[asyncio.Future[None]]) -> None:
 
 # Of this process.
 
-_registry: dict[tuple[str, str], Lookout] = {}
+_registry: dict[tuple[object, ...], Lookout] = {}
 _registry_lock = threading.Lock()
 
 

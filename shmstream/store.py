@@ -22,6 +22,7 @@ from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.events import Event
 from shmstream.flight import Flight, Policy
+from shmstream.journal import Metadata
 from shmstream.layout import Entry, Layout
 from shmstream.leader import Retries
 from shmstream.pacer import check_pacing
@@ -159,11 +160,13 @@ class Store:
         def open_for_all(tick: float) -> Blob:
             return self.open(key, source, stall_timeout=tick, linger=linger)
 
-        def open_stored() -> int | None:
-            return self._layout.open(place)
+        def open_stored() -> tuple[int, Metadata] | None:
+            fd = self._layout.open(place)
+            return None if fd is None else (fd, self._layout.metadata(place, fd))
 
         stored = None if self._policy.verify else open_stored
-        return AsyncBlob(key, self.folder, place.path, stored, open_for_all, stall_timeout)
+        flight = (self.folder, key, source is None)  # who has no source cannot go on without others
+        return AsyncBlob(key, flight, place.path, stored, open_for_all, stall_timeout)
 
     def fetch(
         self,

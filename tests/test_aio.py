@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import DigestMismatch, SourceFailed, Store, StreamClosed, WriterStalled, aio, lookout
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    SourceFailed,
+    Store,
+    StreamClosed,
+    WriterStalled,
+    aio,
+    lookout,
+)
+from shmstream.claims import partial_path
 from tests import flights
 from tests.interpreters import Interpreter, wait_until
 from tests.origin import Origin
@@ -200,6 +210,81 @@ def test_a_leader_elsewhere_is_killed(start: Start, store: Store, origin: Origin
 
     asyncio.run(main())
     assert len(origin.requests("/blob")) == 2
+
+
+def test_other_bytes_are_not_mixed_in(start: Start, store: Store, origin: Origin) -> None:
+    """The leader dies and its partial file is lost, so that the next one has to begin anew."""
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    leader = start(flights.take, store.folder, {})
+    leader.hear()
+    leader.say(["key", url, 0])
+    leader.hear()
+    wait_until(lambda: has_published(store, MIB - 65536))
+
+    async def main() -> None:
+        async with store.aopen("key", url) as blob:
+            assert await blob.read(500_000) == content(1, 2 * MIB)[:500_000]
+            Path(partial_path(blob.path)).unlink()
+            origin.serve("/blob", seed=2, size=2 * MIB)
+            leader.kill()
+            with pytest.raises(ContentChanged):
+                await blob.read()
+
+    asyncio.run(main())
+
+
+def test_who_has_a_source_goes_on_without_who_has_none(
+    start: Start, store: Store, origin: Origin
+) -> None:
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    leader = start(flights.take, store.folder, {})
+    leader.hear()
+    leader.say([digest(1, 2 * MIB), url, 0])
+    leader.hear()
+    wait_until(lambda: has_published(store, MIB - 65536))
+
+    async def main() -> None:
+        async with store.aopen(digest(1, 2 * MIB)) as poor:
+            assert await poor.read(1) == content(1, 2 * MIB)[:1]
+            async with store.aopen(digest(1, 2 * MIB), url) as rich:
+                leader.kill()
+                assert await rich.read() == content(1, 2 * MIB)
+            assert await poor.read() == content(1, 2 * MIB)[1:]
+
+    asyncio.run(main())
+
+
+def test_a_lookout_that_cannot_start_is_in_nobodys_way(
+    store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
+        patch.setattr(threading.Thread, "start", fail)
+        asyncio.run(read_all(store, digest(1, MIB), url))
+    assert asyncio.run(read_all(store, digest(1, MIB), url)) == sha256(content(1, MIB))
+
+
+def test_what_the_source_says_is_known_when_the_blob_is_complete(
+    store: Store, origin: Origin
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test")
+
+    async def main() -> None:
+        said = []
+        for source in (url, None):
+            async with store.aopen("key", source) as blob:
+                await blob.wait()
+                said.append((blob.validator, blob.media_type, blob.is_complete))
+            wait_until(lambda: not store.flights())
+        assert said == [(f'"1-{MIB}"', "text/x-test", True)] * 2
+
+    asyncio.run(main())
 
 
 def test_a_cold_blob_is_read_by_our_own_threads(store: Store) -> None:
