@@ -21,7 +21,8 @@ And how one key reaches every process of a host that asks for it:
     a source     sources.py    what users call a source; source.py, http_source.py (which
                                asks by http_client.py), fsspec_source.py
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
-    over HTTP    asgi.py       a response, decided by answer.py; server.py: zero-copy for uvicorn
+    over HTTP    asgi.py       a response, decided by answer.py, its body sent by sending.py;
+                               server.py: zero-copy for uvicorn
     housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by;
                  upkeep.py     a store keeps to its limit
     a registry   registry/     the pull-through OCI registry, `shmstream serve`
@@ -29,8 +30,8 @@ And how one key reaches every process of a host that asks for it:
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
 seal, events, units, answer | claims, subscribers, http_client, fsspec_source | stream, partial,
 http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit | upkeep |
-leader | flight | blob | lookout | aio | store | asgi, server, watch | registry | demo | cli. A room
-imports only rooms on lower floors.
+leader | flight | blob | lookout | aio | store, sending | asgi, server, watch | registry | demo |
+cli. A room imports only rooms on lower floors.
 """
 
 import logging

@@ -58,7 +58,8 @@ def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None
     if size is None:
         return Answer(200, _tagged(etag, {}), end=None)
     wanted = request.get("range")
-    if wanted is not None and request.get("if-range", etag) == etag:
+    is_same = "if-range" not in request or (_is_strong(etag) and request["if-range"] == etag)
+    if wanted is not None and is_same:
         span = _span(wanted, size)
         if span is not None:
             start, end = span
@@ -87,7 +88,13 @@ def _matches(condition: str | None, etag: str | None, *, weak: bool) -> bool:
     if etag is None:
         return False
     found = _ETAG.findall(condition)
-    return etag in ([each.removeprefix("W/") for each in found] if weak else found)
+    if weak:
+        return etag.removeprefix("W/") in [each.removeprefix("W/") for each in found]
+    return _is_strong(etag) and etag in found
+
+
+def _is_strong(etag: str | None) -> bool:
+    return etag is not None and not etag.startswith("W/")
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:

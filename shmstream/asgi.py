@@ -9,7 +9,8 @@ bytes as they arrive. After the headers there is nothing but the body: if the fl
 connection ends short of its Content-Length, and no error text is taken for data.
 
 Bytes are sent by the kernel, straight from the file, where the server has the ASGI extension
-`http.response.zerocopysend` (server.py gives it to uvicorn); elsewhere they are read and handed on.
+`http.response.zerocopysend` (server.py gives it to uvicorn); elsewhere they are read and handed on
+(sending.py).
 
 A client that leaves cancels its own reading and never the flight. A client that takes nothing for
 `write_timeout` is cut; one that takes a little, now and then, is not.
@@ -18,7 +19,7 @@ A client that leaves cancels its own reading and never the flight. A client that
 from __future__ import annotations
 
 import asyncio
-import time
+import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from types import TracebackType
@@ -36,6 +37,7 @@ from shmstream.errors import (
     SourceFailed,
     WriterStalled,
 )
+from shmstream.sending import Message, Send, Sending
 from shmstream.source import Description, describe
 from shmstream.sources import as_sources
 
@@ -52,15 +54,11 @@ except ImportError:
         """Where there is no Starlette, an application that is called is enough."""
 
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+__all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]
 
-_ZERO_COPY = "http.response.zerocopysend"
-_PIECE = 1 << 17  # bytes; what is read to be handed on at one time
-_LEAST, _MOST = 1 << 16, 1 << 20  # bytes; what the kernel is told to send at one time
-_QUICK = 1.0  # s; a client that takes longer for so much is given less at one time
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+
 _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (BlobNotFound, 404),
     (WriterStalled, 504),
@@ -110,16 +108,18 @@ class InFlightResponse(_Response):
         self._media_type = media_type
         self._stall_timeout = stall_timeout
         self._write_timeout = write_timeout
-        self.background = None
+        self.background = None  # FastAPI may set it
         self.status_code = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["method"] not in ("GET", "HEAD"):
             await _send_whole(send, Answer(405, {"allow": "GET, HEAD", "content-length": "0"}))
-            return
-        with _Leaving(receive), suppress(ConnectionError):  # the client has left
-            await self._serve(scope, send)
+        else:
+            with _Leaving(receive), suppress(ConnectionError):  # the client has left
+                await self._serve(scope, send)
+        if self.background is not None:
+            await self.background()
 
     def refuse(self, error: ShmstreamError) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of the answer to a request that fails before its headers."""
@@ -130,8 +130,7 @@ class InFlightResponse(_Response):
         return status, headers, b""
 
     async def _serve(self, scope: Scope, send: Send) -> None:
-        request = {name.decode("latin-1").lower(): value.decode("latin-1")
-                   for name, value in scope["headers"]}  # fmt: skip
+        request = _request(scope)
         began = False
 
         async def begin(answer: Answer) -> None:
@@ -141,8 +140,10 @@ class InFlightResponse(_Response):
             await _start(send, answer)
 
         try:
+            opened = self._open()
             etag = self._extra.get("etag") or etag_of(self._key)
-            if etag and (answer := without_the_blob(request, etag)):
+            is_any = request.get("if-none-match", "").strip() == "*"  # if there is one at all
+            if etag and not is_any and (answer := without_the_blob(request, etag)):
                 answer.headers = answer.headers | self._extra
                 await begin(answer)
                 await send({"type": "http.response.body", "body": b""})
@@ -151,18 +152,17 @@ class InFlightResponse(_Response):
                 await begin(self._answer(request, about))
                 await send({"type": "http.response.body", "body": b""})
                 return
-            opened = self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
             async with opened as blob:
                 await blob.known()
+                if scope["method"] == "GET" and scope.get("http_version") == "1.0":
+                    await blob.seek(0, os.SEEK_END)  # it knows no chunked coding: have the size
                 await self.authorise(blob)
                 answer = self._answer(request, blob)
                 await begin(answer)
                 if scope["method"] == "GET":
-                    sized = answer.end is not None  # else in chunks, which the server makes
-                    zero_copy = sized and _ZERO_COPY in (scope.get("extensions") or {})
-                    await _Sending(send, blob, self._write_timeout).send(
-                        answer, zero_copy=zero_copy
-                    )
+                    extensions = scope.get("extensions") or {}
+                    sending = Sending(send, blob, self._write_timeout, extensions)
+                    await sending.send(answer.start, answer.end)
                 else:
                     await send({"type": "http.response.body", "body": b""})
         except ShmstreamError as error:
@@ -172,6 +172,17 @@ class InFlightResponse(_Response):
             headers["content-length"] = str(len(body))
             self.status_code = status
             await _send_whole(send, Answer(status, headers), body)
+
+    def _open(self) -> AsyncBlob:
+        """Not entered yet.
+
+        Raises:
+            BlobNotFound: the key is none, so there is no such blob.
+        """
+        try:
+            return self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
+        except ValueError as error:
+            raise BlobNotFound(self._key, self._store.folder) from error
 
     async def authorise(self, blob: AsyncBlob) -> None:
         """For subclasses: called once the source has answered, before anything is sent.
@@ -196,87 +207,6 @@ class InFlightResponse(_Response):
             answer.headers["content-type"] = media_type
         answer.headers = answer.headers | self._extra
         return answer
-
-
-class _Sending:
-    """Sends bytes of a blob to a client, as long as it takes some."""
-
-    def __init__(self, send: Send, blob: AsyncBlob, timeout: float) -> None:
-        self._send = send
-        self._blob = blob
-        self._timeout = timeout
-        self._writing_since: float | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle
-        self._cut = False
-
-    async def send(self, answer: Answer, *, zero_copy: bool) -> None:
-        """Send the body of the answer, waiting for the client, and for the blob.
-
-        Raises:
-            ConnectionAbortedError: the client took nothing for too long.
-            StreamBroken: as `AsyncBlob.read1`.
-        """
-        self._task = asyncio.current_task()
-        self._look()
-        try:
-            await (self._by_kernel(answer) if zero_copy else self._by_hand(answer))
-            await self._write({"type": "http.response.body", "body": b""})
-        except asyncio.CancelledError:
-            if not self._cut or self._task is None:
-                raise
-            self._task.uncancel()
-            reason = f"the client took nothing for {self._timeout:g} s"
-            raise ConnectionAbortedError(reason) from None
-        finally:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        """One timer for all writes: they are many, and one that takes too long is rare."""
-        now = time.monotonic()
-        due = (self._writing_since or now) + self._timeout
-        if due <= now and self._task is not None:
-            self._cut = self._task.cancel()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(due - now, self._look)
-
-    async def _by_hand(self, answer: Answer) -> None:
-        blob = self._blob
-        await blob.seek(answer.start)
-        end = float("inf") if answer.end is None else answer.end
-        while blob.tell() < end:
-            data = await blob.read1(int(min(end - blob.tell(), _PIECE)))
-            if not data:
-                break
-            await self._write({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def _by_kernel(self, answer: Answer) -> None:
-        blob, position, end = self._blob, answer.start, answer.end
-        assert end is not None
-        most = _LEAST
-        while position < end:
-            count = min(await blob.wait_past(position), end, position + most) - position
-            if count <= 0:
-                break
-            took = await self._write(
-                {
-                    "type": _ZERO_COPY,
-                    "file": blob.descriptor,
-                    "offset": position,
-                    "count": count,
-                    "more_body": True,
-                }
-            )
-            position += count
-            # A write that is under way shows no progress, so a slow client is given less at a time.
-            most = min(2 * most, _MOST) if took < _QUICK else max(most // 2, _LEAST)
-
-    async def _write(self, message: Message) -> float:
-        """Have the server send it; the seconds that took."""
-        began = self._writing_since = time.monotonic()
-        await self._send(message)
-        self._writing_since = None
-        return time.monotonic() - began
 
 
 class _Leaving:
@@ -307,6 +237,17 @@ class _Leaving:
             return False
         # A cancellation that is not ours as well goes on.
         return self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)
+
+
+def _request(scope: Scope) -> dict[str, str]:
+    """The headers; several of one name are a list. A range is only ever for a GET."""
+    request: dict[str, str] = {}
+    for raw_name, raw_value in scope["headers"]:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        request[name] = f"{request[name]}, {value}" if name in request else value
+    if scope["method"] != "GET":
+        request.pop("range", None)
+    return request
 
 
 async def _start(send: Send, answer: Answer) -> None:

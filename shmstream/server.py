@@ -240,8 +240,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         waiting = self.transport.get_write_buffer_size()
         connection = self.transport.get_extra_info("socket")
         if connection is not None and not self.transport.is_closing():
-            queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
-            waiting += int.from_bytes(queued, sys.byteorder)
+            with suppress(OSError):  # a system that cannot tell
+                queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+                waiting += int.from_bytes(queued, sys.byteorder)
         return self._passed - waiting
 
     def _duplicate(self) -> bool:

@@ -52,13 +52,33 @@ def starlette() -> Any:
     return Starlette(routes=[Route("/blob/{key:path}", endpoint)])
 
 
+def compressing() -> Any:
+    from starlette.middleware.gzip import GZipMiddleware
+
+    return GZipMiddleware(starlette())
+
+
+def calling() -> Any:
+    from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    async def call(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    return BaseHTTPMiddleware(starlette(), dispatch=call)
+
+
 def fastapi() -> Any:
-    from fastapi import FastAPI
+    from fastapi import BackgroundTasks, FastAPI
 
     application = FastAPI()
 
-    async def endpoint(key: str) -> InFlightResponse:
+    async def endpoint(key: str, tasks: BackgroundTasks, note: int = 0) -> InFlightResponse:
+        if note:
+            tasks.add_task(store.fetch, "served", [b"yes"])
         return InFlightResponse(store, key, None if key == "absent" else f"{origin}/blob")
 
+    endpoint.__annotations__["tasks"] = BackgroundTasks  # it is known only in here
     application.get("/blob/{key}", response_model=None)(endpoint)
     return application

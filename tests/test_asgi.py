@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
 from shmstream import Store
+from shmstream.answer import with_the_blob, without_the_blob
 from tests.asgi_servers import Server
 from tests.interpreters import wait_until
 from tests.origin import Origin
@@ -141,7 +143,7 @@ def test_head_begins_no_download(server: Server, origin: Origin, store: Store) -
         assert answer.getheader("content-length") == str(SIZE)
         assert answer.getheader("content-type") == "application/x-test"
         assert answer.getheader("etag") == f'"{KEY}"'
-    assert server.request("HEAD", f"/blob/{KEY}", Range="bytes=0-9").status == 206
+    assert server.request("HEAD", f"/blob/{KEY}", Range="bytes=0-9").status == 200
     assert server.request("GET", f"/blob/{KEY}", If_None_Match=f'"{KEY}"').status == 304
     assert [each.method for each in origin.requests("/blob")] == ["HEAD"] * 3
     assert (KEY in store, store.flights()) == (False, [])
@@ -180,6 +182,28 @@ def test_clients_that_take_nothing_are_cut(
         running.close()
 
 
+@pytest.mark.parametrize("protocol", ["tests.app:ByHand", PROTOCOLS[1]])
+def test_a_client_that_takes_a_little_is_not_cut(
+    protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    """So little that what it is sent at one time takes it much longer than it has."""
+    data = content(2, 16 * MIB)
+    store.fetch("key", [data])
+    patience = {"write_timeout": 0.4}
+    running = Server(folder, origin, tmp_path / "log", "--http", protocol, response=patience)
+    try:
+        connection, response = running.open("GET", "/blob/key")
+        got = response.read(8 * MIB)
+        for _ in range(30):
+            time.sleep(0.1)  # the pace of the client
+            got += response.read(128 * 1024)
+        got += response.read()
+        connection.close()
+        assert sha256(got) == sha256(data)
+    finally:
+        running.close()
+
+
 def test_heads_of_requests_have_bounds(
     folder: str, store: Store, origin: Origin, tmp_path: Path
 ) -> None:
@@ -205,6 +229,67 @@ def test_heads_of_requests_have_bounds(
         assert (answer.status, sha256(answer.body)) == (200, sha256(DATA))
     finally:
         running.close()
+
+
+def test_several_lines_of_one_name_are_a_list(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    for name, status in (("If-None-Match", 304), ("If-Match", 200), ("If-Range", 200)):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection.putrequest("GET", f"/blob/{KEY}")
+        connection.putheader("Range", "bytes=0-9")
+        connection.putheader(name, f'"{KEY}"')
+        connection.putheader(name, '"other"')
+        connection.putheader("Range", "bytes=20-29")
+        connection.endheaders()
+        assert connection.getresponse().status == status
+        connection.close()
+
+
+def test_strong_and_weak_tags() -> None:
+    weak, strong = 'W/"x"', '"x"'
+    for condition in (weak, strong):
+        for etag in (weak, strong):
+            answer = without_the_blob({"if-none-match": condition}, etag)
+            assert answer is not None
+            assert answer.status == 304
+            both = condition == etag == strong
+            assert (without_the_blob({"if-match": condition}, etag) is None) == both
+            request = {"if-range": condition, "range": "bytes=0-0"}
+            assert with_the_blob(request, etag, 5).status == (206 if both else 200)
+
+
+def test_keys_that_are_none(server: Server, origin: Origin) -> None:
+    for key in ("", "sha256:1234", "sha256:%0d%0aX-Evil:%201", "sha256:%e2%82%ac"):
+        for condition in ({}, {"If_None_Match": '"x"'}, {"If_None_Match": "*"}):
+            answer = server.request("GET", f"/blob/{key}", **condition)
+            assert (answer.status, answer.getheader("etag")) == (404, None)
+    origin.change("/blob", status=404)
+    assert server.request("GET", f"/blob/{KEY}", If_None_Match="*").status == 502
+
+
+def test_http_1_0_is_told_the_length(server: Server, origin: Origin) -> None:
+    origin.change("/blob", framing="chunked")
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall(b"GET /blob/key HTTP/1.0\r\n\r\n")
+        with client.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert f"content-length: {SIZE}".encode() in head
+    assert sha256(body) == sha256(DATA)
+
+
+def test_no_body_ends_before_its_blob_does(server: Server, origin: Origin, store: Store) -> None:
+    """All its bytes are there, and then the blob cannot have its name."""
+    origin.serve("/blob", seed=1, size=MIB // 8, rate=MIB // 4)  # each piece is published at once
+    connection, response = server.open("GET", "/blob/key")
+    [flight] = store.flights()
+    in_the_way = Path(flight.path)
+    in_the_way.mkdir()
+    with closing(connection), pytest.raises(http.client.IncompleteRead) as caught:
+        response.read()
+    wait_until(lambda: store.flights() == [])
+    in_the_way.rmdir()
+    assert caught.value.expected == 1
 
 
 def test_unknown_length_is_chunked(server: Server, origin: Origin) -> None:
@@ -279,6 +364,37 @@ def test_frameworks_take_it_for_a_response(
         answer = running.request("GET", f"/blob/{KEY}", Range="bytes=5-9")
         assert (answer.status, answer.body) == (206, DATA[5:10])
         wait_until(lambda: KEY in store)
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("middleware", ["compressing", "calling"])
+def test_what_is_in_between_may_know_nothing_of_zero_copy(
+    middleware: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    origin.serve("/blob", seed=1, size=SIZE, media_type="text/x-test")
+    options = ("--factory", "--http", PROTOCOLS[1])
+    running = Server(folder, origin, tmp_path / "log", *options, app=f"tests.app:{middleware}")
+    try:
+        for wanted in ("gzip", "identity"):
+            answer = running.request("GET", f"/blob/{KEY}", Accept_Encoding=wanted)
+            is_gzip = answer.getheader("content-encoding") == "gzip"
+            assert sha256(gzip.decompress(answer.body) if is_gzip else answer.body) == sha256(DATA)
+        ranged = {"Range": "bytes=5-9", "Accept_Encoding": "gzip"}
+        answer = running.request("GET", f"/blob/{KEY}", **ranged)
+        assert (answer.status, answer.body) == (206, DATA[5:10])
+        wait_until(lambda: KEY in store)
+    finally:
+        running.close()
+
+
+def test_background_tasks_run(folder: str, store: Store, origin: Origin, tmp_path: Path) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    running = Server(folder, origin, tmp_path / "log", "--factory", app="tests.app:fastapi")
+    try:
+        assert running.request("GET", f"/blob/{KEY}?note=1").body == DATA
+        wait_until(lambda: "served" in store)
+        wait_until(lambda: KEY in store and store.flights() == [])
     finally:
         running.close()
 

@@ -39,7 +39,7 @@ FLOORS = [
     {"blob"},
     {"lookout"},
     {"aio"},
-    {"store"},
+    {"store", "sending"},
     {"asgi", "server", "watch"},
     {"__init__"},
     {"registry"},
