@@ -89,11 +89,12 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
     wait_until(lambda: not before & set(serving.workers()))  # the grace of a second is over
     assert finish(later) >= 2, "one of each"
     assert finish(clients) < len(clients), "the leader's own were cut after the grace"
-    first, second = origin.requests(BLOB)
+    first, second, *others = origin.requests(BLOB)
     assert (first.status, second.status) == (200, 206)
     assert second.range == f"bytes={MIB}-"
+    assert len(others) <= 1, "perhaps the other old one was faster, and handed over as well"
     assert serving.metric("shmstream_handovers_total") >= 1
-    assert serving.metric("shmstream_takeovers_total") == 1
+    assert serving.metric("shmstream_takeovers_total") == 1 + len(others)
     assert " ERROR " not in serving.log
 
 
