@@ -48,7 +48,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     """Whether to offer it, where it is possible."""
 
     head_timeout = 20.0
-    """Seconds that a client has for the head of a request, from its connection or first byte."""
+    """Seconds that a client has for the head of a request, from its connection or first byte; and
+    to take some of the rest of a response that is complete."""
 
     head_size = 64 * 1024
     """Bytes that the head of a request may have."""
@@ -62,6 +63,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._file = -1  # the duplicate
         self._passed = 0  # bytes that went past the transport
         self._writable: asyncio.Future[None] | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
 
     # The head of a request.
 
@@ -187,6 +189,27 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             if cycle.response_started and not cycle.response_complete:
                 self.transport.abort()
 
+    # The end of a response.
+
+    def on_response_complete(self) -> None:
+        """All of it was written, though perhaps not sent: the transport may have some left.
+
+        Nobody else waits for that. A connection that was closed meanwhile would stay for as long as
+        its client likes.
+        """
+        super().on_response_complete()
+        if self._rest_timer is None and self.transport.get_write_buffer_size():
+            self._see_it_out(None)
+
+    def _see_it_out(self, before: int | None) -> None:
+        self._rest_timer = None
+        if self.transport.get_write_buffer_size() and (before is None or not self._is_answering()):
+            taken = self._taken()
+            if taken == before:
+                self.transport.abort()
+            else:
+                self._rest_timer = self.loop.call_later(self.head_timeout, self._see_it_out, taken)
+
     # Zero-copy.
 
     async def _send(
@@ -273,6 +296,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
     def _let_go(self) -> None:
         self._head_is_here()
+        if self._rest_timer is not None:
+            self._rest_timer.cancel()
+            self._rest_timer = None
         if self._file >= 0:
             file, self._file = self._file, -1
             if self._writable is not None:

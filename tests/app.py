@@ -28,6 +28,10 @@ class ByHand(Protocol):
     zero_copy = False
 
 
+class HastyByHand(Hasty, ByHand):
+    """Both."""
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         while (await receive())["type"] != "lifespan.shutdown":

@@ -65,6 +65,11 @@ class Server:
         """How many its processes have open."""
         return sum(each.num_fds() for each in self.processes())
 
+    def connections(self) -> int:
+        """How many clients have one with it."""
+        found = [each for process in self.processes() for each in process.net_connections("tcp")]
+        return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
+
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read()
         try:

@@ -182,6 +182,32 @@ def test_clients_that_take_nothing_are_cut(
         running.close()
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_the_rest_of_an_answer_is_taken_or_the_client_is_cut(
+    loop: str, folder: str, store: Store, origin: Origin, tmp_path: Path
+) -> None:
+    """Some answers of these sizes just fit into the server's buffers, and count as complete."""
+    store.fetch("key", [content(2, 4 * MIB)])
+    options = ("--http", "tests.app:HastyByHand", "--loop", loop)
+    patience = {"write_timeout": 0.5}
+    running = Server(folder, origin, tmp_path / "log", *options, response=patience)
+    try:
+        clients = []
+        for size in range(100_000, 4_000_000, 30_000):
+            client = socket.socket()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", running.port))
+            client.sendall(
+                b"GET /blob/key HTTP/1.1\r\nHost: test\r\nRange: bytes=0-%d\r\n\r\n" % size
+            )
+            clients.append(client)
+        wait_until(lambda: running.connections() == 0)
+        for client in clients:
+            client.close()
+    finally:
+        running.close()
+
+
 @pytest.mark.parametrize("protocol", ["tests.app:ByHand", PROTOCOLS[1]])
 def test_a_client_that_takes_a_little_is_not_cut(
     protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
