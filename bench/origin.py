@@ -18,9 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import socket
-import subprocess
 import time
 import urllib.request
 from dataclasses import dataclass
@@ -28,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
 from report import MIB, CheckFailed
+from server import NotServing, Port, Server, find_program
 
 _CONFIGURATION = """
 daemon off;
@@ -85,40 +82,25 @@ class Origin:
         """Raises:
         NoOrigin: nginx is not installed, or does not start.
         """
-        program = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
+        program = find_program("nginx")
         if program is None:
             raise NoOrigin("the origin is nginx, which is not here: apt-get install nginx-light")
         self._folder = prefix / "folder"
         self._folder.mkdir(parents=True)
         self._log = prefix / "access.log"
         self._seen = 0
-        # Bound, but not listening: it keeps the port for nginx, which may bind it as well.
-        self._place = socket.socket()
-        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._place.bind(("127.0.0.1", 0))
-        self._port: int = self._place.getsockname()[1]
+        self._port = Port()
         configuration = prefix / "nginx.conf"
         configuration.write_text(
-            _CONFIGURATION.format(prefix=prefix, port=self._port), encoding="utf-8"
+            _CONFIGURATION.format(prefix=prefix, port=self._port.number), encoding="utf-8"
         )
         errors = prefix / "error.log"
-        options = ["-p", str(prefix), "-c", str(configuration), "-e", str(errors)]
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", program, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + _PATIENCE
-        while not self._listens():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.close()
-                raise NoOrigin(f"nginx does not start: {errors.read_text(encoding='utf-8')}")
-            time.sleep(0.01)
-
-    def _listens(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self._port)) == 0
+        command = [program, "-p", str(prefix), "-c", str(configuration), "-e", str(errors)]
+        try:
+            self._server = Server(command, self._port, errors)
+        except NotServing as error:
+            self._port.close()
+            raise NoOrigin(str(error)) from None
 
     def serve(self, name: str, size: int) -> str:
         """Make a blob of `size` random bytes; its SHA-256, in hex."""
@@ -132,7 +114,7 @@ class Origin:
 
     def url(self, name: str, rate: int = 0) -> str:
         """Where to get it, at `rate` bytes a second for each connection; 0: unthrottled."""
-        return f"http://127.0.0.1:{self._port}/" + (f"at/{rate}/{name}" if rate else name)
+        return f"http://127.0.0.1:{self._port.number}/" + (f"at/{rate}/{name}" if rate else name)
 
     def begin(self) -> None:
         """Forget the requests up to now."""
@@ -162,14 +144,12 @@ class Origin:
 
     def cpu(self) -> float:
         """CPU seconds that it has used."""
-        times = psutil.Process(self._process.pid).cpu_times()
-        return float(times.user + times.system)
+        return self._server.cpu()
 
     def close(self) -> None:
         """End it. Idempotent."""
-        self._process.terminate()
-        self._process.wait(_PATIENCE)
-        self._place.close()
+        self._server.close()
+        self._port.close()
 
     def __enter__(self) -> Self:
         return self
