@@ -12,12 +12,12 @@ from pathlib import Path
 _MIB = 1 << 20
 _BOUND = 500  # ms
 _BIN = 10  # ms
-_INK, _PALE = "#1f2933", "#c9d1d9"
-_OURS, _THEIRS, _BAD = "#0b7285", "#868e96", "#c2255c"
+INK, PALE = "#1f2933", "#c9d1d9"
+OURS, THEIRS, BAD = "#0b7285", "#868e96", "#c2255c"
 _WAYS = {
-    "ours": ("shmstream", _OURS),
-    "lock": ("file lock: one downloads, all wait", _THEIRS),
-    "link": ("each process for itself", _THEIRS),
+    "ours": ("shmstream", OURS),
+    "lock": ("file lock: one downloads, all wait", THEIRS),
+    "link": ("each process for itself", THEIRS),
 }
 
 Curve = list[tuple[float, int]]
@@ -39,21 +39,7 @@ class Pictures:
 
     def draw(self, folder: Path) -> list[Path]:
         """Draw what was measured; the files. Needs matplotlib, the extra `bench`."""
-        import matplotlib as mpl  # late: crews must not load it
-
-        mpl.use("Agg")
-        mpl.rcParams.update(
-            {
-                "font.size": 11,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.edgecolor": _PALE,
-                "text.color": _INK,
-                "axes.labelcolor": _INK,
-                "xtick.color": _INK,
-                "ytick.color": _INK,
-            }
-        )
+        prepare()
         folder.mkdir(parents=True, exist_ok=True)
         drawn = []
         if self.share:
@@ -103,7 +89,7 @@ class Pictures:
                     ha="right",
                     color=colour,
                 )
-            axis.set_title(title, fontsize=12, color=colour if way == "ours" else _INK)
+            axis.set_title(title, fontsize=12, color=colour if way == "ours" else INK)
             axis.set_xlim(0, end)
             axis.set_ylim(0, size * 1.04)
             axis.set_xlabel("seconds")
@@ -124,13 +110,13 @@ class Pictures:
         figure, axis = pyplot.subplots(figsize=(8, 3.2), dpi=120)
         end = max(_BOUND, *self.pauses) * 1.1
         bins = [_BIN * index for index in range(int(end / _BIN) + 2)]
-        axis.hist(self.pauses, bins=bins, color=_OURS)
-        axis.axvline(_BOUND, color=_BAD, linewidth=1.5, linestyle="--")
+        axis.hist(self.pauses, bins=bins, color=OURS)
+        axis.axvline(_BOUND, color=BAD, linewidth=1.5, linestyle="--")
         axis.text(
             _BOUND - 5,
             0.96,
             f"goal: under {_BOUND} ms",
-            color=_BAD,
+            color=BAD,
             ha="right",
             va="top",
             transform=axis.get_xaxis_transform(),
@@ -145,6 +131,25 @@ class Pictures:
         figure.savefig(path)
         pyplot.close(figure)
         return path
+
+
+def prepare() -> None:
+    """Have matplotlib draw files, in our style. Needs the extra `bench`."""
+    import matplotlib as mpl  # late: crews must not load it
+
+    mpl.use("Agg")
+    mpl.rcParams.update(
+        {
+            "font.size": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": PALE,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+        }
+    )
 
 
 def _seconds(value: float) -> str:

@@ -117,7 +117,8 @@ class SupportsReadinto(Protocol):
         """As `io.RawIOBase`."""
 
 
-def _drink(file: SupportsReadinto, log: Log) -> None:
+def drink(file: SupportsReadinto, log: Log) -> None:
+    """Read a file to its end, noting what comes."""
     buffer = bytearray(_BUFFER)
     with memoryview(buffer) as view:
         while count := file.readinto(buffer):
@@ -153,7 +154,7 @@ def ours(order: Order, gate: Gate) -> Trip:
     gate()
     log = Log(order)
     with store.open(order.key, source) as blob:
-        _drink(blob, log)
+        drink(blob, log)
         trip, role = log.end(), blob.role
     if role == Role.LEADS:
         settle(store)
@@ -192,7 +193,7 @@ def lock(order: Order, gate: Gate) -> Trip:
                 download(order.url, file)
             partial.rename(path)
     with path.open("rb", buffering=0) as file:
-        _drink(file, log)
+        drink(file, log)
     return log.end()
 
 
