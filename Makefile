@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?=
+BENCH ?=
 
-.PHONY: help demo test check format docs bench bench-quick matrix clean
+.PHONY: help demo test check format docs bench bench-quick bench-peers matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,6 +43,9 @@ bench: $(VENV)/.ready  ## the measurements behind the README's figures
 bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
 	$(BIN)/python bench/fanout.py --quick
 	$(BIN)/python bench/flight.py --quick
+
+bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
+	PYTHONPATH=bench $(BIN)/python -m peers $(BENCH)
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

@@ -1,0 +1,118 @@
+"""shmstream's server beside its peers, and beside what Python users do: one command, one run.
+
+    make bench-peers
+    PYTHONPATH=bench python -m peers [--only NAME ...] [--peers NAME ...] [--rounds 3] [--resume]
+                                     [--report] [--quick] [--docs FOLDER] [--dir FOLDER]
+
+Everything is measured on this machine, on the loopback, with the origin (upstream.py) and the
+clients (clients.py) that it brings. Each peer is started fresh for each measurement (peer.py), and
+they come in turn, A B C A B C; of each figure the table has the median over the rounds. Before the
+rounds that count comes one in which every client hashes every byte, and memory is looked at.
+
+What comes out goes to the folder of the documents: benchmarks.md, and beside it a folder with the
+charts, and with the JSON of each group of scenarios, written while it is measured. After an
+interruption, `--resume` goes on; `--report` only writes the page and the charts anew.
+
+A peer that is not installed is left out, and the page says so. The goals are judged there, and
+never by the exit code, which is 1 only if something could not be measured. With `--quick`
+everything is tried and nothing is meant. Needs the extra `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from crew import CrewFailed
+from report import MIB, machine, progress, table
+
+from peers import goals, page, pictures
+from peers.faults import faults
+from peers.results import Results
+from peers.run import PEERS, Runner, look
+from peers.scenarios import GROWING, GROWTH, SCENARIOS
+from shmstream import sweep
+
+_NAMES = [each.name for each in SCENARIOS] + [each.name for each in faults()] + [*GROWING, "faults"]
+_DOCS = Path(__file__).parent.parent.parent / "docs"
+
+
+def main() -> int:
+    """Measure, write the page; the exit code."""
+    chosen = _arguments()
+    results = Results(chosen.docs / "benchmarks")
+    failures = 0 if chosen.report else _measure(chosen, results)
+    report = results.report()
+    rows = goals.judge(report)
+    pictures.draw(report, chosen.docs / "benchmarks")
+    page.write(report, rows, chosen.docs / "benchmarks.md")
+    print(table(report.machine, rows))
+    return 1 if failures else 0
+
+
+def _measure(chosen: argparse.Namespace, results: Results) -> int:
+    """Measure what was chosen; how often that failed."""
+    present = look(chosen.peers)
+    for why in present.missing.values():
+        progress(f"not here: {why}")
+    wanted = chosen.only or _NAMES
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="shmstream-peers-", dir=chosen.dir) as folder:
+        try:
+            with Runner(
+                Path(folder), results, present, machine(Path(folder)),
+                rounds=chosen.rounds, quick=chosen.quick, resume=chosen.resume,
+            ) as runner:  # fmt: skip
+                for scenario in SCENARIOS:
+                    if scenario.name in wanted:
+                        runner.measure(
+                            scenario.name, [scenario.quick() if chosen.quick else scenario]
+                        )
+                all_faults = faults(8 * MIB, 4) if chosen.quick else faults()
+                some = [each for each in all_faults if {each.name, "faults"} & set(wanted)]
+                if some:
+                    runner.suffer("faults", some)
+                for name, grown in GROWING.items():
+                    if name in wanted:
+                        growth = GROWTH[:2] if chosen.quick else GROWTH
+                        runner.measure(name, [grown(count) for count in growth])
+        except CrewFailed as error:
+            progress(f"failed: {error}")
+            return 1
+        finally:
+            sweep()  # what killed processes have left
+    progress(f"measured in {(time.monotonic() - began) / 60:.1f} minutes")
+    return runner.failures
+
+
+def _arguments() -> argparse.Namespace:
+    summary, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m peers", description=summary, epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    peers = [each.name for each in PEERS]
+    parser.add_argument("--only", nargs="+", choices=_NAMES, metavar="NAME", default=[],
+                        help=f"scenarios and faults: {', '.join(_NAMES)}")  # fmt: skip
+    parser.add_argument("--peers", nargs="+", choices=peers, metavar="NAME", default=peers,
+                        help=f"which: {', '.join(peers)}")  # fmt: skip
+    parser.add_argument("--rounds", type=int, help="that count, of each (3)")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    parser.add_argument("--docs", type=Path, default=_DOCS, help="where the page goes")
+    parser.add_argument("--dir", type=Path, help="folder for blobs and caches (the temp folder)")
+    parser.add_argument("--quick", action="store_true", help="only try it out")
+    chosen = parser.parse_args()
+    chosen.rounds = (1 if chosen.quick else 3) if chosen.rounds is None else chosen.rounds
+    if chosen.rounds < 1:
+        parser.error("--rounds is positive")
+    if chosen.quick and chosen.docs == _DOCS:
+        parser.error("--quick measures nothing that belongs into these docs: say --docs")
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

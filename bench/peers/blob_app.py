@@ -1,0 +1,46 @@
+"""What is measured as shmstream: a small ASGI application on uvicorn, with all that it offers.
+
+GET /<rate>/<name>    the blob <name> of the origin, streamed while it arrives
+
+python -m peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
+                            PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
+                            every blob is verified, or "name", and none is, as with a proxy
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from shmstream import Store, server
+from shmstream.asgi import InFlightResponse
+
+if TYPE_CHECKING:
+    from shmstream.asgi import Receive, Scope, Send
+
+_origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
+_prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
+_store = Store(os.environ["PEERS_STORE"], durable=False)  # as with the peers, nothing is synced
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one request."""
+    path: str = scope["path"]
+    key = _prefix + path.rpartition("/")[2]
+    await InFlightResponse(_store, key, _origin + path)(scope, receive, send)
+
+
+if __name__ == "__main__":
+    uvicorn.run(
+        "peers.blob_app:app",
+        host="127.0.0.1",
+        port=int(os.environ["PEERS_PORT"]),
+        workers=int(os.environ["PEERS_WORKERS"]),
+        loop="uvloop",
+        http=server.Protocol,
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+    )

@@ -1,0 +1,162 @@
+"""The goals, judged: rows with our figure, that of whom we compare ourselves with, and a bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from statistics import linear_regression, median
+
+from report import MIB, Goal, Row
+
+from peers.faults import faults
+from peers.measure import Sample
+from peers.results import Figures, Report
+from peers.run import OURS
+from peers.scenarios import GROWTH
+
+STREAMING = ("nginx-slice", "varnish", "squid", "ats")
+"""Peers that give bytes to who joins before the whole blob is there."""
+
+_LOCK = "nginx-lock"
+_BEHIND = "shmstream-nginx"
+_YARDSTICK = "varnish"
+
+Value = Callable[[Sample], float]
+
+
+def judge(report: Report) -> list[Row]:
+    """A row for each goal that was measured, ours and theirs."""
+    return [
+        *_costs(report),
+        *_waits(report),
+        *_wall(report),
+        *_hits(report),
+        *_faults(report),
+        *_growth(report),
+    ]
+
+
+def _costs(report: Report) -> Iterable[Row]:
+    for scenario in ("staggered", "burst", "fast", "many"):
+        yield from _row(
+            report, scenario, "CPU per GiB served", "s", lambda each: each.cpu_per_gib,
+            _best(report, scenario, STREAMING, lambda figures: figures.cpu_per_gib),
+            Goal(0.9, at_least=False),
+        )  # fmt: skip
+
+
+def _waits(report: Report) -> Iterable[Row]:
+    for scenario in ("staggered", "burst"):
+        yield from _row(
+            report, scenario, "longest wait of who joins", "ms",
+            lambda each: (each.worst or 0.0) * 1e3, _YARDSTICK, Goal(1.0, at_least=False),
+        )  # fmt: skip
+
+
+def _wall(report: Report) -> Iterable[Row]:
+    yield from _row(
+        report, "fast", "until all have everything", "s", lambda each: each.wall,
+        _best(report, "fast", (*STREAMING, _LOCK), lambda figures: figures.wall),
+        Goal(0.9, at_least=False),
+    )  # fmt: skip
+
+
+def _hits(report: Report) -> Iterable[Row]:
+    for scenario in ("hits", "hits-small"):
+        for ours, bound in ((_BEHIND, 1.2), (OURS, 2.0)):
+            for case, unit, value in _HITS:
+                yield from _row(
+                    report, scenario, f"{case}{' (nginx in front)' if ours == _BEHIND else ''}",
+                    unit, value, _LOCK, Goal(bound, at_least=False), ours=ours,
+                )  # fmt: skip
+
+
+_HITS: tuple[tuple[str, str, Value], ...] = (
+    ("CPU", "s", lambda each: each.cpu),
+    ("until all have everything", "s", lambda each: each.wall),
+)
+
+
+def _faults(report: Report) -> Iterable[Row]:
+    group = report.groups.get("faults")
+    for fault in faults():
+        outcome = group.outcome(fault.name, OURS) if group is not None else None
+        if group is None or outcome is None or not fault.can_give:
+            continue
+        others = [group.outcome(fault.name, peer) for peer in (*STREAMING, _LOCK)]
+        yield Row(
+            section="faults",
+            case=f"{fault.title}: who does not get it",
+            unit="clients",
+            ours=outcome.suffering,
+            raw=min((each.suffering for each in others if each is not None), default=None),
+            goal=Goal(0, at_least=False, of_ratio=False),
+        )
+
+
+def _growth(report: Report) -> Iterable[Row]:
+    for kind in ("clients", "flights"):
+        for case, unit, value in GROWTH_OF:
+            ours, theirs = (curve(report, kind, peer, value) for peer in (OURS, _YARDSTICK))
+            if len(ours) > 1 and len(theirs) > 1:
+                bound = _slope(theirs)
+                yield Row(
+                    section=kind,
+                    case=f"{case}, of each more (against {_YARDSTICK})",
+                    unit=unit,
+                    ours=_slope(ours),
+                    raw=bound,
+                    goal=Goal(bound, at_least=False, of_ratio=False),
+                )
+
+
+Measure = Callable[[Figures], float]
+GROWTH_OF: tuple[tuple[str, str, Measure], ...] = (
+    ("CPU", "ms", lambda figures: figures.cpu * 1e3),
+    ("memory", "MiB", lambda figures: (figures.memory or 0) / MIB),
+    ("longest wait", "ms", lambda figures: max(figures.first, figures.worst or 0.0) * 1e3),
+)
+"""What grows with the number of clients and flights: its name, its unit, and it."""
+
+
+def curve(report: Report, kind: str, peer: str, value: Measure) -> list[tuple[int, float]]:
+    """A peer's value for each number of clients or flights that was measured."""
+    points = [(count, report.figures(kind, f"{kind}-{count}", peer)) for count in GROWTH]
+    return [(count, value(figures)) for count, figures in points if figures is not None]
+
+
+def _slope(points: list[tuple[int, float]]) -> float:
+    return linear_regression(*zip(*points, strict=True)).slope
+
+
+def _best(report: Report, scenario: str, peers: Iterable[str], value: Measure) -> str | None:
+    """The peer of least value."""
+    there = {peer: report.figures(scenario, scenario, peer) for peer in peers}
+    known = {peer: value(figures) for peer, figures in there.items() if figures is not None}
+    return min(known, key=lambda peer: known[peer], default=None)
+
+
+def _row(
+    report: Report, scenario: str, case: str, unit: str, value: Value, peer: str | None,
+    goal: Goal, ours: str = OURS,
+) -> Iterable[Row]:  # fmt: skip
+    """A row of the rounds that both were measured in; none if there is no such round."""
+    mine = report.figures(scenario, scenario, ours)
+    theirs = None if peer is None else report.figures(scenario, scenario, peer)
+    if mine is None or theirs is None:
+        return
+    pairs = [
+        (value(one), value(other))
+        for one in mine.measured
+        for other in theirs.measured
+        if one.turn == other.turn
+    ]
+    if pairs:
+        yield Row(
+            section=scenario,
+            case=f"{case} (against {peer})",
+            unit=unit,
+            ours=median(one for one, _ in pairs),
+            raw=median(other for _, other in pairs),
+            ratios=[one / other for one, other in pairs],
+            goal=goal,
+        )

@@ -1,0 +1,177 @@
+"""Measuring: scenario by scenario, in each of them the peers in turn, A B C A B C."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from crew import Crew
+from report import CheckFailed, progress
+from server import NotServing
+
+from peers import nginx, ours, ways
+from peers.faults import Fault, Outcome, suffer
+from peers.measure import PROCESSES, Sample, Stage, measure
+from peers.origin import Origin
+from peers.peer import Missing, Peer
+from peers.results import Facts, Failure, Group, Results
+from peers.scenarios import Scenario
+from peers.squid import Squid
+from peers.trafficserver import TrafficServer
+from peers.varnish import Varnish
+
+PEERS: tuple[Peer, ...] = (
+    ours.ALONE,
+    nginx.LOCK,
+    nginx.SLICE,
+    Varnish(),
+    Squid(),
+    TrafficServer(),
+)
+BESIDE: tuple[Peer, ...] = (ours.UNVERIFIED, ours.BEHIND)
+"""Measured only in the scenarios that name them, and only with shmstream itself."""
+
+OURS = ours.ALONE.name
+
+
+@dataclass(frozen=True)
+class Present:
+    """What is installed of the peers that were chosen: those, their versions, and what is not."""
+
+    peers: tuple[Peer, ...]
+    facts: dict[str, Facts]
+    missing: Facts
+
+
+def look(names: Sequence[str]) -> Present:
+    """Look for the peers of these names."""
+    present: list[Peer] = []
+    facts: dict[str, Facts] = {}
+    missing: Facts = {}
+    beside = BESIDE if OURS in names else ()
+    for peer in (*(each for each in PEERS if each.name in names), *beside):
+        try:
+            version = peer.version()
+        except Missing as error:
+            missing[peer.name] = str(error)
+            continue
+        present.append(peer)
+        facts[peer.name] = {"title": peer.title, "version": version, "settings": peer.settings}
+    return Present(tuple(present), facts, missing)
+
+
+class Runner:
+    """Measures, and keeps what came of it. Use it as a context manager, in an empty folder."""
+
+    def __init__(
+        self, folder: Path, results: Results, present: Present, machine: Facts, *,
+        rounds: int, quick: bool, resume: bool,
+    ) -> None:  # fmt: skip
+        self._results = results
+        self._present = present
+        self._machine = machine
+        self._rounds = rounds
+        self._quick = quick
+        self._resume = resume
+        self._stack = ExitStack()
+        folder.chmod(0o755)  # some peers insist on being somebody else
+        with self._stack as stack:
+            self._crew = stack.enter_context(Crew(PROCESSES))
+            self._origin = stack.enter_context(Origin(folder / "origin"))
+            self._origin.start()
+            self._stage = Stage(folder, self._origin, self._crew)
+            self._stack = stack.pop_all()
+        self.failures = 0
+
+    def measure(self, name: str, scenarios: Sequence[Scenario]) -> None:
+        """Measure scenarios that belong together, with all peers that are for them."""
+        group = self._begin(name, {each.name: each.title for each in scenarios})
+        for scenario in scenarios:
+            blobs = [self._origin.make(scenario.size) for _ in range(scenario.blobs)]
+            peers = [each for each in self._present.peers if self._is_for(each, scenario)]
+            gone = ways.WAYS if scenario.has_ways and ours.ALONE in peers else ()
+            with ExitStack() as stack:
+                crew = stack.enter_context(Crew(scenario.clients)) if gone else self._crew
+                for turn in range(self._rounds + 1):
+                    for peer in peers:
+                        job = partial(measure, self._stage, peer, scenario, blobs, turn)
+                        self._keep(group, scenario.name, peer.name, turn, job)
+                    for way in gone:
+                        job = partial(ways.go, self._stage, crew, way, scenario, blobs[0], turn)
+                        self._keep(group, scenario.name, way.name, turn, job)
+            for blob in blobs:
+                self._origin.remove(blob)
+
+    def suffer(self, name: str, faults: Sequence[Fault]) -> None:
+        """Have things go wrong with all peers. What is known of other faults and peers stays."""
+        before = self._results.load(name)
+        group = self._begin(name, {each.name: each.title for each in faults})
+        if before is not None and not self._resume:
+            again = {(fault.name, peer.name) for fault in faults for peer in self._present.peers}
+            group.outcomes += [
+                each for each in before.outcomes if (each.fault, each.peer) not in again
+            ]
+            group.titles = before.titles | group.titles
+            group.peers = before.peers | group.peers
+        for fault in faults:
+            for peer in self._present.peers:
+                if peer not in BESIDE:
+                    job = partial(suffer, self._stage, peer, fault)
+                    self._keep(group, fault.name, peer.name, 1, job)
+
+    def _is_for(self, peer: Peer, scenario: Scenario) -> bool:
+        if scenario.only:
+            return peer.name in scenario.only
+        return peer not in BESIDE or peer.name in scenario.beside
+
+    def _begin(self, name: str, titles: Facts) -> Group:
+        """The group as it was, to go on with it, or a new one."""
+        present = self._present
+        there = self._results.load(name) if self._resume else None
+        if there is not None:
+            there.failures.clear()  # they are tried again
+            there.titles |= titles
+            there.peers |= present.facts
+            return there
+        return Group(name, self._machine, present.facts, present.missing, self._quick, titles)
+
+    def _keep(
+        self, group: Group, scenario: str, peer: str, turn: int, job: Callable[[], Sample | Outcome]
+    ) -> None:
+        """Do it, unless that was done before, and keep what comes of it."""
+        if group.has(scenario, peer, turn):
+            return
+        began = time.monotonic()
+        try:
+            match job():
+                case Sample() as sample:
+                    group.samples.append(sample)
+                case Outcome() as outcome:
+                    group.outcomes.append(outcome)
+        except (CheckFailed, NotServing) as error:
+            self.failures += 1
+            group.failures.append(Failure(scenario, peer, turn, str(error)))
+            progress(f"{scenario}, {peer}, failed: {error}")
+        self._results.save(group)
+        progress(f"{scenario}, round {turn}, {peer}: {time.monotonic() - began:.1f} s")
+
+    def close(self) -> None:
+        """End the origin and the clients. Idempotent."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
