@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,7 @@ class Serving:
             stdout=self._access,
             stderr=self._log,
         )
+        self.tls: ssl.SSLContext | None = None
         self._seen: set[int] = set()  # workers, so that none is forgotten
         wait_until(lambda: self._address is not None or self.process.poll() is not None)
         assert self._address is not None, self.log
@@ -84,6 +86,10 @@ class Serving:
         return found
 
     def connect(self) -> http.client.HTTPConnection:
+        if self.tls is not None:
+            return http.client.HTTPSConnection(
+                "localhost", self.port, context=self.tls, timeout=PATIENCE
+            )
         return http.client.HTTPConnection(self.host, self.port, timeout=PATIENCE)
 
     def open(

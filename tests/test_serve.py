@@ -128,11 +128,13 @@ def test_workers_end_with_a_parent_that_is_killed(serve: Serve) -> None:
 def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> None:
     mine = Path(shutil.copy(tls_certificate, tls_certificate.with_name("mine.pem")))
     serving = serve("--certfile", str(mine))
-    wait_until(lambda: len(serving.workers()) == 2)
+    serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    wait_until(lambda: both_run(serving))
     before = set(serving.workers())
     serving.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len(set(serving.workers()) - before) == 2)
     wait_until(lambda: not before & set(serving.workers()))
+    wait_until(lambda: both_run(serving, starts=4))
     mine.write_text("renewed, in a wrong way")
     serving.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "the workers stay as they are: certfile: " in serving.log)
@@ -144,11 +146,8 @@ def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> Non
 
 def test_tls(serve: Serve, tls_certificate: Path) -> None:
     serving = serve("--workers", "1", "--certfile", str(tls_certificate))
-    trusting = ssl.create_default_context(cafile=str(tls_certificate))
-    connection = http.client.HTTPSConnection("localhost", serving.port, context=trusting)
-    connection.request("GET", "/healthz")
-    assert connection.getresponse().read() == b"alive\n"
-    connection.close()
+    serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    assert serving.ask("/healthz").body == b"alive\n"
     assert f"at https://127.0.0.1:{serving.port} " in serving.log
 
 
@@ -277,7 +276,7 @@ def test_what_makes_it_impossible(tmp_path: Path) -> None:
         ([], "file/store", "file/store cannot hold a store: "),
         (["--certfile", "/no/such"], "store", "certfile: /no/such or its key cannot be read: No"),
         (["--certfile", "/etc/passwd"], "store", "certfile: in /etc/passwd there are no certific"),
-        (["--docker-config", "/no/such"], "store", "docker_config: /no/such cannot be read: No"),
+        (["--docker-config", "/no/such"], "store", "docker_config: cannot read /no/such: No such"),
     ]:
         done = run(*UPSTREAM, *arguments, store=tmp_path / store)
         assert done.returncode == 1, done.stderr

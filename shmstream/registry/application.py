@@ -46,7 +46,7 @@ class Application:
             metrics,
             self.registry.problems,
         )
-        self._clients = metrics.clients
+        self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
         self._observer = Observer(metrics, self._names, self._log)
 
@@ -68,11 +68,12 @@ class Application:
             raise ValueError(f"this application speaks HTTP only, not {scope['type']}")
 
     async def _serve_registry(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._clients.track_inprogress():
+        with self._metrics.clients.track_inprogress():
             await self.registry(scope, receive, send)
 
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
+        self._metrics.started()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
         self.registry.close()

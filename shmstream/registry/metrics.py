@@ -93,7 +93,7 @@ METRICS = (
     Described("shmstream_store_limit_bytes", "gauge", (), "max_bytes; 0 if there is none"),
     Described("shmstream_store_free_bytes", "gauge", (), "Room on the file system of the store"),
     Described("shmstream_workers", "gauge", (), "Worker processes that are to run"),
-    Described("shmstream_worker_starts_total", "counter", (), "Workers that were started"),
+    Described("shmstream_worker_starts_total", "counter", (), "Workers that began to serve"),
     Described(
         "shmstream_access_log_lost_total", "counter", (),
         "Lines of the access log that nobody took in time",
@@ -154,9 +154,12 @@ class Metrics:
             multiprocess_mode="livesum",
         )
         self.clients.set(0)
-        self._counters["shmstream_worker_starts_total"].inc()
 
     # Counting.
+
+    def started(self) -> None:
+        """Count a worker that begins to serve."""
+        self._counters["shmstream_worker_starts_total"].inc()
 
     def answered(
         self, route: str | None, method: str, status: int, cache: str | None, ttfb: float

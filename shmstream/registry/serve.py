@@ -81,17 +81,18 @@ def _require_extra() -> None:
 
 
 def check_files(settings: Settings) -> None:
-    """Whether the files that settings name can be used.
+    """Whether the files that settings name can be used, and the credentials be read.
 
     Raises:
         BadSetting: one cannot.
     """
-    if settings.docker_config is not None:
-        try:
-            Path(settings.docker_config).read_bytes()
-        except OSError as error:
-            reason = f"{settings.docker_config} cannot be read: {error.strerror}"
-            raise BadSetting("docker_config", reason) from error
+    from shmstream.registry import credentials
+
+    namespaces = [each.namespace for each in settings.upstreams]
+    try:
+        credentials.check(namespaces, settings.docker_config, os.environ)
+    except credentials.CredentialsError as error:
+        raise BadSetting("docker_config", str(error)) from error
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:

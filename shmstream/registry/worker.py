@@ -20,7 +20,7 @@ from shmstream.errors import ShmstreamError
 from shmstream.registry.settings import BadSetting, Settings
 
 CANNOT_START = 3
-"""Exit code: it would be the same with every other worker."""
+"""Exit code: it has told why, and another one could not either, now."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
@@ -56,9 +56,26 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     from shmstream.registry.application import Application
     from shmstream.server import Protocol
 
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     try:
         app = Application(settings)
-    except (ShmstreamError, BadSetting, OSError) as error:
+        config = uvicorn.Config(
+            app,
+            http=Protocol,
+            loop="uvloop",
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=round(settings.grace),
+            ssl_certfile=settings.certfile,
+            ssl_keyfile=settings.keyfile,
+        )
+        config.load()
+    except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
 
@@ -72,25 +89,8 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
             await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
             await super().shutdown(sockets)
 
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
-    config = uvicorn.Config(
-        app,
-        http=Protocol,
-        loop="uvloop",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=settings.max_connections,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=round(settings.grace),
-        ssl_certfile=settings.certfile,
-        ssl_keyfile=settings.keyfile,
-    )
     server = Server(config)
-    # uvicorn puts this back in the end and raises the signal anew, which must not kill us then: the
-    # interpreter is to end in good order.
+    # uvicorn puts this back in the end, and raises the signal anew: then it does nothing.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
     server.run(sockets=[listener])

@@ -157,12 +157,11 @@ class Workers:
 
     def _mourn(self, worker: Worker) -> None:
         """One has died that was to run."""
-        code = worker.process.returncode
-        if code == CANNOT_START:  # it has told why
-            self._cannot_start = True
+        code, now = worker.process.returncode, time.monotonic()
+        if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
+            self._cannot_start = True  # nor can the others: none of them has served for long
             self._stop()
             return
-        now = time.monotonic()
         is_short = now - worker.started < _SHORT_LIFE
         self._short_lives = self._short_lives + 1 if is_short else 0
         pause = 0.0
