@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
 _prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
-_store = Store(os.environ["PEERS_STORE"], durable=False)  # as with the peers, nothing is synced
+_store = Store(
+    os.environ["PEERS_STORE"],
+    durable=False,  # as with the peers, nothing is synced
+    publish_interval=0.05,  # as `shmstream serve` has it
+)
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
