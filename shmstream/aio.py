@@ -140,8 +140,8 @@ class AsyncBlob:
         return (self._lookout or self._metadata).validator
 
     async def known(self) -> None:
-        """Wait until the source has said what it says of the blob: its first bytes are here."""
-        await self._readable(1)
+        """Wait until the source has said what it says of the blob: its size, or its first bytes."""
+        await self._readable(1, or_size=True)
 
     @property
     def descriptor(self) -> int:
@@ -157,8 +157,8 @@ class AsyncBlob:
 
     # Reading.
 
-    async def _readable(self, want: int) -> int:
-        """How far may be read, once that is at least `want` or the end."""
+    async def _readable(self, want: int, *, or_size: bool = False) -> int:
+        """How far may be read, once that is at least `want` or the end; or the size is known."""
         lookout = self._lookout
         if lookout is None:
             if self._view.fd < 0:
@@ -168,6 +168,8 @@ class AsyncBlob:
         view = lookout.view
         while not (view.published >= want or view.is_complete):
             self._raise_error(lookout)
+            if or_size and lookout.size is not None:
+                break
             seen = view.published
             await lookout.wait(min(want, seen + 1))  # or for the next look
             view = lookout.view

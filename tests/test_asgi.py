@@ -116,6 +116,16 @@ def test_a_range_ahead_of_the_tail_waits(server: Server, origin: Origin) -> None
     connection.close()
 
 
+def test_the_head_does_not_wait_for_the_first_bytes(server: Server, origin: Origin) -> None:
+    origin.change("/blob", stall_after=0)
+    connection, response = server.open("GET", f"/blob/{KEY}")
+    assert response.getheader("content-length") == str(SIZE)
+    assert response.getheader("content-type") == "application/x-test"
+    origin.release()
+    assert sha256(response.read()) == sha256(DATA)
+    connection.close()
+
+
 def test_conditions(server: Server, origin: Origin) -> None:
     etag = f'"{KEY}"'
     cases: list[tuple[dict[str, str], int]] = [
