@@ -40,8 +40,10 @@ _libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.sem_open.restype = ctypes.c_void_p
 _libc.sem_close.argtypes = [ctypes.c_void_p]
 _libc.sem_post.argtypes = [ctypes.c_void_p]
-_libc.sem_trywait.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+
+_trywait = ctypes.PyDLL(None).sem_trywait  # never waits: not worth giving up the interpreter for
+_trywait.argtypes = [ctypes.c_void_p]
 
 
 def _waiting(libc: ctypes.CDLL) -> tuple[Callable[..., int], int, tuple[int, ...]]:
@@ -123,7 +125,7 @@ class Doorbell:
         forgotten = 0
         self._busy = True
         try:
-            while not self._closed and forgotten < _ENOUGH and not _libc.sem_trywait(self._address):
+            while not self._closed and forgotten < _ENOUGH and not _trywait(self._address):
                 forgotten += 1
         finally:
             self._busy = False

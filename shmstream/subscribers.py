@@ -4,17 +4,19 @@ A reader takes a slot by the kernel lock on its bytes, so a slot whose reader wa
 once, and two readers never share one:
 
     reader                                    writer, at each publish
-    1 lock a free slot, or a dead reader's    1 compare the memberships with the last ones seen
-    2 create the doorbell of a new generation 2 for those that changed: open the doorbell, or
-    3 fill the slot                             let go of it
-    4 store the membership as active          3 post every doorbell
+    1 lock a free slot, or a dead reader's    1 post the doorbells that it knows
+    2 create the doorbell of a new generation 2 compare the memberships with the last ones seen
+    3 fill the slot                           3 for those that changed: let go of the doorbell, or
+    4 store the membership as active            open it, and post it
     5 load `published` again, then wait       4 now and then look at one slot, in turn; if nobody
                                                 holds its lock, take the doorbell away and store
                                                 it as free
 
-A publish before 4 does not ring the newcomer, but its 5 sees what was published. A kill between 2
-and 4 leaves a doorbell that the next one to take this slot replaces, and that the end of the
-stream removes. Readers never wait for each other, and the writer never waits for a reader (I6).
+A comparison before a newcomer's 4 does not ring it, but its 5 sees what was published. A kill
+between 2 and 4 leaves a doorbell that the next one to take this slot replaces, and that `gc` or the
+end of the stream removes. Those who are known are rung first: nothing that is read then stands
+between them and the bytes. Readers never wait for each other, and the writer never waits for a
+reader (I6).
 """
 
 from __future__ import annotations
@@ -117,15 +119,11 @@ class Subscribers:
 
     def ring(self) -> None:
         """Wake every reader. Never blocks, never fails."""
+        _post(self._rings)
         memberships = self._memberships.tobytes()
         if memberships != self._seen:
             self._seen = memberships
-            self._follow()
-        for ring in self._rings:
-            try:
-                ring()
-            except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
-                continue
+            _post(self._follow())
 
     def look_after_one(self) -> None:
         """Now and then free the next slot, in turn, whose reader was killed. Never blocks."""
@@ -135,8 +133,8 @@ class Subscribers:
             self._looked_after = self._active[after_last]
             reclaim(self._block, self._lock, self._looked_after)
 
-    def _follow(self) -> None:
-        """Let go of the doorbells of those who left, open those of readers who came."""
+    def _follow(self) -> list[Callable[[], None]]:
+        """Let go of the doorbells of those who left, open those of readers who came: these."""
         generations = {
             index: word >> 8 for index, word in enumerate(self._memberships.tolist()) if word & 1
         }
@@ -144,6 +142,7 @@ class Subscribers:
             if generations.get(index) != generation:
                 del self._ringers[index]
                 ringer.close()
+        came = []
         for index, generation in generations.items():
             if index not in self._ringers:
                 try:
@@ -154,8 +153,10 @@ class Subscribers:
                     self._seen = b""
                     continue
                 self._ringers[index] = (generation, ringer)
+                came.append(ringer.ring)
         self._rings = [ringer.ring for _, ringer in self._ringers.values()]
         self._active = list(generations)
+        return came
 
     def abandon(self) -> None:
         """In a forked child: let go of the memory only."""
@@ -170,6 +171,14 @@ class Subscribers:
         self._ringers.clear()
         self._rings.clear()
         self._active.clear()
+
+
+def _post(rings: Iterable[Callable[[], None]]) -> None:
+    for ring in rings:
+        try:
+            ring()
+        except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
+            continue
 
 
 def reclaim(block: Block, lock: KernelLock, index: int, bells: Iterable[str] = ()) -> list[str]:

@@ -6,8 +6,9 @@ answers at once when what is wanted is published, and otherwise waits:
     1 forget old rings
     2 load `published`: enough? answer
     3 load the state: terminal? load `published` again, and conclude
-    4 a quarter of a second since the last look at the writer's lock, or rung for nothing? look;
-      free? load the state once more, for it may have finished and left in between, and conclude
+    4 a quarter of a second since the last look at the writer's lock, or the last ring that came
+      with bytes; or rung for nothing? look; free? load the state once more, for it may have
+      finished and left in between, and conclude
     5 wait for a ring, for a quarter of a second at most; load `published`: enough? answer;
       else go to 1
 
@@ -83,10 +84,10 @@ class Tail:
             self.waits += 1
             rung = doorbell.wait(pause)
             published = block.load_published()
-            if published >= want:  # without more ado: this is the way that bytes come
+            if rung:  # for bytes: the writer lives; for nothing: perhaps it has handed over
+                self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
+            if published >= want:
                 return published
-            if rung and published == seen:  # for no bytes: perhaps the writer has handed over
-                self._next_look = 0.0
 
     def _sees_writer_dead(self, now: float) -> bool:
         """Look at the writer's lock, if it is time to look again."""

@@ -70,6 +70,42 @@ def test_publish(record: list[str], blob: str) -> None:
         streamer.commit()
 
 
+def test_each_reader_is_rung_once_and_those_who_are_known_first(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    rung: list[str] = []
+    memberships: list[str] = []
+
+    class Telling(doorbell.Ringer):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            post = self.ring
+
+            def tell() -> None:
+                rung.append(name)
+                memberships.append("looked at" if streamer._subscribers._seen == now() else "old")
+                post()
+
+            self.ring = tell
+
+    def now() -> bytes:
+        return streamer._subscribers._memberships.tobytes()
+
+    monkeypatch.setattr("shmstream.subscribers.Ringer", Telling)
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as known:
+            streamer.append(b"x")
+            first = rung.pop()
+            with InFlightCopier.attach(streamer.name) as newcomer:
+                del memberships[:]
+                streamer.append(b"y")
+                bells = {name for _, name in doorbell.names()}
+                assert rung == [first, *bells - {first}]
+                assert memberships == ["old", "looked at"]
+                assert known.read(2) == newcomer.read(2) == b"xy"
+        streamer.commit()
+
+
 def test_the_first_bytes_open_the_stream(record: list[str], blob: str) -> None:
     with BlobStreamer.create(blob) as streamer:
         del record[:]
