@@ -41,8 +41,12 @@ def upstream(origin: Origin) -> str:
     return origin.url("").rstrip("/")
 
 
-def clients_of(workers: set[int], serving: Serving, store: Store) -> list[Client]:
-    """Clients of a flight, so many that each worker has one: the kernel chooses who gets which."""
+def clients_of(workers: set[int], serving: Serving, store: Store, starts: int = 2) -> list[Client]:
+    """Clients of a flight, so many that each worker has one: the kernel chooses who gets which.
+
+    First, so many workers must have begun to serve.
+    """
+    wait_until(lambda: serving.metric("shmstream_worker_starts_total") == starts)
     clients: list[Client] = []
     while not workers <= followers(store):
         assert len(clients) < 500, "only one of the workers is given connections"
@@ -85,7 +89,7 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
     serving.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len(set(serving.workers()) - before) == 2)
     new = set(serving.workers()) - before
-    later = clients_of(new, serving, store)  # who follow one of the old
+    later = clients_of(new, serving, store, starts=4)  # who follow one of the old
     wait_until(lambda: not before & set(serving.workers()))  # the grace of a second is over
     assert finish(later) >= 2, "one of each"
     assert finish(clients) < len(clients), "the leader's own were cut after the grace"
