@@ -202,18 +202,12 @@ def test_metrics_of_all_workers(serve: Serve, origin: Origin, upstream: str) -> 
     assert openmetrics.body.endswith(b"# EOF\n")
 
 
-def test_a_file_that_is_just_being_made_is_no_trouble(serve: Serve) -> None:
-    serving = serve("--workers", "1")
-    assert serving.metric("shmstream_workers") == 1
-    [folder] = serving.temporary.iterdir()
-    (folder / "counter_1.db").touch()
-    assert serving.ask("/metrics").status == 200
-
-
-def test_labels_are_bounded(serve: Serve) -> None:
+def test_labels_are_bounded_and_half_made_files_no_trouble(serve: Serve) -> None:
     serving = serve("--workers", "1", "--no-access-log")
     for method in ("BREW", "GET", "PROPFIND"):
         serving.ask("/" + method * 3, method)
+    [folder] = serving.temporary.iterdir()
+    (folder / "counter_1.db").touch()
     text = serving.ask("/metrics").body.decode()
     found = re.findall(r'shmstream_requests_total{cache="",method="(.*?)",route="(.*?)"', text)
     assert set(found) <= {("GET", "other"), ("other", "other")}
@@ -299,7 +293,7 @@ class Events:
 
 
 def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
-    origin.change(BLOB, rate=MIB)
+    origin.change(BLOB, rate=MIB * 3 // 2)
     serving = serve(upstream=upstream)
     events = Events(serving)
     assert events.response.getheader("content-type") == "text/event-stream"
@@ -317,7 +311,7 @@ def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
     assert published == sorted(set(published))
     assert {(each["key"], each["size"]) for each in flying} == {(KEY, SIZE)}
     assert all(each["leader"] in serving.workers() for each in flying[1:-1])
-    assert any(MIB / 2 < (each["rate"] or 0) < 2 * MIB for each in flying)
+    assert any(MIB / 2 < (each["rate"] or 0) < 3 * MIB for each in flying)
     assert all(one["time"] < two["time"] for one, two in pairwise(seen))
 
 
@@ -325,8 +319,11 @@ def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:
     serving = serve("--workers", "1")
     viewers = [Events(serving) for _ in range(64)]
     assert serving.ask("/events").status == 503
-    seen = [{viewer.next()["time"] for _ in range(3)} for viewer in viewers]
-    assert set.intersection(*seen), "one that all of them got"
+    seen: list[set[float]] = [set() for _ in viewers]
+    while not set.intersection(*seen):  # until there is one that all of them got
+        for viewer, times in zip(viewers, seen, strict=True):
+            times.add(viewer.next()["time"])
+            assert len(times) < 20
     for viewer in viewers:
         viewer.close()
     wait_until(lambda: serving.ask("/events", "HEAD").status == 200)

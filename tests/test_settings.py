@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -60,30 +59,30 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
     assert settings.address == ("::1", 0)
 
 
-@pytest.mark.parametrize(
-    ("listen", "address"),
-    [
-        ("127.0.0.1:5000", ("127.0.0.1", 5000)),
-        (":80", ("", 80)),
-        ("[::]:5000", ("::", 5000)),
-        ("localhost:1", ("localhost", 1)),
-    ],
-)
-def test_addresses(listen: str, address: tuple[str, int]) -> None:
-    assert Settings((Upstream(None, "http://a"),), "/s", listen=listen).address == address
+ADDRESSES = [
+    ("127.0.0.1:5000", ("127.0.0.1", 5000)),
+    (":80", ("", 80)),
+    ("[::]:5000", ("::", 5000)),
+    ("localhost:1", ("localhost", 1)),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "upstream"),
-    [
+def test_addresses() -> None:
+    for listen, address in ADDRESSES:
+        assert Settings((Upstream(None, "http://a"),), "/s", listen=listen).address == address
+
+
+UPSTREAMS = [
         ("https://host", Upstream(None, "https://host")),
         ("docker.io=https://registry-1.docker.io/", Upstream("docker.io", "https://registry-1.docker.io")),
         ("a:5000=http://a:5000/prefix", Upstream("a:5000", "http://a:5000/prefix")),
         ("https://host/a=b", Upstream(None, "https://host/a=b")),
-    ],
-)  # fmt: skip
-def test_upstreams_of_the_command_line(text: str, upstream: Upstream) -> None:
-    assert Upstream.parse(text) == upstream
+]  # fmt: skip
+
+
+def test_upstreams_of_the_command_line() -> None:
+    for text, upstream in UPSTREAMS:
+        assert Upstream.parse(text) == upstream
 
 
 REFUSED: list[tuple[str, str]] = [
@@ -115,10 +114,13 @@ REFUSED: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("line", "told"), REFUSED)
-def test_a_bad_file_is_refused_with_the_key(line: str, told: str, tmp_path: Path) -> None:
-    base: dict[str, Any] = {"store": "store = '/s'", "upstream": "[[upstream]]\nurl = 'https://a'"}
-    path = tmp_path / "bad.toml"
+def test_a_bad_file_is_refused_with_the_key(tmp_path: Path) -> None:
+    for line, told in REFUSED:
+        refuse(tmp_path / "bad.toml", line, told)
+
+
+def refuse(path: Path, line: str, told: str) -> None:
+    base = {"store": "store = '/s'", "upstream": "[[upstream]]\nurl = 'https://a'"}
     if line.startswith("["):
         lines = [base["store"], base["upstream"], line]
     else:
@@ -128,7 +130,7 @@ def test_a_bad_file_is_refused_with_the_key(line: str, told: str, tmp_path: Path
     with pytest.raises(BadSetting) as caught:
         Settings.from_file(str(path))
     assert str(caught.value).startswith(f"{path}: ")
-    assert told in str(caught.value)
+    assert told in str(caught.value), line
 
 
 def test_a_password_is_refused_and_not_repeated() -> None:

@@ -137,7 +137,7 @@ class AccessLog:
             except BlockingIOError:  # somebody who has it too does not want to wait
                 select.select([], [self._descriptor], [])
 
-    async def close(self, patience: float = 2.0) -> None:
+    async def close(self, patience: float = 1.0) -> None:
         """Write what is left, if that takes no longer than `patience` seconds."""
         entries, self._entries = self._entries, deque()
         writing = self._thread.submit(self._write, entries, self._lost)

@@ -23,8 +23,9 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 from shmstream.liveness import WHOLE_FILE, KernelLock
+from shmstream.registry.acceptor import Counts
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
-from shmstream.registry.worker import log_to_stderr
+from shmstream.registry.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.workers import Workers
 from shmstream.store import Store
 
@@ -66,7 +67,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             settings.grace,
             listener,
             environment,
-            gone=lambda place: _forget_gauges(place, folder),
+            gone=lambda place: _forget(place, folder),
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
@@ -210,8 +211,11 @@ def _changed(folder: Path) -> float:
         return time.time()
 
 
-def _forget_gauges(place: int, folder: str) -> None:
+def _forget(place: int, folder: str) -> None:
     """What a worker that has ended counted as being there is there no more."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(place, folder)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder, CONNECTIONS), place)
+    counts.tell(None)
+    counts.close()

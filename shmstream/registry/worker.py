@@ -15,12 +15,16 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 
 from shmstream.errors import ShmstreamError
+from shmstream.registry.acceptor import Acceptor, Counts
 from shmstream.registry.settings import BadSetting, Settings
 
 CANNOT_START = 3
 """Exit code: it has told why, and another one could not either, now."""
+CONNECTIONS = "connections"
+"""The file, beside the metrics, in which workers tell how many they have."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
@@ -35,8 +39,9 @@ def main() -> None:
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
     threading.Thread(target=_end_with_parent, args=[settings.grace], daemon=True).start()
+    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(place))
     with socket.socket(fileno=int(listener)) as connections:
-        code = _serve(settings, connections)
+        code = _serve(settings, connections, counts)
     logging.shutdown()
     os._exit(code)  # a thread that waits for a disk or an upstream is not to hold up the end
 
@@ -50,7 +55,7 @@ def log_to_stderr(prefix: str, level: str) -> None:
     logging.getLogger("shmstream").setLevel(level)
 
 
-def _serve(settings: Settings, listener: socket.socket) -> int:
+def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
     import uvicorn
 
     from shmstream.registry.application import Application
@@ -80,12 +85,33 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         return CANNOT_START
 
     class Server(uvicorn.Server):
-        """Turns away nobody who has just come: uvicorn closes connections without a request."""
+        """Takes its share of the connections, and in the end turns away nobody who has just come.
+
+        uvicorn closes connections without a request as soon as it stops.
+        """
+
+        acceptor: Acceptor | None = None
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
+            await super().startup(sockets=[])  # it takes none by itself
+            begin = partial(
+                Protocol,
+                config=config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+            )
+            connections = self.server_state.connections
+            self.acceptor = Acceptor(listener, begin, config.ssl, connections, counts)
+
+        async def on_tick(self, counter: int) -> bool:
+            if self.acceptor is not None:
+                self.acceptor.tell()
+            return await super().on_tick(counter)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             app.stop()
-            for server in self.servers:
-                server.close()
+            if self.acceptor is not None:
+                self.acceptor.close()
             await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
             await super().shutdown(sockets)
 

@@ -1,0 +1,148 @@
+"""Which worker takes a connection: the one that has the fewest.
+
+All workers wait at one socket, so a dead or busy one holds up nobody. But the kernel wakes them
+all, and left to chance the same one is first again and again. So whoever has more than another one
+waits for a moment, and then looks whether the connection is still there:
+
+    this worker, which has 5                another one, which has 3
+    woken; 5 > 3: sleeps for 2 ms           woken; takes it, tells that it has 4
+    looks again: gone
+
+How many each has is in a file that all of them share, 8 bytes for each place: one more than the
+number, or 0 for a place where nobody takes any. It is only advice: what is torn or old costs 2 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Sized
+
+_DEFERENCE = 0.002  # s
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE = 1.0  # s; when there are no descriptors
+_COUNT = struct.Struct("=Q")
+_PLACES = 1024  # at most
+
+_log = logging.getLogger("shmstream")
+
+
+class Counts:
+    """How many connections each worker has; `place` is ours."""
+
+    def __init__(self, path: str, place: int) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._place = place
+
+    def tell(self, count: int | None) -> None:
+        """How many we have; None: we take none."""
+        told = 0 if count is None else count + 1
+        os.pwrite(self._fd, _COUNT.pack(told), self._place * _COUNT.size)
+
+    def least(self) -> int | None:
+        """The fewest that anybody has; None if nobody takes any."""
+        data = os.pread(self._fd, _PLACES * _COUNT.size, 0)
+        whole = len(data) // _COUNT.size * _COUNT.size
+        told = [count for [count] in _COUNT.iter_unpack(data[:whole]) if count]
+        return min(told) - 1 if told else None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+class Acceptor:
+    """Takes connections from `listener`. For one event loop; `close` before the loop ends."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        connections: Sized,
+        counts: Counts,
+    ) -> None:
+        """`connections` are those that are open, as `protocol` keeps them."""
+        self._listener = listener
+        self._protocol = protocol
+        self._tls = tls
+        self._connections = connections
+        self._counts = counts
+        self._loop = asyncio.get_running_loop()
+        self._beginning: set[asyncio.Task[object]] = set()
+        self._later: asyncio.TimerHandle | None = None
+        self._told = -1
+        self._is_closed = False
+        listener.setblocking(False)
+        self._wait()
+
+    @property
+    def count(self) -> int:
+        """How many connections this worker has."""
+        return len(self._connections) + len(self._beginning)
+
+    def tell(self) -> None:
+        """Let the others know, if that is another number: to be called now and then."""
+        if not self._is_closed and (count := self.count) != self._told:
+            self._told = count
+            self._counts.tell(count)
+
+    def _wait(self) -> None:
+        self._later = None
+        self.tell()
+        self._loop.add_reader(self._listener, self._see)
+
+    def _see(self) -> None:
+        """There is a connection, or was a moment ago."""
+        least = self._counts.least()
+        if least is not None and self.count > least:
+            self._loop.remove_reader(self._listener)
+            self._later = self._loop.call_later(_DEFERENCE, self._take_late)
+        else:
+            self._take()
+
+    def _take_late(self) -> None:
+        self._wait()
+        self._take()
+
+    def _take(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # somebody else has it, or it has gone
+            return
+        except OSError as error:
+            if error.errno not in _SCARCE:
+                raise
+            _log.error("no connection can be taken: %s", error.strerror)
+            self._loop.remove_reader(self._listener)
+            self._later = self._loop.call_later(_PAUSE, self._wait)
+            return
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        begin = self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
+        task: asyncio.Task[object] = self._loop.create_task(begin)
+        self._beginning.add(task)
+        task.add_done_callback(self._has_begun)
+        self.tell()
+
+    def _has_begun(self, task: asyncio.Task[object]) -> None:
+        self._beginning.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, OSError):  # which is the client's fault
+            _log.error("a connection cannot begin: %r", error)
+        self.tell()
+
+    def close(self) -> None:
+        """Take no more. Those that have come stay. Idempotent."""
+        if not self._is_closed:
+            self._counts.tell(None)
+            self._counts.close()
+            self._is_closed = True
+            self._loop.remove_reader(self._listener)
+            if self._later is not None:
+                self._later.cancel()
