@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _BUFFER = 128 * KIB
-_PIECE = 128 * KIB
+_PIECE = 512 * KIB  # with 128 KiB a plain download takes 1.7 times as long
 _STEP = 0.002  # s; a curve has no more points than that
 _PATIENCE = 10.0  # s
 
@@ -202,7 +202,7 @@ def each(order: Order, gate: Gate) -> Trip:
     gate()
     log = Log(order)
     with _pool.request("GET", order.url, preload_content=False, decode_content=False) as answer:
-        for piece in answer.stream(_PIECE):
+        for piece in _pieces(answer):
             log.note(memoryview(piece))
     return log.end()
 
@@ -229,10 +229,16 @@ def _to_file(order: Order, gate: Gate) -> Trip:
 def download(url: str, file: BinaryIO, log: Log | None = None) -> None:
     """A plain download; notes what it has, for `log`, when it is written."""
     with _pool.request("GET", url, preload_content=False, decode_content=False) as answer:
-        for piece in answer.stream(_PIECE):
+        for piece in _pieces(answer):
             file.write(piece)
             if log is not None:
                 log.note(memoryview(piece))
+
+
+def _pieces(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The body as it comes: what is there at once, in pieces that are not too small to be fast."""
+    while piece := answer.read1(_PIECE, decode_content=False):
+        yield piece
 
 
 def prepare(folder: Path, name: str) -> Path:
