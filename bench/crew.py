@@ -26,8 +26,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
+
+from closing import Closing
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class CrewFailed(Exception):
     """An interpreter ended before it had answered."""
 
 
-class Crew:
+class Crew(Closing):
     """`count` interpreters. With `pin`, number i runs on processor i modulo their number only."""
 
     def __init__(self, count: int, *, pin: bool = False) -> None:
@@ -101,17 +102,6 @@ class Crew:
                 process.join()
             process.close()
         self._members.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def shared_words(path: str) -> memoryview:

@@ -22,9 +22,8 @@ import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from closing import Closing
 from report import MIB, CheckFailed
 from server import NotServing, Port, Server, find_program
 
@@ -75,7 +74,7 @@ class Request:
     sent: int
 
 
-class Origin:
+class Origin(Closing):
     """A running nginx with all its files in `prefix`, a folder of its own that it makes."""
 
     def __init__(self, prefix: Path) -> None:
@@ -150,17 +149,6 @@ class Origin:
         """End it. Idempotent."""
         self._server.close()
         self._port.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _request(line: dict[str, str | int]) -> Request:

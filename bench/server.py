@@ -20,10 +20,9 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
+from closing import Closing
 
 PATIENCE = 20.0  # s
 _GRACE = 2.0  # s; how long a server may take to end when asked
@@ -74,7 +73,7 @@ def _cpu(process: psutil.Process) -> float:
     return own + float(times.children_user + times.children_system)
 
 
-class Port:
+class Port(Closing):
     """A free port on the loopback, from now on ours to give away."""
 
     def __init__(self) -> None:
@@ -93,19 +92,8 @@ class Port:
         """Let go of it. Idempotent."""
         self._place.close()
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Server:
+class Server(Closing):
     """A running program that listens at `port`. What it says goes to the file `said`."""
 
     def __init__(
@@ -173,14 +161,3 @@ class Server:
                 each.kill()  # psutil looks first whether it still is the same one
         self._process.wait()
         psutil.wait_procs(family, timeout=PATIENCE)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

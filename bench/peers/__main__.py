@@ -21,6 +21,7 @@ everything is tried and nothing is meant. Needs the extra `bench`.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -43,6 +44,7 @@ _DOCS = Path(__file__).parent.parent.parent / "docs"
 def main() -> int:
     """Measure, write the page; the exit code."""
     chosen = _arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, all is tidied up
     results = Results(chosen.docs / "benchmarks")
     failures = 0 if chosen.report else _measure(chosen, results)
     report = results.report()

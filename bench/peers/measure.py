@@ -9,9 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Self
 
+from closing import Closing
 from crew import Crew
 from report import GIB, KIB, CheckFailed
 
@@ -107,7 +106,7 @@ class Stage:
                 raise CheckFailed(f"warming up failed: {answer}")
 
 
-class Watch:
+class Watch(Closing):
     """The most memory that a proxy has, from `start` to the end of the block."""
 
     def __init__(self, proxy: Proxy) -> None:
@@ -124,15 +123,8 @@ class Watch:
         while not self._over.wait(_LOOK):
             self.most = max(self.most, self._proxy.memory())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Stop looking. Idempotent."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()

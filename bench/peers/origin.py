@@ -16,9 +16,8 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from closing import Closing
 from report import MIB, CheckFailed
 from server import PATIENCE, Port, Server
 
@@ -38,7 +37,7 @@ class Blob:
         return f"/{rate}/{self.name}"
 
 
-class Origin:
+class Origin(Closing):
     """A server with all its files in `folder`, which it makes."""
 
     def __init__(self, folder: Path) -> None:
@@ -135,14 +134,3 @@ class Origin:
         if self._server is not None:
             self._server.close()
         self._port.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

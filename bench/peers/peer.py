@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 import psutil
+from closing import Closing
 from report import GIB
 from server import PATIENCE, NotServing, Port, Server, find_program, privately
 
@@ -116,7 +116,7 @@ class Peer(Protocol):
         """Write what it needs into the seat's folder; what to start, in this order."""
 
 
-class Proxy:
+class Proxy(Closing):
     """A peer that runs. Use it as a context manager."""
 
     def __init__(self, peer: Peer, folder: Path, origin: int, room: int | None = None) -> None:
@@ -172,17 +172,6 @@ class Proxy:
     def close(self) -> None:
         """End it. Idempotent."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def installed(program: str, package: str) -> str:

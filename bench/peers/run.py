@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from closing import Closing
 from crew import Crew
 from report import CheckFailed, progress
 from server import NotServing
@@ -66,7 +65,7 @@ def look(names: Sequence[str]) -> Present:
     return Present(tuple(present), facts, missing)
 
 
-class Runner:
+class Runner(Closing):
     """Measures, and keeps what came of it. Use it as a context manager, in an empty folder."""
 
     def __init__(
@@ -164,14 +163,3 @@ class Runner:
     def close(self) -> None:
         """End the origin and the clients. Idempotent."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
