@@ -51,6 +51,8 @@ def main() -> int:
     rows = goals.judge(report)
     pictures.draw(report, chosen.docs / "benchmarks")
     page.write(report, rows, chosen.docs / "benchmarks.md")
+    if chosen.docs == _DOCS:
+        page.mention(report, _DOCS.parent / "README.md")
     print(table(report.machine, rows))
     return 1 if failures else 0
 
@@ -73,7 +75,7 @@ def _measure(chosen: argparse.Namespace, results: Results) -> int:
                         runner.measure(
                             scenario.name, [scenario.quick() if chosen.quick else scenario]
                         )
-                all_faults = faults(8 * MIB, 4) if chosen.quick else faults()
+                all_faults = faults(24 * MIB, 4) if chosen.quick else faults()
                 some = [each for each in all_faults if {each.name, "faults"} & set(wanted)]
                 if some:
                     runner.suffer("faults", some)

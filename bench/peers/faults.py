@@ -159,6 +159,20 @@ class Outcome:
         """Clients that did not get what they wanted."""
         return self.cut + self.wrong + self.hang + self.refused
 
+    @property
+    def verdict(self) -> str:
+        """What became of all of them, in some words."""
+        counts = {
+            "right": self.right,
+            "cut": self.cut,
+            "wrong bytes": self.wrong,
+            "hang": self.hang,
+            "refused": self.refused,
+        }
+        total = sum(counts.values())
+        told = {word: "all" if count == total else count for word, count in counts.items() if count}
+        return ", ".join(f"{count} {word}" for word, count in told.items())
+
 
 def suffer(stage: Stage, peer: Peer, fault: Fault) -> Outcome:
     """Have it go wrong, and see.

@@ -11,6 +11,7 @@ from report import MIB, Row
 from peers.faults import PATIENCE, Outcome, faults
 from peers.goals import GROWTH_OF, curve
 from peers.measure import PROCESSES
+from peers.peer import Peer
 from peers.results import Figures, Group, Report
 from peers.run import BESIDE, OURS, PEERS
 from peers.scenarios import GROWING, GROWTH, SCENARIOS, Scenario
@@ -52,6 +53,9 @@ _HOW = """
 
 _QUICK = "**A quick run, to see whether it works: no figure here means anything.**\n"
 
+_BEGIN = "<!-- peers: made by `make bench-peers` -->"
+_END = "<!-- end of peers -->"
+
 Cells = Sequence[str]
 
 
@@ -84,6 +88,40 @@ def write(report: Report, rows: Sequence[Row], path: Path) -> None:
     path.write_text("\n".join(part for part in parts if part).rstrip() + "\n", encoding="utf-8")
 
 
+def mention(report: Report, readme: Path) -> None:
+    """Put the short table between the marks that the README has for it."""
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if end:
+        text = f"{before}{begin}\n\n{_short(report)}\n{end}{after}"
+        readme.write_text(text, encoding="utf-8")
+
+
+def _short(report: Report) -> str:
+    """What matters most, a line for each peer."""
+    head = ("", "CPU for a GiB served", "longest wait for the first byte", "512 MiB to 8 clients",
+            "the origin restarts", "its process is killed", "a wrong byte")  # fmt: skip
+    return _table(head, [_short_cells(report, peer) for peer in PEERS if peer.name in report.peers])
+
+
+def _short_cells(report: Report, peer: Peer) -> list[str]:
+    staggered, burst, fast = (
+        report.figures(name, name, peer.name) for name in ("staggered", "burst", "fast")
+    )
+    group = report.groups.get("faults")
+    fates = [
+        group.outcome(fault, peer.name) if group is not None else None
+        for fault in ("dies-returns", "killed", "lies")
+    ]
+    return [
+        f"**{peer.title}**" if peer.name == OURS else peer.title,
+        "" if staggered is None else f"{staggered.cpu_per_gib:.2f} s",
+        "" if burst is None or burst.worst is None else f"{burst.worst * 1e3:,.0f} ms",
+        "" if fast is None else f"{fast.wall:.1f} s",
+        *("" if fate is None else fate.verdict for fate in fates),
+    ]
+
+
 def _chart(path: Path, words: str) -> str:
     return f"![{words}]({path.parent.name}/{path.name})\n" if path.exists() else ""
 
@@ -102,8 +140,8 @@ def _goals(rows: Sequence[Row]) -> str:
             f"{_number(row.ours)} {row.unit}",
             "" if row.raw is None else f"{_number(row.raw)} {row.unit}",
             "" if row.ratio is None else f"{row.ratio:.2f}",
-            str(row.goal),
-            "met" if row.met else "**missed**",
+            "" if row.goal is None else str(row.goal),
+            {True: "met", False: "**missed**", None: ""}[row.met],
         )
         for row in rows
     ]

@@ -33,8 +33,6 @@ _STREAMED = {
     "fast": "8 clients, a fast origin",
     "many": "64 blobs, 256 clients",
 }
-_WORDS = {"right": "got it", "cut": "cut", "wrong": "wrong bytes", "hang": "hang",
-          "refused": "refused"}  # fmt: skip
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -172,8 +170,10 @@ def _draw_faults(report: Report, path: Path) -> bool:
     for row, fault in enumerate(suffered):
         for column, outcome in enumerate(_outcomes(report, fault.name).get(each) for each in peers):
             if outcome is not None:
-                colour, words = _verdict(outcome)
-                axis.add_patch(Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, color=colour))
+                words = outcome.verdict.replace(", ", "\n")
+                axis.add_patch(
+                    Rectangle((column + 0.02, row + 0.04), 0.96, 0.92, color=_colour(outcome))
+                )
                 axis.text(
                     column + 0.5, row + 0.5, words, ha="center", va="center", color="white",
                     fontsize=9, linespacing=1.1,
@@ -195,18 +195,10 @@ def _draw_faults(report: Report, path: Path) -> bool:
     return True
 
 
-def _verdict(outcome: Outcome) -> tuple[str, str]:
-    """The colour and the words for a cell."""
-    counts = {word: getattr(outcome, name) for name, word in _WORDS.items()}
-    total = sum(counts.values())
-    told = [
-        f"all {word}" if count == total else f"{count} {word}"
-        for word, count in counts.items()
-        if count
-    ]
-    if outcome.right == total:
-        return _GOOD, told[0]
-    return (_HALF if outcome.right else BAD), "\n".join(told)
+def _colour(outcome: Outcome) -> str:
+    if not outcome.suffering:
+        return _GOOD
+    return _HALF if outcome.right else BAD
 
 
 def _draw_growth(report: Report, path: Path) -> bool:
