@@ -256,7 +256,7 @@ def test_a_registry_loses_a_worker(begin: Begin, source: Path) -> None:
 
 
 def test_bars_of_a_registry_on_a_terminal(begin: Begin, source: Path) -> None:
-    demo = begin(*THIRD_ACT, "--input", source.name, "--rate", "0", "--readers", "2", terminal=True)
+    demo = begin(*THIRD_ACT, "--input", source.name, "--rate", "2", "--readers", "2", terminal=True)
     assert demo.finish() == 0, demo.output
     assert re.search(r"registry \S*━\S* +\d+ % [\d.]+ \w+, worker \d+ killed at", demo.output)
     assert re.search(r"client 2 \S*━\S* +100 % complete", demo.output)
