@@ -10,7 +10,7 @@ nginx because nobody here wrote it, and because it is cheap: one process, and `s
 page cache, so that a throttled origin costs next to nothing. It paces a connection in steps of a
 MiB, so at 64 MiB/s bytes come every 16 ms.
 
-It dies with its parent, even a killed one: that is asked of the kernel.
+It ends with its parent, even a killed one (server.py).
 """
 
 from __future__ import annotations

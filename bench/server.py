@@ -5,7 +5,8 @@
             server.cpu()                       seconds, of it and all that it has started
             server.memory()                    bytes, likewise
 
-It dies with us, even a killed one: that is asked of the kernel.
+It ends with us, even if we are killed: the kernel then tells it so (SIGTERM), and it ends its own
+children. So it is to be started by a thread that lives as long as it does.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ class Server(Closing):
         """
         with said.open("ab") as output:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *command],
+                ["setpriv", "--pdeathsig", "TERM", *command],
                 env={**os.environ, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -38,6 +38,7 @@ from peers.scenarios import GROWING, GROWTH, SCENARIOS
 from shmstream import sweep
 
 _NAMES = [each.name for each in SCENARIOS] + [each.name for each in faults()] + [*GROWING, "faults"]
+_GROWING_ROUNDS = 2  # there are many of them, and it is their slope that counts
 _DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
@@ -82,7 +83,8 @@ def _measure(chosen: argparse.Namespace, results: Results) -> int:
                 for name, grown in GROWING.items():
                     if name in wanted:
                         growth = GROWTH[:2] if chosen.quick else GROWTH
-                        runner.measure(name, [grown(count) for count in growth])
+                        those = [grown(count) for count in growth]
+                        runner.measure(name, those, at_most=_GROWING_ROUNDS)
         except CrewFailed as error:
             progress(f"failed: {error}")
             return 1

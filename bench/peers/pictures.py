@@ -86,7 +86,7 @@ def _draw_wait(report: Report, path: Path) -> bool:
     names = [name for name in ("staggered", "burst") if name in report.groups]
     return _draw_panels(
         report, path, names, lambda each: (each.worst or 0) * 1e3, "{:,.0f} ms",
-        "How long who joins waits for the first byte, at worst", log=True,
+        "How long who joins waits for the first byte, at worst (logarithmic)", log=True,
     )  # fmt: skip
 
 
@@ -143,6 +143,7 @@ def _bars(
     axis.invert_yaxis()
     axis.set_xticks([])
     axis.minorticks_off()
+    axis.tick_params(length=0)
     axis.spines["bottom"].set_visible(False)
     end = max(known, default=1.0)
     axis.set_xlim(1 if log else 0, end**1.5 if log else end * 1.45)

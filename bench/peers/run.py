@@ -88,8 +88,9 @@ class Runner(Closing):
             self._stack = stack.pop_all()
         self.failures = 0
 
-    def measure(self, name: str, scenarios: Sequence[Scenario]) -> None:
-        """Measure scenarios that belong together, with all peers that are for them."""
+    def measure(self, name: str, scenarios: Sequence[Scenario], at_most: int | None = None) -> None:
+        """Measure scenarios that belong together, in `at_most` so many rounds that count."""
+        rounds = self._rounds if at_most is None else min(self._rounds, at_most)
         group = self._begin(name, {each.name: each.title for each in scenarios})
         for scenario in scenarios:
             blobs = [self._origin.make(scenario.size) for _ in range(scenario.blobs)]
@@ -97,7 +98,7 @@ class Runner(Closing):
             gone = ways.WAYS if scenario.has_ways and ours.ALONE in peers else ()
             with ExitStack() as stack:
                 crew = stack.enter_context(Crew(scenario.clients)) if gone else self._crew
-                for turn in range(self._rounds + 1):
+                for turn in range(rounds + 1):
                     for peer in peers:
                         job = partial(measure, self._stage, peer, scenario, blobs, turn)
                         self._keep(group, scenario.name, peer.name, turn, job)
