@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _TITLES = {peer.name: peer.title for peer in PEERS}
-_GOOD, _HALF = "#2b8a3e", "#e67700"
+_GOOD, _KNOWN = "#2b8a3e", "#e67700"
 _STREAMED = {
     "staggered": "16 clients come one by one",
     "burst": "32 clients at once",
@@ -190,6 +190,11 @@ def _draw_faults(report: Report, path: Path) -> bool:
     for spine in axis.spines.values():
         spine.set_visible(False)
     axis.set_title("What becomes of the clients when something goes wrong", fontsize=13, pad=12)
+    axis.set_xlabel(
+        "green: all have all of it   amber: who has not was told so   "
+        "red: some have wrong bytes, or still wait after 15 s",
+        fontsize=10,
+    )
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)
@@ -197,9 +202,10 @@ def _draw_faults(report: Report, path: Path) -> bool:
 
 
 def _colour(outcome: Outcome) -> str:
-    if not outcome.suffering:
-        return _GOOD
-    return _HALF if outcome.right else BAD
+    """Green: nobody suffers. Amber: who does knows it. Red: some do not."""
+    if outcome.wrong or outcome.hang:
+        return BAD
+    return _KNOWN if outcome.suffering else _GOOD
 
 
 def _draw_growth(report: Report, path: Path) -> bool:
