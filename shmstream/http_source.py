@@ -8,17 +8,17 @@
       3xx                     ask there; to another origin nothing goes that the user gave
       anything else           SourceError, and whether it may pass
 
-Needs urllib3, the extra `http`. How it asks, and which connections it keeps: http_client.py.
+Needs urllib3, the extra `http`. How it asks, and which connections it keeps: http_client.py. How
+the bytes get to the file: http_body.py.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+from shmstream.http_body import Body
 from shmstream.http_client import (
     Client,
     Reply,
@@ -35,12 +35,9 @@ from shmstream.source import Description, Feed, check_offset, checked, public
 
 if TYPE_CHECKING:
     import urllib3
-    from typing_extensions import Buffer
 
 __all__ = ["HTTPSource", "close_pools"]
 
-_LITTLE = 128 * 1024  # bytes to ask for while they trickle: memory for more costs 10 us each time
-_MUCH = 512 * 1024  # ... and while they pour in: a quarter of the steps, each as dear
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)", re.IGNORECASE)
 
 
@@ -85,6 +82,7 @@ class HTTPSource:
             self._headers |= valid_headers({"authorization": authorization(auth)})
         self.name = public(url)
         self._client = Client(self.name, timeout, pool)
+        self._timeout = timeout[1]
 
     def __repr__(self) -> str:
         return f"HTTPSource({self.name!r})"
@@ -173,9 +171,10 @@ class HTTPSource:
         if status == 200:
             offset = 0
             size = _size(headers)
-        body = _Body(response)
+        body = Body(response, offset, self._timeout, self._client.explain)
         data = checked(iter(body), offset, size, self._client.explain)
-        return Feed(data, offset, size, current, headers.get("content-type"), body.close)
+        by_kernel = body if size is not None and body.length == size - offset else None
+        return Feed(data, offset, size, current, headers.get("content-type"), body.close, by_kernel)
 
     def _check_coding(self, headers: Mapping[str, str], offset: int) -> None:
         """Refuse a body whose bytes are not the blob's, or whose end cannot be known."""
@@ -186,45 +185,6 @@ class HTTPSource:
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
-
-
-class _Body:
-    """The body of one response: iterated by one thread, closed by any."""
-
-    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
-        self._response = response
-        self._lock = threading.RLock()  # held by whoever reads from the response or closes it
-        self._closed = False
-
-    def __iter__(self) -> Iterator[Buffer]:
-        data = b""
-        while True:
-            size = _MUCH if len(data) >= _LITTLE else _LITTLE
-            with self._lock:
-                # Closing shuts the socket down first: what comes out of it then is no data.
-                data = b"" if self._closed else self._response.read1(size, False)
-                if self._closed:
-                    raise ConnectionAbortedError("the feed was closed")
-            if not data:
-                return
-            yield data
-
-    def close(self) -> None:
-        self._closed = True
-        if not self._lock.acquire(blocking=False):
-            try:
-                self._response.shutdown()  # ends the wait of the thread that has the lock
-            except (ValueError, RuntimeError, OSError):
-                pass  # it has just come to its end
-            self._lock.acquire()
-        try:
-            self._response.close()
-        finally:
-            self._lock.release()
-
-    def __del__(self) -> None:
-        if not self._closed and self._response.connection is not None:
-            warnings.warn("a feed of an HTTPSource was not closed", ResourceWarning, stacklevel=2)
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

@@ -2,7 +2,8 @@
 
     begin      keep what a partial file has, as far as its journal vouches for it; ask a source for
                the rest; publish what was kept
-    pump       append what comes; every 16 MiB note a checkpoint in the journal
+    pump       append what comes, or have the kernel move it; every 16 MiB note a checkpoint in the
+               journal
     fail       the same source again, with growing pauses; then the next source, at the same offset;
                then abort with the last word of each, which every reader gets
     commit     verify, move, tell; forget the journal
@@ -36,7 +37,7 @@ from shmstream.journal import Journal, Metadata
 from shmstream.layout import Layout, Place, Record
 from shmstream.liveness import KernelLock, register
 from shmstream.resumable import ResumableStreamer
-from shmstream.source import Feed, Source
+from shmstream.source import Feed, KernelFeed, Source
 from shmstream.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -207,20 +208,12 @@ class Leader:
         self._feed = feed
         try:
             with feed:
-                position = feed.offset
                 if streamer.size is None and feed.size is not None:
                     self._set_size(feed.size)
-                for data in self._buffers(feed):
-                    with memoryview(data) as view:
-                        count = view.nbytes
-                    self._received += count
-                    if self._received >= _TOLD_AT_ONCE:
-                        self._say_received()
-                    if position < streamer.appended:
-                        data = self._compare(data, position)
-                    position += count
-                    streamer.append(data)
-                    self._note_checkpoint()
+                if feed.by_kernel is not None and feed.offset == streamer.appended:
+                    position = self._receive(feed.by_kernel)
+                else:
+                    position = self._append(feed)
             if position < streamer.appended or streamer.appended < (streamer.size or 0):
                 raise self._error(f"it ended after {position} bytes", retryable=True)
         except SourceError as error:
@@ -231,6 +224,32 @@ class Leader:
         finally:
             self._feed = None
             self._say_received()
+
+    def _receive(self, feed: KernelFeed) -> int:
+        """Have the kernel move all of it to the file; where in the blob that has come to."""
+        streamer = self._streamer
+        while feed.wait(streamer.due_in(), streamer.publish_bytes):
+            self._count(streamer.receive(feed.move))
+        return streamer.appended
+
+    def _append(self, feed: Feed) -> int:
+        """Append all of it that is new; where in the blob that has come to."""
+        streamer, position = self._streamer, feed.offset
+        for data in self._buffers(feed):
+            with memoryview(data) as view:
+                count = view.nbytes
+            if position < streamer.appended:
+                data = self._compare(data, position)
+            position += count
+            streamer.append(data)
+            self._count(count)
+        return position
+
+    def _count(self, received: int) -> None:
+        self._received += received
+        if self._received >= _TOLD_AT_ONCE:
+            self._say_received()
+        self._note_checkpoint()
 
     def _commit(self) -> None:
         place, streamer = self._place, self._streamer

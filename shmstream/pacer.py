@@ -25,7 +25,7 @@ _LOOK = 0.02  # s; how long the thread sleeps at most while there are bytes to p
 
 
 class Pacer:
-    """Calls `publish` in time. All methods are to be called with `lock` held.
+    """Calls `publish` in time. All methods but `due_in` are to be called with `lock` held.
 
     `publish` must be a bound method: it is held weakly, so that an owner which is forgotten can
     still be collected.
@@ -67,6 +67,10 @@ class Pacer:
         elif self._thread is None:
             return not self._start()
         return False
+
+    def due_in(self) -> float:
+        """Seconds until it is time to publish what there is; 0 if it is."""
+        return max(self._due - time.monotonic(), 0.0)
 
     def published(self) -> None:
         """Note that everything has just gone out."""

@@ -8,6 +8,7 @@ what is published is what was appended (I2), or an error.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shmstream.claims import partial_path, reserve
@@ -40,8 +41,7 @@ class PartialFile:
             TypeError: `data` is not contiguous; nothing was written.
         """
         try:
-            if os.lseek(self.fd, 0, os.SEEK_END) != self.size:
-                raise self._damaged(f"was truncated or written to (it had {self.size} bytes)")
+            self._check()
             written = os.write(self.fd, data)
             if written < count:
                 with memoryview(data) as whole, whole.cast("B") as view:
@@ -53,6 +53,25 @@ class PartialFile:
             with naming_shortages(self._name, os.path.dirname(self.path)):
                 raise
         self.size += count
+
+    def receive(self, move: Callable[[int, int], int], limit: int) -> int:
+        """Have `move(descriptor, limit)` write at the file's position; how many bytes it has.
+
+        Raises:
+            DamagedPartial: somebody else changed the file.
+            OutOfResources: the disk is full.
+            OSError: it cannot be written to; or whatever else `move` raises.
+        """
+        self._check()
+        with naming_shortages(self._name, os.path.dirname(self.path)):
+            count = move(self.fd, limit)
+        self.size += count
+        return count
+
+    def _check(self) -> None:
+        """Go to the end of the file, which is where we left it."""
+        if os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+            raise self._damaged(f"was truncated or written to (it had {self.size} bytes)")
 
     def reserve(self, size: int) -> None:
         """Have the space for all `size` bytes of the blob.

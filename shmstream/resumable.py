@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import Self
 
@@ -34,6 +35,7 @@ from shmstream.seal import seal
 from shmstream.stream import Stream
 from shmstream.streamer import BlobStreamer
 
+_AT_ONCE = 1 << 20  # bytes
 _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
 """Errors after which a partial file is not worth keeping."""
 
@@ -122,6 +124,33 @@ class ResumableStreamer(BlobStreamer):
                 self._digest.update(self._file.size)
             if self._publishable() > 0:
                 self._publish()
+
+    def due_in(self) -> float:
+        """Seconds for which nothing is published if less than `publish_bytes` come; 0: at once."""
+        return self._pacer.due_in()
+
+    def receive(self, move: Callable[[int, int], int]) -> int:
+        """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how much.
+
+        `move` is to write at most `limit` bytes at the file's position, and to wait for nothing
+        else. What it raises goes through; if that is an OSError, the stream is aborted.
+
+        Raises:
+            SizeMismatch, OutOfResources, DamagedPartial, StreamClosed: as `append`.
+        """
+        with self._lock:
+            if not self._streaming:
+                self._begin()
+            room = min(self._limit - self._file.size, _AT_ONCE)
+            if not room:
+                raise self._fail_size(self._limit + 1)
+            try:
+                count = self._file.receive(move, room)
+            except (DamagedPartial, OutOfResources, OSError) as error:
+                self.abort(error)
+                raise
+            self._appended(count)
+            return count
 
     @property
     def descriptor(self) -> int:

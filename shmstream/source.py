@@ -47,6 +47,29 @@ def _nothing_to_close() -> None:
     """There is nothing to let go of."""
 
 
+class KernelFeed(Protocol):
+    """The bytes of a feed, on a way to a file that does not lead through this process."""
+
+    def wait(self, gather: float, enough: int) -> bool:
+        """Wait until there are bytes to move; False at the end, when all were moved.
+
+        They may gather: nobody needs them for `gather` seconds yet, unless there are `enough`.
+
+        Raises:
+            SourceError: they do not come.
+        """
+
+    def move(self, fd: int, limit: int) -> int:
+        """Write what is there, at most `limit` bytes, to a file at its position; how many.
+
+        Waits for the file only.
+
+        Raises:
+            SourceError: the source fails.
+            OSError: the file does.
+        """
+
+
 @dataclass
 class Feed:
     """An opened source: an iterable of buffers, each valid until the next is asked for.
@@ -63,6 +86,7 @@ class Feed:
         validator: what `Source.open` takes to resume this very content; None if there is nothing.
         media_type: as the source declares it; None if it does not.
         close: lets go of what the feed holds.
+        by_kernel: another way to the same bytes, if there is one: all are taken in one of the two.
     """
 
     data: Iterator[Buffer] = field(repr=False)
@@ -71,6 +95,7 @@ class Feed:
     validator: str | None = None
     media_type: str | None = None
     close: Callable[[], None] = field(default=_nothing_to_close, repr=False)
+    by_kernel: KernelFeed | None = field(default=None, repr=False)
 
     def __iter__(self) -> Iterator[Buffer]:
         return self.data

@@ -88,6 +88,7 @@ class BlobStreamer:
         self._block = block
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
+        self.publish_bytes = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
         self._file = PartialFile(lock, stream.name, stream.path, block.published)
         self._durable = durable
@@ -247,7 +248,11 @@ class BlobStreamer:
         except (DamagedPartial, OutOfResources, OSError) as error:
             self.abort(error)
             raise
-        end = file.size
+        self._appended(count)
+
+    def _appended(self, count: int) -> None:
+        """Count what was written, and publish if that is due."""
+        end = self._file.size
         if self._digest is not None:
             self._digest.update(count)
             end = self._publishable()

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmstream import Retries, ShmstreamError, Store, leader, resumable
+from shmstream import Retries, ShmstreamError, Store, leader, partial, resumable
 from tests import faults
 from tests.interpreters import Link
 
@@ -27,7 +27,8 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the second look": faults.after(resumable.ResumableStreamer, "create"),
     "before the source is asked": faults.before(leader.Leader, "_open"),
     "before anything is published": faults.before(resumable.ResumableStreamer, "resume"),
-    "after an append": faults.after(resumable.ResumableStreamer, "append"),
+    "after the kernel has moved some": faults.after(partial.PartialFile, "receive"),
+    "after that is counted": faults.after(resumable.ResumableStreamer, "receive"),
     "before the commit": faults.before(resumable.ResumableStreamer, "commit"),
     "after the commit": faults.after(resumable.ResumableStreamer, "commit"),
     "after the takeover": faults.after(resumable.ResumableStreamer, "succeed"),
@@ -38,7 +39,6 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
             "after the partial file is made",
             "before the magic",
             "after the magic",
-            "after write",
             "before published",
             "after published",
             "before the post",

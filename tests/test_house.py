@@ -28,7 +28,7 @@ FLOORS = [
         "units",
         "answer",
     },
-    {"claims", "subscribers", "http_client", "fsspec_source"},
+    {"claims", "subscribers", "http_body", "http_client", "fsspec_source"},
     {"stream", "partial", "http_source"},
     {"streamer", "tail", "sources", "invariants"},
     {"copier", "resumable", "layout"},
