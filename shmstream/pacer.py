@@ -43,6 +43,7 @@ class Pacer:
         self._bytes = publish_bytes
         self._interval = publish_interval
         self._apart = min(_APART, publish_interval)
+        self._early = self._apart / 2
         self._soonest = 0.0
         self._due = 0.0
         self._pending = False
@@ -51,16 +52,21 @@ class Pacer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def is_due(self, waiting: int) -> bool:
-        """Whether `waiting` unpublished bytes should go out now. If not, they will in time."""
+    def is_due(self, waiting: int, *, on_time: bool = False) -> bool:
+        """Whether `waiting` unpublished bytes should go out now. If not, they will in time.
+
+        `on_time`: the caller comes when `due_in` is over, which is just before the thread would.
+        """
         if waiting >= self._bytes:
             if time.monotonic() >= self._soonest:
                 return True
             self._ripe = True
-        if self._pending:  # the thread has the clock
+        if self._pending and not on_time:  # the thread has the clock
             return False
-        if time.monotonic() >= self._due:
+        if time.monotonic() >= self._due - (self._early if on_time else 0.0):
             return True
+        if self._pending:
+            return False
         self._pending = True
         if self._parked:
             self._condition.notify()
@@ -70,7 +76,7 @@ class Pacer:
 
     def due_in(self) -> float:
         """Seconds until it is time to publish what there is; 0 if it is."""
-        return max(self._due - time.monotonic(), 0.0)
+        return max(self._due - self._early - time.monotonic(), 0.0)
 
     def published(self) -> None:
         """Note that everything has just gone out."""

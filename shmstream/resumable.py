@@ -149,7 +149,7 @@ class ResumableStreamer(BlobStreamer):
             except (DamagedPartial, OutOfResources, OSError) as error:
                 self.abort(error)
                 raise
-            self._appended(count)
+            self._appended(count, on_time=True)
             return count
 
     @property

@@ -250,14 +250,14 @@ class BlobStreamer:
             raise
         self._appended(count)
 
-    def _appended(self, count: int) -> None:
-        """Count what was written, and publish if that is due."""
+    def _appended(self, count: int, *, on_time: bool = False) -> None:
+        """Count what was written, and publish if that is due (see `Pacer.is_due`)."""
         end = self._file.size
         if self._digest is not None:
             self._digest.update(count)
             end = self._publishable()
         waiting = end - self._published
-        if waiting > 0 and self._pacer.is_due(waiting):
+        if waiting > 0 and self._pacer.is_due(waiting, on_time=on_time):
             self._publish()
 
     def _publishable(self) -> int:
