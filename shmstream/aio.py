@@ -35,6 +35,7 @@ T = TypeVar("T")
 _SPAN = 128 * 1024  # bytes
 _SPANS = 16  # kept for each flight
 _READERS = ("shmstream-read", 4)  # threads that read what is not in the page cache ...
+_STARTERS = ("shmstream-start", 1)  # that start other threads, which wait for their turn
 _ASKERS = ("shmstream-ask", 8)  # ... and that ask a source, which may take its time
 
 
@@ -75,8 +76,10 @@ class AsyncBlob:
             fd, self._metadata = stored
             self._view = View(os.fstat(fd).st_size, fd, is_complete=True)
             return self
-        self._lookout = Lookout.join(self._flight, self._opener)
+        self._lookout, is_new = Lookout.join(self._flight, self._opener)
         try:
+            if is_new:
+                in_thread(self._lookout.start, _STARTERS)
             while not self._lookout.is_open:
                 self._raise_error(self._lookout)
                 await self._lookout.wait(0)

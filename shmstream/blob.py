@@ -74,6 +74,8 @@ class Blob(io.RawIOBase):
         self._tell = progress
         self._told = float("-inf")
         self._file = flight.join()
+        self.joins = 1
+        """How many streams, or files, this has been reading: one more for each that died."""
         self.key = flight.place.key
         self.path = flight.place.path
         """Where the complete blob is, or will be."""
@@ -287,6 +289,7 @@ class Blob(io.RawIOBase):
             fresh.close()
             raise
         self._file = fresh
+        self.joins += 1
         old.close()
         self._flight.leave()
 

@@ -116,10 +116,9 @@ class Body:
             self._pipe = _Pipe.make()
 
     def _wait(self, gather: float, enough: int) -> None:
-        enough = min(enough, _PIPE, self._end - self._position)
-        if gather > 0 and enough > 1 and self._poll(gather, enough):
-            return
-        if not self._poll(self._timeout, 1):
+        if gather > 0:
+            self._poll(gather, min(enough, _PIPE, self._end - self._position))
+        elif not self._poll(self._timeout, 1):
             raise TimeoutError
 
     def _poll(self, timeout: float, enough: int) -> bool:

@@ -4,10 +4,13 @@ Semaphores block, and an event loop must not. The lookout has one place among th
 It waits for bytes, notes how far the blob is, and tells every event loop once; tasks that wait
 there go on. Who uses it is counted: the last one to leave ends it.
 
-    lookout, with the lock                        task, with the lock
-    1 note the view, or the error                 1 enough? go on
-    2 take all futures, have their loops          2 leave a future, and await it; in the end, also
-      resolve them                                  when cancelled, take it away
+    lookout                                       task
+    1 note the view, or the error                 1 leave a future in its loop's list
+    2 does anybody wait in a loop's list?         2 enough? take it back, and go on
+      have that loop resolve them                 3 await it
+
+Each stores before it looks, so one of them sees the other. Only the loop's own thread changes its
+list.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 from shmstream.blob import Blob
@@ -43,8 +47,9 @@ class Lookout:
     def __init__(self, key: tuple[object, ...], opener: Callable[[float], Blob]) -> None:
         self._key = key
         self._opener = opener
-        self._lock = threading.Lock()  # guards all below
-        self._waiting: set[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = set()
+        self._lock = threading.Lock()  # guards what is open and whether this has ended
+        self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        self._joins = 0
         self._fds: list[int] = []
         self._users = 0
         self._ended = False
@@ -70,16 +75,22 @@ class Lookout:
         return self.view.is_complete
 
     @classmethod
-    def join(cls, key: tuple[object, ...], opener: Callable[[float], Blob]) -> Lookout:
-        """The lookout for that flight, which is to be left again."""
+    def join(cls, key: tuple[object, ...], opener: Callable[[float], Blob]) -> tuple[Lookout, bool]:
+        """The lookout for that flight, which is to be left again; and whether to `start` it."""
         with _registry_lock:
             lookout = _registry.get(key)
-            if lookout is None or lookout._ended:
-                lookout = cls(key, opener)
-                lookout._thread.start()
-                _registry[key] = lookout
+            is_new = lookout is None or lookout._ended
+            if lookout is None or is_new:
+                lookout = _registry[key] = cls(key, opener)
             lookout._users += 1
-            return lookout
+            return lookout, is_new
+
+    def start(self) -> None:
+        """Start its thread. Waits for that to run, which no event loop should."""
+        try:
+            self._thread.start()
+        except BaseException as error:  # noqa: BLE001  none can be had
+            self._end(error)
 
     def leave(self) -> None:
         """One user less; the last one ends it."""
@@ -111,7 +122,12 @@ class Lookout:
                     except WriterStalled:  # each task has its own patience
                         self._tell()
         except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
-            self.error = error
+            self._end(error)
+        else:
+            self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        self.error = error
         with self._lock:
             if self._ended:  # everybody has left
                 self._close_files()
@@ -119,32 +135,36 @@ class Lookout:
         self._tell()
 
     def _note(self, blob: Blob) -> None:
-        with self._lock:
-            # In this order: after `is_complete`, `published` is final, and until something is
-            # published the file may be replaced by another.
-            is_complete, published = blob.is_complete, blob.published
-            fd = blob.duplicate()
-            if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
-                os.close(fd)
-            else:  # the first, or another file after the leader has changed
-                self._fds.append(fd)
-            self.view = View(published, self._fds[-1], is_complete)
-            self.size, self.role = blob.size, blob.role
-            self.media_type, self.validator = blob.media_type, blob.validator
-            self.is_open = True
+        # In this order: after `is_complete`, `published` is final, and until something is published
+        # the file may be replaced by another.
+        is_complete, published = blob.is_complete, blob.published
+        if not self.view.published or blob.joins != self._joins:
+            self._joins = blob.joins
+            self._look_at(blob)
+        self.size, self.role = blob.size, blob.role
+        self.view = View(published, self._fds[-1], is_complete)
+        self.is_open = True
         # Tasks may have read so far: what is joined when the leader dies must have the same bytes.
         blob.seek(published)
         self._tell()
 
+    def _look_at(self, blob: Blob) -> None:
+        """Note which file it is, and what the source says of it."""
+        fd = blob.duplicate()
+        if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
+            os.close(fd)
+        else:  # the first, or another file after the leader has changed
+            self._fds.append(fd)
+        self.media_type, self.validator = blob.media_type, blob.validator
+
     def _tell(self) -> None:
-        with self._lock:
-            waiting, self._waiting = self._waiting, set()
-        for loop in {loop for loop, _ in waiting}:
-            futures = [future for theirs, future in waiting if theirs is loop]
-            try:
-                loop.call_soon_threadsafe(_resolve, futures)
-            except RuntimeError:  # it was closed, and its tasks with it
-                continue
+        """Have the tasks that wait go on."""
+        for loop, waiting in list(self._waiting.items()):
+            if waiting:
+                try:
+                    loop.call_soon_threadsafe(_resolve, waiting)
+                except RuntimeError:  # it was closed, and its tasks with it
+                    waiting.clear()
 
     def enough(self, want: int) -> bool:
         """Whether there is no need to wait for `want` bytes: they are there, or never will be."""
@@ -153,22 +173,26 @@ class Lookout:
     async def wait(self, want: int) -> None:
         """Wait until `enough`, or for any news, or for a look of the lookout's that brings none."""
         loop = asyncio.get_running_loop()
+        waiting = self._waiting.get(loop)
+        if waiting is None:
+            waiting = self._waiting[loop] = []
         future = loop.create_future()
-        entry = (loop, future)
-        with self._lock:
-            if self.enough(want):
-                return
-            self._waiting.add(entry)
+        waiting.append(future)
         try:
-            await future
+            if not self.enough(want):
+                await future
         finally:
-            with self._lock:
-                self._waiting.discard(entry)
+            if not future.done() or future.cancelled():  # else it was taken from there
+                with suppress(ValueError):
+                    waiting.remove(future)
 
 
-def _resolve(futures: list[asyncio.Future[None]]) -> None:
+def _resolve(waiting: list[asyncio.Future[None]]) -> None:
+    """In the loop's own thread: all that wait there go on."""
+    futures = waiting[:]
+    waiting.clear()
     for future in futures:
-        if not future.done():
+        if not future.done():  # else it was cancelled
             future.set_result(None)
 
 

@@ -9,8 +9,9 @@ out of the cache of the writer's processor (it cost a twentieth of the throughpu
 over when the source goes quiet is published by a thread, so no byte ever waits longer than the
 interval.
 
-The thread is started when first needed. While bytes keep coming it sleeps from deadline to
-deadline and nobody signals it; it parks when a deadline finds nothing left over.
+The thread is started when first needed, and never for who promises to come back in time. While
+bytes keep coming it sleeps from deadline to deadline and nobody signals it; it parks when a
+deadline finds nothing left over.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import weakref
 from collections.abc import Callable
 
 _APART = 0.004  # s; the least from one publish to the next, however fast bytes come
+_AT_ONCE = 1e-4  # s; not 0, which would be to wait for more
 _LOOK = 0.02  # s; how long the thread sleeps at most while there are bytes to publish
 
 
@@ -43,30 +45,23 @@ class Pacer:
         self._bytes = publish_bytes
         self._interval = publish_interval
         self._apart = min(_APART, publish_interval)
-        self._early = self._apart / 2
         self._soonest = 0.0
         self._due = 0.0
         self._pending = False
+        self._promised = False
         self._ripe = False
         self._parked = False
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def is_due(self, waiting: int, *, on_time: bool = False) -> bool:
-        """Whether `waiting` unpublished bytes should go out now. If not, they will in time.
-
-        `on_time`: the caller comes when `due_in` is over, which is just before the thread would.
-        """
-        if waiting >= self._bytes:
-            if time.monotonic() >= self._soonest:
-                return True
-            self._ripe = True
-        if self._pending and not on_time:  # the thread has the clock
-            return False
-        if time.monotonic() >= self._due - (self._early if on_time else 0.0):
+    def is_due(self, waiting: int) -> bool:
+        """Whether `waiting` unpublished bytes should go out now. If not, they will in time."""
+        if self._is_ripe(waiting):
             return True
-        if self._pending:
+        if self._pending:  # the thread has the clock
             return False
+        if time.monotonic() >= self._due:
+            return True
         self._pending = True
         if self._parked:
             self._condition.notify()
@@ -74,16 +69,29 @@ class Pacer:
             return not self._start()
         return False
 
+    def _is_ripe(self, waiting: int) -> bool:
+        if waiting >= self._bytes:
+            if time.monotonic() >= self._soonest:
+                return True
+            self._ripe = True
+        return False
+
+    def is_time(self, waiting: int) -> bool:
+        """`is_due` for a caller that will ask again in `due_in` seconds: no thread need do so."""
+        self._promised = not (self._is_ripe(waiting) or time.monotonic() >= self._due)
+        return not self._promised
+
     def due_in(self) -> float:
-        """Seconds until it is time to publish what there is; 0 if it is."""
-        return max(self._due - self._early - time.monotonic(), 0.0)
+        """Seconds until it is time to publish; 0: it is, and there is nothing left over."""
+        remaining = (self._soonest if self._ripe else self._due) - time.monotonic()
+        return max(remaining, _AT_ONCE if self._promised else 0.0)
 
     def published(self) -> None:
         """Note that everything has just gone out."""
         now = time.monotonic()
         self._soonest = now + self._apart
         self._due = now + self._interval
-        self._pending = self._ripe = False
+        self._pending = self._promised = self._ripe = False
 
     def _start(self) -> bool:
         """Start the thread; False where none can be had, as in an interpreter that is ending."""

@@ -126,14 +126,15 @@ class ResumableStreamer(BlobStreamer):
                 self._publish()
 
     def due_in(self) -> float:
-        """Seconds for which nothing is published if less than `publish_bytes` come; 0: at once."""
+        """Seconds after which to `receive` again, whatever has come; 0: as soon as anything has."""
         return self._pacer.due_in()
 
     def receive(self, move: Callable[[int, int], int]) -> int:
         """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how much.
 
-        `move` is to write at most `limit` bytes at the file's position, and to wait for nothing
-        else. What it raises goes through; if that is an OSError, the stream is aborted.
+        Publishes if that is due, and only then: do it again after `due_in` seconds. `move` is to
+        write at most `limit` bytes at the file's position, and to wait for nothing else. What it
+        raises goes through; if that is an OSError, the stream is aborted.
 
         Raises:
             SizeMismatch, OutOfResources, DamagedPartial, StreamClosed: as `append`.
@@ -149,7 +150,7 @@ class ResumableStreamer(BlobStreamer):
             except (DamagedPartial, OutOfResources, OSError) as error:
                 self.abort(error)
                 raise
-            self._appended(count, on_time=True)
+            self._appended(count, self._pacer.is_time)
             return count
 
     @property

@@ -53,7 +53,8 @@ class KernelFeed(Protocol):
     def wait(self, gather: float, enough: int) -> bool:
         """Wait until there are bytes to move; False at the end, when all were moved.
 
-        They may gather: nobody needs them for `gather` seconds yet, unless there are `enough`.
+        With `gather` they may, for so many seconds, unless there are `enough`; then it returns even
+        if none are there.
 
         Raises:
             SourceError: they do not come.

@@ -18,7 +18,7 @@ import secrets
 import threading
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -248,16 +248,16 @@ class BlobStreamer:
         except (DamagedPartial, OutOfResources, OSError) as error:
             self.abort(error)
             raise
-        self._appended(count)
+        self._appended(count, self._pacer.is_due)
 
-    def _appended(self, count: int, *, on_time: bool = False) -> None:
-        """Count what was written, and publish if that is due (see `Pacer.is_due`)."""
+    def _appended(self, count: int, is_due: Callable[[int], bool]) -> None:
+        """Count what was written, and publish if that is due."""
         end = self._file.size
         if self._digest is not None:
             self._digest.update(count)
             end = self._publishable()
         waiting = end - self._published
-        if waiting > 0 and self._pacer.is_due(waiting, on_time=on_time):
+        if waiting > 0 and is_due(waiting):
             self._publish()
 
     def _publishable(self) -> int:

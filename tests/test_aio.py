@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,8 +35,10 @@ def lookouts() -> int:
     return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
 
 
-def end_threads() -> None:
-    """Those that read what is not in memory stay as long as their process."""
+@pytest.fixture(autouse=True)
+def end_threads() -> Iterator[None]:
+    """Those that start others, or read what is not in memory, stay as long as their process."""
+    yield
     for executor in aio._executors.values():
         executor.shutdown()
     aio._executors.clear()
@@ -129,7 +131,6 @@ def test_a_span_of_which_a_part_is_not_in_memory(store: Store, origin: Origin) -
             assert await blob.wait() == MIB
 
     asyncio.run(main())
-    end_threads()
 
 
 def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin) -> None:
@@ -150,7 +151,7 @@ def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin
                     await task
             [watching] = lookout._registry.values()
             assert watching._users == 1
-            assert watching._waiting == set()
+            assert not any(watching._waiting.values())
             origin.release()
             assert await blob.read() == content(1, MIB)
 
@@ -305,7 +306,6 @@ def test_a_cold_blob_is_read_by_our_own_threads(store: Store) -> None:
             await asyncio.gather(*blocked)
 
     asyncio.run(main())
-    end_threads()
 
 
 def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:
