@@ -16,7 +16,8 @@ And how one key reaches every process of a host that asks for it:
 
     Store.open   store.py      one call, complete or in flight or absent; the folder is layout.py
     a flight     flight.py     lead, follow, or take over, decided by kernel locks
-                 leader.py     bring the bytes: sources in turn, journal.py to resume, commit
+                 leader.py     bring the bytes: sources in turn (attempts.py), journal.py to
+                               resume, commit
                  resumable.py  a streamer that another process can succeed
     a source     sources.py    what users call a source; source.py, http_source.py (which
                                asks by http_client.py), fsspec_source.py
@@ -28,15 +29,16 @@ And how one key reaches every process of a host that asks for it:
     a registry   registry/     the pull-through OCI registry, `shmstream serve`
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
-seal, events, units, answer | claims, subscribers, http_client, fsspec_source | stream, partial,
-http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit | upkeep |
-leader | flight | blob | lookout | aio | store, sending | asgi, server, watch | registry | demo |
-cli. A room imports only rooms on lower floors.
+seal, events, units, answer | claims, subscribers, http_client, fsspec_source, attempts | stream,
+partial, http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit |
+upkeep | leader | flight | blob | lookout | aio | store, sending | asgi, server, watch | registry |
+demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging
 
 from shmstream.aio import AsyncBlob
+from shmstream.attempts import Retries
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.claims import sweep
@@ -71,7 +73,6 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import Role
-from shmstream.leader import Retries
 from shmstream.source import Description, Feed, Source
 from shmstream.store import Store
 from shmstream.streamer import BlobStreamer, StreamerStatistics

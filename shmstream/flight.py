@@ -30,6 +30,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shmstream.attempts import Retries
 from shmstream.claims import reap
 from shmstream.control import State
 from shmstream.copier import InFlightCopier
@@ -48,7 +49,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.journal import Metadata
 from shmstream.layout import Layout, Place
-from shmstream.leader import Leader, Retries
+from shmstream.leader import Leader
 from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.source import Source

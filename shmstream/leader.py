@@ -22,14 +22,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from shmstream.attempts import Attempts, Retries
 from shmstream.control import TERMINAL, Block, State
 from shmstream.errors import (
     ContentChanged,
     SourceError,
-    SourceFailed,
     StreamClosed,
 )
 from shmstream.events import Event, EventKind
@@ -45,25 +44,9 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = 16 << 20  # bytes
 _TOLD_AT_ONCE = 1 << 20  # bytes; whoever counts what comes can show how fast that is
-_LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
 _log = logging.getLogger("shmstream")
-
-
-@dataclass(frozen=True)
-class Retries:
-    """How often a source is tried in a row without any progress, and the pauses in between.
-
-    The last source is tried `attempts` times, one that has another behind it `with_others` times.
-    A pause is twice the one before, from `first_pause` to `longest_pause` seconds; a source that
-    says when to come again (`Retry-After`, up to 30 s) is given that time.
-    """
-
-    attempts: int = 8
-    with_others: int = 2
-    first_pause: float = 0.1
-    longest_pause: float = 2.0
 
 
 class Leader:
@@ -86,19 +69,14 @@ class Leader:
         self._streamer = streamer
         self._layout = layout
         self._place = place
-        self._sources = sources
-        self._retries = retries
+        self._attempts = Attempts(streamer.name, sources, retries)
         self._upkeep = upkeep
         self._tell = tell
         self._held = held
         self._journal = Journal(place.journal, place.algorithm)
         self._metadata = Metadata()
-        self._current = 0
-        self._tries = 0
-        self._progress = 0
         self._noted = 0
         self._received = 0  # since that was told
-        self._last_words: dict[str, str] = {}
         self._feed: Feed | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="shmstream-flight", daemon=True)
@@ -320,7 +298,7 @@ class Leader:
             ContentChanged: it is another blob by now.
         """
         while True:
-            source = self._sources[self._current]
+            source = self._attempts.source
             try:
                 feed = self._try_open(source, offset)
             except SourceError as error:
@@ -331,7 +309,7 @@ class Leader:
 
     def _try_open(self, source: Source, offset: int) -> Feed:
         validator = self._metadata.validator if offset else None
-        if self._place.is_given and self._current > 0:
+        if self._place.is_given and not self._attempts.is_first:
             validator = None  # it is the first source's, and the digest guards
         try:
             feed = source.open(offset, validator)
@@ -381,7 +359,7 @@ class Leader:
         """The error for a source that has another blob: hopeless, or the end of the flight."""
         if self._place.is_given:
             return self._error(reason, retryable=False)
-        source = self._sources[self._current].name
+        source = self._attempts.source.name
         return ContentChanged(self._streamer.name, self._streamer.appended, f"{source}: {reason}")
 
     def _buffers(self, feed: Feed) -> Iterator[Buffer]:
@@ -393,7 +371,7 @@ class Leader:
             raise self._error(f"{type(error).__name__}: {error}", retryable=False) from error
 
     def _error(self, reason: str, *, retryable: bool) -> SourceError:
-        name = self._sources[self._current].name
+        name = self._attempts.source.name
         return SourceError(name, self._streamer.appended, reason, retryable)
 
     def _fail(self, error: SourceError) -> None:
@@ -403,26 +381,12 @@ class Leader:
             SourceFailed: there is none.
             StreamClosed: the flight was handed over meanwhile.
         """
-        streamer, retries = self._streamer, self._retries
-        self._last_words[error.source] = str(error)
-        if streamer.appended > self._progress:
-            self._progress = streamer.appended
-            self._tries = 0
-        self._tries += 1
-        is_last = self._current + 1 == len(self._sources)
-        allowed = retries.attempts if is_last else retries.with_others
-        pause = min(retries.first_pause * 2 ** min(self._tries - 1, 16), retries.longest_pause)
-        pause = max(pause, error.retry_after or 0.0)
-        if error.retryable and self._tries < allowed and pause <= _LONGEST_RETRY_AFTER:
-            _log.info("%s: %s; again in %.1f s", self._place.key, str(error), pause)
-            if self._stopping.wait(pause):
-                raise StreamClosed(streamer.name, "it was handed over")
-        elif not is_last:
-            self._current += 1
-            self._tries = 0
+        pause = self._attempts.failed(error, self._streamer.appended)
+        if pause is None:
             self._say(EventKind.FAILED_OVER)
-            following = self._sources[self._current].name
+            following = self._attempts.source.name
             _log.warning("%s: %s; going on with %s", self._place.key, str(error), following)
-        else:
-            reason = "; ".join(self._last_words.values())
-            raise SourceFailed(streamer.name, streamer.appended, reason, error.status) from error
+            return
+        _log.info("%s: %s; again in %.1f s", self._place.key, str(error), pause)
+        if self._stopping.wait(pause):
+            raise StreamClosed(self._streamer.name, "it was handed over")

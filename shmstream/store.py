@@ -18,13 +18,13 @@ from functools import cache
 
 from shmstream import audit, segment
 from shmstream.aio import AsyncBlob
+from shmstream.attempts import Retries
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
 from shmstream.events import Event
 from shmstream.flight import Flight, Policy
 from shmstream.journal import Metadata
 from shmstream.layout import Entry, Layout
-from shmstream.leader import Retries
 from shmstream.pacer import check_pacing
 from shmstream.sources import AnySource, as_sources
 from shmstream.upkeep import WEEK, Upkeep

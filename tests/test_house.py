@@ -28,7 +28,7 @@ FLOORS = [
         "units",
         "answer",
     },
-    {"claims", "subscribers", "http_body", "http_client", "fsspec_source"},
+    {"claims", "subscribers", "http_body", "http_client", "fsspec_source", "attempts"},
     {"stream", "partial", "http_source"},
     {"streamer", "tail", "sources", "invariants"},
     {"copier", "resumable", "layout"},
