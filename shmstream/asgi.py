@@ -32,6 +32,7 @@ from shmstream.errors import (
     CannotStart,
     ContentChanged,
     DigestMismatch,
+    OutOfRoom,
     ShmstreamError,
     SourceError,
     SourceFailed,
@@ -66,6 +67,7 @@ _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (ContentChanged, 502),
     (SourceFailed, 502),
     (SourceError, 502),
+    (OutOfRoom, 503),
     (CannotStart, 503),
 )
 

@@ -22,6 +22,7 @@ error, with the same facts, as the writer that aborted.
     |       |-- SizeMismatch      the source gave more or less than its size
     |       |-- DigestMismatch    the bytes are not the ones that the digest names
     |       |-- SourceFailed      no source had the rest of it
+    |       |-- OutOfRoom         there is no room to keep it
     |       `-- ContentChanged    the source has other bytes by now than those it began with
     |-- SourceError               one source, once: inside a flight, and from `Source.open`
     `-- StoreError                a store, before there is a flight
@@ -158,6 +159,9 @@ class OutOfResources(CannotStart):
         return f"stream {self.name!r}: out of {self.what} ({self.detail})"
 
 
+_SHORTAGES_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
+
+
 @contextmanager
 def naming_shortages(name: str, place: str) -> Iterator[None]:
     """Turn an OSError inside that means a shortage into `OutOfResources`; `place` is what fills."""
@@ -166,11 +170,20 @@ def naming_shortages(name: str, place: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
             what = "file descriptors: raise `ulimit -n`, or close some"
-        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG):
+        elif error.errno in _SHORTAGES_OF_ROOM:
             what = f"space in {place}"
         else:
             raise
         raise OutOfResources(name, what, error.errno, str(error)) from error
+
+
+def is_for_want_of_room(error: BaseException) -> bool:
+    """Whether disk or shared memory are full: what cannot be kept here may still be had."""
+    if isinstance(error, OutOfResources):
+        return error.number in _SHORTAGES_OF_ROOM
+    if isinstance(error, OSError):
+        return error.errno in _SHORTAGES_OF_ROOM
+    return isinstance(error, OutOfRoom)
 
 
 # A stream that will not go on.
@@ -237,7 +250,10 @@ class BlobAborted(StreamBroken):
             return reason
         if isinstance(reason, BaseException):
             kind = type(reason).__name__
-            reason = f"{kind}: {reason}" if str(reason) else kind
+            text = f"{kind}: {reason}" if str(reason) else kind
+            if is_for_want_of_room(reason):
+                return OutOfRoom(name, offset, text)
+            reason = text
         return BlobAborted(name, offset, reason)
 
     def to_text(self, limit: int) -> bytes:
@@ -256,7 +272,9 @@ class BlobAborted(StreamBroken):
         """
         try:
             facts = json.loads(text)
-            kinds = (BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, ContentChanged)
+            kinds = (
+                BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
+            )  # fmt: skip
             return {each.__name__: each for each in kinds}[facts.pop("kind")](**facts)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
@@ -286,6 +304,11 @@ class SourceFailed(BlobAborted):
     """
 
     status: int | None = None
+
+
+@dataclass(eq=False)
+class OutOfRoom(BlobAborted):
+    """There is no room for the rest of it, on the disk or in memory. The source may have it."""
 
 
 @dataclass(eq=False)

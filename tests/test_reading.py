@@ -397,6 +397,7 @@ def test_errors_survive_pickling_and_carry_their_facts() -> None:
         BlobAborted("name", 7, "reason"),
         DigestMismatch("name", 7, "reason", "sha256:a", "sha256:b"),
         errors.OutOfResources("name", "space", 28, "detail"),
+        errors.OutOfRoom("name", 7, "reason"),
         errors.IllegalTransition("name", "COMMITTED", "ABORTED"),
     ]
     for error in examples:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import BlobAborted, BlobStreamer, InFlightCopier, NoFreeSlot, OutOfResources
+from shmstream import BlobStreamer, InFlightCopier, NoFreeSlot, OutOfResources, OutOfRoom
 from tests import roles
 from tests.interpreters import Interpreter
 
@@ -49,9 +49,9 @@ def test_disk_full(start: Start, small_disk: Path) -> None:
             streamer.append(bytes(600_000))
         assert caught.value.number == 28
         outcome = reader.hear()
-        assert (outcome["error"], outcome["bytes"]) == ("BlobAborted", 600_000)
+        assert (outcome["error"], outcome["bytes"]) == ("OutOfRoom", 600_000)
         assert "No space left on device" in outcome["text"]
-        with pytest.raises(BlobAborted, match="No space left"):
+        with pytest.raises(OutOfRoom, match="No space left"):
             InFlightCopier.attach(streamer.name)
 
 

@@ -18,6 +18,7 @@ import pytest
 from shmstream import (
     BlobAborted,
     DamagedBlob,
+    OutOfRoom,
     Store,
     StoreUnusable,
     segment,
@@ -300,7 +301,7 @@ def test_a_file_system_in_user_space_with_good_locks(fuse: Mount, origin: Origin
 def test_no_room_before_the_first_byte(small_disk: Path, origin: Origin) -> None:
     store = make_store(str(small_disk / "store"), {})
     url = origin.serve("/blob", seed=1, size=4 * MIB)
-    with pytest.raises(BlobAborted, match="space"):
+    with pytest.raises(OutOfRoom, match="space"):
         store.fetch(digest(1, 4 * MIB), url)
     wait_until(lambda: store.flights() == [])
     assert list(store._layout.entries()) == []
@@ -311,7 +312,7 @@ def test_no_room_before_the_first_byte(small_disk: Path, origin: Origin) -> None
 def test_no_room_in_the_middle(small_disk: Path, origin: Origin) -> None:
     store = make_store(str(small_disk / "store"), {})
     url = origin.serve("/blob", seed=1, size=4 * MIB, framing="chunked")
-    with pytest.raises(BlobAborted, match="space"):
+    with pytest.raises(OutOfRoom, match="space"):
         store.fetch(digest(1, 4 * MIB), url)
     wait_until(lambda: store.flights() == [])
     store.gc(partial_age=0)

@@ -20,6 +20,7 @@ from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
     CannotStart,
+    OutOfRoom,
     ShmstreamError,
     SourceError,
     SourceFailed,
@@ -110,8 +111,8 @@ def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
         return 502, Code.UNAVAILABLE, f"the upstream answers {error.status}"
     if isinstance(error, WriterStalled):
         return 504, Code.UNAVAILABLE, "nothing comes from the upstream any more"
+    if isinstance(error, CannotStart | OutOfRoom):
+        return 503, Code.UNAVAILABLE, "this cache is busy"
     if isinstance(error, BlobAborted):
         return 502, Code.UNAVAILABLE, "the upstream gives other bytes than those of the digest"
-    if isinstance(error, CannotStart):
-        return 503, Code.UNAVAILABLE, "this cache is busy"
     return 500, Code.UNKNOWN, "this cache is not in order"
