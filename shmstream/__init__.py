@@ -24,6 +24,7 @@ And how one key reaches every process of a host that asks for it:
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     over HTTP    asgi.py       a response, decided by answer.py, its body sent by sending.py;
                                server.py: zero-copy for uvicorn
+    without room passing.py    each client gets it straight from the source
     housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by;
                  upkeep.py     a store keeps to its limit
     a registry   registry/     the pull-through OCI registry, `shmstream serve`
@@ -31,8 +32,8 @@ And how one key reaches every process of a host that asks for it:
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
 seal, events, units, answer | claims, subscribers, http_client, fsspec_source, attempts | stream,
 partial, http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit |
-upkeep | leader | flight | blob | lookout | aio | store, sending | asgi, server, watch | registry |
-demo | cli. A room imports only rooms on lower floors.
+upkeep | leader | flight | blob | lookout | aio | passing | store, sending | asgi, server, watch |
+registry | demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging

@@ -14,6 +14,9 @@ Bytes are sent by the kernel, straight from the file, where the server has the A
 
 A client that leaves cancels its own reading and never the flight. A client that takes nothing for
 `write_timeout` is cut; one that takes a little, now and then, is not.
+
+Where there is no room for a flight, or not for the rest of it, each client gets what it lacks
+straight from the source (passing.py), and notices nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +48,7 @@ from shmstream.sources import as_sources
 
 if TYPE_CHECKING:
     from shmstream.aio import AsyncBlob
+    from shmstream.passing import Passage
     from shmstream.sources import AnySource
     from shmstream.store import Store
 
@@ -154,19 +159,7 @@ class InFlightResponse(_Response):
                 await begin(self._answer(request, about))
                 await send({"type": "http.response.body", "body": b""})
                 return
-            async with opened as blob:
-                await blob.known()
-                if scope["method"] == "GET" and scope.get("http_version") == "1.0":
-                    await blob.seek(0, os.SEEK_END)  # it knows no chunked coding: have the size
-                await self.authorise(blob)
-                answer = self._answer(request, blob)
-                await begin(answer)
-                if scope["method"] == "GET":
-                    extensions = scope.get("extensions") or {}
-                    sending = Sending(send, blob, self._write_timeout, extensions)
-                    await sending.send(answer.start, answer.end)
-                else:
-                    await send({"type": "http.response.body", "body": b""})
+            await self._stream(opened, request, scope, send, begin)
         except ShmstreamError as error:
             if began:
                 raise  # the server closes the connection, short of what was promised
@@ -174,6 +167,58 @@ class InFlightResponse(_Response):
             headers["content-length"] = str(len(body))
             self.status_code = status
             await _send_whole(send, Answer(status, headers), body)
+
+    async def _stream(
+        self,
+        opened: AsyncBlob,
+        request: Mapping[str, str],
+        scope: Scope,
+        send: Send,
+        begin: Callable[[Answer], Awaitable[None]],
+    ) -> None:
+        """Answer with the blob: from the store, a flight, or where there is no room, the source."""
+        sending = Sending(send, self._write_timeout, scope.get("extensions") or {})
+        is_get = scope["method"] == "GET"
+        needs_size = is_get and scope.get("http_version") == "1.0"  # it knows no chunked coding
+        about: AsyncBlob | Description
+        give: Callable[[Answer], Awaitable[None]]
+        async with AsyncExitStack() as stack:
+            try:
+                about = blob = await stack.enter_async_context(opened)
+                await blob.known()
+                if needs_size:
+                    await blob.seek(0, os.SEEK_END)
+                give = partial(self._give, sending, blob)
+            except ShmstreamError as error:
+                passage = await stack.enter_async_context(self._instead(error))
+                about = await passage.ask()
+                if needs_size and about.size is None:
+                    raise error from None
+                give = partial(_pass, sending, passage, about)
+            await self.authorise(about)
+            answer = self._answer(request, about)
+            await begin(answer)
+            if is_get and answer.status in (200, 206):
+                await give(answer)
+            else:
+                await send({"type": "http.response.body", "body": b""})
+
+    async def _give(self, sending: Sending, blob: AsyncBlob, answer: Answer) -> None:
+        """Send the body; what the flight has no room for, from the source."""
+        try:
+            await sending.send(blob, answer.start, answer.end)
+        except ShmstreamError as error:
+            async with self._instead(error) as passage:
+                known = Description(blob.size, blob.validator, blob.media_type)
+                file = blob.descriptor if sending.position > answer.start else -1
+                passage.give(sending.position, answer.end, known, file)
+                await sending.pass_on(passage)
+
+    def _instead(self, error: ShmstreamError) -> Passage:
+        """A way to the blob without a flight, if that has failed for want of room; else raises."""
+        return self._store.pass_through(
+            self._key, self._source, error, stall_timeout=self._stall_timeout
+        )
 
     def _open(self) -> AsyncBlob:
         """Not entered yet.
@@ -186,8 +231,10 @@ class InFlightResponse(_Response):
         except ValueError as error:
             raise BlobNotFound(self._key, self._store.folder) from error
 
-    async def authorise(self, blob: AsyncBlob) -> None:
+    async def authorise(self, blob: AsyncBlob | Description) -> None:
         """For subclasses: called once the source has answered, before anything is sent.
+
+        `blob` is what it has said, where there is no room for a flight.
 
         Raises:
             ShmstreamError: this client is not to have it; `refuse` says so.
@@ -250,6 +297,11 @@ def _request(scope: Scope) -> dict[str, str]:
     if scope["method"] != "GET":
         request.pop("range", None)
     return request
+
+
+async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:
+    passage.give(answer.start, answer.end, about)
+    await sending.pass_on(passage)
 
 
 async def _start(send: Send, answer: Answer) -> None:

@@ -31,6 +31,8 @@ class EventKind(StrEnum):
     """We ended before the flight did; counts the bytes that were there."""
     EVICTED = "evicted"
     """A complete blob was removed to make room; counts the bytes freed."""
+    PASSED_THROUGH = "passed through"
+    """A client gets it straight from its source, for want of room; counts what it had already."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     by hand     the bytes are read and handed on: where the server has no such extension, where the
                 size is not known yet, or where something in between, such as a middleware that
                 compresses, keeps what it does not know to itself
+    passed on   pieces that are in no file at all (passing.py)
 
 The last byte is sent only when the blob is complete (I7): its flight may still fail, and a body
 that has come to its end would say that it has not.
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any
 
 from shmstream.aio import AsyncBlob
@@ -38,39 +39,48 @@ class Sending:
     def __init__(
         self,
         send: Send,
-        blob: AsyncBlob,
         timeout: float,
         extensions: Mapping[str, Mapping[str, Any]],
     ) -> None:
         """`timeout`: seconds in which the client must take something."""
         self._send = send
-        self._blob = blob
         self._timeout = timeout
         self._extensions = extensions
         self._server = extensions.get(SERVER, {})
         self._writing_since: float | None = None
+        self.position = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle
         self._mark: object = None
         self._marked = 0.0
         self._cut = False
 
-    async def send(self, start: int, end: int | None) -> None:
+    async def send(self, blob: AsyncBlob, start: int, end: int | None) -> None:
         """Send the body, from `start` on; `end` is None where the blob's size is not known.
 
         Call it when the head was sent.
 
         Raises:
             ConnectionAbortedError: the client took nothing for too long.
-            StreamBroken: as `AsyncBlob.read1`.
+            StreamBroken: as `AsyncBlob.read1`. Everything before `position` was sent.
         """
+        self.position = start
+        await self._watch(self._send_blob(blob, end))
+
+    async def pass_on(self, pieces: AsyncIterable[bytes]) -> None:
+        """Send the body, or the rest of it after `send` has failed.
+
+        Raises:
+            ConnectionAbortedError: the client took nothing for too long.
+            ShmstreamError: what `pieces` raises.
+        """
+        await self._watch(self._send_pieces(pieces))
+
+    async def _watch(self, sending: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.current_task()
         self._look_later()
         try:
-            zero_copy = ZERO_COPY in self._extensions
-            if end is not None and zero_copy and self._has_reached_server("http.response.start"):
-                start = await self._by_kernel(start, end)
-            await self._by_hand(start, end)
+            await sending
             await self._write({"type": "http.response.body", "body": b""})
         except asyncio.CancelledError:
             if not self._cut or self._task is None:
@@ -80,6 +90,16 @@ class Sending:
             raise ConnectionAbortedError(reason) from None
         finally:
             self._timer.cancel()
+
+    async def _send_blob(self, blob: AsyncBlob, end: int | None) -> None:
+        zero_copy = ZERO_COPY in self._extensions
+        if end is not None and zero_copy and self._has_reached_server("http.response.start"):
+            await self._by_kernel(blob, end)
+        await self._by_hand(blob, end)
+
+    async def _send_pieces(self, pieces: AsyncIterable[bytes]) -> None:
+        async for data in pieces:
+            await self._write({"type": "http.response.body", "body": data, "more_body": True})
 
     def _has_reached_server(self, kind: str) -> bool:
         """Whether the message that was sent last, of that kind, has; ours can tell."""
@@ -100,9 +120,9 @@ class Sending:
         else:
             self._look_later()
 
-    async def _there(self, position: int, end: int | None) -> int:
+    async def _there(self, blob: AsyncBlob, end: int | None) -> int:
         """How far can be sent, waiting for a byte more than `position`; that itself at the end."""
-        blob = self._blob
+        position = self.position
         there = await blob.wait_past(position)
         if end is not None:
             there = min(there, end)
@@ -112,36 +132,34 @@ class Sending:
             await blob.wait_past(there)
         return max(there, position)
 
-    async def _by_hand(self, position: int, end: int | None) -> None:
-        blob = self._blob
-        await blob.seek(position)
-        while end is None or position < end:
-            there = await self._there(position, end)
-            if there == position:
+    async def _by_hand(self, blob: AsyncBlob, end: int | None) -> None:
+        await blob.seek(self.position)
+        while end is None or self.position < end:
+            there = await self._there(blob, end)
+            if there == self.position:
                 break
-            data = await blob.read1(min(there - position, _PIECE))
-            position += len(data)
+            data = await blob.read1(min(there - self.position, _PIECE))
             await self._write({"type": "http.response.body", "body": data, "more_body": True})
+            self.position += len(data)
 
-    async def _by_kernel(self, position: int, end: int) -> int:
-        """How far it was sent: not to the end if such messages do not reach the server."""
-        while position < end:
-            count = min(await self._there(position, end) - position, _SPAN)
+    async def _by_kernel(self, blob: AsyncBlob, end: int) -> None:
+        """Not to the end if such messages do not reach the server."""
+        while self.position < end:
+            count = min(await self._there(blob, end) - self.position, _SPAN)
             if count == 0:
                 break
             await self._write(
                 {
                     "type": ZERO_COPY,
-                    "file": self._blob.descriptor,
-                    "offset": position,
+                    "file": blob.descriptor,
+                    "offset": self.position,
                     "count": count,
                     "more_body": True,
                 }
             )
             if not self._has_reached_server(ZERO_COPY):
                 break
-            position += count
-        return position
+            self.position += count
 
     async def _write(self, message: Message) -> None:
         """Have the server send it."""

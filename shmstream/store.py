@@ -2,6 +2,7 @@
 
     store.open     a readable file at once, whoever downloads        flight.py, blob.py
     store.fetch    the path of the whole blob                        blob.py
+    store.pass_through    for one client, with nothing kept          passing.py
     store.evict    make room, the least recently used first          upkeep.py
     store.check    findings of everything that is not as it should   audit.py
     store.gc       remove what dead processes left                   audit.py
@@ -21,11 +22,13 @@ from shmstream.aio import AsyncBlob
 from shmstream.attempts import Retries
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
+from shmstream.errors import ShmstreamError, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import Flight, Policy
 from shmstream.journal import Metadata
 from shmstream.layout import Entry, Layout
 from shmstream.pacer import check_pacing
+from shmstream.passing import Passage, again
 from shmstream.sources import AnySource, as_sources
 from shmstream.upkeep import WEEK, Upkeep
 
@@ -54,6 +57,8 @@ class Store:
             go out at once. Longer costs less where many read at the live tail.
         max_flights: of this store on this host at one time, whoever leads them; beyond that a new
             one is refused (`TooManyFlights`). A flight that is taken over goes on. None: no limit.
+        max_pass_through: clients of this process that are served without a flight at one time, each
+            by a download of its own, where there is no room to keep a blob; see `pass_through`.
         on_event: told what happens to the flights that this process leads, as it happens and in
             the thread where it does; it must not block.
 
@@ -74,16 +79,20 @@ class Store:
         publish_bytes: int = 1 << 20,
         publish_interval: float = 0.02,
         max_flights: int | None = None,
+        max_pass_through: int = 64,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         if max_bytes is not None and max_bytes < 0:
             raise ValueError(f"max_bytes is a number of bytes, or None for no limit: {max_bytes}")
         if max_flights is not None and max_flights < 1:
             raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
+        if max_pass_through < 0:
+            raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
         self._layout = Layout(folder)
         self.folder = self._layout.folder
         self.max_bytes = max_bytes
+        self._max_pass_through = max_pass_through
         self._on_event = on_event
         self._upkeep = Upkeep(self._layout, max_bytes, self._say)
         self._policy = Policy(
@@ -184,6 +193,30 @@ class Store:
         with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
             blob.wait()
             return blob.path
+
+    def pass_through(
+        self,
+        key: str,
+        source: AnySource | None,
+        because: ShmstreamError,
+        *,
+        stall_timeout: float | None = None,
+    ) -> Passage:
+        """A way for one client of a server to the blob of `key`, with nothing of it kept.
+
+        For when opening or reading it fails for want of room, as `InFlightResponse` does. Enter it
+        at once. Does not wait for the source.
+
+        Raises:
+            ShmstreamError: `because`. It has another reason; or the source can be read only once;
+                or this process has `max_pass_through` of such clients.
+        """
+        if source is not None and is_for_want_of_room(because):
+            place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
+            passage = Passage(place, again(sources), policy.retries, policy.tell, stall_timeout)
+            if passage.begin(self._max_pass_through):
+                return passage
+        raise because
 
     def __contains__(self, key: object) -> bool:
         """Whether the complete blob of `key` is here."""

@@ -8,12 +8,16 @@ from typing import Any
 from urllib.parse import unquote
 
 from shmstream.asgi import InFlightResponse
+from shmstream.http_source import HTTPSource
 from shmstream.server import Protocol
+from shmstream.source import Feed
 from tests.flights import make_store
 
-store = make_store(os.environ["TEST_STORE"], {})
+store = make_store(os.environ["TEST_STORE"], json.loads(os.environ.get("TEST_STORE_OPTIONS", "{}")))
 origin = os.environ["TEST_ORIGIN"]
 options = json.loads(os.environ.get("TEST_OPTIONS", "{}"))
+
+MIB = 1 << 20
 
 
 class Hasty(Protocol):
@@ -32,6 +36,15 @@ class HastyByHand(Hasty, ByHand):
     """Both."""
 
 
+class Silent:
+    """A source that says nothing without giving bytes."""
+
+    name = "silent"
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        return HTTPSource(f"{origin}/blob").open(offset, validator)
+
+
 async def app(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] == "lifespan":
         while (await receive())["type"] != "lifespan.shutdown":
@@ -39,7 +52,11 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "lifespan.shutdown.complete"})
         return
     key = unquote(scope["raw_path"].decode().removeprefix("/blob/").partition("?")[0])
-    source = None if key == "absent" else f"{origin}/blob"
+    source: Any = None if key == "absent" else f"{origin}/blob"
+    if key.startswith("silent"):
+        source = Silent()
+    elif key == "once":
+        source = iter([bytes(MIB)] * 4)
     await InFlightResponse(store, key, source, **options)(scope, receive, send)
 
 

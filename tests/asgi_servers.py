@@ -36,20 +36,23 @@ class Server:
         app: str = "tests.app:app",
         server: str = "uvicorn",
         response: dict[str, Any] | None = None,
+        store: dict[str, Any] | None = None,
+        within: tuple[str, ...] = (),
     ) -> None:
-        """`response` has further arguments for each `InFlightResponse`."""
+        """Further arguments for each `InFlightResponse`, for the `Store`; a command before all."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         command = [sys.executable, "-m", *COMMANDS[server].format(port=self.port).split()]
         self.log = log.open("w+")
         self.process = subprocess.Popen(
-            [*command, *options, app],
+            [*within, *command, *options, app],
             env={
                 **os.environ,
                 "TEST_STORE": folder,
                 "TEST_ORIGIN": origin.url(""),
                 "TEST_OPTIONS": json.dumps(response or {}),
+                "TEST_STORE_OPTIONS": json.dumps(store or {}),
             },
             stdout=self.log,
             stderr=self.log,

@@ -39,6 +39,7 @@ FLOORS = [
     {"blob"},
     {"lookout"},
     {"aio"},
+    {"passing"},
     {"store", "sending"},
     {"asgi", "server", "watch"},
     {"__init__"},

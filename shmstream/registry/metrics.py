@@ -86,6 +86,10 @@ METRICS = (
         "shmstream_aborts_total", "counter", (),
         "Flights that were given up: the source failed, the digest was wrong, no room",
     ),
+    Described(
+        "shmstream_passed_through_total", "counter", (),
+        "Clients that were served straight from an upstream, for want of room",
+    ),
     Described("shmstream_evictions_total", "counter", (), "Blobs that were removed to make room"),
     Described("shmstream_evicted_bytes_total", "counter", (), "Bytes of those blobs"),
     Described("shmstream_store_bytes", "gauge", (), "Bytes of complete blobs, at most 30 s ago"),
@@ -109,6 +113,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.COMMITTED: ("shmstream_commits_total", None),
     EventKind.ABORTED: ("shmstream_aborts_total", None),
     EventKind.HANDED_OVER: ("shmstream_handovers_total", None),
+    EventKind.PASSED_THROUGH: ("shmstream_passed_through_total", None),
     EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
 }
 """What an event of a flight adds one to, and what it adds its bytes to."""

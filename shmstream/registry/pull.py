@@ -36,6 +36,7 @@ from shmstream.store import Store
 
 if TYPE_CHECKING:
     from shmstream.aio import AsyncBlob
+    from shmstream.source import Description
 
 T = TypeVar("T")
 
@@ -162,13 +163,19 @@ class Pull:
         return await self._attempt(self._read)
 
     async def _read(self, source: RepositorySource) -> bytes:
-        async with self._shared.store.aopen(self.digest, source) as blob:
-            await blob.known()
-            await self._see_grant()
-            if (blob.size or 0) <= manifests.LARGEST:
-                data = await blob.read(manifests.LARGEST + 1)
-                if len(data) <= manifests.LARGEST:
-                    return data
+        store, limit = self._shared.store, manifests.LARGEST + 1
+        try:
+            async with store.aopen(self.digest, source) as blob:
+                await blob.known()
+                await self._see_grant()
+                data = await blob.read(limit) if (blob.size or 0) < limit else None
+        except ShmstreamError as error:
+            async with store.pass_through(self.digest, source, error) as passage:
+                about = await passage.ask()
+                await self._see_grant()
+                data = await passage.read(about, limit)
+        if data is not None and len(data) < limit:
+            return data
         message = f"it is larger than the {manifests.LARGEST} bytes that a manifest may have"
         raise Refusal(502, Code.MANIFEST_INVALID, message)
 
@@ -218,7 +225,7 @@ class _Content(InFlightResponse):
 
     see_grant: Callable[[], Awaitable[None]]
 
-    async def authorise(self, blob: AsyncBlob) -> None:  # noqa: ARG002
+    async def authorise(self, blob: AsyncBlob | Description) -> None:  # noqa: ARG002
         await self.see_grant()
 
     def refuse(self, error: ShmstreamError) -> NoReturn:
