@@ -62,6 +62,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     help="Downloads at one time; more are refused for a moment (503).  [default: no limit]",
 )
 @click.option(
+    "--max-pass-through",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Clients of one worker that get what there is no room for straight from the upstream, at "
+    "one time; more are refused for a moment (503).  [default: 64]",
+)
+@click.option(
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",

@@ -36,6 +36,7 @@ class Application:
             settings.store,
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
+            max_pass_through=settings.max_pass_through,
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,
         )

@@ -109,6 +109,8 @@ class Settings:
         store: the folder of the store.
         max_bytes: of complete blobs in the store; None for no limit.
         max_flights: downloads at one time, over all workers; None for no limit.
+        max_pass_through: clients of one worker that get what there is no room for straight from the
+            upstream, at one time.
         tag_ttl: how long what a tag means is not asked again.
         prefetch: layers of a manifest that was asked for whose flights begin at once; 0 for none.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
@@ -130,6 +132,7 @@ class Settings:
     store: str
     max_bytes: int | None = None
     max_flights: int | None = None
+    max_pass_through: int = 64
     tag_ttl: float = 60.0
     prefetch: int = 0
     docker_config: str | None = None
@@ -255,6 +258,7 @@ def read_table(path: str) -> dict[str, object]:
 _LEAST: dict[str, float] = {
     "max_bytes": 0,
     "max_flights": 1,
+    "max_pass_through": 0,
     "tag_ttl": 0,
     "prefetch": 0,
     "workers": 1,
@@ -297,6 +301,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "workers": _count,
     "max_bytes": _size,
     "max_flights": _count,
+    "max_pass_through": _count,
     "tag_ttl": _duration,
     "prefetch": _count,
     "docker_config": _text,
