@@ -204,8 +204,12 @@ class Body:
             self._lock.release()
 
     def __del__(self) -> None:
-        if not self._closed and self._response.connection is not None:
-            warnings.warn("a feed of an HTTPSource was not closed", ResourceWarning, stacklevel=2)
+        try:
+            if not self._closed and self._response.connection is not None:
+                reason = "a feed of an HTTPSource was not closed"
+                warnings.warn(reason, ResourceWarning, stacklevel=2)
+        finally:  # a warning may be an error
+            self._let_go()
 
 
 class _Pipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import mmap
@@ -9,6 +10,7 @@ import os
 import pickle
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -25,10 +27,19 @@ import pytest
 import urllib3
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from shmstream import http_body
 from shmstream.errors import SourceError
 from shmstream.fsspec_source import FsspecSource
 from shmstream.http_source import HTTPSource, close_pools
-from shmstream.source import Feed, FileSource, IterableSource, PathSource, Source, public
+from shmstream.source import (
+    Feed,
+    FileSource,
+    IterableSource,
+    KernelFeed,
+    PathSource,
+    Source,
+    public,
+)
 from shmstream.sources import as_sources
 from tests.interpreters import PATIENCE, Interpreter, Link, wait_until
 from tests.nginx import Nginx
@@ -45,9 +56,43 @@ OLD = "Mon, 02 Jan 2023 03:04:05 GMT"
 Start = Callable[..., Interpreter]
 
 
+_way = "by hand"
+
+
+@pytest.fixture(autouse=True)
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How what an origin gives is taken."""
+    global _way
+    _way = getattr(request, "param", "by hand")
+    yield _way
+    _way = "by hand"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever has an origin is tried in all ways."""
+    if {"origin", "tls_origin", "nginx"} & set(metafunc.fixturenames):
+        metafunc.parametrize("way", ["by hand", "by kernel", "by kernel, no pipe"], indirect=True)
+
+
+def given(feed: Feed) -> Iterator[Buffer]:
+    """What it gives, piece by piece, in the way that is tried; by hand where there is no other."""
+    by_kernel = None if _way == "by hand" else feed.by_kernel
+    return feed.data if by_kernel is None else _moved(by_kernel)
+
+
+def _moved(feed: KernelFeed) -> Iterator[Buffer]:
+    with tempfile.TemporaryFile() as file, pytest.MonkeyPatch.context() as patch:
+        if _way != "by kernel":
+            patch.setattr(http_body._Pipe, "make", lambda: None)
+        fd = file.fileno()
+        while feed.wait(0, 1):
+            count = feed.move(fd, 65536)
+            yield os.pread(fd, count, os.lseek(fd, 0, os.SEEK_CUR) - count)
+
+
 def everything(feed: Feed) -> bytes:
     with feed:
-        return b"".join(bytes(data) for data in feed)
+        return b"".join(bytes(data) for data in given(feed))
 
 
 def read(source: Source, offset: int = 0, validator: str | None = None) -> bytes:
@@ -66,7 +111,7 @@ def fails_to_read(feed: Feed) -> tuple[bytes, SourceError]:
     """What came before it failed; every byte counts."""
     got = bytearray()
     with feed, pytest.raises(SourceError) as caught:
-        for data in feed:
+        for data in given(feed):
             got += data
     assert caught.value.offset == feed.offset + len(got)
     return bytes(got), caught.value
@@ -108,7 +153,7 @@ def test_bytes_are_given_as_they_come(origin: Origin, framing: str) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, framing=framing, stall_after=1000)
     with HTTPSource(url).open() as feed:
         early = bytearray()
-        for data in feed:
+        for data in given(feed):
             early += data
             if len(early) == 1000:
                 origin.release()
@@ -118,7 +163,7 @@ def test_bytes_are_given_as_they_come(origin: Origin, framing: str) -> None:
 def test_a_throttled_origin(origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, rate=2_000_000)
     with HTTPSource(url).open() as feed:
-        assert len([len(memoryview(data)) for data in feed]) > 5
+        assert len([len(memoryview(data)) for data in given(feed)]) > 5
 
 
 def test_connections_are_used_again(origin: Origin) -> None:
@@ -274,7 +319,7 @@ def test_more_than_the_range(origin: Origin) -> None:
         origin.serve("/blob", seed=1, size=SIZE, framing="chunked", content_range=told)
     )
     with source.open(1000) as feed, pytest.raises(SourceError, match="more than its 2000"):
-        for _ in feed:
+        for _ in given(feed):
             pass
 
 
@@ -376,10 +421,10 @@ def test_a_stall_that_passes(origin: Origin) -> None:
 def test_an_origin_that_is_away_for_a_while(origin: Origin) -> None:
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, stall_after=1000))
     feed = source.open()
-    next(feed.data)
+    next(given(feed))
     origin.refuse()
     with feed, pytest.raises(SourceError) as caught:
-        for _ in feed:
+        for _ in given(feed):
             pass
     assert caught.value.retryable
     error = fails_to_open(source, 1000)
@@ -452,11 +497,11 @@ def test_an_error_survives_pickling(origin: Origin) -> None:
 def test_closing_in_the_middle_drops_the_connection(origin: Origin) -> None:
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, stall_after=1000))
     with source.open() as feed:
-        next(feed.data)
+        next(given(feed))
     feed.close()
     origin.wait("/blob", lambda requests: requests[0].over)
     with pytest.raises(SourceError, match="closed"):
-        next(feed.data)
+        next(given(feed))
     origin.change("/blob", stall_after=None)
     assert read(source) == BLOB
     assert len({request.connection for request in origin.requests()}) == 2
@@ -465,7 +510,7 @@ def test_closing_in_the_middle_drops_the_connection(origin: Origin) -> None:
 def test_a_feed_that_is_not_closed_warns(origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
     with pytest.warns(ResourceWarning, match="not closed"):
-        next(HTTPSource(url).open().data)
+        next(given(HTTPSource(url).open()))
 
 
 @pytest.mark.parametrize("tls", [False, True])
@@ -481,7 +526,7 @@ def test_closing_ends_the_wait_of_another_thread(
 
     def read_on() -> None:
         try:
-            for data in feed:
+            for data in given(feed):
                 got.extend(bytes(data))
         except SourceError as error:
             errors.append(error)
@@ -500,11 +545,80 @@ def test_closing_ends_the_wait_of_another_thread(
 def test_a_feed_that_was_read_to_its_end_leaves_its_connection_to_others(origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE)
     first = HTTPSource(url).open()
-    assert b"".join(bytes(data) for data in first) == BLOB
+    assert b"".join(bytes(data) for data in given(first)) == BLOB
     with HTTPSource(url).open() as second:
         first.close()
         assert everything(second) == BLOB
     assert len({request.connection for request in origin.requests()}) == 1
+
+
+# HTTP: through the kernel.
+
+
+def test_what_cannot_go_through_the_kernel(
+    origin: Origin, tls_origin: Origin, tls_certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls_certificate))
+    for url in (
+        origin.serve("/chunked", seed=1, size=SIZE, framing="chunked"),
+        origin.serve("/close", seed=1, size=SIZE, framing="close"),
+        tls_origin.serve("/tls", seed=1, size=SIZE),
+    ):
+        with HTTPSource(url).open() as feed:
+            assert feed.by_kernel is None
+
+
+def test_bytes_gather_until_it_is_time_or_there_are_enough(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, stall_after=100_000))
+    with source.open() as feed, tempfile.TemporaryFile() as file:
+        kernel, fd = feed.by_kernel, file.fileno()
+        assert kernel is not None
+
+        def until(goal: int, gather: float, enough: int) -> None:
+            while os.fstat(fd).st_size < goal:
+                assert kernel.wait(gather, enough)
+                kernel.move(fd, SIZE)
+
+        until(100_000, 0, 1)
+        began = time.monotonic()
+        assert kernel.wait(0.2, 50_000)
+        assert time.monotonic() - began >= 0.2
+        assert kernel.move(fd, SIZE) == 0, "there was nothing"
+        origin.release()
+        assert kernel.wait(PATIENCE, 100_000)
+        assert kernel.move(fd, SIZE) >= 100_000
+        until(SIZE, PATIENCE, SIZE)  # more than there will be
+        assert not kernel.wait(0, 1)
+        assert os.pread(fd, SIZE + 1, 0) == BLOB
+    origin.change("/blob", stall_after=None)
+    assert read(source) == BLOB, "and the connection waits for single bytes again"
+    assert len({request.connection for request in origin.requests()}) == 1
+
+
+def test_a_file_that_takes_nothing_from_a_pipe(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splice = os.splice
+
+    def refuse(source: int, destination: int, *args: Any, **named: Any) -> int:
+        if stat.S_ISREG(os.fstat(destination).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return splice(source, destination, *args, **named)
+
+    monkeypatch.setattr(os, "splice", refuse)
+    assert read(HTTPSource(origin.serve("/blob", seed=1, size=SIZE))) == BLOB
+
+
+def test_a_file_that_fails_is_no_fault_of_the_source(origin: Origin) -> None:
+    with (
+        HTTPSource(origin.serve("/blob", seed=1, size=SIZE)).open() as feed,
+        open("/dev/full", "wb", buffering=0) as full,
+    ):
+        kernel = feed.by_kernel
+        assert kernel is not None
+        assert kernel.wait(0, 1)
+        with pytest.raises(OSError, match="No space left"):
+            kernel.move(full.fileno(), SIZE)
 
 
 # HTTP: who may see what.
@@ -825,11 +939,11 @@ def test_nginx_at_a_limited_rate(nginx: Nginx) -> None:
     (nginx.folder / "blob").write_bytes(BLOB)
     source = HTTPSource(nginx.url("blob", rate="600k"))
     with source.open() as feed:
-        sizes = [len(memoryview(data)) for data in feed]
+        sizes = [len(memoryview(data)) for data in given(feed)]
     assert sum(sizes) == SIZE
     assert len(sizes) > 2
     with HTTPSource(nginx.url("blob", rate="1k")).open() as feed:
-        next(feed.data)
+        next(given(feed))
     assert nginx.wait(2)[1].bytes < SIZE
 
 

@@ -25,7 +25,8 @@ _prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
 _store = Store(
     os.environ["PEERS_STORE"],
     durable=False,  # as with the peers, nothing is synced
-    publish_interval=float(os.environ.get("PEERS_INTERVAL", "0.05")),  # as `shmstream serve` has it
+    publish_bytes=4 << 20,  # as `shmstream serve` has it
+    publish_interval=0.1,  # likewise
 )
 
 

@@ -21,7 +21,8 @@ from shmstream.registry.settings import Settings
 from shmstream.registry.status import Status
 from shmstream.store import Store
 
-_PUBLISH_INTERVAL = 0.05  # s; each wake-up is one of every client at the live tail
+_PUBLISH_BYTES = 4 << 20
+_PUBLISH_INTERVAL = 0.1  # s; each wake-up is one of every client at the live tail
 
 
 class Application:
@@ -37,6 +38,7 @@ class Application:
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
+            publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,
         )
