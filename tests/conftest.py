@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from shmstream import doorbell, segment
+from shmstream import aio, doorbell, segment
 from tests.interpreters import Interpreter, wait_until
 
 pytest_plugins = [
@@ -114,12 +114,20 @@ def infrastructure() -> None:
     process.close()
 
 
+def _end_threads() -> None:
+    """Those that start others, ask sources or read cold files stay as long as their process."""
+    for executor in aio._executors.values():
+        executor.shutdown()
+    aio._executors.clear()
+
+
 @pytest.fixture(autouse=True)
 def as_found(tmp_path: Path) -> Iterator[None]:
     """Every test leaves the machine as it found it."""
     gc.collect()
     before = traces(tmp_path)
     yield
+    _end_threads()
     gc.collect()
     wait_until(lambda: threading.active_count() <= len(before.threads), patience=2)
     assert traces(tmp_path) == before

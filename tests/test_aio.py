@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,15 +33,6 @@ MIB = 1 << 20
 
 def lookouts() -> int:
     return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
-
-
-@pytest.fixture(autouse=True)
-def end_threads() -> Iterator[None]:
-    """Those that start others, or read what is not in memory, stay as long as their process."""
-    yield
-    for executor in aio._executors.values():
-        executor.shutdown()
-    aio._executors.clear()
 
 
 async def read_all(store: Store, key: str, url: str | None) -> str:
