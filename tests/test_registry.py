@@ -438,6 +438,29 @@ def test_a_redirect_to_a_cdn(
     assert (refused.method, asked.method, asked.range) == ("HEAD", "GET", "bytes=0-0")
 
 
+# Clients.
+
+
+def test_a_slow_client_holds_up_nobody(
+    docker_registry: DockerRegistry, ours: Registry, tmp_path: Path
+) -> None:
+    """It takes 100 KiB a second, for SHMSTREAM_SLOW_SECONDS; 70 are the whole of it."""
+    pushed = docker_registry.push("slow/app", "v1", image(34, [32 * MIB]))
+    docker_registry.reset()
+    connection, response = ours.open(f"/v2/slow/app/blobs/{pushed.layers[0]}")
+    taken = response.read(1)
+    clients = [skopeo("slow/app:v1", ours.host, tmp_path / name) for name in ("a", "b")]
+    for client, name in zip(clients, ("a", "b"), strict=True):
+        succeeds(client)
+        assert has_image(tmp_path / name, pushed.layers)
+    for _ in range(int(os.environ.get("SHMSTREAM_SLOW_SECONDS", "2"))):
+        taken += response.read(100 * 1024)
+        time.sleep(1)  # that is how slow it is
+    assert sha256(taken + response.read()) == pushed.layers[0].partition(":")[2]
+    connection.close()
+    assert len(docker_registry.requests("GET", pushed.layers[0])) == 1
+
+
 # Failures.
 
 
