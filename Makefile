@@ -21,7 +21,7 @@ demo: $(VENV)/.ready  ## a writer and its readers, a flight, a registry; one of 
 	$(BIN)/shmstream demo
 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it
-	$(BIN)/python -X dev -m pytest $(TESTS)
+	$(BIN)/python -X dev -m pytest -n auto --dist loadfile $(TESTS)
 
 check: $(VENV)/.ready  ## format, lint, strict types, layering
 	$(BIN)/ruff format --check .

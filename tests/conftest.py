@@ -103,6 +103,11 @@ def pytest_configure() -> None:
             libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"mode=1777")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """As many test processes as there are processors, where each has a /dev/shm of its own."""
+    return min(os.cpu_count() or 1, 4) if os.geteuid() == 0 else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def infrastructure() -> None:
     """Start what multiprocessing starts once, before anybody counts."""
