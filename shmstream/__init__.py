@@ -19,8 +19,9 @@ And how one key reaches every process of a host that asks for it:
                  leader.py     bring the bytes: sources in turn (attempts.py), journal.py to
                                resume, commit
                  resumable.py  a streamer that another process can succeed
-    a source     sources.py    what users call a source; source.py, http_source.py (which
-                               asks by http_client.py), fsspec_source.py
+    a source     sources.py    what users call a source; source.py, fsspec_source.py,
+                               http_source.py (http_client.py: asks; http_body.py: has the
+                               kernel move the answer to the file)
     reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
     over HTTP    asgi.py       a response, decided by answer.py, its body sent by sending.py;
                                server.py: zero-copy for uvicorn
@@ -30,10 +31,10 @@ And how one key reaches every process of a host that asks for it:
     a registry   registry/     the pull-through OCI registry, `shmstream serve`
 
 The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
-seal, events, units, answer | claims, subscribers, http_client, fsspec_source, attempts | stream,
-partial, http_source | streamer, tail, sources, invariants | copier, resumable, layout | audit |
-upkeep | leader | flight | blob | lookout | aio | passing | store, sending | asgi, server, watch |
-registry | demo | cli. A room imports only rooms on lower floors.
+seal, events, units, answer | claims, subscribers, http_client, http_body, fsspec_source, attempts |
+stream, partial, http_source | streamer, tail, sources, invariants | copier, resumable, layout |
+audit | upkeep | leader | flight | blob | lookout | aio | passing | store, sending | asgi, server,
+watch | registry | demo | cli. A room imports only rooms on lower floors.
 """
 
 import logging
