@@ -245,6 +245,7 @@ def _growth(report: Report, charts: Path) -> str:
                     cells = [_number(points[count]) if count in points else "" for count in GROWTH]
                     lines.append([peer.title, *cells])
             parts.append(_table(head, lines))
+        parts.append(_why("growth", kind))
     if not parts:
         return ""
     chart = _chart(charts / "growth.png", "CPU, memory and waiting, from 1 to 64")
