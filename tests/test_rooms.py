@@ -17,6 +17,7 @@ from shmstream.doorbell import Doorbell, Ringer
 from shmstream.liveness import WHOLE_FILE, Identity, KernelLock
 from shmstream.pacer import Pacer
 from shmstream.subscribers import Subscribers
+from tests.interpreters import wait_until
 
 NAME = doorbell.name_of(0xABCDEF, 3, 7)
 
@@ -178,6 +179,21 @@ def test_enough_that_came_too_soon_does_not_wait_for_the_interval() -> None:
             owner.pacer.published()
     assert owner.told.acquire(timeout=10)
     owner.end()
+
+
+def test_who_promised_to_come_back_does_not_wait_for_more() -> None:
+    """Even if the time to publish passes just before it asks how long it may wait."""
+    owner = Published(1 << 20, 0.01)
+    with owner.lock:
+        owner.pacer.published()
+        assert not owner.pacer.is_time(1)
+        wait_until(lambda: time.monotonic() > owner.pacer._due)
+        assert owner.pacer.due_in() > 0, "0 would be: until more has come"
+        assert owner.pacer.is_time(1)
+        owner.pacer.published()
+        wait_until(lambda: time.monotonic() > owner.pacer._due)
+        assert owner.pacer.due_in() == 0, "nothing is left over"
+    assert threading.active_count() == 1
 
 
 def test_no_pacing_without_interval() -> None:
