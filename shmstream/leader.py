@@ -36,7 +36,7 @@ from shmstream.journal import Journal, Metadata
 from shmstream.layout import Layout, Place, Record
 from shmstream.liveness import KernelLock, register
 from shmstream.resumable import ResumableStreamer
-from shmstream.source import Feed, KernelFeed, Source
+from shmstream.source import Feed, KernelFeed, Source, open_at
 from shmstream.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -311,12 +311,7 @@ class Leader:
         validator = self._metadata.validator if offset else None
         if self._place.is_given and not self._attempts.is_first:
             validator = None  # it is the first source's, and the digest guards
-        try:
-            feed = source.open(offset, validator)
-        except SourceError:
-            raise
-        except Exception as error:  # a source is anybody's code
-            raise self._error(f"{type(error).__name__}: {error}", retryable=False) from error
+        feed = open_at(source, offset, validator)
         try:
             if self._streamer.state == State.STREAMING:
                 self._require_same(feed)

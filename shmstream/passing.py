@@ -48,7 +48,15 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.liveness import file_identity
-from shmstream.source import Description, Feed, FileSource, IterableSource, checked, explain
+from shmstream.source import (
+    Description,
+    Feed,
+    FileSource,
+    IterableSource,
+    checked,
+    explain,
+    open_at,
+)
 
 if TYPE_CHECKING:
     from shmstream.layout import Place
@@ -352,12 +360,7 @@ class _Bytes:
         offset = self.position if is_given or validator is not None else 0
         if offset == 0 or (is_given and not self._attempts.is_first):
             validator = None  # it is the first source's, and the digest guards
-        try:
-            feed = source.open(offset, validator)
-        except SourceError:
-            raise
-        except Exception as error:  # a source is anybody's code
-            raise explain(error, offset, name=source.name, retryable=False) from error
+        feed = open_at(source, offset, validator)
         try:
             if feed.offset not in (0, offset):
                 raise self._error(f"it begins at {feed.offset}, not {offset}", retryable=False)

@@ -165,6 +165,17 @@ def describe(sources: Iterable[Source]) -> Description | None:
     return None
 
 
+def open_at(source: Source, offset: int, validator: str | None) -> Feed:
+    """`source.open`; whatever it raises, for a source is anybody's code, is a `SourceError`."""
+    try:
+        return source.open(offset, validator)
+    except SourceError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(source.name, offset, reason, retryable=False) from error
+
+
 # What all sources share.
 
 
