@@ -8,7 +8,7 @@
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
-    local       no paced sending to clients on this host
+    local       no paced sending to clients on this host (congestion.py)
 
 And a response that fails ends its connection at once.
 
@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import socket
 import sys
 import termios
 from contextlib import suppress
@@ -33,6 +32,8 @@ try:
     from uvicorn.protocols.http import httptools_impl
 except ImportError as missing:
     raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+
+from shmstream import congestion
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
@@ -70,19 +71,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
-        self._send_at_once(transport)
+        if self.client is not None and self.server is not None:
+            connection = transport.get_extra_info("socket")
+            congestion.suit(connection, self.server, self.client)
         self._expect_head()
-
-    def _send_at_once(self, transport: asyncio.Transport) -> None:
-        """To a client on this host nothing is gained by sending it in measured portions.
-
-        Where the system's congestion control is BBR it does so, with a timer for each of them,
-        which costs a fifth of the processor time of a large answer.
-        """
-        if self.client is not None and self.server is not None and self.client[0] == self.server[0]:
-            with suppress(OSError):  # it may not be allowed
-                connection = transport.get_extra_info("socket")
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -27,6 +27,7 @@ FLOORS = [
         "events",
         "units",
         "answer",
+        "congestion",
     },
     {"claims", "subscribers", "http_body", "http_client", "fsspec_source", "attempts"},
     {"stream", "partial", "http_source"},
