@@ -1,10 +1,11 @@
 """What a store should look like, and what to do about what does not.
 
-`check` looks at everything and changes nothing: at the files one by one, at the streams of this
-store by their invariants (invariants.py), and at what the dead have left of any stream of this
-user, because that is what `gc` removes: streams, slots and doorbells of the dead, partial files
-that no download can go on with, journals and records without their file. Both may run at any time:
-whatever a live process holds is locked, and what a process is just making is younger than `_GRACE`.
+`check` looks at everything and changes nothing, but notes what it has hashed: at the files one by
+one, at the streams of this store by their invariants (invariants.py), and at what the dead have
+left of any stream of this user, because that is what `gc` removes: streams, slots and doorbells of
+the dead, partial files that no download can go on with, journals and records without their file.
+Both may run at any time: whatever a live process holds is locked, and what a process is just making
+is younger than `_GRACE`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from shmstream import doorbell, segment
 from shmstream.claims import is_written, remove_partial, sweep
@@ -28,7 +30,7 @@ from shmstream.errors import (
 )
 from shmstream.invariants import MOMENT, Glance, breaches
 from shmstream.journal import Journal
-from shmstream.layout import JOURNAL, Entry, Layout
+from shmstream.layout import JOURNAL, Entry, Layout, Record
 from shmstream.liveness import Identity
 from shmstream.seal import is_sealed, seal
 from shmstream.stream import Stream
@@ -133,12 +135,30 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
                 return []
             return [Finding("unrecorded", entry.path, "its key is not known any more")]
         digest = record.digest
+        if digest is None and verify is not False:
+            _complete(layout, entry.path, record)
     if verify is False or digest is None:
         return []
     if verify is None and is_sealed(entry.path, entry.facts, digest):
         return []
     got = _verify(entry.path, digest)
     return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
+
+
+def _complete(layout: Layout, path: str, record: Record) -> None:
+    """Record the digest of a named blob, as its leader would have, had it not been killed then."""
+    place = layout.place(record.key)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:  # evicted
+        return
+    try:
+        digest = digest_of(fd, place.algorithm)
+        with suppress(FileNotFoundError):
+            if path == place.path and os.path.samestat(os.stat(path), os.fstat(fd)):
+                layout.write_record(place, replace(record, digest=digest))
+    finally:
+        os.close(fd)
 
 
 def _verify(path: str, digest: str) -> str:

@@ -6,6 +6,10 @@ the file. It is woken when enough has gathered; a small blob has no thread at al
 too, finds bytes that nobody here has hashed, and goes on at once. Only the end waits for
 what is left: the last chunk is withheld until the digest of all bytes is known (I5).
 
+A digest that is not given decides nothing, so nobody waits for it, and it takes no processor from
+those who bring and read the bytes: it is computed at the end, once they have them all. What takes
+longer than a second to come is hashed meanwhile all the same, to be resumed after a reboot.
+
     appender                                   thread
     1 end += count                             1 wait for the bell
     2 enough? ring                             2 while covered < end: read, hash, covered += n
@@ -18,10 +22,12 @@ import hashlib
 import os
 import re
 import threading
+import time
 
 _PATTERN = re.compile(r"(sha256)(?::[0-9a-f]{64})?|(sha512)(?::[0-9a-f]{128})?")
 _STEP = 1 << 18  # bytes; what is read back at one time: it stays in the cache
 _ENOUGH = 1 << 19  # bytes; the thread is not woken for less
+_LONG = 1.0  # s; what comes in less is hashed at its end, if no digest is given
 
 
 def check_digest(digest: str) -> None:
@@ -65,11 +71,14 @@ class RunningDigest:
         self._closed = False
         self.is_given = ":" in expected
         """Whether the digest is known before the end, so that it decides who may have the end."""
+        self._not_before = 0.0 if self.is_given else time.monotonic() + _LONG
 
     def update(self, count: int) -> None:
         """Note that `count` bytes were appended."""
         self._end += count
-        if self._end - self._covered >= _ENOUGH and not self._bell.is_set():
+        if self._end - self._covered < _ENOUGH or self._bell.is_set():
+            return
+        if self.is_given or time.monotonic() >= self._not_before:
             if self._thread is None:
                 self._start()
             self._bell.set()

@@ -251,7 +251,7 @@ class Store:
                 _log.error("on_event failed at %s: %s", event, repr(error))
 
     def check(self, *, verify: bool | None = None) -> list[Finding]:
-        """What is not as it should be, in the folder and in shared memory; changes nothing.
+        """What is not as it should be, in the folder and in shared memory; mends nothing.
 
         A blob is hashed if it was changed, or put there, since it was last verified, and sealed
         when it is right (seal.py). So this is cheap, but for bytes that a disk loses by itself:

@@ -6,7 +6,7 @@ A blob on its way, and what each step does:
     append     write everything to the partial file, count it, publish it when it is due
     publish    store `published`, store `chunk_count`, ring                       (I1, I2)
     commit     check size and digest, rename to the final name, store the size, publish the rest,
-               store COMMITTED, ring                                              (I3, I5)
+               store COMMITTED, ring; a digest that none was given for is computed now  (I3, I5)
     abort      store the error, store ABORTED, ring, remove the partial file      (I3)
     close      abort if it is neither; remove the doorbells and the name
 """
@@ -19,7 +19,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -309,7 +309,8 @@ class BlobStreamer:
     def commit(self) -> None:
         """The blob is complete: verify it, give it its final name, publish the rest.
 
-        Whoever sees COMMITTED finds the blob at `path` (I5).
+        Whoever sees COMMITTED finds the blob at `path` (I5). If only the algorithm was given, this
+        returns once `digest` is known, which no reader waits for.
 
         Raises:
             SizeMismatch: there are fewer bytes than `size`. The stream is aborted.
@@ -324,29 +325,30 @@ class BlobStreamer:
             self._block.require(State.COMMITTED, self.name)
             if self.size not in (None, self._file.size):
                 raise self._fail_size(self._file.size)
+            digest = self._digest
             try:
-                digest = self._verify()
+                if digest is not None and digest.is_given:
+                    self._verify(digest)
                 self._file.move(durable=self._durable)
             except (StreamBroken, OSError, EOFError) as error:
                 self.abort(error)
                 raise
-            self.digest = digest
             self._block.size = self._limit = self._file.size  # I3
             self._store_published(self._file.size)
             self._streaming = False
             self._block.advance(State.COMMITTED, self.name)
             self._subscribers.ring()
             self._pacer.published()
+            if digest is not None:
+                with suppress(OSError, EOFError):  # the blob is complete: what changes it is late
+                    self.digest = digest.finish()
 
-    def _verify(self) -> str | None:
-        """The digest of all bytes, which is the given one."""
-        if self._digest is None:
-            return None
-        got, given = self._digest.finish(), self._block.digest.decode()
-        if self._digest.is_given and got != given:
+    def _verify(self, digest: RunningDigest) -> None:
+        """See to it that the digest of all bytes is the given one."""
+        got, given = digest.finish(), self._block.digest.decode()
+        if got != given:
             reason = f"its digest is {got}, not {given}: the bytes are not that blob"
             raise DigestMismatch(self.name, self._file.size, reason, given, got)
-        return got
 
     def _fail_size(self, got: int) -> SizeMismatch:
         """Abort for a blob of the wrong size; the error to raise."""

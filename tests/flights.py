@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmstream import Retries, ShmstreamError, Store, leader, partial, resumable
+from shmstream import Retries, ShmstreamError, Store, digest, leader, partial, resumable
 from tests import faults
 from tests.interpreters import Link
 
@@ -29,6 +29,7 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before anything is published": faults.before(resumable.ResumableStreamer, "resume"),
     "after the kernel has moved some": faults.after(partial.PartialFile, "receive"),
     "after that is counted": faults.after(resumable.ResumableStreamer, "receive"),
+    "before the digest": faults.before(digest.RunningDigest, "finish"),
     "before the commit": faults.before(resumable.ResumableStreamer, "commit"),
     "after the commit": faults.after(resumable.ResumableStreamer, "commit"),
     "after the takeover": faults.after(resumable.ResumableStreamer, "succeed"),

@@ -30,8 +30,10 @@ from shmstream import (
     StreamClosed,
     StreamExists,
 )
+from shmstream.digest import RunningDigest
 from tests import roles
 from tests.interpreters import Interpreter
+from tests.roles import content
 
 Start = Callable[..., Interpreter]
 
@@ -96,7 +98,7 @@ def test_a_source_of_another_size(given: int, digest: str | None, start: Start, 
 def test_wrong_bytes_are_never_complete(
     size: int | None, algorithm: str, start: Start, blob: str
 ) -> None:
-    right = roles.content(1, 200_000)
+    right = content(1, 200_000)
     wrong = b"\0" + right[1:]
     digest = digest_of(right, algorithm)
     with BlobStreamer.create(blob, size=size, digest=digest, publish_interval=0) as streamer:
@@ -116,7 +118,7 @@ def test_wrong_bytes_are_never_complete(
 
 @pytest.mark.parametrize("size", [None, 4 * 65536])
 def test_the_last_chunk_is_withheld_even_when_it_is_whole(size: int | None, blob: str) -> None:
-    data = roles.content(1, 4 * 65536)
+    data = content(1, 4 * 65536)
     with BlobStreamer.create(
         blob, size=size, digest=digest_of(data), publish_interval=0
     ) as streamer:
@@ -128,11 +130,53 @@ def test_the_last_chunk_is_withheld_even_when_it_is_whole(size: int | None, blob
     assert Path(blob).read_bytes() == data
 
 
+def test_nobody_waits_for_a_digest_that_decides_nothing(
+    blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(1, 3 << 20)
+    go_on = threading.Event()
+    finish = RunningDigest.finish
+
+    def finish_later(self: RunningDigest) -> str:
+        assert go_on.wait(20)
+        return finish(self)
+
+    monkeypatch.setattr(RunningDigest, "finish", finish_later)
+    with BlobStreamer.create(blob, digest="sha256") as streamer:
+        with InFlightCopier.attach(streamer.name) as copier:
+            streamer.append(data)
+            committing = threading.Thread(target=streamer.commit)
+            committing.start()
+            assert copier.read() == data
+            assert copier.state == State.COMMITTED
+        assert streamer.digest is None
+        assert (committing.is_alive(), Path(blob).read_bytes()) == (True, data)
+        go_on.set()
+        committing.join()
+        assert streamer.digest == digest_of(data)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("long", [0.0, 1e6])
+def test_what_takes_long_is_hashed_meanwhile(
+    given: bool, long: float, blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(1, 3 << 20)
+    digest = digest_of(data) if given else "sha256"
+    monkeypatch.setattr("shmstream.digest._LONG", long)
+    with BlobStreamer.create(blob, digest=digest) as streamer:
+        streamer.append(data)
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("shmstream-digest") == (given or not long)
+        streamer.commit()
+        assert streamer.digest == digest_of(data)
+
+
 @pytest.mark.parametrize("digest", [True, False])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 6, 104, 65536])
 @pytest.mark.parametrize("known", [True, False])
 def test_sizes_at_the_edges_of_chunks(size: int, known: bool, digest: bool, blob: str) -> None:
-    data = roles.content(3, size)
+    data = content(3, size)
     with BlobStreamer.create(
         blob,
         size=size if known else None,
@@ -157,11 +201,11 @@ def test_a_source_that_goes_quiet(start: Start, blob: str) -> None:
         for seed in range(20):
             reader.say(["read_at", 150])
             # The second append comes within the interval of the first: the pacer must see to it.
-            streamer.append(roles.content(seed, 100))
-            streamer.append(roles.content(seed, 50))
+            streamer.append(content(seed, 100))
+            streamer.append(content(seed, 50))
             appended = time.monotonic()
             data, read_at = reader.hear()
-            assert data == (roles.content(seed, 100) + roles.content(seed, 50)).hex()
+            assert data == (content(seed, 100) + content(seed, 50)).hex()
             delays.append(read_at - appended)
         streamer.abort("enough")
         reader.say(["close"])
@@ -191,7 +235,7 @@ def test_a_quiet_source_behind_a_file_object(kind: str, blob: str) -> None:
 
 
 def test_sources_of_every_kind(tmp_path: Path) -> None:
-    data = roles.content(1, 500_000)
+    data = content(1, 500_000)
     plain = tmp_path / "plain"
     plain.write_bytes(data)
 
@@ -310,7 +354,7 @@ def test_leaving_without_commit_aborts(blob: str) -> None:
 
 
 def test_readers_go_on_after_the_writer_has_closed(blob: str) -> None:
-    data = roles.content(1, 300_000)
+    data = content(1, 300_000)
     with BlobStreamer.create(blob) as streamer:
         reader = InFlightCopier.attach(streamer.name)
         streamer.transfer([data])
@@ -332,7 +376,7 @@ def test_a_second_writer(start: Start, tmp_path: Path) -> None:
     for order in (["commit"], ["close"]):
         writer.say(order)
         writer.hear()
-    assert (tmp_path / "one").read_bytes() == roles.content(1, 10)
+    assert (tmp_path / "one").read_bytes() == content(1, 10)
     BlobStreamer.create(tmp_path / "two", name="taken").close()
 
 

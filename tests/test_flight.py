@@ -149,6 +149,25 @@ def test_a_leader_killed_at_a_named_point(
     Store(folder).gc()
 
 
+def test_a_leader_killed_before_a_digest_that_nobody_waits_for(
+    start: Start, folder: str, origin: Origin, store: Store
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    doomed = start(flights.take, folder, {}, "before the digest")
+    doomed.hear()
+    doomed.say(["a name", url, 0])
+    doomed.wait_killed()
+    with store.open("a name") as blob:
+        assert (blob.role, blob.read()) == ("stored", content(1, MIB))
+    store.gc()
+    assert store.check() == []
+    path = Path(store.fetch("a name"))
+    path.write_bytes(content(2, MIB))
+    assert [each.kind for each in store.check()] == ["damaged"], "its digest is known by now"
+    path.unlink()
+    store.gc()
+
+
 def test_leader_and_successor_killed(
     start: Start, folder: str, origin: Origin, store: Store
 ) -> None:
