@@ -1,14 +1,15 @@
 """The ways in which processes of one host get the same blob, each as a job of a crew.
 
     ours    `Store.open` in every process, which reads it while it arrives
+    named   the same by a key that is no digest, so that nothing can be verified
     lock    a `FileLock`: who has it downloads to a file, the others wait, then all read the file
     each    every process downloads for itself, and keeps nothing
     plain   one process downloads to a file: what cannot be faster, for nobody else has anything
     hashed  the same, hashing each piece as it comes: what cannot be faster and still verify, as
             long as one thread does it
 
-The last four are urllib3, read in the pieces that were fastest for it. Ours always verifies, only
-`hashed` does so, too. Nothing is synced to the disk by any of them (`durable=False`).
+The last four are urllib3, read in the pieces that were fastest for it. `ours` and `hashed` verify,
+the others do not. Nothing is synced to the disk by any of them (`durable=False`).
 
 A process begins when the gate opens, or `delay` seconds later. Its interpreter is warm: it has
 imported everything, and has a connection open as it would after the first request.
@@ -31,6 +32,7 @@ from report import KIB, CheckFailed
 
 from shmstream import Feed, Role, Source, Store
 from shmstream.http_source import HTTPSource
+from shmstream.source import KernelFeed
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -136,24 +138,55 @@ class Noting:
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """As the source does."""
         feed = self._source.open(offset, validator)
-        return replace(feed, data=self._noting(feed))
+        by_kernel = feed.by_kernel and NotingKernel(feed.by_kernel, self)
+        return replace(feed, data=self._noting(feed), by_kernel=by_kernel)
 
     def _noting(self, feed: Feed) -> Iterator[Buffer]:
-        data = iter(feed)
-        for first in data:
+        for data in feed:
+            self.note()
+            yield data
+
+    def note(self) -> None:
+        """There are bytes."""
+        if self.arrived is None:
             self.arrived = time.monotonic()
-            yield first
-            break
-        yield from data
+
+
+@dataclass
+class NotingKernel:
+    """The same for bytes that the kernel moves."""
+
+    _feed: KernelFeed
+    _noting: Noting
+
+    def wait(self, gather: float, enough: int) -> bool:
+        """As the feed does."""
+        return self._feed.wait(gather, enough)
+
+    def move(self, fd: int, limit: int) -> int:
+        """As the feed does."""
+        count = self._feed.move(fd, limit)
+        if count:
+            self._noting.note()
+        return count
 
 
 def ours(order: Order, gate: Gate) -> Trip:
     """`Store.open`, whatever comes of it."""
+    return _open(order.key, order, gate)
+
+
+def named(order: Order, gate: Gate) -> Trip:
+    """The same for content whose digest is not known."""
+    return _open("a blob", order, gate)
+
+
+def _open(key: str, order: Order, gate: Gate) -> Trip:
     store = Store(order.folder, durable=False)
     source = Noting(HTTPSource(order.url))
     gate()
     log = Log(order)
-    with store.open(order.key, source) as blob:
+    with store.open(key, source) as blob:
         drink(blob, log)
         trip, role = log.end(), blob.role
     if role == Role.LEADS:
