@@ -204,6 +204,7 @@ class Body:
             self._lock.release()
 
     def __del__(self) -> None:
+            self._response.release_conn()  # a pool that is bounded counts it, closed or not
         try:
             if not self._closed and self._response.connection is not None:
                 reason = "a feed of an HTTPSource was not closed"

@@ -196,8 +196,9 @@ def discard(response: urllib3.BaseHTTPResponse) -> None:
     """Let go of an answer whose body nobody wants."""
     length = getattr(response, "length_remaining", None)
     if length is not None and length <= _WORTH_DRAINING:
-        response.drain_conn()  # and back into the pool
+        response.drain_conn()
     response.close()
+    response.release_conn()  # a pool that is bounded counts it, closed or not
 
 
 # What is sent.

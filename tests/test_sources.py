@@ -186,6 +186,20 @@ def test_a_pool_of_the_users_own(origin: Origin) -> None:
         assert len(pool.pools) == 1
 
 
+@pytest.mark.timeout(20)
+def test_a_pool_that_is_bounded_has_every_connection_back(origin: Origin) -> None:
+    """Who asks it for one more than it has waits for ever."""
+    url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
+    origin.serve("/refused", seed=1, size=SIZE, headers={"Content-Encoding": "gzip"})
+    with urllib3.PoolManager(maxsize=1, block=True) as pool:
+        for _ in range(2):
+            with HTTPSource(url, pool=pool).open() as feed:
+                next(given(feed))
+            fails_to_open(HTTPSource(origin.url("/refused"), pool=pool))
+        origin.change("/blob", stall_after=None)
+        assert read(HTTPSource(url, pool=pool)) == BLOB
+
+
 # HTTP: resuming.
 
 
