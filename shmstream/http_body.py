@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _LITTLE = 128 * 1024  # bytes to ask for while they trickle: memory for more costs 10 us each time
 _MUCH = 512 * 1024  # ... and while they pour in: a quarter of the steps, each as dear
 _PIPE = 1 << 20  # bytes; with less in one go, the steps cost more than the copy that is saved
+_LONGEST = (2**31 - 1) / 1000  # s; what `poll` can wait for: 24 days
 
 
 class Body:
@@ -116,9 +117,12 @@ class Body:
             self._pipe = _Pipe.make()
 
     def _wait(self, gather: float, enough: int) -> None:
-        if gather > 0:
-            self._poll(gather, min(enough, _PIPE, self._end - self._position))
-        elif not self._poll(self._timeout, 1):
+        timeout = self._timeout
+        gather = min(gather, timeout)
+        if gather > 0 and self._poll(gather, min(enough, _PIPE, self._end - self._position)):
+            return
+        # There is not enough. Nothing for `timeout` is a failure, however long it may gather.
+        if gather in (0, timeout) and not self._poll(timeout - gather, 1):
             raise TimeoutError
 
     def _poll(self, timeout: float, enough: int) -> bool:
@@ -127,7 +131,7 @@ class Body:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
         poll = select.poll()
         poll.register(connection, select.POLLIN)
-        return bool(poll.poll(timeout * 1000))
+        return bool(poll.poll(min(timeout, _LONGEST) * 1000))
 
     def _socket(self) -> socket.socket:
         return cast("socket.socket", self._connection)

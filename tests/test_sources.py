@@ -609,6 +609,26 @@ def test_bytes_gather_until_it_is_time_or_there_are_enough(origin: Origin) -> No
     assert len({request.connection for request in origin.requests()}) == 1
 
 
+def test_a_stall_while_bytes_may_gather_is_one(origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
+    with HTTPSource(url, timeout=(60, 0.1)).open() as feed, tempfile.TemporaryFile() as file:
+        kernel = feed.by_kernel
+        assert kernel is not None
+        assert kernel.wait(0, 1)
+        while os.fstat(file.fileno()).st_size < 1000:
+            kernel.move(file.fileno(), SIZE)
+        began = time.monotonic()
+        with pytest.raises(SourceError, match="no answer in time"):
+            kernel.wait(PATIENCE, SIZE)
+        assert time.monotonic() - began < 5
+
+
+def test_patience_without_end(origin: Origin) -> None:
+    """More milliseconds than `poll` can wait for."""
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE), timeout=(60, 1e7))
+    assert read(source) == BLOB
+
+
 def test_a_file_that_takes_nothing_from_a_pipe(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
