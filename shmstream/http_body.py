@@ -37,6 +37,8 @@ _LITTLE = 128 * 1024  # bytes to ask for while they trickle: memory for more cos
 _MUCH = 512 * 1024  # ... and while they pour in: a quarter of the steps, each as dear
 _PIPE = 1 << 20  # bytes; with less in one go, the steps cost more than the copy that is saved
 _LONGEST = (2**31 - 1) / 1000  # s; what `poll` can wait for: 24 days
+# Neither this connection, nor this process if it is watched over, may give anything to a pipe.
+_REFUSED = (errno.EINVAL, errno.EPERM, errno.ENOSYS)
 
 
 class Body:
@@ -114,6 +116,7 @@ class Body:
         self._first = self._read(_LITTLE)  # after that, urllib3 has nothing in a buffer of its own
         if self._position + len(self._first) < self._end:
             self._connection = socket.socket(fileno=os.dup(self._response.fileno()))
+            self._connection.setblocking(False)  # as it is, whatever the default timeout may be
             self._pipe = _Pipe.make()
 
     def _wait(self, gather: float, enough: int) -> None:
@@ -151,14 +154,11 @@ class Body:
 
     def _move(self, fd: int, limit: int) -> int:
         pipe = self._pipe
-        data = b""
         try:
             self._check_open()
-            if pipe is not None:
-                count = pipe.fill(self._socket().fileno(), limit)
-            else:
-                data = self._socket().recv(min(limit, _LITTLE), socket.MSG_DONTWAIT)
-                count = len(data)
+            count = 0 if pipe is None else pipe.fill(self._socket().fileno(), limit)
+            data = b"" if count else self._socket().recv(min(limit, _LITTLE))
+            count = count or len(data)
             self._check_open()
             if not count:
                 left = self._end - self._position
@@ -167,10 +167,10 @@ class Body:
             return 0
         except (OSError, EOFError) as error:
             raise self._explain(error, self._position) from error
-        if pipe is not None:
-            pipe.empty(fd, count)
-        else:
+        if pipe is None or data:
             _write_all(fd, data)
+        else:
+            pipe.empty(fd, count)
         return count
 
     def _give_back(self) -> None:
@@ -204,11 +204,11 @@ class Body:
         try:
             self._let_go()
             self._response.close()
+            self._response.release_conn()  # a pool that is bounded counts it, closed or not
         finally:
             self._lock.release()
 
     def __del__(self) -> None:
-            self._response.release_conn()  # a pool that is bounded counts it, closed or not
         try:
             if not self._closed and self._response.connection is not None:
                 reason = "a feed of an HTTPSource was not closed"
@@ -238,12 +238,18 @@ class _Pipe:
         return pipe
 
     def fill(self, fd: int, limit: int) -> int:
-        """Take up to `limit` bytes that are there; how many, 0 at the end.
+        """Take up to `limit` bytes that are there; how many.
 
-        Raises:
-            BlockingIOError: there are none yet.
+        0: there are none, or none that can be taken so, such as those behind a byte out of band.
         """
-        return os.splice(fd, self._in, limit, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        try:
+            return os.splice(fd, self._in, limit, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno not in _REFUSED:
+                raise
+            return 0
 
     def empty(self, fd: int, count: int) -> None:
         """Write all `count` bytes to a file, at its position."""

@@ -64,6 +64,7 @@ class Behaviour:
     close_after: int | None = None  # then FIN
     stall_after: int | None = None  # then nothing, for `stall_for` seconds
     stall_for: float | None = None  # None: until `release`
+    urgent_after: int | None = None  # then a byte out of band, which is none of the body
     extra: int = 0  # bytes after the end
     wrong_at: int | None = None  # this byte of the blob is another
 
@@ -315,7 +316,8 @@ class _Answer:
         return self.does.status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
     def _send_body(self, body: memoryview, *, chunked: bool) -> bool:
-        faults = (self.does.reset_after, self.does.close_after, self.does.stall_after)
+        does = self.does
+        faults = (does.reset_after, does.close_after, does.stall_after, does.urgent_after)
         stops = sorted({at for at in faults if at is not None and at >= 0})
         position = 0
         while True:
@@ -341,6 +343,8 @@ class _Answer:
         """Do the fault of this position; whether the answer goes on."""
         if self.does.stall_after == position:
             self._stall()
+        if self.does.urgent_after == position:
+            self.channel.send(b"!", socket.MSG_OOB)
         if self.does.reset_after == position:
             _reset_on_close(self.channel)
             return False

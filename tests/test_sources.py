@@ -432,6 +432,19 @@ def test_a_stall_that_passes(origin: Origin) -> None:
     assert read(HTTPSource(url)) == BLOB
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("after", [0, 1000, SIZE - 1])
+def test_a_byte_out_of_band_is_none_of_the_body(origin: Origin, after: int) -> None:
+    """The kernel moves nothing past it, and calls what is behind it readable all the time."""
+    url = origin.serve("/blob", seed=1, size=SIZE, stall_after=500, urgent_after=after)
+    with HTTPSource(url).open() as feed:
+        got = bytearray()
+        for data in given(feed):
+            got += data
+            origin.release()
+        assert got == BLOB
+
+
 def test_an_origin_that_is_away_for_a_while(origin: Origin) -> None:
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, stall_after=1000))
     feed = source.open()
@@ -627,6 +640,40 @@ def test_patience_without_end(origin: Origin) -> None:
     """More milliseconds than `poll` can wait for."""
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE), timeout=(60, 1e7))
     assert read(source) == BLOB
+
+
+def test_looking_waits_for_nothing_whatever_sockets_do_by_default(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_body._Pipe, "make", lambda: None)
+    url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
+    socket.setdefaulttimeout(PATIENCE)
+    try:
+        with HTTPSource(url).open() as feed, tempfile.TemporaryFile() as file:
+            kernel, fd = feed.by_kernel, file.fileno()
+            assert kernel is not None
+            while os.fstat(fd).st_size < 1000:
+                assert kernel.wait(0, 1)
+                kernel.move(fd, SIZE)
+            began = time.monotonic()
+            assert kernel.wait(0.01, 1)
+            assert kernel.move(fd, SIZE) == 0
+            assert time.monotonic() - began < 5
+    finally:
+        socket.setdefaulttimeout(None)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EPERM, errno.ENOSYS])
+def test_a_connection_that_gives_nothing_to_a_pipe(
+    number: int, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another kind; or whoever watches over this process does not let it."""
+
+    def refuse(*_args: Any, **_named: Any) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "splice", refuse)
+    assert read(HTTPSource(origin.serve("/blob", seed=1, size=SIZE))) == BLOB
 
 
 def test_a_file_that_takes_nothing_from_a_pipe(
