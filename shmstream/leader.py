@@ -206,8 +206,12 @@ class Leader:
     def _receive(self, feed: KernelFeed) -> int:
         """Have the kernel move all of it to the file; where in the blob that has come to."""
         streamer = self._streamer
-        while feed.wait(streamer.due_in(), streamer.publish_bytes):
-            self._count(streamer.receive(feed.move))
+        try:
+            while feed.wait(streamer.due_in(), streamer.publish_bytes):
+                self._count(streamer.receive(feed.move))
+        except SourceError:
+            streamer.pause()
+            raise
         return streamer.appended
 
     def _append(self, feed: Feed) -> int:

@@ -132,9 +132,9 @@ class ResumableStreamer(BlobStreamer):
     def receive(self, move: Callable[[int, int], int]) -> int:
         """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how much.
 
-        Publishes if that is due, and only then: do it again after `due_in` seconds. `move` is to
-        write at most `limit` bytes at the file's position, and to wait for nothing else. What it
-        raises goes through; if that is an OSError, the stream is aborted.
+        Publishes if that is due, and only then: do it again after `due_in` seconds, or `pause`.
+        `move` is to write at most `limit` bytes at the file's position, and to wait for nothing
+        else. What it raises goes through; if that is an OSError, the stream is aborted.
 
         Raises:
             SizeMismatch, OutOfResources, DamagedPartial, StreamClosed: as `append`.
@@ -152,6 +152,12 @@ class ResumableStreamer(BlobStreamer):
                 raise
             self._appended(count, self._pacer.is_time)
             return count
+
+    def pause(self) -> None:
+        """There is no more to `receive` for now: what is left over goes out in time by itself."""
+        with self._lock:
+            if self._streaming:
+                self._appended(0, self._pacer.is_due)
 
     @property
     def descriptor(self) -> int:

@@ -31,7 +31,7 @@ from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.stream import Stream
 from tests import flights
-from tests.interpreters import Interpreter, wait_until
+from tests.interpreters import PATIENCE, Interpreter, wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
 from tests.stores import digest, has_published, interrupt
@@ -284,6 +284,18 @@ def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
         wait_until(lambda: store.flights() == [], patience=10)
     finally:
         released.set()
+
+
+def test_what_came_before_a_source_broke_does_not_wait_for_the_next_try(
+    folder: str, origin: Origin
+) -> None:
+    """Who has the kernel move bytes comes back in time to publish them; now he does not."""
+    patient = Retries(first_pause=PATIENCE, longest_pause=PATIENCE)
+    store = Store(folder, retries=patient, publish_interval=0.5)
+    url = origin.serve("/blob", seed=1, size=MIB, rate=2 * MIB, close_after=200_000)
+    with store.open("key", url, stall_timeout=5, linger=False) as blob:
+        assert sha256(blob.read(200_000)) == sha256(content(1, 200_000))
+    wait_until(lambda: store.flights() == [])
 
 
 def test_exiting_while_standard_input_is_read(folder: str) -> None:
