@@ -186,6 +186,7 @@ class Leader:
         self._feed = feed
         try:
             with feed:
+                self._check_going_on()  # who has ended us meanwhile found no feed to close
                 if streamer.size is None and feed.size is not None:
                     self._set_size(feed.size)
                 if feed.by_kernel is not None and feed.offset == streamer.appended:
@@ -380,6 +381,7 @@ class Leader:
             SourceFailed: there is none.
             StreamClosed: the flight was handed over meanwhile.
         """
+        self._check_going_on()  # else it has failed for that, which says nothing of the source
         pause = self._attempts.failed(error, self._streamer.appended)
         if pause is None:
             self._say(EventKind.FAILED_OVER)
@@ -387,5 +389,9 @@ class Leader:
             _log.warning("%s: %s; going on with %s", self._place.key, str(error), following)
             return
         _log.info("%s: %s; again in %.1f s", self._place.key, str(error), pause)
-        if self._stopping.wait(pause):
+        self._stopping.wait(pause)
+        self._check_going_on()
+
+    def _check_going_on(self) -> None:
+        if self._stopping.is_set():
             raise StreamClosed(self._streamer.name, "it was handed over")

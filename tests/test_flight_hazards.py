@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import pytest
 from shmstream import (
     BlobNotFound,
     ContentChanged,
+    Event,
+    EventKind,
     Feed,
     Retries,
     SourceError,
@@ -31,6 +34,7 @@ from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.stream import Stream
 from tests import flights
+from tests.flights import make_store
 from tests.interpreters import PATIENCE, Interpreter, wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
@@ -296,6 +300,51 @@ def test_what_came_before_a_source_broke_does_not_wait_for_the_next_try(
     with store.open("key", url, stall_timeout=5, linger=False) as blob:
         assert sha256(blob.read(200_000)) == sha256(content(1, 200_000))
     wait_until(lambda: store.flights() == [])
+
+
+def test_a_leader_that_hands_over_has_not_failed(folder: str, origin: Origin) -> None:
+    """Though the only try that its source has ends with it."""
+    told: list[Event] = []
+    store = Store(folder, retries=Retries(attempts=1), on_event=told.append)
+    url = origin.serve("/blob", seed=1, size=MIB, stall_after=1000)
+    with store.open("key", url, linger=False) as blob:
+        blob.read(1000)
+    wait_until(lambda: told[-1].kind in (EventKind.HANDED_OVER, EventKind.ABORTED))
+    assert told[-1] == Event(EventKind.HANDED_OVER, "key", 1000)
+
+
+def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) -> None:
+    """Whoever ends it finds no feed to close."""
+    told: list[Event] = []
+    store = make_store(folder, {"on_event": told.append})
+    asked, answers, closed = threading.Event(), threading.Event(), threading.Event()
+    opened = count()
+
+    class Breaking:
+        name = "breaking"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+            if next(opened) == 0:
+                return Feed(self.breaks())
+            asked.set()
+            assert answers.wait(PATIENCE)
+            return Feed(self.stalls(), close=closed.set)
+
+        def breaks(self) -> Iterator[bytes]:
+            yield b"x" * 100
+            raise SourceError(self.name, 100, "it broke")
+
+        def stalls(self) -> Iterator[bytes]:
+            closed.wait(PATIENCE)
+            yield b"x" * 100
+
+    with store.open("key", Breaking(), linger=False) as blob:
+        blob.read(100)
+        assert asked.wait(PATIENCE)
+    wait_until(lambda: store.flights() == [])
+    answers.set()
+    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER, patience=5)
+    assert closed.is_set()
 
 
 def test_exiting_while_standard_input_is_read(folder: str) -> None:
