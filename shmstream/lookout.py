@@ -136,12 +136,12 @@ class Lookout:
 
     def _note(self, blob: Blob) -> None:
         # In this order: after `is_complete`, `published` is final, and until something is published
-        # the file may be replaced by another.
-        is_complete, published = blob.is_complete, blob.published
+        # the file may be replaced by another. Once the size is known, so is what else is said.
+        is_complete, published, size = blob.is_complete, blob.published, blob.size
         if not self.view.published or blob.joins != self._joins:
             self._joins = blob.joins
             self._look_at(blob)
-        self.size, self.role = blob.size, blob.role
+        self.size, self.role = size, blob.role
         self.view = View(published, self._fds[-1], is_complete)
         self.is_open = True
         # Tasks may have read so far: what is joined when the leader dies must have the same bytes.

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from shmstream import (
+    Blob,
     ContentChanged,
     DigestMismatch,
+    Feed,
     SourceFailed,
     Store,
     StreamClosed,
@@ -21,8 +23,9 @@ from shmstream import (
     lookout,
 )
 from shmstream.claims import partial_path
+from shmstream.http_source import HTTPSource
 from tests import flights
-from tests.interpreters import Interpreter, wait_until
+from tests.interpreters import PATIENCE, Interpreter, wait_until
 from tests.origin import Origin
 from tests.roles import content, sha256
 from tests.stores import digest, has_published
@@ -275,6 +278,35 @@ def test_what_the_source_says_is_known_when_the_blob_is_complete(
                 said.append((blob.validator, blob.media_type, blob.is_complete))
             wait_until(lambda: not store.flights())
         assert said == [(f'"1-{MIB}"', "text/x-test", True)] * 2
+
+    asyncio.run(main())
+
+
+def test_whoever_knows_the_size_knows_what_else_the_source_says(
+    store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the source answers while the lookout is looking."""
+    url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test", stall_after=0)
+    may_ask = threading.Event()
+    ask, look = HTTPSource.open, lookout.Lookout._look_at
+
+    def ask_late(source: HTTPSource, offset: int = 0, validator: str | None = None) -> Feed:
+        assert may_ask.wait(PATIENCE)
+        return ask(source, offset, validator)
+
+    def look_early(self: lookout.Lookout, blob: Blob) -> None:
+        look(self, blob)
+        may_ask.set()
+        wait_until(lambda: blob.size is not None)
+
+    monkeypatch.setattr(HTTPSource, "open", ask_late)
+    monkeypatch.setattr(lookout.Lookout, "_look_at", look_early)
+
+    async def main() -> None:
+        async with store.aopen("key", url, linger=False) as blob:
+            await blob.known()
+            assert (blob.size, blob.media_type) == (MIB, "text/x-test")
+            assert blob.validator == f'"1-{MIB}"'
 
     asyncio.run(main())
 
