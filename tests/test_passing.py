@@ -6,6 +6,7 @@ where it is not, the flight ends in the middle.
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -19,7 +20,9 @@ from typing import Any
 
 import pytest
 
-from shmstream import Store, http_source
+from shmstream import DamagedPartial, Store, http_source
+from shmstream.errors import OutOfRoom
+from shmstream.source import Description, Feed
 from tests.asgi_servers import Server
 from tests.images import OCI_MANIFEST, digest_of
 from tests.interpreters import wait_until
@@ -250,6 +253,35 @@ def test_wrong_bytes_that_a_client_has_already(serving: Serving, origin: Origin)
     assert len(gets(server)) <= LAST
     assert len(origin.requests("/blob")) == 2
     assert sha256(server.request("GET", f"/blob/{KEY}").body) == sha256(DATA), "and nothing is left"
+
+
+@pytest.mark.parametrize("key", [KEY, "name"])
+def test_what_a_client_has_already_and_the_file_no_longer(
+    key: str, folder: str, tmp_path: Path
+) -> None:
+    """Another flight has begun, and kept less. No digest can be had of what the client has."""
+
+    class Plain:
+        name = "plain"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+            return Feed(iter([DATA]), 0, SIZE)
+
+    (tmp_path / "partial").write_bytes(DATA[: MIB // 2])
+    full = OutOfRoom(key, MIB, "No space left on device")
+    got = b""
+
+    async def main() -> None:
+        nonlocal got
+        with (tmp_path / "partial").open("rb") as file:
+            async with Store(folder).pass_through(key, Plain(), full) as passage:
+                passage.give(MIB, None, Description(SIZE), file.fileno())
+                async for piece in passage:
+                    got += piece
+
+    with pytest.raises(DamagedPartial, match="truncated"):
+        asyncio.run(main())
+    assert got == b""
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
