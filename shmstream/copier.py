@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import operator
 import os
+import sys
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -422,7 +423,7 @@ class InFlightCopier(io.RawIOBase):
         self._fd = -1
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", "never opened") is None:
+        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
             try:
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2

@@ -24,6 +24,7 @@ import fcntl
 import os
 import secrets
 import struct
+import sys
 import threading
 import time
 import weakref
@@ -113,7 +114,10 @@ class KernelLock:
                 os.close(fd)
 
     def __del__(self) -> None:
-        self.close()
+        # At the interpreter's end the descriptor goes anyway, and a thread that was ended then may
+        # have `_forking` for ever.
+        if not sys.is_finalizing():
+            self.close()
 
     def __repr__(self) -> str:
         return f"<KernelLock fd={self.fd}>"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 import threading
 import time
 import warnings
@@ -466,7 +467,7 @@ class BlobStreamer:
             self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", "never opened") is None:
+        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
             try:
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2

@@ -183,6 +183,34 @@ def test_forgetting_with_warnings_as_errors(blob: str) -> None:
     assert segment.names() == []
 
 
+KILLED_IN_THE_MIDDLE = """
+import sys, threading
+from multiprocessing import util
+from shmstream import BlobStreamer, InFlightCopier, liveness
+
+def hold(forking, ending, held):
+    ending.wait()
+    with forking:
+        held.set()
+        ending.clear()
+        ending.wait()  # as whoever is just closing a descriptor when its thread is ended
+
+ending, held = threading.Event(), threading.Event()
+elsewhere = type(hold)(hold.__code__, {})  # a function keeps its module alive
+threading.Thread(target=elsewhere, args=(liveness._forking, ending, held), daemon=True).start()
+streamer = BlobStreamer.create(sys.argv[1])
+copier = InFlightCopier.attach(streamer.name)
+lock = liveness.KernelLock(sys.argv[1] + ".lock", liveness.os.O_CREAT)
+util.Finalize(None, lambda: (ending.set(), held.wait()), exitpriority=50)  # after ours
+"""
+
+
+def test_an_interpreter_ends_whatever_its_threads_were_at(blob: str) -> None:
+    done = run(KILLED_IN_THE_MIDDLE, blob)
+    assert (done.returncode, done.stderr) == (0, "")
+    os.unlink(blob + ".lock")
+
+
 def test_looking_at_the_dead_does_not_revive_them(start: Start, blob: str) -> None:
     """While a reaper holds its lock, readers see the death, and a writer may follow."""
     writer = start(roles.write, blob, {"name": "dead"}, "after write")
