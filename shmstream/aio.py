@@ -24,6 +24,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
+from shmstream import threads
 from shmstream.blob import Blob
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight import Role
@@ -78,7 +79,9 @@ class AsyncBlob:
             return self
         self._lookout, is_new = Lookout.join(self._flight, self._opener)
         try:
-            if is_new:
+            if is_new and threads.is_ready():
+                self._lookout.start()
+            elif is_new:
                 in_thread(self._lookout.start, _STARTERS)
             while not self._lookout.is_open:
                 self._raise_error(self._lookout)

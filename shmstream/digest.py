@@ -24,6 +24,8 @@ import re
 import threading
 import time
 
+from shmstream import threads
+
 _PATTERN = re.compile(r"(sha256)(?::[0-9a-f]{64})?|(sha512)(?::[0-9a-f]{128})?")
 _STEP = 1 << 18  # bytes; what is read back at one time: it stays in the cache
 _ENOUGH = 1 << 19  # bytes; the thread is not woken for less
@@ -67,7 +69,7 @@ class RunningDigest:
         self._lock = threading.Lock()  # held while `_hash` and `_covered` do not agree
         self._bell = threading.Event()
         self._buffer = bytearray(_STEP)
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Call | None = None
         self._closed = False
         self.is_given = ":" in expected
         """Whether the digest is known before the end, so that it decides who may have the end."""
@@ -84,7 +86,7 @@ class RunningDigest:
             self._bell.set()
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="shmstream-digest", daemon=True)
+        self._thread = threads.Call(self._run, "shmstream-digest")
         try:
             self._thread.start()
         except RuntimeError:  # none can be had, as in an interpreter that is ending
@@ -130,5 +132,5 @@ class RunningDigest:
         """End the thread, and wait for that. Idempotent."""
         self._closed = True
         self._bell.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join()

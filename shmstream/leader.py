@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from shmstream import threads
 from shmstream.attempts import Attempts, Retries
 from shmstream.control import TERMINAL, Block, State
 from shmstream.errors import (
@@ -79,13 +80,11 @@ class Leader:
         self._received = 0  # since that was told
         self._feed: Feed | None = None
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="shmstream-flight", daemon=True)
+        self._thread = threads.Call(self._run, "shmstream-flight")
         register(self)
         self._thread.start()
         if not lingers:
-            threading.Thread(
-                target=self._end_when_alone, name="shmstream-alone", daemon=True
-            ).start()
+            threads.Call(self._end_when_alone, "shmstream-alone").start()
 
     def close(self) -> None:
         """Stop, and hand over to whoever reads; the partial file stays. Idempotent.
@@ -96,7 +95,7 @@ class Leader:
         self._streamer.close()
         if (feed := self._feed) is not None:
             feed.close()
-        if self._streamer.state in TERMINAL and self._thread is not threading.current_thread():
+        if self._streamer.state in TERMINAL:
             self._thread.join(1.0)
 
     def abandon(self) -> None:

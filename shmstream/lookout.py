@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
 
+from shmstream import threads
 from shmstream.blob import Blob
 from shmstream.errors import WriterStalled
 from shmstream.flight import Role
@@ -62,7 +63,7 @@ class Lookout:
         self.media_type: str | None = None
         self.validator: str | None = None
         self.spans: OrderedDict[int, bytes] = OrderedDict()
-        self._thread = threading.Thread(target=self._run, name="shmstream-lookout", daemon=True)
+        self._thread = threads.Call(self._run, "shmstream-lookout")
 
     @property
     def published(self) -> int:
@@ -86,7 +87,7 @@ class Lookout:
             return lookout, is_new
 
     def start(self) -> None:
-        """Start its thread. Waits for that to run, which no event loop should."""
+        """Start its thread. May wait for that (`threads.is_ready`), which no event loop should."""
         try:
             self._thread.start()
         except BaseException as error:  # noqa: BLE001  none can be had

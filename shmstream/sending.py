@@ -30,7 +30,7 @@ ZERO_COPY = "http.response.zerocopysend"
 SERVER = "shmstream.server"
 
 _PIECE = 1 << 17  # bytes; what is read to be handed on at one time
-_SPAN = 1 << 20  # bytes; what the kernel is told to send at one time
+_SPAN = 2 << 20  # bytes; what the kernel is told to send at one time
 
 
 class Sending:

@@ -7,7 +7,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
@@ -17,7 +16,7 @@ import psutil
 import pytest
 
 from shmstream import aio, doorbell, segment
-from tests.interpreters import Interpreter, wait_until
+from tests.interpreters import Interpreter, live_threads, wait_until
 
 pytest_plugins = [
     "tests.docker_registry",
@@ -53,7 +52,7 @@ def traces(folder: Path) -> Traces:
             for child in psutil.Process().children(recursive=True)
             if not _is_infrastructure(command := _command(child))
         ),
-        threads=[thread.name for thread in threading.enumerate() if thread.is_alive()],
+        threads=live_threads(),
         descriptors=_descriptors(),
     )
 
@@ -119,7 +118,7 @@ def infrastructure() -> None:
     process.close()
 
 
-def _end_threads() -> None:
+def _endlive_threads() -> None:
     """Those that start others, ask sources or read cold files stay as long as their process."""
     for executor in aio._executors.values():
         executor.shutdown()
@@ -132,9 +131,9 @@ def as_found(tmp_path: Path) -> Iterator[None]:
     gc.collect()
     before = traces(tmp_path)
     yield
-    _end_threads()
+    _endlive_threads()
     gc.collect()
-    wait_until(lambda: threading.active_count() <= len(before.threads), patience=2)
+    wait_until(lambda: len(live_threads()) <= len(before.threads), patience=2)
     assert traces(tmp_path) == before
 
 

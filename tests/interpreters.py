@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from shmstream import threads
 
 PATIENCE = 30.0  # s; the longest that any step of a test may take
 _ROOT = Path(__file__).parent.parent
@@ -162,6 +165,15 @@ def run() -> None:
     link = Link()
     role(link, *json.loads(arguments))
     link.close()
+
+
+def live_threads() -> list[str]:
+    """The names of this process's, but for those that wait to be used again."""
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.is_alive() and thread.name != threads.IDLE
+    ]
 
 
 def wait_until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:

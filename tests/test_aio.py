@@ -21,6 +21,7 @@ from shmstream import (
     WriterStalled,
     aio,
     lookout,
+    threads,
 )
 from shmstream.claims import partial_path
 from shmstream.http_source import HTTPSource
@@ -261,6 +262,7 @@ def test_a_lookout_that_cannot_start_is_in_nobodys_way(
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
         patch.setattr(threading.Thread, "start", fail)
+        patch.setattr(threads, "_idle", [])
         asyncio.run(read_all(store, digest(1, MIB), url))
     assert asyncio.run(read_all(store, digest(1, MIB), url)) == sha256(content(1, MIB))
 

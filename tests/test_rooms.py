@@ -1,4 +1,4 @@
-"""The small rooms by themselves: doorbells, the pacer, locks, identities."""
+"""The small rooms by themselves: doorbells, the pacer, locks, identities, threads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from shmstream import BlobStreamer, InFlightCopier, doorbell
+from shmstream import BlobStreamer, InFlightCopier, doorbell, threads
 from shmstream.doorbell import Doorbell, Ringer
 from shmstream.liveness import WHOLE_FILE, Identity, KernelLock
 from shmstream.pacer import Pacer
 from shmstream.subscribers import Subscribers
-from tests.interpreters import wait_until
+from tests.interpreters import live_threads, wait_until
 
 NAME = doorbell.name_of(0xABCDEF, 3, 7)
 
@@ -193,7 +193,7 @@ def test_who_promised_to_come_back_does_not_wait_for_more() -> None:
         owner.pacer.published()
         wait_until(lambda: time.monotonic() > owner.pacer._due)
         assert owner.pacer.due_in() == 0, "nothing is left over"
-    assert threading.active_count() == 1
+    assert live_threads() == ["MainThread"]
 
 
 def test_no_pacing_without_interval() -> None:
@@ -202,7 +202,7 @@ def test_no_pacing_without_interval() -> None:
         for _ in range(100):
             assert owner.pacer.is_due(1)
             owner.pacer.published()
-    assert threading.active_count() == 1
+    assert live_threads() == ["MainThread"]
     owner.end()
 
 
@@ -267,3 +267,71 @@ def test_a_long_buffer_is_published_in_steps(monkeypatch: pytest.MonkeyPatch, bl
         streamer.commit()
         assert streamer.statistics().appended == seen[-1] == 5 << 19
     assert streamer.statistics().subscribers == ()
+
+
+# Threads.
+
+
+def test_a_thread_is_used_again() -> None:
+    used = []
+    for name in ("first", "second"):
+        call = threads.Call(lambda: used.append(threading.current_thread()), name)
+        call.start()
+        call.join()
+        wait_until(threads.is_ready)
+        assert name not in live_threads()
+    assert used[0] is used[1]
+
+
+def test_a_call_has_its_name_and_does_not_wait_for_itself() -> None:
+    names = []
+
+    def run() -> None:
+        names.append(threading.current_thread().name)
+        call.join()
+
+    call = threads.Call(run, "a name")
+    call.start()
+    call.join(20)
+    assert names == ["a name"]
+
+
+def test_many_at_once_have_a_thread_each_and_few_stay() -> None:
+    at_once = 2 * threads._ENOUGH
+    gate = threading.Barrier(at_once)
+    calls = [threads.Call(lambda: gate.wait(20), "busy") for _ in range(at_once)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    idle = [thread for thread in threading.enumerate() if thread.name == threads.IDLE]
+    wait_until(lambda: sum(thread.is_alive() for thread in idle) <= len(threads._idle))
+    assert (
+        threads._ENOUGH <= len(threads._idle) <= threads._ENOUGH + 2
+    )  # two may have been as quick
+
+
+def test_what_fails_ends_its_thread_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
+    call = threads.Call(lambda: 1 / 0, "bad")
+    call.start()
+    call.join(20)
+    wait_until(lambda: told == [ZeroDivisionError])
+    after = threads.Call(lambda: told.append(None), "good")
+    after.start()
+    after.join(20)
+    assert told[1:] == [None]
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    call = threads.Call(lambda: None, "parent's")
+    call.start()
+    wait_until(threads.is_ready)
+    child = os.fork()
+    if child == 0:
+        done = threads.Call(lambda: os._exit(7), "child's")
+        done.start()
+        time.sleep(20)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
