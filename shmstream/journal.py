@@ -7,6 +7,9 @@ While the machine stays up the page cache keeps whatever was written, so all of 
 After a reboot nothing is sure, because nothing was synced: the tail may be torn, zeros, or another
 blob's old bytes. Then the file is good up to the last checkpoint whose digest it still has. The
 journal itself may be torn, too: a line that cannot be read, and all after it, count for nothing.
+
+A small blob whose key is a digest has none, and is asked for from its beginning again: no reader
+has seen any of it before its end, and two file operations would cost more than its bytes.
 """
 
 from __future__ import annotations
@@ -65,6 +68,8 @@ class Journal:
         self.metadata = Metadata()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
+        self.exists = True
+        """Whether there is such a file, or anything else by that name."""
         self.defect: str | None = None
         """What cannot be read of it, if anything."""
         self._read()
@@ -75,6 +80,7 @@ class Journal:
             with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
                 lines = file.read().split("\n")[:-1]
         except FileNotFoundError:
+            self.exists = False
             return
         except OSError as error:
             self.defect = f"it cannot be read: {error.strerror}"
@@ -148,6 +154,7 @@ class Journal:
     def _write(self, line: str, flags: int) -> None:
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(self.path, flags, 0o600)
+        self.exists = True
         try:
             os.write(fd, line.encode() + b"\n")
         finally:
@@ -155,7 +162,9 @@ class Journal:
 
     def remove(self) -> None:
         """Remove it. Idempotent."""
-        Path(self.path).unlink(missing_ok=True)
+        if self.exists:
+            Path(self.path).unlink(missing_ok=True)
+            self.exists = False
 
 
 def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:

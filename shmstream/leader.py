@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _CHECKPOINT = 16 << 20  # bytes
+_WORTH_A_JOURNAL = 64 * 1024  # bytes; to ask for less once more takes no longer than for its rest
 _TOLD_AT_ONCE = 1 << 20  # bytes; whoever counts what comes can show how fast that is
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
@@ -134,6 +135,7 @@ class Leader:
         streamer = self._streamer
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
             self._metadata = Metadata.from_text(streamer.metadata)
+            streamer.keeps = self._journal.exists
             return None if streamer.appended == streamer.size else self._open(self._resumable())
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
@@ -164,7 +166,11 @@ class Leader:
         """Have everybody know what is coming, and read what is there."""
         streamer, metadata, place = self._streamer, self._metadata, self._place
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
-        self._journal.begin(metadata, kept)
+        if kept or not place.is_given or metadata.size is None or metadata.size > _WORTH_A_JOURNAL:
+            self._journal.begin(metadata, kept)
+        else:
+            self._journal.remove()
+        streamer.keeps = self._journal.exists
         if not place.is_given:
             self._layout.write_record(place, Record(place.key, None, metadata))
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))

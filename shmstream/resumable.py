@@ -48,6 +48,9 @@ class ResumableStreamer(BlobStreamer):
     """
 
     _resumable = True
+    keeps = True
+    """Whether its partial file is kept if the stream ends before the blob does. False: nothing
+    would vouch for what is in it."""
 
     @classmethod
     def succeed(
@@ -219,7 +222,10 @@ class ResumableStreamer(BlobStreamer):
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._file.trim() > 0 and not isinstance(reason, _SPOILING)
+        return self._is_worth_keeping() and not isinstance(reason, _SPOILING)
+
+    def _is_worth_keeping(self) -> bool:
+        return self._file.trim() > 0 and self.keeps
 
     def close(self) -> None:
         """Let go of the stream; unless it has ended, without ending it: somebody succeeds us.
@@ -231,7 +237,7 @@ class ResumableStreamer(BlobStreamer):
             if self._closed is not None:
                 return
             if self._block.state in TERMINAL or not self.has_readers():
-                if self._block.state not in TERMINAL and self._file.trim() == 0:
+                if self._block.state not in TERMINAL and not self._is_worth_keeping():
                     self._file.unlink()
                 self._end(aborting=False)
             else:

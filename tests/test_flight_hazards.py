@@ -30,6 +30,7 @@ from shmstream import (
     segment,
 )
 from shmstream.flight import Flight, Reader
+from shmstream.journal import Journal, Metadata
 from shmstream.liveness import KernelLock
 from shmstream.resumable import ResumableStreamer
 from shmstream.stream import Stream
@@ -105,6 +106,77 @@ def test_the_journal_vouches_only_for_what_is_left(
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     with store.open("a name", Ranged(after, "v2")) as blob:
         assert sha256(blob.read()) == sha256(after)
+
+
+def left_of(store: Store) -> list[str]:
+    return sorted(
+        each.name.rpartition("-")[2] for each in Path(store.folder).rglob("*.shmstream-*")
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "left"), [(65536, 0, []), (65537, 65536, ["journal", "partial"])]
+)
+def test_a_small_blob_is_asked_for_anew(
+    size: int, kept: int, left: list[str], store: Store
+) -> None:
+    """It has no journal, and so its flight leaves nothing to go on with."""
+    key, data = digest(1, size), content(1, size)
+    give_up(store, key, Ranged(data, "v", stop=size - 1 if size <= 65536 else 65536))
+    assert left_of(store) == left
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [kept]
+    wait_until(lambda: store.flights() == [])
+    assert left_of(store) == []
+
+
+def test_a_small_blob_is_left_by_its_last_reader(store: Store, origin: Origin) -> None:
+    key, url = digest(1, 60_000), origin.serve("/blob", seed=1, size=60_000)
+    origin.change("/blob", stall_after=30_000)
+    with store.open(key, url, linger=False):
+        wait_until(lambda: store.flights()[0].size == 60_000)
+        assert left_of(store) == ["partial"]
+    wait_until(lambda: store.flights() == [])
+    assert left_of(store) == []
+    origin.release()
+
+
+def test_what_an_earlier_version_kept_of_a_small_blob(store: Store) -> None:
+    key, data = digest(1, 60_000), content(1, 60_000)
+    place = store._layout.place(key)
+    Journal(place.journal, "sha256").begin(Metadata(60_000, "v"))
+    Path(place.partial).write_bytes(data[:20_000])
+    source = Ranged(data, "v", stop=40_000)
+    give_up(store, key, source)
+    assert left_of(store) == ["journal", "partial"], "what is gone on with can be once more"
+    again = Ranged(data, "v")
+    with store.open(key, again) as blob:
+        assert blob.read() == data
+    assert (source.offsets[0], again.offsets) == (20_000, [40_000])
+
+
+def test_a_journal_of_other_content_vouches_for_no_small_blob(store: Store) -> None:
+    """Killed while a small blob arrives: the journal of what was there before is gone, too."""
+    key, data = digest(1, 60_000), content(1, 60_000)
+    place = store._layout.place(key)
+    Journal(place.journal, "sha256").begin(Metadata(70_000, "old"))
+    Path(place.partial).write_bytes(content(2, 50_000))
+    child = os.fork()
+    if child == 0:
+        die = partial(os.kill, os.getpid(), signal.SIGKILL)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ResumableStreamer, "commit", lambda _: die())
+            store.fetch(key, Ranged(data, "v"))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    store.gc()
+    assert left_of(store) == ["partial"]
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [0]
 
 
 def test_a_part_without_validator_is_not_believed(store: Store, origin: Origin) -> None:
