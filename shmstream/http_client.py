@@ -22,7 +22,7 @@ from email.utils import mktime_tz, parsedate_tz
 from http.client import HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import proxy_bypass
 
 from shmstream.errors import SourceError
 from shmstream.source import public
@@ -294,11 +294,19 @@ _inherited: list[object] = []
 
 
 def _proxy_for(url: Url) -> str | None:
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme or "") or proxies.get("all")
+    proxy = _named(url.scheme or "") or _named("all")
     if not proxy or proxy_bypass(url.netloc or ""):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _named(kind: str) -> str | None:
+    """The proxy of the environment, as `getproxies` has it, which looks at all variables for it."""
+    lower = f"{kind}_proxy"
+    upper = lower.upper()
+    if upper == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
+        upper = lower  # a CGI program: the client has set it, by a header `Proxy`
+    return os.environ.get(lower, os.environ.get(upper))
 
 
 def _pool_for(scheme: str | None, proxy: str | None) -> urllib3.PoolManager:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 import fsspec
 import psutil
@@ -27,7 +28,7 @@ import pytest
 import urllib3
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from shmstream import http_body
+from shmstream import http_body, http_client
 from shmstream.errors import SourceError
 from shmstream.fsspec_source import FsspecSource
 from shmstream.http_source import HTTPSource, close_pools
@@ -932,6 +933,34 @@ def test_a_proxy_without_a_scheme_and_one_that_is_unknown(
     assert read(HTTPSource("http://blob.invalid/blob")) == BLOB
     monkeypatch.setenv("all_proxy", "socks5://127.0.0.1:1")
     assert not fails_to_open(HTTPSource("http://blob.invalid/blob")).retryable
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "upper"},
+        {"HTTP_PROXY": "upper", "http_proxy": "lower"},
+        {"HTTP_PROXY": "upper", "http_proxy": ""},
+        {"HTTP_PROXY": "upper", "http_proxy": "", "ALL_PROXY": "all"},
+        {"HTTP_PROXY": "", "all_proxy": "all", "ALL_PROXY": "ALL"},
+        {"HTTP_PROXY": "a client's", "REQUEST_METHOD": "GET"},
+        {"HTTP_PROXY": "a client's", "REQUEST_METHOD": "GET", "http_proxy": "lower"},
+        {"HTTPS_PROXY": "another", "REQUEST_METHOD": "GET"},
+    ],
+)
+def test_a_proxy_is_found_where_urllib_finds_it(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    proxies = getproxies()
+    for scheme in ("http", "https"):
+        proxy = proxies.get(scheme) or proxies.get("all")
+        expected = f"http://{proxy}" if proxy else None
+        assert http_client._proxy_for(http_client.parse(f"{scheme}://host/")) == expected
 
 
 def test_a_forked_child_makes_its_own_connections(origin: Origin) -> None:
