@@ -31,6 +31,7 @@ anyone has come or gone since it last rang.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -44,6 +45,7 @@ VERSION = 1
 HEADER_SIZE = 8192
 SLOT_SIZE = 64
 MAX_SLOTS = 1 << 16
+_LOW_BYTES = slice(0 if sys.byteorder == "little" else 7, None, 8)  # of words, one after another
 UNKNOWN = (1 << 64) - 1
 """The size of a blob whose size is not known yet."""
 
@@ -306,6 +308,13 @@ class Block:
     def memberships(self) -> memoryview:
         """All membership words, as a view to be released before the block is."""
         return self.words[HEADER_SIZE >> 3 : self._slot_offset(0) >> 3]
+
+    def taken(self) -> dict[int, int]:
+        """The slots that somebody has, dead or alive, and the generation of each."""
+        with self.memberships() as words:
+            flags = words.tobytes()[_LOW_BYTES].rstrip(b"\0")  # most have never been taken
+            used = words[: len(flags)].tolist()
+        return {index: word >> 8 for index, word in enumerate(used) if word & 1}
 
     def slot(self, index: int) -> Slot:
         """The slot of that number."""

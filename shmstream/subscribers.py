@@ -82,15 +82,14 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
     Two rounds, because the writer may be holding the lock of a dead reader's slot for an instant.
     """
     with block.memberships() as memberships:
-        words = memberships.tolist()
-    given_back = [index for index, word in enumerate(words) if not word & 1]
-    taken = [index for index, word in enumerate(words) if word & 1]
-    for index in (given_back + taken) * 2:
-        slot = block.slot(index)
-        if lock.try_acquire(slot.span):
-            return slot
-        slot.release()
-    raise NoFreeSlot(name, len(words))
+        for is_taken in (False, True, False, True):
+            for index, word in enumerate(memberships):
+                if word & 1 == is_taken:
+                    slot = block.slot(index)
+                    if lock.try_acquire(slot.span):
+                        return slot
+                    slot.release()
+    raise NoFreeSlot(name, block.slots)
 
 
 @dataclass(frozen=True)
@@ -135,9 +134,7 @@ class Subscribers:
 
     def _follow(self) -> list[Callable[[], None]]:
         """Let go of the doorbells of those who left, open those of readers who came: these."""
-        generations = {
-            index: word >> 8 for index, word in enumerate(self._memberships.tolist()) if word & 1
-        }
+        generations = self._block.taken()
         for index, (generation, ringer) in list(self._ringers.items()):
             if generations.get(index) != generation:
                 del self._ringers[index]
@@ -228,12 +225,9 @@ def deaf(block: Block, lock: KernelLock) -> list[str]:
 
 def _active(block: Block) -> list[tuple[int, str]]:
     """Slots that somebody has, dead or alive, and the names of their doorbells."""
-    with block.memberships() as memberships:
-        words = memberships.tolist()
     return [
-        (index, doorbell.name_of(block.token, index, word >> 8))
-        for index, word in enumerate(words)
-        if word & 1
+        (index, doorbell.name_of(block.token, index, generation))
+        for index, generation in block.taken().items()
     ]
 
 
@@ -249,14 +243,11 @@ def present(block: Block, lock: KernelLock) -> list[Subscriber]:
     """Who alive reads now, in order of slot."""
     found = []
     published = block.published
-    with block.memberships() as memberships:
-        words = memberships.tolist()
-    for index, word in enumerate(words):
-        if word & 1:
-            slot = block.slot(index)
-            if lock.is_held_elsewhere(slot.span):
-                identity = Identity(slot.pid, slot.started, slot.namespace)
-                lag = max(published - slot.position, 0)
-                found.append(Subscriber(index, slot.position, lag, identity))
-            slot.release()
+    for index in block.taken():
+        slot = block.slot(index)
+        if lock.is_held_elsewhere(slot.span):
+            identity = Identity(slot.pid, slot.started, slot.namespace)
+            lag = max(published - slot.position, 0)
+            found.append(Subscriber(index, slot.position, lag, identity))
+        slot.release()
     return found
