@@ -30,6 +30,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 
+from shmstream import segment
 from shmstream.attempts import Retries
 from shmstream.claims import reap
 from shmstream.control import State
@@ -181,6 +182,8 @@ class Flight:
     def _follow(self, patience: float) -> InFlightCopier | None:
         """A reader of the stream that is there; None if there is none that anybody should read."""
         name = self.place.stream
+        if not patience and not os.path.lexists(segment.path_of(name)):
+            return None
         try:
             copier = InFlightCopier.attach(name, timeout=patience, stall_timeout=self.stall_timeout)
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
