@@ -199,15 +199,16 @@ def unlink(name: str) -> bool:
 
 def names(token: int | None = None) -> Iterator[tuple[int, str]]:
     """Token and name of every doorbell on the host that is ours, or of those of one stream."""
+    prefix = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
             bare = entry.name.removeprefix("sem.")  # glibc puts that in front, musl does not
-            if not bare.startswith(_PREFIX):
+            if not bare.startswith(prefix):
                 continue
             try:
                 owner = entry.stat(follow_symlinks=False).st_uid
                 found = int(bare.removeprefix(_PREFIX).partition(".")[0], 16)
             except (FileNotFoundError, ValueError):
                 continue
-            if owner == os.geteuid() and token in (None, found):
+            if owner == os.geteuid():
                 yield found, "/" + bare

@@ -307,6 +307,8 @@ class Flight:
             self._leader.join()
 
     def leave(self) -> None:
-        """After a reader has joined anew: remove what its dead flight may have left."""
+        """After a reader has left, or joined anew: remove what a dead flight may have left."""
+        if self._leader is not None and self._leader.is_alive:
+            return  # it clears up itself
         with suppress(ShmstreamError, OSError):
             reap(self.place.stream, spare_readers=True)

@@ -102,6 +102,11 @@ class Leader:
     def abandon(self) -> None:
         """In a forked child: the thread is not here, and the flight is the parent's."""
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its thread has still to end, and to clear up."""
+        return self._thread.is_alive()
+
     def join(self) -> None:
         """Wait for the thread to end."""
         self._thread.join()
