@@ -24,7 +24,7 @@ from shmstream.errors import (
     WriterDied,
     naming_shortages,
 )
-from shmstream.liveness import file_identity, register
+from shmstream.liveness import register
 from shmstream.mover import Destination, Mover
 from shmstream.stream import Stream
 from shmstream.tail import Tail
@@ -75,13 +75,13 @@ class InFlightCopier(io.RawIOBase):
     def __init__(
         self,
         stream: Stream,
-        fd: int,
+        opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
     ) -> None:
         """Internal: use `attach`."""
         self._stream = stream
         self._block = stream.block
-        self._fd = fd
+        self._fd, self._identity = opened
         self._tail = tail
         self._position = 0
         self._closed: str | None = None
@@ -114,11 +114,11 @@ class InFlightCopier(io.RawIOBase):
             stream = Stream.attach(name, timeout)
             undo.callback(stream.close)
             with naming_shortages(name, "shared memory (/dev/shm)"):
-                fd = _open_blob(stream)
-                undo.callback(os.close, fd)
+                opened = _open_blob(stream)
+                undo.callback(os.close, opened[0])
                 tail = Tail(stream, stall_timeout)
                 undo.callback(tail.close)
-            copier = cls(stream, fd, tail)
+            copier = cls(stream, opened, tail)
             undo.pop_all()
         return copier
 
@@ -218,8 +218,8 @@ class InFlightCopier(io.RawIOBase):
     def _settle(self) -> None:
         """Before the first bytes are read: until then, the writer may have taken another file."""
         if not self._is_settled and self._block.published > 0:
-            if file_identity(self._fd) != self._block.file:
-                fd = _open_blob(self._stream)
+            if self._identity != self._block.file:
+                fd, self._identity = _open_blob(self._stream)
                 os.dup2(fd, self._fd, inheritable=False)
                 os.close(fd)
             self._is_settled = True
@@ -439,10 +439,11 @@ class InFlightCopier(io.RawIOBase):
         )
 
 
-def _open_blob(stream: Stream) -> int:
-    """A descriptor of the very file that the writer writes, wherever it is by now."""
+def _open_blob(stream: Stream) -> tuple[int, tuple[int, int, int]]:
+    """A descriptor of the very file that the writer writes, wherever it is by now, and which."""
     if (opened := stream.open_file()) is not None:
-        return opened[0]
+        fd, _, identity = opened
+        return fd, identity
     if stream.block.state == State.ABORTED:
         raise stream.abort_error()
     if stream.block.state != State.COMMITTED and stream.is_orphaned():

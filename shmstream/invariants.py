@@ -93,7 +93,7 @@ def _wrong_file(stream: Stream, published: int) -> dict[str, str]:
         if stream.state in TERMINAL:
             return {}
         return {"file": "I2: its partial file was replaced or removed"}
-    fd, path = opened
+    fd, path, _ = opened
     try:
         length = os.fstat(fd).st_size
     finally:

@@ -239,8 +239,8 @@ class Stream:
         """Whether no writer is alive. Load the state again before concluding that it died."""
         return not self.lock.is_held_elsewhere(self.block.life_span)
 
-    def open_file(self) -> tuple[int, str] | None:
-        """A descriptor of the very file that the writer writes, and where it is; None if nowhere.
+    def open_file(self) -> tuple[int, str, tuple[int, int, int]] | None:
+        """A descriptor of the very file that the writer writes, where it is, and which; or None.
 
         The partial name is tried first: a commit in between moves the file to the final name, never
         the other way.
@@ -252,8 +252,8 @@ class Stream:
                 if error.errno in (errno.ENOENT, errno.ELOOP):
                     continue
                 raise
-            if file_identity(fd) == self.block.file:
-                return fd, path
+            if (identity := file_identity(fd)) == self.block.file:
+                return fd, path, identity
             os.close(fd)
         return None
 
