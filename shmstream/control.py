@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -246,25 +246,29 @@ class Block:
             raise refuse(f"magic is {self.magic:#018x}, not {MAGIC:#018x}")
         if self.version != VERSION:
             raise refuse(f"layout version is {self.version}; this program reads {VERSION}")
-        state = self.state  # first: what a terminal state makes final is loaded after it (I3)
-        complete = state != State.COMMITTED or self.published == self.size
-        inconsistencies = (
-            (not 1 <= self.slots <= MAX_SLOTS, f"it claims {self.slots} slots"),
-            (
-                available < self.size_for(self.slots),
-                f"{available} bytes have no room for its slots",
-            ),
-            (self.chunk_size == 0, "its chunks have no bytes"),
-            (state not in list(State), f"its state is {state}"),
-            (not complete, "it is committed, and not complete"),
-            (self.published > self.size, f"it published {self.published} bytes of {self.size}"),
-            (self.token >> 48 > 0, "its token is out of bounds"),
-            (not self.path.startswith(b"/"), "its path is not absolute"),
-        )
-        for found, reason in inconsistencies:
-            if found:
-                raise refuse(reason)
+        for reason in self._inconsistencies(available):
+            raise refuse(reason)
         return True
+
+    def _inconsistencies(self, available: int) -> Iterator[str]:
+        state = self.state  # first: what a terminal state makes final is loaded after it (I3)
+        slots, published, size = self.slots, self.published, self.size
+        if not 1 <= slots <= MAX_SLOTS:
+            yield f"it claims {slots} slots"
+        if available < self.size_for(slots):
+            yield f"{available} bytes have no room for its slots"
+        if self.chunk_size == 0:
+            yield "its chunks have no bytes"
+        if state > State.ABORTED:
+            yield f"its state is {state}"
+        if state == State.COMMITTED and published != size:
+            yield "it is committed, and not complete"
+        if published > size:
+            yield f"it published {published} bytes of {size}"
+        if self.token >> 48 > 0:
+            yield "its token is out of bounds"
+        if not self.path.startswith(b"/"):
+            yield "its path is not absolute"
 
     def require(self, to: State, name: str) -> None:
         """Refuse unless the state `to` may follow the present one.

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -36,7 +36,7 @@ class Metadata:
 
     def to_text(self, limit: int) -> bytes:
         """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
-        facts = asdict(self)
+        facts = dict(vars(self))
         for name in ("", "media_type", "validator"):
             if name:
                 facts[name] = None

@@ -63,7 +63,7 @@ class Place:
         """The name of the stream, which no other key, folder or user has."""
         raw = self.key.encode("utf-8", "surrogatepass")
         hashed = hashlib.sha256(self._of.encode() + raw).digest()
-        return base64.b32encode(hashed).decode().lower()[:NAME_LIMIT]
+        return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
 
     @property
     def is_given(self) -> bool:

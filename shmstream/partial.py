@@ -63,8 +63,11 @@ class PartialFile:
             OSError: it cannot be written to; or whatever else `move` raises.
         """
         self._check()
-        with naming_shortages(self._name, os.path.dirname(self.path)):
+        try:
             count = move(self.fd, limit)
+        except OSError:
+            with naming_shortages(self._name, os.path.dirname(self.path)):
+                raise
         self.size += count
         return count
 

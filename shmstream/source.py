@@ -199,6 +199,8 @@ def public(url: str) -> str:
     """`url` for people and logs: without user, password, fragment and the query's values."""
     if "::" in url:  # fsspec's chains
         return "::".join(public(link) for link in url.split("::"))
+    if url.isascii() and not any(mark in url for mark in "@?#"):
+        return url  # has nothing to hide
     head, separator, rest = url.partition("://")
     try:
         netloc, path = urlsplit(url).netloc.rpartition("@")[2], rest.partition("#")[0]
