@@ -29,7 +29,7 @@ from contextlib import ExitStack, suppress
 from shmstream import doorbell, segment
 from shmstream.control import HEADER_SIZE, Block, State
 from shmstream.errors import DamagedSegment, StreamExists
-from shmstream.liveness import WHOLE_FILE, KernelLock, file_identity
+from shmstream.liveness import WHOLE_FILE, KernelLock, file_identity, is_held
 from shmstream.segment import Segment
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
@@ -234,10 +234,11 @@ def sweep() -> list[str]:
     tokens = set()
     for name in segment.names():
         try:
-            if reap(name, spare_readers=True):
-                removed.append(name)
+            is_alive, token = _look_at(name)
+            if is_alive or not reap(name, spare_readers=True):
+                tokens.add(token)
             else:
-                tokens.add(_token_of(name))
+                removed.append(name)
         except DamagedSegment:  # perhaps another version's stream: then its bells are unknown
             bells.clear()
         except FileNotFoundError:  # gone meanwhile
@@ -248,10 +249,10 @@ def sweep() -> list[str]:
     return removed
 
 
-def _token_of(name: str) -> int:
-    """What the doorbells of a stream are named by, read without mapping it."""
-    fd = os.open(segment.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def _look_at(name: str) -> tuple[bool, int]:
+    """Whether a stream has a live writer, and what its doorbells are named by; takes nothing."""
+    fd = os.open(segment.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        return Block.read_token(fd, name)
+        return is_held(fd, _LIFE), Block.read_token(fd, name)
     finally:
         os.close(fd)

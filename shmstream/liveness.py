@@ -95,8 +95,7 @@ class KernelLock:
 
     def is_held_elsewhere(self, span: tuple[int, int]) -> bool:
         """Whether another description holds any byte of `span`; takes nothing."""
-        answer = fcntl.fcntl(self.fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
-        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+        return is_held(self.fd, span)
 
     def is_at(self, path: str) -> bool:
         """Whether `path` still names this file: whoever locks a file asks that before using it."""
@@ -121,6 +120,12 @@ class KernelLock:
 
     def __repr__(self) -> str:
         return f"<KernelLock fd={self.fd}>"
+
+
+def is_held(fd: int, span: tuple[int, int]) -> bool:
+    """Whether another description than that of `fd` holds any byte of `span`; takes nothing."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def trouble_with_locks(path: str) -> str | None:
