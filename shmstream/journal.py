@@ -78,13 +78,16 @@ class Journal:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
-                lines = file.read().split("\n")[:-1]
+                text = file.read()
         except FileNotFoundError:
             self.exists = False
             return
         except OSError as error:
             self.defect = f"it cannot be read: {error.strerror}"
             return
+        if not text:  # whoever began it was killed just then
+            return
+        lines = text.split("\n")[:-1]
         try:
             header = json.loads(lines[0])
             if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):

@@ -140,7 +140,7 @@ class Leader:
         streamer = self._streamer
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
             self._metadata = Metadata.from_text(streamer.metadata)
-            streamer.keeps = self._journal.exists
+            streamer.keeps = self._journal.exists or self._is_worth_a_journal()
             return None if streamer.appended == streamer.size else self._open(self._resumable())
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
@@ -171,11 +171,11 @@ class Leader:
         """Have everybody know what is coming, and read what is there."""
         streamer, metadata, place = self._streamer, self._metadata, self._place
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
-        if kept or not place.is_given or metadata.size is None or metadata.size > _WORTH_A_JOURNAL:
+        if kept:
             self._journal.begin(metadata, kept)
         else:
-            self._journal.remove()
-        streamer.keeps = self._journal.exists
+            self._journal.remove()  # another is begun when there are bytes, which readers wait for
+        streamer.keeps = kept > 0 or self._is_worth_a_journal()
         if not place.is_given:
             self._layout.write_record(place, Record(place.key, None, metadata))
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
@@ -185,6 +185,10 @@ class Leader:
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
             self._say(EventKind.RESUMED, kept)
+
+    def _is_worth_a_journal(self) -> bool:
+        size = self._metadata.size
+        return not self._place.is_given or size is None or size > _WORTH_A_JOURNAL
 
     def _set_size(self, size: int) -> None:
         self._upkeep.expect(size, self._place.path)
@@ -242,6 +246,8 @@ class Leader:
         self._received += received
         if self._received >= _TOLD_AT_ONCE:
             self._say_received()
+        if self._streamer.keeps and not self._journal.exists:
+            self._begin_journal()
         self._note_checkpoint()
 
     def _commit(self) -> None:
@@ -266,6 +272,13 @@ class Leader:
             self._journal.remove()
             if not place.is_given and not os.path.lexists(place.path):
                 self._layout.remove(place.record)
+
+    def _begin_journal(self) -> None:
+        try:
+            self._journal.begin(self._metadata)
+        except OSError as error:  # then a resume begins at 0
+            self._streamer.keeps = False
+            _log.warning("%s: no journal: %s", self._place.key, str(error))
 
     def _note_checkpoint(self) -> None:
         """Now and then, note in the journal how far the file is hashed."""

@@ -57,6 +57,10 @@ class Call:
             self._thread.name = IDLE
             self._done.set()
 
+    def is_alive(self) -> bool:
+        """Whether it has still to return."""
+        return not self._done.is_set()
+
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has returned, at most `timeout` seconds; not at all inside of it."""
         if self._thread is not threading.current_thread():

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from shmstream import Retries, ShmstreamError, Store, digest, leader, partial, resumable
+from shmstream import Retries, ShmstreamError, Store, digest, journal, leader, partial, resumable
 from tests import faults
 from tests.interpreters import Link
 
@@ -27,6 +27,7 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the second look": faults.after(resumable.ResumableStreamer, "create"),
     "before the source is asked": faults.before(leader.Leader, "_open"),
     "before anything is published": faults.before(resumable.ResumableStreamer, "resume"),
+    "before the journal": faults.before(journal.Journal, "begin"),
     "after the kernel has moved some": faults.after(partial.PartialFile, "receive"),
     "after that is counted": faults.after(resumable.ResumableStreamer, "receive"),
     "before the digest": faults.before(digest.RunningDigest, "finish"),

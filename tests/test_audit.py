@@ -15,6 +15,7 @@ from shmstream import DamagedSegment, Finding, InFlightCopier, Store, doorbell, 
 from shmstream.control import State
 from shmstream.digest import digest_of
 from shmstream.doorbell import Doorbell
+from shmstream.journal import Journal
 from shmstream.resumable import ResumableStreamer
 from shmstream.segment import Segment
 from tests import roles
@@ -298,7 +299,7 @@ def test_shared_memory_that_is_no_stream(store: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "its first line is not that of a journal"),
+        ("\n", "its first line is not that of a journal"),
         ("\0" * 100 + "\n", "its first line is not that of a journal"),
         ('{"algorithm": "sha256", "boot": "b", "metadata": "{}"}\n7 seven\nx\n8 ', "line 3 is no"),
     ],
@@ -311,6 +312,15 @@ def test_a_journal_that_cannot_be_read(
     finding = only(store)
     assert (finding.kind, finding.path) == ("damaged", str(journal))
     assert told in finding.detail
+    journal.unlink()
+
+
+def test_a_journal_that_is_just_begun(streamer: ResumableStreamer, store: Store) -> None:
+    """Or whose leader was killed between making the file and writing to it."""
+    journal = Path(streamer.path + ".shmstream-journal")
+    journal.write_text("")
+    assert store.check() == []
+    assert not Journal(str(journal), "sha256").vouches
     journal.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,6 +107,39 @@ def test_the_journal_vouches_only_for_what_is_left(
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     with store.open("a name", Ranged(after, "v2")) as blob:
         assert sha256(blob.read()) == sha256(after)
+
+
+def test_nobody_waits_for_the_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, data = digest(1, MIB), content(1, MIB)
+    has_read, begun = threading.Event(), []
+    begin = Journal.begin
+
+    def begin_later(self: Journal, metadata: Metadata, kept: int = 0) -> None:
+        begun.append(has_read.wait(20))
+        begin(self, metadata, kept)
+
+    monkeypatch.setattr(Journal, "begin", begin_later)
+    with store.open(key, Ranged(data, "v")) as blob:
+        first = blob.read1()
+        has_read.set()
+        assert first + blob.read() == data
+    assert begun == [True]
+
+
+def test_without_a_journal_there_is_a_blob_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    key, data = digest(1, MIB), content(1, MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_write", fail)
+        give_up(store, key, Ranged(data, "v", stop=500_000))
+        assert left_of(store) == [], "nothing would vouch for it"
+        with store.open(key, Ranged(data, "v")) as blob:
+            assert blob.read() == data
+    assert "no journal: " in caplog.text
 
 
 def left_of(store: Store) -> list[str]:
