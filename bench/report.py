@@ -116,6 +116,7 @@ def machine(folder: Path) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "tcp": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text("utf-8").strip(),
         "temp folder": _file_system(folder),
         "load before": load,
         "shmstream": f"{shmstream.__version__} {_revision()}",

@@ -5,7 +5,7 @@ process takes a while. A thread that has done what it was for waits for the next
 of it in 20 us, without anybody waiting for it.
 
     start    give the call to a thread that is idle, or start one
-    thread   do it, tell who joins, be idle; or end, where enough are idle already
+    thread   do it, tell who joins, be idle for a while; end where enough are
 
 They are daemons: the end of the interpreter waits for none.
 """
@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 IDLE = "shmstream-idle"
 """The name of threads that wait for a call."""
 
 _ENOUGH = 16  # idle threads
+_A_WHILE = 5.0  # s
 
 
 class Call:
@@ -76,11 +77,26 @@ class _Thread(threading.Thread):
         self.calls.put(first)
 
     def run(self) -> None:
-        while True:
-            self.calls.get().run()
+        call: Call | None = self.calls.get()
+        while call is not None:
+            call.run()
+            del call  # and what it holds
             if len(_idle) >= _ENOUGH:
                 return
             _idle.append(self)
+            call = self._wait()
+
+    def _wait(self) -> Call | None:
+        """The next call; None if there has been none for a while."""
+        try:
+            return self.calls.get(timeout=_A_WHILE)
+        except Empty:
+            pass
+        try:
+            _idle.remove(self)
+        except ValueError:  # somebody has just taken it from there, and is about to give it one
+            return self.calls.get()
+        return None
 
 
 def is_ready() -> bool:

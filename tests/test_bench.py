@@ -91,11 +91,11 @@ def test_peers_in_short(tmp_path: Path) -> None:
         path.stem: json.loads(path.read_text()) for path in (docs / "benchmarks").glob("*.json")
     }
     hits, faults = told["hits-small"], told["faults"]
-    assert {(each["peer"], each["turn"], each["gets"]) for each in hits["samples"]} == {
-        (peer, turn, 0)
-        for peer in ("shmstream", "nginx-lock", "shmstream-nginx")
-        for turn in (0, 1)
+    assert {(each["peer"], each["turn"]) for each in hits["samples"]} == {
+        (peer, turn) for peer in ("shmstream", "nginx-lock", "shmstream-nginx") for turn in (0, 1)
     }
+    # nginx has a blob a moment after its client has it, and asks again if somebody is quicker.
+    assert {each["gets"] for each in hits["samples"] if each["peer"] != "nginx-lock"} == {0}
     assert {(each["peer"], each["right"], each["extra"]) for each in faults["outcomes"]} == {
         ("shmstream", 4, 0),
         ("nginx-lock", 4, 0),

@@ -311,6 +311,34 @@ def test_many_at_once_have_a_thread_each_and_few_stay() -> None:
     )  # two may have been as quick
 
 
+def test_who_is_idle_for_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_idle", [])
+    monkeypatch.setattr(threads, "_A_WHILE", 0.01)
+    used = []
+    call = threads.Call(lambda: used.append(threading.current_thread()), "short")
+    call.start()
+    call.join()
+    used[0].join(20)
+    assert not threads.is_ready()
+    assert not used[0].is_alive()
+
+
+def test_a_thread_that_was_promised_a_call_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been taken from those that are idle just before it would have ended."""
+    monkeypatch.setattr(threads, "_A_WHILE", 0.0)
+    second = threads.Call(lambda: None, "second")
+    thread = threads._Thread(second)
+    thread.calls.get()
+    got: list[threads.Call | None] = []
+    waiting = threading.Thread(target=lambda: got.append(thread._wait()))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    thread.calls.put(second)
+    waiting.join(20)
+    assert got == [second]
+
+
 def test_what_fails_ends_its_thread_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
