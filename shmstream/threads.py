@@ -33,6 +33,7 @@ class Call:
         self._name = name
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._process = os.getpid()
 
     def start(self) -> None:
         """Once, and without waiting if a thread `is_ready`.
@@ -59,12 +60,12 @@ class Call:
             self._done.set()
 
     def is_alive(self) -> bool:
-        """Whether it has still to return."""
-        return not self._done.is_set()
+        """Whether it has still to return. In a forked child, which has not its thread: no."""
+        return not self._done.is_set() and self._process == os.getpid()
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has returned, at most `timeout` seconds; not at all inside of it."""
-        if self._thread is not threading.current_thread():
+        if self._thread is not threading.current_thread() and self.is_alive():
             self._done.wait(timeout)
 
 

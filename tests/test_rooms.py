@@ -356,10 +356,18 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     call = threads.Call(lambda: None, "parent's")
     call.start()
     wait_until(threads.is_ready)
+    going_on = threading.Event()
+    busy = threads.Call(going_on.wait, "parent's, too")
+    busy.start()
     child = os.fork()
     if child == 0:
+        busy.join()  # it has no such thread
         done = threads.Call(lambda: os._exit(7), "child's")
         done.start()
         time.sleep(20)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert busy.is_alive()
+    going_on.set()
+    busy.join()
+    assert not busy.is_alive()
