@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from shmstream import doorbell, segment
@@ -147,34 +147,43 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
 
 def _complete(layout: Layout, path: str, record: Record) -> None:
     """Record the digest of a named blob, as its leader would have, had it not been killed then."""
-    place = layout.place(record.key)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:  # evicted
+        place = layout.place(record.key)
+    except ValueError:  # the record says anything
         return
-    try:
+    with _opened(path) as fd:
+        if fd is None or path != place.path:
+            return
         digest = digest_of(fd, place.algorithm)
         with suppress(FileNotFoundError):
-            if path == place.path and os.path.samestat(os.stat(path), os.fstat(fd)):
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
                 layout.write_record(place, replace(record, digest=digest))
-    finally:
-        os.close(fd)
 
 
 def _verify(path: str, digest: str) -> str:
     """The digest that a blob really has; it is sealed if that is the right one."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:  # evicted
-        return digest
-    try:
+    with _opened(path) as fd:
+        if fd is None:
+            return digest
         got = digest_of(fd, digest.partition(":")[0])
         if got == digest:
             os.fdatasync(fd)
             seal(fd, digest)
+        return got
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    """A descriptor of a blob; None if it was evicted."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
     finally:
         os.close(fd)
-    return got
 
 
 def _defect_of(path: str) -> str | None:

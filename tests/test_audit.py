@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -322,6 +323,19 @@ def test_a_journal_that_is_just_begun(streamer: ResumableStreamer, store: Store)
     assert store.check() == []
     assert not Journal(str(journal), "sha256").vouches
     journal.unlink()
+
+
+@pytest.mark.parametrize("key", ["", "sha256:none", "another name"])
+def test_a_record_without_digest_of_no_such_key(key: str, store: Store) -> None:
+    path = Path(store.fetch("a name", [content(1, SIZE)]))
+    wait_until(lambda: store.flights() == [])
+    record = path.with_name(path.name + ".shmstream-record")
+    told = json.dumps({"key": key, "digest": None, "metadata": "{}"})
+    record.write_text(told)
+    assert store.check() == []
+    assert record.read_text() == told
+    path.unlink()
+    record.unlink()
 
 
 # Seals.
