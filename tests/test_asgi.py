@@ -182,6 +182,7 @@ def test_clients_that_take_nothing_are_cut(
         for each in connections.pop():  # it leaves by itself, in the middle
             each.close()
 
+        wait_until(lambda: not running.connections())  # nobody has taken anything by then
         wait_until(lambda: running.descriptors() <= before + SPARE)
         for connection, response in connections:
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
