@@ -26,6 +26,7 @@ And how one key reaches every process of a host that asks for it:
     over HTTP    asgi.py       a response, decided by answer.py, its body sent by sending.py;
                                server.py: zero-copy for uvicorn
     without room passing.py    each client gets it straight from the source
+                 descriptors.py: room for many clients
     housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by;
                  upkeep.py     a store keeps to its limit
     a registry   registry/     the pull-through OCI registry, `shmstream serve`

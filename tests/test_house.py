@@ -27,6 +27,7 @@ FLOORS = [
         "units",
         "answer",
         "congestion",
+        "descriptors",
         "threads",
     },
     {"claims", "digest", "subscribers", "http_body", "http_client", "fsspec_source", "attempts"},

@@ -9,6 +9,7 @@ python -m peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (i
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     path: str = scope["path"]
     key = _prefix + path.rpartition("/")[2]
     await InFlightResponse(_store, key, _origin + path)(scope, receive, send)
+
+
+gc.freeze()  # what is here by now stays: a full collection need not go through it (docs/serving.md)
 
 
 if __name__ == "__main__":

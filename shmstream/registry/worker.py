@@ -8,6 +8,7 @@ ends by SIGTERM; or when standard input ends, for then the parent has gone. Its 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -80,6 +81,7 @@ def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
             ssl_keyfile=settings.keyfile,
         )
         config.load()
+        gc.freeze()  # a full collection need not go through what is here for good
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
