@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from contextlib import ExitStack, suppress
 
 from shmstream import doorbell, segment
@@ -40,6 +41,9 @@ _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int6
 _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _REAPER = (0, 1)  # what a reaper locks: no writer is alive then, and it hides none's death
 _LIFE = (1, HEADER_SIZE - 1)
+
+_SWEEP_INTERVAL = 0.1  # s
+_swept = float("-inf")  # when this process did last
 
 
 def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
@@ -227,8 +231,10 @@ def sweep() -> list[str]:
     Dead streams that nobody reads any more go with their doorbells and partial files, and so do
     doorbells whose stream is gone. Nothing that is alive is touched, nor anything that this
     version of shmstream did not make. Cheap, never blocks, safe at any time from any process;
-    `BlobStreamer.create` calls it.
+    `BlobStreamer.create` calls it, though not for each of many streams at once.
     """
+    global _swept
+    _swept = time.monotonic()
     removed = []
     bells = list(doorbell.names())  # before the tokens: no stream is younger than its bells
     tokens = set()
@@ -247,6 +253,12 @@ def sweep() -> list[str]:
             bells.clear()
     removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
     return removed
+
+
+def sweep_again() -> None:
+    """`sweep`, if this process has not just done so: it looks at every stream that there is."""
+    if time.monotonic() - _swept >= _SWEEP_INTERVAL:
+        sweep()
 
 
 def _look_at(name: str) -> tuple[bool, int]:

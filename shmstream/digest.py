@@ -68,7 +68,7 @@ class RunningDigest:
         self._covered = 0
         self._lock = threading.Lock()  # held while `_hash` and `_covered` do not agree
         self._bell = threading.Event()
-        self._buffer = bytearray(_STEP)
+        self._buffer = bytearray()
         self._thread: threads.Call | None = None
         self._closed = False
         self.is_given = ":" in expected
@@ -121,7 +121,10 @@ class RunningDigest:
                 return
 
     def _step(self) -> bool:
-        with memoryview(self._buffer)[: self._end - self._covered] as view:
+        size = min(self._end - self._covered, _STEP)
+        if len(self._buffer) < size:
+            self._buffer = bytearray(size)
+        with memoryview(self._buffer)[:size] as view:
             count = os.preadv(self._fd, [view], self._covered)
             with self._lock, view[:count] as data:
                 self._hash.update(data)

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from shmstream import doorbell
-from shmstream.claims import sweep
+from shmstream.claims import sweep_again
 from shmstream.control import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
 from shmstream.digest import RunningDigest, check_digest
 from shmstream.errors import (
@@ -168,7 +168,7 @@ class BlobStreamer:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = secrets.token_hex(8) if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
-            sweep()
+            sweep_again()
             stream, lock = Stream.create(
                 name,
                 path,
