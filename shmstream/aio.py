@@ -25,9 +25,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from shmstream import threads
-from shmstream.blob import Blob
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
-from shmstream.flight import Role
+from shmstream.flight import Flight, Role
 from shmstream.journal import Metadata
 from shmstream.lookout import Lookout, View
 
@@ -56,14 +55,14 @@ class AsyncBlob:
         flight: tuple[object, ...],
         path: str,
         stored: Callable[[], tuple[int, Metadata] | None] | None,
-        opener: Callable[[float], Blob],
+        flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
     ) -> None:
         """Internal: use `Store.aopen`. Who names the same `flight` shares what watches it."""
         self.key = key
         self._flight = flight
         self._stored = stored
-        self._opener = opener
+        self._flight_for_all = flight_for_all
         self._stall_timeout = stall_timeout
         self._view = View()
         self._metadata = Metadata()
@@ -77,15 +76,16 @@ class AsyncBlob:
             fd, self._metadata = stored
             self._view = View(os.fstat(fd).st_size, fd, is_complete=True)
             return self
-        self._lookout, is_new = Lookout.join(self._flight, self._opener)
+        lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
+        self._lookout = lookout
         try:
             if is_new and threads.is_ready():
-                self._lookout.start()
+                lookout.start()
             elif is_new:
-                in_thread(self._lookout.start, _STARTERS)
-            while not self._lookout.is_open:
-                self._raise_error(self._lookout)
-                await self._lookout.wait(0)
+                in_thread(lookout.start, _STARTERS)
+            while not lookout.is_open:
+                self._raise_error(lookout)
+                await lookout.wait(lambda: lookout.is_open)
         except BaseException:
             await self.aclose()
             raise
@@ -177,7 +177,7 @@ class AsyncBlob:
             if or_size and lookout.size is not None:
                 break
             seen = view.published
-            await lookout.wait(min(want, seen + 1))  # or for the next look
+            await lookout.wait(partial(_has_news, lookout, view, or_size=or_size))
             view = lookout.view
             if view.published != seen:
                 began = time.monotonic()
@@ -245,9 +245,10 @@ class AsyncBlob:
 
     async def wait(self) -> int:
         """Wait until the blob is complete and in the store; its size in bytes."""
-        while self._lookout is not None and not self._lookout.is_complete:
-            self._raise_error(self._lookout)
-            await self._lookout.wait(self._lookout.published + 1)
+        lookout = self._lookout
+        while lookout is not None and not lookout.is_complete:
+            self._raise_error(lookout)
+            await lookout.wait(lambda: lookout.is_complete)
         return self.published
 
     def tell(self) -> int:
@@ -273,6 +274,10 @@ class AsyncBlob:
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
         return f"<AsyncBlob {self.key[:80]!r} {self.role} at {self._position}, of {size}>"
+
+
+def _has_news(lookout: Lookout, view: View, *, or_size: bool) -> bool:
+    return lookout.view != view or (or_size and lookout.size is not None)
 
 
 async def _pread(fd: int, count: int, offset: int) -> bytes:

@@ -68,12 +68,13 @@ class Blob(io.RawIOBase):
         self,
         flight: Flight,
         progress: Callable[[Progress], None] | None = None,
+        reader: Reader | None = None,
     ) -> None:
-        """Internal: use `Store.open`."""
+        """Internal: use `Store.open`. `reader`: of that flight, if it was joined already."""
         self._flight = flight
         self._tell = progress
         self._told = float("-inf")
-        self._file = flight.join()
+        self._file = flight.join() if reader is None else reader
         self.joins = 1
         """How many streams, or files, this has been reading: one more for each that died."""
         self.key = flight.place.key

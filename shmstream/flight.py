@@ -1,6 +1,6 @@
 """A flight: one download in progress of one key on this host; this process leads it or follows.
 
-`Flight.join` is what every process calls, as often as it takes:
+`Flight.join` is what every process calls, as often as it takes to have a reader:
 
     1 the blob is complete: open it
     2 there is a stream of that name: follow it; has its writer died? try to succeed it, and follow
@@ -13,6 +13,9 @@
                                      commits: moves the file, stores COMMITTED, removes the name
     2 looks for a stream: none
     3 claims the name, looks again: there it is. Nothing was downloaded twice, nothing failed
+
+A thread that has the time may do it itself: `lead`, where there is no flight, and `run` what comes
+of it; `follow`, where there is one. Then there is no other thread, and who leads needs no reader.
 
 Reading then goes on until the reader finds its writer dead; it joins anew, at the same position.
 All that notice succeed by turns: the kernel gives the lock to one, the others find it taken and
@@ -147,6 +150,35 @@ class Flight:
             if copier is not None:
                 return copier
 
+    def lead(self) -> Leader | None:
+        """Begin the flight, to be `run` at once; None if there is one, or the blob, or no way.
+
+        Raises:
+            BlobNotFound, CannotStart: as `join`.
+        """
+        if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
+            return None
+        try:
+            self._leader = self._begin()
+        except (StreamExists, TooManyFlights):
+            return None
+        if self._leader is not None:
+            self.role = Role.LEADS
+        return self._leader
+
+    def follow(self) -> InFlightCopier | None:
+        """A reader of the flight that somebody alive leads; None if there is none. Never waits."""
+        copier = self._attach(0)
+        if copier is not None and copier.is_orphaned:
+            copier.close()
+            return None
+        if copier is not None:
+            self.role = Role.FOLLOWS
+        return copier
+
+    def _is_in_flight(self) -> bool:
+        return os.path.lexists(segment.path_of(self.place.stream))
+
     def _stored(self) -> io.FileIO | None:
         """The complete blob."""
         fd = self._layout.open(self.place)
@@ -180,18 +212,11 @@ class Flight:
         return False
 
     def _follow(self, patience: float) -> InFlightCopier | None:
-        """A reader of the stream that is there; None if there is none that anybody should read."""
-        name = self.place.stream
-        if not patience and not os.path.lexists(segment.path_of(name)):
+        """As `_attach`; and if nobody leads, we try to."""
+        copier = self._attach(patience)
+        if copier is None:
             return None
         try:
-            copier = InFlightCopier.attach(name, timeout=patience, stall_timeout=self.stall_timeout)
-        except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
-            return None
-        try:
-            if copier.state == State.ABORTED:
-                copier.close()
-                return None
             if copier.is_orphaned:
                 self._succeed(copier)
         except BaseException:
@@ -199,6 +224,21 @@ class Flight:
             raise
         if self.role != Role.LEADS:
             self.role = Role.FOLLOWS
+        return copier
+
+    def _attach(self, patience: float) -> InFlightCopier | None:
+        """A reader of the stream that is there; None if there is none that anybody should read."""
+        if not patience and not self._is_in_flight():
+            return None
+        try:
+            copier = InFlightCopier.attach(
+                self.place.stream, timeout=patience, stall_timeout=self.stall_timeout
+            )
+        except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
+            return None
+        if copier.state == State.ABORTED:
+            copier.close()
+            return None
         return copier
 
     def _succeed(self, copier: InFlightCopier) -> None:
@@ -226,12 +266,36 @@ class Flight:
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
-        self._start(streamer, sources, self._take_place())  # its readers wait: with one or without
+        held = self._take_place()  # its readers wait: with one or without
+        leader = self._leader_of(streamer, sources, held)
+        leader.start()
+        self.role, self._leader = Role.LEADS, leader
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
 
         Raises:
+            As `_begin`.
+        """
+        leader = self._begin()
+        if leader is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(leader.discard)
+            copier = InFlightCopier.attach(
+                self.place.stream, timeout=0, stall_timeout=self.stall_timeout
+            )
+            undo.callback(copier.close)
+            leader.start()
+            undo.pop_all()
+        self.role, self._leader = Role.LEADS, leader
+        return copier
+
+    def _begin(self) -> Leader | None:
+        """Begin the flight; None if the blob is complete by now.
+
+        Raises:
+            BlobNotFound: there is no source.
             StreamExists: somebody else is at it.
             TooManyFlights: all places are taken.
         """
@@ -251,15 +315,11 @@ class Flight:
             undo.callback(streamer.close)
             if os.path.lexists(place.path):  # the second look
                 return None
-            copier = InFlightCopier.attach(
-                place.stream, timeout=0, stall_timeout=self.stall_timeout
-            )
-            undo.callback(copier.close)
-            _log.info("%s: leads", place.key)
-            policy.tell(Event(EventKind.LED, place.key))
-            self._start(streamer, sources, held)
+            leader = self._leader_of(streamer, sources, held)
             undo.pop_all()
-        return copier
+        _log.info("%s: leads", place.key)
+        policy.tell(Event(EventKind.LED, place.key))
+        return leader
 
     def _take_place(self) -> KernelLock | None:
         """One of the places for flights; None if there are none left, or no limit."""
@@ -279,11 +339,10 @@ class Flight:
             publish_interval=policy.pacing[1],
         )
 
-    def _start(
+    def _leader_of(
         self, streamer: ResumableStreamer, sources: Sequence[Source], held: KernelLock | None
-    ) -> None:
-        self.role = Role.LEADS
-        self._leader = Leader(
+    ) -> Leader:
+        return Leader(
             streamer,
             self._layout,
             self.place,

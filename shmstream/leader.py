@@ -1,4 +1,4 @@
-"""Leading a flight: a thread that brings a blob from its sources into a stream, and never mixes.
+"""Leading a flight: one thread brings a blob from its sources into a stream, and never mixes.
 
     begin      keep what a partial file has, as far as its journal vouches for it; ask a source for
                the rest; publish what was kept
@@ -67,25 +67,52 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
     ) -> None:
-        """`upkeep` is told what will come, and when it has; `held` is then closed."""
-        self._streamer = streamer
+        """Then `start` it, or `run` it, or `discard` it, which also closes `held`.
+
+        `upkeep` is told what will come, and when it has.
+        """
+        self.streamer = streamer
+        """How far it is; the leader's to change."""
         self._layout = layout
         self._place = place
         self._attempts = Attempts(streamer.name, sources, retries)
         self._upkeep = upkeep
         self._tell = tell
+        self._lingers = lingers
         self._held = held
         self._journal = Journal(place.journal, place.algorithm)
-        self._metadata = Metadata()
+        self.metadata = Metadata()
+        """What the source says of the blob, from when its size or a byte is known."""
         self._noted = 0
         self._received = 0  # since that was told
         self._feed: Feed | None = None
         self._stopping = threading.Event()
-        self._thread = threads.Call(self._run, "shmstream-flight")
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
         register(self)
-        self._thread.start()
-        if not lingers:
-            threads.Call(self._end_when_alone, "shmstream-alone").start()
+
+    def start(self) -> None:
+        """Lead, in another thread.
+
+        Raises:
+            RuntimeError: there is no thread to be had. It was discarded.
+        """
+        try:
+            threads.Call(self.run, "shmstream-flight").start()
+            if not self._lingers:
+                threads.Call(self._end_when_alone, "shmstream-alone").start()
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Let go of all that it owns. Idempotent."""
+        self._stopping.set()
+        if self._held is not None:
+            self._held.close()
+        self.streamer.close()
+        self._upkeep.ended(self._place.path)
+        self._over.set()
 
     def close(self) -> None:
         """Stop, and hand over to whoever reads; the partial file stays. Idempotent.
@@ -93,28 +120,33 @@ class Leader:
         If the blob is complete, this waits a moment for the thread to clear up after it.
         """
         self._stopping.set()
-        self._streamer.close()
+        self.streamer.close()
         if (feed := self._feed) is not None:
             feed.close()
-        if self._streamer.state in TERMINAL:
-            self._thread.join(1.0)
+        if self.streamer.state in TERMINAL:
+            self.join(1.0)
 
     def abandon(self) -> None:
         """In a forked child: the thread is not here, and the flight is the parent's."""
+        self._over = threading.Event()  # that thread may hold the old one
+        self._over.set()
 
     @property
     def is_alive(self) -> bool:
-        """Whether its thread has still to end, and to clear up."""
-        return self._thread.is_alive()
+        """Whether the flight has still to end, and its leader to clear up."""
+        return not self._over.is_set()
 
-    def join(self) -> None:
-        """Wait for the thread to end."""
-        self._thread.join()
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for that, at most `timeout` seconds; not at all in the thread that leads."""
+        if self._thread is not threading.current_thread():
+            self._over.wait(timeout)
 
     # One flight, from its beginning to its end.
 
-    def _run(self) -> None:
-        place, streamer = self._place, self._streamer
+    def run(self) -> None:
+        """Lead, in this thread, until the blob is complete, given up, or handed over."""
+        self._thread = threading.current_thread()
+        place, streamer = self._place, self.streamer
         try:
             feed = self._begin()
             while feed is not None:
@@ -126,26 +158,22 @@ class Leader:
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             self._abort(error)
         finally:
-            self._stopping.set()
-            if self._held is not None:
-                self._held.close()
-            streamer.close()
-            self._upkeep.ended(place.path)
+            self.discard()
 
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
 
     def _begin(self) -> Feed | None:
         """The feed that goes on; None if all bytes are there already."""
-        streamer = self._streamer
+        streamer = self.streamer
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
-            self._metadata = Metadata.from_text(streamer.metadata)
+            self.metadata = Metadata.from_text(streamer.metadata)
             streamer.keeps = self._journal.exists or self._is_worth_a_journal()
             return None if streamer.appended == streamer.size else self._open(self._resumable())
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
         if kept and (self._place.is_given or known.validator):
-            self._metadata = known
+            self.metadata = known
         else:
             kept = 0
         if kept and kept == known.size:
@@ -158,7 +186,7 @@ class Leader:
                     feed.close()
                     feed = self._open(0)
             size = feed.size if feed.size is not None or not kept else known.size
-            self._metadata = Metadata(size, feed.validator, feed.media_type)
+            self.metadata = Metadata(size, feed.validator, feed.media_type)
         try:
             self._announce(kept)
         except BaseException:
@@ -169,7 +197,7 @@ class Leader:
 
     def _announce(self, kept: int) -> None:
         """Have everybody know what is coming, and read what is there."""
-        streamer, metadata, place = self._streamer, self._metadata, self._place
+        streamer, metadata, place = self.streamer, self.metadata, self._place
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
         if kept:
             self._journal.begin(metadata, kept)
@@ -187,16 +215,16 @@ class Leader:
             self._say(EventKind.RESUMED, kept)
 
     def _is_worth_a_journal(self) -> bool:
-        size = self._metadata.size
+        size = self.metadata.size
         return not self._place.is_given or size is None or size > _WORTH_A_JOURNAL
 
     def _set_size(self, size: int) -> None:
         self._upkeep.expect(size, self._place.path)
-        self._streamer.set_size(size)
+        self.streamer.set_size(size)
 
     def _pump(self, feed: Feed) -> Feed | None:
         """Append all that `feed` has; None when that was the end, else the feed to go on with."""
-        streamer = self._streamer
+        streamer = self.streamer
         self._feed = feed
         try:
             with feed:
@@ -220,7 +248,7 @@ class Leader:
 
     def _receive(self, feed: KernelFeed) -> int:
         """Have the kernel move all of it to the file; where in the blob that has come to."""
-        streamer = self._streamer
+        streamer = self.streamer
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
                 self._count(streamer.receive(feed.move))
@@ -231,7 +259,7 @@ class Leader:
 
     def _append(self, feed: Feed) -> int:
         """Append all of it that is new; where in the blob that has come to."""
-        streamer, position = self._streamer, feed.offset
+        streamer, position = self.streamer, feed.offset
         for data in self._buffers(feed):
             with memoryview(data) as view:
                 count = view.nbytes
@@ -246,21 +274,21 @@ class Leader:
         self._received += received
         if self._received >= _TOLD_AT_ONCE:
             self._say_received()
-        if self._streamer.keeps and not self._journal.exists:
+        if self.streamer.keeps and not self._journal.exists:
             self._begin_journal()
         self._note_checkpoint()
 
     def _commit(self) -> None:
-        place, streamer = self._place, self._streamer
+        place, streamer = self._place, self.streamer
         streamer.commit()
         if not place.is_given:
-            self._layout.write_record(place, Record(place.key, streamer.digest, self._metadata))
+            self._layout.write_record(place, Record(place.key, streamer.digest, self.metadata))
         self._journal.remove()
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
         self._say(EventKind.COMMITTED, streamer.appended)
 
     def _abort(self, error: BaseException) -> None:
-        place, streamer = self._place, self._streamer
+        place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
         _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
         self._say(EventKind.ABORTED, streamer.appended)
@@ -275,14 +303,14 @@ class Leader:
 
     def _begin_journal(self) -> None:
         try:
-            self._journal.begin(self._metadata)
+            self._journal.begin(self.metadata)
         except OSError as error:  # then a resume begins at 0
-            self._streamer.keeps = False
+            self.streamer.keeps = False
             _log.warning("%s: no journal: %s", self._place.key, str(error))
 
     def _note_checkpoint(self) -> None:
         """Now and then, note in the journal how far the file is hashed."""
-        streamer = self._streamer
+        streamer = self.streamer
         if streamer.appended - self._noted >= _CHECKPOINT:
             self._noted = streamer.appended
             if (checkpoint := streamer.digest_so_far()) is not None:
@@ -302,7 +330,7 @@ class Leader:
         try:
             while not self._stopping.wait(_LONELY / 4):
                 now = time.monotonic()
-                if self._streamer.has_readers():
+                if self.streamer.has_readers():
                     alone_since = None
                 elif alone_since is None:
                     alone_since = now
@@ -315,8 +343,8 @@ class Leader:
 
     def _resumable(self) -> int:
         """Where to ask a source to go on: at 0 where nothing would show that it has changed."""
-        guarded = self._place.is_given or self._metadata.validator
-        return self._streamer.appended if guarded else 0
+        guarded = self._place.is_given or self.metadata.validator
+        return self.streamer.appended if guarded else 0
 
     def _open(self, offset: int) -> Feed:
         """A feed that begins at `offset` or before, from the first source that has one.
@@ -336,12 +364,12 @@ class Leader:
             return feed
 
     def _try_open(self, source: Source, offset: int) -> Feed:
-        validator = self._metadata.validator if offset else None
+        validator = self.metadata.validator if offset else None
         if self._place.is_given and not self._attempts.is_first:
             validator = None  # it is the first source's, and the digest guards
         feed = open_at(source, offset, validator)
         try:
-            if self._streamer.state == State.STREAMING:
+            if self.streamer.state == State.STREAMING:
                 self._require_same(feed)
             if feed.offset > offset:
                 raise self._error(f"it begins at {feed.offset}, not {offset}", retryable=False)
@@ -352,7 +380,7 @@ class Leader:
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
         """Whether the feed goes on with the bytes that were kept."""
-        known = self._metadata
+        known = self.metadata
         return (
             feed.offset == kept
             and (self._place.is_given or feed.validator == known.validator is not None)
@@ -361,17 +389,17 @@ class Leader:
 
     def _require_same(self, feed: Feed) -> None:
         """Refuse a feed that is not of the blob whose bytes were published."""
-        size = self._streamer.size
+        size = self.streamer.size
         if None not in (size, feed.size) and size != feed.size:
             raise self._other(f"it has {feed.size} bytes by now, not {size}")
         if feed.offset and not self._place.is_given:
-            known = self._metadata.validator
+            known = self.metadata.validator
             if feed.validator != known or known is None:
                 raise self._other(f"its validator is {feed.validator!r} by now, not {known!r}")
 
     def _compare(self, data: Buffer, position: int) -> Buffer:
         """What of `data` is new; the rest must be what the file has at `position`."""
-        streamer = self._streamer
+        streamer = self.streamer
         with memoryview(data) as whole, whole.cast("B") as view:
             again = min(len(view), streamer.appended - position)
             if os.pread(streamer.descriptor, again, position) != view[:again]:
@@ -383,7 +411,7 @@ class Leader:
         if self._place.is_given:
             return self._error(reason, retryable=False)
         source = self._attempts.source.name
-        return ContentChanged(self._streamer.name, self._streamer.appended, f"{source}: {reason}")
+        return ContentChanged(self.streamer.name, self.streamer.appended, f"{source}: {reason}")
 
     def _buffers(self, feed: Feed) -> Iterator[Buffer]:
         try:
@@ -395,7 +423,7 @@ class Leader:
 
     def _error(self, reason: str, *, retryable: bool) -> SourceError:
         name = self._attempts.source.name
-        return SourceError(name, self._streamer.appended, reason, retryable)
+        return SourceError(name, self.streamer.appended, reason, retryable)
 
     def _fail(self, error: SourceError) -> None:
         """Wait, or go on to the next source.
@@ -405,7 +433,7 @@ class Leader:
             StreamClosed: the flight was handed over meanwhile.
         """
         self._check_going_on()  # else it has failed for that, which says nothing of the source
-        pause = self._attempts.failed(error, self._streamer.appended)
+        pause = self._attempts.failed(error, self.streamer.appended)
         if pause is None:
             self._say(EventKind.FAILED_OVER)
             following = self._attempts.source.name
@@ -417,4 +445,4 @@ class Leader:
 
     def _check_going_on(self) -> None:
         if self._stopping.is_set():
-            raise StreamClosed(self._streamer.name, "it was handed over")
+            raise StreamClosed(self.streamer.name, "it was handed over")

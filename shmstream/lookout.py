@@ -1,13 +1,19 @@
 """A lookout: one thread that watches one flight for all asyncio tasks of this process.
 
-Semaphores block, and an event loop must not. The lookout has one place among the flight's readers.
-It waits for bytes, notes how far the blob is, and tells every event loop once; tasks that wait
-there go on. Who uses it is counted: the last one to leave ends it.
+Semaphores block, and an event loop must not. The thread waits for bytes, notes how far the blob is,
+and tells every event loop once; tasks that wait there go on. Who uses it is counted.
+
+    leads      there was no flight: the thread leads it, and notes how far it has come by itself.
+               It ends with the flight, also when nobody uses it any more
+    follows    another process leads. The thread has one place among the flight's readers; the last
+               user to leave ends it. Should the leader die, this process may come to lead, in a
+               thread beside
 
     lookout                                       task
     1 note the view, or the error                 1 leave a future in its loop's list
     2 does anybody wait in a loop's list?         2 enough? take it back, and go on
-      have that loop resolve them                 3 await it
+      have that loop resolve those who have       3 await it
+      enough
 
 Each stores before it looks, so one of them sees the other. Only the loop's own thread changes its
 list.
@@ -20,15 +26,20 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import NamedTuple
 
 from shmstream import threads
 from shmstream.blob import Blob
-from shmstream.errors import WriterStalled
-from shmstream.flight import Role
+from shmstream.control import State
+from shmstream.errors import StreamClosed, WriterStalled
+from shmstream.flight import Flight, Role
+from shmstream.leader import Leader
 
-_TICK = 0.25  # s; how soon a lookout notices that nobody is left
+_TICK = 0.25  # s; how soon a lookout notices that nobody is left, and a task what nobody tells
+
+_Waiting = list[tuple[Callable[[], bool], "asyncio.Future[None]"]]
 
 
 class View(NamedTuple):
@@ -45,14 +56,15 @@ class View(NamedTuple):
 class Lookout:
     """One thread that watches one flight for all tasks of this process. Counts who uses it."""
 
-    def __init__(self, key: tuple[object, ...], opener: Callable[[float], Blob]) -> None:
+    def __init__(self, key: tuple[object, ...], opener: Callable[[float], Flight]) -> None:
         self._key = key
         self._opener = opener
-        self._lock = threading.Lock()  # guards what is open and whether this has ended
-        self._waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
         self._joins = 0
         self._fds: list[int] = []
+        # The registry's lock guards these:
         self._users = 0
+        self._leads = False
         self._ended = False
         self.error: BaseException | None = None
         self.is_open = False
@@ -63,7 +75,6 @@ class Lookout:
         self.media_type: str | None = None
         self.validator: str | None = None
         self.spans: OrderedDict[int, bytes] = OrderedDict()
-        self._thread = threads.Call(self._run, "shmstream-lookout")
 
     @property
     def published(self) -> int:
@@ -75,8 +86,12 @@ class Lookout:
         """Whether there will be no more."""
         return self.view.is_complete
 
+    # Who uses it.
+
     @classmethod
-    def join(cls, key: tuple[object, ...], opener: Callable[[float], Blob]) -> tuple[Lookout, bool]:
+    def join(
+        cls, key: tuple[object, ...], opener: Callable[[float], Flight]
+    ) -> tuple[Lookout, bool]:
         """The lookout for that flight, which is to be left again; and whether to `start` it."""
         with _registry_lock:
             lookout = _registry.get(key)
@@ -86,115 +101,161 @@ class Lookout:
             lookout._users += 1
             return lookout, is_new
 
-    def start(self) -> None:
-        """Start its thread. May wait for that (`threads.is_ready`), which no event loop should."""
-        try:
-            self._thread.start()
-        except BaseException as error:  # noqa: BLE001  none can be had
-            self._end(error)
-
     def leave(self) -> None:
-        """One user less; the last one ends it."""
+        """One user less; the last one ends it, unless others may want what it leads."""
         with _registry_lock:
             self._users -= 1
-            if self._users:
-                return
-            if _registry.get(self._key) is self:
-                del _registry[self._key]
-        with self._lock:
-            if self._ended:
-                self._close_files()
+            if not self._users and (self._ended or self.is_complete or not self._leads):
+                self._forget(is_over=self._ended)
+                self._ended = True
+
+    def _end(self, error: BaseException | None) -> None:
+        """The thread is over, or there is none."""
+        self.error = error
+        with _registry_lock:
             self._ended = True
+            if not self._users:
+                self._forget(is_over=True)
+        self._tell()
 
-    def _close_files(self) -> None:
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
-        self.spans.clear()
+    def _forget(self, *, is_over: bool) -> None:
+        if _registry.get(self._key) is self:
+            del _registry[self._key]
+        if is_over:
+            for fd in self._fds:
+                os.close(fd)
+            self._fds.clear()
+            self.spans.clear()
 
-    def _run(self) -> None:
+    # The flight.
+
+    def start(self) -> None:
+        """Join the flight, if somebody leads it already, and start the thread.
+
+        May wait for a thread (`threads.is_ready`), which no event loop should.
+        """
+        with ExitStack() as undo:
+            try:
+                flight = self._opener(_TICK)
+                blob = None
+                if (reader := flight.follow()) is not None:
+                    blob = Blob(flight, reader=reader)
+                    undo.callback(blob.close)
+                    self._look_at(blob)
+                threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
+                undo.pop_all()
+            except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
+                self._end(error)
+
+    def _run(self, flight: Flight, blob: Blob | None) -> None:
         try:
-            with self._opener(_TICK) as blob:
-                while not self._ended and not self.is_complete:
-                    self._note(blob)
-                    try:
-                        if not self.is_complete:
-                            blob.wait_past(self.published)
-                    except WriterStalled:  # each task has its own patience
-                        self._tell()
+            if blob is None and (leader := flight.lead()) is not None:
+                self._lead(flight.place.key, leader)
+            else:
+                self._follow(blob or Blob(flight))
         except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
             self._end(error)
         else:
             self._end(None)
 
-    def _end(self, error: BaseException | None) -> None:
-        self.error = error
-        with self._lock:
-            if self._ended:  # everybody has left
-                self._close_files()
-            self._ended = True
-        self._tell()
+    def _lead(self, key: str, leader: Leader) -> None:
+        self.role = Role.LEADS
+        with _registry_lock:
+            self._leads = not self._ended
+        try:
+            leader.streamer.listen(partial(self._look_at_leader, leader))
+            self.is_open = True
+            self._tell()
+            leader.run()
+        finally:
+            leader.discard()
+        if (error := leader.streamer.error) is not None:
+            error.name = key
+            raise error
+        if not self.is_complete:
+            raise StreamClosed(key, "its flight was handed over: this process ends")
 
-    def _note(self, blob: Blob) -> None:
+    def _follow(self, blob: Blob) -> None:
+        with blob:
+            while not self._ended and not self.is_complete:
+                self._look_at(blob)
+                # Tasks may have read so far: what is joined when the leader dies must have that.
+                blob.seek(self.published)
+                with suppress(WriterStalled):  # each task has its own patience
+                    if not self.is_complete:
+                        blob.wait_past(self.published)
+
+    def _look_at(self, blob: Blob) -> None:
         # In this order: after `is_complete`, `published` is final, and until something is published
         # the file may be replaced by another. Once the size is known, so is what else is said.
         is_complete, published, size = blob.is_complete, blob.published, blob.size
         if not self.view.published or blob.joins != self._joins:
             self._joins = blob.joins
-            self._look_at(blob)
-        self.size, self.role = size, blob.role
-        self.view = View(published, self._fds[-1], is_complete)
-        self.is_open = True
-        # Tasks may have read so far: what is joined when the leader dies must have the same bytes.
-        blob.seek(published)
-        self._tell()
+            self._note_file(blob.duplicate())
+            self.media_type, self.validator = blob.media_type, blob.validator
+        self.role = blob.role
+        self._note(published, size, is_complete)
 
-    def _look_at(self, blob: Blob) -> None:
-        """Note which file it is, and what the source says of it."""
-        fd = blob.duplicate()
+    def _look_at_leader(self, leader: Leader) -> None:
+        streamer, said = leader.streamer, leader.metadata
+        published = streamer.published
+        if published and not self.view.published:
+            self._note_file(streamer.reopen())
+        self.media_type, self.validator = said.media_type, said.validator
+        self._note(published, streamer.size, streamer.state == State.COMMITTED)
+
+    def _note_file(self, fd: int) -> None:
         if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
             os.close(fd)
         else:  # the first, or another file after the leader has changed
             self._fds.append(fd)
-        self.media_type, self.validator = blob.media_type, blob.validator
+
+    def _note(self, published: int, size: int | None, is_complete: bool) -> None:
+        self.size = size
+        view = View(published, self._fds[-1] if self._fds else -1, is_complete)
+        if view != self.view or not self.is_open:
+            self.view = view
+            self.is_open = True
+            self._tell()
+
+    # Those who wait.
 
     def _tell(self) -> None:
-        """Have the tasks that wait go on."""
+        """Have the tasks that have enough go on."""
         for loop, waiting in list(self._waiting.items()):
             if waiting:
                 try:
-                    loop.call_soon_threadsafe(_resolve, waiting)
+                    loop.call_soon_threadsafe(self._resolve, waiting)
                 except RuntimeError:  # it was closed, and its tasks with it
                     waiting.clear()
 
-    def enough(self, want: int) -> bool:
-        """Whether there is no need to wait for `want` bytes: they are there, or never will be."""
-        return (self.is_open and self.published >= want) or self.is_complete or self._ended
+    def _resolve(self, waiting: _Waiting) -> None:
+        """In the loop's own thread."""
+        for enough, future in waiting[:]:
+            if self._ended or enough():
+                _go_on(future)
 
-    async def wait(self, want: int) -> None:
-        """Wait until `enough`, or for any news, or for a look of the lookout's that brings none."""
+    async def wait(self, enough: Callable[[], bool]) -> None:
+        """Wait until `enough`, or for the end, or for a moment."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.get(loop)
         if waiting is None:
             waiting = self._waiting[loop] = []
         future = loop.create_future()
-        waiting.append(future)
+        waits = (enough, future)
+        waiting.append(waits)
+        timer = loop.call_later(_TICK, _go_on, future)
         try:
-            if not self.enough(want):
+            if not (self._ended or enough()):
                 await future
         finally:
-            if not future.done() or future.cancelled():  # else it was taken from there
-                with suppress(ValueError):
-                    waiting.remove(future)
+            timer.cancel()
+            waiting.remove(waits)
 
 
-def _resolve(waiting: list[asyncio.Future[None]]) -> None:
-    """In the loop's own thread: all that wait there go on."""
-    futures = waiting[:]
-    waiting.clear()
-    for future in futures:
-        if not future.done():  # else it was cancelled
-            future.set_result(None)
+def _go_on(future: asyncio.Future[None]) -> None:
+    if not future.done():  # else it was cancelled
+        future.set_result(None)
 
 
 # Of this process.

@@ -21,6 +21,7 @@ from typing import Self
 from shmstream.control import TERMINAL, UNKNOWN, State
 from shmstream.digest import RunningDigest
 from shmstream.errors import (
+    BlobAborted,
     ContentChanged,
     DamagedPartial,
     DigestMismatch,
@@ -128,6 +129,15 @@ class ResumableStreamer(BlobStreamer):
             if self._publishable() > 0:
                 self._publish()
 
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called whenever readers are woken, in the thread that wakes them.
+
+        For this process, which needs no reader to know how far the stream is. It must not block.
+        """
+        with self._lock:
+            self._check_open()
+            self._subscribers.here = listener
+
     def due_in(self) -> float:
         """Seconds after which to `receive` again, whatever has come; 0: as soon as anything has."""
         return self._pacer.due_in()
@@ -167,6 +177,13 @@ class ResumableStreamer(BlobStreamer):
         """Of the partial file, for reading; it is closed with the streamer."""
         return self._file.fd
 
+    def reopen(self) -> int:
+        """A descriptor of the partial file for reading what is published; the caller's to close.
+
+        It is opened anew: one that shares the writer's description would keep its lock.
+        """
+        return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
     def set_size(self, size: int) -> None:
         """Tell how many bytes the blob has, as soon as that is known. Reserves the space.
 
@@ -185,6 +202,8 @@ class ResumableStreamer(BlobStreamer):
                     self.abort(error)
                     raise
                 self._block.size = self._limit = size
+                if self._subscribers.here is not None:
+                    self._subscribers.here()
 
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: have every reader know what the source says of the blob.
@@ -202,6 +221,13 @@ class ResumableStreamer(BlobStreamer):
     def metadata(self) -> bytes:
         """What `set_metadata` stored, perhaps in the process before this one."""
         return self._block.metadata
+
+    @property
+    def error(self) -> BlobAborted | None:
+        """What readers of an aborted stream are told."""
+        if self._block.state != State.ABORTED:
+            return None
+        return BlobAborted.from_text(self._block.error)
 
     def digest_so_far(self) -> tuple[int, str] | None:
         """How many bytes are hashed by now, and their hex digest; None without a digest."""

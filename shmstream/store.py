@@ -22,11 +22,12 @@ from shmstream.aio import AsyncBlob
 from shmstream.attempts import Retries
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
+from shmstream.descriptors import make_room
 from shmstream.errors import ShmstreamError, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import Flight, Policy
 from shmstream.journal import Metadata
-from shmstream.layout import Entry, Layout
+from shmstream.layout import Entry, Layout, Place
 from shmstream.pacer import check_pacing
 from shmstream.passing import Passage, again
 from shmstream.sources import AnySource, as_sources
@@ -89,6 +90,7 @@ class Store:
         if max_pass_through < 0:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
+        make_room()
         self._layout = Layout(folder)
         self.folder = self._layout.folder
         self.max_bytes = max_bytes
@@ -140,9 +142,13 @@ class Store:
             CannotStart, StoreError: there is no room for it, or no way; see their kinds.
             ValueError, TypeError: the key or the source is none.
         """
-        place = self._layout.place(key)
+        return Blob(self._flight(self._layout.place(key), source, stall_timeout, linger), progress)
+
+    def _flight(
+        self, place: Place, source: AnySource | None, stall_timeout: float | None, linger: bool
+    ) -> Flight:
         sources = cache(lambda: [] if source is None else as_sources(source))
-        flight = Flight(
+        return Flight(
             self._layout,
             place,
             sources,
@@ -150,7 +156,6 @@ class Store:
             stall_timeout=stall_timeout,
             lingers=linger,
         )
-        return Blob(flight, progress)
 
     def aopen(
         self,
@@ -166,8 +171,8 @@ class Store:
         """
         place = self._layout.place(key)
 
-        def open_for_all(tick: float) -> Blob:
-            return self.open(key, source, stall_timeout=tick, linger=linger)
+        def flight_for_all(tick: float) -> Flight:
+            return self._flight(place, source, tick, linger)
 
         def open_stored() -> tuple[int, Metadata] | None:
             fd = self._layout.open(place)
@@ -175,7 +180,7 @@ class Store:
 
         stored = None if self._policy.verify else open_stored
         flight = (self.folder, key, source is None)  # who has no source cannot go on without others
-        return AsyncBlob(key, flight, place.path, stored, open_for_all, stall_timeout)
+        return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
 
     def fetch(
         self,

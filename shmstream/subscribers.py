@@ -115,6 +115,8 @@ class Subscribers:
         self._active: list[int] = []  # slots, ascending
         self._looked_after = -1
         self._next_look = 0.0
+        self.here: Callable[[], None] | None = None
+        """Called at every ring, for those in this very process who need no slot; not to block."""
 
     def ring(self) -> None:
         """Wake every reader. Never blocks, never fails."""
@@ -123,6 +125,8 @@ class Subscribers:
         if memberships != self._seen:
             self._seen = memberships
             _post(self._follow())
+        if self.here is not None:
+            self.here()
 
     def look_after_one(self) -> None:
         """Now and then free the next slot, in turn, whose reader was killed. Never blocks."""
@@ -168,6 +172,7 @@ class Subscribers:
         self._ringers.clear()
         self._rings.clear()
         self._active.clear()
+        self.here = None
 
 
 def _post(rings: Iterable[Callable[[], None]]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from shmstream import (
-    Blob,
     ContentChanged,
     DigestMismatch,
     Feed,
+    Role,
     SourceFailed,
     Store,
     StreamClosed,
@@ -290,19 +292,19 @@ def test_whoever_knows_the_size_knows_what_else_the_source_says(
     """Even if the source answers while the lookout is looking."""
     url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test", stall_after=0)
     may_ask = threading.Event()
-    ask, look = HTTPSource.open, lookout.Lookout._look_at
+    ask, look = HTTPSource.open, lookout.Lookout._note_file
 
     def ask_late(source: HTTPSource, offset: int = 0, validator: str | None = None) -> Feed:
         assert may_ask.wait(PATIENCE)
         return ask(source, offset, validator)
 
-    def look_early(self: lookout.Lookout, blob: Blob) -> None:
-        look(self, blob)
+    def look_early(self: lookout.Lookout, fd: int) -> None:
+        look(self, fd)
         may_ask.set()
-        wait_until(lambda: blob.size is not None)
+        wait_until(lambda: store.flights()[0].size is not None)
 
     monkeypatch.setattr(HTTPSource, "open", ask_late)
-    monkeypatch.setattr(lookout.Lookout, "_look_at", look_early)
+    monkeypatch.setattr(lookout.Lookout, "_note_file", look_early)
 
     async def main() -> None:
         async with store.aopen("key", url, linger=False) as blob:
@@ -347,3 +349,95 @@ def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:
         thread.join()
     assert got == [sha256(content(1, MIB))] * 3
     assert len(origin.requests("/blob")) == 1
+
+
+# Who leads.
+
+
+def test_who_leads_needs_no_place_among_the_readers(store: Store, origin: Origin) -> None:
+    """One thread leads and looks out, also when all have left, and for those who come then."""
+    url = origin.serve("/blob", seed=1, size=4 * MIB)
+    origin.change("/blob", stall_after=MIB)
+    key = digest(1, 4 * MIB)
+
+    async def main() -> None:
+        async with store.aopen(key, url) as blob:
+            assert await blob.read(1000) == content(1, 4 * MIB)[:1000]
+            [flight] = store.flights()
+            assert (blob.role, flight.followers) == (Role.LEADS, ())
+            [watching] = lookout._registry.values()
+        assert list(lookout._registry.values()) == [watching]
+        assert not any(each.name == "shmstream-flight" for each in threading.enumerate())
+        async with store.aopen(key, url) as blob:
+            assert list(lookout._registry.values()) == [watching]
+            assert lookouts() == 1
+            reading = asyncio.create_task(blob.read())
+            origin.release()
+            assert sha256(await reading) == sha256(content(1, 4 * MIB))
+
+    asyncio.run(main())
+    wait_until(lambda: lookouts() == 0)
+    assert lookout._registry == {}
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_a_flight_that_all_have_left_ends_in_the_store(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", stall_after=MIB)
+    key = digest(1, 2 * MIB)
+
+    async def main() -> None:
+        async with store.aopen(key, url) as blob:
+            await blob.read(1)
+
+    asyncio.run(main())
+    assert key not in store
+    origin.release()
+    wait_until(lambda: key in store)
+    wait_until(lambda: lookouts() == 0)
+    assert lookout._registry == {}
+
+
+LEADS_AND_ENDS = """
+import asyncio, sys
+from shmstream import Store, StreamClosed, liveness
+
+async def main():
+    store = Store(sys.argv[1])
+    async with store.aopen(sys.argv[2], sys.argv[3]) as blob:
+        await blob.read(1)
+        print("leads", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        reading = asyncio.create_task(blob.wait())
+        await asyncio.sleep(0)
+        liveness.close_all()
+        try:
+            await reading
+        except StreamClosed:
+            print("handed over", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+
+asyncio.run(main())
+"""
+
+
+def test_who_hands_over_does_not_take_it_back(store: Store, origin: Origin) -> None:
+    """Its readers still have the file open, which is in nobody's way."""
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    key = digest(1, 2 * MIB)
+    command = [sys.executable, "-c", LEADS_AND_ENDS, store.folder, key, url]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, bufsize=1) as leader:
+        assert leader.stdin is not None
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == "leads\n"
+        with store.open(key, url) as blob:
+            assert str(blob.role) == "follows"
+            leader.stdin.write("\n")
+            assert leader.stdout.readline() == "handed over\n"
+            assert blob.readall() == content(1, 2 * MIB)
+            assert str(blob.role) == "leads"
+        leader.stdin.write("\n")
+    assert leader.returncode == 0
+    first, second = origin.requests("/blob")
+    assert (first.range, second.range is None) == (None, False)

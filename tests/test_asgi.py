@@ -362,7 +362,7 @@ def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: 
     """Clients of the other worker see a pause, and the upstream one more request."""
     origin.change("/blob", first=0, count=1, stall_after=MIB)
     clients = [server.open("GET", f"/blob/{KEY}")]
-    while len(store.flights()[0].followers) < 2:  # who gets a connection is the kernel's choice
+    while not store.flights()[0].followers:  # who gets a connection is the kernel's choice
         assert len(clients) < 500, "only one of the workers is given connections"
         clients.append(server.open("GET", f"/blob/{KEY}"))
     [flight] = store.flights()

@@ -48,7 +48,7 @@ def clients_of(workers: set[int], serving: Serving, store: Store, starts: int = 
     """
     wait_until(lambda: serving.metric("shmstream_worker_starts_total") == starts)
     clients: list[Client] = []
-    while not workers <= followers(store):
+    while not workers <= users(store):
         assert len(clients) < 500, "only one of the workers is given connections"
         clients.append(serving.open(BLOB))
     return clients
@@ -66,8 +66,13 @@ def finish(clients: list[Client]) -> int:
     return good
 
 
-def followers(store: Store) -> set[int]:
-    return {each.identity.pid for flight in store.flights() for each in flight.followers}
+def users(store: Store) -> set[int]:
+    """The processes that lead flights or follow them."""
+    found = set()
+    for flight in store.flights():
+        leader = () if flight.leader is None else (flight.leader,)
+        found |= {each.pid for each in (*leader, *(each.identity for each in flight.followers))}
+    return found
 
 
 def leader(store: Store) -> int:
