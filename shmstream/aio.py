@@ -113,6 +113,10 @@ class AsyncBlob:
         if lookout.error is not None:
             raise copy.copy(lookout.error)
 
+    def _check_open(self, lookout: Lookout) -> None:
+        if self._lookout is not lookout:  # another task was faster than the bytes
+            raise StreamClosed(self.key, "it was closed")
+
     # What there is.
 
     @property
@@ -178,6 +182,7 @@ class AsyncBlob:
                 break
             seen = view.published
             await lookout.wait(partial(_has_news, lookout, view, or_size=or_size))
+            self._check_open(lookout)
             view = lookout.view
             if view.published != seen:
                 began = time.monotonic()
@@ -249,6 +254,7 @@ class AsyncBlob:
         while lookout is not None and not lookout.is_complete:
             self._raise_error(lookout)
             await lookout.wait(lambda: lookout.is_complete)
+            self._check_open(lookout)
         return self.published
 
     def tell(self) -> int:

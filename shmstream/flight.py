@@ -268,7 +268,11 @@ class Flight:
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         held = self._take_place()  # its readers wait: with one or without
         leader = self._leader_of(streamer, sources, held)
-        leader.start()
+        try:
+            leader.start()
+        except BaseException:
+            leader.discard()
+            raise
         self.role, self._leader = Role.LEADS, leader
 
     def _lead(self) -> InFlightCopier | None:

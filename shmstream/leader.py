@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from shmstream import threads
@@ -95,24 +96,23 @@ class Leader:
         """Lead, in another thread.
 
         Raises:
-            RuntimeError: there is no thread to be had. It was discarded.
+            RuntimeError: there is no thread to be had. Discard it.
         """
-        try:
-            threads.Call(self.run, "shmstream-flight").start()
-            if not self._lingers:
-                threads.Call(self._end_when_alone, "shmstream-alone").start()
-        except BaseException:
-            self.discard()
-            raise
+        if not self._lingers:
+            threads.Call(self._end_when_alone, "shmstream-alone").start()
+        threads.Call(self.run, "shmstream-flight").start()
 
     def discard(self) -> None:
         """Let go of all that it owns. Idempotent."""
+        if self._over.is_set():
+            return
         self._stopping.set()
-        if self._held is not None:
-            self._held.close()
-        self.streamer.close()
-        self._upkeep.ended(self._place.path)
-        self._over.set()
+        with ExitStack() as ending:  # from the last to the first, whatever fails on the way
+            ending.callback(self._over.set)
+            ending.callback(self._upkeep.ended, self._place.path)
+            ending.callback(self.streamer.close)
+            if self._held is not None:
+                ending.callback(self._held.close)
 
     def close(self) -> None:
         """Stop, and hand over to whoever reads; the partial file stays. Idempotent.

@@ -25,7 +25,7 @@ import asyncio
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple
@@ -105,35 +105,42 @@ class Lookout:
         """One user less; the last one ends it, unless others may want what it leads."""
         with _registry_lock:
             self._users -= 1
-            if not self._users and (self._ended or self.is_complete or not self._leads):
-                self._forget(is_over=self._ended)
-                self._ended = True
+            if self._users or not (self._ended or self.is_complete or not self._leads):
+                return
+            fds = self._forget(is_over=self._ended)
+            self._ended = True
+        _close(fds)
 
     def _end(self, error: BaseException | None) -> None:
         """The thread is over, or there is none."""
-        self.error = error
         with _registry_lock:
+            self.error = self.error or error
             self._ended = True
-            if not self._users:
-                self._forget(is_over=True)
+            fds = [] if self._users else self._forget(is_over=True)
+        _close(fds)
         self._tell()
 
-    def _forget(self, *, is_over: bool) -> None:
+    def _forget(self, *, is_over: bool) -> list[int]:
+        """Nobody is to join it any more; what is to be closed, once its thread is over as well."""
         if _registry.get(self._key) is self:
             del _registry[self._key]
-        if is_over:
-            for fd in self._fds:
-                os.close(fd)
-            self._fds.clear()
-            self.spans.clear()
+        if not is_over:
+            return []
+        self.spans.clear()
+        fds, self._fds = self._fds, []
+        return fds
 
     # The flight.
 
     def start(self) -> None:
         """Join the flight, if somebody leads it already, and start the thread.
 
-        May wait for a thread (`threads.is_ready`), which no event loop should.
+        Joining takes half a millisecond, less than it takes two threads to tell each other. But
+        this may wait for a thread (`threads.is_ready`), which no event loop should.
         """
+        if self._ended:  # all have left before it came to this
+            self._end(None)
+            return
         with ExitStack() as undo:
             try:
                 flight = self._opener(_TICK)
@@ -163,10 +170,11 @@ class Lookout:
         with _registry_lock:
             self._leads = not self._ended
         try:
-            leader.streamer.listen(partial(self._look_at_leader, leader))
-            self.is_open = True
-            self._tell()
-            leader.run()
+            with suppress(StreamClosed):  # this process has begun to end
+                leader.streamer.listen(partial(self._hear, leader))
+                self.is_open = True
+                self._tell()
+                leader.run()
         finally:
             leader.discard()
         if (error := leader.streamer.error) is not None:
@@ -176,7 +184,7 @@ class Lookout:
             raise StreamClosed(key, "its flight was handed over: this process ends")
 
     def _follow(self, blob: Blob) -> None:
-        with blob:
+        try:
             while not self._ended and not self.is_complete:
                 self._look_at(blob)
                 # Tasks may have read so far: what is joined when the leader dies must have that.
@@ -184,6 +192,8 @@ class Lookout:
                 with suppress(WriterStalled):  # each task has its own patience
                     if not self.is_complete:
                         blob.wait_past(self.published)
+        finally:
+            blob.close()
 
     def _look_at(self, blob: Blob) -> None:
         # In this order: after `is_complete`, `published` is final, and until something is published
@@ -196,13 +206,24 @@ class Lookout:
         self.role = blob.role
         self._note(published, size, is_complete)
 
+    def _hear(self, leader: Leader) -> None:
+        """There is news. No trouble of this process's readers ends the flight."""
+        if not self._ended:
+            try:
+                self._look_at_leader(leader)
+            except Exception as error:  # noqa: BLE001  as that there is no descriptor to be had
+                # Without a lock: the streamer has its own, and may be closed by a signal's handler.
+                self.error = error
+                self._ended = True
+                self._tell()
+
     def _look_at_leader(self, leader: Leader) -> None:
         streamer, said = leader.streamer, leader.metadata
-        published = streamer.published
-        if published and not self.view.published:
-            self._note_file(streamer.reopen())
+        published, is_complete = streamer.published, streamer.state == State.COMMITTED
+        if (published or is_complete) and not self._fds:  # until then it may be replaced
+            self._fds.append(streamer.reopen())
         self.media_type, self.validator = said.media_type, said.validator
-        self._note(published, streamer.size, streamer.state == State.COMMITTED)
+        self._note(published, streamer.size, is_complete)
 
     def _note_file(self, fd: int) -> None:
         if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
@@ -211,9 +232,11 @@ class Lookout:
             self._fds.append(fd)
 
     def _note(self, published: int, size: int | None, is_complete: bool) -> None:
+        # Who leads is about to have the first bytes, too: whoever waits for the size has a timer.
+        is_told = size != self.size and not self._leads
         self.size = size
         view = View(published, self._fds[-1] if self._fds else -1, is_complete)
-        if view != self.view or not self.is_open:
+        if is_told or view != self.view or not self.is_open:
             self.view = view
             self.is_open = True
             self._tell()
@@ -250,7 +273,13 @@ class Lookout:
                 await future
         finally:
             timer.cancel()
-            waiting.remove(waits)
+            with suppress(ValueError):  # the loop was closed
+                waiting.remove(waits)
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _go_on(future: asyncio.Future[None]) -> None:

@@ -181,8 +181,12 @@ class ResumableStreamer(BlobStreamer):
         """A descriptor of the partial file for reading what is published; the caller's to close.
 
         It is opened anew: one that shares the writer's description would keep its lock.
+
+        Raises:
+            OutOfResources: descriptors have run out.
         """
-        return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        with naming_shortages(self.name, os.path.dirname(self.path)):
+            return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def set_size(self, size: int) -> None:
         """Tell how many bytes the blob has, as soon as that is known. Reserves the space.
@@ -268,6 +272,7 @@ class ResumableStreamer(BlobStreamer):
                 self._end(aborting=False)
             else:
                 self._publish()
+                self._subscribers.here = None  # the last ring is for those who may succeed us
                 with ExitStack() as ending:  # from the last to the first
                     ending.callback(self._release)
                     ending.callback(self._subscribers.close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from shmstream import (
     ContentChanged,
     DigestMismatch,
     Feed,
+    OutOfResources,
     Role,
     SourceFailed,
     Store,
@@ -27,6 +29,7 @@ from shmstream import (
 )
 from shmstream.claims import partial_path
 from shmstream.http_source import HTTPSource
+from shmstream.resumable import ResumableStreamer
 from tests import flights
 from tests.interpreters import PATIENCE, Interpreter, wait_until
 from tests.origin import Origin
@@ -396,6 +399,77 @@ def test_a_flight_that_all_have_left_ends_in_the_store(store: Store, origin: Ori
     wait_until(lambda: key in store)
     wait_until(lambda: lookouts() == 0)
     assert lookout._registry == {}
+
+
+def test_a_flight_goes_on_without_those_who_cannot_read_it(
+    store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    key = digest(1, MIB)
+
+    def fail(_: ResumableStreamer) -> int:
+        raise OutOfResources("name", "descriptors", errno.EMFILE, "too many open files")
+
+    async def main() -> None:
+        with monkeypatch.context() as patch, pytest.raises(OutOfResources):
+            patch.setattr(ResumableStreamer, "reopen", fail)
+            await read_all(store, key, url)
+        wait_until(lambda: key in store)
+        assert await read_all(store, key, url) == sha256(content(1, MIB))
+
+    asyncio.run(main())
+    wait_until(lambda: lookouts() == 0)
+    assert lookout._registry == {}
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_without_a_thread_no_flight_is_left(
+    store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    for linger in (True, False):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
+            patch.setattr(threading.Thread, "start", fail)
+            patch.setattr(threads, "_idle", [])
+            store.open("key", url, linger=linger)
+        assert store.flights() == []
+    with store.open("key", url) as blob:
+        assert blob.readall() == content(1, MIB)
+
+
+def test_an_empty_blob_has_a_file_for_who_led(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=0)
+
+    async def main() -> None:
+        async with store.aopen("key", url) as blob:
+            assert await blob.read() == b""
+            assert os.fstat(blob.descriptor).st_size == 0
+
+    asyncio.run(main())
+    wait_until(lambda: not store.flights())
+
+
+def test_another_task_closes_what_one_reads(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+
+    async def main() -> None:
+        blob = await store.aopen("key", url).__aenter__()
+        reading = asyncio.create_task(blob.read())
+        waiting = asyncio.create_task(blob.wait())
+        await asyncio.sleep(0)
+        await blob.aclose()
+        for each in (reading, waiting):
+            with pytest.raises(StreamClosed):
+                await each
+        origin.release()
+
+    asyncio.run(main())
+    wait_until(lambda: lookouts() == 0)
 
 
 LEADS_AND_ENDS = """
