@@ -56,9 +56,9 @@ class View(NamedTuple):
 class Lookout:
     """One thread that watches one flight for all tasks of this process. Counts who uses it."""
 
-    def __init__(self, key: tuple[object, ...], opener: Callable[[float], Flight]) -> None:
+    def __init__(self, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]) -> None:
         self._key = key
-        self._opener = opener
+        self._flight_for_all = flight_for_all
         self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
         self._joins = 0
         self._fds: list[int] = []
@@ -90,14 +90,14 @@ class Lookout:
 
     @classmethod
     def join(
-        cls, key: tuple[object, ...], opener: Callable[[float], Flight]
+        cls, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]
     ) -> tuple[Lookout, bool]:
         """The lookout for that flight, which is to be left again; and whether to `start` it."""
         with _registry_lock:
             lookout = _registry.get(key)
             is_new = lookout is None or lookout._ended
             if lookout is None or is_new:
-                lookout = _registry[key] = cls(key, opener)
+                lookout = _registry[key] = cls(key, flight_for_all)
             lookout._users += 1
             return lookout, is_new
 
@@ -143,7 +143,7 @@ class Lookout:
             return
         with ExitStack() as undo:
             try:
-                flight = self._opener(_TICK)
+                flight = self._flight_for_all(_TICK)
                 blob = None
                 if (reader := flight.follow()) is not None:
                     blob = Blob(flight, reader=reader)

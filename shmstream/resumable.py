@@ -206,8 +206,7 @@ class ResumableStreamer(BlobStreamer):
                     self.abort(error)
                     raise
                 self._block.size = self._limit = size
-                if self._subscribers.here is not None:
-                    self._subscribers.here()
+                self._subscribers.tell_here()
 
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: have every reader know what the source says of the blob.

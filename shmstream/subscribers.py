@@ -125,6 +125,10 @@ class Subscribers:
         if memberships != self._seen:
             self._seen = memberships
             _post(self._follow())
+        self.tell_here()
+
+    def tell_here(self) -> None:
+        """Call whoever listens in this process: there is news that is worth no ring to others."""
         if self.here is not None:
             self.here()
 

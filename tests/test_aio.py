@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,19 @@ MIB = 1 << 20
 
 def lookouts() -> int:
     return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
+
+
+@contextmanager
+def no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, none can be started, and whoever needs one fails."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
+        patch.setattr(threading.Thread, "start", fail)
+        patch.setattr(threads, "_idle", [])
+        yield
 
 
 async def read_all(store: Store, key: str, url: str | None) -> str:
@@ -262,12 +276,7 @@ def test_a_lookout_that_cannot_start_is_in_nobodys_way(
 ) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
 
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
-        patch.setattr(threading.Thread, "start", fail)
-        patch.setattr(threads, "_idle", [])
+    with no_thread_to_be_had(monkeypatch):
         asyncio.run(read_all(store, digest(1, MIB), url))
     assert asyncio.run(read_all(store, digest(1, MIB), url)) == sha256(content(1, MIB))
 
@@ -428,13 +437,8 @@ def test_without_a_thread_no_flight_is_left(
 ) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
 
-    def fail(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     for linger in (True, False):
-        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
-            patch.setattr(threading.Thread, "start", fail)
-            patch.setattr(threads, "_idle", [])
+        with no_thread_to_be_had(monkeypatch):
             store.open("key", url, linger=linger)
         assert store.flights() == []
     with store.open("key", url) as blob:
