@@ -15,6 +15,9 @@ finds in 3 that its file has lost its name, and begins again. After 3 only the h
 may unlink, so the name stays. A SIGKILL at any line frees the lock, and the next reaper finishes:
 because the segment goes last, what it names is still found.
 
+A stream that can be succeeded is no remains to those who would lead: it may have begun, and lost
+its writer, since they looked.
+
 An inode is never used twice: a partial file that a dead writer left is unlinked, not truncated, so
 readers which still have it open keep their bytes (I2).
 """
@@ -25,6 +28,7 @@ import ctypes
 import errno
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from shmstream import doorbell, segment
@@ -45,11 +49,37 @@ _LIFE = (1, HEADER_SIZE - 1)
 _SWEEP_INTERVAL = 0.1  # s
 _swept = float("-inf")  # when this process did last
 
+Spare = Callable[[Block, KernelLock], bool]
+"""Whether to leave a dead stream alone, by its block and its locks."""
 
-def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
+
+def is_read(block: Block, lock: KernelLock) -> bool:
+    """Whether somebody alive reads a stream."""
+    return lock.is_held_elsewhere(block.slots_span)
+
+
+def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
+    """Whether somebody may succeed a dead stream, and needs no byte of it again."""
+    if not block.resumable or block.state != State.STREAMING:
+        return False
+    path = partial_path(os.fsdecode(block.path))
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # it is not there, or it could not be read any more
+        return False
+    try:
+        return file_identity(fd) == block.file
+    finally:
+        os.close(fd)
+
+
+def claim_segment(
+    name: str, size: int, spare: Spare | None = None
+) -> tuple[Segment, KernelLock] | None:
     """Make the segment of that name anew and lock its header; None if a live writer has it.
 
-    What a dead writer left under that name is removed.
+    What a dead writer left under that name is removed; or not, and then it is None, too: `spare` as
+    in `reap`.
 
     Raises:
         DamagedSegment: what has the name is nothing that this version made.
@@ -69,12 +99,13 @@ def claim_segment(name: str, size: int) -> tuple[Segment, KernelLock] | None:
                     undo.pop_all()
                     return mapped, lock
         except FileExistsError:
-            if not reap(name) and not is_abandoned(name):
+            # A reaper may be at it. Who has something spared is to look at what it is in any case.
+            if not reap(name, spare) and (spare is not None or not is_abandoned(name)):
                 return None
         except OSError as error:
             error.with_traceback(None)  # lets a half-made mapping go, and its descriptor with it
             with suppress(OSError, DamagedSegment):
-                reap(name)
+                reap(name, spare)
             raise
 
 
@@ -171,12 +202,12 @@ def is_written(path: str) -> bool:
 # Removing what the dead have left (I8).
 
 
-def reap(name: str, *, spare_readers: bool = False) -> bool:
+def reap(name: str, spare: Spare | None = None) -> bool:
     """Remove the stream of that name if its writer is dead; False if it is alive.
 
     Segment, doorbells and partial file go; a committed blob stays, and a resumable stream's
-    partial file. With `spare_readers` a dead stream that somebody still reads is left alone too;
-    whoever leaves it last removes it:
+    partial file. A dead stream that is to be spared is left alone too. One that somebody still
+    reads (`is_read`) is removed by whoever leaves it last:
 
         one reader                              another one
         1 lets go of its slot
@@ -204,12 +235,12 @@ def reap(name: str, *, spare_readers: bool = False) -> bool:
                 return True
             block = Block.read(lock.fd)
             ready = facts.st_size > 0 and block.validate(name, facts.st_size)
-            if not (ready and spare_readers and lock.is_held_elsewhere(block.slots_span)):
+            if not (ready and spare is not None and spare(block, lock)):
                 _remove_remains(block, ready)
                 segment.unlink(name)
                 return True
             lock.release(_REAPER)
-            if lock.is_held_elsewhere(block.slots_span):
+            if spare(block, lock):
                 break
         return False
     finally:
@@ -225,13 +256,14 @@ def _remove_remains(block: Block, ready: bool) -> None:
         doorbell.unlink(bell)
 
 
-def sweep() -> list[str]:
+def sweep(but: str = "") -> list[str]:
     """Remove what dead processes of this user have left on this host; the names of what went.
 
     Dead streams that nobody reads any more go with their doorbells and partial files, and so do
     doorbells whose stream is gone. Nothing that is alive is touched, nor anything that this
-    version of shmstream did not make. Cheap, never blocks, safe at any time from any process;
-    `BlobStreamer.create` calls it, though not for each of many streams at once.
+    version of shmstream did not make, nor the stream of the name `but`. Cheap, never blocks, safe
+    at any time from any process; `BlobStreamer.create` calls it, though not for each of many
+    streams at once.
     """
     global _swept
     _swept = time.monotonic()
@@ -241,7 +273,7 @@ def sweep() -> list[str]:
     for name in segment.names():
         try:
             is_alive, token = _look_at(name)
-            if is_alive or not reap(name, spare_readers=True):
+            if is_alive or name == but or not reap(name, is_read):
                 tokens.add(token)
             else:
                 removed.append(name)
@@ -255,10 +287,10 @@ def sweep() -> list[str]:
     return removed
 
 
-def sweep_again() -> None:
+def sweep_again(but: str) -> None:
     """`sweep`, if this process has not just done so: it looks at every stream that there is."""
     if time.monotonic() - _swept >= _SWEEP_INTERVAL:
-        sweep()
+        sweep(but)
 
 
 def _look_at(name: str) -> tuple[bool, int]:

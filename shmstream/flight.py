@@ -35,7 +35,7 @@ from enum import StrEnum
 
 from shmstream import segment
 from shmstream.attempts import Retries
-from shmstream.claims import reap
+from shmstream.claims import is_read, reap
 from shmstream.control import State
 from shmstream.copier import InFlightCopier
 from shmstream.digest import digest_of
@@ -374,4 +374,4 @@ class Flight:
         if self._leader is not None and self._leader.is_alive:
             return  # it clears up itself
         with suppress(ShmstreamError, OSError):
-            reap(self.place.stream, spare_readers=True)
+            reap(self.place.stream, is_read)

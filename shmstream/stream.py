@@ -16,6 +16,7 @@ from types import TracebackType
 
 from shmstream import segment
 from shmstream.claims import (
+    can_go_on,
     claim_partial,
     claim_segment,
     is_abandoned,
@@ -66,21 +67,24 @@ class Stream:
     ) -> tuple[Stream, KernelLock]:
         """A new stream in state OPENING, with the writer's locks: on its header, on its file.
 
-        A resumable one takes a partial file that is there already as it is.
+        A resumable one takes a partial file that is there already as it is, and not the place of a
+        stream that can be succeeded.
 
         The path goes into the block before there is a partial file, so that whoever reaps us finds
         it; the magic goes in last, and until then nobody reads the rest.
 
         Raises:
             ValueError: no stream can have that name.
-            StreamExists: a live writer has that name, or that path.
+            StreamExists: a live writer has that name, or that path; or, of a resumable stream, a
+                dead one, and it can be succeeded.
             ForeignSegment, DamagedSegment: something else is in its place.
             OutOfResources: shared memory or descriptors have run out.
             OSError: the partial file cannot be made, or there is no room for it.
         """
         _check_name(name)
         with _naming_causes(name):
-            claim = claim_segment(name, Block.size_for(slots))
+            spare = can_go_on if resumable else None
+            claim = claim_segment(name, Block.size_for(slots), spare)
         if claim is None:
             raise StreamExists(name, "the name", _writer_of(name))
         mapped, lock = claim

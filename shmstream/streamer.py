@@ -168,7 +168,7 @@ class BlobStreamer:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = secrets.token_hex(8) if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
-            sweep_again()
+            sweep_again(but=name)  # of that, the claim decides
             stream, lock = Stream.create(
                 name,
                 path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import signal
@@ -44,6 +45,19 @@ from tests.stores import digest, has_published, interrupt
 
 Start = Callable[..., Interpreter]
 MIB = 1 << 20
+
+
+def read_blocking(store: Store, key: str, source: str) -> bytes:
+    with store.open(key, source) as blob:
+        return blob.read()
+
+
+def read_in_a_loop(store: Store, key: str, source: str) -> bytes:
+    async def read() -> bytes:
+        async with store.aopen(key, source) as blob:
+            return await blob.read()
+
+    return asyncio.run(read())
 
 
 class Ranged:
@@ -499,3 +513,45 @@ def test_many_tries_do_not_overflow(folder: str) -> None:
     with pytest.raises(SourceFailed):
         store.fetch("key", Never())
     assert len(tries) == 1200
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+@pytest.mark.parametrize("opens", [read_blocking, read_in_a_loop])
+def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
+    start: Start,
+    folder: str,
+    store: Store,
+    origin: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+    opens: Callable[[Store, str, str], bytes],
+    is_followed: bool,
+) -> None:
+    """We look for a flight: none. One begins, publishes a little, is orphaned; then we claim."""
+    key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
+    leader = start(flights.take, folder, {}, "before the journal")  # by then it has published
+    follower = start(flights.take, folder, {})
+    assert leader.hear() == leader.pid
+    assert follower.hear() == follower.pid
+    begin = Flight._begin
+    published = []
+
+    def begin_later(self: Flight) -> Any:
+        monkeypatch.setattr(Flight, "_begin", begin)
+        leader.say([key, url, 0])
+        leader.wait_killed()
+        [flight] = store.flights()
+        published.append(flight.published)
+        if is_followed:
+            follower.say([key, None, 0])  # it waits a second for somebody who has a source
+            wait_until(lambda: store.flights()[0].followers != ())
+        return begin(self)
+
+    monkeypatch.setattr(Flight, "_begin", begin_later)
+    assert opens(store, key, url) == content(1, MIB)
+    if is_followed:
+        assert follower.hear() == {"role": "follows"}
+        assert follower.hear()["sha256"] == sha256(content(1, MIB))
+    follower.finish()
+    _, second = origin.requests("/blob")
+    assert second.range is not None, "what was published is not asked for again"
+    assert int(second.range[6:-1]) >= published[0] > 0

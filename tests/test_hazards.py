@@ -346,12 +346,12 @@ def test_the_last_two_readers_of_a_dead_stream_leave_together(
         if not answers:
             answers.append(held)
             other.close()
-            answers.append(claims.reap("dead", spare_readers=True))
+            answers.append(claims.reap("dead", claims.is_read))
         return held
 
     one.close()
     monkeypatch.setattr(KernelLock, "is_held_elsewhere", leave_after_the_look)
-    assert claims.reap("dead", spare_readers=True)
+    assert claims.reap("dead", claims.is_read)
     assert answers == [True, False]
     assert segment.names() == []
 
