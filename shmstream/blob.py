@@ -25,6 +25,7 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight import Flight, Reader, Role
+from shmstream.journal import Metadata
 from shmstream.liveness import register
 from shmstream.mover import Destination, Mover
 
@@ -108,14 +109,19 @@ class Blob(io.RawIOBase):
         return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
 
     @property
+    def metadata(self) -> Metadata:
+        """What the source says of the blob; empty while it has not yet."""
+        return self._flight.metadata(self._file)
+
+    @property
     def validator(self) -> str | None:
         """What the source calls these very bytes, such as an ETag; None while it has not yet."""
-        return self._flight.metadata(self._file).validator
+        return self.metadata.validator
 
     @property
     def media_type(self) -> str | None:
         """As the source declares it; None while it has not yet."""
-        return self._flight.metadata(self._file).media_type
+        return self.metadata.media_type
 
     @property
     def position(self) -> int:

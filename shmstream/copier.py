@@ -92,7 +92,12 @@ class InFlightCopier(io.RawIOBase):
 
     @classmethod
     def attach(
-        cls, name: str, *, timeout: float | None = None, stall_timeout: float | None = None
+        cls,
+        name: str,
+        *,
+        timeout: float | None = None,
+        stall_timeout: float | None = None,
+        subscribes_late: bool = False,
     ) -> InFlightCopier:
         """Join the stream of that name, at its beginning.
 
@@ -101,6 +106,9 @@ class InFlightCopier(io.RawIOBase):
             timeout: seconds to wait for a writer that is just starting; 5 when None.
             stall_timeout: seconds that a read waits without any progress of the writer before it
                 raises `WriterStalled`; when None it waits for as long as the writer lives.
+            subscribes_late: take a slot when there is something to wait for, and not before. Until
+                then the writer knows nothing of this reader, and what is raised for want of a slot
+                or of resources is raised by what waits.
 
         Raises:
             StreamNotFound: no such stream appeared in time.
@@ -116,7 +124,7 @@ class InFlightCopier(io.RawIOBase):
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 opened = _open_blob(stream)
                 undo.callback(os.close, opened[0])
-                tail = Tail(stream, stall_timeout)
+                tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
                 undo.callback(tail.close)
             copier = cls(stream, opened, tail)
             undo.pop_all()

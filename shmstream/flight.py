@@ -167,8 +167,11 @@ class Flight:
         return self._leader
 
     def follow(self) -> InFlightCopier | None:
-        """A reader of the flight that somebody alive leads; None if there is none. Never waits."""
-        copier = self._attach(0)
+        """A reader of the flight that somebody alive leads; None if there is none. Never waits.
+
+        It takes its slot when it first waits.
+        """
+        copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None
@@ -226,13 +229,16 @@ class Flight:
             self.role = Role.FOLLOWS
         return copier
 
-    def _attach(self, patience: float) -> InFlightCopier | None:
+    def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
         """A reader of the stream that is there; None if there is none that anybody should read."""
         if not patience and not self._is_in_flight():
             return None
         try:
             copier = InFlightCopier.attach(
-                self.place.stream, timeout=patience, stall_timeout=self.stall_timeout
+                self.place.stream,
+                timeout=patience,
+                stall_timeout=self.stall_timeout,
+                subscribes_late=subscribes_late,
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None

@@ -202,7 +202,8 @@ class Lookout:
         if not self.view.published or blob.joins != self._joins:
             self._joins = blob.joins
             self._note_file(blob.duplicate())
-            self.media_type, self.validator = blob.media_type, blob.validator
+            said = blob.metadata
+            self.media_type, self.validator = said.media_type, said.validator
         self.role = blob.role
         self._note(published, size, is_complete)
 

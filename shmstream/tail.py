@@ -32,20 +32,31 @@ _SLICE = 0.25  # s; the longest wait without looking again
 class Tail:
     """One reader's wait for one stream. Subscribes, unless the stream has already ended."""
 
-    def __init__(self, stream: Stream, stall_timeout: float | None) -> None:
-        """Raises:
-        NoFreeSlot: all slots are taken by live readers.
-        OSError: descriptors or shared memory have run out; nothing is left behind.
+    def __init__(
+        self, stream: Stream, stall_timeout: float | None, *, subscribes_late: bool = False
+    ) -> None:
+        """With `subscribes_late`, only when there is something to wait for.
+
+        Raises:
+            NoFreeSlot: all slots are taken by live readers.
+            OSError: descriptors or shared memory have run out; nothing is left behind.
         """
         self._stream = stream
         self._block = stream.block
         self._stall_timeout = stall_timeout
         self._subscription: Subscription | None = None
-        if stream.block.state not in TERMINAL:
-            self._subscription = Subscription(stream.block, stream.lock, stream.name)
+        if not subscribes_late:
+            self._subscribe()
         self._next_look = 0.0
         self.waits = 0
         """How often a reader has gone to sleep."""
+
+    def _subscribe(self) -> Subscription | None:
+        """What rings for us; None if nothing will, because the stream has ended."""
+        stream = self._stream
+        if self._subscription is None and stream.block.state not in TERMINAL:
+            self._subscription = Subscription(stream.block, stream.lock, stream.name)
+        return self._subscription
 
     def readable(self, position: int, want: int) -> int:
         """How far may be read, once that is at least `want`, or the end of a committed blob.
@@ -55,14 +66,15 @@ class Tail:
         Raises:
             BlobAborted, WriterDied: the stream is broken, and nothing past `position` will come.
             WriterStalled: nothing came for `stall_timeout`.
+            NoFreeSlot, OSError: as the constructor, if this subscribes late.
         """
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want)
 
     def _wait(self, position: int, want: int) -> int:
-        if self._subscription is None:
+        if (subscription := self._subscribe()) is None:
             return self._conclude(position)
-        block, doorbell = self._block, self._subscription.doorbell
+        block, doorbell = self._block, subscription.doorbell
         seen = block.load_published()
         last_progress = time.monotonic()
         while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -12,6 +13,19 @@ from shmstream.http_source import HTTPSource
 from shmstream.server import Protocol
 from shmstream.source import Feed
 from tests.flights import make_store
+
+if noted := os.environ.get("TEST_SENDS"):  # what the kernel is told to send, and in between
+
+    def note(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any) -> Any:
+            result = call(*args)
+            with open(str(noted), "a") as notes:
+                notes.write(f"{call.__name__} {result}\n")
+            return result
+
+        return noting
+
+    os.sendfile, os.sched_yield = note(os.sendfile), note(os.sched_yield)
 
 store = make_store(os.environ["TEST_STORE"], json.loads(os.environ.get("TEST_STORE_OPTIONS", "{}")))
 origin = os.environ["TEST_ORIGIN"]

@@ -380,6 +380,25 @@ def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: 
     assert (first.status, second.status) == (200, 206)
 
 
+def test_the_first_bytes_are_few_and_their_client_has_the_processor_next(
+    folder: str, store: Store, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    store.fetch(KEY, origin.url("/blob"))
+    notes = tmp_path / "sends"
+    monkeypatch.setenv("TEST_SENDS", str(notes))
+    running = Server(folder, origin, tmp_path / "log", "--http", PROTOCOLS[1])
+    try:
+        for _ in range(2):
+            notes.write_text("")
+            assert running.request("GET", f"/blob/{KEY}").body == DATA
+            first, second, *others = notes.read_text().splitlines()
+            assert (first, second) == ("sendfile 65536", "sched_yield None")
+            assert sum(int(each.removeprefix("sendfile ")) for each in others) == SIZE - 65536
+    finally:
+        running.close()
+
+
 def test_a_slow_client_holds_up_nobody(server: Server, origin: Origin) -> None:
     slow_connection, slow = server.open("GET", f"/blob/{KEY}")
     assert slow.read(1000) == DATA[:1000]

@@ -27,7 +27,7 @@ _store = Store(
     os.environ["PEERS_STORE"],
     durable=False,  # as with the peers, nothing is synced
     publish_bytes=4 << 20,  # as `shmstream serve` has it
-    publish_interval=0.1,  # likewise
+    publish_interval=0.2,  # likewise
 )
 
 

@@ -22,7 +22,7 @@ from shmstream.registry.status import Status
 from shmstream.store import Store
 
 _PUBLISH_BYTES = 4 << 20
-_PUBLISH_INTERVAL = 0.1  # s; each wake-up is one of every client at the live tail
+_PUBLISH_INTERVAL = 0.2  # s; each wake-up is one of every client at the live tail
 
 
 class Application:
