@@ -254,13 +254,14 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._passed += sent
             if self._is_first:
                 self._is_first = False
-                os.sched_yield()
+                if count:
+                    os.sched_yield()
 
     def _at_once(self, count: int) -> int:
-        """A client on this host is woken by its first bytes, and gets the processor after us.
+        """Bytes of a span to send before others have their turn: the first are few.
 
-        The system has it wait for the one that wakes it, which has much else to do. So the first
-        bytes are few, and then whoever waits has its turn.
+        They wake a client on this host, which the system has wait for this processor until we have
+        nothing to do any more: that may be long, if the rest of the span goes out before.
         """
         return min(count, _FIRST) if self._is_first else count
 
