@@ -45,6 +45,7 @@ class Tail:
         self._block = stream.block
         self._stall_timeout = stall_timeout
         self._subscription: Subscription | None = None
+        self._position = 0  # as noted
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
@@ -56,6 +57,7 @@ class Tail:
         stream = self._stream
         if self._subscription is None and stream.block.state not in TERMINAL:
             self._subscription = Subscription(stream.block, stream.lock, stream.name)
+            self._subscription.slot.position = self._position
         return self._subscription
 
     def readable(self, position: int, want: int) -> int:
@@ -121,6 +123,7 @@ class Tail:
 
     def note(self, position: int) -> None:
         """Let the writer see how far this reader has come."""
+        self._position = position
         if self._subscription is not None:
             self._subscription.slot.position = position
 

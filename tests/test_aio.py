@@ -63,6 +63,31 @@ async def read_all(store: Store, key: str, url: str | None) -> str:
         return sha256(b"".join([data async for data in blob]))
 
 
+def test_who_catches_up_in_the_event_loop_lags_behind_nothing(
+    store: Store, start: Start, folder: str, origin: Origin
+) -> None:
+    """It has taken its place after it has read: that place tells how far it is."""
+    key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", first=0, count=1, stall_after=MIB // 2)
+    leader = start(flights.take, folder, {})
+    leader.hear()
+    leader.say([key, url, 0])
+    leader.hear()
+    wait_until(lambda: has_published(store, MIB // 2 - 65536))
+
+    async def main() -> None:
+        async with store.aopen(key, url) as blob:
+            assert blob.role == Role.FOLLOWS
+            await blob.read(1000)
+            wait_until(lambda: len(store.flights()[0].followers) == 2)
+            wait_until(lambda: {each.lag for each in store.flights()[0].followers} == {0})
+
+    asyncio.run(main())
+    origin.release()
+    leader.hear()
+    leader.finish()
+
+
 def test_many_tasks_and_one_thread(store: Store, origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=4 * MIB, rate=8 * MIB)
     reads: list[int] = []
