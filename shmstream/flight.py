@@ -14,6 +14,9 @@
     2 looks for a stream: none
     3 claims the name, looks again: there it is. Nothing was downloaded twice, nothing failed
 
+                                     claims the name, publishes a little, is killed
+    3 cannot claim what can be succeeded: goes to 2, and does that
+
 A thread that has the time may do it itself: `lead`, where there is no flight, and `run` what comes
 of it; `follow`, where there is one. Then there is no other thread, and who leads needs no reader.
 
