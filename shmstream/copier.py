@@ -192,7 +192,7 @@ class InFlightCopier(io.RawIOBase):
         self._check_open()
         while (published := self._block.published) < want and self.state != State.COMMITTED:
             self._tail.note(published)  # who waits lags behind nothing
-            self._tail.readable(published, published + 1)
+            self._ask(published, published + 1)
         return published
 
     def statistics(self) -> CopierStatistics:
@@ -214,14 +214,17 @@ class InFlightCopier(io.RawIOBase):
         """How far may be read, once that is at least `want` or the end: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        try:
-            readable = self._tail.readable(self._position, want)
-        except ValueError:  # closed beneath us: the memory is gone
-            self._check_open()
-            raise
+        readable = self._ask(self._position, want)
         if not self._is_settled:
             self._settle()
         return readable
+
+    def _ask(self, position: int, want: int) -> int:
+        try:
+            return self._tail.readable(position, want)
+        except (ValueError, OSError):  # closed beneath us: memory and descriptors are gone
+            self._check_open()
+            raise
 
     def _settle(self) -> None:
         """Before the first bytes are read: until then, the writer may have taken another file."""

@@ -39,8 +39,8 @@ _LOOK_INTERVAL = 0.02  # s; the writer looks for dead readers no more often than
 class Subscription:
     """A reader's slot and doorbell, from construction until `close`."""
 
-    def __init__(self, block: Block, lock: KernelLock, name: str) -> None:
-        """Take a slot.
+    def __init__(self, block: Block, lock: KernelLock, name: str, position: int = 0) -> None:
+        """Take a slot, for a reader that is at `position`.
 
         Raises:
             NoFreeSlot: all are taken by live readers.
@@ -61,7 +61,7 @@ class Subscription:
             raise
         me = Identity.mine()
         self.slot.pid, self.slot.started, self.slot.namespace = me.pid, me.started, me.namespace
-        self.slot.position = 0
+        self.slot.position = position
         self.slot.membership = (generation, True)
 
     def close(self) -> None:

@@ -56,8 +56,9 @@ class Tail:
         """What rings for us; None if nothing will, because the stream has ended."""
         stream = self._stream
         if self._subscription is None and stream.block.state not in TERMINAL:
-            self._subscription = Subscription(stream.block, stream.lock, stream.name)
-            self._subscription.slot.position = self._position
+            self._subscription = Subscription(
+                stream.block, stream.lock, stream.name, self._position
+            )
         return self._subscription
 
     def readable(self, position: int, want: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from shmstream import (
 )
 from shmstream.liveness import WHOLE_FILE, KernelLock
 from shmstream.segment import Segment
+from shmstream.stream import Stream
 from shmstream.tail import Tail
 from tests import roles
 from tests.interpreters import Interpreter, wait_until
@@ -89,6 +91,25 @@ except StreamClosed:
     print("closed")
 streamer.close()
 """
+
+
+@pytest.mark.parametrize("how", [InFlightCopier.read1, InFlightCopier.wait])
+def test_closing_while_a_reader_looks_whether_its_writer_lives(
+    how: Callable[[InFlightCopier], object], blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread closes it, and what is to be looked at is not there any more."""
+    with BlobStreamer.create(blob) as streamer:
+        reader = InFlightCopier.attach(streamer.name)
+
+        def look_too_late(_: Stream) -> bool:
+            reader.close()
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+        monkeypatch.setattr(Stream, "is_orphaned", look_too_late)
+        with pytest.raises(StreamClosed):
+            how(reader)
+        monkeypatch.undo()
+        streamer.abort("over")
 
 
 @pytest.mark.parametrize("by", ["thread", "signal handler"])
