@@ -62,15 +62,16 @@ def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
     """Whether somebody may succeed a dead stream, and needs no byte of it again."""
     if not block.resumable or block.state != State.STREAMING:
         return False
-    path = partial_path(os.fsdecode(block.path))
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:  # it is not there, or it could not be read any more
-        return False
+        partial = KernelLock(partial_path(os.fsdecode(block.path)))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            return False
+        raise  # nobody can tell just now
     try:
-        return file_identity(fd) == block.file
+        return file_identity(partial.fd) == block.file
     finally:
-        os.close(fd)
+        partial.close()
 
 
 def claim_segment(

@@ -123,9 +123,9 @@ class InFlightCopier(io.RawIOBase):
             undo.callback(stream.close)
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 opened = _open_blob(stream)
-                undo.callback(os.close, opened[0])
-                tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
-                undo.callback(tail.close)
+            undo.callback(os.close, opened[0])
+            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
+            undo.callback(tail.close)
             copier = cls(stream, opened, tail)
             undo.pop_all()
         return copier

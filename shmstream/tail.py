@@ -22,7 +22,7 @@ from __future__ import annotations
 import time
 
 from shmstream.control import TERMINAL, State
-from shmstream.errors import WriterDied, WriterStalled
+from shmstream.errors import WriterDied, WriterStalled, naming_shortages
 from shmstream.stream import Stream
 from shmstream.subscribers import Subscription
 
@@ -39,7 +39,7 @@ class Tail:
 
         Raises:
             NoFreeSlot: all slots are taken by live readers.
-            OSError: descriptors or shared memory have run out; nothing is left behind.
+            OutOfResources: descriptors or shared memory have run out; nothing is left behind.
         """
         self._stream = stream
         self._block = stream.block
@@ -56,9 +56,10 @@ class Tail:
         """What rings for us; None if nothing will, because the stream has ended."""
         stream = self._stream
         if self._subscription is None and stream.block.state not in TERMINAL:
-            self._subscription = Subscription(
-                stream.block, stream.lock, stream.name, self._position
-            )
+            with naming_shortages(stream.name, "shared memory (/dev/shm)"):
+                self._subscription = Subscription(
+                    stream.block, stream.lock, stream.name, self._position
+                )
         return self._subscription
 
     def readable(self, position: int, want: int) -> int:
@@ -69,7 +70,7 @@ class Tail:
         Raises:
             BlobAborted, WriterDied: the stream is broken, and nothing past `position` will come.
             WriterStalled: nothing came for `stall_timeout`.
-            NoFreeSlot, OSError: as the constructor, if this subscribes late.
+            NoFreeSlot, OutOfResources: as the constructor, if this subscribes late.
         """
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import BlobStreamer, InFlightCopier, NoFreeSlot, OutOfResources, OutOfRoom
+from shmstream import BlobStreamer, InFlightCopier, NoFreeSlot, OutOfResources, OutOfRoom, tail
 from tests import roles
 from tests.interpreters import Interpreter
 
@@ -104,6 +105,27 @@ def test_no_free_slot(blob: str) -> None:
         for copier in copiers:
             assert copier.read() == b"data"
             copier.close()
+
+
+def test_who_subscribes_late_is_told_late(blob: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there can be read without a slot; waiting for more needs one, and says so again."""
+    with BlobStreamer.create(blob, max_subscribers=1, publish_interval=0) as streamer:
+        streamer.append(b"data")
+        with InFlightCopier.attach(streamer.name, subscribes_late=True) as late:
+            with InFlightCopier.attach(streamer.name):
+                assert late.read1() == b"data"
+                for _ in range(2):
+                    with pytest.raises(NoFreeSlot, match="all 1 are taken"):
+                        late.read1()
+
+            def run_out(*_: object) -> None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            with monkeypatch.context() as patch, pytest.raises(OutOfResources, match="ulimit"):
+                patch.setattr(tail, "Subscription", run_out)
+                late.read1()
+            streamer.transfer([b" and more"])
+            assert late.read() == b" and more"
 
 
 @pytest.mark.parametrize("what", ["create", "attach"])
