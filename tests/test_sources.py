@@ -210,7 +210,7 @@ def test_resuming(origin: Origin, framing: str) -> None:
     feed = source.open(1000, '"1-300000"')
     assert (feed.offset, feed.size, feed.validator) == (1000, SIZE, '"1-300000"')
     assert everything(feed) == BLOB[1000:]
-    (request,) = origin.requests()
+    (request,) = origin.wait("/blob", lambda requests: requests[0].over)
     assert (request.status, request.sent) == (206, SIZE - 1000)
     assert request.range == "bytes=1000-"
     assert request.headers["if-range"] == '"1-300000"'
