@@ -32,6 +32,9 @@ from shmstream.lookout import Lookout, View
 
 T = TypeVar("T")
 
+Stored = tuple[int, int, Metadata]
+"""A complete blob: its descriptor, its size in bytes, and what its source said of it."""
+
 _SPAN = 128 * 1024  # bytes
 _SPANS = 16  # kept for each flight
 _READERS = ("shmstream-read", 4)  # threads that read what is not in the page cache ...
@@ -54,7 +57,7 @@ class AsyncBlob:
         key: str,
         flight: tuple[object, ...],
         path: str,
-        stored: Callable[[], tuple[int, Metadata] | None] | None,
+        stored: Callable[[], Stored | None] | None,
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
     ) -> None:
@@ -73,8 +76,8 @@ class AsyncBlob:
 
     async def __aenter__(self) -> Self:
         if self._stored is not None and (stored := self._stored()) is not None:
-            fd, self._metadata = stored
-            self._view = View(os.fstat(fd).st_size, fd, is_complete=True)
+            fd, size, self._metadata = stored
+            self._view = View(size, fd, is_complete=True)
             return self
         lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
         self._lookout = lookout

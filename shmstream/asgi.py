@@ -24,7 +24,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from shmstream.errors import (
     SourceFailed,
     WriterStalled,
 )
-from shmstream.sending import Message, Send, Sending
+from shmstream.sending import SERVER, Message, Send, Sending
 from shmstream.source import Description, describe
 from shmstream.sources import as_sources
 
@@ -123,7 +123,8 @@ class InFlightResponse(_Response):
         if scope["method"] not in ("GET", "HEAD"):
             await _send_whole(send, Answer(405, {"allow": "GET, HEAD", "content-length": "0"}))
         else:
-            with _Leaving(receive), suppress(ConnectionError):  # the client has left
+            ours = (scope.get("extensions") or {}).get(SERVER, {})
+            with _Leaving(receive, ours.get("when_lost")), suppress(ConnectionError):
                 await self._serve(scope, send)
         if self.background is not None:
             await self.background()
@@ -180,21 +181,11 @@ class InFlightResponse(_Response):
         sending = Sending(send, self._write_timeout, scope.get("extensions") or {})
         is_get = scope["method"] == "GET"
         needs_size = is_get and scope.get("http_version") == "1.0"  # it knows no chunked coding
-        about: AsyncBlob | Description
-        give: Callable[[Answer], Awaitable[None]]
-        async with AsyncExitStack() as stack:
-            try:
-                about = blob = await stack.enter_async_context(opened)
-                await blob.known()
-                if needs_size:
-                    await blob.seek(0, os.SEEK_END)
-                give = partial(self._give, sending, blob)
-            except ShmstreamError as error:
-                passage = await stack.enter_async_context(self._instead(error))
-                about = await passage.ask()
-                if needs_size and about.size is None:
-                    raise error from None
-                give = partial(_pass, sending, passage, about)
+        is_known = False
+
+        async def reply(
+            about: AsyncBlob | Description, give: Callable[[Answer], Awaitable[None]]
+        ) -> None:
             await self.authorise(about)
             answer = self._answer(request, about)
             await begin(answer)
@@ -202,6 +193,22 @@ class InFlightResponse(_Response):
                 await give(answer)
             else:
                 await send({"type": "http.response.body", "body": b""})
+
+        try:
+            async with opened as blob:
+                await blob.known()
+                if needs_size:
+                    await blob.seek(0, os.SEEK_END)
+                is_known = True
+                await reply(blob, partial(self._give, sending, blob))
+        except ShmstreamError as error:
+            if is_known:
+                raise
+            async with self._instead(error) as passage:
+                about = await passage.ask()
+                if needs_size and about.size is None:
+                    raise error from None
+                await reply(about, partial(_pass, sending, passage, about))
 
     async def _give(self, sending: Sending, blob: AsyncBlob, answer: Answer) -> None:
         """Send the body; what the flight has no room for, from the source."""
@@ -261,17 +268,24 @@ class InFlightResponse(_Response):
 class _Leaving:
     """Inside, the client's leaving cancels the task, and ends the block without an error.
 
-    Whoever never waits inside is not watched: a task would cost a tenth of a small response.
+    Our server tells of it (`when_lost`). Of others we ask, in a task of its own; whoever never
+    waits inside is not watched, for that would cost a tenth of a small response.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(
+        self, receive: Receive, when_lost: Callable[[Callable[[], None] | None], None] | None
+    ) -> None:
         self._receive = receive
+        self._when_lost = when_lost
         self._left = False
         self._watching: asyncio.Handle | asyncio.Task[None]
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
-        self._watching = asyncio.get_running_loop().call_soon(self._begin)
+        if self._when_lost is not None:
+            self._when_lost(self._leave)
+        else:
+            self._watching = asyncio.get_running_loop().call_soon(self._begin)
 
     def _begin(self) -> None:
         self._watching = asyncio.ensure_future(self._watch())
@@ -279,6 +293,9 @@ class _Leaving:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass  # its request's body, if any, is not looked at
+        self._leave()
+
+    def _leave(self) -> None:
         if self._task is not None:
             self._left = self._task.cancel()
 
@@ -288,7 +305,10 @@ class _Leaving:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        self._watching.cancel()
+        if self._when_lost is not None:
+            self._when_lost(None)
+        else:
+            self._watching.cancel()
         if not self._left or self._task is None:
             return False
         # A cancellation that is not ours as well goes on.

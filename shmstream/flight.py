@@ -187,9 +187,10 @@ class Flight:
 
     def _stored(self) -> io.FileIO | None:
         """The complete blob."""
-        fd = self._layout.open(self.place)
-        if fd is None:
+        stored = self._layout.open(self.place)
+        if stored is None:
             return None
+        fd, _ = stored
         with ExitStack() as undo:
             file = undo.enter_context(io.FileIO(fd, "rb"))
             if self._policy.verify and not self._is_right(fd):

@@ -215,22 +215,22 @@ class Layout:
         """
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
-        raw = key.encode("utf-8", "surrogatepass")
         if key.startswith(("sha256:", "sha512:")):
             if not _DIGEST.fullmatch(key):
                 raise ValueError(
                     "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
                     f"lower-case hex digits, unlike {key[:200]!r}"
                 )
-            path = os.path.join(self.folder, "blobs", *key.split(":"))
+            path = f"{self.folder}/blobs/{key.replace(':', '/')}"
             digest = key
         else:
-            path = os.path.join(self.folder, "named", hashlib.sha256(raw).hexdigest())
+            raw = key.encode("utf-8", "surrogatepass")
+            path = f"{self.folder}/named/{hashlib.sha256(raw).hexdigest()}"
             digest = "sha256"
         return Place(key, path, digest, self._identity)
 
-    def open(self, place: Place) -> int | None:
-        """A descriptor of the complete blob, now the most recently used; None if it is not here.
+    def open(self, place: Place) -> tuple[int, int] | None:
+        """Descriptor and size of the complete blob, now the most recently used; None without one.
 
         Raises:
             DamagedBlob: what is there is no file.
@@ -249,7 +249,7 @@ class Layout:
             os.close(fd)
             raise DamagedBlob(place.key, place.path, "it is no file")
         os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
-        return fd
+        return fd, facts.st_size
 
     def write_record(self, place: Place, record: Record) -> None:
         """Store the record of a blob whose key is no digest, whole or not at all."""
@@ -287,10 +287,10 @@ class Layout:
 
         A blob whose key is a digest has no record: more than one source may have it.
         """
-        record = None if place.is_given else self.read_record(place.path)
-        with suppress(FileNotFoundError):  # else the record may be another's by now
-            if record is not None and os.path.samestat(os.stat(place.path), os.fstat(fd)):
-                return record.metadata
+        if not place.is_given and (record := self.read_record(place.path)) is not None:
+            with suppress(FileNotFoundError):  # else the record may be another's by now
+                if os.path.samestat(os.stat(place.path), os.fstat(fd)):
+                    return record.metadata
         return Metadata()
 
     def size_of(self, path: str) -> int:

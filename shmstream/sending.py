@@ -50,10 +50,11 @@ class Sending:
         self._writing_since: float | None = None
         self.position = 0
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.Handle
         self._mark: object = None
         self._marked = 0.0
         self._cut = False
+        self._is_over = False  # the server has the end of the body
 
     async def send(self, blob: AsyncBlob, start: int, end: int | None) -> None:
         """Send the body, from `start` on; `end` is None where the blob's size is not known.
@@ -78,10 +79,11 @@ class Sending:
 
     async def _watch(self, sending: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.current_task()
-        self._look_later()
+        self._timer = asyncio.get_running_loop().call_soon(self._look_later)  # if it has to wait
         try:
             await sending
-            await self._write({"type": "http.response.body", "body": b""})
+            if not self._is_over:
+                await self._write({"type": "http.response.body", "body": b""})
         except asyncio.CancelledError:
             if not self._cut or self._task is None:
                 raise
@@ -95,7 +97,8 @@ class Sending:
         zero_copy = ZERO_COPY in self._extensions
         if end is not None and zero_copy and self._has_reached_server("http.response.start"):
             await self._by_kernel(blob, end)
-        await self._by_hand(blob, end)
+        if not self._is_over:
+            await self._by_hand(blob, end)
 
     async def _send_pieces(self, pieces: AsyncIterable[bytes]) -> None:
         async for data in pieces:
@@ -148,18 +151,20 @@ class Sending:
             count = min(await self._there(blob, end) - self.position, _SPAN)
             if count == 0:
                 break
+            is_last = self.position + count == end
             await self._write(
                 {
                     "type": ZERO_COPY,
                     "file": blob.descriptor,
                     "offset": self.position,
                     "count": count,
-                    "more_body": True,
+                    "more_body": not is_last,
                 }
             )
             if not self._has_reached_server(ZERO_COPY):
                 break
             self.position += count
+            self._is_over = is_last
 
     async def _write(self, message: Message) -> None:
         """Have the server send it."""

@@ -12,8 +12,8 @@
 
 And a response that fails ends its connection at once.
 
-The descriptor that is sent to is a duplicate of the connection's, ours until the connection is
-lost: one that was closed in the meantime could be another connection by now.
+A descriptor that is waited for is a duplicate of the connection's, ours until the connection is
+lost: the event loop has the other one for itself.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ except ImportError as missing:
 from shmstream import congestion
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
 _ZERO_COPY = "http.response.zerocopysend"
@@ -60,11 +62,13 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         super().__init__(*args, **named)
         self._application, self.app = self.app, self._answer
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_size = 0
-        self._unparsed = 0  # bytes since the parser has last had something to tell
+        self._head_since: float | None = None  # when it began to be awaited
+        self._head_size = 0  # bytes that have come since then
         self._is_first = True  # nothing of the response's file was sent yet
-        self._file = -1  # the duplicate
+        self._connection = -1  # its descriptor
+        self._file = -1  # a duplicate
         self._passed = 0  # bytes that went past the transport
+        self._when_lost: Callable[[], object] | None = None
         self._writable: asyncio.Future[None] | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
 
@@ -73,29 +77,40 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock."""
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            self._connection = connection.fileno()
+        if self._is_plain():
+            transport.set_write_buffer_limits(0)  # what is written goes out at once, or is drained
         if self.client is not None and self.server is not None:
-            connection = transport.get_extra_info("socket")
             congestion.suit(connection, self.server, self.client)
         self._expect_head()
+
+    def _is_plain(self) -> bool:
+        return self.zero_copy and self.scheme == "http" and self._connection >= 0
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def _expect_head(self) -> None:
         """Unless a response is under way: until it is complete nothing more may be read."""
-        if self._head_timer is None and not self._is_answering():
-            self._head_timer = self.loop.call_later(self.head_timeout, self._head_is_late)
+        if self._head_since is None and not self._is_answering():
+            self._head_since = self.loop.time()
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(self.head_timeout, self._look_for_head)
 
-    def _head_is_here(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _head_is_late(self) -> None:
-        self._refuse(408, b"Request Timeout")
+    def _look_for_head(self) -> None:
+        """One timer for all heads: they are many, and one that is late is rare."""
+        self._head_timer = None
+        if self._head_since is not None:
+            left = self._head_since + self.head_timeout - self.loop.time()
+            if left > 0:
+                self._head_timer = self.loop.call_later(left, self._look_for_head)
+            else:
+                self._refuse(408, b"Request Timeout")
 
     def _refuse(self, status: int, phrase: bytes) -> None:
-        self._head_is_here()
+        self._head_since = None
         if not self.transport.is_closing():
             if not self._is_answering():  # else in another's body
                 head = b"content-length: 0\r\nconnection: close\r\n\r\n"
@@ -110,32 +125,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Bytes of a request; none that come after it was refused."""
         if self.transport.is_closing():
             return
-        self._expect_head()  # of empty lines before it the parser tells nothing
-        self._unparsed += len(data)
+        self._head_size += len(data)
         super().data_received(data)
-        if self._unparsed > self.head_size:  # a header, perhaps one after a body
-            self._refuse_head()
-
-    def on_message_begin(self) -> None:
-        """A request begins, the first of the connection or a later one."""
-        super().on_message_begin()
-        self._head_size = self._unparsed = 0
-        self._expect_head()
-
-    def on_url(self, url: bytes) -> None:
-        """A part of the request's line."""
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        super().on_header(name, value)
-        self._count(len(name) + len(value))
-
-    def _count(self, size: int) -> None:
-        self._unparsed = 0
-        self._head_size += size
-        if self._head_size > self.head_size:
+        self._expect_head()  # of empty lines before it the parser tells nothing
+        if self._head_size > self.head_size:  # without an end, or it comes after a body
             self._refuse_head()
 
     def _refuse_head(self) -> None:
@@ -143,19 +136,29 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is here: have the application answer."""
-        self._head_is_here()
+        self._head_since = None
         if self.transport.is_closing():
             return
+        came, self._head_size = self._head_size, 0
+        if came > self.head_size and self._told() > self.head_size:  # else there is more to come
+            self._refuse_head()
+            return
         self._is_first = True
-        extensions: dict[str, dict[str, Any]] = {_SERVER: {"last": None, "taken": self._taken}}
-        if self.zero_copy and self.scheme == "http":
+        extensions: dict[str, dict[str, Any]] = {
+            _SERVER: {"last": None, "taken": self._taken, "when_lost": self._tell_when_lost}
+        }
+        if self._is_plain():
             extensions[_ZERO_COPY] = {}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
         super().on_headers_complete()
 
+    def _told(self) -> int:
+        """Bytes of the head that is here."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
     def on_body(self, body: bytes) -> None:
         """A part of the request's body, if there is one that was not refused."""
-        self._unparsed = 0
+        self._head_size = 0
         if not self.transport.is_closing():
             super().on_body(body)
 
@@ -228,19 +231,17 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         """Send `count` bytes of `file`, once everything before has gone out.
 
-        Returns early only when the connection is lost.
+        Returns early only when the connection ends. As long as it does not, its descriptor is its
+        own: only this thread closes it, and only afterwards.
 
         Raises:
             EOFError: the file is shorter.
         """
         if self.transport.get_write_buffer_size():
-            self.transport.set_write_buffer_limits(0)  # so that `drain` waits for all of it
             await self.flow.drain()
-        if self._file < 0 and not self._duplicate():
-            return
-        while count and self._file >= 0:
+        while count and not self.transport.is_closing():
             try:
-                sent = os.sendfile(self._file, file, offset, self._at_once(count))
+                sent = os.sendfile(self._connection, file, offset, self._at_once(count))
             except BlockingIOError:
                 await self._until_writable()
                 continue
@@ -275,14 +276,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 waiting += int.from_bytes(queued, sys.byteorder)
         return self._passed - waiting
 
-    def _duplicate(self) -> bool:
-        connection = self.transport.get_extra_info("socket")
-        if self.transport.is_closing() or connection is None:
-            return False
-        self._file = os.dup(connection.fileno())
-        return True
-
     async def _until_writable(self) -> None:
+        if self._file < 0:
+            self._file = os.dup(self._connection)
         self._writable = self.loop.create_future()
         self.loop.add_writer(self._file, self._is_writable)
         try:
@@ -296,16 +292,28 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
+    def _tell_when_lost(self, callback: Callable[[], object] | None) -> None:
+        """Have the response that is under way told when its client has left; with None no more."""
+        self._when_lost = callback
+        if callback is not None and self._connection < 0:
+            self.loop.call_soon(self._say_lost)
+
+    def _say_lost(self) -> None:
+        if self._when_lost is not None:
+            self._when_lost()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more: nobody waits for it any longer."""
         self._let_go()
         super().connection_lost(exc)
+        self._say_lost()
 
     def _let_go(self) -> None:
-        self._head_is_here()
-        if self._rest_timer is not None:
-            self._rest_timer.cancel()
-            self._rest_timer = None
+        self._connection = -1
+        for timer in (self._head_timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._rest_timer = None
         if self._file >= 0:
             file, self._file = self._file, -1
             if self._writable is not None:

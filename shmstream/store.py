@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import cache
 
 from shmstream import audit, segment
-from shmstream.aio import AsyncBlob
+from shmstream.aio import AsyncBlob, Stored
 from shmstream.attempts import Retries
 from shmstream.audit import Finding, FlightInfo
 from shmstream.blob import Blob, Progress
@@ -26,7 +26,6 @@ from shmstream.descriptors import make_room
 from shmstream.errors import ShmstreamError, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import Flight, Policy
-from shmstream.journal import Metadata
 from shmstream.layout import Entry, Layout, Place
 from shmstream.pacer import check_pacing
 from shmstream.passing import Passage, again
@@ -174,9 +173,9 @@ class Store:
         def flight_for_all(tick: float) -> Flight:
             return self._flight(place, source, tick, linger)
 
-        def open_stored() -> tuple[int, Metadata] | None:
-            fd = self._layout.open(place)
-            return None if fd is None else (fd, self._layout.metadata(place, fd))
+        def open_stored() -> Stored | None:
+            stored = self._layout.open(place)
+            return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
         flight = (self.folder, key, source is None)  # who has no source cannot go on without others
