@@ -75,11 +75,13 @@ class AsyncBlob:
         """Where the complete blob is, or will be."""
 
     async def __aenter__(self) -> Self:
-        if self._stored is not None and (stored := self._stored()) is not None:
-            fd, size, self._metadata = stored
-            self._view = View(size, fd, is_complete=True)
-            return self
-        lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
+        is_new = False
+        if (lookout := Lookout.find(self._flight)) is None:
+            if self._stored is not None and (stored := self._stored()) is not None:
+                fd, size, self._metadata = stored
+                self._view = View(size, fd, is_complete=True)
+                return self
+            lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
         self._lookout = lookout
         try:
             if is_new and threads.is_ready():

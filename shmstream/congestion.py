@@ -40,11 +40,9 @@ class Connection(Protocol):
 def suit(connection: Connection, here: Address, there: Address) -> None:
     """Suit an accepted connection to its client's address, `there`; `here` is its own."""
     with suppress(OSError):  # it is no TCP, or may not be changed
-        control = _of(connection)
         if here[0] == there[0]:
-            if control.startswith(_PACED):
-                _unpace_listener(here[1])
-        elif control == _PLAIN and (system := _of_system()).startswith(_PACED):
+            _unpace_listener(here[1])
+        elif _of(connection) == _PLAIN and (system := _of_system()).startswith(_PACED):
             _choose(connection, system)
 
 
@@ -71,7 +69,7 @@ def _unpace_listener(port: int | None) -> None:
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
                 with socket.socket(fileno=os.dup(int(name))) as found:
-                    if _listens(found, port):
+                    if _listens(found, port) and _of(found).startswith(_PACED):
                         _choose(found, _PLAIN)
 
 

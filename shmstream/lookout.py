@@ -39,8 +39,6 @@ from shmstream.leader import Leader
 
 _TICK = 0.25  # s; how soon a lookout notices that nobody is left, and a task what nobody tells
 
-_Waiting = list[tuple[Callable[[], bool], "asyncio.Future[None]"]]
-
 
 class View(NamedTuple):
     """How far the blob is, and in which file.
@@ -89,17 +87,30 @@ class Lookout:
     # Who uses it.
 
     @classmethod
+    def find(cls, key: tuple[object, ...]) -> Lookout | None:
+        """The lookout for that flight, which is to be left again; None if there is none yet."""
+        with _registry_lock:
+            return cls._find(key)
+
+    @classmethod
     def join(
         cls, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]
     ) -> tuple[Lookout, bool]:
-        """The lookout for that flight, which is to be left again; and whether to `start` it."""
+        """As `find`, or else a new one; and whether it is new, and to be started."""
         with _registry_lock:
-            lookout = _registry.get(key)
-            is_new = lookout is None or lookout._ended
-            if lookout is None or is_new:
-                lookout = _registry[key] = cls(key, flight_for_all)
-            lookout._users += 1
-            return lookout, is_new
+            if (found := cls._find(key)) is not None:
+                return found, False
+            lookout = _registry[key] = cls(key, flight_for_all)
+            lookout._users = 1
+            return lookout, True
+
+    @classmethod
+    def _find(cls, key: tuple[object, ...]) -> Lookout | None:
+        lookout = _registry.get(key)
+        if lookout is None or lookout._ended:
+            return None
+        lookout._users += 1
+        return lookout
 
     def leave(self) -> None:
         """One user less; the last one ends it, unless others may want what it leads."""
@@ -247,15 +258,15 @@ class Lookout:
     def _tell(self) -> None:
         """Have the tasks that have enough go on."""
         for loop, waiting in list(self._waiting.items()):
-            if waiting:
+            if waiting.tasks:
                 try:
                     loop.call_soon_threadsafe(self._resolve, waiting)
                 except RuntimeError:  # it was closed, and its tasks with it
-                    waiting.clear()
+                    waiting.tasks.clear()
 
     def _resolve(self, waiting: _Waiting) -> None:
         """In the loop's own thread."""
-        for enough, future in waiting[:]:
+        for enough, future, _ in waiting.tasks[:]:
             if self._ended or enough():
                 _go_on(future)
 
@@ -264,18 +275,51 @@ class Lookout:
         loop = asyncio.get_running_loop()
         waiting = self._waiting.get(loop)
         if waiting is None:
-            waiting = self._waiting[loop] = []
-        future = loop.create_future()
-        waits = (enough, future)
-        waiting.append(waits)
-        timer = loop.call_later(_TICK, _go_on, future)
+            waiting = self._waiting[loop] = _Waiting(loop)
+        waits = waiting.add(enough)
         try:
             if not (self._ended or enough()):
-                await future
+                await waits[1]
         finally:
-            timer.cancel()
             with suppress(ValueError):  # the loop was closed
-                waiting.remove(waits)
+                waiting.tasks.remove(waits)
+
+
+_Waits = tuple[Callable[[], bool], "asyncio.Future[None]", int]
+
+
+class _Waiting:
+    """The tasks of one event loop that wait: for what, in which future, and since which tick.
+
+    One timer for all of them: they are many, and what comes is mostly told.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.tasks: list[_Waits] = []
+        self._loop = loop
+        self._ticks = 0
+        self._is_ticking = False
+
+    def add(self, enough: Callable[[], bool]) -> _Waits:
+        """One more; it goes on after a moment in any case."""
+        waits = (enough, self._loop.create_future(), self._ticks)
+        self.tasks.append(waits)
+        if not self._is_ticking:
+            self._tick_later()
+        return waits
+
+    def _tick_later(self) -> None:
+        self._is_ticking = True
+        self._loop.call_later(_TICK / 2, self._tick)
+
+    def _tick(self) -> None:
+        self._ticks += 1
+        for _, future, since in self.tasks[:]:
+            if self._ticks - since > 1:
+                _go_on(future)
+        self._is_ticking = False
+        if self.tasks:
+            self._tick_later()
 
 
 def _close(fds: Iterable[int]) -> None:

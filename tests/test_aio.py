@@ -190,7 +190,7 @@ def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin
                     await task
             [watching] = lookout._registry.values()
             assert watching._users == 1
-            assert not any(watching._waiting.values())
+            assert not any(waiting.tasks for waiting in watching._waiting.values())
             origin.release()
             assert await blob.read() == content(1, MIB)
 

@@ -50,6 +50,7 @@ if __name__ == "__main__":
         loop="uvloop",
         http=server.Protocol,
         lifespan="off",
+        proxy_headers=False,  # there is none in front, or nobody asks whose client it is
         log_level="warning",
         access_log=False,
     )
