@@ -251,8 +251,11 @@ class Layout:
         os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
         return fd, facts.st_size
 
-    def write_record(self, place: Place, record: Record) -> None:
-        """Store the record of a blob whose key is no digest, whole or not at all."""
+    def write_record(self, place: Place, record: Record, *, durable: bool = True) -> None:
+        """Store the record of a blob whose key is no digest, whole or not at all.
+
+        `durable`: have it on the disk before its name is there.
+        """
         facts = {
             "key": record.key,
             "digest": record.digest,
@@ -265,7 +268,8 @@ class Layout:
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 json.dump(facts, file)
                 file.flush()
-                os.fsync(fd)
+                if durable:
+                    os.fsync(fd)
             os.rename(temporary, place.record)
         except BaseException:
             os.unlink(temporary)

@@ -205,7 +205,7 @@ class Leader:
             self._journal.remove()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
         if not place.is_given:
-            self._layout.write_record(place, Record(place.key, None, metadata))
+            self._write_record(None)
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
             self._set_size(metadata.size)
@@ -213,6 +213,10 @@ class Leader:
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
             self._say(EventKind.RESUMED, kept)
+
+    def _write_record(self, digest: str | None) -> None:
+        record = Record(self._place.key, digest, self.metadata)
+        self._layout.write_record(self._place, record, durable=self.streamer.durable)
 
     def _is_worth_a_journal(self) -> bool:
         size = self.metadata.size
@@ -282,7 +286,7 @@ class Leader:
         place, streamer = self._place, self.streamer
         streamer.commit()
         if not place.is_given:
-            self._layout.write_record(place, Record(place.key, streamer.digest, self.metadata))
+            self._write_record(streamer.digest)
         self._journal.remove()
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
         self._say(EventKind.COMMITTED, streamer.appended)

@@ -247,7 +247,7 @@ class ResumableStreamer(BlobStreamer):
         """As a `BlobStreamer` does; then seal the blob, if it was verified and is on the disk."""
         with self._lock:
             super().commit()
-            if self._durable and self.digest is not None:
+            if self.durable and self.digest is not None:
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:

@@ -92,7 +92,7 @@ class BlobStreamer:
         self.publish_bytes = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
         self._file = PartialFile(lock, stream.name, stream.path, block.published)
-        self._durable = durable
+        self.durable = durable
         self._digest: RunningDigest | None = None
         if block.digest:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
@@ -330,7 +330,7 @@ class BlobStreamer:
             try:
                 if digest is not None and digest.is_given:
                     self._verify(digest)
-                self._file.move(durable=self._durable)
+                self._file.move(durable=self.durable)
             except (StreamBroken, OSError, EOFError) as error:
                 self.abort(error)
                 raise
