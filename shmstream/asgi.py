@@ -265,6 +265,9 @@ class InFlightResponse(_Response):
         return answer
 
 
+_Undo = Callable[[], object]
+
+
 class _Leaving:
     """Inside, the client's leaving cancels the task, and ends the block without an error.
 
@@ -273,22 +276,21 @@ class _Leaving:
     """
 
     def __init__(
-        self, receive: Receive, when_lost: Callable[[Callable[[], None] | None], None] | None
+        self, receive: Receive, when_lost: Callable[[Callable[[], None]], _Undo] | None
     ) -> None:
         self._receive = receive
         self._when_lost = when_lost
         self._left = False
-        self._watching: asyncio.Handle | asyncio.Task[None]
 
     def __enter__(self) -> None:
         self._task = asyncio.current_task()
         if self._when_lost is not None:
-            self._when_lost(self._leave)
+            self._stop = self._when_lost(self._leave)
         else:
-            self._watching = asyncio.get_running_loop().call_soon(self._begin)
+            self._stop = asyncio.get_running_loop().call_soon(self._begin).cancel
 
     def _begin(self) -> None:
-        self._watching = asyncio.ensure_future(self._watch())
+        self._stop = asyncio.ensure_future(self._watch()).cancel
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -305,10 +307,7 @@ class _Leaving:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if self._when_lost is not None:
-            self._when_lost(None)
-        else:
-            self._watching.cancel()
+        self._stop()
         if not self._left or self._task is None:
             return False
         # A cancellation that is not ours as well goes on.

@@ -131,6 +131,8 @@ class Layout:
         """
         self.folder = os.path.realpath(folder)
         self._mark = os.path.join(self.folder, ".shmstream")
+        self._blobs = os.path.join(self.folder, "blobs", "")
+        self._named = os.path.join(self.folder, "named", "")
         try:
             self._begin()
             for each in ("blobs", *_SHELVES):
@@ -221,11 +223,11 @@ class Layout:
                     "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
                     f"lower-case hex digits, unlike {key[:200]!r}"
                 )
-            path = f"{self.folder}/blobs/{key.replace(':', '/')}"
+            path = self._blobs + key.replace(":", "/")
             digest = key
         else:
             raw = key.encode("utf-8", "surrogatepass")
-            path = f"{self.folder}/named/{hashlib.sha256(raw).hexdigest()}"
+            path = self._named + hashlib.sha256(raw).hexdigest()
             digest = "sha256"
         return Place(key, path, digest, self._identity)
 

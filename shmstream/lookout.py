@@ -88,7 +88,7 @@ class Lookout:
 
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
-        """The lookout for that flight, which is to be left again; None if there is none yet."""
+        """The lookout for that flight, which is to be left again; None if it is not in progress."""
         with _registry_lock:
             return cls._find(key)
 

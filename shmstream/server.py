@@ -68,7 +68,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._connection = -1  # its descriptor
         self._file = -1  # a duplicate
         self._passed = 0  # bytes that went past the transport
-        self._when_lost: Callable[[], object] | None = None
+        self._when_lost: set[Callable[[], object]] = set()
         self._writable: asyncio.Future[None] | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
 
@@ -171,6 +171,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """The connection is another protocol's from now on."""
         if not self.transport.is_closing():
             self._let_go()
+            self.transport.set_write_buffer_limits()
             super().handle_websocket_upgrade()
 
     async def _answer(
@@ -292,15 +293,16 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
 
-    def _tell_when_lost(self, callback: Callable[[], object] | None) -> None:
-        """Have the response that is under way told when its client has left; with None no more."""
-        self._when_lost = callback
-        if callback is not None and self._connection < 0:
+    def _tell_when_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Have a response told when its client has left, until it calls what is returned."""
+        self._when_lost.add(callback)
+        if self._connection < 0:
             self.loop.call_soon(self._say_lost)
+        return partial(self._when_lost.discard, callback)
 
     def _say_lost(self) -> None:
-        if self._when_lost is not None:
-            self._when_lost()
+        for callback in tuple(self._when_lost):
+            callback()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more: nobody waits for it any longer."""

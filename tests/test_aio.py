@@ -199,6 +199,20 @@ def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin
     wait_until(lambda: lookouts() == 0)
 
 
+def test_who_still_reads_a_blob_keeps_nobody_with_what_it_was(store: Store) -> None:
+    async def main() -> None:
+        async with store.aopen("name", [b"before"]) as blob:
+            await blob.wait()
+            store.evict(0)
+            store.fetch("name", [b"after"])
+            async with store.aopen("name") as other:
+                assert await other.read() == b"after"
+                assert other.role == Role.STORED
+            assert await blob.read() == b"before"
+
+    asyncio.run(main())
+
+
 def test_a_stall_is_each_tasks_own(store: Store, origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
     origin.change("/blob", stall_after=500_000)

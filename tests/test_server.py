@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from shmstream import Store
+from shmstream.server import Protocol
 from tests.asgi_servers import Server
-from tests.interpreters import wait_until
+from tests.interpreters import PATIENCE, wait_until
 from tests.origin import Origin
 from tests.roles import content
 from tests.stores import digest
@@ -150,3 +156,52 @@ def test_a_connection_that_becomes_a_websocket_is_let_go(server: Server, store: 
             client.send(upgrade)
             client.answer()
     wait_until(lambda: server.descriptors() <= before + SPARE)
+
+
+@contextmanager
+def protocol_of(app: Callable[..., Coroutine[Any, Any, None]]) -> Iterator[Callable[[], Protocol]]:
+    """Makes connections of a server in this process, whose application that is."""
+    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    yield lambda: Protocol(config=config, server_state=state, app_state={})
+    assert not state.connections
+
+
+def test_responses_are_told_when_their_client_has_left() -> None:
+    """Each for itself, until it wants no more, and also if the client was faster."""
+    told: list[str] = []
+    undo: dict[str, Callable[[], object]] = {}
+    over = asyncio.Event()
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        when_lost, path = scope["extensions"]["shmstream.server"]["when_lost"], scope["path"]
+        if path == "/late":
+            while not told:  # until the connection is lost
+                await asyncio.sleep(0)
+        undo[path] = when_lost(lambda: told.append(path))
+        if path == "/late":
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            over.set()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            for path in (b"/first", b"/second"):
+                writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            undo["/first"]()  # the second has begun by now
+            writer.write(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+            await over.wait()
+        assert told[0] == "/second"
+        assert "/late" in told
+        assert "/first" not in told
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
