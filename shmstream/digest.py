@@ -65,8 +65,9 @@ class RunningDigest:
         self._hash = hashlib.new(expected.partition(":")[0])
         self._fd = fd
         self._end = 0
-        self._covered = 0
-        self._lock = threading.Lock()  # held while `_hash` and `_covered` do not agree
+        self.covered = 0
+        """Bytes that are hashed."""
+        self._lock = threading.Lock()  # held while `_hash` and `covered` do not agree
         self._bell = threading.Event()
         self._buffer = bytearray()
         self._thread: threads.Call | None = None
@@ -78,7 +79,7 @@ class RunningDigest:
     def update(self, count: int) -> None:
         """Note that `count` bytes were appended."""
         self._end += count
-        if self._end - self._covered < _ENOUGH or self._bell.is_set():
+        if self._end - self.covered < _ENOUGH or self._bell.is_set():
             return
         if self.is_given or time.monotonic() >= self._not_before:
             if self._thread is None:
@@ -95,7 +96,7 @@ class RunningDigest:
     def so_far(self) -> tuple[int, str]:
         """How many bytes are hashed, and their hex digest. May be less than there are."""
         with self._lock:
-            return self._covered, self._hash.hexdigest()
+            return self.covered, self._hash.hexdigest()
 
     def finish(self) -> str:
         """The digest of all bytes, `algorithm:hex`. Blocks while it lags, for all of that.
@@ -104,9 +105,9 @@ class RunningDigest:
             EOFError: the file is shorter than what was appended to it.
         """
         self.close()
-        while self._covered < self._end:  # what the thread has left to us
+        while self.covered < self._end:  # what the thread has left to us
             if not self._step():
-                raise EOFError(f"of {self._end} bytes {self._covered} are left")
+                raise EOFError(f"of {self._end} bytes {self.covered} are left")
         return f"{self._hash.name}:{self._hash.hexdigest()}"
 
     def _run(self) -> None:
@@ -114,21 +115,21 @@ class RunningDigest:
             self._bell.wait()
             self._bell.clear()
             try:
-                while not self._closed and self._covered < self._end:
+                while not self._closed and self.covered < self._end:
                     if not self._step():
                         return  # shorter than it should be, which `finish` tells
             except OSError:  # `finish` meets it again, and has somebody to tell
                 return
 
     def _step(self) -> bool:
-        size = min(self._end - self._covered, _STEP)
+        size = min(self._end - self.covered, _STEP)
         if len(self._buffer) < size:
             self._buffer = bytearray(size)
         with memoryview(self._buffer)[:size] as view:
-            count = os.preadv(self._fd, [view], self._covered)
+            count = os.preadv(self._fd, [view], self.covered)
             with self._lock, view[:count] as data:
                 self._hash.update(data)
-                self._covered += count
+                self.covered += count
         return count > 0
 
     def close(self) -> None:

@@ -143,13 +143,18 @@ class Journal:
         ]
         self._write("\n".join(lines), os.O_TRUNC)
 
+    @property
+    def covers(self) -> int:
+        """Bytes up to the last checkpoint."""
+        return self._checkpoints[-1][0] if self._checkpoints else 0
+
     def note(self, offset: int, digest: str) -> None:
         """Note a checkpoint: the hex digest of the first `offset` bytes.
 
         Raises:
             OSError: it cannot be written.
         """
-        if self._checkpoints and offset <= self._checkpoints[-1][0]:
+        if offset <= self.covers:
             return  # a successor hashes from the beginning again
         self._checkpoints.append((offset, digest))
         self._write(f"{offset} {digest}", os.O_APPEND)

@@ -315,7 +315,10 @@ class Leader:
     def _note_checkpoint(self) -> None:
         """Now and then, note in the journal how far the file is hashed."""
         streamer = self.streamer
-        if streamer.appended - self._noted >= _CHECKPOINT:
+        if (
+            streamer.appended - self._noted >= _CHECKPOINT
+            and streamer.hashed > self._journal.covers  # else it lags: a little later
+        ):
             self._noted = streamer.appended
             if (checkpoint := streamer.digest_so_far()) is not None:
                 try:

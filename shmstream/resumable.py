@@ -232,6 +232,11 @@ class ResumableStreamer(BlobStreamer):
             return None
         return BlobAborted.from_text(self._block.error)
 
+    @property
+    def hashed(self) -> int:
+        """Bytes that are hashed by now; never more than there are."""
+        return 0 if self._digest is None else self._digest.covered
+
     def digest_so_far(self) -> tuple[int, str] | None:
         """How many bytes are hashed by now, and their hex digest; None without a digest."""
         with self._lock:

@@ -10,6 +10,7 @@ Only where the disk has no space for what is coming, its flight waits until blob
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -83,7 +84,9 @@ class Upkeep:
         return [each for each in self._layout.entries() if each.kind == "blob"]
 
     def _evict(self, blobs: list[Entry], limit: int, latest: str = "") -> list[str]:
-        """`blobs` are all that count; the one at `latest` stays."""
+        """`blobs` are all that count; the one at `latest` stays, and what has come after it."""
+        completed = {each.path: each.facts.st_mtime_ns for each in blobs}
+        fresh = completed.get(latest, math.inf)
         excess = sum(each.size for each in blobs) - limit
         if excess <= 0:
             return []
@@ -91,7 +94,7 @@ class Upkeep:
         for entry in sorted(blobs, key=lambda each: (each.used, each.path)):
             if excess <= 0:
                 break
-            if entry.path == latest:
+            if completed[entry.path] >= fresh:  # its flight may not have said yet that it ended
                 continue
             excess -= entry.size  # also if somebody else was faster: they count the same blobs
             key = self._layout.key_of(entry.path)

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -268,6 +268,22 @@ def test_after_a_reboot(
     assert (second.status, second.range) == (
         (206, f"bytes={expected}-") if expected else (200, None)
     )
+
+
+def test_a_checkpoint_waits_until_something_is_hashed(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints: list[str] = []
+
+    def source() -> Iterator[bytes]:
+        for _ in range(17):
+            yield bytes(MIB)
+        [journal] = Path(folder).rglob("*.shmstream-journal")
+        checkpoints.extend(journal.read_text().splitlines()[1:])
+
+    monkeypatch.setattr("shmstream.digest._ENOUGH", 1 << 40)  # not before the end
+    store.fetch("sha256:" + sha256(bytes(17 * MIB)), source())
+    assert checkpoints == []
 
 
 @pytest.mark.parametrize("how", ["exit", "SIGTERM", "handled SIGTERM"])

@@ -14,6 +14,7 @@ import pytest
 
 from shmstream import Store
 from shmstream.layout import Entry, Layout
+from shmstream.upkeep import Upkeep
 from tests.flights import make_store
 from tests.interpreters import PATIENCE, wait_until
 from tests.origin import Origin
@@ -90,6 +91,23 @@ def test_where_the_disk_has_no_space_eviction_comes_first(tmp_path: Path, origin
     wait_until(lambda: store.flights() == [])
     wait_until(lambda: [key for key, _ in store.blobs()] == [digest(3, MIB)])
     subprocess.run(["umount", mounted], check=True)
+
+
+def test_what_has_come_is_spared_before_its_flight_says_that_it_has_ended(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Upkeep.ended
+
+    def look_first(upkeep: Upkeep, path: str) -> None:
+        upkeep._look()  # as a thread may at any time
+        ended(upkeep, path)
+
+    store = make_store(folder, {"max_bytes": 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr(Upkeep, "ended", look_first)
+        for number in range(2):
+            store.fetch(str(number), [bytes(1000)])
+    wait_until(lambda: [key for key, _ in store.blobs()] == ["1"])
 
 
 def test_a_process_that_ends_has_kept_to_the_limit(folder: str) -> None:
