@@ -101,9 +101,10 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
     first, second, *others = origin.requests(BLOB)
     assert (first.status, second.status) == (200, 206)
     assert second.range == f"bytes={MIB}-"
-    assert len(others) <= 1, "perhaps the other old one was faster, and handed over as well"
+    takeovers = serving.metric("shmstream_takeovers_total")
+    # Perhaps the other old one was faster, and handed over as well, before it had asked or after.
+    assert 1 + len(others) <= takeovers <= 2
     assert serving.metric("shmstream_handovers_total") >= 1
-    assert serving.metric("shmstream_takeovers_total") == 1 + len(others)
     assert " ERROR " not in serving.log
 
 
