@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _ZERO_COPY = "http.response.zerocopysend"
 _SERVER = "shmstream.server"
 _FIRST = 64 * 1024  # bytes
+_BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
 
 
 class Protocol(httptools_impl.HttpToolsProtocol):
@@ -63,7 +64,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._application, self.app = self.app, self._answer
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_since: float | None = None  # when it began to be awaited
-        self._head_size = 0  # bytes that have come since then
+        self._head_size = 0  # bytes that have come since the last one, or since some body
+        self._is_let_go = False  # lost, or another protocol's by now
         self._is_first = True  # nothing of the response's file was sent yet
         self._connection = -1  # its descriptor
         self._file = -1  # a duplicate
@@ -94,6 +96,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         """Unless a response is under way: until it is complete nothing more may be read."""
+        if self._is_let_go:
+            return
         if self._head_since is None and not self._is_answering():
             self._head_since = self.loop.time()
             if self._head_timer is None:
@@ -139,14 +143,14 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._head_since = None
         if self.transport.is_closing():
             return
-        came, self._head_size = self._head_size, 0
-        if came > self.head_size and self._told() > self.head_size:  # else there is more to come
+        self._head_size = 0
+        if self._told() > self.head_size:
             self._refuse_head()
             return
         self._is_first = True
-        extensions: dict[str, dict[str, Any]] = {
-            _SERVER: {"last": None, "taken": self._taken, "when_lost": self._tell_when_lost}
-        }
+        extensions: dict[str, dict[str, Any]] = {_SERVER: {"last": None, "taken": self._taken}}
+        if not any(name in _BODY for name, _ in self.headers):  # else nothing is heard unread
+            extensions[_SERVER]["when_lost"] = self._tell_when_lost
         if self._is_plain():
             extensions[_ZERO_COPY] = {}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
@@ -296,7 +300,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def _tell_when_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
         """Have a response told when its client has left, until it calls what is returned."""
         self._when_lost.add(callback)
-        if self._connection < 0:
+        if self._is_let_go:
             self.loop.call_soon(self._say_lost)
         return partial(self._when_lost.discard, callback)
 
@@ -311,6 +315,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._say_lost()
 
     def _let_go(self) -> None:
+        self._is_let_go = True
         self._connection = -1
         for timer in (self._head_timer, self._rest_timer):
             if timer is not None:

@@ -69,12 +69,23 @@ class Upkeep:
     def ended(self, path: str) -> None:
         """The flight to `path` has ended, with a blob or without."""
         is_time = self._is_time_to_tidy()
+        completed = self._completed(path)
         with self._lock:
             self._coming.pop(path, None)
-            self._latest = path
+            if completed >= self._completed(self._latest):  # they need not say so in their order
+                self._latest = path
             self._tidying |= is_time
         if self._max_bytes is not None or is_time:
             self._want()
+
+    @staticmethod
+    def _completed(path: str) -> int:
+        """When the blob at `path` was complete, in nanoseconds; 0 if nobody can tell."""
+        try:
+            completed = os.stat(path).st_mtime_ns
+        except OSError:
+            return 0
+        return completed if completed <= time.time_ns() else 0  # the clock was set back
 
     def evict(self, limit: int) -> list[str]:
         """Remove the least recently used blobs until `limit` bytes are left; their paths."""
@@ -86,7 +97,7 @@ class Upkeep:
     def _evict(self, blobs: list[Entry], limit: int, latest: str = "") -> list[str]:
         """`blobs` are all that count; the one at `latest` stays, and what has come after it."""
         completed = {each.path: each.facts.st_mtime_ns for each in blobs}
-        fresh = completed.get(latest, math.inf)
+        since, now = completed.get(latest, math.inf), time.time_ns()
         excess = sum(each.size for each in blobs) - limit
         if excess <= 0:
             return []
@@ -94,7 +105,8 @@ class Upkeep:
         for entry in sorted(blobs, key=lambda each: (each.used, each.path)):
             if excess <= 0:
                 break
-            if completed[entry.path] >= fresh:  # its flight may not have said yet that it ended
+            # The flight of what is younger may not have said yet that it has ended.
+            if entry.path == latest or since < completed[entry.path] <= now:
                 continue
             excess -= entry.size  # also if somebody else was faster: they count the same blobs
             key = self._layout.key_of(entry.path)

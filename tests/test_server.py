@@ -26,6 +26,7 @@ SIZE = 2 * MIB
 DATA = content(1, SIZE)
 KEY = digest(1, SIZE)
 GET = f"GET /blob/{KEY} HTTP/1.1\r\nHost: test\r\n".encode()
+REFUSED = b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
 SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
 
 
@@ -142,30 +143,85 @@ def test_what_is_no_request_is_refused_once(server: Server) -> None:
     assert "Traceback" not in log
 
 
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
 def test_a_connection_that_becomes_a_websocket_is_let_go(server: Server, store: Store) -> None:
     store.fetch(KEY, [DATA])
     before = server.descriptors()
-    upgrade = (
-        b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
     for _ in range(10):
         with Client(server) as client:
             client.send(GET + b"Range: bytes=0-4\r\n\r\n")
             assert client.answer() == (206, DATA[:5])
-            client.send(upgrade)
+            client.send(UPGRADE)
             client.answer()
     wait_until(lambda: server.descriptors() <= before + SPARE)
+
+
+class Hasty(Protocol):
+    head_timeout = 0.2
 
 
 @contextmanager
 def protocol_of(app: Callable[..., Coroutine[Any, Any, None]]) -> Iterator[Callable[[], Protocol]]:
     """Makes connections of a server in this process, whose application that is."""
-    config = uvicorn.Config(app, http=Protocol, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
-    yield lambda: Protocol(config=config, server_state=state, app_state={})
+    yield lambda: Hasty(config=config, server_state=state, app_state={})
     assert not state.connections
+
+
+def test_a_websocket_has_no_heads_to_wait_for() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        await send({"type": "websocket.send", "text": "still here"})
+        await send({"type": "websocket.close"})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            address = serving.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(UPGRADE)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            idle, other = await asyncio.open_connection(*address)
+            assert (await idle.read()).startswith(b"HTTP/1.1 408"), "as long as a head may take"
+            go_on.set()
+            assert b"still here" in await reader.readexactly(12)
+            for each in (writer, other):
+                each.close()
+                await each.wait_closed()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+def test_a_head_has_its_bounds_behind_another_one(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    ranged = GET + b"Range: bytes=0-4\r\n"
+    with Client(server) as client:
+        client.send(ranged + b"\r\n" + ranged + b"A: " + b"a" * 150_000 + b"\r\n\r\n")
+        assert client.answer() == (206, DATA[:5])
+        assert client.rest().startswith(REFUSED)
+
+
+def test_a_body_that_nobody_wants_holds_up_nothing(server: Server, store: Store) -> None:
+    """Not its own answer, though the client sends all of it before it reads."""
+    store.fetch(KEY, [DATA])
+    size = 32 * MIB
+    with Client(server) as client:
+        client.send(GET + b"Content-Length: %d\r\n\r\n" % size)
+        client.send(bytes(size))
+        assert client.answer() == (200, DATA)
 
 
 def test_responses_are_told_when_their_client_has_left() -> None:

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,6 +109,16 @@ def test_what_has_come_is_spared_before_its_flight_says_that_it_has_ended(
         for number in range(2):
             store.fetch(str(number), [bytes(1000)])
     wait_until(lambda: [key for key, _ in store.blobs()] == ["1"])
+
+
+def test_a_clock_that_was_set_back_spares_nothing(folder: str) -> None:
+    store = make_store(folder, {"max_bytes": 3000})
+    ahead = time.time() + 3600
+    for number in range(10):
+        path = store.fetch(str(number), [bytes(300)])
+        os.utime(path, (number, ahead))
+    store.fetch("new", [bytes(2800)])
+    wait_until(lambda: [key for key, _ in store.blobs()] == ["new"])
 
 
 def test_a_process_that_ends_has_kept_to_the_limit(folder: str) -> None:
