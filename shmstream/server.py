@@ -144,7 +144,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self._head_size = 0
-        if self._told() > self.head_size:
+        if self._size_of_head() > self.head_size:
             self._refuse_head()
             return
         self._is_first = True
@@ -156,8 +156,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
         super().on_headers_complete()
 
-    def _told(self) -> int:
-        """Bytes of the head that is here."""
+    def _size_of_head(self) -> int:
+        """Bytes of the one that is here."""
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:

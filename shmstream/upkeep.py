@@ -69,10 +69,11 @@ class Upkeep:
     def ended(self, path: str) -> None:
         """The flight to `path` has ended, with a blob or without."""
         is_time = self._is_time_to_tidy()
-        completed = self._completed(path)
         with self._lock:
             self._coming.pop(path, None)
-            if completed >= self._completed(self._latest):  # they need not say so in their order
+            if self._completed(path) >= self._completed(
+                self._latest
+            ):  # they need not say so in their order
                 self._latest = path
             self._tidying |= is_time
         if self._max_bytes is not None or is_time:

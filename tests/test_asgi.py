@@ -283,6 +283,15 @@ def test_several_lines_of_one_name_are_a_list(server: Server, store: Store) -> N
         connection.close()
 
 
+def test_a_body_that_nobody_wants_holds_up_nothing(server: Server, origin: Origin) -> None:
+    """It is heard while its answer is under way: the client reads only when it has sent all."""
+    origin.change("/blob", stall_after=MIB)
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+        connection.request("GET", f"/blob/{KEY}", body=bytes(32 * MIB))
+        origin.release()
+        assert sha256(connection.getresponse().read()) == sha256(DATA)
+
+
 def test_strong_and_weak_tags() -> None:
     weak, strong = 'W/"x"', '"x"'
     for condition in (weak, strong):
