@@ -71,10 +71,8 @@ class Upkeep:
         is_time = self._is_time_to_tidy()
         with self._lock:
             self._coming.pop(path, None)
-            if self._completed(path) >= self._completed(
-                self._latest
-            ):  # they need not say so in their order
-                self._latest = path
+            # They need not say so in their order.
+            self._latest = max(path, self._latest, key=self._completed)
             self._tidying |= is_time
         if self._max_bytes is not None or is_time:
             self._want()
