@@ -31,8 +31,8 @@ from filelock import FileLock
 from report import KIB, CheckFailed
 
 from shmstream import Feed, Role, Source, Store
-from shmstream.http_source import HTTPSource
-from shmstream.source import KernelFeed
+from shmstream.sources.base import KernelFeed
+from shmstream.sources.http import HTTPSource
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -23,8 +23,9 @@ import posix_ipc
 from crew import Crew, Gate
 from report import KIB, Goal, Options, Row, progress, quantile
 
-from shmstream import BlobStreamer, InFlightCopier, segment
-from shmstream.claims import partial_path
+from shmstream import BlobStreamer, InFlightCopier
+from shmstream.stream import segment
+from shmstream.stream.partial import partial_path
 
 _OTHERS = (0, 100)
 

@@ -1,5 +1,5 @@
-"""Writes docs/protocol.md from the tables in `shmstream.control`, and the table of the metrics in
-docs/operations.md from `shmstream.registry.metrics`: run `make docs`.
+"""Writes docs/protocol.md from the tables in `shmstream.stream.control_block`, and the table of the metrics in
+docs/operations.md from `shmstream.registry.ops.metrics`: run `make docs`.
 
 The pages cannot drift from the code: tests compare them with what this makes.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shmstream import control
-from shmstream.control import (
+from shmstream.registry.ops.metrics import METRICS
+from shmstream.stream import control_block
+from shmstream.stream.control_block import (
     HEADER_SIZE,
     SLOT_SIZE,
     TERMINAL,
@@ -21,7 +22,6 @@ from shmstream.control import (
     Text,
     fields_of,
 )
-from shmstream.registry.metrics import METRICS
 
 PAGE = Path(__file__).with_name("protocol.md")
 OPERATIONS = Path(__file__).with_name("operations.md")
@@ -29,7 +29,7 @@ OPERATIONS = Path(__file__).with_name("operations.md")
 _PAGE = """\
 # The protocol
 
-<!-- Made by `make docs` from shmstream/control.py. Change that, not this. -->
+<!-- Made by `make docs` from shmstream/stream/control_block.py. Change that, not this. -->
 
 One stream is a partial file, a control block in shared memory, and one POSIX semaphore for each
 reader. This page is everything that a program in any language needs to read along.
@@ -116,7 +116,7 @@ def page() -> str:
 
 def _invariants() -> str:
     text = re.findall(
-        r"^    (I\d) (.*?)(?=^    I\d|\Z)", control.__doc__ or "", re.DOTALL | re.MULTILINE
+        r"^    (I\d) (.*?)(?=^    I\d|\Z)", control_block.__doc__ or "", re.DOTALL | re.MULTILINE
     )
     return "\n".join(f"- **{number}** {' '.join(words.split())}" for number, words in text)
 

@@ -40,13 +40,6 @@ watch | registry | demo | cli. A room imports only rooms on lower floors.
 
 import logging
 
-from shmstream.aio import AsyncBlob
-from shmstream.attempts import Retries
-from shmstream.audit import Finding, FlightInfo
-from shmstream.blob import Blob, Progress
-from shmstream.claims import sweep
-from shmstream.control import State
-from shmstream.copier import CopierStatistics, InFlightCopier
 from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
@@ -76,11 +69,19 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.events import Event, EventKind
-from shmstream.flight import Role
-from shmstream.source import Description, Feed, Source
+from shmstream.flight.async_blob import AsyncBlob
+from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.flight import Role
+from shmstream.sources.base import Description, Feed, Source
+from shmstream.sources.retries import Retries
+from shmstream.storage.check import Finding
+from shmstream.storage.flights import FlightInfo
 from shmstream.store import Store
-from shmstream.streamer import BlobStreamer, StreamerStatistics
-from shmstream.subscribers import Subscriber
+from shmstream.stream.claims import sweep
+from shmstream.stream.control_block import State
+from shmstream.stream.reader import CopierStatistics, InFlightCopier
+from shmstream.stream.subscribers import Subscriber
+from shmstream.stream.writer import BlobStreamer, StreamerStatistics
 
 logging.getLogger("shmstream").addHandler(logging.NullHandler())  # who wants events says so
 

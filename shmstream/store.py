@@ -17,20 +17,22 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from shmstream import audit, segment
-from shmstream.aio import AsyncBlob, Stored
-from shmstream.attempts import Retries
-from shmstream.audit import Finding, FlightInfo
-from shmstream.blob import Blob, Progress
-from shmstream.descriptors import make_room
 from shmstream.errors import ShmstreamError, is_for_want_of_room
 from shmstream.events import Event
-from shmstream.flight import Flight, Policy
-from shmstream.layout import Entry, Layout, Place
-from shmstream.pacer import check_pacing
-from shmstream.passing import Passage, again
-from shmstream.sources import AnySource, as_sources
-from shmstream.upkeep import WEEK, Upkeep
+from shmstream.flight.async_blob import AsyncBlob, Stored
+from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.flight import Flight, Policy
+from shmstream.flight.pass_through import Passage, again
+from shmstream.sources.retries import Retries
+from shmstream.sources.select import AnySource, as_sources
+from shmstream.storage import check, flights, gc
+from shmstream.storage.check import Finding
+from shmstream.storage.eviction import WEEK, Upkeep
+from shmstream.storage.flights import FlightInfo
+from shmstream.storage.layout import Entry, Layout, Place
+from shmstream.stream import segment
+from shmstream.stream.pacer import check_pacing
+from shmstream.system.descriptors import make_room
 
 _log = logging.getLogger("shmstream")
 
@@ -236,7 +238,7 @@ class Store:
 
     def flights(self) -> list[FlightInfo]:
         """The flights of this store on this host, dead or alive."""
-        return audit.flights(self._layout)
+        return flights.flights(self._layout)
 
     def evict(self, max_bytes: int | None = None) -> list[str]:
         """Remove the least recently used blobs until `max_bytes` are left; their paths.
@@ -261,7 +263,7 @@ class Store:
         when it is right (seal.py). So this is cheap, but for bytes that a disk loses by itself:
         with `verify=True` every blob is hashed, with False none.
         """
-        return audit.check(self._layout, verify=verify)
+        return check.check(self._layout, verify=verify)
 
     def gc(self, *, partial_age: float = WEEK) -> list[str]:
         """Remove what dead processes left, here and in shared memory; names and paths of it.
@@ -269,7 +271,7 @@ class Store:
         A partial file that a download can go on with stays for `partial_age` seconds. Nothing that
         is alive is touched. Cheap, never blocks.
         """
-        return audit.gc(self._layout, partial_age=partial_age)
+        return gc.gc(self._layout, partial_age=partial_age)
 
     def __repr__(self) -> str:
         return f"<Store {self.folder}>"

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them, on the command line and in files."""
+"""Sizes and durations as people write and read them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def duration(text: str) -> float:
     if not (found := _DURATION.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is no duration, such as 90s, 30m, 12h or 7d")
     return float(found[1]) * _SECONDS[found[2].lower()]
+
+
+def amount(count: float) -> str:
+    """A number of bytes for people: `1 byte`, `512 bytes`, `1.5 MiB`."""
+    value, units = count, ["KiB", "MiB", "GiB", "TiB"]
+    if value < 1024:
+        return f"{value:.0f} {'byte' if value == 1 else 'bytes'}"
+    while (value := value / 1024) >= 1024 and len(units) > 1:
+        units.pop(0)
+    return f"{value:.1f} {units[0]}"

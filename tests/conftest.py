@@ -15,18 +15,19 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 
-from shmstream import aio, doorbell, segment
-from tests.interpreters import Interpreter, live_threads, wait_until
+from shmstream.stream import doorbell, segment
+from shmstream.system import threads
+from tests.support.interpreters import Interpreter, live_threads, wait_until
 
 pytest_plugins = [
-    "tests.docker_registry",
-    "tests.fuse",
-    "tests.nginx",
-    "tests.origin",
-    "tests.serving",
-    "tests.stores",
-    "tests.token_server",
-    "tests.registries",  # after those that it uses
+    "tests.support.docker_registry",
+    "tests.support.fuse",
+    "tests.support.nginx",
+    "tests.support.origin",
+    "tests.support.serving",
+    "tests.support.stores",
+    "tests.support.token_server",
+    "tests.support.registries",  # after those that it uses
 ]  # the servers, each started when a test asks
 
 
@@ -120,9 +121,9 @@ def infrastructure() -> None:
 
 def _endlive_threads() -> None:
     """Those that start others, ask sources or read cold files stay as long as their process."""
-    for executor in aio._executors.values():
+    for executor in threads._executors.values():
         executor.shutdown()
-    aio._executors.clear()
+    threads._executors.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -15,21 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import (
-    BlobAborted,
-    DamagedBlob,
-    OutOfRoom,
-    Store,
-    StoreUnusable,
-    segment,
-)
-from tests import flights
-from tests.flights import make_store
-from tests.fuse import Mount
-from tests.interpreters import Interpreter, wait_until
-from tests.origin import Origin
-from tests.roles import content, sha256
-from tests.stores import digest, interrupt
+from shmstream import BlobAborted, DamagedBlob, OutOfRoom, Store, StoreUnusable
+from shmstream.stream import segment
+from tests.support import flights
+from tests.support.flights import make_store
+from tests.support.fuse import Mount
+from tests.support.interpreters import Interpreter, wait_until
+from tests.support.origin import Origin
+from tests.support.roles import content, sha256
+from tests.support.stores import digest, interrupt
 
 Start = Callable[..., Interpreter]
 MIB = 1 << 20

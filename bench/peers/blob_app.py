@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from shmstream import Store, server
-from shmstream.asgi import InFlightResponse
+from shmstream import Store
+from shmstream.asgi.response import InFlightResponse
+from shmstream.server import Protocol
 
 if TYPE_CHECKING:
-    from shmstream.asgi import Receive, Scope, Send
+    from shmstream.asgi.response import Receive, Scope, Send
 
 _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
 _prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
@@ -48,7 +49,7 @@ if __name__ == "__main__":
         port=int(os.environ["PEERS_PORT"]),
         workers=int(os.environ["PEERS_WORKERS"]),
         loop="uvloop",
-        http=server.Protocol,
+        http=Protocol,
         lifespan="off",
         proxy_headers=False,  # there is none in front, or nobody asks whose client it is
         log_level="warning",

@@ -21,7 +21,7 @@ import shmstream
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
-from shmstream.cli.keeping import check, evict, gc, ls
+from shmstream.cli.maintenance import check, evict, gc, ls
 from shmstream.cli.options import verbose_option
 from shmstream.cli.serve import serve
 from shmstream.cli.top import top

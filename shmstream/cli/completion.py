@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from shmstream.cli.guard import Command
+from shmstream.cli.exits import Command
 
 
 @click.command(cls=Command, short_help="Print the completion script for a shell.")

@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from shmstream.cli.guard import Command
+from shmstream.cli.exits import Command
 from shmstream.demo.parent import DemoFailed
-from shmstream.demo.stopping import Stopped
+from shmstream.system.signals import Stopped
 
 _MIB = 1 << 20
 _WITH_TEXT = ("delay", "output")
@@ -100,7 +100,7 @@ def demo(
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
             has = "does not go with" if as_text else "goes with"
             raise click.UsageError(f"--{name.rstrip('_')} {has} --text.", ctx)
-    from shmstream.demo import acts, text  # what they need is needed by no other command
+    from shmstream.demo import acts, text
 
     console = Console(highlight=False, emoji=False)
     try:

@@ -14,17 +14,17 @@ from urllib.parse import urlsplit
 
 import click
 
-from shmstream.blob import Blob
 from shmstream.cli import output
-from shmstream.cli.bar import telling
-from shmstream.cli.guard import Command
+from shmstream.cli.exits import Command
+from shmstream.cli.formatting import PEOPLE
 from shmstream.cli.options import digest as digest_of_text
 from shmstream.cli.options import size, store_option, verbose_option
 from shmstream.cli.output import STANDARD_OUTPUT
-from shmstream.cli.words import PEOPLE
+from shmstream.cli.progress import telling
 from shmstream.errors import ShmstreamError
-from shmstream.source import Source, public
-from shmstream.sources import as_sources
+from shmstream.flight.blob import Blob
+from shmstream.sources.base import Source, public
+from shmstream.sources.select import as_sources
 from shmstream.store import Store
 
 
@@ -158,7 +158,7 @@ def _sources(urls: Sequence[str], headers: dict[str, str]) -> list[Source]:
     sources: list[Source] = []
     for url in urls:
         if headers and _host_of(url) == _host_of(urls[0]):
-            from shmstream.http_source import HTTPSource
+            from shmstream.sources.http import HTTPSource
 
             sources.append(HTTPSource(url, headers=headers))
         else:

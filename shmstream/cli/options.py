@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from shmstream import units
-from shmstream.cli.words import say
+from shmstream.cli.formatting import say
 from shmstream.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])

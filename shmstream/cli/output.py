@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import click
 
-from shmstream.cli.guard import reason
+from shmstream.cli.exits import reason
 
 STANDARD_OUTPUT = "-"
 

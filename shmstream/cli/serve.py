@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from shmstream.cli.guard import Command
+from shmstream.cli.exits import Command
+from shmstream.cli.formatting import say
 from shmstream.cli.options import duration, size, store_option
-from shmstream.cli.words import say
 from shmstream.registry.settings import BadSetting, Settings, Upstream, read_table
 
 
@@ -154,7 +154,7 @@ def serve(
         settings = _settings(ctx, upstreams, folder, config, options)
     except BadSetting as error:
         raise click.UsageError(f"{error}.", ctx) from error
-    from shmstream.registry.serve import serve as run  # what it needs is needed by no other command
+    from shmstream.registry.server.serve import serve as run
 
     try:
         good = run(settings, say)

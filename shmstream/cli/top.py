@@ -22,9 +22,8 @@ from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from shmstream.cli.guard import Command
-from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
-from shmstream.cli.words import (
+from shmstream.cli.exits import Command
+from shmstream.cli.formatting import (
     flight_facts,
     left,
     named,
@@ -33,10 +32,11 @@ from shmstream.cli.words import (
     printable,
     show_json,
 )
-from shmstream.demo.screen import amount
-from shmstream.demo.stopping import Stopped
-from shmstream.subscribers import Subscriber
-from shmstream.watch import Sight, Watch, followers_of, state_of
+from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
+from shmstream.storage.flights import Sight, Watch, followers_of, state_of
+from shmstream.stream.subscribers import Subscriber
+from shmstream.system.signals import Stopped
+from shmstream.units import amount
 
 
 @click.command(cls=Command, short_help="Watch the flights of a store, live.")
@@ -58,19 +58,20 @@ def top(folder: str, interval: float, once: bool, as_json: bool) -> None:
     Ends with q or Ctrl-C. Without a terminal, with --once and with --json it is told once. With
     --json: a list of flights as in `ls --json`, each with `rate` (bytes a second) and `eta` (s).
     """
-    watch = Watch(existing_store(folder))
+    store = existing_store(folder)
+    watch = Watch(store.flights)
     console = Console(highlight=False, emoji=False)
     if once or as_json or not (console.is_terminal and console.is_interactive):
-        _tell_once(watch, interval, as_json=as_json)
+        _tell_once(watch, store.folder, interval, as_json=as_json)
         return
     try:
-        _show(watch, console, interval)
+        _show(watch, store.folder, console, interval)
     except Stopped as stop:
         if stop.number != signal.SIGINT:
             raise
 
 
-def _tell_once(watch: Watch, interval: float, *, as_json: bool) -> None:
+def _tell_once(watch: Watch, folder: str, interval: float, *, as_json: bool) -> None:
     sights = watch.look()
     if sights:
         time.sleep(interval)  # a rate takes two looks
@@ -80,18 +81,18 @@ def _tell_once(watch: Watch, interval: float, *, as_json: bool) -> None:
             [flight_facts(each.flight) | {"rate": each.rate, "eta": each.eta} for each in sights]
         )
         return
-    click.echo(_title(watch, sights))
+    click.echo(_title(folder, sights))
     for each in sights:
         click.echo("\n" + "\n".join(_lines(each)))
 
 
-def _show(watch: Watch, console: Console, interval: float) -> None:
+def _show(watch: Watch, folder: str, console: Console, interval: float) -> None:
     with (
         Live(console=console, screen=True, auto_refresh=False, redirect_stderr=False) as live,
         _keys() as wait_for_q,
     ):
         while True:
-            live.update(_page(watch, watch.look()), refresh=True)
+            live.update(_page(folder, watch.look()), refresh=True)
             if wait_for_q(interval):
                 return
 
@@ -133,14 +134,14 @@ def _keys() -> Iterator[_Keys]:
 # What there is to see.
 
 
-def _title(watch: Watch, sights: list[Sight]) -> str:
+def _title(folder: str, sights: list[Sight]) -> str:
     total = sum(each.rate or 0.0 for each in sights)
     told = plural(len(sights), "flight") + (f", {per_second(total)}" if sights else "")
-    return f"{told}, in {watch.store.folder}"
+    return f"{told}, in {folder}"
 
 
-def _page(watch: Watch, sights: list[Sight]) -> RenderableType:
-    title = Text(f"shmstream top: {_title(watch, sights)}", style="bold", no_wrap=True)
+def _page(folder: str, sights: list[Sight]) -> RenderableType:
+    title = Text(f"shmstream top: {_title(folder, sights)}", style="bold", no_wrap=True)
     parts: list[RenderableType] = [title, Text("q ends", style="dim")]
     for each in sights:
         flight = each.flight

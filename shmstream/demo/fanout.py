@@ -16,17 +16,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream import doorbell, segment
-from shmstream.claims import partial_path
 from shmstream.demo import screen
 from shmstream.demo.parent import Reader, Readers
 from shmstream.demo.reader import Orders
 from shmstream.demo.scene import Part, Scene
 from shmstream.demo.screen import Fact
-from shmstream.demo.stopping import undisturbed
 from shmstream.demo.writer import Writer
-from shmstream.stream import Stream
-from shmstream.streamer import BlobStreamer
+from shmstream.stream import doorbell, segment
+from shmstream.stream.partial import partial_path
+from shmstream.stream.stream import Stream
+from shmstream.stream.writer import BlobStreamer
+from shmstream.system.signals import undisturbed
 
 _DURATION = 5.0  # s; how long it takes unless a rate is given
 _LAST_JOINS = 0.7  # of the blob

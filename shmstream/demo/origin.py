@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shmstream.demo.parent import ROOT, DemoFailed
-from shmstream.demo.stopping import undisturbed
+from shmstream.system.signals import undisturbed
 
 _PIECE = 32 * 1024  # bytes, at most
 _PIECES_A_SECOND = 100  # at least

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from shmstream.demo.reader import Orders, Report
-from shmstream.demo.stopping import undisturbed
+from shmstream.system.signals import undisturbed
 
 ROOT = Path(__file__).parents[2]
 """From here other interpreters find the very package that we are."""

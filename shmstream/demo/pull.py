@@ -21,19 +21,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shmstream import segment
-from shmstream.audit import FlightInfo
-from shmstream.claims import partial_path
 from shmstream.demo import screen
 from shmstream.demo.board import Row, board
 from shmstream.demo.client import Client
 from shmstream.demo.origin import Request
 from shmstream.demo.sample import make_sample
-from shmstream.demo.screen import Fact, amount
+from shmstream.demo.screen import Fact
 from shmstream.demo.server import Server
 from shmstream.demo.upstream import NAME, TAG, Image, Upstream, make_image, wrap
+from shmstream.storage.flights import FlightInfo, followers_of
 from shmstream.store import Store
-from shmstream.watch import followers_of
+from shmstream.stream import segment
+from shmstream.stream.partial import partial_path
+from shmstream.units import amount
 
 _DURATION = 5.0  # s; how long it takes unless a rate is given
 _WORKERS = 2

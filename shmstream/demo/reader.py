@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
-from shmstream.blob import Blob
-from shmstream.control import State
-from shmstream.copier import InFlightCopier
 from shmstream.errors import ShmstreamError
+from shmstream.flight.blob import Blob
 from shmstream.store import Store
+from shmstream.stream.control_block import State
+from shmstream.stream.reader import InFlightCopier
 
 STANDARD_OUTPUT = "-"
 

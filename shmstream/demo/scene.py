@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from shmstream.demo.parent import Reader
-from shmstream.flight import Role
-from shmstream.subscribers import Subscriber
+from shmstream.flight.flight import Role
+from shmstream.stream.subscribers import Subscriber
 
 
 class Phase(Enum):

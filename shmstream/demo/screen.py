@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.filesize import pick_unit_and_suffix
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from shmstream.demo.scene import Part, Phase, Scene
-from shmstream.flight import Role
+from shmstream.flight.flight import Role
+from shmstream.units import amount
 
 _REFRESH = 0.1  # s
 
@@ -37,13 +37,6 @@ class View(Protocol):
 
     def update(self, *, final: bool = False) -> None:
         """Show what is new, if it is time to."""
-
-
-def amount(count: float) -> str:
-    """Bytes for people."""
-    unit, suffix = pick_unit_and_suffix(int(count), ["bytes", "KiB", "MiB", "GiB", "TiB"], 1024)
-    suffix = "byte" if count == 1 else suffix
-    return f"{count / unit:.{0 if unit == 1 else 1}f} {suffix}"
 
 
 def say(console: Console, text: str = "", style: str = "") -> None:

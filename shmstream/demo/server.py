@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from shmstream.demo.parent import ROOT, DemoFailed
-from shmstream.demo.stopping import undisturbed
 from shmstream.registry.settings import Settings, Upstream
+from shmstream.system.signals import undisturbed
 
 _PATIENCE = 15.0  # s; for its end
 
@@ -86,7 +86,7 @@ class Server:
 
 def main() -> None:
     """Be the server."""
-    from shmstream.registry.serve import serve
+    from shmstream.registry.server.serve import serve
 
     # Before there is a second thread: `serve` waits for signals, and no other is to get them.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))

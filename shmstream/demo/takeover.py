@@ -13,20 +13,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream import doorbell, segment
-from shmstream.audit import FlightInfo
-from shmstream.claims import partial_path
-from shmstream.control import State
 from shmstream.demo import screen
 from shmstream.demo.origin import Origin, Request
 from shmstream.demo.parent import Readers
 from shmstream.demo.reader import Orders
 from shmstream.demo.scene import Part, Phase, Scene
-from shmstream.demo.screen import Fact, amount
+from shmstream.demo.screen import Fact
 from shmstream.errors import ShmstreamError
-from shmstream.flight import Role
+from shmstream.flight.flight import Role
+from shmstream.storage.flights import FlightInfo
 from shmstream.store import Store
-from shmstream.stream import Stream
+from shmstream.stream import doorbell, segment
+from shmstream.stream.control_block import State
+from shmstream.stream.partial import partial_path
+from shmstream.stream.stream import Stream
+from shmstream.units import amount
 
 _DURATION = 4.0  # s; how long it takes unless a rate is given
 _TICK = 0.01  # s; how often we look

@@ -19,8 +19,8 @@ from rich.console import Console
 from shmstream.demo.parent import Reader, Readers, temporary_folder
 from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Report
 from shmstream.demo.screen import say
-from shmstream.demo.stopping import undisturbed
-from shmstream.streamer import BlobStreamer
+from shmstream.stream.writer import BlobStreamer
+from shmstream.system.signals import undisturbed
 
 TEXT = (
     b"BlobStreamer transfers each blob once; "

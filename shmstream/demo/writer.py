@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from shmstream.streamer import BlobStreamer
+from shmstream.stream.writer import BlobStreamer
 
 _PIECE = 64 * 1024  # bytes, at most
 _PIECES_A_SECOND = 100  # at least, so that a slow rate is smooth too

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 
-from shmstream import liveness
-from shmstream.asgi import Receive, Scope, Send
-from shmstream.registry.access_log import AccessLog
-from shmstream.registry.app import Registry
-from shmstream.registry.metrics import Metrics
-from shmstream.registry.names import Names
+from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.registry.api.distribution import Registry
 from shmstream.registry.notes import Notes
-from shmstream.registry.observer import Observer
-from shmstream.registry.operations import Operations
+from shmstream.registry.ops.access_log import AccessLog
+from shmstream.registry.ops.admin import Operations
+from shmstream.registry.ops.metrics import Metrics
+from shmstream.registry.ops.middleware import Observer
+from shmstream.registry.ops.names import Names
+from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
-from shmstream.registry.status import Status
 from shmstream.store import Store
+from shmstream.system import process
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each wake-up is one of every client at the live tail
@@ -82,7 +82,7 @@ class Application:
         self.registry.close()
         self.operations.close()
         self._names.close()
-        await asyncio.to_thread(liveness.close_all)
+        await asyncio.to_thread(process.close_all)
         if self._log is not None:
             await self._log.close()
         await send({"type": "lifespan.shutdown.complete"})

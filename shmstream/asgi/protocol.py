@@ -1,0 +1,329 @@
+"""uvicorn with what it lacks for blobs: zero-copy sends, and bounds on the head of a request.
+
+    uvicorn.Config(app, http=shmstream.server.Protocol)
+
+`Protocol` is uvicorn's own for httptools, and more:
+
+    zero-copy   the ASGI extension `http.response.zerocopysend`: the kernel sends a span of a file
+                (`sendfile`), so its bytes never enter this process. For connections without TLS
+    408         a client that has not sent the head of its request in `head_timeout` seconds
+    431         a head of more than `head_size` bytes
+    local       no paced sending to clients on this host (congestion.py)
+
+And a response that fails ends its connection at once.
+
+A descriptor that is waited for is a duplicate of the connection's, ours until the connection is
+lost: the event loop has the other one for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+import termios
+from contextlib import suppress
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Any, cast
+
+try:
+    from uvicorn.protocols.http import httptools_impl
+except ImportError as missing:
+    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+
+from shmstream.asgi import congestion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+
+_ZERO_COPY = "http.response.zerocopysend"
+_SERVER = "shmstream.server"
+_FIRST = 64 * 1024  # bytes
+_BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
+
+
+class Protocol(httptools_impl.HttpToolsProtocol):
+    """One connection. See the module; subclasses may set other bounds."""
+
+    zero_copy = True
+    """Whether to offer it, where it is possible."""
+
+    head_timeout = 20.0
+    """Seconds that a client has for the head of a request, from its connection or first byte; and
+    to take some of the rest of a response that is complete."""
+
+    head_size = 64 * 1024
+    """Bytes that the head of a request may have."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._application, self.app = self.app, self._answer
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_since: float | None = None  # when it began to be awaited
+        self._head_size = 0  # bytes that have come since the last one, or since some body
+        self._is_let_go = False  # lost, or another protocol's by now
+        self._is_first = True  # nothing of the response's file was sent yet
+        self._connection = -1  # its descriptor
+        self._file = -1  # a duplicate
+        self._passed = 0  # bytes that went past the transport
+        self._when_lost: set[Callable[[], object]] = set()
+        self._writable: asyncio.Future[None] | None = None
+        self._rest_timer: asyncio.TimerHandle | None = None
+
+    # The head of a request.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock."""
+        super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            self._connection = connection.fileno()
+        if self._is_plain():
+            transport.set_write_buffer_limits(0)  # what is written goes out at once, or is drained
+        if self.client is not None and self.server is not None:
+            congestion.suit(connection, self.server, self.client)
+        self._expect_head()
+
+    def _is_plain(self) -> bool:
+        return self.zero_copy and self.scheme == "http" and self._connection >= 0
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        """Unless a response is under way: until it is complete nothing more may be read."""
+        if self._is_let_go:
+            return
+        if self._head_since is None and not self._is_answering():
+            self._head_since = self.loop.time()
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(self.head_timeout, self._look_for_head)
+
+    def _look_for_head(self) -> None:
+        """One timer for all heads: they are many, and one that is late is rare."""
+        self._head_timer = None
+        if self._head_since is not None:
+            left = self._head_since + self.head_timeout - self.loop.time()
+            if left > 0:
+                self._head_timer = self.loop.call_later(left, self._look_for_head)
+            else:
+                self._refuse(408, b"Request Timeout")
+
+    def _refuse(self, status: int, phrase: bytes) -> None:
+        self._head_since = None
+        if not self.transport.is_closing():
+            if not self._is_answering():  # else in another's body
+                head = b"content-length: 0\r\nconnection: close\r\n\r\n"
+                self.transport.write(b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, head))
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """What came is no request."""
+        self._refuse(400, b"Bad Request")
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a request; none that come after it was refused."""
+        if self.transport.is_closing():
+            return
+        self._head_size += len(data)
+        super().data_received(data)
+        self._expect_head()  # of empty lines before it the parser tells nothing
+        if self._head_size > self.head_size:  # without an end, or it comes after a body
+            self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        self._refuse(431, b"Request Header Fields Too Large")
+
+    def on_headers_complete(self) -> None:
+        """The head is here: have the application answer."""
+        self._head_since = None
+        if self.transport.is_closing():
+            return
+        self._head_size = 0
+        if self._size_of_head() > self.head_size:
+            self._refuse_head()
+            return
+        self._is_first = True
+        extensions: dict[str, dict[str, Any]] = {_SERVER: {"last": None, "taken": self._taken}}
+        if not any(name in _BODY for name, _ in self.headers):  # else nothing is heard unread
+            extensions[_SERVER]["when_lost"] = self._tell_when_lost
+        if self._is_plain():
+            extensions[_ZERO_COPY] = {}
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
+        super().on_headers_complete()
+
+    def _size_of_head(self) -> int:
+        """Bytes of the one that is here."""
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the request's body, if there is one that was not refused."""
+        self._head_size = 0
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        """The connection is another protocol's from now on."""
+        if not self.transport.is_closing():
+            self._let_go()
+            self.transport.set_write_buffer_limits()
+            super().handle_websocket_upgrade()
+
+    async def _answer(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """The application that uvicorn calls. What ours leaves incomplete ends here and now.
+
+        uvicorn would wait for the client to take what is in its buffer, perhaps for ever.
+        """
+        cycle = cast("httptools_impl.RequestResponseCycle", cast("MethodType", send).__self__)
+        try:
+            await self._application(scope, receive, partial(self._send, cycle))
+        finally:
+            if cycle.response_started and not cycle.response_complete:
+                self.transport.abort()
+
+    # The end of a response.
+
+    def on_response_complete(self) -> None:
+        """All of it was written, though perhaps not sent: the transport may have some left.
+
+        Nobody else waits for that. A connection that was closed meanwhile would stay for as long as
+        its client likes.
+        """
+        super().on_response_complete()
+        if self._rest_timer is None and self.transport.get_write_buffer_size():
+            self._see_it_out(None)
+
+    def _see_it_out(self, before: int | None) -> None:
+        self._rest_timer = None
+        if self.transport.get_write_buffer_size() and (before is None or not self._is_answering()):
+            taken = self._taken()
+            if taken == before:
+                self.transport.abort()
+            else:
+                self._rest_timer = self.loop.call_later(self.head_timeout, self._see_it_out, taken)
+
+    # Zero-copy.
+
+    async def _send(
+        self, cycle: httptools_impl.RequestResponseCycle, message: ASGISendEvent
+    ) -> None:
+        told = cast("dict[str, Any]", message)
+        cast("dict[str, Any]", cycle.scope)["extensions"][_SERVER]["last"] = told["type"]
+        if told["type"] != _ZERO_COPY:
+            await cycle.send(message)
+        elif not cycle.disconnected:
+            count = told["count"]
+            if cycle.scope["method"] == "HEAD" or cycle.chunked_encoding is not False:
+                raise RuntimeError("a file is sent in the body of a GET with a Content-Length")
+            if count > cycle.expected_content_length:
+                raise RuntimeError("Response content longer than Content-Length")
+            await self._send_file(told["file"], told.get("offset", 0), count)
+            cycle.expected_content_length -= count
+            if not told.get("more_body", False):
+                await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_file(self, file: int, offset: int, count: int) -> None:
+        """Send `count` bytes of `file`, once everything before has gone out.
+
+        Returns early only when the connection ends. As long as it does not, its descriptor is its
+        own: only this thread closes it, and only afterwards.
+
+        Raises:
+            EOFError: the file is shorter.
+        """
+        if self.transport.get_write_buffer_size():
+            await self.flow.drain()
+        while count and not self.transport.is_closing():
+            try:
+                sent = os.sendfile(self._connection, file, offset, self._at_once(count))
+            except BlockingIOError:
+                await self._until_writable()
+                continue
+            except ConnectionError:
+                self.transport.abort()  # which notices nothing while it is not to read
+                return
+            if not sent:
+                raise EOFError(f"the file is shorter than {offset + count} bytes")
+            offset += sent
+            count -= sent
+            self._passed += sent
+            if self._is_first:
+                self._is_first = False
+                if count:
+                    os.sched_yield()
+
+    def _at_once(self, count: int) -> int:
+        """Bytes of a span to send before others have their turn: the first are few.
+
+        They wake a client on this host, which the system has wait for this processor until we have
+        nothing to do any more: that may be long, if the rest of the span goes out before.
+        """
+        return min(count, _FIRST) if self._is_first else count
+
+    def _taken(self) -> int:
+        """Bytes that the client's machine has acknowledged, but for a constant."""
+        waiting = self.transport.get_write_buffer_size()
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None and not self.transport.is_closing():
+            with suppress(OSError):  # a system that cannot tell
+                queued = fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+                waiting += int.from_bytes(queued, sys.byteorder)
+        return self._passed - waiting
+
+    async def _until_writable(self) -> None:
+        if self._file < 0:
+            self._file = os.dup(self._connection)
+        self._writable = self.loop.create_future()
+        self.loop.add_writer(self._file, self._is_writable)
+        try:
+            await self._writable
+        finally:
+            self._writable = None
+            if self._file >= 0:
+                self.loop.remove_writer(self._file)
+
+    def _is_writable(self) -> None:
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def _tell_when_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Have a response told when its client has left, until it calls what is returned."""
+        self._when_lost.add(callback)
+        if self._is_let_go:
+            self.loop.call_soon(self._say_lost)
+        return partial(self._when_lost.discard, callback)
+
+    def _say_lost(self) -> None:
+        for callback in tuple(self._when_lost):
+            callback()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is no more: nobody waits for it any longer."""
+        self._let_go()
+        super().connection_lost(exc)
+        self._say_lost()
+
+    def _let_go(self) -> None:
+        self._is_let_go = True
+        self._connection = -1
+        for timer in (self._head_timer, self._rest_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._rest_timer = None
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            if self._writable is not None:
+                self.loop.remove_writer(file)
+                self._is_writable()
+            os.close(file)

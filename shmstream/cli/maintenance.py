@@ -1,0 +1,155 @@
+"""`ls`, `check`, `gc`, `evict`: what is in a store, and keeping it in order."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from shmstream.cli.exits import Command
+from shmstream.cli.formatting import (
+    blob_facts,
+    flight_facts,
+    in_columns,
+    moment,
+    named,
+    plural,
+    printable,
+    say,
+    show_json,
+)
+from shmstream.cli.options import (
+    duration,
+    existing_store,
+    json_option,
+    size,
+    store_option,
+    verbose_option,
+)
+from shmstream.storage.flights import FlightInfo, followers_of, state_of
+from shmstream.storage.layout import Entry
+from shmstream.units import amount
+
+
+@click.command(cls=Command, short_help="List the blobs and flights of a store.")
+@store_option
+@json_option
+@verbose_option
+def ls(folder: str, as_json: bool) -> None:
+    """List the blobs of a store, the least recently used first, and its flights.
+
+    A flight is a download in progress on this host: who leads it, how many follow, and how far it
+    is. With --json: an object with `store`, `blobs` and `flights`.
+    """
+    store = existing_store(folder)
+    flights, blobs = store.flights(), store.blobs()
+    if as_json:
+        show_json(
+            {
+                "store": store.folder,
+                "blobs": [blob_facts(key, entry) for key, entry in blobs],
+                "flights": [flight_facts(each) for each in flights],
+            }
+        )
+        return
+    if blobs:
+        click.echo(_blob_lines(blobs))
+    if flights:
+        click.echo(("\n" if blobs else "") + _flight_lines(flights))
+    total = amount(sum(entry.size for _, entry in blobs))
+    told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
+    say(f"{told} in {store.folder}")
+
+
+def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
+    rows = [("SIZE", "LAST USED", "BLOB")]
+    for key, entry in blobs:
+        used = moment(entry.used).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        rows.append((amount(entry.size), used, named(key)))
+    return in_columns(rows, right=[0])
+
+
+def _flight_lines(flights: list[FlightInfo]) -> str:
+    rows = [("PUBLISHED", "OF", "STATE", "EPOCH", "LEADER", "FOLLOWERS", "FLIGHT")]
+    for each in flights:
+        of = "?" if each.size is None else amount(each.size)
+        leader = "" if each.leader is None else str(each.leader.pid)
+        followers = str(len(followers_of(each)))
+        told = (amount(each.published), of, state_of(each), str(each.epoch), leader, followers)
+        rows.append((*told, named(each.key)))
+    return in_columns(rows, right=[0, 1, 3, 4, 5])
+
+
+@click.command(cls=Command, short_help="Say what is not as it should be in a store.")
+@store_option
+@click.option("--full", "hashed", flag_value="all", help="Hash every blob, changed or not.")
+@click.option("--quick", "hashed", flag_value="none", help="Hash no blob: no wrong byte shows.")
+@json_option
+@verbose_option
+@click.pass_context
+def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) -> None:
+    """Say what is not as it should be, in the folder and in shared memory.
+
+    Blobs that were changed, or put there, since they were last verified are hashed; with --full
+    all, which also finds what a disk has lost by itself. Nothing is changed: `gc` removes what is
+    abandoned, and a damaged blob may be removed by hand, the next fetch brings it anew. Exits with
+    1 if there is anything to say. With --json: a list of objects with `kind`, `path` and `detail`.
+    """
+    store = existing_store(folder)
+    findings = store.check(verify={"all": True, "none": False}.get(hashed or ""))
+    if as_json:
+        show_json([asdict(each) for each in findings])
+    else:
+        for each in findings:
+            click.echo(printable(str(each)))
+    how = "looked at" if hashed == "none" else "verified"
+    found = plural(len(findings), "finding") if findings else "all is well"
+    say(f"{plural(len(store.blobs()), 'blob')} {how} in {store.folder}: {found}")
+    ctx.exit(1 if findings else 0)
+
+
+@click.command(cls=Command, short_help="Remove what dead processes have left.")
+@store_option
+@click.option(
+    "--partial-age",
+    type=duration,
+    default="7d",
+    show_default=True,
+    metavar="DURATION",
+    help="Partial files that a fetch could go on with stay for that long: 90s, 30m, 12h, 7d.",
+)
+@verbose_option
+def gc(folder: str, partial_age: float) -> None:
+    """Remove what dead processes have left, and print it. Nothing that is alive is touched.
+
+    That is: shared memory and semaphores of this user on this host, partial files that nobody goes
+    on with, and what belonged to them.
+    """
+    store = existing_store(folder)
+    gone = store.gc(partial_age=partial_age)
+    _tell_gone(gone, "leftover", store.folder)
+
+
+@click.command(cls=Command, short_help="Remove the least recently used blobs.")
+@click.option(
+    "--max-bytes",
+    type=size,
+    required=True,
+    metavar="SIZE",
+    help="What may stay: 10GiB, 500MB, or 0 for nothing.",
+)
+@store_option
+@verbose_option
+def evict(max_bytes: int, folder: str) -> None:
+    """Remove the least recently used blobs until SIZE is left, and print their paths.
+
+    Whoever has one open goes on reading it. Flights are not touched.
+    """
+    store = existing_store(folder)
+    _tell_gone(store.evict(max_bytes), "blob", store.folder)
+
+
+def _tell_gone(gone: list[str], noun: str, folder: str) -> None:
+    for each in gone:
+        click.echo(printable(each))
+    say(f"{plural(len(gone), noun)} removed from {folder}")

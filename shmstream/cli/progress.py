@@ -1,0 +1,101 @@
+"""What `fetch` shows while it waits: who brings the blob, how far it is, how fast, how long yet.
+
+On a terminal a bar, which looks at the blob ten times a second by itself; elsewhere one closing
+line; with --quiet nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, Task, TextColumn
+from rich.text import Text
+
+from shmstream.cli.formatting import PEOPLE, left, per_second, printable, say
+from shmstream.flight.blob import Blob
+from shmstream.units import amount
+
+_NAME_WIDTH = 28  # columns of a terminal
+
+
+@contextmanager
+def telling(blob: Blob, name: str, *, copying: bool, bar: bool, quiet: bool) -> Iterator[None]:
+    """Inside, show how far `blob` is. `copying`: what counts is what was copied of it."""
+    began = time.monotonic()
+    if quiet:
+        yield
+        return
+    if bar:
+        with _Bar(blob, name, copying=copying):
+            yield
+        return
+    yield
+    seconds = time.monotonic() - began
+    size = blob.size or 0
+    took = f" in {seconds:.1f} s, {per_second(size / max(seconds, 1e-3))}" if seconds > 0.1 else ""
+    say(f"{name}: {blob.role}, {amount(size)}{took}")
+
+
+class _Bar(Progress):
+    """One bar, of one blob, that knows by itself how far it is."""
+
+    def __init__(self, blob: Blob, name: str, *, copying: bool) -> None:
+        self._blob = blob
+        self._copying = copying
+        super().__init__(
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[role]}", style="bold", markup=False),
+            BarColumn(bar_width=None),
+            _Amounts(),
+            console=PEOPLE,
+            expand=True,
+            redirect_stdout=False,  # there go results
+        )
+        role = str(blob.role)
+        self.add_task(_short(name), total=blob.size, completed=self._done(), role=role)
+
+    def _done(self) -> int:
+        return self._blob.position if self._copying else self._blob.published
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        self._look()
+        yield from super().get_renderables()
+
+    def _look(self) -> None:
+        """See how far it is, from the thread that draws."""
+        if not self.tasks or self._blob.closed:
+            return
+        try:
+            done, size, role = self._done(), self._blob.size, str(self._blob.role)
+        except (ValueError, OSError):  # just now it changes its leader
+            return
+        self.update(self.tasks[0].id, completed=done, total=size, role=role)
+
+
+class _Amounts(TextColumn):
+    """`12.0 MiB of 32.0 MiB  6.1 MiB/s  0:04 left`."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        told, when = amount(task.completed), ""
+        if task.finished:
+            when = f"in {left(task.finished_time)}"
+        elif task.total is not None:
+            told += f" of {amount(task.total)}"
+            when = f"{left(task.time_remaining)} left" if task.speed else ""
+        shown = [told, per_second(task.speed), when]
+        return Text("  ".join(each for each in shown if each))
+
+
+def _short(name: str) -> str:
+    """The end of a URL or the beginning of a digest: what tells one from another."""
+    name = printable(name)
+    if name.startswith(("sha256:", "sha512:")):
+        return name[:19]
+    name = name.partition("?")[0].rstrip("/").rpartition("/")[2] or name
+    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."

@@ -1,0 +1,311 @@
+"""The bridge to asyncio: blobs for any number of tasks, and one thread for each flight.
+
+How far a flight is, a task learns from its `Lookout`; the bytes it reads from the file itself:
+
+    span    128 KiB of the blob, read once and kept while it is among the last few: the tasks at the
+            live tail all want the same one
+    read    from the page cache, which does not block (`RWF_NOWAIT`); what is not there is left to
+            a few threads of our own, so that a cold disk holds up no loop, and nobody else's
+            executor is used
+
+A blob that is complete when it is opened needs no lookout, only a descriptor.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from types import TracebackType
+from typing import Self
+
+from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
+from shmstream.flight.flight import Flight, Role
+from shmstream.flight.hub import Lookout, View
+from shmstream.sources.base import Metadata
+from shmstream.system import threads
+from shmstream.system.threads import in_thread
+
+Stored = tuple[int, int, Metadata]
+"""A complete blob: its descriptor, its size in bytes, and what its source said of it."""
+
+_SPAN = 128 * 1024  # bytes
+_SPANS = 16  # kept for each flight
+_READERS = ("shmstream-read", 4)  # threads that read what is not in the page cache ...
+_STARTERS = ("shmstream-start", 1)  # that start other threads, which wait for their turn
+
+
+class AsyncBlob:
+    """A readable, seekable blob for asyncio: complete or in flight. From `Store.aopen`.
+
+    Use it as an async context manager; only inside can it be read. `async for data in blob` gives
+    bytes as they arrive. One task at a time may use it; others open their own, and cost nothing.
+    Being cancelled leaves nothing behind, and the position where it was.
+
+    Raises from every way of reading what a `Blob` raises.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        flight: tuple[object, ...],
+        path: str,
+        stored: Callable[[], Stored | None] | None,
+        flight_for_all: Callable[[float], Flight],
+        stall_timeout: float | None,
+    ) -> None:
+        """Internal: use `Store.aopen`. Who names the same `flight` shares what watches it."""
+        self.key = key
+        self._flight = flight
+        self._stored = stored
+        self._flight_for_all = flight_for_all
+        self._stall_timeout = stall_timeout
+        self._view = View()
+        self._metadata = Metadata()
+        self._lookout: Lookout | None = None
+        self._position = 0
+        self.path = path
+        """Where the complete blob is, or will be."""
+
+    async def __aenter__(self) -> Self:
+        is_new = False
+        if (lookout := Lookout.find(self._flight)) is None:
+            if self._stored is not None and (stored := self._stored()) is not None:
+                fd, size, self._metadata = stored
+                self._view = View(size, fd, is_complete=True)
+                return self
+            lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
+        self._lookout = lookout
+        try:
+            if is_new and threads.is_ready():
+                lookout.start()
+            elif is_new:
+                in_thread(lookout.start, _STARTERS)
+            while not lookout.is_open:
+                self._raise_error(lookout)
+                await lookout.wait(lambda: lookout.is_open)
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave the blob; its flight goes on. Idempotent."""
+        lookout, self._lookout = self._lookout, None
+        view, self._view = self._view, View()
+        if lookout is not None:
+            lookout.leave()
+        elif view.fd >= 0:
+            os.close(view.fd)
+
+    def _raise_error(self, lookout: Lookout) -> None:
+        """Each task gets an error of its own, since raising one adds to it."""
+        if lookout.error is not None:
+            raise copy.copy(lookout.error)
+
+    def _check_open(self, lookout: Lookout) -> None:
+        if self._lookout is not lookout:  # another task was faster than the bytes
+            raise StreamClosed(self.key, "it was closed")
+
+    # What there is.
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return self._view.published if self._lookout is None else self._lookout.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        return (self._lookout or self._view).published
+
+    @property
+    def role(self) -> Role:
+        """Whether it was stored when it was opened, or this process leads, or follows."""
+        return Role.STORED if self._lookout is None else self._lookout.role
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is here, verified and in the store."""
+        return (self._lookout or self._view).is_complete
+
+    @property
+    def media_type(self) -> str | None:
+        """As the source declares it. Of a complete blob with a digest for a key: None."""
+        return (self._lookout or self._metadata).media_type
+
+    @property
+    def validator(self) -> str | None:
+        """What the source calls these very bytes, such as an ETag; None where `media_type` is."""
+        return (self._lookout or self._metadata).validator
+
+    async def known(self) -> None:
+        """Wait until the source has said what it says of the blob: its size, or its first bytes."""
+        await self._readable(1, or_size=True)
+
+    @property
+    def descriptor(self) -> int:
+        """Of the file in which there is what the last wait was for; not the caller's to close.
+
+        It may be another one after the next wait: a new leader may begin a new file.
+        """
+        return self._view.fd
+
+    async def wait_past(self, seen: int) -> int:
+        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        return await self._readable(seen + 1)
+
+    # Reading.
+
+    async def _readable(self, want: int, *, or_size: bool = False) -> int:
+        """How far may be read, once that is at least `want` or the end; or the size is known."""
+        lookout = self._lookout
+        if lookout is None:
+            if self._view.fd < 0:
+                raise StreamClosed(self.key, "it was closed, or never entered")
+            return self._view.published
+        began = time.monotonic()
+        view = lookout.view
+        while not (view.published >= want or view.is_complete):
+            self._raise_error(lookout)
+            if or_size and lookout.size is not None:
+                break
+            seen = view.published
+            await lookout.wait(partial(_has_news, lookout, view, or_size=or_size))
+            self._check_open(lookout)
+            view = lookout.view
+            if view.published != seen:
+                began = time.monotonic()
+            elif self._stall_timeout is not None:
+                waited = time.monotonic() - began
+                if waited >= self._stall_timeout:
+                    raise WriterStalled(self.key, self._position, waited)
+        self._view = view
+        return view.published
+
+    async def read1(self, size: int = -1) -> bytes:
+        """What is there, waiting for a byte, at most `size` (or 128 KiB); b"" at the end."""
+        ahead = await self._readable(self._position + 1) - self._position
+        count = min(ahead, _SPAN if size < 0 else size)
+        if count <= 0:
+            return b""
+        start = self._position // _SPAN * _SPAN
+        if self._lookout is None:
+            data = await _pread(self._view.fd, count, self._position)
+        else:
+            span = await self._span(self._lookout, start)
+            offset = self._position - start
+            whole = offset == 0 and len(span) <= count
+            data = span if whole else span[offset : offset + count]
+        if not data:
+            reason = f"is shorter than the {self.published} published"
+            raise DamagedPartial(self.key, self._position, self.path, reason)
+        self._position += len(data)
+        return data
+
+    async def _span(self, lookout: Lookout, start: int) -> bytes:
+        """The bytes of a span that are published, read once for all tasks."""
+        view = self._view
+        count = min(view.published - start, _SPAN)
+        known = lookout.spans.get(start)
+        if known is None or len(known) < min(count, self._position - start + 1):
+            known = await _pread(view.fd, count, start)
+            lookout.spans[start] = known
+            while len(lookout.spans) > _SPANS:
+                lookout.spans.popitem(last=False)
+        return known
+
+    async def read(self, size: int = -1) -> bytes:
+        """Exactly `size` bytes, waiting for them all; fewer only at the end. -1: the rest."""
+        start = self._position
+        parts: list[bytes] = []
+        left = size
+        try:
+            while left and (data := await self.read1(left)):
+                parts.append(data)
+                left -= len(data)
+        except BaseException:
+            self._position = start
+            raise
+        return b"".join(parts)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data = await self.read1()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    async def wait(self) -> int:
+        """Wait until the blob is complete and in the store; its size in bytes."""
+        lookout = self._lookout
+        while lookout is not None and not lookout.is_complete:
+            self._raise_error(lookout)
+            await lookout.wait(lambda: lookout.is_complete)
+            self._check_open(lookout)
+        return self.published
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the blob to what is read next."""
+        return self._position
+
+    async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position, also ahead of what has arrived; from the end, wait for the size."""
+        base = 0
+        if whence == os.SEEK_CUR:
+            base = self._position
+        elif whence == os.SEEK_END:
+            while (size := self.size) is None:
+                await self._readable(self.published + 1)
+            base = size
+        elif whence != os.SEEK_SET:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if base + offset < 0:
+            raise ValueError(f"a position is not negative: {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return f"<AsyncBlob {self.key[:80]!r} {self.role} at {self._position}, of {size}>"
+
+
+def _has_news(lookout: Lookout, view: View, *, or_size: bool) -> bool:
+    return lookout.view != view or (or_size and lookout.size is not None)
+
+
+async def _pread(fd: int, count: int, offset: int) -> bytes:
+    buffer = bytearray(count)
+    try:
+        if os.preadv(fd, [buffer], offset, os.RWF_NOWAIT) == count:
+            return bytes(buffer)
+    except BlockingIOError:
+        pass
+    except OSError:  # a file system that cannot tell, such as tmpfs, which has all in memory
+        return os.pread(fd, count, offset)
+    mine = os.dup(fd)  # some is not in the page cache; a task that is cancelled closes its own
+    with ExitStack() as undo:
+        undo.callback(os.close, mine)
+        reading = in_thread(partial(_pread_and_close, mine, count, offset), _READERS)
+        undo.pop_all()
+    return await reading
+
+
+def _pread_and_close(fd: int, count: int, offset: int) -> bytes:
+    try:
+        return os.pread(fd, count, offset)
+    finally:
+        os.close(fd)

@@ -1,0 +1,336 @@
+"""`Blob`: a readable file of one key, complete or in flight, whoever leads and however often.
+
+It delegates to a file, or to an `InFlightCopier`. When the copier finds its writer dead, the blob
+joins the flight anew at the same position (which may mean to lead it) and goes on; a source that
+has other bytes by then is an error, and never mixed in.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.flight.flight import Flight, Reader, Role
+from shmstream.sources.base import Metadata
+from shmstream.stream.control_block import State
+from shmstream.stream.reader import InFlightCopier
+from shmstream.system.copying import Destination, Mover
+from shmstream.system.process import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+_BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
+_SPAN = 4 << 20  # bytes; what `copy` moves of a complete file before it notes its position
+_REPORT = 0.1  # s; progress is told no more often
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a blob is: bytes that can be read, of `size` (None while unknown), and our role."""
+
+    key: str
+    published: int
+    size: int | None
+    role: Role
+
+
+class Blob(io.RawIOBase):
+    """A readable, seekable binary file: the blob of `key`.
+
+    From `Store.open`. Reading waits for bytes that have not arrived, also after a `seek` ahead, and
+    ends only where the whole, verified blob ends. `for data in blob` yields bytes as they arrive,
+    `read(n)` waits for all n, `read1` and `readinto` take what is there, `copy` moves everything
+    through the kernel. Use it as a context manager; leaving does not end the flight.
+
+    One thread at a time may use it, and not a forked child.
+
+    Raises from every way of reading:
+        BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
+        WriterStalled: nothing came for `stall_timeout`; reading again waits again.
+        DamagedPartial: somebody else changed the file.
+    """
+
+    def __init__(
+        self,
+        flight: Flight,
+        progress: Callable[[Progress], None] | None = None,
+        reader: Reader | None = None,
+    ) -> None:
+        """Internal: use `Store.open`. `reader`: of that flight, if it was joined already."""
+        self._flight = flight
+        self._tell = progress
+        self._told = float("-inf")
+        self._file = flight.join() if reader is None else reader
+        self.joins = 1
+        """How many streams, or files, this has been reading: one more for each that died."""
+        self.key = flight.place.key
+        self.path = flight.place.path
+        """Where the complete blob is, or will be."""
+        self._report()
+        register(self, reads=True)
+
+    @property
+    def role(self) -> Role:
+        """Whether it was stored when it was opened, or we lead its flight, or follow it."""
+        return self._flight.role
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        if isinstance(self._file, InFlightCopier):
+            return self._file.size
+        return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        if isinstance(self._file, InFlightCopier):
+            return self._file.published
+        return os.fstat(self._file.fileno()).st_size
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of it is here, verified and in the store."""
+        return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
+
+    @property
+    def metadata(self) -> Metadata:
+        """What the source says of the blob; empty while it has not yet."""
+        return self._flight.metadata(self._file)
+
+    @property
+    def validator(self) -> str | None:
+        """What the source calls these very bytes, such as an ETag; None while it has not yet."""
+        return self.metadata.validator
+
+    @property
+    def media_type(self) -> str | None:
+        """As the source declares it; None while it has not yet."""
+        return self.metadata.media_type
+
+    @property
+    def position(self) -> int:
+        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+        return self._file.tell()
+
+    def wait(self) -> int:
+        """Wait until the blob is complete and in the store; its size in bytes."""
+        while not self.is_complete:
+            self.wait_past(self.published)
+        self._flight.finish()
+        self._report(last=True)
+        return self.published
+
+    def wait_past(self, seen: int) -> int:
+        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        self._go(partial(self._wait_past, seen))
+        return self.published
+
+    def _wait_past(self, seen: int) -> None:
+        if isinstance(self._file, InFlightCopier):
+            self._file.wait(seen + 1)
+
+    def duplicate(self) -> int:
+        """Another descriptor of the file that is read now, for reading what is published.
+
+        It is the caller's to close. The file may be another one after the leader has changed.
+        """
+        if isinstance(self._file, InFlightCopier):
+            return self._file.duplicate()
+        return os.dup(self._file.fileno())
+
+    # Reading.
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill `buffer` with what is there, waiting for at least one byte; 0 at the end."""
+        return self._go(lambda: self._file.readinto(buffer)) or 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
+
+        After an error the position is where it was.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        data = self._go(lambda: self._file.read(size)) or b""
+        try:
+            while 0 < len(data) < size and (more := self.read1(size - len(data))):
+                data += more
+        except BaseException:
+            self._file.seek(-len(data), os.SEEK_CUR)
+            raise
+        return data
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """What is there, waiting for a byte, at most `size` (or 64 KiB); b"" at the end."""
+        limit = _BUFFER if size is None or size < 0 else size
+        return self._go(lambda: self._read1(limit))
+
+    def _read1(self, limit: int) -> bytes:
+        if isinstance(self._file, InFlightCopier):
+            return self._file.read1(limit)
+        return self._file.read(limit) or b""
+
+    def readall(self) -> bytes:
+        """All bytes from the position to the end, waiting for it."""
+        start = self.position
+        try:
+            return b"".join(self)
+        except BaseException:
+            self._file.seek(start)
+            raise
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.read1()
+        if not data:
+            raise StopIteration
+        return data
+
+    def copy(self, destination: Destination, /) -> int:
+        """Write all bytes from the position to the end to `destination`; how many.
+
+        `destination` is a descriptor, a blocking socket or a binary file object. Bytes go out as
+        they arrive. Blocks for the source and for the destination.
+        """
+        mover = Mover(destination)
+        start = self.position
+        try:
+            while self._go(partial(self._move, mover)):
+                pass
+        finally:
+            mover.finish()
+        return self.position - start
+
+    def _move(self, mover: Mover) -> int:
+        file = self._file
+        if isinstance(file, InFlightCopier):
+            return file.move(mover)
+        count = mover.move(file.fileno(), file.tell(), _SPAN)
+        file.seek(count, os.SEEK_CUR)
+        return count
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the blob to what is read next."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position, also ahead of what has arrived; from the end, wait for the size."""
+        return self._go(lambda: self._file.seek(offset, whence))
+
+    def fileno(self) -> int:
+        """The descriptor of a blob that was complete when it was opened.
+
+        Raises:
+            io.UnsupportedOperation: it was in flight: what a descriptor gives may end too early.
+        """
+        if isinstance(self._file, InFlightCopier):
+            raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
+        return self._file.fileno()
+
+    # Going on when the leader dies.
+
+    def _go(self, act: Callable[[], T]) -> T:
+        deaths = 0
+        began = time.monotonic()
+        while True:
+            try:
+                result = act()
+            except WriterDied as error:
+                error.name = self.key
+                if deaths:  # somebody else is at it, and nothing comes of it so far
+                    self._be_patient(deaths, began, error)
+                deaths += 1
+                self._rejoin(error)
+            except StreamBroken as error:
+                error.name = self.key  # which people know, unlike the stream's name
+                raise
+            else:
+                self._report()
+                return result
+
+    def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
+        patience, waited = self._flight.stall_timeout, time.monotonic() - began
+        if patience is not None and waited >= patience:
+            raise WriterStalled(self.key, death.offset, waited) from death
+        time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
+
+    def _rejoin(self, death: WriterDied) -> None:
+        """Read on at the same position, from whatever there is now."""
+        old = self._file
+        try:
+            fresh = self._flight.join()
+        except BlobNotFound as error:
+            raise death from error
+        try:
+            position = old.tell()
+            if position:
+                self._require_same(old, fresh)
+            fresh.seek(position)
+        except BaseException:
+            fresh.close()
+            raise
+        self._file = fresh
+        self.joins += 1
+        old.close()
+        self._flight.leave()
+
+    def _require_same(self, old: Reader, fresh: Reader) -> None:
+        """Without a digest, another stream's bytes are the same only if their validator is."""
+        if self._flight.place.is_given or not isinstance(old, InFlightCopier):
+            return
+        if isinstance(fresh, InFlightCopier):
+            if fresh.is_same_stream(old):
+                return
+        elif os.path.samestat(os.fstat(fresh.fileno()), old.stat()):
+            return  # it was moved before the leader died
+        if isinstance(fresh, InFlightCopier):
+            fresh.wait(1)  # until the source has said what it is
+        before, now = (self._flight.metadata(each).validator for each in (old, fresh))
+        if before is None or before != now:
+            reason = f"the validator was {before!r} and is {now!r}"
+            raise ContentChanged(self.key, old.position, reason)
+
+    def _report(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._tell is not None and (last or now - self._told >= _REPORT):
+            self._told = now
+            self._tell(Progress(self.key, self.published, self.size, self.role))
+
+    # The end.
+
+    def close(self) -> None:
+        """Leave the blob. Its flight goes on. Idempotent."""
+        if (file := getattr(self, "_file", None)) is not None:  # else it was never opened
+            file.close()
+            if isinstance(file, InFlightCopier):
+                self._flight.leave()  # perhaps we were the last of a flight whose leader is dead
+        super().close()
+
+    def abandon(self) -> None:
+        """In a forked child: the copier lets go by itself."""
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<Blob {self.key[:80]!r} closed>"
+        size = "?" if self.size is None else self.size
+        return f"<Blob {self.key[:80]!r} {self.role} at {self.position}, {self.published}/{size}>"

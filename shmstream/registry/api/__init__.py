@@ -1,0 +1,1 @@
+"""What clients ask of the registry: everything under /v2/."""

@@ -1,0 +1,287 @@
+"""`Registry`: everything under /v2/, for an ASGI server; see routes.py for what that is.
+
+How a blob is given:
+
+    route       what is asked for, or the refusal            routes.py, refusals.py
+    locate      which upstream                               upstream.py, tokens.py, credentials.py
+    pull        see that the repository has it; a flight, or the store
+                                                             pull.py, repository.py, grants.py
+
+A manifest by tag: which digest the tag has (tags.py), then as a blob, read as a whole for what it
+says of itself (manifests.py); its layers' flights may begin (prefetch.py). Lists are asked for
+every time. All that blocks runs in a few threads (together.py).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from functools import partial
+from urllib.parse import parse_qsl, quote, urlencode
+
+from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.errors import ShmstreamError
+from shmstream.registry.api.errors import VERSION, Code, because
+from shmstream.registry.api.prefetch import Prefetch
+from shmstream.registry.api.pull import Pull, Shared
+from shmstream.registry.api.routes import Kind, Route, locate, route
+from shmstream.registry.api.tags import Tagged, Tags, acceptable
+from shmstream.registry.notes import Notes
+from shmstream.registry.settings import BadSetting, Settings
+from shmstream.registry.upstream import credentials, manifests
+from shmstream.registry.upstream.repository import Listing, Repository
+from shmstream.registry.upstream.upstream import Upstream
+from shmstream.store import Store
+
+_UNKNOWN = {
+    Kind.BLOB: Code.BLOB_UNKNOWN,
+    Kind.MANIFEST: Code.MANIFEST_UNKNOWN,
+    Kind.REFERRERS: Code.MANIFEST_UNKNOWN,
+}  # and for the rest, the repository
+_NEXT = re.compile(r"<([^<>]*)>[^<>]*;\s*rel=\"?next\"?", re.IGNORECASE)
+_JSON = "application/json"
+
+_log = logging.getLogger("shmstream")
+
+
+class Registry:
+    """A pull-through registry, as an ASGI application for paths that begin with /v2.
+
+    Raises:
+        BadSetting: what credentials are to be read from cannot be.
+        OSError: the store's folder cannot be written to.
+    """
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        config = settings.docker_config
+        try:
+            credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
+        except credentials.CredentialsError as error:
+            raise BadSetting("docker_config", str(error)) from error
+        self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
+        self._upstreams = _by_namespace(self._all)
+        self._shared = Shared(store, self._all)
+        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl)
+        self._prefetch = Prefetch(store, settings.prefetch)
+        self._redirect = settings.x_accel_redirect
+
+    def problems(self) -> list[str]:
+        """What is wrong with upstreams, as far as this process knows without asking them."""
+        told = [upstream.reach.problem for upstream in self._all]
+        return [problem for problem in told if problem is not None]
+
+    def close(self) -> None:
+        """Ask nobody any more. Flights go on. Idempotent."""
+        self._prefetch.close()
+        self._shared.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request.
+
+        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss, stale; and
+        `shmstream.named`: the digest that is given, and what people call it.
+        """
+        unknown, detail = Code.NAME_UNKNOWN, {}
+        try:
+            asked = route(scope["method"], _raw_path(scope), scope.get("query_string", b""))
+            scope["shmstream.route"] = asked.kind.value
+            unknown, detail = _UNKNOWN.get(asked.kind, unknown), _about(asked)
+            await self._answer(asked, scope, receive, send)
+        except ShmstreamError as error:
+            refusal = because(error, unknown, detail)
+            if refusal.status >= 500:
+                _log.warning("%s %s: %s", scope["method"], scope["path"][:300], str(error))
+            headers = {"content-type": _JSON, "cache-control": "no-store", **refusal.headers}
+            await _send(scope, send, refusal.status, headers, refusal.body())
+
+    async def _answer(self, asked: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        if asked.kind is Kind.BASE:
+            await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
+            return
+        upstream, name = locate(self._upstreams, asked)
+        repository = Repository(upstream, name)
+        if asked.kind is Kind.BLOB:
+            pull = Pull(self._shared, repository, "blobs", asked.reference)
+            scope["shmstream.cache"] = pull.cache
+            scope["shmstream.named"] = (pull.digest, _called(asked))
+            headers = _headers(pull.digest, _cache_status(pull.cache))
+            if self._may_redirect(scope) and pull.cache == "hit" and await pull.use():
+                headers |= {
+                    "x-accel-redirect": f"{self._redirect}blobs/{pull.digest.replace(':', '/')}",
+                    "content-type": "application/octet-stream",
+                    "etag": f'"{pull.digest}"',
+                }
+                await _send(scope, send, 200, headers, b"")
+                return
+            await pull.send(scope, receive, send, headers, "application/octet-stream")
+        elif asked.kind is Kind.MANIFEST:
+            await self._manifest(asked, repository, scope, receive, send)
+        elif asked.kind is Kind.TAGS:
+            await self._list_tags(asked, repository, scope, send)
+        else:
+            await self._list_referrers(asked, repository, scope, send)
+
+    def _may_redirect(self, scope: Scope) -> bool:
+        """Whether nginx, in front, is to send what is complete. Conditions it cannot judge."""
+        if self._redirect is None:
+            return False
+        return not any(name in (b"if-match", b"if-none-match") for name, _ in scope["headers"])
+
+    # Manifests.
+
+    async def _manifest(
+        self, asked: Route, repository: Repository, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if asked.is_digest:
+            pull = Pull(self._shared, repository, "manifests", asked.reference)
+            cache = pull.cache
+            headers = _headers(pull.digest, _cache_status(cache))
+        else:
+            tagged = await self._tagged(repository, asked.reference, _accept(scope))
+            manifest = tagged.manifest
+            pull = Pull(self._shared, repository, "manifests", manifest.digest, manifest)
+            cache = "stale" if tagged.is_stale else pull.cache
+            headers = _headers(pull.digest, _cache_status(cache, tagged))
+            if tagged.is_stale:
+                headers["warning"] = '110 - "Response is Stale"'
+        scope["shmstream.cache"] = cache
+        scope["shmstream.named"] = (pull.digest, _called(asked))
+        media_type = None
+        if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream's word will do
+            content = manifests.parsed(await pull.read())
+            noted = self._shared.grants.media_type(repository, pull.digest)
+            media_type = manifests.declared(content) or noted
+            if scope["method"] == "GET":
+                self._begin(repository, manifests.layers(content))
+        await pull.send(scope, receive, send, headers, media_type)
+
+    async def _tagged(self, repository: Repository, tag: str, accept: str) -> Tagged:
+        known = self._tags.known(repository, tag, accept)
+        if known is not None:
+            return known
+
+        def resolve() -> Tagged:
+            tagged = self._tags.resolve(repository, tag, accept)
+            if tagged.was_asked:
+                manifest = tagged.manifest
+                media_type = manifest.media_type
+                self._shared.grants.record(repository, "manifests", manifest.digest, media_type)
+            return tagged
+
+        return await self._shared.ask(repository, ("tag", tag, accept), resolve)
+
+    def _begin(self, repository: Repository, layers: Iterable[str]) -> None:
+        """Begin the flights of layers, as far as there is room for that."""
+        for digest in layers:
+            if not self._prefetch.has_room:
+                return
+            self._prefetch.begin(digest, Pull(self._shared, repository, "blobs", digest).source())
+
+    # Lists.
+
+    async def _list_tags(
+        self, asked: Route, repository: Repository, scope: Scope, send: Send
+    ) -> None:
+        ask = partial(repository.tags, dict(asked.query))
+        listing = await self._shared.ask(repository, ("tags", asked.query), ask)
+        body = json.dumps({**listing.content, "name": asked.name}).encode()
+        headers = {"content-type": _JSON, **_next_page(asked, "tags/list", listing)}
+        await _send(scope, send, 200, headers, body)
+
+    async def _list_referrers(
+        self, asked: Route, repository: Repository, scope: Scope, send: Send
+    ) -> None:
+        query = dict(asked.query)
+        ask = partial(repository.referrers, asked.reference, query)
+        what = ("referrers", asked.reference, asked.query)
+        listing = await self._shared.ask(repository, what, ask)
+        artifact_type = query.get("artifactType")
+        body = manifests.referrers(listing.content, artifact_type)
+        headers = _next_page(asked, f"referrers/{asked.reference}", listing)
+        headers["content-type"] = manifests.INDEX
+        if artifact_type is not None:
+            headers["oci-filters-applied"] = "artifactType"
+        await _send(scope, send, 200, headers, body)
+
+
+def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
+    """The upstreams by what clients call them; one without a namespace also by its own host."""
+    found: dict[str | None, Upstream] = {}
+    for each in upstreams:
+        if each.namespace is None:
+            found[each.host] = each
+            if each.is_hub:
+                found["docker.io"] = each
+    return found | {each.namespace: each for each in upstreams}
+
+
+def _raw_path(scope: Scope) -> bytes:
+    raw = scope.get("raw_path")
+    return raw if isinstance(raw, bytes) else quote(scope["path"]).encode()
+
+
+def _accept(scope: Scope) -> str:
+    lines = [value for name, value in scope["headers"] if name.lower() == b"accept"]
+    return acceptable(b",".join(lines).decode("latin-1"))
+
+
+def _about(asked: Route) -> dict[str, str]:
+    """What an error is about."""
+    facts = {"name": asked.name, "reference": asked.reference}
+    return {name: value for name, value in facts.items() if value}
+
+
+def _called(asked: Route) -> str:
+    """What people call it."""
+    name = asked.name if asked.namespace is None else f"{asked.namespace}/{asked.name}"
+    if asked.kind is Kind.MANIFEST:
+        return f"{name}, a manifest" if asked.is_digest else f"{name}:{asked.reference}"
+    return name
+
+
+def _headers(digest: str, cache_status: str) -> dict[str, str]:
+    return {
+        **VERSION,
+        "docker-content-digest": digest,
+        "cache-status": cache_status,
+        "x-content-type-options": "nosniff",
+    }
+
+
+def _cache_status(cache: str, tagged: Tagged | None = None) -> str:
+    """As RFC 9211 has it."""
+    if cache == "stale" and tagged is not None:
+        return f"shmstream; hit; ttl={tagged.left:.0f}; detail=upstream-unreachable"
+    if cache == "flight":
+        return "shmstream; fwd=miss; collapsed"
+    if cache == "miss":
+        return "shmstream; fwd=miss; stored"
+    if tagged is None:
+        return "shmstream; hit"
+    ttl = f"ttl={tagged.left:.0f}"
+    return f"shmstream; fwd=stale; {ttl}" if tagged.was_asked else f"shmstream; hit; {ttl}"
+
+
+def _next_page(asked: Route, part: str, listing: Listing) -> dict[str, str]:
+    """The header that leads to the next page, here and not at the upstream."""
+    link = _NEXT.search(listing.link or "")
+    if link is None:
+        return {}
+    query = parse_qsl(link[1].partition("?")[2].partition("#")[0], keep_blank_values=True)
+    if asked.namespace is not None:
+        query.append(("ns", asked.namespace))
+    return {"link": f'</v2/{asked.name}/{part}?{urlencode(query)}>; rel="next"'}
+
+
+async def _send(
+    scope: Scope, send: Send, status: int, headers: Mapping[str, str], body: bytes
+) -> None:
+    headers = {**VERSION, "content-length": str(len(body)), **headers}
+    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    if scope["method"] == "HEAD":
+        body = b""
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,118 @@
+"""What the registry answers when it does not give what was asked for.
+
+A `Refusal` is a status, a code and a body as the distribution specification has them:
+
+    {"errors": [{"code": "BLOB_UNKNOWN", "message": "...", "detail": {...}}]}
+
+`because` finds the one for any error of a store, a flight or an upstream. What the upstream's
+address is, and what exactly it said, is for the log and not for clients.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shmstream.errors import (
+    BlobAborted,
+    BlobNotFound,
+    CannotStart,
+    OutOfRoom,
+    ShmstreamError,
+    SourceError,
+    SourceFailed,
+    WriterStalled,
+)
+from shmstream.sources.http_client import root
+
+VERSION = {"docker-distribution-api-version": "registry/2.0"}
+"""A header that every answer has: older clients ask for it."""
+
+_SOON = 5.0  # s; to come again in, where nobody says when
+_PATIENCE = "retry-after"
+
+
+class Code(StrEnum):
+    """The error codes of the distribution specification, and two that registries have besides."""
+
+    BLOB_UNKNOWN = "BLOB_UNKNOWN"
+    DENIED = "DENIED"
+    DIGEST_INVALID = "DIGEST_INVALID"
+    MANIFEST_INVALID = "MANIFEST_INVALID"
+    MANIFEST_UNKNOWN = "MANIFEST_UNKNOWN"
+    NAME_INVALID = "NAME_INVALID"
+    NAME_UNKNOWN = "NAME_UNKNOWN"
+    TOOMANYREQUESTS = "TOOMANYREQUESTS"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNKNOWN = "UNKNOWN"
+    UNSUPPORTED = "UNSUPPORTED"
+
+
+@dataclass(eq=False)
+class Refusal(ShmstreamError):
+    """An answer that is an error: `message` is for people, `detail` says what it is about."""
+
+    status: int
+    code: Code
+    message: str
+    detail: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}: {self.message}"
+
+    def body(self) -> bytes:
+        """The JSON that clients look for."""
+        error: dict[str, object] = {"code": self.code, "message": self.message}
+        if self.detail:
+            error["detail"] = dict(self.detail)
+        return json.dumps({"errors": [error]}).encode()
+
+
+def because(
+    error: ShmstreamError, unknown: Code, detail: Mapping[str, str] | None = None
+) -> Refusal:
+    """The answer to a request that failed with `error`; `unknown` is the code of a 404."""
+    if isinstance(error, Refusal):
+        return error
+    status, code, message = _meaning(error, unknown)
+    headers = {}
+    if status == 401:  # a 401 has to say how; what is to be told is the upstream's to know
+        headers["www-authenticate"] = 'Basic realm="the upstream of this cache"'
+    elif status in (429, 503):
+        wait = error.retry_after if isinstance(error, SourceError) else None
+        headers[_PATIENCE] = str(math.ceil(_SOON if wait is None else wait))
+    return Refusal(status, code, message, detail or {}, headers)
+
+
+_SAID: dict[int, tuple[int, Code, str]] = {
+    401: (401, Code.UNAUTHORIZED, "the upstream wants other credentials than this cache has"),
+    403: (403, Code.DENIED, "the upstream does not give it to this cache"),
+    429: (429, Code.TOOMANYREQUESTS, "the upstream has had too many requests"),
+}
+
+
+def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
+    if isinstance(error, BlobNotFound):
+        return 404, unknown, "not known here"
+    if isinstance(error, SourceError | SourceFailed):
+        if error.status in (404, 410):
+            return 404, unknown, "not known to the upstream"
+        if error.status in _SAID:
+            return _SAID[error.status]
+        if isinstance(root(error), TimeoutError):
+            return 504, Code.UNAVAILABLE, "the upstream does not answer in time"
+        if error.status is None:
+            return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
+        return 502, Code.UNAVAILABLE, f"the upstream answers {error.status}"
+    if isinstance(error, WriterStalled):
+        return 504, Code.UNAVAILABLE, "nothing comes from the upstream any more"
+    if isinstance(error, CannotStart | OutOfRoom):
+        return 503, Code.UNAVAILABLE, "this cache is busy"
+    if isinstance(error, BlobAborted):
+        return 502, Code.UNAVAILABLE, "the upstream gives other bytes than those of the digest"
+    return 500, Code.UNKNOWN, "this cache is not in order"

@@ -1,0 +1,232 @@
+"""`Pull`: what has a digest, out of one repository, for one request.
+
+    admit       a grant is known: go on. Else, if the digest is here or in flight: ask the upstream
+                first, because another repository may have brought it
+    send, read  a flight with the repository as its source; when that answers, the repository has a
+                grant. Before the first byte goes out that is looked at again
+
+    this request, repository B             another one, repository A
+    1 admit: not here, not in flight
+                                           leads; its source answers, A has a grant
+    2 follows: the bytes are there
+    3 looks again: B has no grant;
+      asks the upstream, and goes on or not
+
+A flight that fails before anything was sent was perhaps another repository's, which the upstream
+refused. So our own upstream is asked; if it has the digest there is a second try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from shmstream.asgi.response import InFlightResponse, Receive, Scope, Send
+from shmstream.errors import BlobNotFound, ShmstreamError, SourceFailed
+from shmstream.registry.api.errors import Code, Refusal
+from shmstream.registry.api.grants import Grants
+from shmstream.registry.notes import Notes
+from shmstream.registry.singleflight import Together
+from shmstream.registry.upstream import manifests
+from shmstream.registry.upstream.manifests import Manifest
+from shmstream.registry.upstream.repository import Repository, RepositorySource
+from shmstream.registry.upstream.upstream import Upstream
+from shmstream.store import Store
+
+if TYPE_CHECKING:
+    from shmstream.flight.async_blob import AsyncBlob
+    from shmstream.sources.base import Description
+
+T = TypeVar("T")
+
+
+class Shared:
+    """What all requests of this process share. Each upstream has threads of its own that ask it:
+    one that hangs holds up no other.
+    """
+
+    def __init__(self, store: Store, upstreams: Iterable[Upstream]) -> None:
+        """Raises:
+        OSError: notes cannot be written beside the store.
+        """
+        self.store = store
+        self.grants = Grants(Notes(store.folder, "grants"))
+        self._together = {upstream: Together() for upstream in upstreams}
+
+    async def ask(
+        self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
+    ) -> T:
+        """What `call` returns or raises, for all of this process who ask this repository `what`."""
+        return await self._together[repository.upstream].ask((repository.key, *what), call)
+
+    def close(self) -> None:
+        """Ask nobody any more."""
+        for each in self._together.values():
+            each.close()
+
+
+class Pull:
+    """The bytes of `digest` in `repository`; `kind` is blobs or manifests.
+
+    `known` is what the upstream has said of it already.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        repository: Repository,
+        kind: str,
+        digest: str,
+        known: Manifest | None = None,
+    ) -> None:
+        self._shared = shared
+        self._repository = repository
+        self._kind = kind
+        self._known = known
+        self._is_granted = False  # as far as this request knows
+        self.digest = digest
+
+    @cached_property
+    def cache(self) -> str:
+        """Where its bytes come from, at first sight: `hit` (the store), `flight`, or `miss`."""
+        if self.digest in self._shared.store:
+            return "hit"
+        return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
+
+    def source(self) -> RepositorySource:
+        """For a flight; its answer is a grant."""
+        record = partial(self._shared.grants.record, self._repository, self._kind, self.digest)
+        return self._repository.source(self._kind, self.digest, record, self._known)
+
+    async def admit(self) -> None:
+        """See that what is here, or in flight, is for this repository as well.
+
+        Raises:
+            SourceError: it is not, or the upstream does not say so.
+        """
+        if self.cache != "miss":
+            await self._see_grant()
+
+    async def use(self) -> bool:
+        """Whether it is complete, and then it has just been used.
+
+        Raises:
+            SourceError: it is not for this repository.
+        """
+        await self.admit()
+        try:
+            self._shared.store.open(self.digest).close()
+        except BlobNotFound:  # it has just been evicted
+            return False
+        return True
+
+    async def _see_grant(self) -> None:
+        if self._is_granted:
+            return
+        if self._shared.grants.is_known(self._repository, self._kind, self.digest):
+            self._is_granted = True
+        else:
+            await self._confirm()
+
+    async def _confirm(self) -> None:
+        await self._shared.ask(self._repository, ("has", self._kind, self.digest), self._ask)
+        self._is_granted = True
+
+    def _ask(self) -> None:
+        size = None
+        if self.digest in self._shared.store:
+            try:
+                with self._shared.store.open(self.digest) as blob:
+                    size = blob.size
+            except BlobNotFound:
+                pass  # it has just been evicted
+        self._shared.grants.confirm(self._repository, self._kind, self.digest, size)
+
+    async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
+        await self.admit()
+        source = self.source()
+        try:
+            return await use(source)
+        except SourceFailed as error:
+            if source.was_asked:
+                raise source.failure or error from None
+        await self._confirm()
+        return await use(self.source())
+
+    async def read(self) -> bytes:
+        """A manifest as a whole.
+
+        Raises:
+            ShmstreamError: it cannot be had.
+        """
+        return await self._attempt(self._read)
+
+    async def _read(self, source: RepositorySource) -> bytes:
+        store, limit = self._shared.store, manifests.LARGEST + 1
+        try:
+            async with store.aopen(self.digest, source) as blob:
+                await blob.known()
+                await self._see_grant()
+                data = await blob.read(limit) if (blob.size or 0) < limit else None
+        except ShmstreamError as error:
+            async with store.pass_through(self.digest, source, error) as passage:
+                about = await passage.ask()
+                await self._see_grant()
+                data = await passage.read(about, limit)
+        if data is not None and len(data) < limit:
+            return data
+        message = f"it is larger than the {manifests.LARGEST} bytes that a manifest may have"
+        raise Refusal(502, Code.MANIFEST_INVALID, message)
+
+    async def send(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        headers: Mapping[str, str],
+        media_type: str | None,
+    ) -> None:
+        """Answer the request.
+
+        Raises:
+            ShmstreamError: nothing was sent.
+            BrokenOff: less was sent than was promised.
+        """
+
+        async def use(source: RepositorySource) -> None:
+            store, digest = self._shared.store, self.digest
+            content = _Content(store, digest, source, headers=headers, media_type=media_type)
+            content.see_grant = self._see_grant
+            try:
+                await content(scope, receive, send)
+            except _Unsent as unsent:
+                raise unsent.error from unsent.error.__cause__
+            except ShmstreamError as error:
+                raise BrokenOff(str(error)) from error
+
+        await self._attempt(use)
+
+
+class BrokenOff(Exception):
+    """A response ends short of what its headers promise: the server closes the connection."""
+
+
+class _Unsent(Exception):
+    """A response failed before its headers."""
+
+    def __init__(self, error: ShmstreamError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Content(InFlightResponse):
+    """An `InFlightResponse` that leaves it to others to say that it fails."""
+
+    see_grant: Callable[[], Awaitable[None]]
+
+    async def authorise(self, blob: AsyncBlob | Description) -> None:  # noqa: ARG002
+        await self.see_grant()
+
+    def refuse(self, error: ShmstreamError) -> NoReturn:
+        raise _Unsent(error)

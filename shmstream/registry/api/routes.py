@@ -1,0 +1,172 @@
+"""What a request asks for, decided from its method, path and query alone.
+
+    /v2/                                 whether this is a registry
+    /v2/<name>/manifests/<tag|digest>    an image manifest or index
+    /v2/<name>/blobs/<digest>            a layer, or whatever else has a digest
+    /v2/<name>/tags/list                 the tags of a repository
+    /v2/<name>/referrers/<digest>        what was attached to a manifest
+
+Everything is matched against the grammars of the distribution specification, after percent-escapes
+were undone once. What matches none of them never gets any further, so neither a path of this
+machine nor a request to an upstream is ever made of anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NoReturn, TypeVar
+from urllib.parse import parse_qsl, unquote
+
+from shmstream.registry.api.errors import Code, Refusal
+
+T = TypeVar("T")
+
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_NAME = re.compile(rf"{_PART}(?:/{_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_ENCODED_SEPARATOR = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
+_LONGEST_PATH = 1024  # bytes; a name of 255, a digest of 135, and room for escapes
+_LONGEST_NAME = 255
+_LONGEST_QUERY = 2048  # bytes
+
+
+class Kind(StrEnum):
+    """What is asked for; also the name of a route in metrics and logs."""
+
+    BASE = "base"
+    MANIFEST = "manifest"
+    BLOB = "blob"
+    TAGS = "tags"
+    REFERRERS = "referrers"
+
+
+_KIND_OF = {"manifests": Kind.MANIFEST, "blobs": Kind.BLOB, "referrers": Kind.REFERRERS}
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a request asks for.
+
+    Attributes:
+        kind: which of the above.
+        name: of the repository, as the client has it.
+        reference: a tag or a digest.
+        namespace: the registry that the client means (`?ns=`), None if it does not say.
+        query: the other parameters, in order.
+    """
+
+    kind: Kind
+    name: str = ""
+    reference: str = ""
+    namespace: str | None = None
+    query: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_digest(self) -> bool:
+        """Whether the reference is a digest."""
+        return is_digest(self.reference)
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is a digest that a store verifies by."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def route(method: str, raw_path: bytes, query: bytes) -> Route:
+    """What is asked for.
+
+    Raises:
+        Refusal: nothing that there could be.
+    """
+    if method not in ("GET", "HEAD"):
+        message = "this is a cache: it gives, and takes nothing"
+        raise Refusal(405, Code.UNSUPPORTED, message, headers={"allow": "GET, HEAD"})
+    namespace, parameters = _query(query)
+    path = _path(raw_path)
+    if path in ("/v2", "/v2/"):
+        return Route(Kind.BASE)
+    parts = path.removeprefix("/v2/").split("/")
+    if not path.startswith("/v2/") or len(parts) < 2:
+        _nothing(path)
+    where, last = parts[-2:]
+    if [where, last] == ["tags", "list"]:
+        kind, last = Kind.TAGS, ""
+    elif where in _KIND_OF:
+        kind = _KIND_OF[where]
+    else:
+        _nothing(path)
+    name = "/".join(parts[:-2])
+    if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+        raise Refusal(400, Code.NAME_INVALID, "not a name of a repository", {"name": name[:300]})
+    if kind is not Kind.TAGS:
+        _check_reference(kind, last)
+    if kind is Kind.TAGS and not _NUMBER.fullmatch(dict(parameters).get("n", "0")):
+        raise Refusal(400, Code.UNSUPPORTED, "n is a number of tags")
+    return Route(kind, name, last, namespace, parameters)
+
+
+def _nothing(path: str) -> NoReturn:
+    raise Refusal(404, Code.UNSUPPORTED, "there is nothing of that kind", {"path": path[:300]})
+
+
+def _path(raw: bytes) -> str:
+    text = raw.decode("latin-1")
+    if len(text) > _LONGEST_PATH:
+        raise Refusal(400, Code.NAME_INVALID, "no name and no reference is that long")
+    if _ENCODED_SEPARATOR.search(text):  # whether these are separators, servers do not agree
+        raise Refusal(400, Code.NAME_INVALID, "an encoded slash, backslash or NUL")
+    return unquote(text, errors="replace")
+
+
+def _query(raw: bytes) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """The namespace, and the rest."""
+    if not raw:
+        return None, ()
+    try:
+        if len(raw) > _LONGEST_QUERY:
+            raise ValueError("too long")
+        pairs = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=16)
+    except ValueError as error:
+        raise Refusal(400, Code.UNSUPPORTED, f"such a query is not understood: {error}") from None
+    namespaces = [value for name, value in pairs if name == "ns"]
+    return namespaces[0] if namespaces else None, tuple(
+        (name, value) for name, value in pairs if name != "ns"
+    )
+
+
+def _check_reference(kind: Kind, reference: str) -> None:
+    if is_digest(reference):
+        return
+    if kind is not Kind.MANIFEST or ":" in reference:
+        message = "a digest is sha256: or sha512: and 64 or 128 lower-case hex digits"
+        raise Refusal(400, Code.DIGEST_INVALID, message, {"digest": reference[:300]})
+    if not _TAG.fullmatch(reference):
+        message = "no manifest can have such a tag"
+        raise Refusal(404, Code.MANIFEST_UNKNOWN, message, {"tag": reference[:300]})
+
+
+def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
+    """Which of the upstreams, by namespace, is meant, and the name of the repository there.
+
+    The client says it by `?ns=`, as containerd does, or by the first part of the name, as in
+    `docker.io/library/debian`. Where it says nothing, the upstream without a namespace is meant.
+
+    Raises:
+        Refusal: it means one that there is not.
+    """
+    first, slash, rest = asked.name.partition("/")
+    if asked.namespace is not None:
+        namespace, name = asked.namespace, asked.name
+    elif slash and first in upstreams:
+        namespace, name = first, rest
+    else:
+        namespace, name = None, asked.name
+    if namespace not in upstreams:
+        message = "this cache has no such upstream" if namespace else "this cache needs a namespace"
+        raise Refusal(404, Code.NAME_UNKNOWN, message, {"name": asked.name})
+    return upstreams[namespace], name

@@ -1,0 +1,99 @@
+"""Tags: which manifest a tag has, as the upstream last said it, for all workers.
+
+    younger than `ttl`        as it is noted
+    older                     HEAD: the upstream says which one it is now
+    upstream does not answer  as it is noted, marked as stale
+    upstream refuses          forgotten
+
+What a tag has depends on what a client accepts, so that is part of the note's key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from shmstream.errors import SourceError
+from shmstream.registry.api.routes import is_digest
+from shmstream.registry.notes import Note, Notes
+from shmstream.registry.upstream import manifests
+from shmstream.registry.upstream.manifests import Manifest
+from shmstream.registry.upstream.repository import Repository
+
+_REFUSED = (401, 403, 404, 410)
+_MOST_TYPES = 32
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """The manifest of a tag, and for how many seconds that is to be believed; none are left when
+    the upstream could not be asked.
+    """
+
+    manifest: Manifest
+    left: float
+    was_asked: bool = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether it may be another one by now."""
+        return self.left < 0
+
+
+def acceptable(header: str) -> str:
+    """What a client accepts, in one spelling: its media types, sorted; all known ones for none."""
+    types = {each.partition(";")[0].strip().lower() for each in header.split(",")} - {""}
+    return ", ".join(sorted(types)[:_MOST_TYPES] or manifests.KNOWN)
+
+
+class Tags:
+    """The tags of the repositories of all upstreams. Any thread may use it."""
+
+    def __init__(self, notes: Notes, ttl: float) -> None:
+        self._notes = notes
+        self._ttl = ttl
+
+    def known(self, repository: Repository, tag: str, accept: str) -> Tagged | None:
+        """What is noted and fresh; asks nobody."""
+        note = self._notes.read(_key(repository, tag, accept))
+        manifest = None if note is None else _manifest(note)
+        if note is None or manifest is None or not 0 <= note.age < self._ttl:
+            return None
+        return Tagged(manifest, self._ttl - note.age)
+
+    def resolve(self, repository: Repository, tag: str, accept: str) -> Tagged:
+        """Ask the upstream; where it does not answer, what is noted. Blocks.
+
+        Raises:
+            SourceError: it has no such tag, or does not give it; or it does not answer and nothing
+                is noted.
+        """
+        key = _key(repository, tag, accept)
+        note = self._notes.read(key)
+        noted = None if note is None else _manifest(note)
+        stale = Tagged(noted, min(self._ttl - note.age, -1.0)) if note and noted else None
+        if stale is not None and repository.upstream.reach.is_quiet:
+            return stale
+        try:
+            manifest = repository.resolve(tag, accept)
+        except SourceError as error:
+            if error.status in _REFUSED:
+                self._notes.remove(key)
+            elif stale is not None:
+                return stale
+            raise
+        self._notes.write(key, json.dumps(asdict(manifest)))
+        return Tagged(manifest, self._ttl, was_asked=True)
+
+
+def _key(repository: Repository, tag: str, accept: str) -> tuple[str, ...]:
+    return (*repository.key, tag, accept)
+
+
+def _manifest(note: Note) -> Manifest | None:
+    facts = manifests.parsed(note.text.encode())
+    digest, size = facts.get("digest"), facts.get("size")
+    if not isinstance(digest, str) or not is_digest(digest):
+        return None
+    known_size = size if type(size) is int and size >= 0 else None
+    return Manifest(digest, manifests.media_type(facts.get("media_type")), known_size)

@@ -1,0 +1,1 @@
+"""What operators see of the registry: metrics, health, the status page, the access log."""

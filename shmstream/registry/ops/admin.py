@@ -1,0 +1,240 @@
+"""What operators look at.
+
+    /healthz    this process is alive: 200
+    /readyz     it can serve: 200, or 503 with what is wrong; as JSON
+    /metrics    for Prometheus, over all workers
+    /           the status page (page.html)
+    /events     what it shows: server-sent events, one snapshot a second
+
+What looks at disks and shared memory runs in a thread, one look at a time, and whoever asks while
+it does waits for the same answer. A disk that hangs makes this process unready; no loop waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from importlib.resources import files
+from typing import TypeVar
+
+from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.registry.ops.metrics import Metrics
+from shmstream.registry.ops.status import Status
+from shmstream.registry.singleflight import Together
+
+T = TypeVar("T")
+
+_PATIENCE = 5.0  # s; a look at the disk that takes longer counts as failed
+_SNAPSHOT_EVERY = 1.0  # s
+_VIEWERS = 64  # of the events of this worker, at one time
+_LONGEST_VIEW = 60.0  # s; then the page comes again, perhaps to another worker
+_VIEWER_PATIENCE = 20.0  # s; a viewer that takes nothing for so long is cut
+_ROUTES = {
+    "/": "status",
+    "/events": "events",
+    "/healthz": "health",
+    "/readyz": "ready",
+    "/metrics": "metrics",
+}
+_COMMON = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+
+class Operations:
+    """An ASGI application for everything beside /v2/. For one event loop."""
+
+    def __init__(
+        self, status: Status, metrics: Metrics, upstream_problems: Callable[[], list[str]]
+    ) -> None:
+        """`upstream_problems` tells what is known of them, and asks nobody."""
+        self._status = status
+        self._metrics = metrics
+        self._upstream_problems = upstream_problems
+        self._looker = Together(threads=1)
+        self._prober = Together(threads=1)  # readiness waits for no other look
+        self._page, self._policy = _page()
+        self._viewers = 0
+        self._newest: asyncio.Task[bytes] | None = None
+        self._due = 0.0  # when the next snapshot may be made, on the loop's clock
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all events: a server that stops waits for its responses. Idempotent."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Let go of the thread. Idempotent."""
+        self.stop()
+        if self._newest is not None:
+            self._newest.cancel()
+        self._looker.close()
+        self._prober.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        route = _ROUTES.get(scope["path"])
+        scope["shmstream.route"] = route
+        if route is None:
+            await _answer(send, 404, "text/plain", b"not found\n")
+        elif scope["method"] not in ("GET", "HEAD"):
+            await _answer(send, 405, "text/plain", b"only GET and HEAD\n", {"allow": "GET, HEAD"})
+        elif route == "status":
+            headers = {"content-security-policy": self._policy}
+            await _answer(send, 200, "text/html; charset=utf-8", self._page, headers)
+        elif route == "health":
+            await _answer(send, 200, "text/plain", b"alive\n")
+        elif route == "ready":
+            await self._tell_ready(send)
+        elif route == "metrics":
+            await self._tell_metrics(scope, send)
+        else:
+            await self._tell_events(scope, receive, send)
+
+    async def _look(self, what: Hashable, look: Callable[[], T]) -> T:
+        """What `look` returns, in the thread for that.
+
+        Raises:
+            TimeoutError: it takes too long. It goes on, and no other begins before it ends.
+        """
+        async with asyncio.timeout(_PATIENCE):
+            return await self._looker.ask(what, look)
+
+    async def _tell_ready(self, send: Send) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                problems = await self._prober.ask("problems", self._status.problems)
+        except TimeoutError:
+            problems = [f"the store does not answer within {_PATIENCE:g} s"]
+        facts = {
+            "ready": not problems,
+            "problems": problems,
+            "upstreams": self._upstream_problems(),
+        }
+        body = json.dumps(facts).encode() + b"\n"
+        await _answer(send, 503 if problems else 200, "application/json", body)
+
+    async def _tell_metrics(self, scope: Scope, send: Send) -> None:
+        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        try:
+            seen = await self._look("gauges", self._status.gauges)
+            render = partial(self._metrics.render, accept, seen)
+            content_type, body = await self._look(("metrics", accept), render)
+        except TimeoutError:
+            await _answer(send, 503, "text/plain", b"the store does not answer\n")
+            return
+        await _answer(send, 200, content_type, body)
+
+    # Events.
+
+    async def _tell_events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._viewers >= _VIEWERS or self._stopping.is_set():
+            headers = {"retry-after": "10"}
+            await _answer(send, 503, "text/plain", b"too many are watching\n", headers)
+            return
+        headers = {**_COMMON, "content-type": "text/event-stream", "x-accel-buffering": "no"}
+        await _start(send, 200, headers)
+        if scope["method"] == "HEAD":
+            await send({"type": "http.response.body", "body": b""})
+            return
+        self._viewers += 1
+        showing = asyncio.ensure_future(self._show(send))
+        ends = [asyncio.ensure_future(_left(receive)), asyncio.ensure_future(self._stopping.wait())]
+        try:
+            await asyncio.wait(
+                (showing, *ends), timeout=_LONGEST_VIEW, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            self._viewers -= 1
+            for task in (showing, *ends):
+                task.cancel()
+            await asyncio.wait((showing, *ends))
+        if not showing.cancelled():
+            showing.result()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _show(self, send: Send) -> None:
+        """Send the newest snapshot, again and again; one that takes too long to send is missed."""
+        await send({"type": "http.response.body", "body": b"retry: 1000\n\n", "more_body": True})
+        while True:
+            event = await asyncio.shield(self._snapshot())
+            try:
+                async with asyncio.timeout(_VIEWER_PATIENCE):
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except TimeoutError:
+                return
+
+    def _snapshot(self) -> asyncio.Task[bytes]:
+        """The next one, which all viewers share."""
+        if self._newest is None or self._newest.done():
+            self._newest = asyncio.create_task(self._make_snapshot())
+        return self._newest
+
+    async def _make_snapshot(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._due - loop.time())
+        self._due = loop.time() + _SNAPSHOT_EVERY
+        try:
+            snapshot = await self._look("snapshot", self._status.snapshot)
+        except (TimeoutError, OSError) as error:
+            problem = str(error) or "the store does not answer"
+            return _event("problem", {"problem": problem})
+        snapshot["problems"] = self._upstream_problems()
+        return _event("snapshot", snapshot)
+
+
+def _event(kind: str, data: object) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def _page() -> tuple[bytes, str]:
+    """The page, and the policy that lets nothing run or be loaded but what is in it."""
+    page = files("shmstream.registry.ops").joinpath("page.html").read_text(encoding="utf-8")
+    [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"style-src '{_hash(style)}'",
+            f"script-src '{_hash(script)}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+        )
+    )
+    return page.encode(), policy
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def _answer(
+    send: Send,
+    status: int,
+    content_type: str,
+    body: bytes,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    told = {**_COMMON, "content-type": content_type, "content-length": str(len(body))}
+    await _start(send, status, {**told, **(headers or {})})
+    await send({"type": "http.response.body", "body": body})

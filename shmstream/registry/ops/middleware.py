@@ -1,0 +1,173 @@
+"""The observer: stands around the application, and sees every response for metrics and the log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
+
+from shmstream.asgi.response import Message, Receive, Scope, Send
+from shmstream.registry.api.pull import BrokenOff
+from shmstream.registry.ops.access_log import AccessLog, Entry
+from shmstream.registry.ops.metrics import Metrics
+from shmstream.registry.ops.names import Names
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_COUNTED_AT_ONCE = 1 << 20  # bytes; a long body is counted while it goes out
+_CLIENT_LEFT = 499  # as nginx has it: before there was a status
+_NAMESPACE = re.compile(rb"(?:^|&)ns=([^&]{1,256})")
+
+_log = logging.getLogger("shmstream")
+
+
+class Response:
+    """One response, as it goes out. `send` stands before the server's."""
+
+    __slots__ = (
+        "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete", "has_body",
+        "sent", "status", "ttfb",
+    )  # fmt: skip
+
+    def __init__(self, scope: Scope, send: Send, metrics: Metrics, names: Names) -> None:
+        self._scope = scope
+        self._send = send
+        self._metrics = metrics
+        self._names = names
+        self._uncounted = 0
+        self.has_body = scope["method"] != "HEAD"
+        self.began = time.perf_counter()
+        self.status = 0
+        self.sent = 0
+        self.ttfb: float | None = None
+        self.complete = False
+
+    async def send(self, message: Message) -> None:
+        """Note what goes out, and pass it on."""
+        kind = message["type"]
+        if kind == "http.response.body":
+            count = len(message.get("body", b""))
+            if self.ttfb is None and count:
+                self.ttfb = time.perf_counter() - self.began
+            await self._send(message)
+            self._note(count, more=message.get("more_body", False))
+        elif kind == "http.response.zerocopysend":
+            if self.ttfb is None:
+                self.ttfb = time.perf_counter() - self.began
+            await self._send(message)
+            self._note(_count(message), more=message.get("more_body", False))
+        else:
+            if kind == "http.response.start":
+                self.status = message["status"]
+                if self.status < 300 and (named := self._scope.get("shmstream.named")):
+                    self._names.note(*named)
+            await self._send(message)
+
+    def _note(self, count: int, *, more: bool) -> None:
+        if count and self.has_body:
+            self.sent += count
+            self._uncounted += count
+            if self._uncounted >= _COUNTED_AT_ONCE:
+                self.count()
+        if not more:
+            self.complete = True
+
+    def count(self) -> None:
+        """Tell the metrics of the bytes that were sent since the last time."""
+        if self._uncounted:
+            self._metrics.served(self._scope.get("shmstream.route"), self._uncounted)
+            self._uncounted = 0
+
+
+def _count(message: Message) -> int:
+    """The bytes that a zero-copy message sends."""
+    count: int | None = message.get("count")
+    if count is not None:
+        return count
+    file = message["file"]
+    fd = file if isinstance(file, int) else file.fileno()
+    offset = message.get("offset")
+    return os.fstat(fd).st_size - (os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset)
+
+
+class Observer:
+    """Counts and logs the responses of an application."""
+
+    def __init__(self, metrics: Metrics, names: Names, log: AccessLog | None) -> None:
+        self._metrics = metrics
+        self._names = names
+        self._log = log
+        self.is_stopping = False
+        """Whether the server is: then it cancels those whose time is over."""
+
+    async def observe(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have `app` answer one request.
+
+        A body that breaks off is told in the log, and the server closes its connection, short of
+        what was promised.
+        """
+        response = Response(scope, send, self._metrics, self._names)
+        try:
+            await app(scope, receive, response.send)
+        except BrokenOff as error:
+            _log.warning("%s %r was cut: %s", scope["method"], scope["path"], error)
+        except asyncio.CancelledError:
+            if not self.is_stopping:
+                raise
+            await self._cut(scope, response)
+        except Exception:
+            response.status = response.status or 500  # which the server answers
+            raise
+        finally:
+            self._conclude(scope, response)
+
+    async def _cut(self, scope: Scope, response: Response) -> None:
+        """End a response whose time is over, without the error that a server would make of it."""
+        if response.status:
+            _log.info("%s %r was cut: the server stops", scope["method"], scope["path"])
+            return
+        headers = [(b"content-length", b"0"), (b"retry-after", b"1")]
+        await response.send({"type": "http.response.start", "status": 503, "headers": headers})
+        await response.send({"type": "http.response.body", "body": b""})
+
+    def _conclude(self, scope: Scope, response: Response) -> None:
+        duration = time.perf_counter() - response.began
+        route, cache = scope.get("shmstream.route"), scope.get("shmstream.cache")
+        method, status = scope["method"], response.status or _CLIENT_LEFT
+        ttfb = response.ttfb if response.ttfb is not None else duration
+        response.count()
+        self._metrics.answered(route, method, status, cache, ttfb)
+        if self._log is not None:
+            headers = dict(scope["headers"])
+            client = scope.get("client")
+            entry = Entry(
+                ended=time.time(),
+                client=client[0] if client else None,
+                method=method,
+                path=scope["path"],
+                namespace=_namespace(scope["query_string"]),
+                wanted_range=_text(headers.get(b"range")),
+                user_agent=_text(headers.get(b"user-agent")),
+                status=status,
+                sent=response.sent,
+                complete=response.complete,
+                duration=duration,
+                ttfb=response.ttfb,
+                route=route,
+                cache=cache,
+            )
+            self._log.add(entry)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
+
+
+def _namespace(query: bytes) -> str | None:
+    """All of the query that is logged: the rest may be a secret."""
+    found = _NAMESPACE.search(query)
+    return unquote(found[1].decode("latin-1")) if found else None

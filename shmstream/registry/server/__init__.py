@@ -1,0 +1,1 @@
+"""The processes of `shmstream serve`: a supervisor that accepts, and workers that answer."""

@@ -1,0 +1,221 @@
+"""Serving: everything that is done once, around the workers.
+
+limits     as many descriptors as the system allows
+check      the store, the files of the settings, the address: before any worker starts
+folder     of the metrics, for all workers; one that a killed server left is removed
+run        workers.py, until a signal
+tidy up    what the last flights left in shared memory
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import resource
+import shutil
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.supervisor import Workers
+from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
+from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
+from shmstream.store import Store
+from shmstream.system.locks import WHOLE_FILE, KernelLock
+
+_NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
+_BACKLOG = 2048  # connections that wait for a worker to take them
+_FOLDER = "shmstream-serve-"
+_LOCK = "lock"
+
+_log = logging.getLogger("shmstream")
+
+
+def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
+    """Serve until SIGTERM or Ctrl-C; whether that is what ended it. For a process of its own.
+
+    `tell` is given the lines for whoever has started it.
+
+    Raises:
+        ImportError: the extra is not installed.
+        StoreUnusable: the store's folder is not fit for one.
+        BadSetting: a file that it names cannot be used, or it cannot listen there.
+    """
+    _require_extra()
+    log_to_stderr("", "INFO")
+    store = Store(settings.store)
+    check_files(settings)
+    _raise_limits(settings)
+    with ExitStack() as undo:
+        undo.callback(_tidy, store)
+        listener = undo.enter_context(closing(listen(settings)))
+        folder = undo.enter_context(_metrics_folder())
+        _tidy(store)
+        environment = {
+            **os.environ,
+            SETTINGS_VARIABLE: settings.to_json(),
+            "PROMETHEUS_MULTIPROC_DIR": folder,
+        }
+        workers = Workers(
+            settings.workers,
+            settings.grace,
+            listener,
+            environment,
+            gone=lambda place: _forget(place, folder),
+        )
+        return workers.run(
+            started=lambda: tell(_introduction(settings, listener, store)),
+            may_renew=lambda: _may_renew(settings),
+        )
+
+
+def _require_extra() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError("`serve` needs: pip install 'shmstream[serve]'", name=missing[0])
+
+
+def check_files(settings: Settings) -> None:
+    """Whether the files that settings name can be used, and the credentials be read.
+
+    Raises:
+        BadSetting: one cannot.
+    """
+    from shmstream.registry.upstream import credentials
+
+    namespaces = [each.namespace for each in settings.upstreams]
+    try:
+        credentials.check(namespaces, settings.docker_config, os.environ)
+    except credentials.CredentialsError as error:
+        raise BadSetting("docker_config", str(error)) from error
+    if settings.certfile is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(settings.certfile, settings.keyfile)
+        except ssl.SSLError as error:
+            files = " and ".join(filter(None, [settings.certfile, settings.keyfile]))
+            what = "no certificate and key in PEM that belong together"
+            raise BadSetting("certfile", f"in {files} there are {what}: {error}") from error
+        except OSError as error:
+            reason = f"{settings.certfile} or its key cannot be read: {error.strerror}"
+            raise BadSetting("certfile", reason) from error
+
+
+def _may_renew(settings: Settings) -> bool:
+    try:
+        check_files(settings)
+    except BadSetting as error:
+        _log.error("the workers stay as they are: %s", error)
+        return False
+    return True
+
+
+def _raise_limits(settings: Settings) -> None:
+    """As many open files as we may have: a client takes two or three."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = 3 * settings.max_connections + 100
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        _log.warning(
+            "max_connections = %d may need %d open files, and the limit is %d (ulimit -Hn)",
+            settings.max_connections, needed, hard,
+        )  # fmt: skip
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The socket that all workers accept connections from.
+
+    Raises:
+        BadSetting: it cannot be had.
+    """
+    host, port = settings.address
+    try:
+        if not host:
+            dual = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            return socket.create_server(
+                ("", port), family=family, backlog=_BACKLOG, dualstack_ipv6=dual
+            )
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        told = error.strerror or str(error)
+        if error.errno and not isinstance(error, socket.gaierror):
+            told = os.strerror(error.errno)  # Python has added what it tried, which we say
+        raise BadSetting("listen", f"cannot listen on {settings.listen}: {told}") from error
+
+
+def _tidy(store: Store) -> None:
+    """Remove what workers that were killed may have left."""
+    try:
+        store.gc()
+    except OSError as error:
+        _log.warning("%s cannot be tidied up: %s", store.folder, error)
+
+
+def _introduction(settings: Settings, listener: socket.socket, store: Store) -> str:
+    host, port = listener.getsockname()[:2]
+    scheme = "http" if settings.certfile is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+    upstreams = [
+        each.url if each.namespace is None else f"{each.namespace} from {each.url}"
+        for each in settings.upstreams
+    ]
+    workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
+    return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
+
+
+# The folder of the metrics.
+
+
+@contextmanager
+def _metrics_folder() -> Iterator[str]:
+    """A folder that is there inside. It is locked, so that others know that it is in use."""
+    _remove_abandoned()
+    folder = tempfile.mkdtemp(prefix=_FOLDER)
+    try:
+        with closing(KernelLock(os.path.join(folder, _LOCK), os.O_CREAT)) as lock:
+            lock.try_acquire(WHOLE_FILE)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned() -> None:
+    """Remove what servers have left that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(_FOLDER + "*"):
+        try:
+            if folder.stat().st_uid != os.geteuid():
+                continue
+            with closing(KernelLock(str(folder / _LOCK))) as lock:
+                is_abandoned = lock.try_acquire(WHOLE_FILE)
+        except FileNotFoundError:  # just being made, or removed; or somebody was killed there
+            is_abandoned = time.time() - _changed(folder) > 60.0
+        if is_abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _changed(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _forget(place: int, folder: str) -> None:
+    """What a worker that has ended counted as being there is there no more."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(place, folder)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder, CONNECTIONS), place)
+    counts.tell(None)
+    counts.close()

@@ -1,0 +1,199 @@
+"""The parent of the workers: starts them, starts another one when one dies, ends them.
+
+    SIGTERM, SIGINT    stop: each worker lets its clients finish for `grace` seconds; what is left a
+                       little later is killed, and all of it at once at the second such signal
+    SIGHUP             other workers, which read certificates anew, in place of these, which stop as
+                       above; from a terminal that was closed it means to stop
+
+Why not uvicorn's own: it kills a worker that is too busy to answer it, waits without bound for one
+that does not end, leaves all of them alone when it is killed itself, and has them print tracebacks
+when Ctrl-C meets them starting. Here each worker reads from a pipe that ends with the parent, and
+has a process group of its own, so that a terminal's Ctrl-C is for the parent to deal with.
+
+A worker has a place, a small number that no other has at the same time. Its metrics have it too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE
+
+_ROOT = str(Path(__file__).parents[2])  # where workers find the very package that we are
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+_WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
+_SHORT_LIFE = (
+    10.0  # s; whoever dies earlier is not replaced at once, if that happens again and again
+)
+_LONGEST_PAUSE = 10.0  # s
+
+_log = logging.getLogger("shmstream")
+
+
+@dataclass(eq=False)
+class Worker:
+    """One worker process, from its start until it was seen to have ended."""
+
+    place: int
+    process: subprocess.Popen[bytes]
+    started: float = field(default_factory=time.monotonic)
+    deadline: float | None = None
+    """When it is killed if it has not ended; None while it is to run."""
+
+    def stop(self, patience: float) -> None:
+        """Ask it to end in so many seconds; at once if it was asked already."""
+        if self.deadline is None:
+            self.deadline = time.monotonic() + patience
+            self.process.terminate()
+        else:
+            self.deadline = 0.0
+
+
+class Workers:
+    """All of them. `run` is for the main thread of a process without other threads."""
+
+    def __init__(
+        self,
+        count: int,
+        grace: float,
+        listener: socket.socket,
+        environment: Mapping[str, str],
+        gone: Callable[[int], None],
+    ) -> None:
+        """`gone` is told the place of each that has ended."""
+        self._count = count
+        self._patience = grace + LAST_PATIENCE
+        self._listener = listener
+        path = os.pathsep.join(filter(None, [_ROOT, environment.get("PYTHONPATH")]))
+        self._environment = {**environment, "PYTHONPATH": path}
+        self._gone = gone
+        self._workers: list[Worker] = []
+        self._is_stopping = False
+        self._cannot_start = False
+        self._short_lives = 0  # in a row
+        self._not_before = 0.0  # on the monotonic clock, for the next start
+
+    def run(self, started: Callable[[], None], may_renew: Callable[[], bool]) -> bool:
+        """Keep the workers running until a signal; False if it was that they cannot start.
+
+        `started` is called once they are; `may_renew` at SIGHUP, whether new ones could start.
+        """
+        ignored = {each for each in _WATCHED if signal.getsignal(each) == signal.SIG_IGN}
+        watched = _WATCHED - ignored
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+        try:
+            self._fill()
+            started()
+            while self._workers or not self._is_stopping:
+                info = signal.sigtimedwait(watched, self._wait())
+                number = None if info is None else info.si_signo
+                if number in _STOPPING or (number == signal.SIGHUP and _has_terminal()):
+                    self._stop()
+                elif number == signal.SIGHUP and not self._is_stopping and may_renew():
+                    _log.info("SIGHUP: other workers take the place of these")
+                    for worker in self._workers:
+                        worker.stop(self._patience)
+                self._reap()
+                self._kill_the_late()
+                self._fill()
+        finally:
+            for worker in list(self._workers):
+                worker.process.kill()
+                self._forget(worker)
+            while signal.sigtimedwait(watched, 0) is not None:  # we have stopped already
+                pass
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return not self._cannot_start
+
+    def _wait(self) -> float:
+        """Seconds until there is something to do without a signal."""
+        due = [each.deadline for each in self._workers if each.deadline is not None]
+        if self._are_missing():
+            due.append(self._not_before)
+        return max(min(due, default=float("inf")) - time.monotonic(), 0.0) if due else 3600.0
+
+    def _are_missing(self) -> bool:
+        wanted = sum(each.deadline is None for each in self._workers)
+        return wanted < self._count and not self._is_stopping
+
+    def _fill(self) -> None:
+        """Start workers until there are as many as there should be."""
+        while self._are_missing() and time.monotonic() >= self._not_before:
+            try:
+                self._workers.append(self._start())
+            except OSError as error:  # no memory, no more processes: perhaps in a moment
+                _log.error("no worker can be started: %s", error)
+                self._not_before = time.monotonic() + 1.0
+
+    def _start(self) -> Worker:
+        place = min(set(range(len(self._workers) + 1)) - {each.place for each in self._workers})
+        descriptor = self._listener.fileno()
+        module = "shmstream.registry.server.worker"
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module, str(place), str(descriptor)],
+            stdin=subprocess.PIPE,
+            stdout=None if sys.stdout is not None else subprocess.DEVNULL,
+            stderr=None if sys.stderr is not None else subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            process_group=0,
+            env=self._environment,
+        )
+        return Worker(place, process)
+
+    def _reap(self) -> None:
+        for worker in [each for each in self._workers if each.process.poll() is not None]:
+            self._forget(worker)
+            if worker.deadline is None:
+                self._mourn(worker)
+
+    def _mourn(self, worker: Worker) -> None:
+        """One has died that was to run."""
+        code, now = worker.process.returncode, time.monotonic()
+        if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
+            self._cannot_start = True  # nor can the others: none of them has served for long
+            self._stop()
+            return
+        is_short = now - worker.started < _SHORT_LIFE
+        self._short_lives = self._short_lives + 1 if is_short else 0
+        pause = 0.0
+        if self._short_lives > self._count:  # not just all of them, killed once
+            doubled = 2 ** min(self._short_lives - self._count, 10)
+            pause = min(0.1 * doubled, _LONGEST_PAUSE)
+        self._not_before = now + pause
+        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        _log.error("worker %d died %s; another one takes its place", worker.process.pid, how)
+
+    def _forget(self, worker: Worker) -> None:
+        worker.process.wait()
+        assert worker.process.stdin is not None
+        worker.process.stdin.close()
+        self._workers.remove(worker)
+        self._gone(worker.place)
+
+    def _stop(self) -> None:
+        self._is_stopping = True
+        for worker in self._workers:
+            worker.stop(self._patience)
+
+    def _kill_the_late(self) -> None:
+        now = time.monotonic()
+        for worker in [
+            each for each in self._workers if each.deadline is not None and each.deadline <= now
+        ]:
+            _log.warning("worker %d has not ended and is killed", worker.process.pid)
+            worker.process.kill()
+            self._forget(worker)
+
+
+def _has_terminal() -> bool:
+    """Whether SIGHUP means that a terminal was closed."""
+    return sys.stdin is not None and sys.stdin.isatty()

@@ -1,0 +1,213 @@
+"""What proves to an upstream who asks: the value of `Authorization` for each of its repositories.
+
+    ask                      without, the first time
+    401, WWW-Authenticate    the challenge: `Basic`, or `Bearer` with the realm that gives tokens
+    renew                    basic: the credentials themselves; bearer: ask the realm for a token,
+                             good for pulling from this repository, with credentials if there are
+                             any, else as anybody
+    ask again                with it; from then on until it expires everything is asked with it
+
+A realm is asked only because the upstream itself has named it (`SourceError.challenge`), and over
+https if the upstream is. A token is kept in memory, for a little less time than it is good for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from shmstream.errors import SourceError
+from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
+from shmstream.sources.base import public
+from shmstream.sources.http_client import (
+    Client,
+    authorization,
+    discard,
+    has_control_characters,
+    parse,
+)
+
+_LIFE = 60.0  # s; of a token whose realm does not say: that is what its specification says
+_MARGIN = 0.1  # of its life before the end of which a token is not used any more
+_LARGEST_ANSWER = 1 << 20  # bytes
+_LONGEST_CHALLENGE = 8192  # characters
+_MOST = 10_000  # repositories whose tokens are kept
+_CLIENT = "shmstream"
+
+_SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?=[\s,]|$)")
+_PARAMETER = re.compile(
+    r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*(?:,|$)"
+)
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """One way to authenticate: the scheme, and its parameters; both names in lower case."""
+
+    scheme: str
+    parameters: dict[str, str]
+
+
+def challenges(header: str) -> list[Challenge]:
+    """What a WWW-Authenticate header offers, as far as it can be understood."""
+    text, position, found = header[:_LONGEST_CHALLENGE], 0, []
+    while scheme := _SCHEME.match(text, position):
+        position = scheme.end()
+        parameters = {}
+        while parameter := _PARAMETER.match(text, position):
+            position = parameter.end()
+            name, quoted, plain = parameter.groups()
+            value = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            parameters[name.lower()] = value
+        found.append(Challenge(scheme[1].lower(), parameters))
+    return found
+
+
+@dataclass
+class _Held:
+    """What is held for one repository. Who renews it has the lock; others wait, and then look."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    value: str | None = None
+    until: float = 0.0
+
+    def current(self) -> str | None:
+        return self.value if time.monotonic() < self.until else None
+
+
+class Tokens:
+    """The authorizations for the repositories of one upstream. Any thread may use it."""
+
+    def __init__(self, name: str, scheme: str, find: Callable[[], Credential | None]) -> None:
+        """`scheme` is the upstream's, http or https; `find` looks its credential up."""
+        self._name = name
+        self._scheme = scheme
+        self._find = find
+        self._lock = threading.Lock()  # guards all below
+        self._held: dict[str, _Held] = {}
+        self._usual: Challenge | None = None
+
+    def _of(self, repository: str) -> _Held:
+        with self._lock:
+            held = self._held.pop(repository, None) or _Held()
+            self._held[repository] = held  # now the last to go
+            while len(self._held) > _MOST:
+                del self._held[next(iter(self._held))]
+            return held
+
+    def current(self, repository: str) -> str | None:
+        """The authorization to ask with; None while none is known to be needed.
+
+        Where a token will be needed, as it was before, one is got at once. Blocks for that.
+        """
+        held, usual = self._of(repository), self._usual
+        if (value := held.current()) is not None or usual is None:
+            return value
+        try:
+            return self._renewed(held, repository, usual)
+        except SourceError:  # it may be another realm by now: the upstream will say which
+            self._usual = None
+            return None
+
+    def renew(self, repository: str, header: str, refused: str | None) -> str | None:
+        """Another authorization than that which was `refused`, with a challenge; None without any.
+
+        Raises:
+            SourceError: the realm cannot be asked, or gives none.
+        """
+        offered = {each.scheme: each for each in reversed(challenges(header))}
+        chosen = offered.get("bearer") or offered.get("basic")
+        if chosen is None:
+            return None
+        held = self._of(repository)
+        renewed = self._renewed(held, repository, chosen, refused)
+        if renewed is None or renewed == refused:
+            return None
+        self._usual = chosen
+        return renewed
+
+    def _renewed(
+        self, held: _Held, repository: str, challenge: Challenge, refused: str | None = None
+    ) -> str | None:
+        with held.lock:
+            current = held.current()
+            if current is not None and current != refused:
+                return current  # somebody was faster
+            try:
+                credential = self._find()
+            except CredentialsError as error:
+                raise self._failed(str(error)) from error
+            if challenge.scheme == "basic":
+                value, life = self._basic(credential), float("inf")
+            elif credential is not None and credential.means is Means.TOKEN:
+                value, life = self._checked(credential.secret), float("inf")
+            else:
+                value, life = self._token(repository, challenge, credential)
+            held.value, held.until = value, time.monotonic() + life * (1 - _MARGIN)
+            return value
+
+    def _basic(self, credential: Credential | None) -> str | None:
+        if credential is None or credential.means is not Means.PASSWORD:
+            return None
+        try:
+            return authorization((credential.user, credential.secret))
+        except ValueError as error:
+            raise self._failed(str(error)) from error
+
+    def _token(
+        self, repository: str, challenge: Challenge, credential: Credential | None
+    ) -> tuple[str, float]:
+        """A token for pulling, and the seconds that it is good for."""
+        realm = challenge.parameters.get("realm", "")
+        try:
+            url = parse(realm)._replace(auth=None, fragment=None)
+        except ValueError as error:
+            raise self._failed(f"its challenge names no realm: {error}") from error
+        if self._scheme == "https" != url.scheme:
+            raise self._failed("it wants credentials to be sent without https")
+        fields = {"scope": f"repository:{repository}:pull"}
+        if "service" in challenge.parameters:
+            fields["service"] = challenge.parameters["service"]
+        client = Client(public(realm))
+        headers = {"accept": "application/json", "user-agent": _CLIENT}
+        if credential is not None and credential.means is Means.IDENTITY:
+            fields |= {"grant_type": "refresh_token", "client_id": _CLIENT}
+            fields["refresh_token"] = credential.secret
+            headers["content-type"] = "application/x-www-form-urlencoded"
+            reply = client.ask("POST", url, headers, body=urlencode(fields).encode())
+        else:
+            if credential is not None:
+                headers["authorization"] = self._basic(credential) or ""
+            given = f"{url.query}&" if url.query else ""
+            reply = client.ask("GET", url._replace(query=given + urlencode(fields)), headers)
+        try:
+            status = reply.response.status
+            if status in (401, 403, 429) or status >= 500:
+                raise client.refused(reply)
+            if status != 200:
+                raise self._failed(f"its realm answers {status}")
+            return self._understood(client.read(reply, _LARGEST_ANSWER))
+        finally:
+            discard(reply.response)
+
+    def _understood(self, answer: bytes) -> tuple[str, float]:
+        try:
+            facts = json.loads(answer)
+            token = facts.get("token") or facts["access_token"]
+            life = float(facts.get("expires_in") or _LIFE)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise self._failed("what its realm gives is no token") from None
+        return self._checked(token), life if life > 0 else _LIFE
+
+    def _checked(self, token: object) -> str:
+        if not isinstance(token, str) or not token or has_control_characters(token):
+            raise self._failed("what its realm gives is no token")
+        return authorization(token)
+
+    def _failed(self, reason: str) -> SourceError:
+        return SourceError(self._name, 0, reason, retryable=False)

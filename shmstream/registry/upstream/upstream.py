@@ -1,0 +1,140 @@
+"""A registry that is asked for what is not here.
+
+    authorised   ask with what proves who we are, and once more if the answer is that it does not
+    ask          a short answer, read as a whole
+
+All of it blocks. What an upstream refuses is a `SourceError` with its `status`; what it does not
+answer is one without.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+from urllib.parse import quote, urlencode
+
+from shmstream.errors import SourceError
+from shmstream.registry.upstream.credentials import Credential, find, is_hub
+from shmstream.registry.upstream.health import Reach
+from shmstream.registry.upstream.tokens import Tokens
+from shmstream.sources.http_client import Client, Reply, discard, parse
+
+T = TypeVar("T")
+
+_PATIENCE = (5.0, 20.0)  # s; to connect, and to answer a question that is no download
+_AGENT = {"user-agent": "shmstream"}
+_HUB = "registry-1.docker.io"  # where the API of Docker Hub is
+
+NO_SUCH_METHOD = (405, 501)
+"""Statuses of those who do not know what was asked for."""
+
+
+class Upstream:
+    """A registry, as the operator configured it. `name` is its URL.
+
+    Args:
+        url: http or https, perhaps with a path before `/v2/`.
+        namespace: what clients call it; None for the one that is meant where they do not say.
+        config: the path of a Docker config.json, for credentials.
+    """
+
+    def __init__(self, url: str, namespace: str | None = None, config: str | None = None) -> None:
+        """Raises:
+        ValueError: the URL is not valid.
+        """
+        parts = parse(url)
+        if is_hub(parts.host or ""):
+            parts = parts._replace(host=_HUB)
+        self._base = parts._replace(path=(parts.path or "").rstrip("/"))
+        self.name = self._base.url
+        self.host = parts.netloc or ""
+        self.namespace = namespace
+        self.is_hub = is_hub(self.host) or (namespace is not None and is_hub(namespace))
+        self._config = config
+        self._tokens = Tokens(self.name, parts.scheme or "", self._find)
+        self._client = Client(self.name, _PATIENCE)
+        self.reach = Reach(self.name)
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.name}>"
+
+    def _find(self) -> Credential | None:
+        return find(self.host, self.namespace, self._config, os.environ)
+
+    def full_name(self, name: str) -> str:
+        """Its own name for the repository that a client means by `name`."""
+        return f"library/{name}" if self.is_hub and "/" not in name else name
+
+    def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
+        """Of a part of its API."""
+        text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
+        return f"{text}?{urlencode(query)}" if query else text
+
+    def authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
+        """What `call` gives when it is called with the headers that are needed to be let in.
+
+        It is called again with others if the upstream wants others, for example because a token
+        has expired.
+        """
+        began = time.monotonic()
+        try:
+            found = self._authorised(repository, call)
+        except SourceError as error:
+            self.reach.failed(error, began)
+            raise
+        self.reach.answered()
+        return found
+
+    def _authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
+        authorization = self._tokens.current(repository)
+        try:
+            return call(_headers(authorization))
+        except SourceError as error:
+            if error.status != 401 or error.challenge is None:
+                raise
+            renewed = self._tokens.renew(repository, error.challenge, authorization)
+            if renewed is None:
+                raise
+        return call(_headers(renewed))
+
+    def ask(
+        self, method: str, repository: str, url: str, headers: Mapping[str, str], limit: int = 0
+    ) -> tuple[Mapping[str, str], bytes]:
+        """The headers and at most `limit` bytes of an answer that is what was asked for.
+
+        Raises:
+            SourceError: there is none.
+        """
+
+        def call(authorization: dict[str, str]) -> tuple[Mapping[str, str], bytes]:
+            headers_now = {**headers, **authorization}
+            reply = self._client.ask(method, parse(url), headers_now)
+            if method == "HEAD" and _wants_get(reply):
+                discard(reply.response)
+                headers_now["range"] = "bytes=0-0"
+                reply = self._client.ask("GET", parse(url), headers_now)
+            try:
+                if reply.response.status not in (200, 206):
+                    raise self._client.refused(reply)
+                data = self._client.read(reply, limit) if limit else b""
+                return reply.response.headers, data
+            finally:
+                discard(reply.response)
+
+        self.reach.check()
+        return self.authorised(repository, call)
+
+
+def _wants_get(reply: Reply) -> bool:
+    """Whether a HEAD request was refused for what it is.
+
+    The place that a registry redirects to may know only the very request it is meant for.
+    """
+    status = reply.response.status
+    return status in NO_SUCH_METHOD or (not reply.is_home and status in (400, 403))
+
+
+def _headers(authorization: str | None) -> dict[str, str]:
+    return _AGENT if authorization is None else {**_AGENT, "authorization": authorization}

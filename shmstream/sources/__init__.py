@@ -1,0 +1,40 @@
+"""Where bytes come from: files, iterables, HTTP, whatever fsspec knows, or a class of your own.
+
+A *source* opens at an offset and gives a *feed*, an iterable of buffers (`base`). `as_sources`
+tells which sources a user means by a URL, a path, a file object, ... (`select`). `HTTPSource` and
+`FsspecSource` are imported when they are first asked for, because each needs an extra.
+"""
+
+from typing import TYPE_CHECKING
+
+from shmstream.sources.base import Description, Feed, Source
+from shmstream.sources.local import FileSource, IterableSource, PathSource
+from shmstream.sources.select import as_sources
+
+if TYPE_CHECKING:
+    from shmstream.sources.fsspec import FsspecSource
+    from shmstream.sources.http import HTTPSource
+
+__all__ = [
+    "Description",
+    "Feed",
+    "FileSource",
+    "FsspecSource",
+    "HTTPSource",
+    "IterableSource",
+    "PathSource",
+    "Source",
+    "as_sources",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "HTTPSource":
+        from shmstream.sources.http import HTTPSource
+
+        return HTTPSource
+    if name == "FsspecSource":
+        from shmstream.sources.fsspec import FsspecSource
+
+        return FsspecSource
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

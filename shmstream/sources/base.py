@@ -1,0 +1,280 @@
+"""Where bytes come from: a *source* opens at an offset, and gives a *feed* to iterate over.
+
+    source.open(offset, validator) -> Feed    begin there, or at 0 where that cannot be
+    for data in feed                          buffers in order, each as soon as its bytes are there
+
+A feed that ends has given the whole blob. Whatever else happens is a `SourceError`, which says how
+far it came and whether trying again makes sense; trying again is up to the caller. A *validator*
+is a text that stays the same only while the bytes do: whoever resumes hands it back, and gets the
+blob from its beginning when it is another by now.
+
+`local`, `http` and `fsspec` have the sources of this library; `select` tells which of them a user
+means.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import urlsplit
+
+from shmstream.errors import SourceError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+# Trying again changes nothing about these.
+_HOPELESS = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
+    ValueError, TypeError, ImportError, NotImplementedError,
+)  # fmt: skip
+_HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
+
+
+def _nothing_to_close() -> None:
+    """There is nothing to let go of."""
+
+
+class KernelFeed(Protocol):
+    """The bytes of a feed, on a way to a file that does not lead through this process."""
+
+    def wait(self, gather: float, enough: int) -> bool:
+        """Wait until there are bytes to move; False at the end, when all were moved.
+
+        With `gather` they may, for so many seconds, unless there are `enough`; then it returns even
+        if none are there.
+
+        Raises:
+            SourceError: they do not come.
+        """
+
+    def move(self, fd: int, limit: int) -> int:
+        """Write what is there, at most `limit` bytes, to a file at its position; how many.
+
+        Waits for the file only.
+
+        Raises:
+            SourceError: the source fails.
+            OSError: the file does.
+        """
+
+
+@dataclass
+class Feed:
+    """An opened source: an iterable of buffers, each valid until the next is asked for.
+
+    Iterating blocks as long as the source does. A normal end means that the source says that the
+    blob is complete. One thread iterates; `close` may be called by any, any number of times. Close
+    it when done, or use it as a context manager: it may hold a file or a connection.
+
+    Attributes:
+        data: the bytes from `offset` on; raises `SourceError`.
+        offset: where in the blob the first byte is: what was asked for, or 0 if the content has
+            changed or the source cannot begin anywhere else.
+        size: of the whole blob in bytes; None if the source does not say.
+        validator: what `Source.open` takes to resume this very content; None if there is nothing.
+        media_type: as the source declares it; None if it does not.
+        close: lets go of what the feed holds.
+        by_kernel: another way to the same bytes, if there is one: all are taken in one of the two.
+    """
+
+    data: Iterator[Buffer] = field(repr=False)
+    offset: int = 0
+    size: int | None = None
+    validator: str | None = None
+    media_type: str | None = None
+    close: Callable[[], None] = field(default=_nothing_to_close, repr=False)
+    by_kernel: KernelFeed | None = field(default=None, repr=False)
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return self.data
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a source says of its blob without giving any of it; None for what it does not say."""
+
+    size: int | None = None
+    validator: str | None = None
+    media_type: str | None = None
+
+
+class Source(Protocol):
+    """Where the bytes of one blob come from. Anything with these two members is a source.
+
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people and logs: it never has credentials in it."""
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        """Begin at `offset` (bytes), provided that the content is what `validator` says.
+
+        If it is not, or if the source cannot begin there, the feed begins at 0: look at its
+        `offset`. Without a validator nobody checks. Blocks until the source has answered.
+
+        Raises:
+            SourceError: it cannot be opened.
+            ValueError: `offset` is negative.
+        """
+
+
+def describe(sources: Iterable[Source]) -> Description | None:
+    """What the first source that can tell without giving bytes says; None if none of them can.
+
+    Raises:
+        SourceError: the last one that was asked cannot be had.
+    """
+    failure = None
+    for source in sources:
+        tell = getattr(source, "describe", None)
+        if tell is not None:
+            try:
+                described: Description = tell()
+            except SourceError as error:
+                failure = error
+            else:
+                return described
+    if failure is not None:
+        raise failure
+    return None
+
+
+def open_at(source: Source, offset: int, validator: str | None) -> Feed:
+    """`source.open`; whatever it raises, for a source is anybody's code, is a `SourceError`."""
+    try:
+        return source.open(offset, validator)
+    except SourceError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(source.name, offset, reason, retryable=False) from error
+
+
+# What all sources share.
+
+
+def check_offset(offset: int) -> None:
+    """An offset is a number of bytes.
+
+    Raises:
+        ValueError: it is negative.
+    """
+    if offset < 0:
+        raise ValueError(f"an offset is a number of bytes from the beginning, not {offset}")
+
+
+def begin(offset: int, size: int | None, asked: str | None, validator: str | None) -> int:
+    """Where to begin: at `offset` if that exists in what was `asked` for, else at 0."""
+    same = asked is None or asked == validator
+    return offset if same and (size is None or offset <= size) else 0
+
+
+def public(url: str) -> str:
+    """`url` for people and logs: without user, password, fragment and the query's values."""
+    if "::" in url:  # fsspec's chains
+        return "::".join(public(link) for link in url.split("::"))
+    if url.isascii() and not any(mark in url for mark in "@?#"):
+        return url  # has nothing to hide
+    head, separator, rest = url.partition("://")
+    try:
+        netloc, path = urlsplit(url).netloc.rpartition("@")[2], rest.partition("#")[0]
+    except ValueError:
+        return f"{head}{separator}***"  # no valid URL: who knows what is where
+    path, question_mark, query = path.partition("?")
+    path = path.partition("/")[1] + path.partition("/")[2]
+    fields = (part.partition("=") for part in query.split("&"))
+    shown = "&".join(name + "=***" if equals else "***" for name, equals, _ in fields)
+    return f"{head}{separator}{netloc}{path}{question_mark}{shown if query else ''}"
+
+
+def explain(error: Exception, offset: int, *, name: str, retryable: bool = True) -> SourceError:
+    """What went wrong at `offset`, as a `SourceError`: no file or no permission stays that way."""
+    reason, number = str(error), None
+    if isinstance(error, OSError):
+        reason, number = error.strerror or reason, error.errno
+    hopeless = isinstance(error, _HOPELESS) or number in _HOPELESS_NUMBERS
+    return SourceError(
+        name, offset, reason or type(error).__name__, retryable=retryable and not hopeless
+    )
+
+
+def checked(
+    data: Iterator[Buffer],
+    offset: int,
+    size: int | None,
+    explained: Callable[[Exception, int], SourceError],
+) -> Iterator[Buffer]:
+    """The buffers of `data`; every failure, and an end that is not at `size`, is a SourceError."""
+    while True:
+        try:
+            given = next(data)
+        except StopIteration:
+            break
+        except SourceError:
+            raise
+        except Exception as error:
+            raise explained(error, offset) from error
+        offset += memoryview(given).nbytes
+        if size is not None and offset > size:
+            raise explained(EOFError(f"it gives more than its {size} bytes"), size)
+        yield given
+    if size is not None and offset < size:
+        raise explained(EOFError(f"it ended {size - offset} bytes short of its {size}"), offset)
+
+
+# The sources.
+
+
+# Reading whatever has bytes.
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a source says of a blob: bytes, a text that changes with them, and their media type."""
+
+    size: int | None = None
+    validator: str | None = None
+    media_type: str | None = None
+
+    def to_text(self, limit: int) -> bytes:
+        """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
+        facts = dict(vars(self))
+        for name in ("", "media_type", "validator"):
+            if name:
+                facts[name] = None
+            if len(text := json.dumps(facts).encode()) <= limit:
+                break
+        return text
+
+    @classmethod
+    def from_text(cls, text: bytes | str) -> Self:
+        """What `to_text` wrote; nothing but Nones from anything else."""
+        try:
+            facts = json.loads(text)
+            found = {each.name: facts.get(each.name) for each in fields(cls)}
+        except (ValueError, AttributeError, RecursionError):
+            return cls()
+        size, texts = found["size"], (found["validator"], found["media_type"])
+        good = size is None or (type(size) is int and size >= 0)
+        if not (good and all(each is None or isinstance(each, str) for each in texts)):
+            return cls()
+        return cls(**found)

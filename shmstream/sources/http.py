@@ -1,0 +1,228 @@
+"""`HTTPSource`: a blob behind an http or https URL, opened at an offset by a range request.
+
+    describe()                HEAD
+    open(offset, validator)   GET, with `Range` and `If-Range` when it begins behind 0
+      200                     the whole blob from 0: no range asked for, not supported, or changed
+      206                     the rest, if Content-Range says that it is what was asked for
+      416                     nothing left, if the blob has just `offset` bytes
+      3xx                     ask there; to another origin nothing goes that the user gave
+      anything else           SourceError, and whether it may pass
+
+Needs urllib3, the extra `http`. How it asks, and which connections it keeps: http_client.py. How
+the bytes get to the file: http_body.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+from shmstream.sources.base import Description, Feed, check_offset, checked, public
+from shmstream.sources.http_body import Body
+from shmstream.sources.http_client import (
+    Client,
+    Reply,
+    authorization,
+    close_pools,
+    credentials_in,
+    date,
+    discard,
+    has_control_characters,
+    parse,
+    valid_headers,
+)
+
+if TYPE_CHECKING:
+    import urllib3
+
+__all__ = ["HTTPSource", "close_pools"]
+
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)", re.IGNORECASE)
+
+
+class HTTPSource:
+    """A blob behind an http or https URL.
+
+    TLS certificates are verified, against those of SSL_CERT_FILE where that is set. Proxies come
+    from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
+    followed, though not from https to http. The body is taken as it is stored, never decoded.
+    Nothing is tried twice: that is up to the caller. Any thread may use it, and a forked child.
+
+    Args:
+        url: user and password in it are sent as basic authentication, and appear nowhere else.
+        headers: sent with every request. After a redirect to another scheme, host or port only
+            Accept, Accept-Language and User-Agent are.
+        auth: a pair (user, password), or the text of a bearer token. Goes to no other origin.
+        timeout: seconds to wait for a connection, and for the next bytes. Looking up a name takes
+            as long as the system's resolver does.
+        pool: a PoolManager to use for everything, in place of this process's own.
+
+    Raises:
+        ValueError: the URL or a header is not valid, or has a line break in it.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | str | None = None,
+        timeout: tuple[float, float] = (10.0, 30.0),
+        pool: urllib3.PoolManager | None = None,
+    ) -> None:
+        parts = parse(url)
+        self._url = parts._replace(auth=None, fragment=None)
+        self._headers = valid_headers(headers or {})
+        if auth is None and "authorization" not in self._headers:
+            auth = credentials_in(parts)
+        if auth is not None:
+            if "authorization" in self._headers:
+                raise ValueError("either `auth` or a header Authorization")
+            self._headers |= valid_headers({"authorization": authorization(auth)})
+        self.name = public(url)
+        self._client = Client(self.name, timeout, pool)
+        self._timeout = timeout[1]
+
+    def __repr__(self) -> str:
+        return f"HTTPSource({self.name!r})"
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        """Ask for the blob from `offset` on; see `Source.open`.
+
+        Blocks until the head of the answer is there. Then an iteration of the feed blocks until
+        some bytes are, and fails when none came for the read timeout. The feed's `close` drops the
+        connection unless the body was read to its end, and makes a thread that waits for bytes
+        fail at once. It cannot do so to a thread that is still in `open`.
+
+        The feed's validator is a strong ETag, else a Last-Modified at least a second older than
+        the answer. An answer with neither Content-Length nor chunks ends where its connection
+        does, cut off or not: only a digest can tell.
+
+        Raises:
+            SourceError: retryable if the network or the server may do better in a moment.
+            ValueError: `offset` is negative.
+        """
+        check_offset(offset)
+        feed = None
+        if offset and (validator is None or _is_for_if_range(validator)):
+            feed = self._ask(offset, validator)
+        return feed or cast("Feed", self._ask(0, None))
+
+    def describe(self) -> Description:
+        """What a HEAD request tells. Blocks until the answer is there.
+
+        Raises:
+            SourceError: as `open`.
+        """
+        reply = self._request("HEAD", 0, None)
+        response = reply.response
+        try:
+            if response.status != 200:
+                raise self._client.refused(reply)
+            headers = response.headers
+            self._check_coding(headers, 0)
+            return Description(_size(headers), _validator(headers), headers.get("content-type"))
+        finally:
+            discard(response)
+
+    def _ask(self, offset: int, validator: str | None) -> Feed | None:
+        """The feed from `offset`; None if there is nothing to be had but from 0."""
+        reply = self._request("GET", offset, validator)
+        try:
+            feed = self._judge(reply, offset, validator)
+        except BaseException:
+            discard(reply.response)
+            raise
+        if feed is None:
+            discard(reply.response)
+        return feed
+
+    def _request(self, method: str, offset: int, validator: str | None) -> Reply:
+        headers = dict(self._headers)
+        if offset:
+            headers["range"] = f"bytes={offset}-"
+            if validator is not None:
+                headers["if-range"] = validator
+        return self._client.ask(method, self._url, headers, offset=offset)
+
+    def _judge(self, reply: Reply, offset: int, validator: str | None) -> Feed | None:
+        """What the head of an answer promises; None if it is not what `validator` says."""
+        response = reply.response
+        headers, status = response.headers, response.status
+        current = _validator(headers)
+        start, size = _content_range(headers)
+        if offset and status in (206, 416):
+            # A 416 brings no bytes, and need not say whose it is: the size will do.
+            if not (size == offset if status == 416 else _is_same(validator, headers)):
+                return None
+            current = validator or current
+            if status == 416:
+                discard(response)
+                return Feed(iter(()), offset, size, current)
+        if status not in (200, 206):
+            raise self._client.refused(reply, offset)
+        if status == 206 and start != offset:
+            told = headers.get("content-range", "no range at all")
+            raise self._client.failed(
+                offset, f"asked for bytes {offset}-, it answered with {told!r}"
+            )
+        self._check_coding(headers, offset)
+        if status == 200:
+            offset = 0
+            size = _size(headers)
+        body = Body(response, offset, self._timeout, self._client.explain)
+        data = checked(iter(body), offset, size, self._client.explain)
+        by_kernel = body if size is not None and body.length == size - offset else None
+        return Feed(data, offset, size, current, headers.get("content-type"), body.close, by_kernel)
+
+    def _check_coding(self, headers: Mapping[str, str], offset: int) -> None:
+        """Refuse a body whose bytes are not the blob's, or whose end cannot be known."""
+        for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
+            coding = headers.get(header, plain).strip()
+            if coding.lower() != plain:
+                raise self._client.failed(offset, f"its answer has the {header} {coding!r}")
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            raise self._client.failed(offset, f"its answer has the content-length {length!r}")
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """What `If-Range` takes: what is strong enough (RFC 9110, 8.8.1 and 8.8.2.2)."""
+    etag = headers.get("etag", "")
+    if etag.startswith('"'):
+        return etag
+    changed, now = date(headers.get("last-modified")), date(headers.get("date"))
+    old_enough = changed is not None and now is not None and changed + 1 <= now
+    return headers["last-modified"] if old_enough else None
+
+
+def _is_for_if_range(validator: str) -> bool:
+    """Whether it can have come from `_validator`, and not from a source of another kind."""
+    if has_control_characters(validator):
+        return False
+    return validator.startswith('"') or date(validator) is not None
+
+
+def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
+    """Whether a partial answer is of the content that was asked for, as far as it says so.
+
+    A server that knows ranges but not `If-Range` would let two contents be put together, so one
+    that does not say is not believed.
+    """
+    field = "etag" if validator is not None and validator.startswith('"') else "last-modified"
+    return validator is None or headers.get(field) == validator
+
+
+def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
+    """Where a partial answer begins, and the size of the whole."""
+    told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+    if told is None:
+        return None, None
+    return int(told[1]) if told[1] else None, int(told[2])
+
+
+def _size(headers: Mapping[str, str]) -> int | None:
+    """Of the body that follows, or would; `_check_coding` has seen that it is a number."""
+    length = headers.get("content-length")
+    return int(length) if length and "transfer-encoding" not in headers else None

@@ -1,0 +1,353 @@
+"""One HTTP request and its answer, after all redirects. What the user gave stays at home.
+
+    ask         through the pools of this process; 3xx: ask there, where only harmless headers go
+    read        a short body as a whole
+    refused     an answer that is not what was asked for, as a SourceError
+    explain     no answer, or one that breaks off, as a SourceError
+
+Needs urllib3, the extra `http`. Connections are kept for reuse in pools, one for this process and
+one for each proxy that its environment names; `close_pools` closes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from email.utils import mktime_tz, parsedate_tz
+from http.client import HTTPException
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urljoin
+from urllib.request import proxy_bypass
+
+from shmstream.errors import SourceError
+from shmstream.sources.base import public
+from shmstream.system import process
+
+try:
+    import urllib3
+except ImportError as missing:
+    raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from missing
+from urllib3 import exceptions
+from urllib3.util import Timeout, Url, make_headers, parse_url
+
+_READ_SIZE = 64 * 1024  # bytes
+_MAX_REDIRECTS = 10
+_WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
+_MAY_PASS = frozenset((408, 425, 429))  # and all 5xx
+_GO_ANYWHERE = frozenset(("accept", "accept-language", "user-agent"))
+_OURS = frozenset(
+    ("range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding")
+)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Reply(NamedTuple):
+    """An answer; `is_home` unless a redirect has led to another scheme, host or port."""
+
+    response: urllib3.BaseHTTPResponse
+    is_home: bool
+
+
+class Client:
+    """Asks, in the name of one source, which is what its errors call it. Any thread may use it.
+
+    `timeout`: seconds to wait for a connection, and for the next bytes. `pool`: to be used for
+    everything, in place of this process's own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        timeout: tuple[float, float] = (10.0, 30.0),
+        pool: urllib3.PoolManager | None = None,
+    ) -> None:
+        self.name = name
+        self._connect_timeout, self._read_timeout = timeout
+        self._pool = pool
+
+    def ask(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        *,
+        offset: int = 0,
+        body: bytes | None = None,
+    ) -> Reply:
+        """The answer, after all redirects, its body not yet read: that, or `discard`, is to do.
+
+        Blocks until its head is there. A request with a body is not sent on to anywhere.
+
+        Raises:
+            SourceError: there is no answer, or a redirect that is not to be followed.
+        """
+        home = origin_of(url)
+        headers = {"accept-encoding": "identity", **headers}
+        for _ in range(_MAX_REDIRECTS + 1):
+            try:
+                response = self._manager(url).urlopen(
+                    method,
+                    url.url,
+                    body=body,
+                    headers=headers,
+                    redirect=False,
+                    retries=False,
+                    preload_content=False,
+                    decode_content=False,
+                    timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
+                )
+            except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+                raise self.explain(error, offset) from error
+            location = response.get_redirect_location()
+            if not location:
+                return Reply(response, origin_of(url) == home)
+            discard(response)
+            if body is not None:
+                raise self.failed(offset, "it redirects what was sent to it")
+            there = self._redirected(url, location, offset)
+            if origin_of(there) != origin_of(url):
+                kept = _GO_ANYWHERE | _OURS
+                headers = {name: value for name, value in headers.items() if name in kept}
+            url = there
+        raise self.failed(offset, f"it redirects more than {_MAX_REDIRECTS} times")
+
+    def _redirected(self, url: Url, location: str, offset: int) -> Url:
+        try:
+            there = parse(urljoin(url.url, location))
+        except ValueError as error:
+            raise self.failed(offset, f"it redirects elsewhere than to a URL: {error}") from None
+        if url.scheme == "https" != there.scheme:
+            raise self.failed(offset, "it redirects from https to http")
+        return there._replace(auth=None, fragment=None)
+
+    def _manager(self, url: Url) -> urllib3.PoolManager:
+        return self._pool if self._pool is not None else _pool_for(url.scheme, _proxy_for(url))
+
+    def read(self, reply: Reply, limit: int) -> bytes:
+        """The whole body, of at most `limit` bytes, as it was sent. Blocks until it is here.
+
+        Raises:
+            SourceError: it is longer, or breaks off.
+        """
+        data = bytearray()
+        try:
+            while more := reply.response.read(min(_READ_SIZE, limit + 1 - len(data))):
+                data += more
+        except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+            raise self.explain(error, len(data)) from error
+        if len(data) > limit:
+            raise self.failed(0, f"its answer is longer than {limit} bytes")
+        return bytes(data)
+
+    def refused(self, reply: Reply, offset: int = 0) -> SourceError:
+        """The error for an answer with a status that is of no use.
+
+        A challenge of another origin is not told: nobody is to answer it with what is ours.
+        """
+        response = reply.response
+        status = response.status
+        return SourceError(
+            self.name,
+            offset,
+            f"it answered {status} {response.reason or ''}".rstrip(),
+            retryable=status in _MAY_PASS or 500 <= status <= 599,
+            retry_after=_seconds(response.headers.get("retry-after")),
+            status=status,
+            challenge=response.headers.get("www-authenticate") if reply.is_home else None,
+        )
+
+    def failed(self, offset: int, reason: str) -> SourceError:
+        """The error for an answer that will be of no use next time either."""
+        return SourceError(self.name, offset, reason, retryable=False)
+
+    def explain(self, error: Exception, offset: int) -> SourceError:
+        """The error for what urllib3 and the network raise."""
+        cause = root(error)
+        if isinstance(cause, TimeoutError):
+            bounds = f"{self._connect_timeout:g} s to connect, {self._read_timeout:g} s to read"
+            reason = f"no answer in time ({bounds})"
+        elif isinstance(error, exceptions.NameResolutionError):
+            reason = f"its name cannot be resolved: {cause}"
+        else:
+            reason = str(cause) or type(cause).__name__
+        # Certificates that are not valid, and names and URLs that are not, are ValueErrors.
+        return SourceError(self.name, offset, reason, retryable=not isinstance(cause, ValueError))
+
+
+def root(error: BaseException) -> BaseException:
+    """What urllib3, or a `SourceError`, wraps."""
+    inner = (arg for arg in reversed(error.args) if isinstance(arg, BaseException))
+    cause = error.__cause__ or next(inner, None)
+    return error if cause is None else root(cause)
+
+
+def could_not_connect(error: SourceError) -> bool:
+    """Whether not even a connection could be had."""
+    kinds = (exceptions.ConnectTimeoutError, exceptions.NewConnectionError)
+    return isinstance(error.__cause__, kinds)
+
+
+def discard(response: urllib3.BaseHTTPResponse) -> None:
+    """Let go of an answer whose body nobody wants."""
+    length = getattr(response, "length_remaining", None)
+    if length is not None and length <= _WORTH_DRAINING:
+        response.drain_conn()
+    response.close()
+    response.release_conn()  # a pool that is bounded counts it, closed or not
+
+
+# What is sent.
+
+
+def parse(url: str) -> Url:
+    """The parts of an http or https URL.
+
+    Raises:
+        ValueError: it is none; the message shows no credentials.
+    """
+    if _CONTROL.search(url):
+        raise ValueError("a URL has no line breaks or other control characters")
+    try:
+        parts = parse_url(url)
+    except exceptions.LocationParseError:
+        parts = Url()  # its message would show the whole URL, credentials and all
+    if parts.scheme not in ("http", "https") or not parts.host or " " in parts.host:
+        raise ValueError(f"not a valid http or https URL: {public(url)!r}")
+    return parts
+
+
+def origin_of(url: Url) -> tuple[str | None, str | None, int]:
+    """Scheme, host and port."""
+    return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def credentials_in(url: Url) -> tuple[str, str] | None:
+    """User and password, if there are any in it."""
+    if url.auth is None:
+        return None
+    user, _, password = url.auth.partition(":")
+    return unquote(user), unquote(password)
+
+
+def valid_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The same, with names in lower case.
+
+    Raises:
+        ValueError: one is not valid, has a line break in it, or is not the user's to set.
+    """
+    for name, value in headers.items():
+        if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
+            raise ValueError(f"not a header to set: {name!r}")
+        if has_control_characters(value.replace("\t", " ")):
+            raise ValueError(f"the value of header {name} has control characters")
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether it has any, such as line breaks."""
+    return _CONTROL.search(text) is not None
+
+
+def authorization(auth: tuple[str, str] | str) -> str:
+    """The header's value for a pair (user, password), or for the text of a bearer token.
+
+    Raises:
+        ValueError: such a user cannot be told.
+    """
+    if isinstance(auth, str):
+        return f"Bearer {auth}"
+    user, password = auth
+    if ":" in user:
+        raise ValueError("a user name for basic authentication has no colon")
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+# What is answered.
+
+
+def date(text: str | None) -> int | None:
+    """A date in a header, as seconds since 1970; None if it is none."""
+    parts = parsedate_tz(text) if text else None
+    return mktime_tz(parts) if parts else None
+
+
+def _seconds(text: str | None) -> float | None:
+    """`Retry-After` in seconds: it is a number of them, or a date."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return float(text)
+    when = date(text)
+    return None if when is None else max(when - time.time(), 0.0)
+
+
+# The pools of this process.
+
+_lock = threading.Lock()
+_pools: dict[tuple[str | None, str | None], urllib3.PoolManager] = {}  # by scheme and proxy
+_inherited: list[object] = []
+
+
+def _proxy_for(url: Url) -> str | None:
+    proxy = _named(url.scheme or "") or _named("all")
+    if not proxy or proxy_bypass(url.netloc or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _named(kind: str) -> str | None:
+    """The proxy of the environment, as `getproxies` has it, which looks at all variables for it."""
+    lower = f"{kind}_proxy"
+    upper = lower.upper()
+    if upper == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
+        upper = lower  # a CGI program: the client has set it, by a header `Proxy`
+    return os.environ.get(lower, os.environ.get(upper))
+
+
+def _pool_for(scheme: str | None, proxy: str | None) -> urllib3.PoolManager:
+    with _lock:
+        if (scheme, proxy) not in _pools:
+            # One context for all: to load the system's certificates takes milliseconds.
+            context = ssl.create_default_context() if scheme == "https" else None
+            options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
+            _pools[scheme, proxy] = _new_pool(proxy, options)
+        return _pools[scheme, proxy]
+
+
+def _new_pool(proxy: str | None, options: dict[str, Any]) -> urllib3.PoolManager:
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    auth = parse_url(proxy).auth
+    headers = make_headers(proxy_basic_auth=unquote(auth)) if auth else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+
+
+def close_pools() -> None:
+    """Close the idle connections of this process; those in use are closed after use.
+
+    Sources go on to work: the next `open` connects anew, and reads SSL_CERT_FILE again.
+    """
+    with _lock:
+        pools = list(_pools.values())
+        _pools.clear()
+    for pool in pools:
+        pool.clear()
+
+
+def _forget() -> None:
+    """In a forked child: the connections are the parent's.
+
+    To close them here would take locks that a thread of the parent may have held at the fork.
+    """
+    global _lock, _pools
+    _inherited.append(_pools)
+    _lock, _pools = threading.Lock(), {}
+
+
+process.after_fork(_forget)

@@ -1,0 +1,121 @@
+"""`as_sources`: which sources a user means.
+
+"https://..."                    HTTPSource      (extra `http`)
+"scheme://...", "a::b://..."     FsspecSource    (extra `fsspec`)
+other text, a PathLike           PathSource
+a binary file object             FileSource
+a buffer such as bytes           FileSource of it
+an object with `name` and `open(offset, ...)`    is a source
+an iterable of buffers           IterableSource
+a list or tuple of the above     each, tried in order; one of buffers is an iterable of buffers
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import os
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
+
+from shmstream.sources.base import Source
+from shmstream.sources.local import FileSource, IterableSource, PathSource
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+OneSource: TypeAlias = Union[str, os.PathLike[str], BinaryIO, Source]  # noqa: UP007
+AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
+
+_URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+
+
+def as_sources(source: AnySource) -> list[Source]:
+    """The sources that `source` means, in the order in which they are to be tried.
+
+    Opens nothing and asks nobody.
+
+    Raises:
+        TypeError: it is none of those that this module names.
+        ValueError: it is a URL that is not valid, or a list of nothing.
+        ImportError: the extra for such a URL is not installed; the message names it.
+    """
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("at least one source: this is an empty list")
+        if not any(_is_one(item) for item in source):
+            return [IterableSource(_buffers_only(source))]
+        return [_as_source(item) for item in source]
+    if _is_one(source):
+        return [_as_source(source)]
+    if _is_buffer(source):
+        return [FileSource(io.BytesIO(source), f"<{type(source).__name__}>")]
+    if isinstance(source, Iterable):
+        return [IterableSource(cast("Iterable[Buffer]", source))]
+    raise _no_source(source)
+
+
+def _as_source(source: object) -> Source:
+    if _is_source(source):
+        return source
+    if isinstance(source, str):
+        return _named(source)
+    if isinstance(source, os.PathLike):
+        return PathSource(os.fspath(source))
+    if _is_file(source):
+        return FileSource(source)
+    raise _no_source(source)
+
+
+def _named(name: str) -> Source:
+    url = _URL.match(name)
+    if url is None:
+        return PathSource(name)
+    if url[1] is None and url[2].lower() in ("http", "https"):
+        from shmstream.sources.http import HTTPSource
+
+        return HTTPSource(name)
+    from shmstream.sources.fsspec import FsspecSource
+
+    return FsspecSource(name)
+
+
+def _is_one(source: object) -> bool:
+    return isinstance(source, str | os.PathLike) or _is_source(source) or _is_file(source)
+
+
+def _is_source(source: object) -> TypeGuard[Source]:
+    open_at = getattr(source, "open", None)
+    if isinstance(source, type) or not callable(open_at) or not hasattr(source, "name"):
+        return False
+    try:
+        return "offset" in inspect.signature(open_at).parameters
+    except ValueError:  # a function in C
+        return False
+
+
+def _is_file(source: object) -> TypeGuard[BinaryIO]:
+    return callable(getattr(source, "read", None))
+
+
+def _is_buffer(source: object) -> TypeGuard[Buffer]:
+    try:
+        memoryview(source).release()  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
+
+
+def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
+    for item in items:
+        if not _is_buffer(item):
+            raise _no_source(item)
+    return items  # type: ignore[return-value]
+
+
+def _no_source(source: object) -> TypeError:
+    return TypeError(
+        "a source is a URL, a path, a binary file object, an iterable of buffers, an object with "
+        f"`name` and `open(offset, validator)`, or a list of these; not {type(source).__name__}"
+    )

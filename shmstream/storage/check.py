@@ -1,0 +1,235 @@
+"""What a store should look like, and what to do about what does not.
+
+`check` looks at everything and changes nothing, but notes what it has hashed: at the files one by
+one, at the streams of this store by their invariants (invariants.py), and at what the dead have
+left of any stream of this user, because that is what `gc` removes: streams, slots and doorbells of
+the dead, partial files that no download can go on with, journals and records without their file.
+Both may run at any time: whatever a live process holds is locked, and what a process is just making
+is younger than `_GRACE`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, StreamNotFound, WriterDied
+from shmstream.storage.flights import streams
+from shmstream.storage.gc import is_abandoned
+from shmstream.storage.journal import Journal
+from shmstream.storage.layout import Entry, Layout, Record
+from shmstream.stream import doorbell, segment
+from shmstream.stream.control_block import Block
+from shmstream.stream.digest import digest_of
+from shmstream.stream.invariants import MOMENT, Glance, breaches
+from shmstream.stream.seal import is_sealed, seal
+from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import deaf, forsaken
+
+_HALF_MADE = 0.3  # s; a stream that is made so slowly is not being made
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be. `kind` is one of:
+
+    `damaged`: a blob whose bytes are not what its name says, or a journal that cannot be read;
+    `foreign`: nothing that a store has; `abandoned`: a partial file, journal, record, stream or
+    doorbell that nobody alive uses, which `gc` removes; `unrecorded`: a named blob without its
+    record; `exposed`: a file that others may write to; `inconsistent`: shared memory that says what
+    is not so.
+    """
+
+    kind: str
+    path: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.path}: {self.detail}"
+
+
+def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
+    """Everything that is not as it should be; `verify` as in `Store.check`."""
+    before = {stream.block.token: Glance.at(stream) for stream in streams()}
+    began = time.monotonic()
+    found = []
+    for entry in layout.entries():
+        found += _check_entry(layout, entry, verify)
+    if before:
+        time.sleep(max(began + MOMENT - time.monotonic(), 0.0))
+    return found + _check_streams(layout, before)
+
+
+# The folder.
+
+
+def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
+    found = []
+    facts = entry.facts
+    exposed = stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o022
+    if facts.st_uid != os.geteuid() or exposed:
+        found.append(Finding("exposed", entry.path, "others own it, or may write to it"))
+    if entry.kind == "foreign":
+        found.append(Finding("foreign", entry.path, "no file of a store"))
+    elif entry.kind == "blob":
+        found += _check_blob(layout, entry, verify)
+    elif is_abandoned(entry):
+        found.append(Finding("abandoned", entry.path, f"a {entry.kind} that nobody goes on with"))
+    elif entry.kind == "journal" and (defect := _defect_of(entry.path)) is not None:
+        found.append(Finding("damaged", entry.path, defect))
+    return found
+
+
+def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
+    shelf, name = os.path.split(entry.path)
+    digest: str | None = f"{os.path.basename(shelf)}:{name}"
+    if digest == f"named:{name}":
+        record = layout.read_record(entry.path)
+        if record is None:
+            if layout.size_of(entry.path) < 0:  # evicted, and its record with it
+                return []
+            return [Finding("unrecorded", entry.path, "its key is not known any more")]
+        digest = record.digest
+        if digest is None and verify is not False:
+            _complete(layout, entry.path, record)
+    if verify is False or digest is None:
+        return []
+    if verify is None and is_sealed(entry.path, entry.facts, digest):
+        return []
+    got = _verify(entry.path, digest)
+    return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
+
+
+def _complete(layout: Layout, path: str, record: Record) -> None:
+    """Record the digest of a named blob, as its leader would have, had it not been killed then."""
+    try:
+        place = layout.place(record.key)
+    except ValueError:  # the record says anything
+        return
+    with _opened(path) as fd:
+        if fd is None or path != place.path:
+            return
+        digest = digest_of(fd, place.algorithm)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(fd)):
+                layout.write_record(place, replace(record, digest=digest))
+
+
+def _verify(path: str, digest: str) -> str:
+    """The digest that a blob really has; it is sealed if that is the right one."""
+    with _opened(path) as fd:
+        if fd is None:
+            return digest
+        got = digest_of(fd, digest.partition(":")[0])
+        if got == digest:
+            os.fdatasync(fd)
+            seal(fd, digest)
+        return got
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int | None]:
+    """A descriptor of a blob; None if it was evicted."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _defect_of(path: str) -> str | None:
+    """What is wrong with a journal, also a moment later: somebody may be writing it."""
+    algorithm = "sha512" if os.path.basename(os.path.dirname(path)) == "sha512" else "sha256"
+    if Journal(path, algorithm).defect is None:
+        return None
+    time.sleep(MOMENT)
+    return Journal(path, algorithm).defect
+
+
+# Shared memory.
+
+
+def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
+    found = []
+    bells: dict[int, list[str]] = {}
+    for token, bell in doorbell.names():  # before the streams: none is younger than its bells
+        bells.setdefault(token, []).append(bell)
+    for name in segment.names():
+        try:
+            with Stream.attach(name, timeout=0) as stream:
+                token = stream.block.token
+                glance = before.get(token, Glance())
+                found += _check_stream(layout, stream, glance, bells.pop(token, []))
+        except StreamNotFound:
+            found += _check_half_made(name)
+        except (DamagedSegment, ForeignSegment) as error:
+            found += _check_damaged(layout, name, error.reason)
+            bells.clear()  # some may be its
+    return found + [
+        Finding("abandoned", bell, "a doorbell, and its stream is gone")
+        for each in bells.values()
+        for bell in each
+    ]
+
+
+def _check_stream(
+    layout: Layout, stream: Stream, before: Glance, bells: list[str]
+) -> list[Finding]:
+    name, path, block, lock = stream.name, stream.path, stream.block, stream.lock
+    if stream.is_orphaned() and not lock.is_held_elsewhere(block.slots_span):
+        if not lock.is_at(segment.path_of(name)):
+            return []
+        return [Finding("abandoned", path, f"stream {name} has neither leader nor reader")]
+    found = [
+        Finding("abandoned", bell, f"a reader of stream {name} was killed, and left its doorbell")
+        for each in forsaken(block, lock, bells).values()
+        for bell in sorted(each)
+    ]
+    found += [
+        Finding("inconsistent", bell, f"a reader of stream {name} has lost its doorbell")
+        for bell in deaf(block, lock)
+    ]
+    if layout.has(path):
+        found += [
+            Finding("inconsistent", path, f"stream {name}: {each}")
+            for each in breaches(stream, before)
+        ]
+    return found
+
+
+def _check_half_made(name: str) -> list[Finding]:
+    """What to say of a stream that is only just being made, or was and never will be."""
+    path = segment.path_of(name)
+    try:
+        if os.path.lexists(path):
+            Stream.attach(name, timeout=_HALF_MADE).close()
+    except WriterDied:
+        return [Finding("abandoned", path, "a stream whose writer was killed while it made it")]
+    except CannotStart:
+        pass  # gone
+    return []
+
+
+def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
+    """What to say of shared memory that nobody will attach to: it may be another version's."""
+    path = segment.path_of(name)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # gone, or no file
+        return []
+    try:
+        ours = layout.has(os.fsdecode(Block.read(fd).path))
+    finally:
+        os.close(fd)
+    return [Finding("inconsistent" if ours else "foreign", path, reason)]
+
+
+# What is of no use any more.

@@ -1,0 +1,58 @@
+"""`gc`: removes what dead processes left, in the store's folder and in shared memory.
+
+Whatever a live process holds is locked, and what a process is just making is younger than `_GRACE`,
+so `gc` may run at any time, from any process.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from shmstream.storage.flights import streams
+from shmstream.storage.journal import Journal
+from shmstream.storage.layout import JOURNAL, Entry, Layout
+from shmstream.stream import doorbell
+from shmstream.stream.claims import sweep
+from shmstream.stream.partial import is_written, remove_partial
+from shmstream.stream.subscribers import forsaken, reclaim
+
+_GRACE = 60.0  # s; what is younger may be about to get what it lacks
+
+
+def gc(layout: Layout, *, partial_age: float) -> list[str]:
+    """Remove what dead processes left; names and paths of what went."""
+    removed = sweep()
+    for stream in streams():
+        bells = [bell for _, bell in doorbell.names(stream.block.token)]
+        for index, left in forsaken(stream.block, stream.lock, bells).items():
+            removed += reclaim(stream.block, stream.lock, index, left)
+    for entry in sorted(layout.entries(blobs=False), key=lambda each: each.kind != "partial"):
+        if entry.kind != "foreign" and is_abandoned(entry, partial_age):
+            remove = remove_partial if entry.kind == "partial" else layout.remove
+            if remove(entry.path):
+                removed.append(entry.path)
+    return removed
+
+
+def is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
+    """Whether a partial file, journal or record is of no use to anybody, alive or to come."""
+    base = entry.path.rpartition(".shmstream-")[0]
+    try:
+        age = time.time() - os.stat(entry.path, follow_symlinks=False).st_mtime
+    except FileNotFoundError:
+        return False
+    partial = base + ".shmstream-partial"
+    if entry.kind == "temporary":
+        return age > _GRACE
+    if entry.kind == "partial":
+        useless = age > _GRACE and not _is_resumable(base)
+        return not is_written(partial) and (age > partial_age or useless)
+    if entry.kind == "journal":
+        return age > _GRACE and not os.path.lexists(partial)
+    return age > _GRACE and not os.path.lexists(partial) and not os.path.lexists(base)
+
+
+def _is_resumable(base: str) -> bool:
+    """Whether a journal vouches for anything of the partial file; cheaply, without reading it."""
+    return any(Journal(base + JOURNAL, each).vouches for each in ("sha256", "sha512"))

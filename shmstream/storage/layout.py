@@ -1,0 +1,372 @@
+"""The folder of a store: where everything lies, and whether the folder is fit for it.
+
+    .shmstream                          says that this is a store; locks are tried out on it
+    blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
+    blobs/sha512/<hex>
+    named/<sha256 of the key>           complete blobs whose key is no digest
+    <blob>.shmstream-partial            a partial file, beside the blob it will be
+    <blob>.shmstream-journal            what is needed to go on with it (journal.py)
+    <blob>.shmstream-record             of a named blob: its key, and what its source said of it
+
+A key never becomes a path: it is a digest in its one spelling, or it is hashed. Folders are 0700,
+files 0600. All of it belongs to one user, and nothing in it may be a symbolic link; whoever could
+write to the folder could give wrong bytes a right name, so a folder of others is refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from shmstream.errors import DamagedBlob, StoreUnusable
+from shmstream.sources.base import Metadata
+from shmstream.stream.partial import partial_path, sync_folder
+from shmstream.stream.segment import NAME_LIMIT
+from shmstream.system.locks import KernelLock, trouble_with_locks
+
+_MARK = "shmstream store, layout 1\n"
+_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
+_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
+_PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
+
+JOURNAL = ".shmstream-journal"
+RECORD = ".shmstream-record"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the blob of one key lies, and the name of the stream that brings it."""
+
+    key: str
+    path: str
+    digest: str
+    """What the bytes must have: `algorithm:hex`; the algorithm alone for a key that is none."""
+    _of: str
+    """Whose and which folder it is."""
+
+    @cached_property
+    def stream(self) -> str:
+        """The name of the stream, which no other key, folder or user has."""
+        raw = self.key.encode("utf-8", "surrogatepass")
+        hashed = hashlib.sha256(self._of.encode() + raw).digest()
+        return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
+
+    @property
+    def is_given(self) -> bool:
+        """Whether the key is a digest."""
+        return ":" in self.digest
+
+    @property
+    def algorithm(self) -> str:
+        """`sha256` or `sha512`."""
+        return self.digest.partition(":")[0]
+
+    @property
+    def partial(self) -> str:
+        """The partial file."""
+        return partial_path(self.path)
+
+    @property
+    def journal(self) -> str:
+        """The journal of the partial file."""
+        return self.path + JOURNAL
+
+    @property
+    def record(self) -> str:
+        """The record of a blob whose key is no digest."""
+        return self.path + RECORD
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of a blob whose key is no digest: the key, the digest its bytes had, what its source said."""
+
+    key: str
+    digest: str | None
+    metadata: Metadata
+
+
+class Entry(NamedTuple):
+    """A file of the store, as it was when it was looked at.
+
+    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` for what is about to be renamed,
+    or `foreign` for what is none of ours.
+    """
+
+    path: str
+    kind: str
+    facts: os.stat_result
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.facts.st_size
+
+    @property
+    def used(self) -> float:
+        """When it was last used, in seconds since 1970."""
+        return self.facts.st_atime
+
+
+class Layout:
+    """The folder of a store. Made if it is not there; holds nothing open."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        """Raises:
+        StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
+        """
+        self.folder = os.path.realpath(folder)
+        self._mark = os.path.join(self.folder, ".shmstream")
+        self._blobs = os.path.join(self.folder, "blobs", "")
+        self._named = os.path.join(self.folder, "named", "")
+        try:
+            self._begin()
+            for each in ("blobs", *_SHELVES):
+                self._make(os.path.join(self.folder, each))
+        except OSError as error:
+            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
+            raise StoreUnusable(self.folder, reason) from error
+        facts = os.stat(self.folder)
+        self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
+
+    def _begin(self) -> None:
+        """Make the folder and its mark; where locks do not work, leave nothing that was not there.
+
+        Nobody else can have a store there then, so nobody misses it.
+        """
+        above = [str(each) for each in Path(self.folder).parents]
+        made = [each for each in above if not os.path.lexists(each)]  # from the innermost
+        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
+        if self._make(self.folder):
+            made.insert(0, self.folder)
+        is_new = self.size_of(self._mark) <= 0
+        if is_new:
+            Path(self._mark).touch(0o600)
+        if (trouble := trouble_with_locks(self._mark)) is not None:
+            if is_new:
+                self.remove(self._mark)
+            with suppress(OSError):
+                for each in made:
+                    os.rmdir(each)
+            raise StoreUnusable(self.folder, f"its file system {trouble}")
+        if is_new:
+            Path(self._mark).write_text(_MARK)
+
+    def _make(self, path: str) -> bool:
+        """Make a folder, or see that it is a good one; whether it was made."""
+        made = False
+        try:
+            os.mkdir(path, 0o700)
+            made = True
+            sync_folder(os.path.dirname(path))
+        except FileExistsError:
+            pass
+        facts = os.stat(path, follow_symlinks=False)
+        if not stat.S_ISDIR(facts.st_mode):
+            raise StoreUnusable(self.folder, f"{path} is no folder, or a symbolic link to one")
+        if facts.st_uid != os.geteuid():
+            reason = (
+                f"user {facts.st_uid} owns {path}, and this is user {os.geteuid()}; "
+                "each user has a store of its own"
+            )
+            raise StoreUnusable(self.folder, reason)
+        if facts.st_mode & 0o022:
+            raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
+        return made
+
+    def take_place(self, limit: int) -> KernelLock | None:
+        """One of `limit` places that all processes share; None if all are taken.
+
+        Closing it, or the end of the process, however it ends, gives it back.
+        """
+        place = KernelLock(self._mark)
+        first = secrets.randbelow(limit) if limit else 0
+        for index in range(limit):
+            if place.try_acquire((_PLACES + (first + index) % limit, 1)):
+                return place
+        place.close()
+        return None
+
+    def is_time_to_tidy(self, interval: float) -> bool:
+        """Whether `interval` seconds have passed since this last said so, to any process."""
+        now = time.time()
+        if now - os.stat(self._mark).st_mtime < interval:
+            return False
+        os.utime(self._mark)
+        return True
+
+    def place(self, key: str) -> Place:
+        """Where the blob of that key lies, or will.
+
+        Raises:
+            ValueError: it is empty, or begins like a digest and is none.
+        """
+        if not isinstance(key, str) or not key:
+            raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
+        if key.startswith(("sha256:", "sha512:")):
+            if not _DIGEST.fullmatch(key):
+                raise ValueError(
+                    "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
+                    f"lower-case hex digits, unlike {key[:200]!r}"
+                )
+            path = self._blobs + key.replace(":", "/")
+            digest = key
+        else:
+            raw = key.encode("utf-8", "surrogatepass")
+            path = self._named + hashlib.sha256(raw).hexdigest()
+            digest = "sha256"
+        return Place(key, path, digest, self._identity)
+
+    def open(self, place: Place) -> tuple[int, int] | None:
+        """Descriptor and size of the complete blob, now the most recently used; None without one.
+
+        Raises:
+            DamagedBlob: what is there is no file.
+        """
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(place.path, flags)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise DamagedBlob(place.key, place.path, "it is a symbolic link") from error
+        facts = os.fstat(fd)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(fd)
+            raise DamagedBlob(place.key, place.path, "it is no file")
+        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
+        return fd, facts.st_size
+
+    def write_record(self, place: Place, record: Record, *, durable: bool = True) -> None:
+        """Store the record of a blob whose key is no digest, whole or not at all.
+
+        `durable`: have it on the disk before its name is there.
+        """
+        facts = {
+            "key": record.key,
+            "digest": record.digest,
+            "metadata": record.metadata.to_text(1 << 16).decode(),
+        }
+        temporary = f"{place.record}.{secrets.token_hex(4)}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                json.dump(facts, file)
+                file.flush()
+                if durable:
+                    os.fsync(fd)
+            os.rename(temporary, place.record)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
+    def read_record(self, path: str) -> Record | None:
+        """The record of the named blob at `path`, None if there is none that can be read."""
+        try:
+            facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
+            metadata, digest = Metadata.from_text(facts["metadata"]), facts["digest"]
+            if digest is not None and not _DIGEST.fullmatch(digest):
+                return None
+            return Record(str(facts["key"]), digest, metadata)
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None
+
+    def metadata(self, place: Place, fd: int) -> Metadata:
+        """What the source said of the complete blob that is open as `fd`, if that is recorded.
+
+        A blob whose key is a digest has no record: more than one source may have it.
+        """
+        if not place.is_given and (record := self.read_record(place.path)) is not None:
+            with suppress(FileNotFoundError):  # else the record may be another's by now
+                if os.path.samestat(os.stat(place.path), os.fstat(fd)):
+                    return record.metadata
+        return Metadata()
+
+    def size_of(self, path: str) -> int:
+        """Bytes of one file, -1 if it is not there."""
+        try:
+            return os.stat(path, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return -1
+
+    def remove(self, path: str) -> bool:
+        """Remove one file; whether it was there."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def key_of(self, path: str) -> str | None:
+        """The key of the blob at `path`; None for a named one whose record is lost."""
+        shelf, name = os.path.split(path)
+        algorithm = os.path.basename(shelf)
+        if algorithm != "named":
+            return f"{algorithm}:{name}"
+        record = self.read_record(path)
+        return None if record is None else record.key
+
+    def has(self, path: str) -> bool:
+        """Whether that is the path of something in this folder."""
+        return path.startswith(self.folder + os.sep)
+
+    def entries(self, *, blobs: bool = True) -> Iterator[Entry]:
+        """All files on the shelves, or all that is not named as a complete blob.
+
+        Symbolic links and folders count as foreign files.
+        """
+        for shelf, kind_of in _KINDS.items():
+            with os.scandir(os.path.join(self.folder, shelf)) as found:
+                for each in found:
+                    kind = kind_of(each.name)
+                    if kind == "blob" and not blobs:
+                        continue
+                    try:
+                        facts = each.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    yield Entry(
+                        each.path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts
+                    )
+
+    def blobs(self) -> list[Entry]:
+        """The complete blobs, the least recently used first."""
+        found = [each for each in self.entries() if each.kind == "blob"]
+        return sorted(found, key=lambda each: (each.used, each.path))
+
+
+def _naming(digits: int) -> Callable[[str], str]:
+    """What a file on a shelf is, by its name, which begins with so many hex digits."""
+    is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
+    suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+
+    def kind_of(name: str) -> str:
+        if is_blob(name):
+            return "blob"
+        stem, suffix = name[:digits], name[digits:]
+        if not is_blob(stem):
+            return "foreign"
+        if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
+            return "temporary"
+        return suffixes.get(suffix, "foreign")
+
+    return kind_of
+
+
+_KINDS = {shelf: _naming(digits) for shelf, digits in _SHELVES.items()}

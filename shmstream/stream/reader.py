@@ -1,0 +1,458 @@
+"""`InFlightCopier`: a reader's end of a stream. Attach, wait, read, seek, copy.
+
+How far may be read, and how to wait for more, is the business of `tail.py`. The bytes are then
+copied from the file. They are never mapped: a file that is truncated underneath gives a short read,
+which is an error, and not SIGBUS.
+"""
+
+from __future__ import annotations
+
+import io
+import operator
+import os
+import sys
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
+from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
+from shmstream.stream.partial import partial_path
+from shmstream.stream.stream import Stream
+from shmstream.stream.waiter import Tail
+from shmstream.system.copying import Destination, Mover
+from shmstream.system.process import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
+_SPAN = 4 << 20  # bytes; what `copy` moves at most before it notes its position
+
+
+@dataclass(frozen=True)
+class CopierStatistics:
+    """A stream as this reader sees it; sizes in bytes, `waits` counts blocked wake-ups."""
+
+    name: str
+    path: str
+    state: State
+    size: int | None
+    published: int
+    chunk_count: int
+    position: int
+    lag: int
+    waits: int
+
+
+class InFlightCopier(io.RawIOBase):
+    """A readable, seekable binary file: the blob, while it is still arriving.
+
+    Make one with `attach`, in any process of the same user, at any time from before the writer
+    starts until it closes the stream. Use it as a context manager. Reading waits for bytes that
+    are not there yet, also after `seek` ahead of the tail, and ends only where a committed blob
+    ends (I7).
+
+    - `for data in copier` yields bytes as they arrive (not lines).
+    - `read(n)` waits for all n bytes, as a file would give them; so whatever reads files
+      (`tarfile`, `pyarrow`, `pickle`, ...) can be given a copier. `read1(n)` and `readinto(b)` take
+      what is there.
+    - `copy(destination)` moves everything through the kernel.
+
+    Whatever was published can be read, even of a stream that was aborted or whose writer died;
+    then comes the error. Errors leave the position where it was, so reading again tries again.
+
+    One thread at a time may use a copier; several threads attach several. A forked child must
+    attach for itself: there an inherited copier raises `StreamClosed`.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        opened: tuple[int, tuple[int, int, int]],
+        tail: Tail,
+    ) -> None:
+        """Internal: use `attach`."""
+        self._stream = stream
+        self._block = stream.block
+        self._fd, self._identity = opened
+        self._tail = tail
+        self._position = 0
+        self._closed: str | None = None
+        self._is_settled = False
+        self.name = stream.name
+        self.path = stream.path
+        register(self, reads=True)
+
+    @classmethod
+    def attach(
+        cls,
+        name: str,
+        *,
+        timeout: float | None = None,
+        stall_timeout: float | None = None,
+        subscribes_late: bool = False,
+    ) -> InFlightCopier:
+        """Join the stream of that name, at its beginning.
+
+        Args:
+            name: the writer's `BlobStreamer.name`.
+            timeout: seconds to wait for a writer that is just starting; 5 when None.
+            stall_timeout: seconds that a read waits without any progress of the writer before it
+                raises `WriterStalled`; when None it waits for as long as the writer lives.
+            subscribes_late: take a slot when there is something to wait for, and not before. Until
+                then the writer knows nothing of this reader, and what is raised for want of a slot
+                or of resources is raised by what waits.
+
+        Raises:
+            StreamNotFound: no such stream appeared in time.
+            BlobAborted: it was aborted already, and why.
+            WriterDied: its writer died before there was anything to read.
+            NoFreeSlot: `max_subscribers` live readers are attached.
+            ForeignSegment, DamagedSegment, DamagedPartial: what is there is not to be trusted.
+            OutOfResources: descriptors or shared memory have run out.
+        """
+        with ExitStack() as undo:
+            stream = Stream.attach(name, timeout)
+            undo.callback(stream.close)
+            with naming_shortages(name, "shared memory (/dev/shm)"):
+                opened = _open_blob(stream)
+            undo.callback(os.close, opened[0])
+            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
+            undo.callback(tail.close)
+            copier = cls(stream, opened, tail)
+            undo.pop_all()
+        return copier
+
+    # What there is.
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return None if self._block.size == UNKNOWN else self._block.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that can be read without waiting."""
+        return self._block.published
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks that can be read without waiting."""
+        return self._block.chunk_count
+
+    @property
+    def state(self) -> State:
+        """Where the stream is in its life, as stored now."""
+        return State(self._block.state)
+
+    @property
+    def position(self) -> int:
+        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+        return self._position
+
+    @property
+    def metadata(self) -> bytes:
+        """What the writer stored of where the blob comes from; empty if nothing."""
+        return self._block.metadata
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the stream has not ended and has no live writer, just now."""
+        self._check_open()
+        return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    def is_same_stream(self, other: InFlightCopier) -> bool:
+        """Whether both read one stream, not just one of the same name."""
+        return self._block.token == other._block.token
+
+    def duplicate(self) -> int:
+        """Another descriptor of the file, for reading what is published; the caller's to close."""
+        self._check_open()
+        self._settle()
+        return os.dup(self._fd)
+
+    def stat(self) -> os.stat_result:
+        """Of the file that is read."""
+        self._check_open()
+        return os.fstat(self._fd)
+
+    def wait(self, want: int = UNKNOWN) -> int:
+        """Wait until `want` bytes are published, or the blob is complete; how many are published.
+
+        Raises:
+            StreamBroken: as `readinto`; it will not come to that.
+        """
+        self._check_open()
+        while (published := self._block.published) < want and self.state != State.COMMITTED:
+            self._tail.note(published)  # who waits lags behind nothing
+            self._ask(published, published + 1)
+        return published
+
+    def statistics(self) -> CopierStatistics:
+        """How far blob and reader are."""
+        published = self.published
+        return CopierStatistics(
+            name=self.name,
+            path=self.path,
+            state=self.state,
+            size=self.size,
+            published=published,
+            chunk_count=self.chunk_count,
+            position=self._position,
+            lag=max(published - self._position, 0),
+            waits=self._tail.waits,
+        )
+
+    def _readable(self, want: int) -> int:
+        """How far may be read, once that is at least `want` or the end: see `Tail.readable`."""
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+        readable = self._ask(self._position, want)
+        if not self._is_settled:
+            self._settle()
+        return readable
+
+    def _ask(self, position: int, want: int) -> int:
+        try:
+            return self._tail.readable(position, want)
+        except (ValueError, OSError):  # closed beneath us: memory and descriptors are gone
+            self._check_open()
+            raise
+
+    def _settle(self) -> None:
+        """Before the first bytes are read: until then, the writer may have taken another file."""
+        if not self._is_settled and self._block.published > 0:
+            if self._identity != self._block.file:
+                fd, self._identity = _open_blob(self._stream)
+                os.dup2(fd, self._fd, inheritable=False)
+                os.close(fd)
+            self._is_settled = True
+
+    # Reading.
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill `buffer` with what is there, waiting for at least one byte; 0 at the end.
+
+        Raises:
+            StreamBroken: see `BlobAborted`, `WriterDied`, `WriterStalled`, `DamagedPartial`.
+        """
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            if not len(view):
+                return 0
+            count = self._readable(self._position + 1) - self._position
+            if count <= 0:
+                return 0
+            return self._advance(os.preadv(self._fd, [view[:count]], self._position))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
+
+        Raises:
+            StreamBroken: as `readinto`; the bytes that can still be had are returned before.
+        """
+        if size is None or size < 0:
+            return self.readall()
+        if size == 0:
+            self._check_open()
+            return b""
+        start = self._position
+        count = min(self._readable(start + size) - start, size)
+        data = self._pread(count)
+        try:
+            while len(data) < count:
+                data += self._pread(count - len(data))
+        except DamagedPartial:
+            if not data:
+                raise  # else the next call raises it
+        return data
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        """What is there, waiting for at least one byte, at most `size` (or 64 KiB); b"" at the end.
+
+        Raises:
+            StreamBroken: as `readinto`.
+        """
+        limit = _BUFFER if size is None or size < 0 else size
+        if limit == 0:
+            return b""
+        return self._pread(min(self._readable(self._position + 1) - self._position, limit))
+
+    def readall(self) -> bytes:
+        """All bytes from the position to the end, waiting for it.
+
+        Raises:
+            StreamBroken: as `readinto`; what was read by then is given up.
+        """
+        start = self._position
+        try:
+            return b"".join(self)
+        except BaseException:
+            self._position = start
+            raise
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        data = self.read1()
+        if not data:
+            raise StopIteration
+        return data
+
+    def copy(self, destination: Destination, /) -> int:
+        """Write all bytes from the position to the end to `destination`; how many.
+
+        `destination` is a descriptor, a blocking socket or a binary file object. Files, sockets
+        and pipes are served by the kernel (`copy_file_range`, `sendfile`, `splice`) where it can.
+        Bytes go out as they arrive. Blocks for the writer and for the destination.
+
+        Raises:
+            StreamBroken: as `readinto`; what was copied by then stays copied, and `position` tells
+                how much that is.
+            TimeoutError: a socket with a timeout took nothing in that time.
+            OSError: whatever the destination raises.
+        """
+        mover = Mover(destination)
+        start = self._position
+        try:
+            while self.move(mover):
+                pass
+        finally:
+            mover.finish()
+        return self._position - start
+
+    def move(self, mover: Mover, /) -> int:
+        """One step of `copy`: move what is there, waiting for a byte; how many, 0 at the end.
+
+        Raises:
+            As `copy`.
+        """
+        ahead = self._readable(self._position + 1) - self._position
+        if ahead <= 0:
+            return 0
+        return self._advance(mover.move(self._fd, self._position, min(ahead, _SPAN)))
+
+    def _pread(self, count: int) -> bytes:
+        if count <= 0:
+            return b""
+        data = os.pread(self._fd, count, self._position)
+        self._advance(len(data))
+        return data
+
+    def _advance(self, count: int) -> int:
+        """Note that `count` bytes were read; none, where some were published, is damage."""
+        if count == 0:
+            committed = self._block.state == State.COMMITTED
+            path = self.path if committed else partial_path(self.path)
+            raise DamagedPartial(
+                self.name, self._position, path, f"is shorter than the {self.published} published"
+            )
+        self._position += count
+        self._tail.note(self._position)
+        return count
+
+    # Seeking.
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the beginning of the blob to what is read next."""
+        self._check_open()
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move the position, also ahead of the tail, where reading then waits; the new position.
+
+        From the end (`SEEK_END`) this waits until the size is known.
+
+        Raises:
+            StreamBroken: as `readinto`, while waiting for the size.
+            ValueError: the position would be negative.
+        """
+        self._check_open()
+        offset = operator.index(offset)
+        if whence == os.SEEK_SET:
+            target = offset
+        elif whence == os.SEEK_CUR:
+            target = self._position + offset
+        elif whence == os.SEEK_END:
+            target = self._known_size() + offset
+        else:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
+        if target < 0:
+            raise ValueError(f"a position is not negative: {target}")
+        self._position = target
+        return target
+
+    def _known_size(self) -> int:
+        here = self._position
+        try:
+            while (size := self.size) is None:
+                self._position = self._readable(self._position + 1)
+            return size
+        finally:
+            self._position = here
+
+    # The end.
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+
+    def close(self) -> None:
+        """Leave the stream, which nobody else notices. Idempotent."""
+        if getattr(self, "_closed", "never opened") is None:
+            self._closed = "it was closed"
+            self._tail.close()
+            self._release()
+        super().close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything, and leave the slot to the parent."""
+        if self._closed is None:
+            self._closed = "it belongs to the process that this one was forked from: attach again"
+            self._tail.abandon()
+            self._release()
+
+    def _release(self) -> None:
+        self._block = self._block.snapshot()
+        self._stream.close()
+        os.close(self._fd)
+        self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
+            try:
+                warnings.warn(
+                    f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
+                )
+            finally:  # a warning may be an error
+                self.close()
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return (
+            f"<InFlightCopier {self.name!r} {self.state.name} at {self._position}, "
+            f"{self.published}/{size} bytes published>"
+        )
+
+
+def _open_blob(stream: Stream) -> tuple[int, tuple[int, int, int]]:
+    """A descriptor of the very file that the writer writes, wherever it is by now, and which."""
+    if (opened := stream.open_file()) is not None:
+        fd, _, identity = opened
+        return fd, identity
+    if stream.block.state == State.ABORTED:
+        raise stream.abort_error()
+    if stream.block.state != State.COMMITTED and stream.is_orphaned():
+        raise WriterDied(stream.name, 0, str(stream.writer))
+    reason = "was replaced or removed by somebody else"
+    raise DamagedPartial(stream.name, 0, stream.path, reason)

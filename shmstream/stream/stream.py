@@ -1,0 +1,341 @@
+"""One stream as any process of the host sees it: its segment, its block and its locks.
+
+How it comes to be and how it goes is told in `claims.py`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+
+from shmstream.errors import (
+    BlobAborted,
+    DamagedPartial,
+    DamagedSegment,
+    ForeignSegment,
+    StreamExists,
+    StreamNotFound,
+    WriterDied,
+    naming_shortages,
+)
+from shmstream.stream import segment
+from shmstream.stream.claims import can_go_on, claim_segment, is_abandoned
+from shmstream.stream.control_block import MAGIC, TERMINAL, UNKNOWN, VERSION, Block, State
+from shmstream.stream.partial import claim_partial, partial_path, reserve
+from shmstream.stream.segment import Segment
+from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
+from shmstream.system.process import Identity
+
+ATTACH_TIMEOUT = 5.0
+"""Seconds that `attach` waits for a writer to appear when it is not told otherwise."""
+
+_HALF_MADE_GRACE = 0.2  # s; how long a segment may be without magic and without lock
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{segment.NAME_LIMIT - 1}}}")
+
+
+class Stream:
+    """The shared half of one stream, held by its writer or by one of its readers."""
+
+    def __init__(self, mapped: Segment, block: Block, lock: KernelLock) -> None:
+        self.name = mapped.name
+        self.segment = mapped
+        self.block = block
+        self.lock = lock
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        path: str,
+        *,
+        size: int,
+        chunk_size: int,
+        digest: str,
+        slots: int,
+        resumable: bool,
+    ) -> tuple[Stream, KernelLock]:
+        """A new stream in state OPENING, with the writer's locks: on its header, on its file.
+
+        A resumable one takes a partial file that is there already as it is, and not the place of a
+        stream that can be succeeded.
+
+        The path goes into the block before there is a partial file, so that whoever reaps us finds
+        it; the magic goes in last, and until then nobody reads the rest.
+
+        Raises:
+            ValueError: no stream can have that name.
+            StreamExists: a live writer has that name, or that path; or, of a resumable stream, a
+                dead one, and it can be succeeded.
+            ForeignSegment, DamagedSegment: something else is in its place.
+            OutOfResources: shared memory or descriptors have run out.
+            OSError: the partial file cannot be made, or there is no room for it.
+        """
+        _check_name(name)
+        with _naming_causes(name):
+            spare = can_go_on if resumable else None
+            claim = claim_segment(name, Block.size_for(slots), spare)
+        if claim is None:
+            raise StreamExists(name, "the name", _writer_of(name))
+        mapped, lock = claim
+        block = Block(mapped.memory)
+        with ExitStack() as undo:
+            stream = cls(mapped, block, lock)
+            undo.callback(stream.close)
+            undo.callback(stream.unlink)
+            block.resumable = resumable
+            block.path = os.fsencode(path)
+            partial = claim_partial(partial_path(path), name, adopt=resumable)
+            undo.callback(partial.close)
+            if not resumable:
+                undo.callback(os.unlink, partial_path(path))
+            if size not in (0, UNKNOWN):
+                reserve(partial.fd, size)
+            block.slots = slots
+            block.token = secrets.randbits(48)
+            block.chunk_size = chunk_size
+            stream._sign()
+            block.device, block.inode, block.file_generation = file_identity(partial.fd)
+            block.size = size
+            block.digest = digest.encode()
+            block.state = State.OPENING
+            block.version = VERSION
+            block.magic = MAGIC
+            undo.pop_all()
+        return stream, partial
+
+    def _sign(self) -> None:
+        me = Identity.mine()
+        self.block.writer_pid, self.block.writer_started = me.pid, me.started
+        self.block.writer_namespace = me.namespace
+
+    @classmethod
+    def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
+        """The stream of that name, with the locks of its writer, who is dead.
+
+        The stream has a descriptor of its own for its locks: to a reader in the same process its
+        writer must look like any other.
+
+            successor                                 another successor, or a reaper
+            1 lock the header; cannot? somebody is faster
+            2 is it terminal, or without its name? it has ended, let go
+            3 lock the partial file, which is still   (a reaper locks byte 0 and unlinks the name,
+              the one that the block names             which is seen in 2)
+            4 cut it to `published`, sign the block
+
+        Raises:
+            StreamExists: a live writer, or a reaper, has it.
+            StreamNotFound: there is none, it has ended, or its partial file is not there any more;
+                then it has lost its name.
+            ForeignSegment, DamagedSegment: what has that name is no stream of ours.
+        """
+        with ExitStack() as undo:
+            try:
+                stream = cls.attach(name, timeout=0)
+            except WriterDied as error:  # while making it: there is nothing to take over
+                raise StreamNotFound(name, 0) from error
+            undo.callback(stream.close)
+            block = stream.block
+            if not stream.lock.try_acquire(block.header_span):
+                raise StreamExists(name, "the name", str(stream.writer))
+            if block.state in TERMINAL or not stream.lock.is_at(segment.path_of(name)):
+                raise StreamNotFound(name, 0)
+            try:
+                partial = _reclaim_partial(stream)
+                undo.callback(partial.close)
+                if block.state == State.STREAMING:  # before that, it may be there to be resumed
+                    os.ftruncate(partial.fd, block.published)
+            except DamagedPartial as error:  # who reads it joins whatever comes next
+                stream.unlink()
+                raise StreamNotFound(name, 0) from error
+            stream._sign()
+            block.epoch += 1
+            undo.pop_all()
+        return stream, partial
+
+    @classmethod
+    def attach(cls, name: str, timeout: float | None = None) -> Stream:
+        """The stream of that name, waiting up to `timeout` seconds (None: 5) for it to appear.
+
+        Raises:
+            ValueError: no stream can have that name.
+            StreamNotFound: it did not appear.
+            WriterDied: its writer was killed while making it.
+            ForeignSegment, DamagedSegment: what has that name is no stream of ours.
+            OutOfResources: descriptors or memory have run out.
+        """
+        _check_name(name)
+        timeout = ATTACH_TIMEOUT if timeout is None else timeout
+        began = time.monotonic()
+        abandoned_since = None
+        pause = 0.001
+        while True:
+            with _naming_causes(name):
+                stream = cls._try_attach(name)
+                abandoned = (
+                    stream is None and os.path.lexists(segment.path_of(name)) and is_abandoned(name)
+                )
+            if stream is not None:
+                return stream
+            now = time.monotonic()
+            if not abandoned:
+                abandoned_since = None
+            elif abandoned_since is None:
+                abandoned_since = now
+            elif now - abandoned_since > _HALF_MADE_GRACE:
+                raise WriterDied(name, 0, "killed while it made the stream")
+            if now - began >= timeout:
+                raise StreamNotFound(name, timeout)
+            time.sleep(min(pause, max(began + timeout - now, 0.0)))
+            pause = min(pause * 1.5, 0.02)
+
+    @classmethod
+    def _try_attach(cls, name: str) -> Stream | None:
+        """The stream, or None if there is none or its writer has not finished making it."""
+        try:
+            mapped = Segment.attach(name)
+        except FileNotFoundError:
+            return None
+        block = Block(mapped.memory)
+        try:
+            if block.validate(name):
+                return cls(mapped, block, KernelLock.reopen(mapped.fd))
+        except BaseException:
+            _unmap(mapped, block)
+            raise
+        _unmap(mapped, block)
+        return None
+
+    @property
+    def path(self) -> str:
+        """Where the complete blob will be."""
+        return os.fsdecode(self.block.path)
+
+    @property
+    def size(self) -> int | None:
+        """The blob's size in bytes, None while it is not known."""
+        size = self.block.size
+        return None if size == UNKNOWN else size
+
+    @property
+    def state(self) -> State:
+        """The stream's state as stored now."""
+        return State(self.block.state)
+
+    @property
+    def writer(self) -> Identity:
+        """Who writes, or wrote, the stream."""
+        return Identity(
+            self.block.writer_pid, self.block.writer_started, self.block.writer_namespace
+        )
+
+    def is_orphaned(self) -> bool:
+        """Whether no writer is alive. Load the state again before concluding that it died."""
+        return not self.lock.is_held_elsewhere(self.block.life_span)
+
+    def open_file(self) -> tuple[int, str, tuple[int, int, int]] | None:
+        """A descriptor of the very file that the writer writes, where it is, and which; or None.
+
+        The partial name is tried first: a commit in between moves the file to the final name, never
+        the other way.
+        """
+        for path in (partial_path(self.path), self.path):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    continue
+                raise
+            if (identity := file_identity(fd)) == self.block.file:
+                return fd, path, identity
+            os.close(fd)
+        return None
+
+    def abort_error(self) -> BlobAborted | DamagedSegment:
+        """Why the writer of an aborted stream gave up."""
+        try:
+            return BlobAborted.from_text(self.block.error)
+        except ValueError as error:
+            return DamagedSegment(self.name, f"its error cannot be read: {error}")
+
+    def unlink(self) -> None:
+        """Remove the name, for the writer; not if it leads to somebody else's stream by now."""
+        if self.lock.is_at(segment.path_of(self.name)):
+            self.segment.unlink()
+
+    def close(self) -> None:
+        """Let go of locks and memory; the stream itself lives on. Idempotent."""
+        self.lock.close()
+        _unmap(self.segment, self.block)
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
+            f"underscores, and begins with a letter or digit: {name!r} has not"
+        )
+
+
+def _reclaim_partial(stream: Stream) -> KernelLock:
+    """The lock on the partial file of a stream whose writer died."""
+    path = partial_path(stream.path)
+    reason = "was replaced or removed by somebody else"
+    try:
+        partial = KernelLock(path)
+    except FileNotFoundError as error:
+        raise DamagedPartial(stream.name, stream.block.published, path, reason) from error
+    with ExitStack() as undo:
+        undo.callback(partial.close)
+        if file_identity(partial.fd) != stream.block.file:
+            raise DamagedPartial(stream.name, stream.block.published, path, reason)
+        if os.fstat(partial.fd).st_size < stream.block.published:
+            raise DamagedPartial(stream.name, stream.block.published, path, "was truncated")
+        if not partial.try_acquire(WHOLE_FILE):
+            raise StreamExists(stream.name, path, "another writer")
+        undo.pop_all()
+    return partial
+
+
+def _writer_of(name: str) -> str:
+    try:
+        with Stream.attach(name, timeout=0) as stream:
+            return str(stream.writer)
+    except (StreamNotFound, WriterDied):
+        return "a writer that is just starting"
+
+
+def _unmap(mapped: Segment, block: Block | None) -> None:
+    if block is not None:
+        block.release()
+    mapped.close()
+
+
+@contextmanager
+def _naming_causes(name: str) -> Iterator[None]:
+    try:
+        with naming_shortages(name, "shared memory (/dev/shm)"):
+            yield
+    except PermissionError as error:
+        reason = error.strerror if error.errno == errno.EPERM else "another user owns it"
+        raise ForeignSegment(name, f"its shared memory is not ours: {reason}") from error
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL):
+            raise
+        raise DamagedSegment(name, f"it is no file ({error.strerror})") from error

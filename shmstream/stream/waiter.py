@@ -1,0 +1,140 @@
+"""The live tail of a stream: how a reader waits for bytes, without losing a wake-up.
+
+Every way of reading comes down to one question, `Tail.readable`: how far may be read now? It
+answers at once when what is wanted is published, and otherwise waits:
+
+    1 forget old rings
+    2 load `published`: enough? answer
+    3 load the state: terminal? load `published` again, and conclude
+    4 a quarter of a second since the last look at the writer's lock, or the last ring that came
+      with bytes; or rung for nothing? look; free? load the state once more, for it may have
+      finished and left in between, and conclude
+    5 wait for a ring, for a quarter of a second at most; load `published`: enough? answer;
+      else go to 1
+
+A ring between 1 and 5 ends the wait at once, so no wake-up is lost; a ring that never comes costs
+a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the
+state (I3), so what is loaded after it is final.
+"""
+
+from __future__ import annotations
+
+import time
+
+from shmstream.errors import WriterDied, WriterStalled, naming_shortages
+from shmstream.stream.control_block import TERMINAL, State
+from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import Subscription
+
+_SLICE = 0.25  # s; the longest wait without looking again
+
+
+class Tail:
+    """One reader's wait for one stream. Subscribes, unless the stream has already ended."""
+
+    def __init__(
+        self, stream: Stream, stall_timeout: float | None, *, subscribes_late: bool = False
+    ) -> None:
+        """With `subscribes_late`, only when there is something to wait for.
+
+        Raises:
+            NoFreeSlot: all slots are taken by live readers.
+            OutOfResources: descriptors or shared memory have run out; nothing is left behind.
+        """
+        self._stream = stream
+        self._block = stream.block
+        self._stall_timeout = stall_timeout
+        self._subscription: Subscription | None = None
+        self._position = 0  # as noted
+        if not subscribes_late:
+            self._subscribe()
+        self._next_look = 0.0
+        self.waits = 0
+        """How often a reader has gone to sleep."""
+
+    def _subscribe(self) -> Subscription | None:
+        """What rings for us; None if nothing will, because the stream has ended."""
+        stream = self._stream
+        if self._subscription is None and stream.block.state not in TERMINAL:
+            with naming_shortages(stream.name, "shared memory (/dev/shm)"):
+                self._subscription = Subscription(
+                    stream.block, stream.lock, stream.name, self._position
+                )
+        return self._subscription
+
+    def readable(self, position: int, want: int) -> int:
+        """How far may be read, once that is at least `want`, or the end of a committed blob.
+
+        A broken stream answers with less than `want` as long as that is past `position`.
+
+        Raises:
+            BlobAborted, WriterDied: the stream is broken, and nothing past `position` will come.
+            WriterStalled: nothing came for `stall_timeout`.
+            NoFreeSlot, OutOfResources: as the constructor, if this subscribes late.
+        """
+        published = self._block.load_published()
+        return published if published >= want else self._wait(position, want)
+
+    def _wait(self, position: int, want: int) -> int:
+        if (subscription := self._subscribe()) is None:
+            return self._conclude(position)
+        block, doorbell = self._block, subscription.doorbell
+        seen = block.load_published()
+        last_progress = time.monotonic()
+        while True:
+            now = time.monotonic()  # before the load: a pause of our own in between is no stall
+            doorbell.drain()
+            published = block.load_published()
+            if published >= want:
+                return published
+            if block.state in TERMINAL or self._sees_writer_dead(now):
+                return self._conclude(position)
+            if published != seen:
+                seen = published
+                now = last_progress = time.monotonic()
+            pause = _SLICE
+            if self._stall_timeout is not None:
+                pause = min(pause, last_progress + self._stall_timeout - now)
+                if pause <= 0:
+                    raise WriterStalled(self._stream.name, position, self._stall_timeout)
+            self.waits += 1
+            rung = doorbell.wait(pause)
+            published = block.load_published()
+            if rung:  # for bytes: the writer lives; for nothing: perhaps it has handed over
+                self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
+            if published >= want:
+                return published
+
+    def _sees_writer_dead(self, now: float) -> bool:
+        """Look at the writer's lock, if it is time to look again."""
+        if now < self._next_look:
+            return False
+        self._next_look = now + _SLICE
+        return self._stream.is_orphaned()
+
+    def _conclude(self, position: int) -> int:
+        """How far may be read of a stream that is terminal or has lost its writer."""
+        state = self._block.state
+        published = self._block.load_published()  # after the state: now it is final (I3)
+        if state == State.COMMITTED or published > position:
+            return published
+        if state == State.ABORTED:
+            raise self._stream.abort_error()
+        offset = min(position, published)
+        raise WriterDied(self._stream.name, offset, str(self._stream.writer))
+
+    def note(self, position: int) -> None:
+        """Let the writer see how far this reader has come."""
+        self._position = position
+        if self._subscription is not None:
+            self._subscription.slot.position = position
+
+    def close(self) -> None:
+        """Leave, which nobody else notices."""
+        if self._subscription is not None:
+            self._subscription.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything, and leave the slot to the parent."""
+        if self._subscription is not None:
+            self._subscription.abandon()

@@ -1,0 +1,481 @@
+"""`BlobStreamer`: the writer's end of a stream. Append, publish, commit, abort, transfer.
+
+A blob on its way, and what each step does:
+
+    create     claim the name and the partial file, fill the block, magic last
+    append     write everything to the partial file, count it, publish it when it is due
+    publish    store `published`, store `chunk_count`, ring                       (I1, I2)
+    commit     check size and digest, rename to the final name, store the size, publish the rest,
+               store COMMITTED, ring; a digest that none was given for is computed now  (I3, I5)
+    abort      store the error, store ABORTED, ring, remove the partial file      (I3)
+    close      abort if it is neither; remove the doorbells and the name
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Self
+
+from shmstream.errors import (
+    BlobAborted,
+    DamagedPartial,
+    DigestMismatch,
+    OutOfResources,
+    SizeMismatch,
+    StreamBroken,
+    StreamClosed,
+    naming_shortages,
+)
+from shmstream.stream import doorbell
+from shmstream.stream.claims import sweep_again
+from shmstream.stream.control_block import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
+from shmstream.stream.digest import RunningDigest, check_digest
+from shmstream.stream.pacer import Pacer, check_pacing
+from shmstream.stream.partial import PartialFile
+from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import Subscriber, Subscribers, present
+from shmstream.system.buffers import buffers
+from shmstream.system.locks import KernelLock
+from shmstream.system.process import register
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_STEP = 1 << 20  # bytes; what a long buffer is cut into, so that readers need not wait for all
+
+
+@dataclass(frozen=True)
+class StreamerStatistics:
+    """A stream as its writer sees it; sizes in bytes, `elapsed` in seconds since `create`."""
+
+    name: str
+    path: str
+    state: State
+    size: int | None
+    appended: int
+    published: int
+    chunk_count: int
+    elapsed: float
+    subscribers: tuple[Subscriber, ...]
+
+
+class BlobStreamer:
+    """Streams one blob to every process on the host that attaches by `name`.
+
+    Make one with `create`. Use it as a context manager: leaving it without `commit` aborts, and
+    leaving it removes the name, so keep it open for as long as readers may still come. Readers
+    that are there already go on undisturbed; the file stays.
+
+    Any thread of the process may call any method. A forked child cannot use it: there everything
+    raises `StreamClosed`.
+    """
+
+    _resumable = False
+
+    def __init__(
+        self, stream: Stream, lock: KernelLock, pacing: tuple[int, float], *, durable: bool
+    ) -> None:
+        """Internal: use `create`."""
+        block = stream.block
+        self._stream = stream
+        self._block = block
+        self._lock = threading.RLock()
+        self._pacer = Pacer(self._lock, self._publish, *pacing)
+        self.publish_bytes = pacing[0]
+        self._subscribers = Subscribers(block, stream.lock)
+        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        self.durable = durable
+        self._digest: RunningDigest | None = None
+        if block.digest:
+            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+            self._digest.update(block.published)
+        # What only this process writes need not be loaded back from the block at every append.
+        self._chunk_size = block.chunk_size
+        self._limit = block.size
+        self._published = block.published
+        self._streaming = block.state == State.STREAMING
+        self._began = time.monotonic()
+        self._closed: str | None = None
+        self.name = stream.name
+        self.path = stream.path
+        self.digest: str | None = None
+        """`algorithm:hex` of the blob, once it is committed, if it was created with `digest`."""
+        register(self)
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        size: int | None = None,
+        chunk_size: int = 65536,
+        digest: str | None = None,
+        publish_bytes: int = 1 << 20,
+        publish_interval: float = 0.02,
+        max_subscribers: int = 1024,
+        durable: bool = False,
+    ) -> Self:
+        """Begin to stream the blob that will be at `path`.
+
+        Bytes gather in `path` + ".shmstream-partial", and move to `path` at commit, replacing what
+        is there. What a dead writer left under this name or path is removed first, and whatever
+        else the dead have left on this host (`sweep`).
+
+        Args:
+            path: where the complete blob will be; its folder must exist.
+            name: the handle that readers attach by, at most 24 letters, digits and `._-`; made up
+                when None.
+            size: of the blob in bytes, when known. More or less is an error.
+            chunk_size: bytes of a chunk, the unit in which the last bytes are withheld.
+            digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
+                published only once all bytes are verified. The algorithm alone has the digest
+                computed only.
+            publish_bytes: publish when so many bytes have gathered, though at most 250 times a
+                second ...
+            publish_interval: ... or so many seconds have passed since the last time. Bytes never
+                wait longer, even when the source goes quiet; only a disk that holds up the next
+                write holds them up too. With 0 every append is published at once.
+            max_subscribers: readers at one time; one costs 72 bytes of shared memory.
+            durable: have the bytes, then the name, on the disk before the commit is done.
+
+        Raises:
+            StreamExists: a live writer has that name or writes to that path.
+            ForeignSegment, DamagedSegment: something that is no stream has that name.
+            OutOfResources: disk, shared memory or descriptors have run out.
+            ValueError: an argument is out of bounds.
+            OSError: the folder does not exist or cannot be written to.
+        """
+        if size is not None and not 0 <= size < UNKNOWN:
+            raise ValueError(f"size is the number of bytes of the blob, not {size}")
+        if not 0 < chunk_size < UNKNOWN:
+            raise ValueError(f"chunk_size is a positive number of bytes, not {chunk_size}")
+        check_pacing(publish_bytes, publish_interval)
+        if not 1 <= max_subscribers <= MAX_SLOTS:
+            raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
+        if digest is not None:
+            check_digest(digest)
+        path = os.path.abspath(path)
+        if len(os.fsencode(path)) > Block.path.capacity:
+            raise ValueError(f"a path has at most {Block.path.capacity} bytes")
+        name = secrets.token_hex(8) if name is None else name
+        with naming_shortages(name, os.path.dirname(path)):
+            sweep_again(but=name)  # of that, the claim decides
+            stream, lock = Stream.create(
+                name,
+                path,
+                size=UNKNOWN if size is None else size,
+                chunk_size=chunk_size,
+                digest=digest or "",
+                slots=max_subscribers,
+                resumable=cls._resumable,
+            )
+        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until that is known."""
+        return None if self._block.size == UNKNOWN else self._block.size
+
+    @property
+    def appended(self) -> int:
+        """Bytes in the partial file."""
+        return self._file.size
+
+    @property
+    def published(self) -> int:
+        """Bytes that readers can read now."""
+        return self._block.published
+
+    @property
+    def chunk_count(self) -> int:
+        """Chunks that readers can read now."""
+        return self._block.chunk_count
+
+    @property
+    def state(self) -> State:
+        """Where the stream is in its life."""
+        return State(self._block.state)
+
+    def append(self, data: Buffer) -> None:
+        """Write all of `data`, any contiguous buffer of any length, and publish it when it is due.
+
+        A long buffer is written, and may be published, in steps of a MiB, so an error leaves part
+        of it published. Blocks for the write to disk only, never for a reader (I6).
+
+        Raises:
+            SizeMismatch: that is more than `size`. The stream is aborted.
+            OutOfResources: the disk is full. The stream is aborted.
+            DamagedPartial: the file was changed by somebody else. The stream is aborted.
+            StreamClosed, IllegalTransition: it cannot be appended to any more.
+        """
+        with self._lock:
+            if not self._streaming:
+                self._begin()
+            if type(data) is bytes or type(data) is bytearray:
+                count = len(data)  # a view would cost as much as the lock
+            else:
+                count = memoryview(data).nbytes
+            if count <= _STEP:
+                self._append_step(data, count)
+                return
+            with memoryview(data) as whole, whole.cast("B") as view:
+                for start in range(0, count, _STEP):
+                    step = view[start : start + _STEP]
+                    self._append_step(step, len(step))
+
+    def _begin(self) -> None:
+        self._check_open()
+        self._block.require(State.STREAMING, self.name)
+        if self._resumable:
+            self._file.truncate(self._file.size)  # what was there and is not resumed
+        self._block.advance(State.STREAMING, self.name)
+        self._streaming = True
+
+    def _append_step(self, data: Buffer, count: int) -> None:
+        file = self._file
+        if file.size + count > self._limit:
+            raise self._fail_size(file.size + count)
+        try:
+            file.append(data, count)
+        except (DamagedPartial, OutOfResources, OSError) as error:
+            self.abort(error)
+            raise
+        self._appended(count, self._pacer.is_due)
+
+    def _appended(self, count: int, is_due: Callable[[int], bool]) -> None:
+        """Count what was written, and publish if that is due."""
+        end = self._file.size
+        if self._digest is not None:
+            self._digest.update(count)
+            end = self._publishable()
+        waiting = end - self._published
+        if waiting > 0 and is_due(waiting):
+            self._publish()
+
+    def _publishable(self) -> int:
+        """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
+        size = self._file.size
+        if self._digest is None or not self._digest.is_given:
+            return size
+        end = size if self._limit == UNKNOWN else self._limit
+        before_last = max(end - 1, 0) // self._chunk_size * self._chunk_size
+        return max(min(size, before_last), self._published)  # a predecessor knew better (I1)
+
+    def _publish(self) -> None:
+        """Let readers have what is publishable, and wake them.
+
+        The rings come last: a reader that is woken on this very processor runs when we have done.
+        """
+        with self._lock:
+            self._pacer.published()
+            if self._streaming:
+                self._subscribers.look_after_one()
+                self._store_published(self._publishable())
+                self._subscribers.ring()
+
+    def _store_published(self, published: int) -> None:
+        block = self._block
+        block.published = self._published = published  # I1, I2: all of it has been written
+        block.chunk_count = chunks_in(published, self._chunk_size, self._limit)
+        block.progress = time.monotonic_ns()
+
+    def transfer(self, source: BinaryIO | Iterable[Buffer] | Buffer) -> int:
+        """Append all that `source` gives, then commit; the blob's size in bytes.
+
+        `source` is a binary file object, which is read as bytes arrive, or an iterable of buffers.
+        It is not closed. Blocks as long as the source does.
+
+        Raises:
+            Whatever `source`, `append` and `commit` raise; the stream is aborted then.
+        """
+        try:
+            for data in buffers(source):
+                self.append(data)
+            self.commit()
+        except BaseException as error:
+            if self._closed is None and self._block.state not in TERMINAL:
+                self.abort(error)
+            raise
+        return self._file.size
+
+    def commit(self) -> None:
+        """The blob is complete: verify it, give it its final name, publish the rest.
+
+        Whoever sees COMMITTED finds the blob at `path` (I5). If only the algorithm was given, this
+        returns once `digest` is known, which no reader waits for.
+
+        Raises:
+            SizeMismatch: there are fewer bytes than `size`. The stream is aborted.
+            DigestMismatch: they are not the blob that `digest` names. The stream is aborted.
+            DamagedPartial: the file was changed by somebody else. The stream is aborted.
+            IllegalTransition: it was committed or aborted before.
+        """
+        with self._lock:
+            self._check_open()
+            if self._block.state == State.OPENING:
+                self._begin()
+            self._block.require(State.COMMITTED, self.name)
+            if self.size not in (None, self._file.size):
+                raise self._fail_size(self._file.size)
+            digest = self._digest
+            try:
+                if digest is not None and digest.is_given:
+                    self._verify(digest)
+                self._file.move(durable=self.durable)
+            except (StreamBroken, OSError, EOFError) as error:
+                self.abort(error)
+                raise
+            self._block.size = self._limit = self._file.size  # I3
+            self._store_published(self._file.size)
+            self._streaming = False
+            self._block.advance(State.COMMITTED, self.name)
+            self._subscribers.ring()
+            self._pacer.published()
+            if digest is not None:
+                with suppress(OSError, EOFError):  # the blob is complete: what changes it is late
+                    self.digest = digest.finish()
+
+    def _verify(self, digest: RunningDigest) -> None:
+        """See to it that the digest of all bytes is the given one."""
+        got, given = digest.finish(), self._block.digest.decode()
+        if got != given:
+            reason = f"its digest is {got}, not {given}: the bytes are not that blob"
+            raise DigestMismatch(self.name, self._file.size, reason, given, got)
+
+    def _fail_size(self, got: int) -> SizeMismatch:
+        """Abort for a blob of the wrong size; the error to raise."""
+        size = self._block.size
+        how = "more" if got > size else "less"
+        reason = f"the source gave {how} than the {size} bytes it should: {got}"
+        error = SizeMismatch(self.name, self._file.size, reason, size, got)
+        self.abort(error)
+        return error
+
+    def abort(self, reason: str | BaseException) -> None:
+        """The blob will never be complete: tell every reader why, remove the partial file.
+
+        Readers get the bytes that were published, then `BlobAborted` with `reason`. Aborting twice
+        changes nothing.
+
+        Raises:
+            IllegalTransition: it is committed.
+        """
+        with self._lock:
+            self._check_open()
+            if self._block.state == State.ABORTED:
+                return
+            self._block.require(State.ABORTED, self.name)
+            error = BlobAborted.because(reason, self.name, self._file.size)
+            self._block.error = error.to_text(Block.error.capacity)  # I3
+            self._streaming = False
+            self._block.advance(State.ABORTED, self.name)
+            self._subscribers.ring()
+            if not self._keeps(reason):
+                self._file.unlink()
+
+    def _keeps(self, _reason: str | BaseException) -> bool:
+        """Whether the partial file of an aborted stream is good for anything."""
+        return False
+
+    def statistics(self) -> StreamerStatistics:
+        """How far the blob is, and who reads it."""
+        with self._lock:
+            return StreamerStatistics(
+                name=self.name,
+                path=self.path,
+                state=self.state,
+                size=self.size,
+                appended=self._file.size,
+                published=self.published,
+                chunk_count=self.chunk_count,
+                elapsed=time.monotonic() - self._began,
+                subscribers=() if self._closed else tuple(present(self._block, self._stream.lock)),
+            )
+
+    def _check_open(self) -> None:
+        if self._closed is not None:
+            raise StreamClosed(self.name, self._closed)
+
+    def close(self) -> None:
+        """Abort what is not committed, and remove the name. Idempotent.
+
+        Readers that are attached finish undisturbed; new ones find the name gone.
+        """
+        with self._lock:
+            if self._closed is not None:
+                return
+            self._end(aborting=True)
+        self._pacer.join()
+
+    def _end(self, *, aborting: bool) -> None:
+        with ExitStack() as ending:  # from the last to the first, whatever fails on the way
+            ending.callback(self._release)
+            ending.callback(self._stream.unlink)
+            ending.callback(self._unlink_doorbells)
+            ending.callback(self._close_file)  # and so leaves a descriptor to list them
+            ending.callback(self._subscribers.close)
+            ending.callback(self._pacer.close)
+            if aborting and self._block.state not in TERMINAL:
+                self.abort("its writer closed it without commit")
+
+    def _close_file(self) -> None:
+        if self._digest is not None:
+            self._digest.close()  # its thread reads the file
+        self._file.close()
+
+    def abandon(self) -> None:
+        """In a forked child: let go of everything, and leave it all to the parent."""
+        if self._closed is None:
+            self._closed = "it belongs to the process that this one was forked from"
+            self._lock = threading.RLock()  # a thread that is not here may hold the old one
+            self._subscribers.abandon()
+            self._file.close()
+            self._release()
+
+    def _unlink_doorbells(self) -> None:
+        for _, bell in list(doorbell.names(self._block.token)):
+            doorbell.unlink(bell)
+
+    def _release(self) -> None:
+        self._closed = self._closed or "it was closed"
+        self._streaming = False
+        self._block = self._block.snapshot()
+        self._stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None and self._closed is None and self._block.state not in TERMINAL:
+                self.abort(error)
+        finally:
+            self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
+            try:
+                warnings.warn(
+                    f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
+                )
+            finally:  # a warning may be an error
+                self.close()
+
+    def __repr__(self) -> str:
+        size = "?" if self.size is None else self.size
+        return f"<BlobStreamer {self.name!r} {self.state.name} {self.published}/{size} bytes>"

@@ -1,0 +1,98 @@
+"""`buffers`: the bytes of any Python object that has bytes, in order, as soon as they are there."""
+
+from __future__ import annotations
+
+import io
+import select
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+T = TypeVar("T")
+
+
+_READ_SIZE = 128 * 1024  # bytes; a buffer of this size stays in the processor's cache
+
+
+def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iterator[Buffer]:
+    """The bytes of `source` in order, as buffers that are valid until the next is asked for.
+
+    Takes bytes as soon as they are there: `BufferedReader.readinto` and plain `read(n)` wait until
+    they have all that was asked for, so the one-call methods are preferred wherever an object has
+    them. Blocks as long as the source does. Does not close it.
+
+    Raises:
+        EOFError: it is an HTTP response that ends before its Content-Length.
+        TypeError: it is neither, or gives something other than bytes.
+        ValueError: it is a file object in non-blocking mode.
+    """
+    if isinstance(source, str | io.TextIOBase):
+        raise TypeError("a source gives bytes; this one gives text: open it in binary mode")
+    try:
+        return iter((memoryview(cast("Buffer", source)),))
+    except TypeError:
+        pass  # no buffer: a file object or an iterable
+    if isinstance(source, io.RawIOBase):
+        return _fill(source.readinto)
+    if isinstance(source, io.BufferedReader) and _is_pipe(source.raw):
+        return _fill(partial(_read_when_ready, source, _poll(source.fileno())))
+    if callable(fill := getattr(source, "readinto1", None)):
+        return _checked(source, _fill(fill))
+    for method in ("read1", "read"):
+        if callable(read := getattr(source, method, None)):
+            return _read(read)
+    if not isinstance(source, Iterable):
+        raise TypeError(
+            "a source is a binary file object or an iterable of buffers, not "
+            f"{type(source).__name__}; of a socket take `.makefile('rb')`"
+        )
+    return iter(source)
+
+
+def _is_pipe(raw: io.RawIOBase) -> bool:
+    return isinstance(raw, io.FileIO) and not raw.seekable()
+
+
+def _poll(fd: int) -> select.poll:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return poll
+
+
+def _read_when_ready(source: io.BufferedReader, poll: select.poll, buffer: bytearray) -> int:
+    """Wait outside of `source`: an interpreter that ends while a thread reads a pipe such as
+    `sys.stdin.buffer` finds it locked, and aborts.
+    """
+    poll.poll()
+    return source.readinto1(buffer)
+
+
+def _fill(readinto: Callable[[bytearray], int | None]) -> Iterator[Buffer]:
+    buffer = bytearray(_READ_SIZE)
+    view = memoryview(buffer)
+    while count := _there(readinto(buffer)):
+        yield view[:count]
+
+
+def _read(read: Callable[[int], bytes | None]) -> Iterator[Buffer]:
+    while data := _there(read(_READ_SIZE)):
+        yield data
+
+
+def _checked(source: object, data: Iterator[Buffer]) -> Iterator[Buffer]:
+    """An `http.client` response that is cut off reads like one that ends: it must not."""
+    yield from data
+    http = sys.modules.get("http.client")
+    if http is not None and isinstance(source, http.HTTPResponse) and source.length:
+        raise EOFError(f"the response ended {source.length} bytes short of its Content-Length")
+
+
+def _there(given: T | None) -> T:
+    if given is None:
+        raise ValueError("the source is in non-blocking mode and has no bytes now")
+    return given

@@ -1,0 +1,164 @@
+"""Kernel locks: they tell whether a writer or a reader is alive, because they die with it.
+
+Whether a writer or a reader is alive is never guessed from process ids. Whoever writes a region of
+the control block holds a kernel lock on exactly those bytes: the writer on the header, a reader on
+its slot. The kernel frees the lock when the process ends, however it ends, and neither pid reuse
+nor pid namespaces matter. The same kind of lock on the partial file keeps a second writer away
+from a path.
+
+The locks are open-file-description locks (`F_OFD_SETLK`). Unlike classic POSIX locks they belong
+to one descriptor, so two threads of one process exclude each other and closing another descriptor
+loses nothing; unlike `flock` they cover ranges, and can be *looked at* (`F_OFD_GETLK`) without
+being taken, so that a reader that checks on the writer is in nobody's way, even if it is stopped
+in the middle.
+
+A forked child closes the locks that it inherited; see `process`.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import struct
+import sys
+import time
+
+from shmstream.system import process
+
+if not hasattr(fcntl, "F_OFD_SETLK"):  # pragma: no cover
+    raise ImportError("shmstream needs open-file-description locks: Linux 3.15 or later")
+
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, pid
+
+_GET_GENERATION = 0x80087601  # FS_IOC_GETVERSION
+
+_NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_FREED = 1.0  # s; how long a lock may outlive its holder: readers are to notice a death as soon
+
+WHOLE_FILE = (0, 0)
+"""The range of a lock on all bytes of a file, however long it grows."""
+
+
+class KernelLock:
+    """Locks on byte ranges of one open file, freed by the kernel when their process ends.
+
+    The object owns `fd`, which must be open for writing. A range is `(start, length)` in bytes and
+    may lie beyond the end of the file. No method blocks.
+    """
+
+    def __init__(self, path: str, flags: int = 0) -> None:
+        self.fd = -1
+        process.arm()
+        with process.fork_lock:
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            process.track(self)
+
+    @classmethod
+    def reopen(cls, fd: int) -> KernelLock:
+        """A lock on the file of `fd` through a descriptor of its own.
+
+        `mmap` keeps a duplicate of its descriptor, which would keep a lock taken on it alive in a
+        forked child; a description opened anew is shared with nobody.
+        """
+        lock = cls.__new__(cls)
+        lock.fd = -1
+        process.arm()
+        with process.fork_lock:
+            lock.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+            process.track(lock)
+        return lock
+
+    def try_acquire(self, span: tuple[int, int]) -> bool:
+        """Lock `span`, unless another description holds any byte of it."""
+        try:
+            fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+    def release(self, span: tuple[int, int]) -> None:
+        """Unlock `span`."""
+        fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, *span, 0))
+
+    def is_held_elsewhere(self, span: tuple[int, int]) -> bool:
+        """Whether another description holds any byte of `span`; takes nothing."""
+        return is_held(self.fd, span)
+
+    def is_at(self, path: str) -> bool:
+        """Whether `path` still names this file: whoever locks a file asks that before using it."""
+        try:
+            there = os.stat(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(self.fd))
+
+    def close(self) -> None:
+        """Close the descriptor, which frees every range. Idempotent."""
+        with process.fork_lock:
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
+                os.close(fd)
+
+    def __del__(self) -> None:
+        # At the interpreter's end the descriptor goes anyway, and a thread that was ended then may
+        # have `fork_lock` for ever.
+        if not sys.is_finalizing():
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<KernelLock fd={self.fd}>"
+
+
+def is_held(fd: int, span: tuple[int, int]) -> bool:
+    """Whether another description than that of `fd` holds any byte of `span`; takes nothing."""
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def trouble_with_locks(path: str) -> str | None:
+    """What is wrong with locks on the file at `path`, to go on after "its file system"; or None.
+
+    Some file systems have none, and on some everybody gets every lock. On one in user space that
+    keeps locks itself they may never be freed: of classic locks the kernel tells it when their
+    holder is gone, of these it does not.
+
+    Takes milliseconds, a second in the last case.
+    """
+    holder, other = KernelLock(path), KernelLock(path)
+    span = (secrets.randbits(60), 1)  # nobody else tries that byte
+    try:
+        works = holder.try_acquire(span) and other.is_held_elsewhere(span)
+        if not works or other.try_acquire(span):
+            return "grants one lock to two holders"
+        holder.close()
+        deadline = time.monotonic() + _FREED
+        while not other.try_acquire(span):
+            if time.monotonic() > deadline:
+                return "keeps a lock whose holder is gone"
+            time.sleep(0.001)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return f"has no working locks ({error.strerror})"
+    finally:
+        holder.close()
+        other.close()
+    return None
+
+
+def file_identity(fd: int) -> tuple[int, int, int]:
+    """Device, inode and the inode's generation: inode numbers are used again, often at once.
+
+    File systems that cannot tell a generation (0 here) are those that never reuse a number, such
+    as tmpfs.
+    """
+    facts = os.fstat(fd)
+    try:
+        [generation] = struct.unpack_from("I", fcntl.ioctl(fd, _GET_GENERATION, bytes(8)))
+    except OSError:
+        generation = 0
+    return facts.st_dev, facts.st_ino, generation

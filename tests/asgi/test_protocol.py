@@ -1,0 +1,275 @@
+"""uvicorn with our protocol: what a connection can be made to do, on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from shmstream import Store
+from shmstream.asgi.protocol import Protocol
+from tests.support.asgi_servers import Server
+from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.origin import Origin
+from tests.support.roles import content
+from tests.support.stores import digest
+
+MIB = 1 << 20
+SIZE = 2 * MIB
+DATA = content(1, SIZE)
+KEY = digest(1, SIZE)
+GET = f"GET /blob/{KEY} HTTP/1.1\r\nHost: test\r\n".encode()
+SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def server(
+    folder: str, store: Store, origin: Origin, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    assert store.folder == folder
+    origin.serve("/blob", seed=1, size=SIZE)
+    options = ("--http", "tests.support.app:Hasty", "--loop", request.param)
+    running = Server(folder, origin, tmp_path / "log", *options)
+    yield running
+    running.close()
+
+
+class Client:
+    """A connection that may send anything."""
+
+    def __init__(self, server: Server) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        self.file = self.socket.makefile("rb")
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def answer(self) -> tuple[int, bytes]:
+        """Status and body of the next answer, as far as it came."""
+        status = int(self.file.readline().split()[1])
+        length = 0
+        while (line := self.file.readline().strip()) != b"":
+            if line.startswith(b"content-length:"):
+                length = int(line.partition(b":")[2])
+        return status, self.rest(length)
+
+    def rest(self, length: int = -1) -> bytes:
+        """What comes until the end; with a reset nothing does."""
+        try:
+            return self.file.read(length)
+        except ConnectionResetError:
+            return b""
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.socket.close()
+
+
+def test_requests_in_a_row(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    spans = [(start, start + 1 + 7 * start) for start in range(0, 40_000, 1000)]
+    with Client(server) as client:
+        for start, end in spans:
+            client.send(GET + f"Range: bytes={start}-{end - 1}\r\n\r\n".encode())
+        for start, end in spans:
+            assert client.answer() == (206, DATA[start:end])
+
+
+def test_a_head_is_not_late_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
+    """The server reads no more until then, so it may be here and not be looked at."""
+    origin.change("/blob", stall_after=MIB)
+    with Client(server) as client:
+        client.send(GET + b"\r\n" + GET + b"\r\n" + GET)
+        with Client(server) as other:  # for whose head there is as much time
+            assert other.answer() == (408, b"")
+        origin.release()
+        client.send(b"\r\n")
+        assert [client.answer() for _ in range(3)] == [(200, DATA)] * 3
+
+
+def test_empty_lines_keep_no_connection(server: Server) -> None:
+    with Client(server) as client:
+        client.send(b"GET /blob/absent HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.answer() == (404, b"")
+        client.send(b"\r\n")
+        assert client.answer() == (408, b"")
+        assert client.rest() == b""
+
+
+def test_nothing_but_the_body_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
+    origin.serve("/blob", seed=1, size=SIZE)
+    origin.change("/blob", stall_after=SIZE - 50)
+    with Client(server) as client:
+        client.send(b"GET /blob/named HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert client.file.readline() == b"HTTP/1.1 200 OK\r\n"
+        while client.file.readline() != b"\r\n":
+            pass
+        body = client.rest(SIZE - 65536)
+        client.send(b"this is no request\r\n\r\n")
+        body += client.rest()
+        assert len(body) < SIZE
+        assert body == DATA[: len(body)]
+    origin.release()
+
+
+def test_what_is_no_request_is_refused_once(server: Server) -> None:
+    heads = {
+        b"this is no request\r\n\r\n": 400,
+        b"GET /blob/x HTTP/1.1\r\nA: " + b"a" * 70_000 + b"\r\n\r\n": 431,
+    }
+    for head, status in heads.items():
+        with Client(server) as client:
+            client.send(head)
+            assert client.answer() == (status, b"")
+            assert client.rest() == b""
+    for before in (b"A: ", b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: "):  # and no end
+        with Client(server) as client, pytest.raises(ConnectionError):
+            client.send(b"GET /blob/absent HTTP/1.1\r\nHost: test\r\n" + before)
+            for _ in range(1000):
+                client.send(b"a" * 65536)
+    log = Path(server.log.name).read_text()
+    assert log.count("Invalid HTTP") == 1
+    assert "Traceback" not in log
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def test_a_connection_that_becomes_a_websocket_is_let_go(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    before = server.descriptors()
+    for _ in range(10):
+        with Client(server) as client:
+            client.send(GET + b"Range: bytes=0-4\r\n\r\n")
+            assert client.answer() == (206, DATA[:5])
+            client.send(UPGRADE)
+            client.answer()
+    wait_until(lambda: server.descriptors() <= before + SPARE)
+
+
+class Hasty(Protocol):
+    head_timeout = 0.2
+
+
+@contextmanager
+def protocol_of(app: Callable[..., Coroutine[Any, Any, None]]) -> Iterator[Callable[[], Protocol]]:
+    """Makes connections of a server in this process, whose application that is."""
+    config = uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+    yield lambda: Hasty(config=config, server_state=state, app_state={})
+    assert not state.connections
+
+
+def test_a_websocket_has_no_heads_to_wait_for() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        await go_on.wait()
+        await send({"type": "websocket.send", "text": "still here"})
+        await send({"type": "websocket.close"})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            address = serving.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(UPGRADE)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            idle, other = await asyncio.open_connection(*address)
+            assert (await idle.read()).startswith(b"HTTP/1.1 408"), "as long as a head may take"
+            go_on.set()
+            assert b"still here" in await reader.readexactly(12)
+            for each in (writer, other):
+                each.close()
+                await each.wait_closed()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+def test_a_head_has_its_bounds_behind_another_one() -> None:
+    """Also if both come in one read."""
+    asked: list[str] = []
+    made: list[Protocol] = []
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        asked.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        def make_one() -> Protocol:
+            made.append(make())
+            return made[-1]
+
+        serving = await asyncio.get_running_loop().create_server(make_one, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            writer.write(b"GET /first HTTP/1.1\r\n")
+            while not made or made[0]._head_size == 0:
+                await asyncio.sleep(0)
+            big = b"GET /second HTTP/1.1\r\nA: " + b"a" * 150_000 + b"\r\n\r\n"
+            made[0].data_received(b"Host: test\r\n\r\n" + big)
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        assert "/second" not in asked
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+def test_responses_are_told_when_their_client_has_left() -> None:
+    """Each for itself, until it wants no more, and also if the client was faster."""
+    told: list[str] = []
+    undo: dict[str, Callable[[], object]] = {}
+    over = asyncio.Event()
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        when_lost, path = scope["extensions"]["shmstream.server"]["when_lost"], scope["path"]
+        if path == "/late":
+            while not told:  # until the connection is lost
+                await asyncio.sleep(0)
+        undo[path] = when_lost(lambda: told.append(path))
+        if path == "/late":
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            over.set()
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            for path in (b"/first", b"/second"):
+                writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: test\r\n\r\n")
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            undo["/first"]()  # the second has begun by now
+            writer.write(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n")
+            writer.close()
+            await writer.wait_closed()
+            await over.wait()
+        assert told[0] == "/second"
+        assert "/late" in told
+        assert "/first" not in told
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))

@@ -1,0 +1,107 @@
+"""The benchmark runs, so that it cannot rot; what it measures here means nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_fanout_in_short(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            sys.executable, "bench/fanout.py", "--quick", "--json", report, "--dir", tmp_path,
+            "--only", "wake-up", "attach", "memory",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert {row["section"] for row in told["rows"]} == {"wake-up", "attach+detach", "memory"}
+    assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
+    assert "wake-up" in done.stdout
+
+
+@pytest.fixture
+def nginx() -> None:
+    if shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None:
+        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
+            pytest.fail("nginx is not installed: apt-get install nginx-light")
+        pytest.skip("nginx is not installed")
+
+
+@pytest.mark.usefixtures("nginx")
+def test_flight_in_short(tmp_path: Path) -> None:
+    report, charts = tmp_path / "report.json", tmp_path / "charts"
+    done = subprocess.run(
+        [
+            sys.executable, "bench/flight.py", "--quick", "--json", report, "--dir", tmp_path,
+            "--charts", charts,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert {row["section"] for row in told["rows"]} == {"share", "single", "open", "takeover"}
+    assert {each.name for each in charts.iterdir()} == {"share.png", "takeover.png"}
+    assert all(each.read_bytes().startswith(b"\x89PNG") for each in charts.iterdir())
+    assert "takeover" in done.stdout
+    assert [each.name for each in tmp_path.iterdir() if each not in (report, charts)] == []
+
+
+@pytest.mark.usefixtures("nginx")
+def test_peers_in_short(tmp_path: Path) -> None:
+    temporary, docs = tmp_path / "temporary", tmp_path / "docs"
+    temporary.mkdir()
+    docs.mkdir()
+    wanted = ["hits-small", "leaves"]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "peers", "--quick", "--peers", "shmstream", "nginx-lock",
+            "--only", *wanted, "--docs", docs, "--dir", temporary,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'bench'}"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (docs / "benchmarks.md").read_text(encoding="utf-8")
+    told = {
+        path.stem: json.loads(path.read_text()) for path in (docs / "benchmarks").glob("*.json")
+    }
+    hits, faults = told["hits-small"], told["faults"]
+    assert {(each["peer"], each["turn"]) for each in hits["samples"]} == {
+        (peer, turn) for peer in ("shmstream", "nginx-lock", "shmstream-nginx") for turn in (0, 1)
+    }
+    # nginx has a blob a moment after its client has it, and asks again if somebody is quicker.
+    assert {each["gets"] for each in hits["samples"] if each["peer"] != "nginx-lock"} == {0}
+    assert {(each["peer"], each["right"], each["extra"]) for each in faults["outcomes"]} == {
+        ("shmstream", 4, 0),
+        ("nginx-lock", 4, 0),
+    }
+    assert {"date", "processor", "cores", "kernel"} <= set(hits["machine"])
+    assert "nginx, lock" in page
+    assert "A quick run" in page
+    assert "faults.png" in page
+    assert list(temporary.iterdir()) == []

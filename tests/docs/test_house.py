@@ -1,0 +1,167 @@
+"""The house: a wing imports only wings below it, inside a wing there is no circle, rooms are small.
+
+docs/ARCHITECTURE.md draws the wings; a test compares it with the table below.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import shmstream
+
+WINGS = [
+    ["errors", "events", "units"],
+    ["system"],
+    ["stream"],
+    ["sources"],
+    ["storage"],
+    ["flight"],
+    ["store"],
+    ["asgi"],
+    ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
+    ["__init__"],
+    ["registry"],
+    ["demo"],
+    ["cli"],
+    ["__main__"],
+]
+"""From the ground up. Modules on one floor do not import each other."""
+FLOOR_OF = {wing: floor for floor, wings in enumerate(WINGS) for wing in wings}
+HOUSE = Path(shmstream.__file__).parent
+ROOMS = sorted(HOUSE.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """`stream.writer`; a package is its `__init__`."""
+    return ".".join(path.relative_to(HOUSE).with_suffix("").parts)
+
+
+MODULES = {module_of(path): path for path in ROOMS}
+
+
+def wing_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the house that a module imports; also in functions, and for types only."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if (node.module or "").split(".")[0] != "shmstream":
+                continue
+            package = (node.module or "").removeprefix("shmstream").removeprefix(".")
+            for name in node.names:
+                inner = f"{package}.{name.name}".removeprefix(".")
+                found.add(
+                    next(
+                        each
+                        for each in (
+                            inner, f"{inner}.__init__", package, f"{package}.__init__".lstrip("."),
+                        )
+                        if each in MODULES
+                    )
+                )  # fmt: skip
+        elif isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "shmstream":
+                    module = name.name.removeprefix("shmstream").removeprefix(".")
+                    found.add(module if module in MODULES else f"{module}.__init__".lstrip("."))
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_wing_imports_only_wings_below_it(module: str) -> None:
+    wing = wing_of(module)
+    assert wing in FLOOR_OF, "a new wing needs a floor"
+    for imported in imports(MODULES[module]):
+        below = wing_of(imported)
+        assert below == wing or FLOOR_OF[below] < FLOOR_OF[wing], f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("wing", FLOOR_OF)
+def test_inside_a_wing_there_is_no_circle(wing: str) -> None:
+    """Nor does a room import its own wing's `__init__`, which imports the rooms."""
+    rooms = {each: path for each, path in MODULES.items() if wing_of(each) == wing}
+    arrows = {each: {it for it in imports(path) if it in rooms} for each, path in rooms.items()}
+    graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
+
+
+def test_only_the_command_line_imports_the_demo() -> None:
+    importers = {
+        module
+        for module, path in MODULES.items()
+        if wing_of(module) != "demo" and any(wing_of(each) == "demo" for each in imports(path))
+    }
+    assert importers == {"cli.demo"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_say_what_they_are(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
+    assert MODULES[module].stem not in {"utils", "core", "base_", "manager", "helpers"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert lines <= 50, f"{module}.{node.name} has {lines} lines"
+
+
+def test_only_the_control_block_touches_raw_shared_bytes() -> None:
+    for module, path in MODULES.items():
+        text = path.read_text(encoding="utf-8")
+        if module != "stream.control_block":
+            assert ".words[" not in text
+            assert 'cast("Q")' not in text or module == "stream.subscribers"
+            assert "pack_into" not in text
+
+
+def test_only_one_room_registers_what_a_forked_child_does() -> None:
+    for module, path in MODULES.items():
+        if module != "system.process":
+            assert "register_at_fork" not in path.read_text(encoding="utf-8"), module
+
+
+def test_the_core_needs_only_its_two_dependencies() -> None:
+    program = (
+        "import sys; before = set(sys.modules); import shmstream;"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(HOUSE.parent)!r});" + program,
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    third_party = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert {name for name in third_party if not name.startswith("_")} == {
+        "shmstream", "posix_ipc", "psutil",
+    }  # fmt: skip
+
+
+def test_all_that_is_public_is_documented() -> None:
+    for name in shmstream.__all__:
+        thing = getattr(shmstream, name)
+        assert thing.__doc__, name
+        assert not thing.__doc__.startswith(f"{name}("), f"{name} has only a generated docstring"
+        if isinstance(thing, type):
+            for attribute, value in vars(thing).items():
+                if not attribute.startswith("_") and callable(value):
+                    assert value.__doc__, f"{name}.{attribute}"

@@ -1,0 +1,558 @@
+"""The narrow places of a flight, each forced: what once went wrong must not again."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    BlobNotFound,
+    ContentChanged,
+    Event,
+    EventKind,
+    Feed,
+    Retries,
+    SourceError,
+    SourceFailed,
+    Store,
+    WriterStalled,
+)
+from shmstream.flight.flight import Flight, Reader
+from shmstream.sources.base import Metadata
+from shmstream.storage.journal import Journal
+from shmstream.stream import segment
+from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.stream import Stream
+from shmstream.system.locks import KernelLock
+from tests.support import flights
+from tests.support.flights import make_store
+from tests.support.interpreters import PATIENCE, Interpreter, wait_until
+from tests.support.origin import Origin
+from tests.support.roles import content, sha256
+from tests.support.stores import digest, has_published, interrupt
+
+Start = Callable[..., Interpreter]
+MIB = 1 << 20
+
+
+def read_blocking(store: Store, key: str, source: str) -> bytes:
+    with store.open(key, source) as blob:
+        return blob.read()
+
+
+def read_in_a_loop(store: Store, key: str, source: str) -> bytes:
+    async def read() -> bytes:
+        async with store.aopen(key, source) as blob:
+            return await blob.read()
+
+    return asyncio.run(read())
+
+
+class Ranged:
+    """A source as good as any: ranges, a validator; it breaks for good at `stop`."""
+
+    def __init__(self, data: bytes, validator: str | None, stop: int | None = None) -> None:
+        self.name = f"source of {validator}"
+        self._data = data
+        self._validator = validator
+        self._stop = len(data) if stop is None else stop
+        self.offsets: list[int] = []
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        if validator not in (None, self._validator):
+            offset = 0
+        self.offsets.append(offset)
+        return Feed(self._pieces(offset), offset, len(self._data), self._validator)
+
+    def _pieces(self, offset: int) -> Iterator[bytes]:
+        for start in range(offset, self._stop, 65536):
+            yield self._data[start : min(start + 65536, self._stop)]
+        if self._stop < len(self._data):
+            raise SourceError(self.name, self._stop, "it broke", retryable=False)
+
+
+def give_up(store: Store, key: str, source: Ranged) -> None:
+    with pytest.raises(SourceFailed):
+        store.fetch(key, source)
+    wait_until(lambda: store.flights() == [])
+
+
+def test_a_slow_reader_of_an_aborted_flight_reads_no_other_content(store: Store) -> None:
+    """The next flight of that key finds other content: it must not use the same file (I2)."""
+    before, after = content(1, 3 * MIB), content(2, 3 * MIB)
+    with store.open("a name", Ranged(before, "v1", stop=2 * MIB)) as slow:
+        read = slow.read(1000)
+        wait_until(lambda: store.flights() == [])
+        published = slow.published
+        assert published > len(read)
+        with store.open("a name", Ranged(after, "v2")) as blob:
+            assert sha256(blob.read()) == sha256(after)
+        while len(read) < published:
+            read += slow.read1(4096)
+        assert sha256(read) == sha256(before[:published])
+        with pytest.raises(SourceFailed):
+            slow.read(1)
+
+
+def test_the_journal_vouches_only_for_what_is_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed right after the new journal was begun: the file behind it has no old bytes."""
+    before, after = content(1, 3 * MIB), content(2, 3 * MIB)
+    give_up(store, "a name", Ranged(before, "v1", stop=2 * MIB))
+    child = os.fork()
+    if child == 0:
+        die = partial(os.kill, os.getpid(), signal.SIGKILL)
+        monkeypatch.setattr(ResumableStreamer, "resume", lambda _: die())
+        store.fetch("a name", Ranged(after, "v2"))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    with store.open("a name", Ranged(after, "v2")) as blob:
+        assert sha256(blob.read()) == sha256(after)
+
+
+def test_nobody_waits_for_the_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, data = digest(1, MIB), content(1, MIB)
+    has_read, begun = threading.Event(), []
+    begin = Journal.begin
+
+    def begin_later(self: Journal, metadata: Metadata, kept: int = 0) -> None:
+        begun.append(has_read.wait(20))
+        begin(self, metadata, kept)
+
+    monkeypatch.setattr(Journal, "begin", begin_later)
+    with store.open(key, Ranged(data, "v")) as blob:
+        first = blob.read1()
+        has_read.set()
+        assert first + blob.read() == data
+    assert begun == [True]
+
+
+def test_without_a_journal_there_is_a_blob_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    key, data = digest(1, MIB), content(1, MIB)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_write", fail)
+        give_up(store, key, Ranged(data, "v", stop=500_000))
+        assert left_of(store) == [], "nothing would vouch for it"
+        with store.open(key, Ranged(data, "v")) as blob:
+            assert blob.read() == data
+    assert "no journal: " in caplog.text
+
+
+def left_of(store: Store) -> list[str]:
+    return sorted(
+        each.name.rpartition("-")[2] for each in Path(store.folder).rglob("*.shmstream-*")
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "kept", "left"), [(65536, 0, []), (65537, 65536, ["journal", "partial"])]
+)
+def test_a_small_blob_is_asked_for_anew(
+    size: int, kept: int, left: list[str], store: Store
+) -> None:
+    """It has no journal, and so its flight leaves nothing to go on with."""
+    key, data = digest(1, size), content(1, size)
+    give_up(store, key, Ranged(data, "v", stop=size - 1 if size <= 65536 else 65536))
+    assert left_of(store) == left
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [kept]
+    wait_until(lambda: store.flights() == [])
+    assert left_of(store) == []
+
+
+def test_a_small_blob_is_left_by_its_last_reader(store: Store, origin: Origin) -> None:
+    key, url = digest(1, 60_000), origin.serve("/blob", seed=1, size=60_000)
+    origin.change("/blob", stall_after=30_000)
+    with store.open(key, url, linger=False):
+        wait_until(lambda: store.flights()[0].size == 60_000)
+        assert left_of(store) == ["partial"]
+    wait_until(lambda: store.flights() == [])
+    assert left_of(store) == []
+    origin.release()
+
+
+def test_what_an_earlier_version_kept_of_a_small_blob(store: Store) -> None:
+    key, data = digest(1, 60_000), content(1, 60_000)
+    place = store._layout.place(key)
+    Journal(place.journal, "sha256").begin(Metadata(60_000, "v"))
+    Path(place.partial).write_bytes(data[:20_000])
+    source = Ranged(data, "v", stop=40_000)
+    give_up(store, key, source)
+    assert left_of(store) == ["journal", "partial"], "what is gone on with can be once more"
+    again = Ranged(data, "v")
+    with store.open(key, again) as blob:
+        assert blob.read() == data
+    assert (source.offsets[0], again.offsets) == (20_000, [40_000])
+
+
+def test_a_journal_of_other_content_vouches_for_no_small_blob(store: Store) -> None:
+    """Killed while a small blob arrives: the journal of what was there before is gone, too."""
+    key, data = digest(1, 60_000), content(1, 60_000)
+    place = store._layout.place(key)
+    Journal(place.journal, "sha256").begin(Metadata(70_000, "old"))
+    Path(place.partial).write_bytes(content(2, 50_000))
+    child = os.fork()
+    if child == 0:
+        die = partial(os.kill, os.getpid(), signal.SIGKILL)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ResumableStreamer, "commit", lambda _: die())
+            store.fetch(key, Ranged(data, "v"))
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    store.gc()
+    assert left_of(store) == ["partial"]
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [0]
+
+
+def test_a_part_without_validator_is_not_believed(store: Store, origin: Origin) -> None:
+    """The second server knows ranges, not If-Range, says no ETag, and has another file."""
+    first = origin.serve("/first", seed=1, size=MIB)
+    origin.change("/first", first=0, count=1, close_after=MIB // 2)
+    origin.change("/first", first=1, status=503)
+    second = origin.serve("/second", seed=2, size=MIB, etag=None, if_range=False)
+    with store.open("a name", [first, second]) as blob, pytest.raises(ContentChanged):
+        blob.read()
+
+
+def test_what_was_kept_survives_a_source_that_cannot_be_reached(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    interrupt(start, folder, origin, digest(1, 2 * MIB), 2 * MIB, MIB)
+    store.gc()
+    [partial_file] = Path(folder).rglob("*.shmstream-partial")
+    kept = partial_file.stat().st_size
+    with pytest.raises(SourceFailed):
+        store.fetch(digest(1, 2 * MIB), "/nowhere")
+    wait_until(lambda: store.flights() == [])
+    assert partial_file.stat().st_size == kept >= MIB - 65536
+    with store.open(digest(1, 2 * MIB), origin.url("/blob")) as blob:
+        assert blob.read() == content(1, 2 * MIB)
+    assert origin.requests("/blob")[-1].range == f"bytes={kept}-"
+
+
+def test_the_space_stays_reserved_and_is_given_back(store: Store, origin: Origin) -> None:
+    size = 64 * MIB
+    url = origin.serve("/blob", seed=1, size=1)
+    origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    origin.change("/blob", first=1, status=404)
+    key = "sha256:" + "0" * 64
+    with store.open(key, url) as blob:
+        blob.read(MIB // 2)
+        [partial_file] = Path(store.folder).rglob("*.shmstream-partial")
+        assert partial_file.stat().st_blocks * 512 >= size
+        origin.cut()
+        with pytest.raises(SourceFailed):
+            blob.read()
+    wait_until(lambda: store.flights() == [])
+    assert partial_file.stat().st_blocks * 512 < 4 * MIB
+
+
+def test_published_never_decreases_after_a_takeover(tmp_path: Path) -> None:
+    """With a digest and without a size, a successor alone would withhold one chunk more (I1)."""
+    data = content(1, MIB)
+    path = str(tmp_path / "blob")
+    key = f"sha256:{sha256(data)}"
+    first = ResumableStreamer.create(path, name="handed-over", digest=key, publish_interval=0)
+    with Stream.attach("handed-over", timeout=0) as watching:
+        slot = watching.block.slot(0)
+        assert watching.lock.try_acquire(slot.span)  # a reader, for whom it is handed over
+        first.append(data)
+        published = first.published
+        first.close()
+        with ResumableStreamer.succeed("handed-over", publish_interval=0) as second:
+            assert (second.published, second.appended) == (published, published)
+            second._publish()
+            assert second.published == published
+            second.append(data[published:])
+            second.commit()
+            assert second.digest == key
+        slot.release()
+
+
+def test_the_blob_just_brought_is_not_evicted(folder: str, origin: Origin) -> None:
+    store = flights.make_store(folder, {"max_bytes": MIB + 1000})
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=500_000)
+    with store.open(digest(1, MIB), url) as blob:
+        blob.read(1)
+        other = store.fetch("other", [b"x" * 2000])
+        origin.release()
+        assert Path(store.fetch(digest(1, MIB))).stat().st_size == MIB
+    wait_until(lambda: not Path(other).exists())
+
+
+def test_a_succession_that_cannot_be_does_not_spin(
+    start: Start, store: Store, folder: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reaper was stopped while it held its lock."""
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", count=1, stall_after=MIB)
+    leader = start(flights.take, folder, {})
+    leader.hear()
+    leader.say([digest(1, 2 * MIB), url, 0])
+    leader.hear()
+    wait_until(partial(has_published, store, MIB - 65536))
+    [flight] = store.flights()
+    joins = []
+    join = Flight.join
+
+    def count(self: Flight) -> Reader:
+        joins.append(1)
+        return join(self)
+
+    monkeypatch.setattr(Flight, "join", count)
+    with store.open(digest(1, 2 * MIB), url, stall_timeout=0.5) as blob:
+        blob.read(flight.published)
+        reaper = KernelLock(segment.path_of(flight.stream))
+        leader.kill()
+        assert_soon(lambda: reaper.try_acquire((0, 1)))
+        with pytest.raises(WriterStalled):
+            blob.read(1)
+        assert len(joins) < 30
+        reaper.close()
+        blob.seek(0)
+        assert sha256(blob.read()) == sha256(content(1, 2 * MIB))
+
+
+def assert_soon(condition: Callable[[], bool]) -> None:
+    wait_until(condition, patience=5)
+
+
+def test_who_has_no_source_finds_what_has_just_come(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We look in the store; a whole flight lands; we find no flight, and look again."""
+    follow = Flight._follow
+
+    def follow_later(self: Flight, patience: float) -> Any:
+        monkeypatch.setattr(Flight, "_follow", follow)
+        Store(store.folder).fetch("key", [b"data"])
+        return follow(self, patience)
+
+    monkeypatch.setattr(Flight, "_follow", follow_later)
+    with store.open("key") as blob:
+        assert blob.read() == b"data"
+    with pytest.raises(BlobNotFound):
+        store.open("another key")
+
+
+def test_killed_between_the_rename_and_the_end(
+    start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    """A reader of a blob without digest or validator goes on in the very same file."""
+    url = origin.serve("/blob", seed=1, size=MIB, etag=None, rate=4 * MIB)
+    doomed = start(flights.take, folder, {}, "after the rename")
+    doomed.hear()
+    doomed.say(["a name", url, 0])
+    doomed.hear()
+    with store.open("a name", url) as blob:
+        assert blob.role == "follows"
+        assert sha256(blob.read()) == sha256(content(1, MIB))
+    doomed.wait_killed()
+    assert len(origin.requests("/blob")) == 1
+
+
+@pytest.mark.parametrize("how", ["exit", "kill"])
+def test_the_last_reader_of_a_dead_flight_leaves_nothing(
+    how: str, start: Start, store: Store, folder: str, origin: Origin
+) -> None:
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", stall_after=MIB)
+    leader = start(flights.open_and_leave, folder, digest(1, 2 * MIB), url, "exit")
+    assert leader.hear() == "leads"
+    with store.open(digest(1, 2 * MIB)) as blob:
+        blob.read(1)
+        if how == "exit":
+            leader.say("exit")
+            leader.finish()
+        else:
+            leader.kill()
+    assert segment.names() == []
+
+
+def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
+    released = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        yield b"x" * 100
+        released.wait(30)
+        yield b"y"
+
+    with store.open("key", silent(), linger=False) as blob:
+        assert blob.read(100) == b"x" * 100
+    try:
+        wait_until(lambda: store.flights() == [], patience=10)
+    finally:
+        released.set()
+
+
+def test_what_came_before_a_source_broke_does_not_wait_for_the_next_try(
+    folder: str, origin: Origin
+) -> None:
+    """Who has the kernel move bytes comes back in time to publish them; now he does not."""
+    patient = Retries(first_pause=PATIENCE, longest_pause=PATIENCE)
+    store = Store(folder, retries=patient, publish_interval=0.5)
+    url = origin.serve("/blob", seed=1, size=MIB, rate=2 * MIB, close_after=200_000)
+    with store.open("key", url, stall_timeout=5, linger=False) as blob:
+        assert sha256(blob.read(200_000)) == sha256(content(1, 200_000))
+    wait_until(lambda: store.flights() == [])
+
+
+def test_a_leader_that_hands_over_has_not_failed(folder: str, origin: Origin) -> None:
+    """Though the only try that its source has ends with it."""
+    told: list[Event] = []
+    store = Store(folder, retries=Retries(attempts=1), on_event=told.append)
+    url = origin.serve("/blob", seed=1, size=MIB, stall_after=1000)
+    with store.open("key", url, linger=False) as blob:
+        blob.read(1000)
+    wait_until(lambda: told[-1].kind in (EventKind.HANDED_OVER, EventKind.ABORTED))
+    assert told[-1] == Event(EventKind.HANDED_OVER, "key", 1000)
+
+
+def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) -> None:
+    """Whoever ends it finds no feed to close."""
+    told: list[Event] = []
+    store = make_store(folder, {"on_event": told.append})
+    asked, answers, closed = threading.Event(), threading.Event(), threading.Event()
+    opened = count()
+
+    class Breaking:
+        name = "breaking"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+            if next(opened) == 0:
+                return Feed(self.breaks())
+            asked.set()
+            assert answers.wait(PATIENCE)
+            return Feed(self.stalls(), close=closed.set)
+
+        def breaks(self) -> Iterator[bytes]:
+            yield b"x" * 100
+            raise SourceError(self.name, 100, "it broke")
+
+        def stalls(self) -> Iterator[bytes]:
+            closed.wait(PATIENCE)
+            yield b"x" * 100
+
+    with store.open("key", Breaking(), linger=False) as blob:
+        blob.read(100)
+        assert asked.wait(PATIENCE)
+    wait_until(lambda: store.flights() == [])
+    answers.set()
+    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER, patience=5)
+    assert closed.is_set()
+
+
+def test_exiting_while_standard_input_is_read(folder: str) -> None:
+    """The interpreter would find it locked by the leader's thread, and abort."""
+    program = (
+        "import sys; from shmstream import Store\n"
+        "blob = Store(sys.argv[1]).open('key', sys.stdin.buffer)\n"
+        "print(blob.read(3)); blob.close()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, folder],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"abc")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"b'abc'\n"
+        assert process.wait(20) == 0
+
+
+def test_exiting_waits_for_no_silent_source(start: Start, folder: str, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=1000)
+    leader = start(flights.lead_many, folder, url, 8)
+    assert leader.hear() == "leads"
+    began = time.monotonic()
+    leader.say("exit")
+    leader.finish()
+    assert time.monotonic() - began < 5
+
+
+def test_many_tries_do_not_overflow(folder: str) -> None:
+    store = Store(folder, retries=Retries(attempts=1200, first_pause=0, longest_pause=0))
+    tries = []
+
+    class Never:
+        name = "never"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+            tries.append((offset, validator))
+            raise SourceError(self.name, offset, "not yet")
+
+    with pytest.raises(SourceFailed):
+        store.fetch("key", Never())
+    assert len(tries) == 1200
+
+
+@pytest.mark.parametrize("is_followed", [True, False])
+@pytest.mark.parametrize("opens", [read_blocking, read_in_a_loop])
+def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
+    start: Start,
+    folder: str,
+    store: Store,
+    origin: Origin,
+    monkeypatch: pytest.MonkeyPatch,
+    opens: Callable[[Store, str, str], bytes],
+    is_followed: bool,
+) -> None:
+    """We look for a flight: none. One begins, publishes a little, is orphaned; then we claim."""
+    key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
+    leader = start(flights.take, folder, {}, "before the journal")  # by then it has published
+    follower = start(flights.take, folder, {})
+    assert leader.hear() == leader.pid
+    assert follower.hear() == follower.pid
+    begin = Flight._begin
+    published = []
+
+    def begin_later(self: Flight) -> Any:
+        monkeypatch.setattr(Flight, "_begin", begin)
+        leader.say([key, url, 0])
+        leader.wait_killed()
+        [flight] = store.flights()
+        published.append(flight.published)
+        if is_followed:
+            follower.say([key, None, 0])  # it waits a second for somebody who has a source
+            wait_until(lambda: store.flights()[0].followers != ())
+        return begin(self)
+
+    monkeypatch.setattr(Flight, "_begin", begin_later)
+    assert opens(store, key, url) == content(1, MIB)
+    if is_followed:
+        assert follower.hear() == {"role": "follows"}
+        assert follower.hear()["sha256"] == sha256(content(1, MIB))
+    follower.finish()
+    _, second = origin.requests("/blob")
+    assert second.range is not None, "what was published is not asked for again"
+    assert int(second.range[6:-1]) >= published[0] > 0

@@ -1,0 +1,221 @@
+"""The order of stores, which is what the protocol is made of: recorded, and compared as a list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shmstream import BlobAborted, BlobStreamer, DigestMismatch, InFlightCopier
+from shmstream.stream import doorbell
+from shmstream.stream.control_block import Block, Slot, State, Text, Word, fields_of
+from shmstream.stream.subscribers import Subscribers
+from shmstream.stream.waiter import Tail
+
+NAMES = {
+    id(field): name for structure in (Block, Slot) for name, field in fields_of(structure).items()
+}
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All stores to shared memory, and what else the outside can see, in order."""
+    events: list[str] = []
+
+    def note(owner: Any, name: str, event: Callable[..., str]) -> None:
+        original = getattr(owner, name)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            events.append(event(*args))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    def store(field: Word | Text, _block: Any, value: Any) -> str:
+        name = NAMES[id(field)]
+        return f"{name} = {State(value).name}" if name == "state" else name
+
+    note(Word, "__set__", store)
+    note(Text, "__set__", store)
+    note(Subscribers, "ring", lambda _self: "ring")
+    for name in ("write", "rename", "unlink"):
+        note(os, name, lambda *_, name=name: name)
+    membership = vars(Slot)["membership"]
+
+    def store_and_note(slot: Slot, value: tuple[int, bool]) -> None:
+        events.append(f"membership {'active' if value[1] else 'free'}")
+        membership.fset(slot, value)
+
+    monkeypatch.setattr(Slot, "membership", membership.setter(store_and_note))
+    note(doorbell.Doorbell, "__init__", lambda *_: "doorbell")
+    return events
+
+
+def test_create_stores_the_magic_last(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        assert record[:2] == ["resumable", "path"], (
+            "before the partial file exists, for whoever reaps us"
+        )
+        assert record[-3:] == ["state = OPENING", "version", "magic"]
+        streamer.abort("")
+
+
+def test_publish(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        streamer.append(b"first")
+        del record[:]
+        streamer.append(b"second")
+        assert record == ["write", "published", "chunk_count", "progress", "ring"]
+        streamer.commit()
+
+
+def test_each_reader_is_rung_once_and_those_who_are_known_first(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    rung: list[str] = []
+    memberships: list[str] = []
+
+    class Telling(doorbell.Ringer):
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            post = self.ring
+
+            def tell() -> None:
+                rung.append(name)
+                memberships.append("looked at" if streamer._subscribers._seen == now() else "old")
+                post()
+
+            self.ring = tell
+
+    def now() -> bytes:
+        return streamer._subscribers._memberships.tobytes()
+
+    monkeypatch.setattr("shmstream.stream.subscribers.Ringer", Telling)
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as known:
+            streamer.append(b"x")
+            first = rung.pop()
+            with InFlightCopier.attach(streamer.name) as newcomer:
+                del memberships[:]
+                streamer.append(b"y")
+                bells = {name for _, name in doorbell.names()}
+                assert rung == [first, *bells - {first}]
+                assert memberships == ["old", "looked at"]
+                assert known.read(2) == newcomer.read(2) == b"xy"
+        streamer.commit()
+
+
+def test_the_first_bytes_open_the_stream(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        del record[:]
+        streamer.append(b"first")
+        assert record == [
+            "state = STREAMING", "write", "published", "chunk_count", "progress", "ring",
+        ]  # fmt: skip
+        del record[:]
+        streamer.append(b"second")
+        assert record == ["write"], "too soon for another wake-up"
+        streamer.commit()
+
+
+def test_commit(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        streamer.append(b"data")
+        del record[:]
+        streamer.commit()
+        assert record == [
+            "rename", "size", "published", "chunk_count", "progress", "state = COMMITTED", "ring",
+        ]  # fmt: skip
+
+
+def test_abort(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        streamer.append(b"data")
+        del record[:]
+        streamer.abort("reason")
+        assert record == ["error", "state = ABORTED", "ring", "unlink"]
+
+
+def test_a_wrong_digest_publishes_nothing(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob, digest="sha256:" + "0" * 64) as streamer:
+        streamer.append(b"data")
+        del record[:]
+        with pytest.raises(DigestMismatch):
+            streamer.commit()
+        assert record == ["error", "state = ABORTED", "ring", "unlink"]
+
+
+def test_subscribe_and_leave(record: list[str], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        del record[:]
+        reader = InFlightCopier.attach(streamer.name)
+        assert record == [
+            "doorbell", "pid", "started", "namespace", "position", "membership active",
+        ]  # fmt: skip
+        streamer.append(b"data")
+        del record[:]
+        assert reader.read1() == b"data"
+        assert record == ["position"]
+        del record[:]
+        reader.close()
+        assert record == ["membership free"]
+        streamer.abort("")
+
+
+def test_a_reader_looks_again_before_it_waits_and_before_it_concludes(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """The two lost wake-ups, forced: a publish and a commit in the narrowest places."""
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            drain = doorbell.Doorbell.drain
+
+            def publish_then_drain(self: doorbell.Doorbell) -> int:
+                # after the reader saw nothing, before it forgets the rings
+                monkeypatch.setattr(doorbell.Doorbell, "drain", drain)
+                streamer.append(b"between")
+                return drain(self)
+
+            def never(*_: object) -> bool:
+                raise AssertionError("it waited for a ring that it had forgotten")
+
+            monkeypatch.setattr(doorbell.Doorbell, "drain", publish_then_drain)
+            monkeypatch.setattr(doorbell.Doorbell, "wait", never)
+            assert reader.read1() == b"between"
+
+            conclude = Tail._conclude
+
+            def finish_then_conclude(self: Tail, position: int) -> int:
+                # the writer finishes after the reader saw it dead, before it concludes
+                if not streamer.size:
+                    streamer.transfer([b"the rest"])
+                return conclude(self, position)
+
+            monkeypatch.setattr(Tail, "_conclude", finish_then_conclude)
+            monkeypatch.setattr("shmstream.stream.stream.Stream.is_orphaned", lambda _: True)
+            reader._tail._next_look = 0
+            assert reader.read() == b"the rest"
+
+
+def test_a_kill_between_published_and_the_ring_costs_a_quarter_of_a_second(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """A ring that never comes (I4)."""
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            monkeypatch.setattr(Subscribers, "ring", lambda _: None)
+            wait = doorbell.Doorbell.wait
+
+            def wait_unrung(self: doorbell.Doorbell, seconds: float) -> bool:
+                streamer.append(b"unheard")
+                return wait(self, seconds)
+
+            monkeypatch.setattr(doorbell.Doorbell, "wait", wait_unrung)
+            assert reader.read1() == b"unheard"
+            assert reader.statistics().waits == 1
+            monkeypatch.undo()
+            streamer.abort("")
+            with pytest.raises(BlobAborted):
+                reader.read()

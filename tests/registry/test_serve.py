@@ -1,0 +1,383 @@
+"""`shmstream serve`: workers that die and are replaced, signals, limits, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.commands import PYTHON, ROOT, Command
+from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.serving import Serve, Serving
+
+STARTS = "shmstream_worker_starts_total"
+
+
+def both_run(serving: Serving, starts: int = 2) -> bool:
+    """Whether there are two workers, and as many as that have been up so far."""
+    return len(serving.workers()) == 2 and serving.metric(STARTS) == starts
+
+
+# Workers.
+
+
+def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
+    serving = serve()
+    wait_until(lambda: both_run(serving))
+    for _ in range(20):
+        assert serving.ask("/healthz").body == b"alive\n"
+    first = set(serving.workers())
+    for worker in first:
+        os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: both_run(serving, starts=4))
+    assert not first & set(serving.workers())
+    assert serving.log.count("died by SIGKILL; another one takes its place") == 2
+    assert serving.metric("shmstream_requests_total", route="health") == 20
+    assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each place"
+
+
+def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
+    serving = serve()
+    wait_until(lambda: both_run(serving))
+    shutil.rmtree(serving.store)
+    serving.store.write_text("no folder")
+    os.kill(serving.workers()[0], signal.SIGKILL)
+    assert serving.finish() == 1
+    assert re.search(rf"ERROR   worker \d+ .*{serving.store}", serving.log)
+
+
+def test_workers_that_die_at_once_are_not_started_in_a_hurry(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    wait_until(lambda: serving.metric(STARTS) == 1)
+    fault = serving.folder / "sitecustomize.py"  # which every interpreter runs as it begins
+    fault.write_text(
+        "import os, sys\nif 'shmstream.registry.server.worker' in sys.orig_argv: os._exit(7)"
+    )
+    os.kill(serving.workers()[0], signal.SIGKILL)
+    wait_until(lambda: serving.log.count("died with exit code 7") == 3)
+    fault.unlink()
+    wait_until(lambda: serving.ask("/healthz").status == 200)  # who asks waits
+    assert serving.log.count("died with exit code 7") <= 4
+
+
+def test_every_worker_has_its_share(serve: Serve) -> None:
+    serving = serve("--workers", "4")
+    wait_until(lambda: serving.metric(STARTS) == 4)
+    connections = [serving.connect() for _ in range(40)]
+    for connection in connections:
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"alive\n"
+    assert min(established(worker) for worker in serving.workers()) > 0
+    for connection in connections:
+        connection.close()
+
+
+def established(worker: int) -> int:
+    """How many connections it has."""
+    found = psutil.Process(worker).net_connections("tcp")
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
+
+
+def test_descriptors_are_as_many_as_allowed_and_without_it_waits(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    assert serving.ask("/healthz").status == 200
+    [worker] = map(psutil.Process, serving.workers())
+    soft, hard = worker.rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds() + 4, hard))
+    clients = [socket.create_connection((serving.host, serving.port)) for _ in range(20)]
+    wait_until(lambda: "no connection can be taken: Too many open files" in serving.log)
+    for client in clients:
+        client.close()
+    assert serving.ask("/healthz").status == 200
+
+
+# How it ends.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_quietly(number: signal.Signals, serve: Serve) -> None:
+    serving = serve("--grace", "20s")
+    idle = serving.connect()
+    idle.request("GET", "/healthz")
+    idle.getresponse().read()
+    silent = socket.create_connection((serving.host, serving.port))
+    viewer, events = serving.open("/events")
+    assert events.readline() == b"retry: 1000\n"
+    assert serving.stop(number) == 0
+    assert events.read().endswith(b"\n\n"), "a whole event, then the end"
+    for each in (idle, viewer, silent):
+        each.close()
+    assert serving.is_gone()
+    assert [line for line in serving.log.splitlines() if " ERROR " in line] == []
+    with pytest.raises(ConnectionRefusedError):
+        serving.ask("/healthz")
+
+
+def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
+    command = Command(
+        tmp_path, "serve", "--upstream", "http://127.0.0.1:1", "--store", str(tmp_path / "store"),
+        "--listen", "127.0.0.1:0", terminal=True,
+    )  # fmt: skip
+    try:
+        command.wait_for("Serving http://127.0.0.1:1 at ")
+        command.press(b"\x03")
+        assert command.finish() == 0
+        command.check()
+    finally:
+        command.close()
+
+
+def test_workers_end_with_a_parent_that_is_killed(serve: Serve) -> None:
+    serving = serve()
+    wait_until(lambda: both_run(serving))
+    serving.process.kill()
+    serving.process.wait()
+    wait_until(serving.is_gone)
+    assert len(list(serving.temporary.iterdir())) == 1
+    again = serve()  # tidies up
+    wait_until(lambda: both_run(again))
+    assert len(list(serving.temporary.iterdir())) == 1
+    assert again.stop() == 0
+
+
+def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> None:
+    mine = Path(shutil.copy(tls_certificate, tls_certificate.with_name("mine.pem")))
+    serving = serve("--certfile", str(mine))
+    serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    wait_until(lambda: both_run(serving))
+    before = set(serving.workers())
+    serving.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: len(set(serving.workers()) - before) == 2)
+    wait_until(lambda: not before & set(serving.workers()))
+    wait_until(lambda: both_run(serving, starts=4))
+    mine.write_text("renewed, in a wrong way")
+    serving.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "the workers stay as they are: certfile: " in serving.log)
+    assert serving.stop() == 0
+
+
+# Where it listens.
+
+
+def test_tls(serve: Serve, tls_certificate: Path) -> None:
+    serving = serve("--workers", "1", "--certfile", str(tls_certificate))
+    serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    assert serving.ask("/healthz").body == b"alive\n"
+    assert f"at https://127.0.0.1:{serving.port} " in serving.log
+
+
+@pytest.mark.parametrize("listen", ["[::1]:0", ":0"])
+def test_addresses(listen: str, serve: Serve) -> None:
+    serving = serve("--workers", "1", "--listen", listen)
+    assert serving.ask("/healthz").status == 200
+
+
+def test_more_connections_than_allowed(serve: Serve) -> None:
+    serving = serve("--max-connections", "3", "--workers", "1")
+    connections = [socket.create_connection((serving.host, serving.port)) for _ in range(3)]
+    wait_until(lambda: serving.ask("/healthz").status == 503)
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: serving.ask("/healthz").status == 200)
+
+
+# What it tells.
+
+
+def test_the_access_log(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    agent = 'a "strange"\tone é' + "x" * 5000
+    serving.ask("/a%0Ab%22%C3%A9?password=secret", User_Agent=agent, Authorization="Basic c2VjcmV0")
+    serving.ask("/readyz?ns=docker.io&token=secret", "HEAD", Range="bytes=0-1", Cookie="secret")
+    wait_until(lambda: len(serving.accesses()) == 2)
+    first, second = serving.accesses()
+    assert first["path"] == '/a\nb"é'
+    assert (first["method"], first["status"], first["bytes"]) == ("GET", 404, 10)
+    assert first["user_agent"] == agent[:1000]
+    assert (first["client"], first["complete"]) == ("127.0.0.1", True)
+    assert 0 < first["ttfb"] <= first["duration"] < PATIENCE
+    assert (second["route"], second["bytes"], second["ns"]) == ("ready", 0, "docker.io")
+    assert second["range"] == "bytes=0-1"
+    text = (serving.folder / "serve.out").read_text()
+    assert "secret" not in text + serving.log
+    assert "c2VjcmV0" not in text
+    assert text.isascii()
+
+
+def test_no_access_log(serve: Serve) -> None:
+    serving = serve("--workers", "1", "--no-access-log")
+    assert serving.ask("/healthz").status == 200
+    assert serving.stop() == 0
+    assert serving.accesses() == []
+
+
+def test_a_log_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
+    """Its pipe is full from the beginning."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    command = [*PYTHON, "-m", "shmstream", "serve", "--upstream", "http://127.0.0.1:1"]
+    command += ["--store", str(tmp_path / "store"), "--listen", "127.0.0.1:0", "--workers", "1"]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writer, stderr=log
+        )
+        try:
+            wait_until(lambda: " with 1 worker" in Path(log.name).read_text())
+            port = int(Path(log.name).read_text().partition(" with")[0].rpartition(":")[2])
+            for _ in range(50):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read() == b"alive\n"
+                connection.close()
+            process.terminate()
+            assert process.wait(PATIENCE) == 0, "not held up either"
+            assert "nobody reads the access log" in Path(log.name).read_text()
+        finally:
+            process.kill()
+            process.wait()
+            os.close(reader)
+            os.close(writer)
+
+
+# The command line.
+
+
+def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PYTHON, "-m", "shmstream", "serve", *arguments],
+        cwd=ROOT, env={**os.environ, "SHMSTREAM_STORE": str(store), "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def refused(running: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code, and what it told."""
+    out, errors = running.communicate(timeout=PATIENCE)
+    assert out == ""
+    assert "Traceback" not in errors
+    return running.returncode, errors
+
+
+UPSTREAM = ("--upstream", "http://127.0.0.1:1")
+
+
+WRONG: list[tuple[list[str], str]] = [
+    ([], "--upstream: is needed: the URL of the registry to pull from."),
+    (["--upstream", "ftp://host"], "--upstream: 'ftp://host' is no URL of a registry"),
+    (["--upstream", "http://a", "--upstream", "http://b"], "there are several without a name"),
+    (["--upstream", "https://me:secret@host"], "put them into docker_config."),
+    ([*UPSTREAM, "--listen", "5000"], "--listen: '5000' is not HOST:PORT or [IPv6]:PORT."),
+    ([*UPSTREAM, "--workers", "0"], "'--workers': 0 is not in the range"),
+    ([*UPSTREAM, "--max-bytes", "much"], "'--max-bytes': 'much' is no size, such as"),
+    ([*UPSTREAM, "--tag-ttl", "long"], "'--tag-ttl': 'long' is no duration, such as"),
+    ([*UPSTREAM, "--keyfile", "key.pem"], "--keyfile: goes with certfile."),
+    ([*UPSTREAM, "--config", "/no/such"], "/no/such: cannot be read: No such file"),
+]
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    begun = [(start(*arguments, store=tmp_path / "store"), told) for arguments, told in WRONG]
+    for running, told in begun:
+        code, errors = refused(running)
+        assert (code, told in errors) == (2, True), errors
+        assert "Usage: shmstream serve" in errors
+        assert "secret" not in errors
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_makes_it_impossible(tmp_path: Path) -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{taken.getsockname()[1]}"
+    (tmp_path / "file").write_text("")
+    cases: list[tuple[list[str], str, str]] = [
+        (["--listen", address], "store", f"cannot listen on {address}: Address already in use"),
+        (["--listen", "host.invalid:1"], "store", "cannot listen on host.invalid:1: "),
+        ([], "file/store", "file/store cannot hold a store: "),
+        (["--certfile", "/no/such"], "store", "certfile: /no/such or its key cannot be read: No"),
+        (["--certfile", "/etc/passwd"], "store", "certfile: in /etc/passwd there are no certific"),
+        (["--docker-config", "/no/such"], "store", "docker_config: cannot read /no/such: No such"),
+    ]
+    begun = [
+        (start(*UPSTREAM, *arguments, store=tmp_path / store), told)
+        for arguments, store, told in cases
+    ]
+    for running, told in begun:
+        code, errors = refused(running)
+        assert (code, told in errors) == (1, True), errors
+        assert errors.splitlines()[-1].startswith("Error: ")
+    taken.close()
+
+
+def test_options_go_before_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text(
+        'upstream = [{url = "http://127.0.0.1:2"}]\nstore = "/no/such/place"\n'
+        'certfile = "/etc/passwd"\nworkers = 1\nlisten = "127.0.0.1:0"\n'
+    )
+    mine = tmp_path / "mine"
+    code, errors = refused(start("--config", str(config), "--certfile", "/no/such", store=mine))
+    assert (code, "certfile: /no/such or its key" in errors) == (1, True)
+    assert (tmp_path / "mine" / "blobs").is_dir()
+    config.write_text("workers = 0\n[[upstream]]\nurl = 'http://a'\n")
+    code, errors = refused(start("--config", str(config), store=mine))
+    assert code == 2
+    assert f"Error: {config}: workers: is at least 1, not 0." in errors
+
+
+def test_without_the_extra(tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules['uvicorn'] = None\n"
+        f"sys.argv[1:] = {['serve', *UPSTREAM, '--store', str(tmp_path / 'store')]!r}\n"
+        "from shmstream.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 1
+    assert done.stderr == "Error: `serve` needs: pip install 'shmstream[serve]'\n"
+
+
+def test_an_application_for_another_server(tmp_path: Path) -> None:
+    """uvicorn itself, with a file and counters for one process."""
+    config = tmp_path / "settings.toml"
+    config.write_text(f'store = "{tmp_path}/store"\n[[upstream]]\nurl = "http://127.0.0.1:1"\n')
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--port", "0", "--no-access-log", "--factory",
+             "shmstream.registry:create_app"],
+            env={**os.environ, "SHMSTREAM_CONFIG": str(config), "PYTHONPATH": str(ROOT)},
+            stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: "Uvicorn running on" in Path(log.name).read_text())
+            port = int(Path(log.name).read_text().partition(" (Press")[0].rpartition(":")[2])
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            for path in ("/readyz", "/metrics"):
+                connection.request("GET", path)
+                body = connection.getresponse().read()
+            assert b'shmstream_requests_total{cache="",method="GET",route="ready"' in body
+            connection.close()
+            process.terminate()
+            process.wait(PATIENCE)
+            [line] = [line for line in Path(log.name).read_text().splitlines() if "readyz" in line]
+            assert json.loads(line)["status"] == 200
+        finally:
+            process.kill()
+            process.wait()

@@ -1,0 +1,497 @@
+"""How a blob ends: commit, abort, sources that raise or lie, wrong digests, quiet sources."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import io
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    BlobAborted,
+    BlobStreamer,
+    DigestMismatch,
+    IllegalTransition,
+    InFlightCopier,
+    SizeMismatch,
+    State,
+    StreamClosed,
+    StreamExists,
+)
+from shmstream.stream.digest import RunningDigest
+from tests.support import roles
+from tests.support.interpreters import Interpreter, live_threads, wait_until
+from tests.support.roles import content
+
+Start = Callable[..., Interpreter]
+
+
+def digest_of(data: bytes, algorithm: str = "sha256") -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+
+def present_and_late(
+    start: Start, streamer: BlobStreamer, ruin: Callable[[], None]
+) -> list[dict[str, object]]:
+    """What becomes of a reader that was there, and of one that comes when all is over."""
+    present = start(roles.read, streamer.name, {})
+    assert [present.hear(), present.hear()] == ["starting", "attached"]
+    ruin()
+    late = start(roles.read, streamer.name, {})
+    assert late.hear() == "starting"
+    outcomes = [present.hear(), late.hear()]
+    present.finish()
+    late.finish()
+    return outcomes
+
+
+def test_a_source_that_raises(start: Start, blob: str) -> None:
+    def source() -> Iterator[bytes]:
+        yield b"x" * 1000
+        raise ConnectionResetError("peer went away")
+
+    with BlobStreamer.create(blob) as streamer:
+
+        def ruin() -> None:
+            with pytest.raises(ConnectionResetError):
+                streamer.transfer(source())
+
+        present, late = present_and_late(start, streamer, ruin)
+    for outcome in (present, late):
+        assert (outcome["error"], outcome["offset"]) == ("BlobAborted", 1000)
+        assert "ConnectionResetError: peer went away" in str(outcome["text"])
+    assert present["bytes"] == 1000, "what was published is still given"
+    assert not Path(blob).exists()
+
+
+@pytest.mark.parametrize("given", [999, 1001])
+@pytest.mark.parametrize("digest", [None, digest_of(b"x" * 1000)])
+def test_a_source_of_another_size(given: int, digest: str | None, start: Start, blob: str) -> None:
+    with BlobStreamer.create(blob, size=1000, digest=digest, chunk_size=300) as streamer:
+
+        def ruin() -> None:
+            with pytest.raises(SizeMismatch) as caught:
+                streamer.transfer([b"x" * 900, b"x" * (given - 900)])
+            assert (caught.value.expected, caught.value.got) == (1000, given)
+
+        present, late = present_and_late(start, streamer, ruin)
+    for outcome in (present, late):
+        assert outcome["error"] == "SizeMismatch"
+        assert f"1000 bytes it should: {given}" in str(outcome["text"])
+    assert int(str(present["bytes"])) < 1000
+
+
+@pytest.mark.parametrize("size", [None, 200_000])
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_wrong_bytes_are_never_complete(
+    size: int | None, algorithm: str, start: Start, blob: str
+) -> None:
+    right = content(1, 200_000)
+    wrong = b"\0" + right[1:]
+    digest = digest_of(right, algorithm)
+    with BlobStreamer.create(blob, size=size, digest=digest, publish_interval=0) as streamer:
+
+        def ruin() -> None:
+            with pytest.raises(DigestMismatch) as caught:
+                streamer.transfer([wrong])
+            assert caught.value.expected == digest
+            assert caught.value.got == digest_of(wrong, algorithm)
+
+        present, late = present_and_late(start, streamer, ruin)
+        assert streamer.published == 200_000 // 65536 * 65536
+    assert (present["error"], late["error"]) == ("DigestMismatch", "DigestMismatch")
+    assert present["bytes"] == 200_000 // 65536 * 65536, "the last chunk was withheld"
+    assert not Path(blob).exists()
+
+
+@pytest.mark.parametrize("size", [None, 4 * 65536])
+def test_the_last_chunk_is_withheld_even_when_it_is_whole(size: int | None, blob: str) -> None:
+    data = content(1, 4 * 65536)
+    with BlobStreamer.create(
+        blob, size=size, digest=digest_of(data), publish_interval=0
+    ) as streamer:
+        for start in range(0, len(data), 65536):
+            streamer.append(data[start : start + 65536])
+        assert (streamer.published, streamer.chunk_count) == (3 * 65536, 3)
+        streamer.commit()
+        assert (streamer.published, streamer.chunk_count) == (4 * 65536, 4)
+    assert Path(blob).read_bytes() == data
+
+
+def test_nobody_waits_for_a_digest_that_decides_nothing(
+    blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(1, 3 << 20)
+    go_on = threading.Event()
+    finish = RunningDigest.finish
+
+    def finish_later(self: RunningDigest) -> str:
+        assert go_on.wait(20)
+        return finish(self)
+
+    monkeypatch.setattr(RunningDigest, "finish", finish_later)
+    with BlobStreamer.create(blob, digest="sha256") as streamer:
+        with InFlightCopier.attach(streamer.name) as copier:
+            streamer.append(data)
+            committing = threading.Thread(target=streamer.commit)
+            committing.start()
+            assert copier.read() == data
+            assert copier.state == State.COMMITTED
+        assert streamer.digest is None
+        assert (committing.is_alive(), Path(blob).read_bytes()) == (True, data)
+        go_on.set()
+        committing.join()
+        assert streamer.digest == digest_of(data)
+
+
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("long", [0.0, 1e6])
+def test_what_takes_long_is_hashed_meanwhile(
+    given: bool, long: float, blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(1, 3 << 20)
+    digest = digest_of(data) if given else "sha256"
+    monkeypatch.setattr("shmstream.stream.digest._LONG", long)
+    with BlobStreamer.create(blob, digest=digest) as streamer:
+        streamer.append(data)
+        if given or not long:
+            wait_until(lambda: "shmstream-digest" in live_threads())
+        else:
+            assert "shmstream-digest" not in live_threads()
+        streamer.commit()
+        assert streamer.digest == digest_of(data)
+
+
+@pytest.mark.parametrize("digest", [True, False])
+@pytest.mark.parametrize("size", [0, 1, 4, 5, 6, 104, 65536])
+@pytest.mark.parametrize("known", [True, False])
+def test_sizes_at_the_edges_of_chunks(size: int, known: bool, digest: bool, blob: str) -> None:
+    data = content(3, size)
+    with BlobStreamer.create(
+        blob,
+        size=size if known else None,
+        digest=digest_of(data) if digest else None,
+        chunk_size=5,
+    ) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            assert streamer.transfer(io.BytesIO(data)) == size
+            assert reader.read() == data
+            assert reader.size == streamer.size == size
+            assert reader.chunk_count == streamer.chunk_count == -(-size // 5)
+    assert Path(blob).read_bytes() == data
+    assert streamer.state == State.COMMITTED
+
+
+def test_a_source_that_goes_quiet(start: Start, blob: str) -> None:
+    """100 bytes and then nothing: readers have them within 50 ms, at the beginning and later."""
+    with BlobStreamer.create(blob) as streamer:
+        reader = start(roles.read_steps, streamer.name, {})
+        assert reader.hear() == "attached"
+        delays = []
+        for seed in range(20):
+            reader.say(["read_at", 150])
+            # The second append comes within the interval of the first: the pacer must see to it.
+            streamer.append(content(seed, 100))
+            streamer.append(content(seed, 50))
+            appended = time.monotonic()
+            data, read_at = reader.hear()
+            assert data == (content(seed, 100) + content(seed, 50)).hex()
+            delays.append(read_at - appended)
+        streamer.abort("enough")
+        reader.say(["close"])
+        assert reader.hear() == "close"
+    assert statistics.median(delays) < 0.05
+
+
+@pytest.mark.parametrize("kind", ["pipe", "buffered pipe", "socket file"])
+def test_a_quiet_source_behind_a_file_object(kind: str, blob: str) -> None:
+    """`transfer` does not wait until its buffer is full."""
+    ours, theirs = socket.socketpair()
+    source: Any
+    if kind == "socket file":
+        source = theirs.makefile("rb")
+    else:
+        source = open(os.dup(theirs.fileno()), "rb", buffering=0 if kind == "pipe" else -1)
+    with ours, theirs, source, BlobStreamer.create(blob) as streamer:
+        pump = threading.Thread(target=streamer.transfer, args=(source,))
+        pump.start()
+        with InFlightCopier.attach(streamer.name) as reader:
+            for word in (b"quiet", b"again"):
+                ours.sendall(word)
+                assert reader.read(5) == word
+            ours.close()
+            assert reader.read() == b""
+        pump.join()
+
+
+def test_sources_of_every_kind(tmp_path: Path) -> None:
+    data = content(1, 500_000)
+    plain = tmp_path / "plain"
+    plain.write_bytes(data)
+
+    class OnlyRead:
+        def __init__(self) -> None:
+            self.inner = io.BytesIO(data)
+
+        def read(self, size: int) -> bytes:
+            return self.inner.read(size)
+
+    def stream(source: object) -> bytes:
+        path = tmp_path / "blob"
+        with BlobStreamer.create(path) as streamer:
+            assert streamer.transfer(source) == len(data)  # type: ignore[arg-type]
+        return path.read_bytes()
+
+    with plain.open("rb") as buffered, plain.open("rb", buffering=0) as raw:
+        for source in (
+            io.BytesIO(data),
+            buffered,
+            raw,
+            OnlyRead(),
+            data,
+            bytearray(data),
+            array("B", data),
+            memoryview(data),
+            [data[:1], b"", data[1:]],
+            iter([memoryview(data)]),
+            roles.pieces(1, 500_000),
+        ):
+            assert stream(source) == data
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import sys; sys.stdout.buffer.write(open({str(plain)!r}, 'rb').read())",
+        ],
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert stream(process.stdout) == data
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("text", TypeError),
+        (io.StringIO("text"), TypeError),
+        (7, TypeError),
+        (["text"], TypeError),
+        ([7], TypeError),
+    ],
+)
+def test_what_is_no_source(source: object, error: type[Exception], blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        with pytest.raises(error):
+            streamer.transfer(source)  # type: ignore[arg-type]
+        assert streamer.state == State.ABORTED
+
+
+def test_a_source_in_non_blocking_mode(blob: str) -> None:
+    receiving, sending = os.pipe()
+    os.set_blocking(receiving, False)
+    with open(receiving, "rb", buffering=0) as source, BlobStreamer.create(blob) as streamer:
+        with pytest.raises(ValueError, match="non-blocking"):
+            streamer.transfer(source)
+    os.close(sending)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"abc",
+        bytearray(b"abc"),
+        memoryview(b"abc"),
+        memoryview(b"a-b-c")[::2].tobytes(),
+        array("I", [1, 2, 3]),
+        memoryview(bytes(12)).cast("B", (3, 4)),
+        b"",
+        array("I"),
+    ],
+)
+def test_appending_any_buffer(data: object, blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        streamer.append(data)  # type: ignore[arg-type]
+        streamer.commit()
+    assert Path(blob).read_bytes() == bytes(memoryview(data))  # type: ignore[arg-type]
+
+
+def test_appending_what_is_no_buffer(blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        for wrong in ("text", 3, None):
+            with pytest.raises(TypeError):
+                streamer.append(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            streamer.append(memoryview(b"abcdef")[::2])
+        streamer.append(b"unharmed")
+        streamer.commit()
+    assert Path(blob).read_bytes() == b"unharmed"
+
+
+def test_leaving_without_commit_aborts(blob: str) -> None:
+    with pytest.raises(ZeroDivisionError), BlobStreamer.create(blob) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            streamer.append(b"half")
+            assert reader.read(4) == b"half"
+            try:
+                raise ZeroDivisionError("of all things")
+            finally:
+                streamer.__exit__(*sys.exc_info())
+                with pytest.raises(BlobAborted, match="ZeroDivisionError: of all things"):
+                    reader.read1()
+    with BlobStreamer.create(blob) as streamer:
+        reader = InFlightCopier.attach(streamer.name)
+    with reader, pytest.raises(BlobAborted, match="closed it without commit"):
+        reader.read1()
+
+
+def test_readers_go_on_after_the_writer_has_closed(blob: str) -> None:
+    data = content(1, 300_000)
+    with BlobStreamer.create(blob) as streamer:
+        reader = InFlightCopier.attach(streamer.name)
+        streamer.transfer([data])
+    with reader:
+        assert reader.read() == data
+        assert (reader.size, reader.state) == (300_000, State.COMMITTED)
+
+
+def test_a_second_writer(start: Start, tmp_path: Path) -> None:
+    writer = start(roles.write, str(tmp_path / "one"), {"name": "taken"})
+    assert writer.hear() == "taken"
+    with pytest.raises(StreamExists, match=f"pid {writer.pid} .*python") as caught:
+        BlobStreamer.create(tmp_path / "two", name="taken")
+    assert caught.value.name == "taken"
+    with pytest.raises(StreamExists, match=r"one\.shmstream-partial"):
+        BlobStreamer.create(tmp_path / "one", name="other")
+    writer.say(["append", 1, 10])
+    assert writer.hear() == "append"
+    for order in (["commit"], ["close"]):
+        writer.say(order)
+        writer.hear()
+    assert (tmp_path / "one").read_bytes() == content(1, 10)
+    BlobStreamer.create(tmp_path / "two", name="taken").close()
+
+
+def test_what_is_over_is_over(blob: str) -> None:
+    with BlobStreamer.create(blob) as committed:
+        committed.transfer([b"data"])
+        again: list[Callable[[], None]] = [
+            lambda: committed.append(b"more"),
+            committed.commit,
+            lambda: committed.abort("late"),
+        ]
+        for use in again:
+            with pytest.raises(IllegalTransition):
+                use()
+    with BlobStreamer.create(blob) as aborted:
+        aborted.abort("first")
+        aborted.abort("second")  # changes nothing
+        with pytest.raises(BlobAborted, match="first"):
+            InFlightCopier.attach(aborted.name)
+        with pytest.raises(IllegalTransition):
+            aborted.append(b"more")
+        with pytest.raises(IllegalTransition):
+            aborted.commit()
+    for closed in (committed, aborted):
+        closed.close()
+        with pytest.raises(StreamClosed):
+            closed.append(b"")
+        with pytest.raises(StreamClosed):
+            closed.commit()
+        with pytest.raises(StreamClosed):
+            closed.abort("x")
+    assert Path(blob).read_bytes() == b"data", "an abort leaves an earlier blob at that path alone"
+    assert (committed.published, committed.size, committed.chunk_count) == (4, 4, 1)
+    assert "COMMITTED 4/4" in repr(committed)
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 100_000, "\N{SNOWMAN}" * 50_000, "\0\x1b" * 20_000])
+def test_any_reason_reaches_the_readers(reason: str, blob: str) -> None:
+    with BlobStreamer.create(blob) as streamer:
+        reader = InFlightCopier.attach(streamer.name)
+        streamer.abort(reason)
+        with reader, pytest.raises(BlobAborted) as caught:
+            reader.read1()
+    assert caught.value.reason[:100] == reason[:100]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": -1},
+        {"chunk_size": 0},
+        {"chunk_size": -5},
+        {"publish_bytes": -1},
+        {"publish_interval": -0.1},
+        {"max_subscribers": 0},
+        {"max_subscribers": 1 << 20},
+        {"digest": "sha256:xyz"},
+        {"digest": "md5:" + "0" * 32},
+        {"digest": "sha256:" + "A" * 64},
+        {"name": ""},
+        {"name": "../etc"},
+        {"name": "a/b"},
+        {"name": "x" * 25},
+        {"name": ".hidden"},
+        {"name": "nul\0"},
+        {"name": "\N{SNOWMAN}"},
+    ],
+)
+def test_arguments_out_of_bounds(options: dict[str, object], blob: str) -> None:
+    with pytest.raises(ValueError):
+        BlobStreamer.create(blob, **options)  # type: ignore[arg-type]
+
+
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        BlobStreamer.create(tmp_path / "no" / "folder")
+    with pytest.raises(NotADirectoryError):
+        (tmp_path / "file").write_bytes(b"")
+        BlobStreamer.create(tmp_path / "file" / "blob")
+    (tmp_path / "folder.shmstream-partial").mkdir()
+    with pytest.raises(IsADirectoryError):
+        BlobStreamer.create(tmp_path / "folder")
+    (tmp_path / "folder.shmstream-partial").rmdir()
+    (tmp_path / "there").mkdir()
+    with BlobStreamer.create(tmp_path / "there") as streamer:
+        with pytest.raises(IsADirectoryError):
+            streamer.transfer([b"data"])
+    (tmp_path / "target").write_bytes(b"precious")
+    (tmp_path / "link.shmstream-partial").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"):
+        BlobStreamer.create(tmp_path / "link")
+    (tmp_path / "link.shmstream-partial").unlink()
+    assert (tmp_path / "target").read_bytes() == b"precious"
+
+
+def test_a_response_that_is_cut_off(blob: str) -> None:
+    """It reads like one that ends; it is not counted as the whole blob."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 400)
+        ours.close()
+        with http.client.HTTPResponse(theirs) as response, BlobStreamer.create(blob) as streamer:
+            response.begin()
+            with pytest.raises(EOFError, match="600 bytes short"):
+                streamer.transfer(response)
+            assert streamer.state == State.ABORTED
+
+
+def test_the_error_of_another_stream_is_only_a_reason(blob: str) -> None:
+    with BlobStreamer.create(blob, name="mine") as streamer:
+        streamer.append(b"data")
+        streamer.abort(SizeMismatch("other" * 2000, 7, "reason", 1, 2))
+        with pytest.raises(BlobAborted) as caught:
+            InFlightCopier.attach("mine")
+        assert type(caught.value) is BlobAborted
+        assert (caught.value.name, caught.value.offset) == ("mine", 4)

@@ -1,0 +1,1 @@
+"""What tests are made of: servers, clients, interpreters, stores; nothing here is a test."""

@@ -1,0 +1,117 @@
+"""ASGI servers for tests: real ones, each with two worker processes."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.interpreters import wait_until
+from tests.support.origin import Origin
+
+COMMANDS = {
+    "uvicorn": "uvicorn --port {port} --workers 2 --no-access-log --timeout-graceful-shutdown 2",
+    "hypercorn": "hypercorn --bind 127.0.0.1:{port} --workers 2 --graceful-timeout 2",
+    "granian": "granian --port {port} --workers 2 --interface asgi --workers-kill-timeout 2",
+}
+
+
+class Server:
+    """A server of two worker processes, by default uvicorn."""
+
+    def __init__(
+        self,
+        folder: str,
+        origin: Origin,
+        log: Path,
+        *options: str,
+        app: str = "tests.support.app:app",
+        server: str = "uvicorn",
+        response: dict[str, Any] | None = None,
+        store: dict[str, Any] | None = None,
+        within: tuple[str, ...] = (),
+    ) -> None:
+        """Further arguments for each `InFlightResponse`, for the `Store`; a command before all."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", *COMMANDS[server].format(port=self.port).split()]
+        self.log = log.open("w+")
+        self.process = subprocess.Popen(
+            [*within, *command, *options, app],
+            env={
+                **os.environ,
+                "TEST_STORE": folder,
+                "TEST_ORIGIN": origin.url(""),
+                "TEST_OPTIONS": json.dumps(response or {}),
+                "TEST_STORE_OPTIONS": json.dumps(store or {}),
+            },
+            stdout=self.log,
+            stderr=self.log,
+        )
+        wait_until(self._answers)
+        wait_until(lambda: sum(map(_has_a_loop, self.processes())) == 2)
+
+    def processes(self) -> list[psutil.Process]:
+        server = psutil.Process(self.process.pid)
+        return [server, *server.children(recursive=True)]
+
+    def descriptors(self) -> int:
+        """How many its processes have open."""
+        return sum(each.num_fds() for each in self.processes())
+
+    def connections(self) -> int:
+        """How many clients have one with it."""
+        found = [each for process in self.processes() for each in process.net_connections("tcp")]
+        return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, self.log.read()
+        try:
+            return bool(self.request("GET", "/blob/absent").status == 404)
+        except OSError:
+            return False
+
+    def open(
+        self, method: str, path: str, headers: dict[str, str] | None = None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, headers=headers or {})
+        return connection, connection.getresponse()
+
+    def request(self, method: str, path: str, **headers: str) -> Any:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection, response = self.open(method, path, named)
+        body = response.read()
+        connection.close()
+        response.body = body  # type: ignore[attr-defined]
+        return response
+
+    def close(self) -> None:
+        workers = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        finally:
+            self.process.kill()
+            for worker in workers:  # after a test that failed
+                with suppress(psutil.NoSuchProcess):
+                    worker.kill()
+            self.process.wait(20)
+            self.log.close()
+
+
+def _has_a_loop(process: psutil.Process) -> bool:
+    folder = Path(f"/proc/{process.pid}/fd")
+    try:
+        return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
+    except FileNotFoundError:  # it is just opening and closing some
+        return False

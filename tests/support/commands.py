@@ -1,0 +1,129 @@
+"""`shmstream ...` run as a user runs it: without a terminal, or in one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import secrets
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
+
+import psutil
+
+from shmstream.stream import doorbell, segment
+from tests.support.interpreters import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
+_IN_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class Command:
+    """`shmstream ...`, without a terminal or in one of 100 columns.
+
+    All of its processes carry a mark in their environment, by which any that is left is found.
+    """
+
+    def __init__(self, folder: Path, *arguments: str, terminal: bool) -> None:
+        self.folder = folder
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(exist_ok=True)
+        self._mark = secrets.token_hex(8)
+        self._seen = b""
+        command = [*PYTHON, "-m", "shmstream", *arguments]
+        if terminal:
+            self._out, theirs = pty.openpty()
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
+            command = [sys.executable, "-c", _IN_TERMINAL, *command]
+        else:
+            self._out, theirs = os.pipe()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT),
+                "SHMSTREAM_TEST_MARK": self._mark,
+                "TERM": "xterm-256color",
+                "TMPDIR": str(self.temporary),
+            },
+            stdin=theirs if terminal else subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    @property
+    def output(self) -> str:
+        """What was to be seen so far, without colours and movements of the cursor."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen.decode()).replace("\r\n", "\n")
+
+    @property
+    def is_plain(self) -> bool:
+        return b"\x1b" not in self._seen
+
+    def _look(self) -> bool:
+        """Wait for more output; False at its end."""
+        if not select.select([self._out], [], [], PATIENCE)[0]:
+            raise AssertionError(f"nothing more came after:\n{self.output}")
+        try:
+            data = os.read(self._out, 65536)
+        except OSError:  # a terminal that nobody has open any more
+            data = b""
+        self._seen += data
+        return bool(data)
+
+    def wait_for(self, pattern: str) -> str:
+        """Wait until that is seen; its first group, or all of it."""
+        deadline = time.monotonic() + PATIENCE
+        while not (found := re.search(pattern, self.output)):
+            more = self._look() and time.monotonic() < deadline
+            assert more, f"{pattern!r} was never seen in:\n{self.output}"
+        return found.group(found.lastindex or 0)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._out, key)
+
+    def finish(self) -> int:
+        """Wait for its end; the exit code."""
+        while self._look():
+            pass
+        return self.process.wait(PATIENCE)
+
+    def processes(self) -> list[int]:
+        """Those that are alive."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("SHMSTREAM_TEST_MARK") == self._mark:
+                    found.append(process.pid)
+            except (psutil.AccessDenied, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def check(self, name: str | None = None, token: int | None = None) -> None:
+        """Nothing is left of it, nor of its stream."""
+        assert self.processes() == []
+        assert list(self.temporary.iterdir()) == []
+        assert "Traceback" not in self.output
+        assert name is None or name not in segment.names()
+        assert token is None or list(doorbell.names(token)) == []
+
+    def close(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        os.close(self._out)

@@ -1,0 +1,149 @@
+"""What interpreters do in the tests of stores and flights, and where they are killed.
+
+As in `roles`, each role runs in a process of its own; a *taker* opens blobs of a store as it is
+told, over and over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from shmstream import Retries, ShmstreamError, Store
+from shmstream.flight import leader
+from shmstream.storage import journal
+from shmstream.stream import digest, partial, resumable_writer
+from tests.support import faults
+from tests.support.interpreters import Link
+
+HASTY = Retries(first_pause=0.01, longest_pause=0.05)
+"""As often as by default, but not as patient."""
+
+LEADER_POINTS: dict[str, Callable[[int], None]] = {
+    "before the second look": faults.after(resumable_writer.ResumableStreamer, "create"),
+    "before the source is asked": faults.before(leader.Leader, "_open"),
+    "before anything is published": faults.before(resumable_writer.ResumableStreamer, "resume"),
+    "before the journal": faults.before(journal.Journal, "begin"),
+    "after the kernel has moved some": faults.after(partial.PartialFile, "receive"),
+    "after that is counted": faults.after(resumable_writer.ResumableStreamer, "receive"),
+    "before the digest": faults.before(digest.RunningDigest, "finish"),
+    "before the commit": faults.before(resumable_writer.ResumableStreamer, "commit"),
+    "after the commit": faults.after(resumable_writer.ResumableStreamer, "commit"),
+    "after the takeover": faults.after(resumable_writer.ResumableStreamer, "succeed"),
+    **{
+        point: faults.WRITER_POINTS[point]
+        for point in (
+            "after the segment is locked",
+            "after the partial file is made",
+            "before the magic",
+            "after the magic",
+            "before published",
+            "after published",
+            "before the post",
+            "before the rename",
+            "after the rename",
+            "before COMMITTED",
+            "after COMMITTED",
+            "while it closes",
+        )
+    },
+}
+
+
+def make_store(folder: str, options: dict[str, Any]) -> Store:
+    """A store whose retries do not keep a test waiting."""
+    return Store(folder, **{"retries": HASTY, "durable": False, **options})
+
+
+def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth: int = 1) -> None:
+    """A taker: says who it is, then for each [key, source, hurry] what came of it.
+
+    With `hurry` (seconds) it begins at a random moment in so many. Says the role as soon as it is
+    known, then the outcome.
+    """
+    store = make_store(folder, options)
+    if point:
+        LEADER_POINTS[point](nth)
+    link.say(os.getpid())
+    while True:
+        try:
+            key, source, hurry = link.hear()
+        except EOFError:
+            return
+        time.sleep(random.random() * hurry)  # a random start, not a synchronisation
+        link.say(read_all(link, store, key, source))
+
+
+def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
+    read = hashlib.sha256()
+    position = 0
+    longest = 0.0
+    last = time.monotonic()
+    try:
+        with store.open(key, source) as blob:
+            link.say({"role": blob.role})
+            for data in blob:
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+                read.update(data)
+                position += len(data)
+            role = blob.role
+    except ShmstreamError as error:
+        return {"error": type(error).__name__, "text": str(error), "bytes": position}
+    return {
+        "error": None,
+        "sha256": read.hexdigest(),
+        "bytes": position,
+        "role": role,
+        "longest": longest,
+    }
+
+
+def open_and_leave(link: Link, folder: str, key: str, source: str, how: str) -> None:
+    """Opens a blob, and ends in the way that it is told while it leads."""
+    if how == "handled SIGTERM":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    store = make_store(folder, {})
+    blob = store.open(key, source)
+    blob.read(1)
+    link.say(blob.role)
+    if how == "exit":
+        link.hear()
+        return
+    signal.pause()
+
+
+def fetch_in_a_fork(link: Link, folder: str, key: str, source: str) -> None:
+    """Forks while it leads: the child opens the blob for itself, and neither disturbs the other."""
+    store = make_store(folder, {})
+    with store.open(key, source) as blob:
+        first = blob.read(1)
+        child = os.fork()
+        if child == 0:
+            try:
+                with store.open(key, source) as mine:
+                    good = mine.role == "follows" and mine.read(1) == first
+            except BaseException:
+                logging.exception("in the child")
+                good = False
+            os._exit(0 if good else 1)
+        status = os.waitpid(child, 0)[1]
+        link.say(status)
+        link.say(hashlib.sha256(first + blob.read()).hexdigest())
+
+
+def lead_many(link: Link, folder: str, url: str, count: int) -> None:
+    """Leads so many flights of a silent source, and ends when it is told."""
+    store = make_store(folder, {})
+    blobs = [store.open(f"key {number}", url) for number in range(count)]
+    for blob in blobs:
+        blob.read(1000)
+    link.say(blobs[-1].role)
+    link.hear()

@@ -1,0 +1,541 @@
+"""The fault origin: a real HTTP/1.1 server that fails in the way a test tells it to.
+
+It runs in an interpreter of its own, on a free port of 127.0.0.1, with a thread per connection, so
+any number of client processes can hit it. The test drives it through `Origin`:
+
+    origin.serve("/blob", seed=1, size=100_000)                    the blob `content(1, 100_000)`
+    origin.change("/blob", first=0, count=1, reset_after=1000)     ... whose first request is reset
+    origin.refuse(), origin.accept()                               no server there for a while
+    origin.requests("/blob")                                       what it was asked, and gave
+
+What a path does is a `Behaviour`; `change` replaces fields of it for some of its requests, counted
+from 0. A stall lasts until `release`, the client's leaving, or the test's. It is a proxy as well:
+for absolute URLs that are served as paths, and for CONNECT to wherever a client likes.
+The process ends with the test, even a killed one: then its standard input ends, or it has another
+parent.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from shmstream.sources.http import close_pools
+from tests.support.interpreters import Interpreter, Link, wait_until
+from tests.support.roles import content
+
+_REASONS = {200: "OK", 206: "Partial Content", 416: "Range Not Satisfiable"}
+_SLICE = 16 * 1024  # bytes; sent at once
+
+
+@dataclass
+class Behaviour:
+    """How a path answers. An `*_after` is a number of body bytes; -1 is before the head."""
+
+    seed: int = 0
+    size: int = 0
+    text: str | None = None  # instead of `content(seed, size)`
+    etag: str | None = "auto"  # auto: a strong one that seed and size decide
+    last_modified: str | None = None
+    media_type: str | None = "application/octet-stream"
+    headers: dict[str, str] = field(default_factory=dict)
+    ranges: bool = True  # else Range is ignored
+    if_range: bool = True  # else If-Range is ignored
+    framing: str = "length"  # or "chunked" or "close"
+    content_length: str | None = None  # a lie
+    content_range: str | None = None  # a lie
+    status: int | None = None  # instead of the blob, with a short text
+    rate: int | None = None  # bytes/s
+    reset_after: int | None = None  # then RST
+    close_after: int | None = None  # then FIN
+    stall_after: int | None = None  # then nothing, for `stall_for` seconds
+    stall_for: float | None = None  # None: until `release`
+    urgent_after: int | None = None  # then a byte out of band, which is none of the body
+    extra: int = 0  # bytes after the end
+    wrong_at: int | None = None  # this byte of the blob is another
+
+    def body(self) -> bytes:
+        data = _content(self.seed, self.size) if self.text is None else self.text.encode()
+        if self.wrong_at is not None:
+            flipped = bytes([data[self.wrong_at] ^ 0xFF])
+            data = data[: self.wrong_at] + flipped + data[self.wrong_at + 1 :]
+        return data
+
+    def tag(self) -> str | None:
+        return f'"{self.seed}-{self.size}"' if self.etag == "auto" else self.etag
+
+
+_content = lru_cache(8)(content)
+
+
+@dataclass
+class Request:
+    """One request, and how far its answer came."""
+
+    number: int  # among those for its path
+    method: str
+    path: str
+    headers: dict[str, str]  # names in lower case
+    connection: int  # which one: kept connections show
+    status: int | None = None
+    sent: int = 0  # body bytes that the kernel took
+    over: bool = False
+
+    @property
+    def range(self) -> str | None:
+        return self.headers.get("range")
+
+
+# The server's side.
+
+
+class _Server:
+    def __init__(self, certificate: str | None) -> None:
+        self.tls: ssl.SSLContext | None = None
+        if certificate is not None:
+            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self.tls.load_cert_chain(certificate)
+        self.lock = threading.Lock()  # guards all below
+        self.paths: dict[str, Behaviour] = {}
+        self.changes: dict[str, list[tuple[int, int | None, dict[str, Any]]]] = {}
+        self.log: list[Request] = []
+        self.connections: set[socket.socket] = set()
+        self.count = 0
+        self.released = threading.Event()
+        # Never listens: it keeps the port while the server refuses.
+        self.place = _bound(0)
+        self.port: int = self.place.getsockname()[1]
+        self.listener: socket.socket | None = None
+        self.accept()
+
+    # Orders; each returns what is to be told to the test.
+
+    def serve(self, path: str, **behaviour: Any) -> None:
+        with self.lock:
+            self.paths[path] = Behaviour(**behaviour)
+            self.changes.pop(path, None)
+
+    def change(self, path: str, first: int, count: int | None, fields: dict[str, Any]) -> None:
+        with self.lock:
+            replace(self.paths[path], **fields)
+            self.changes.setdefault(path, []).append((first, count, fields))
+
+    def requests(self) -> list[dict[str, Any]]:
+        with self.lock:
+            return [asdict(request) for request in self.log]
+
+    def refuse(self) -> None:
+        if self.listener is not None:
+            self.listener.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
+            self.accepting.join()
+            self.listener = None
+        self.cut()
+
+    def accept(self) -> None:
+        if self.listener is None:
+            self.listener = _bound(self.port)
+            self.listener.listen(128)
+            self.accepting = threading.Thread(target=self._accept, args=(self.listener,))
+            self.accepting.daemon = True
+            self.accepting.start()
+
+    def cut(self) -> None:
+        """End every connection as a crash does."""
+        with self.lock:
+            for connection in self.connections:
+                with suppress(OSError):
+                    _reset_on_close(connection)
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        self.released.set()
+        self.released = threading.Event()
+
+    def reset(self) -> None:
+        self.accept()
+        self.release()
+        self.cut()
+        deadline = time.monotonic() + 10
+        while self.connections and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with self.lock:
+            self.paths.clear()
+            self.changes.clear()
+            self.log.clear()
+
+    # Connections.
+
+    def _accept(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with self.lock:
+                    self.connections.add(connection)
+                    self.count += 1
+                threading.Thread(
+                    target=self._converse, args=(connection, self.count), daemon=True
+                ).start()
+
+    def _converse(self, connection: socket.socket, number: int) -> None:
+        channel = connection
+        try:
+            if self.tls is not None:
+                connection.settimeout(10)
+                channel = self.tls.wrap_socket(connection, server_side=True)
+                channel.settimeout(None)
+                with self.lock:
+                    self.connections.discard(connection)
+                    self.connections.add(channel)
+            with channel.makefile("rb") as incoming:
+                while self._answer_one(channel, incoming, number):
+                    pass
+        except (OSError, ValueError):
+            pass  # the client has gone, or is no HTTP client
+        finally:
+            channel.close()
+            connection.close()
+            with self.lock:
+                self.connections.discard(channel)
+                self.connections.discard(connection)
+
+    def _answer_one(self, channel: socket.socket, incoming: BinaryIO, number: int) -> bool:
+        """Hear a request and answer it; whether the connection goes on."""
+        line = incoming.readline(65536).decode("latin-1").split()
+        if len(line) != 3:
+            return False
+        headers = {}
+        while (field_line := incoming.readline(65536)) not in (b"\r\n", b""):
+            name, _, value = field_line.decode("latin-1").partition(":")
+            headers[name.lower()] = value.strip()
+        method, path = line[0], line[1]
+        with self.lock:
+            earlier = sum(request.path == path for request in self.log)
+            request = Request(earlier, method, path, headers, number)
+            self.log.append(request)
+            behaviour = self._behaviour(path, earlier)
+        try:
+            if method == "CONNECT":
+                request.status = 200
+                _tunnel(channel, path)
+                return False
+            return _Answer(self, channel, request, behaviour).send()
+        finally:
+            request.over = True
+
+    def _behaviour(self, path: str, number: int) -> Behaviour:
+        behaviour = self.paths.get(path) or self.paths.get(path.partition("?")[0])
+        if behaviour is None:
+            return Behaviour(status=404)
+        for first, count, fields in self.changes.get(path, []):
+            if first <= number and (count is None or number < first + count):
+                behaviour = replace(behaviour, **fields)
+        return behaviour
+
+
+class _Answer:
+    """One answer: its head by the rules, its body until a fault."""
+
+    def __init__(
+        self, server: _Server, channel: socket.socket, request: Request, behaviour: Behaviour
+    ) -> None:
+        self.channel = channel
+        self.request = request
+        self.does = behaviour
+        self.released = server.released  # as it begins: a release may come before the stall
+
+    def send(self) -> bool:
+        if not self._goes_on(-1):
+            return False
+        status, headers, body = self._blob() if self.does.status is None else self._text()
+        framing = self.does.framing if self.does.status is None else "length"
+        if framing == "chunked":
+            headers["Transfer-Encoding"] = "chunked"
+        elif framing == "close":
+            headers["Connection"] = "close"
+        else:
+            headers["Content-Length"] = self.does.content_length or str(len(body))
+        self.request.status = status
+        head = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Whatever')}"]
+        head += [f"{name}: {value}" for name, value in (headers | self.does.headers).items()]
+        self.channel.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
+        if self.request.method == "HEAD":
+            return True
+        if self.does.extra:
+            body += bytes(self.does.extra)
+        return (
+            self._send_body(memoryview(body), chunked=framing == "chunked") and framing != "close"
+        )
+
+    def _blob(self) -> tuple[int, dict[str, str], bytes]:
+        does = self.does
+        body = does.body()
+        headers = {"Date": _http_date(time.time())}
+        if does.media_type:
+            headers["Content-Type"] = does.media_type
+        if tag := does.tag():
+            headers["ETag"] = tag
+        if does.last_modified:
+            headers["Last-Modified"] = does.last_modified
+        if not does.ranges:
+            return 200, headers, body
+        headers["Accept-Ranges"] = "bytes"
+        condition = self.request.headers.get("if-range")
+        wanted = self.request.range
+        if wanted is None or (
+            does.if_range and condition is not None and condition not in (tag, does.last_modified)
+        ):
+            return 200, headers, body
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        start = int(first)
+        end = min(int(last) + 1 if last else len(body), len(body))
+        if start >= len(body):
+            return 416, headers | {"Content-Range": f"bytes */{len(body)}"}, b"no such range"
+        told = does.content_range or f"bytes {start}-{end - 1}/{len(body)}"
+        return 206, headers | {"Content-Range": told}, body[start:end]
+
+    def _text(self) -> tuple[int, dict[str, str], bytes]:
+        assert self.does.status is not None
+        return self.does.status, {"Content-Type": "text/plain"}, b"as the test told me\n"
+
+    def _send_body(self, body: memoryview, *, chunked: bool) -> bool:
+        does = self.does
+        faults = (does.reset_after, does.close_after, does.stall_after, does.urgent_after)
+        stops = sorted({at for at in faults if at is not None and at >= 0})
+        position = 0
+        while True:
+            if not self._goes_on(position):
+                return False
+            if position >= len(body):
+                break
+            end = min(len(body), position + _SLICE, *(at for at in stops if at > position))
+            piece = body[position:end]
+            if chunked:
+                self.channel.sendall(b"%x\r\n%b\r\n" % (len(piece), bytes(piece)))
+            else:
+                self.channel.sendall(piece)
+            position = end
+            self.request.sent = position
+            if self.does.rate:
+                time.sleep(len(piece) / self.does.rate)
+        if chunked:
+            self.channel.sendall(b"0\r\n\r\n")
+        return True
+
+    def _goes_on(self, position: int) -> bool:
+        """Do the fault of this position; whether the answer goes on."""
+        if self.does.stall_after == position:
+            self._stall()
+        if self.does.urgent_after == position:
+            self.channel.send(b"!", socket.MSG_OOB)
+        if self.does.reset_after == position:
+            _reset_on_close(self.channel)
+            return False
+        return self.does.close_after != position
+
+    def _stall(self) -> None:
+        """Until the time is over, the test releases it, or the client has gone."""
+        deadline = time.monotonic() + (self.does.stall_for or float("inf"))
+        while not self.released.is_set() and (left := deadline - time.monotonic()) > 0:
+            if select.select([self.channel], [], [], min(left, 0.01))[0]:
+                raise ConnectionResetError("the client has gone")
+
+
+def _tunnel(channel: socket.socket, place: str) -> None:
+    """Be a proxy: pass on both ways, until one side ends."""
+    host, _, port = place.rpartition(":")
+    with socket.create_connection((host, int(port))) as there:
+        channel.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+        while True:
+            for side in select.select([channel, there], [], [])[0]:
+                data = side.recv(65536)
+                if not data:
+                    return
+                (there if side is channel else channel).sendall(data)
+
+
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
+
+
+def _reset_on_close(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _http_date(seconds: float) -> str:
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
+
+
+def serve(link: Link, certificate: str | None) -> None:
+    """The origin's interpreter: say the port, then do what the test says until it ends."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    server = _Server(certificate)
+    link.say(server.port)
+    while True:
+        try:
+            order, arguments = link.hear()
+        except EOFError:
+            os._exit(0)  # whatever the threads are doing
+        link.say(getattr(server, order)(**arguments))
+
+
+def _end_with(parent: int) -> None:
+    """A process that the test forked may keep our standard input open for longer than it lives."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+# The test's side.
+
+
+class Origin:
+    """The test's hand on a fault origin."""
+
+    def __init__(self, certificate: Path | None = None) -> None:
+        self._interpreter = Interpreter(serve, certificate and str(certificate))
+        self._lock = threading.Lock()
+        self.port: int = self._interpreter.hear()
+        self.scheme = "http" if certificate is None else "https"
+        self.pid = self._interpreter.pid
+
+    def url(self, path: str, host: str | None = None) -> str:
+        host = host or ("127.0.0.1" if self.scheme == "http" else "localhost")
+        return f"{self.scheme}://{host}:{self.port}{path}"
+
+    def serve(self, path: str, **behaviour: Any) -> str:
+        """Serve `content(seed, size)` under `path` as `Behaviour` says; its URL."""
+        self._order("serve", path=path, **behaviour)
+        return self.url(path)
+
+    def change(self, path: str, first: int = 0, count: int | None = None, **fields: Any) -> None:
+        """Other fields of its `Behaviour` for `count` requests from `first` on, or for all."""
+        self._order("change", path=path, first=first, count=count, fields=fields)
+
+    def requests(self, path: str | None = None) -> list[Request]:
+        """What it has heard so far."""
+        heard = (Request(**each) for each in self._order("requests"))
+        return [request for request in heard if path is None or request.path == path]
+
+    def wait(self, path: str, condition: Callable[[list[Request]], bool]) -> list[Request]:
+        """Wait until it has heard what `condition` looks for."""
+        wait_until(lambda: condition(self.requests(path)))
+        return self.requests(path)
+
+    def refuse(self) -> None:
+        """No server on this port: connections end, new ones are refused."""
+        self._order("refuse")
+
+    def accept(self) -> None:
+        """The server is back, on the same port."""
+        self._order("accept")
+
+    def cut(self) -> None:
+        """End every connection."""
+        self._order("cut")
+
+    def release(self) -> None:
+        """End the stalls of all requests that have begun, those yet to come included."""
+        self._order("release")
+
+    def reset(self) -> None:
+        """As new: no connections, paths, log."""
+        self._order("reset")
+
+    def _order(self, order: str, **arguments: Any) -> Any:
+        with self._lock:
+            self._interpreter.say([order, arguments])
+            return self._interpreter.hear()
+
+    def close(self) -> None:
+        self._interpreter.finish()
+        self._interpreter.close()
+
+
+def certificate(folder: Path) -> Path:
+    """A key and a certificate of its own authority for localhost, in one file."""
+    path = folder / "certificate.pem"
+    key = folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", str(key), "-out", str(path)]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    path.write_text(path.read_text() + key.read_text())
+    return path
+
+
+def _origin(certificate: Path | None = None) -> Iterator[Origin]:
+    server = Origin(certificate)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def origin_process() -> Iterator[Origin]:
+    yield from _origin()
+
+
+@pytest.fixture(scope="session")
+def elsewhere_process() -> Iterator[Origin]:
+    yield from _origin()
+
+
+@pytest.fixture(scope="session")
+def tls_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certificate(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="session")
+def tls_origin_process(tls_certificate: Path) -> Iterator[Origin]:
+    yield from _origin(tls_certificate)
+
+
+@pytest.fixture
+def direct(as_found: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
+    """No proxy in between, and no connection kept when the test ends."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.delenv(f"{scheme}_proxy", raising=False)
+        monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
+    yield
+    close_pools()
+
+
+@pytest.fixture
+def origin(origin_process: Origin, direct: None) -> Origin:  # noqa: ARG001
+    """A fault origin without a past."""
+    origin_process.reset()
+    return origin_process
+
+
+@pytest.fixture
+def elsewhere(elsewhere_process: Origin, direct: None) -> Origin:  # noqa: ARG001
+    """Another one, on another port."""
+    elsewhere_process.reset()
+    return elsewhere_process
+
+
+@pytest.fixture
+def tls_origin(tls_origin_process: Origin, direct: None) -> Origin:  # noqa: ARG001
+    """One that speaks TLS, with `tls_certificate`, as localhost."""
+    tls_origin_process.reset()
+    return tls_origin_process

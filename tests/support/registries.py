@@ -1,0 +1,210 @@
+"""Our registry, run by `shmstream serve`, and the clients that pull from it.
+
+ours = run_registry(upstream.url, workers=4)       its settings by name
+ours.get("/v2/team/app/manifests/v1")              any request, one connection each
+skopeo("team/app:v1", ours.host, folder)           a real client, which verifies what it gets
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+import pytest
+
+from shmstream import Store
+from tests.support.docker_registry import DockerRegistry, program
+from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.origin import Origin
+from tests.support.serving import Serving
+
+_DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """The code of the error that it is."""
+        assert self.headers["content-type"] == "application/json"
+        (error,) = json.loads(self.body)["errors"]
+        assert error["message"]
+        return str(error["code"])
+
+
+class Registry:
+    """A running `shmstream serve`; see `Serving`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        store: str,
+        upstreams: dict[str | None, str],
+        environment: dict[str, str],
+        **settings: object,
+    ) -> None:
+        """`settings` as a TOML file has them."""
+        folder.mkdir(exist_ok=True)
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        for namespace, url in upstreams.items():
+            lines += ["[[upstream]]", f'url = "{url}"']
+            lines += [f'namespace = "{namespace}"'] if namespace else []
+        (folder / "serve.toml").write_text("\n".join(lines))
+        options = ["--config", str(folder / "serve.toml"), "--store", store]
+        if "workers" in settings:
+            options += ["--workers", str(settings["workers"])]
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            self.serving = Serving(folder, *options, upstream="")
+        self.port = self.serving.port
+        self.host = f"{self.serving.host}:{self.port}"
+        self.store = Store(store)
+        wait_until(self._answers)
+
+    def _answers(self) -> bool:
+        try:
+            return self.get("/v2/").status == 200
+        except OSError:
+            return False
+
+    @property
+    def log(self) -> str:
+        """What it wrote, the access log included."""
+        return self.serving.log + json.dumps(self.serving.accesses())
+
+    def workers(self) -> list[int]:
+        """The processes that serve."""
+        return self.serving.workers()
+
+    def connections(self) -> int:
+        """How many its workers have with clients."""
+        found = [psutil.Process(pid).net_connections("tcp") for pid in self.workers()]
+        ours = [each for some in found for each in some if each.laddr.port == self.port]
+        return sum(bool(each.raddr) for each in ours)
+
+    def open(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[HTTPConnection, HTTPResponse]:
+        """A request whose answer is to be read, and its connection closed, by the caller."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, headers=named)
+        return connection, connection.getresponse()
+
+    def get(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        connection, response = self.open(path, method, **headers)
+        try:
+            told = {name.lower(): value for name, value in response.getheaders()}
+            return Answer(response.status, told, response.read())
+        finally:
+            connection.close()
+
+    def head(self, path: str, **headers: str) -> Answer:
+        return self.get(path, "HEAD", **headers)
+
+    def raw(self, request: bytes) -> bytes:
+        """Whatever comes back for those bytes."""
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
+            connection.sendall(request)
+            answer = b""
+            while more := connection.recv(65536):
+                answer += more
+            return answer
+
+    def close(self) -> None:
+        self.serving.close()
+        assert "Traceback" not in self.log, self.log
+
+
+Run: TypeAlias = Callable[..., Registry]
+
+
+@pytest.fixture
+def run_registry(folder: str, tmp_path: Path, direct: None) -> Iterator[Run]:  # noqa: ARG001
+    """Start ours with one upstream, or with several by namespace; all have the same store."""
+    started: list[Registry] = []
+
+    def run(
+        upstream: str | dict[str | None, str],
+        environment: dict[str, str] | None = None,
+        **settings: object,
+    ) -> Registry:
+        named: dict[str | None, str]
+        named = {None: upstream} if isinstance(upstream, str) else upstream
+        prefix = tmp_path / f"registry-{len(started)}"
+        started.append(Registry(prefix, folder, named, environment or {}, **settings))
+        return started[-1]
+
+    yield run
+    for registry in started:
+        registry.close()
+        registry.store.gc()
+
+
+@pytest.fixture(scope="session")
+def ours_process(
+    docker_registry_process: DockerRegistry,
+    origin_process: Origin,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Registry]:
+    prefix = tmp_path_factory.mktemp("registry")
+    upstreams = {None: docker_registry_process.url, "fault.test": origin_process.url("")}
+    registry = Registry(prefix, str(prefix / "store"), upstreams, _DIRECT)
+    yield registry
+    registry.close()
+    assert registry.store.check() == []
+
+
+@pytest.fixture
+def ours(
+    ours_process: Registry,
+    docker_registry: DockerRegistry,  # noqa: ARG001
+    origin: Origin,  # noqa: ARG001
+) -> Iterator[Registry]:
+    """Ours, in front of the docker-registry; the fault origin is its upstream fault.test.
+
+    It goes on from test to test, so each test has repositories and bytes of its own.
+    """
+    yield ours_process
+    wait_until(lambda: not ours_process.store.flights())
+    ours_process.store.gc()
+
+
+# Clients.
+
+
+def skopeo(name: str, host: str, to: Path, *options: str) -> subprocess.Popen[str]:
+    """Copy an image out of a registry, into a folder, verifying every digest."""
+    command = [program("skopeo", "skopeo"), "--insecure-policy", "copy", "--src-tls-verify=false"]
+    return subprocess.Popen(
+        [*command, *options, f"docker://{host}/{name}", f"dir:{to}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def succeeds(client: subprocess.Popen[str]) -> None:
+    """Wait for it to end, and see that it succeeded."""
+    _, errors = client.communicate(timeout=PATIENCE)
+    assert client.returncode == 0, errors
+
+
+def has_image(folder: Path, digests: list[str]) -> bool:
+    """Whether skopeo's folder has all of them."""
+    return all((folder / digest.partition(":")[2]).is_file() for digest in digests)

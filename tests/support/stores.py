@@ -1,0 +1,59 @@
+"""Stores for tests: fixtures, and flights that were interrupted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from shmstream import Store
+from shmstream.sources.http import close_pools
+from tests.support import flights
+from tests.support.flights import make_store
+from tests.support.interpreters import Interpreter, wait_until
+from tests.support.origin import Origin
+from tests.support.roles import content, sha256
+
+Start = Callable[..., Interpreter]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[str]:
+    """A store's folder. In the end all of it is as it should be."""
+    path = tmp_path / "store"
+    yield str(path)
+    store = Store(path)
+    wait_until(lambda: not store.flights(), patience=5)
+    assert store.check() == []
+    shutil.rmtree(path)
+    close_pools()  # what is kept alive in between
+
+
+@pytest.fixture
+def store(folder: str) -> Store:
+    return make_store(folder, {})
+
+
+def digest(seed: int, size: int) -> str:
+    return f"sha256:{sha256(content(seed, size))}"
+
+
+def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at: int) -> None:
+    """Let a flight of /blob be killed when `at` bytes have arrived and nobody is left."""
+    origin.serve("/blob", seed=1, size=size)
+    origin.change("/blob", first=0, count=1, stall_after=at)
+    taker = start(flights.take, folder, {})
+    taker.hear()
+    taker.say([key, origin.url("/blob"), 0])
+    taker.hear()
+    store = Store(folder)
+    wait_until(lambda: bool(store.flights()) and store.flights()[0].published > at - 65536)
+    taker.kill()
+
+
+def has_published(store: Store, count: int, epoch: int = 0) -> bool:
+    """Whether a living leader has published so much."""
+    [flight] = store.flights()
+    return flight.leader is not None and flight.published >= count and flight.epoch == epoch
