@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,10 +12,9 @@ import click
 from shmstream import units
 from shmstream.cli.formatting import say
 from shmstream.store import Store
+from shmstream.stream.digest import is_digest
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 
 
 def size(text: str) -> int:
@@ -40,7 +38,7 @@ def digest(text: str) -> str:
     told = text.strip().lower()
     if ":" not in told:
         told = f"sha256:{told}"
-    if not _DIGEST.fullmatch(told):
+    if not is_digest(told):
         what = "sha256: and 64 hex digits, or sha512: and 128"
         raise click.BadParameter(f"{text!r} is no digest: {what}.")
     return told

@@ -25,11 +25,11 @@ from typing import Self
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.hub import Lookout, View
-from shmstream.sources.base import Metadata
+from shmstream.sources.base import Description
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
 
-Stored = tuple[int, int, Metadata]
+Stored = tuple[int, int, Description]
 """A complete blob: its descriptor, its size in bytes, and what its source said of it."""
 
 _SPAN = 128 * 1024  # bytes
@@ -64,7 +64,7 @@ class AsyncBlob:
         self._flight_for_all = flight_for_all
         self._stall_timeout = stall_timeout
         self._view = View()
-        self._metadata = Metadata()
+        self._metadata = Description()
         self._lookout: Lookout | None = None
         self._position = 0
         self.path = path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
 from shmstream.flight.flight import Flight, Reader, Role
-from shmstream.sources.base import Metadata
+from shmstream.sources.base import Description
 from shmstream.stream.control_block import State
 from shmstream.stream.reader import InFlightCopier
 from shmstream.system.copying import Destination, Mover
@@ -103,7 +103,7 @@ class Blob(io.RawIOBase):
         return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
 
     @property
-    def metadata(self) -> Metadata:
+    def metadata(self) -> Description:
         """What the source says of the blob; empty while it has not yet."""
         return self._flight.metadata(self._file)
 

@@ -49,7 +49,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight.leader import Leader
-from shmstream.sources.base import Metadata, Source
+from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Layout, Place
@@ -367,10 +367,10 @@ class Flight:
             held=held,
         )
 
-    def metadata(self, reader: Reader) -> Metadata:
+    def metadata(self, reader: Reader) -> Description:
         """What the source said of the bytes that `reader` reads, as far as that is still known."""
         if isinstance(reader, InFlightCopier):
-            return Metadata.from_text(reader.metadata)
+            return Description.from_text(reader.metadata)
         return self._layout.metadata(self.place, reader.fileno())
 
     def finish(self) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from shmstream.errors import ContentChanged, SourceError, StreamClosed
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Feed, KernelFeed, Metadata, Source, open_at
+from shmstream.sources.base import Description, Feed, KernelFeed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import Journal
@@ -79,7 +79,7 @@ class Leader:
         self._lingers = lingers
         self._held = held
         self._journal = Journal(place.journal, place.algorithm)
-        self.metadata = Metadata()
+        self.metadata = Description()
         """What the source says of the blob, from when its size or a byte is known."""
         self._noted = 0
         self._received = 0  # since that was told
@@ -164,7 +164,7 @@ class Leader:
         """The feed that goes on; None if all bytes are there already."""
         streamer = self.streamer
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
-            self.metadata = Metadata.from_text(streamer.metadata)
+            self.metadata = Description.from_text(streamer.metadata)
             streamer.keeps = self._journal.exists or self._is_worth_a_journal()
             return None if streamer.appended == streamer.size else self._open(self._resumable())
         kept = self._journal.trusted(streamer.descriptor)
@@ -183,7 +183,7 @@ class Leader:
                     feed.close()
                     feed = self._open(0)
             size = feed.size if feed.size is not None or not kept else known.size
-            self.metadata = Metadata(size, feed.validator, feed.media_type)
+            self.metadata = Description(size, feed.validator, feed.media_type)
         try:
             self._announce(kept)
         except BaseException:

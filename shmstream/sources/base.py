@@ -108,11 +108,39 @@ class Feed:
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says of its blob without giving any of it; None for what it does not say."""
+    """What a source says of its blob without giving any of it; None for what it does not say.
+
+    `size` is in bytes. `validator` is a text that changes whenever the bytes change, such as an
+    ETag. `media_type` is what the source declares, such as `application/gzip`.
+    """
 
     size: int | None = None
     validator: str | None = None
     media_type: str | None = None
+
+    def to_text(self, limit: int) -> bytes:
+        """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
+        facts = dict(vars(self))
+        for name in ("", "media_type", "validator"):
+            if name:
+                facts[name] = None
+            if len(text := json.dumps(facts).encode()) <= limit:
+                break
+        return text
+
+    @classmethod
+    def from_text(cls, text: bytes | str) -> Self:
+        """What `to_text` wrote; nothing but Nones from anything else."""
+        try:
+            facts = json.loads(text)
+            found = {each.name: facts.get(each.name) for each in fields(cls)}
+        except (ValueError, AttributeError, RecursionError):
+            return cls()
+        size, texts = found["size"], (found["validator"], found["media_type"])
+        good = size is None or (type(size) is int and size >= 0)
+        if not (good and all(each is None or isinstance(each, str) for each in texts)):
+            return cls()
+        return cls(**found)
 
 
 class Source(Protocol):
@@ -245,36 +273,3 @@ def checked(
 
 
 # Reading whatever has bytes.
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a source says of a blob: bytes, a text that changes with them, and their media type."""
-
-    size: int | None = None
-    validator: str | None = None
-    media_type: str | None = None
-
-    def to_text(self, limit: int) -> bytes:
-        """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
-        facts = dict(vars(self))
-        for name in ("", "media_type", "validator"):
-            if name:
-                facts[name] = None
-            if len(text := json.dumps(facts).encode()) <= limit:
-                break
-        return text
-
-    @classmethod
-    def from_text(cls, text: bytes | str) -> Self:
-        """What `to_text` wrote; nothing but Nones from anything else."""
-        try:
-            facts = json.loads(text)
-            found = {each.name: facts.get(each.name) for each in fields(cls)}
-        except (ValueError, AttributeError, RecursionError):
-            return cls()
-        size, texts = found["size"], (found["validator"], found["media_type"])
-        good = size is None or (type(size) is int and size >= 0)
-        if not (good and all(each is None or isinstance(each, str) for each in texts)):
-            return cls()
-        return cls(**found)

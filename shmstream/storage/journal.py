@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from shmstream.sources.base import Metadata
+from shmstream.sources.base import Description
 
 _STEP = 1 << 20  # bytes
 
@@ -32,7 +32,7 @@ class Journal:
     def __init__(self, path: str, algorithm: str) -> None:
         self.path = path
         self._algorithm = algorithm
-        self.metadata = Metadata()
+        self.metadata = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
         self.exists = True
@@ -59,7 +59,7 @@ class Journal:
             header = json.loads(lines[0])
             if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):
                 self._boot = header["boot"]
-                self.metadata = Metadata.from_text(header["metadata"])
+                self.metadata = Description.from_text(header["metadata"])
                 self._checkpoints = list(_ascending(lines[1:]))
                 if (good := 1 + len(self._checkpoints)) < len(lines):
                     self.defect = f"its line {good + 1} is no checkpoint"
@@ -91,7 +91,7 @@ class Journal:
             good = offset
         return good
 
-    def begin(self, metadata: Metadata, kept: int = 0) -> None:
+    def begin(self, metadata: Description, kept: int = 0) -> None:
         """Begin anew for a blob of which the source says this, with `kept` bytes there already.
 
         Raises:

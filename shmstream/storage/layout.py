@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shmstream.errors import DamagedBlob, StoreUnusable
-from shmstream.sources.base import Metadata
+from shmstream.sources.base import Description
+from shmstream.stream.digest import is_digest
 from shmstream.stream.partial import partial_path, sync_folder
 from shmstream.stream.segment import NAME_LIMIT
 from shmstream.system.locks import KernelLock, trouble_with_locks
 
 _MARK = "shmstream store, layout 1\n"
-_DIGEST = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
 _PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
 
@@ -96,7 +96,7 @@ class Record:
 
     key: str
     digest: str | None
-    metadata: Metadata
+    metadata: Description
 
 
 class Entry(NamedTuple):
@@ -217,7 +217,7 @@ class Layout:
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
         if key.startswith(("sha256:", "sha512:")):
-            if not _DIGEST.fullmatch(key):
+            if not is_digest(key):
                 raise ValueError(
                     "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
                     f"lower-case hex digits, unlike {key[:200]!r}"
@@ -280,14 +280,14 @@ class Layout:
         """The record of the named blob at `path`, None if there is none that can be read."""
         try:
             facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
-            metadata, digest = Metadata.from_text(facts["metadata"]), facts["digest"]
-            if digest is not None and not _DIGEST.fullmatch(digest):
+            metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
+            if digest is not None and not is_digest(digest):
                 return None
             return Record(str(facts["key"]), digest, metadata)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
-    def metadata(self, place: Place, fd: int) -> Metadata:
+    def metadata(self, place: Place, fd: int) -> Description:
         """What the source said of the complete blob that is open as `fd`, if that is recorded.
 
         A blob whose key is a digest has no record: more than one source may have it.
@@ -296,7 +296,7 @@ class Layout:
             with suppress(FileNotFoundError):  # else the record may be another's by now
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
                     return record.metadata
-        return Metadata()
+        return Description()
 
     def size_of(self, path: str) -> int:
         """Bytes of one file, -1 if it is not there."""

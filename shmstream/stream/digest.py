@@ -26,10 +26,18 @@ import time
 
 from shmstream.system import threads
 
-_PATTERN = re.compile(r"(sha256)(?::[0-9a-f]{64})?|(sha512)(?::[0-9a-f]{128})?")
+ALGORITHMS = {"sha256": 64, "sha512": 128}
+"""The algorithms that a digest may name, and how many hex digits each has."""
+
+_DIGEST = re.compile("|".join(f"{name}:[0-9a-f]{{{count}}}" for name, count in ALGORITHMS.items()))
 _STEP = 1 << 18  # bytes; what is read back at one time: it stays in the cache
 _ENOUGH = 1 << 19  # bytes; the thread is not woken for less
 _LONG = 1.0  # s; what comes in less is hashed at its end, if no digest is given
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a digest in its one spelling: `sha256:` or `sha512:`, lower-case hex."""
+    return _DIGEST.fullmatch(text) is not None
 
 
 def check_digest(digest: str) -> None:
@@ -38,7 +46,7 @@ def check_digest(digest: str) -> None:
     Raises:
         ValueError: it is neither.
     """
-    if not _PATTERN.fullmatch(digest):
+    if digest not in ALGORITHMS and not is_digest(digest):
         raise ValueError(
             f"a digest is 'sha256:' or 'sha512:' and lower-case hex digits, not {digest[:200]!r}"
         )

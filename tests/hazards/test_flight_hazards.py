@@ -31,7 +31,7 @@ from shmstream import (
     WriterStalled,
 )
 from shmstream.flight.flight import Flight, Reader
-from shmstream.sources.base import Metadata
+from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal
 from shmstream.stream import segment
 from shmstream.stream.resumable_writer import ResumableStreamer
@@ -129,7 +129,7 @@ def test_nobody_waits_for_the_journal(store: Store, monkeypatch: pytest.MonkeyPa
     has_read, begun = threading.Event(), []
     begin = Journal.begin
 
-    def begin_later(self: Journal, metadata: Metadata, kept: int = 0) -> None:
+    def begin_later(self: Journal, metadata: Description, kept: int = 0) -> None:
         begun.append(has_read.wait(20))
         begin(self, metadata, kept)
 
@@ -195,7 +195,7 @@ def test_a_small_blob_is_left_by_its_last_reader(store: Store, origin: Origin) -
 def test_what_an_earlier_version_kept_of_a_small_blob(store: Store) -> None:
     key, data = digest(1, 60_000), content(1, 60_000)
     place = store._layout.place(key)
-    Journal(place.journal, "sha256").begin(Metadata(60_000, "v"))
+    Journal(place.journal, "sha256").begin(Description(60_000, "v"))
     Path(place.partial).write_bytes(data[:20_000])
     source = Ranged(data, "v", stop=40_000)
     give_up(store, key, source)
@@ -210,7 +210,7 @@ def test_a_journal_of_other_content_vouches_for_no_small_blob(store: Store) -> N
     """Killed while a small blob arrives: the journal of what was there before is gone, too."""
     key, data = digest(1, 60_000), content(1, 60_000)
     place = store._layout.place(key)
-    Journal(place.journal, "sha256").begin(Metadata(70_000, "old"))
+    Journal(place.journal, "sha256").begin(Description(70_000, "old"))
     Path(place.partial).write_bytes(content(2, 50_000))
     child = os.fork()
     if child == 0:

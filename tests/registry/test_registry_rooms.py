@@ -29,7 +29,7 @@ from shmstream.errors import (
 )
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.api.errors import Code, Refusal, because
-from shmstream.registry.api.routes import Kind, Route, is_digest, locate, route
+from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import acceptable
 from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings, Upstream
@@ -37,6 +37,7 @@ from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means, check, find
 from shmstream.registry.upstream.tokens import Challenge, Tokens, challenges
+from shmstream.stream.digest import is_digest
 from tests.support import images
 
 HEX = "0123456789abcdef" * 4

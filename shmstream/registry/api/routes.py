@@ -21,13 +21,13 @@ from typing import NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from shmstream.registry.api.errors import Code, Refusal
+from shmstream.stream.digest import is_digest
 
 T = TypeVar("T")
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _ENCODED_SEPARATOR = re.compile(r"%(?:2f|5c|00)", re.IGNORECASE)
 _LONGEST_PATH = 1024  # bytes; a name of 255, a digest of 135, and room for escapes
@@ -70,11 +70,6 @@ class Route:
     def is_digest(self) -> bool:
         """Whether the reference is a digest."""
         return is_digest(self.reference)
-
-
-def is_digest(text: str) -> bool:
-    """Whether it is a digest that a store verifies by."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def route(method: str, raw_path: bytes, query: bytes) -> Route:

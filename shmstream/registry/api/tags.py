@@ -14,11 +14,11 @@ import json
 from dataclasses import asdict, dataclass
 
 from shmstream.errors import SourceError
-from shmstream.registry.api.routes import is_digest
 from shmstream.registry.notes import Note, Notes
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository
+from shmstream.stream.digest import is_digest
 
 _REFUSED = (401, 403, 404, 410)
 _MOST_TYPES = 32

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from shmstream.registry.api.routes import is_digest
+from shmstream.stream.digest import is_digest
 
 LARGEST = 4 << 20  # bytes; what the distribution specification has registries accept
 INDEX = "application/vnd.oci.image.index.v1+json"

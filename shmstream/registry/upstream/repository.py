@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shmstream.errors import SourceError
-from shmstream.registry.api.routes import is_digest
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.upstream import NO_SUCH_METHOD, Upstream
 from shmstream.sources.base import Description, Feed
 from shmstream.sources.http import HTTPSource
+from shmstream.stream.digest import is_digest
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
