@@ -516,7 +516,8 @@ def test_another_task_closes_what_one_reads(store: Store, origin: Origin) -> Non
 
 LEADS_AND_ENDS = """
 import asyncio, sys
-from shmstream import Store, StreamClosed, liveness
+from shmstream import Store, StreamClosed
+from shmstream.system import process
 
 async def main():
     store = Store(sys.argv[1])
@@ -526,7 +527,7 @@ async def main():
         await asyncio.to_thread(sys.stdin.readline)
         reading = asyncio.create_task(blob.wait())
         await asyncio.sleep(0)
-        liveness.close_all()
+        process.close_all()
         try:
             await reading
         except StreamClosed:

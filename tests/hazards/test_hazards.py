@@ -203,9 +203,10 @@ def test_forgetting_with_warnings_as_errors(blob: str) -> None:
 
 
 KILLED_IN_THE_MIDDLE = """
-import sys, threading
+import os, sys, threading
 from multiprocessing import util
-from shmstream import BlobStreamer, InFlightCopier, liveness
+from shmstream import BlobStreamer, InFlightCopier
+from shmstream.system import locks, process
 
 def hold(forking, ending, held):
     ending.wait()
@@ -216,10 +217,10 @@ def hold(forking, ending, held):
 
 ending, held = threading.Event(), threading.Event()
 elsewhere = type(hold)(hold.__code__, {})  # a function keeps its module alive
-threading.Thread(target=elsewhere, args=(liveness._forking, ending, held), daemon=True).start()
+threading.Thread(target=elsewhere, args=(process.fork_lock, ending, held), daemon=True).start()
 streamer = BlobStreamer.create(sys.argv[1])
 copier = InFlightCopier.attach(streamer.name)
-lock = liveness.KernelLock(sys.argv[1] + ".lock", liveness.os.O_CREAT)
+lock = locks.KernelLock(sys.argv[1] + ".lock", os.O_CREAT)
 util.Finalize(None, lambda: (ending.set(), held.wait()), exitpriority=50)  # after ours
 """
 
