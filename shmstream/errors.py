@@ -259,7 +259,7 @@ class BlobAborted(StreamBroken):
 
     def to_text(self, limit: int) -> bytes:
         """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
-        facts = {"kind": type(self).__name__, **self.facts}
+        facts = {"error": type(self).__name__, **self.facts}
         while len(text := json.dumps(facts).encode()) > limit:
             facts["reason"] = facts["reason"][: len(facts["reason"]) * 3 // 4 - 4] + "..."
         return text
@@ -276,7 +276,7 @@ class BlobAborted(StreamBroken):
             kinds = (
                 BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
             )  # fmt: skip
-            return {each.__name__: each for each in kinds}[facts.pop("kind")](**facts)
+            return {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
 
