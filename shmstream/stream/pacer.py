@@ -21,6 +21,8 @@ import time
 import weakref
 from collections.abc import Callable
 
+from shmstream.system import threads
+
 _APART = 0.004  # s; the least from one publish to the next, however fast bytes come
 _AT_ONCE = 1e-4  # s; not 0, which would be to wait for more
 _LOOK = 0.02  # s; how long the thread sleeps at most while there are bytes to publish
@@ -51,7 +53,7 @@ class Pacer:
         self._promised = False
         self._ripe = False
         self._parked = False
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Call | None = None
         self._closed = False
 
     def is_due(self, waiting: int) -> bool:
@@ -95,7 +97,7 @@ class Pacer:
 
     def _start(self) -> bool:
         """Start the thread; False where none can be had, as in an interpreter that is ending."""
-        thread = threading.Thread(target=self._run, name="shmstream-pacer", daemon=True)
+        thread = threads.Call(self._run, "shmstream-pacer")
         try:
             thread.start()
         except RuntimeError:
@@ -135,7 +137,7 @@ class Pacer:
         """Wait for the thread to end, but not for long: a caller in a signal handler may hold
         the lock that the thread needs for that.
         """
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join(1.0)
 
 
