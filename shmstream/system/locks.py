@@ -50,7 +50,6 @@ class KernelLock:
 
     def __init__(self, path: str, flags: int = 0) -> None:
         self.fd = -1
-        process.arm()
         with process.fork_lock:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             process.track(self)
@@ -64,7 +63,6 @@ class KernelLock:
         """
         lock = cls.__new__(cls)
         lock.fd = -1
-        process.arm()
         with process.fork_lock:
             lock.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
             process.track(lock)
