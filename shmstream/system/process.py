@@ -7,6 +7,7 @@ a fork:
 
     register      an object that owns a stream's name, a slot, a doorbell, ...
     track         an object that owns one descriptor
+    PerProcess    a value that belongs to this process, with the lock that guards it
     after_fork    anything else that a forked child has to do
 
     normal end    1 close every registered object, the readers first
@@ -18,7 +19,8 @@ a fork:
                   4 close every tracked descriptor: the child holds no kernel lock of the parent
                   5 abandon every registered object: it lets go of memory and descriptors, and
                     leaves to the parent what the parent still uses
-                  6 call what `after_fork` was given, in the order in which the modules asked for it
+                  6 make every `PerProcess` value anew, and call what `after_fork` was given, in the
+                    order in which the modules asked for it
 
 A step that fails in the child keeps no other step from being done.
 """
@@ -28,14 +30,16 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import util
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,34 @@ def after_fork(act: Callable[[], object]) -> None:
     There is no way to take it back.
     """
     _acts.append(act)
+
+
+class PerProcess(Generic[T]):
+    """A value that belongs to this process, and the lock that guards it.
+
+    `with registry.held() as value:` gives the value and holds the lock; a thread that holds the
+    lock must not take it again. A forked child begins with a new lock and with what `make`
+    returns. It keeps the parent's value, but never touches or frees it: what belongs to the value
+    is still in use in the parent, and a thread that the child has not may hold locks inside it.
+    """
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._inherited: list[T] = []
+        self._lock = threading.Lock()
+        self._value = make()
+        after_fork(self._renew)
+
+    @contextmanager
+    def held(self) -> Iterator[T]:
+        """The value, with its lock held."""
+        with self._lock:
+            yield self._value
+
+    def _renew(self) -> None:
+        self._inherited.append(self._value)
+        self._lock = threading.Lock()
+        self._value = self._make()
 
 
 # The end of a process, and a forked child.

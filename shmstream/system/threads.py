@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from shmstream.system import process
+from shmstream.system.process import PerProcess
 
 T = TypeVar("T")
 
@@ -125,12 +126,10 @@ _ASKERS = ("shmstream-ask", 8)  # threads that ask a source, which may take its 
 def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio.Future[T]:
     """What `call` returns or raises, in one of a few threads that do such things."""
     name, threads = kind
-    executor = _executors.get(name)
-    if executor is None:
-        executor = _executors[name] = ThreadPoolExecutor(threads, name)
+    with _executors.held() as executors:
+        if (executor := executors.get(name)) is None:
+            executor = executors[name] = ThreadPoolExecutor(threads, name)
     return asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-_executors: dict[str, ThreadPoolExecutor] = {}
-
-process.after_fork(_executors.clear)
+_executors: PerProcess[dict[str, ThreadPoolExecutor]] = PerProcess(dict)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 
-from shmstream.system.process import Identity
+from shmstream.system.process import Identity, PerProcess
+from tests.support.interpreters import PATIENCE
 
 
 def test_identities() -> None:
@@ -66,3 +70,58 @@ def test_the_order_of_what_happens_in_a_forked_child_and_at_the_end() -> None:
         "writer is closed",
     ]
     assert "ArithmeticError: writer" in done.stderr
+
+
+def is_true_in_a_child(check: Callable[[], bool]) -> bool:
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            code = 0 if check() else 1
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_forked_child_has_values_of_its_own() -> None:
+    """Also if a thread of the parent holds the lock at the fork, and uses the value."""
+    value: PerProcess[list[str]] = PerProcess(lambda: [f"made by {os.getpid()}"])
+    held, may_end = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with value.held() as ours:
+            ours.append("in use")
+            held.set()
+            may_end.wait(PATIENCE)
+
+    def is_new() -> bool:
+        with value.held() as its_own:
+            return its_own == [f"made by {os.getpid()}"]
+
+    user = threading.Thread(target=use)
+    user.start()
+    held.wait(PATIENCE)
+    try:
+        assert is_true_in_a_child(is_new)
+    finally:
+        may_end.set()
+        user.join()
+    with value.held() as still_ours:
+        assert still_ours == [f"made by {os.getpid()}", "in use"]
+
+
+def test_a_forked_child_does_not_free_the_value_of_its_parent() -> None:
+    freed: list[int] = []
+
+    class Connection:
+        def __del__(self) -> None:
+            freed.append(os.getpid())
+
+    value = PerProcess(Connection)
+
+    def is_kept() -> bool:
+        gc.collect()
+        with value.held():
+            return freed == []
+
+    assert is_true_in_a_child(is_kept)
