@@ -1,14 +1,17 @@
-"""The running digest: who waits for it, and when bytes are hashed."""
+"""Digests: their one spelling; who waits for a running one, and when bytes are hashed."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as some
 
 from shmstream import BlobStreamer, InFlightCopier, State
-from shmstream.stream.digest import RunningDigest
+from shmstream.stream.digest import ALGORITHMS, RunningDigest, check_digest, is_digest
 from tests.support import roles
 from tests.support.interpreters import live_threads, wait_until
 from tests.support.roles import content
@@ -56,3 +59,50 @@ def test_what_takes_long_is_hashed_meanwhile(
             assert "shmstream-digest" not in live_threads()
         streamer.commit()
         assert streamer.digest == f"sha256:{roles.sha256(data)}"
+
+
+def is_accepted(text: str) -> bool:
+    try:
+        check_digest(text)
+    except ValueError:
+        return False
+    return True
+
+
+NEARLY = some.builds(
+    "{}{}{}{}".format,
+    some.sampled_from([*ALGORITHMS, "sha1", "md5", "SHA256", " sha256", ""]),
+    some.sampled_from([":", "", "::", "-", ": "]),
+    some.sampled_from([0, 1, 63, 64, 65, 127, 128, 129]).flatmap(
+        lambda length: some.text("0123456789abcdef", min_size=length, max_size=length)
+    ),
+    some.sampled_from(["", "\n", " ", "\0", "g", "A", "\N{ARABIC-INDIC DIGIT ONE}"]),
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(text=some.text() | NEARLY)
+@example(text="sha256:" + "0" * 64 + "\n")
+def test_any_text_is_a_digest_in_its_one_spelling_or_refused(text: str) -> None:
+    algorithm, colon, digits = text.partition(":")
+    is_one = (
+        algorithm in ("sha256", "sha512")
+        and colon == ":"
+        and len(digits) == 2 * hashlib.new(algorithm).digest_size
+        and set(digits) <= set("0123456789abcdef")
+    )
+    assert is_digest(text) == is_one
+    assert is_accepted(text) == (is_one or text in ("sha256", "sha512"))
+
+
+@settings(deadline=None)
+@given(algorithm=some.sampled_from([*ALGORITHMS]), data=some.binary(), place=some.integers(0, 63))
+def test_every_digest_is_accepted_and_no_other_spelling_of_it(
+    algorithm: str, data: bytes, place: int
+) -> None:
+    digits = hashlib.new(algorithm, data).hexdigest()
+    assert is_digest(f"{algorithm}:{digits}")
+    assert is_accepted(f"{algorithm}:{digits}")
+    for other in (digits[:place] + digits[place + 1 :], digits[:place] + "A" + digits[place + 1 :]):
+        assert not is_digest(f"{algorithm}:{other}")
+        assert not is_accepted(f"{algorithm}:{other}")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+import shmstream
 from shmstream.system import threads
 from tests.support.interpreters import live_threads, wait_until
 
@@ -111,3 +114,16 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
     going_on.set()
     busy.join()
     assert not busy.is_alive()
+
+
+def test_the_engine_starts_threads_in_one_room_only() -> None:
+    """So a thread is used again, is a daemon, and is forgotten in a forked child."""
+    house = Path(shmstream.__file__).parent
+    wings = ("system", "stream", "sources", "storage", "flight", "asgi")
+    rooms = [house / "store.py", *(room for wing in wings for room in house.glob(f"{wing}/*.py"))]
+    starting = {
+        str(room.relative_to(house))
+        for room in rooms
+        if re.search(r"\b(Thread|Timer|ThreadPoolExecutor|to_thread)\(", room.read_text())
+    }
+    assert starting == {"system/threads.py"}
