@@ -12,13 +12,13 @@ a fork:
 
     normal end    1 close every registered object, the readers first
 
-    fork          1 take `fork_lock`: nobody is opening or closing a tracked descriptor now
+    fork          1 take `fork_lock`, so that no thread is opening or closing a tracked descriptor
                   2 fork
-      parent      3 let go of `fork_lock`
-      child       3 let go of `fork_lock`
+      parent      3 release `fork_lock`
+      child       3 release `fork_lock`
                   4 close every tracked descriptor: the child holds no kernel lock of the parent
-                  5 abandon every registered object: it lets go of memory and descriptors, and
-                    leaves to the parent what the parent still uses
+                  5 abandon every registered object: it releases memory and descriptors, and leaves
+                    the rest to the parent
                   6 make every `PerProcess` value anew, and call what `after_fork` was given, in the
                     order in which the modules asked for it
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Identity:
-    """Which process: for people and reports, never for deciding who is alive.
+    """Identifies a process for people and reports; it never decides whether the process is alive.
 
     `started` is the start time in microseconds since the epoch, which tells a reused pid apart;
     `namespace` is the inode of the pid namespace in which `pid` means something.
@@ -60,7 +60,7 @@ class Identity:
         return _identity_of(os.getpid())
 
     def __str__(self) -> str:
-        """`pid 123 (python train.py)`, or the bare pid where no more can be known."""
+        """`pid 123 (python train.py)`, or only the pid if nothing else can be known."""
         if self.namespace != Identity.mine().namespace:
             return f"pid {self.pid} of another pid namespace"
         try:
@@ -85,21 +85,21 @@ def _identity_of(pid: int) -> Identity:
     return Identity(pid, started, os.stat("/proc/self/ns/pid").st_ino)
 
 
-# What belongs to this process.
+# Objects and values that belong to this process.
 
 
 class Owner(Protocol):
-    """Something that owns what outlives the process unless it is closed."""
+    """An object that owns something outside the process, which would outlive the process."""
 
     def close(self) -> None:
         """Give back everything. Idempotent."""
 
     def abandon(self) -> None:
-        """In a forked child: let go of what was inherited, leave what the parent still uses."""
+        """In a forked child: release inherited memory, leave the rest to the parent."""
 
 
 class Closable(Protocol):
-    """Something with a descriptor."""
+    """An object that owns a descriptor."""
 
     def close(self) -> None:
         """Close the descriptor. Idempotent."""
@@ -179,7 +179,7 @@ def _close_at_end() -> None:
 
     A finalizer of `multiprocessing` does it: these run in its workers too, which skip `atexit`, and
     they run before a parent waits for its children, so that a stream that was forgotten open ends
-    before anybody waits for the children that read it.
+    before the parent waits for children that read it.
     """
     global _closes_at_end_of
     if _closes_at_end_of != os.getpid():
