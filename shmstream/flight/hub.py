@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -35,7 +34,8 @@ from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
 from shmstream.stream.control_block import State
 from shmstream.stream.reader import View
-from shmstream.system import process, threads
+from shmstream.system import threads
+from shmstream.system.process import PerProcess
 
 _TICK = 0.25  # s; how soon a lookout notices that nobody is left, and a task what nobody tells
 
@@ -49,7 +49,7 @@ class Lookout:
         self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
         self._joins = 0
         self._fds: list[int] = []
-        # The registry's lock guards these:
+        # The lock of `_lookouts` guards these:
         self._users = 0
         self._leads = False
         self._ended = False
@@ -82,24 +82,24 @@ class Lookout:
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
         """The lookout for that flight, which is to be left again; None if it is not in progress."""
-        with _registry_lock:
-            return cls._find(key)
+        with _lookouts.held() as lookouts:
+            return cls._find(lookouts, key)
 
     @classmethod
     def join(
         cls, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]
     ) -> tuple[Lookout, bool]:
         """As `find`, or else a new one; and whether it is new, and to be started."""
-        with _registry_lock:
-            if (found := cls._find(key)) is not None:
+        with _lookouts.held() as lookouts:
+            if (found := cls._find(lookouts, key)) is not None:
                 return found, False
-            lookout = _registry[key] = cls(key, flight_for_all)
+            lookout = lookouts[key] = cls(key, flight_for_all)
             lookout._users = 1
             return lookout, True
 
-    @classmethod
-    def _find(cls, key: tuple[object, ...]) -> Lookout | None:
-        lookout = _registry.get(key)
+    @staticmethod
+    def _find(lookouts: _Lookouts, key: tuple[object, ...]) -> Lookout | None:
+        lookout = lookouts.get(key)
         if lookout is None or lookout._ended:
             return None
         lookout._users += 1
@@ -107,27 +107,27 @@ class Lookout:
 
     def leave(self) -> None:
         """One user less; the last one ends it, unless others may want what it leads."""
-        with _registry_lock:
+        with _lookouts.held() as lookouts:
             self._users -= 1
             if self._users or not (self._ended or self.is_complete or not self._leads):
                 return
-            fds = self._forget(is_over=self._ended)
+            fds = self._forget(lookouts, is_over=self._ended)
             self._ended = True
         _close(fds)
 
     def _end(self, error: BaseException | None) -> None:
         """The thread is over, or there is none."""
-        with _registry_lock:
+        with _lookouts.held() as lookouts:
             self.error = self.error or error
             self._ended = True
-            fds = [] if self._users else self._forget(is_over=True)
+            fds = [] if self._users else self._forget(lookouts, is_over=True)
         _close(fds)
         self._tell()
 
-    def _forget(self, *, is_over: bool) -> list[int]:
+    def _forget(self, lookouts: _Lookouts, *, is_over: bool) -> list[int]:
         """Nobody is to join it any more; what is to be closed, once its thread is over as well."""
-        if _registry.get(self._key) is self:
-            del _registry[self._key]
+        if lookouts.get(self._key) is self:
+            del lookouts[self._key]
         if not is_over:
             return []
         self.spans.clear()
@@ -171,7 +171,7 @@ class Lookout:
 
     def _lead(self, key: str, leader: Leader) -> None:
         self.role = Role.LEADS
-        with _registry_lock:
+        with _lookouts.held():
             self._leads = not self._ended
         try:
             with suppress(StreamClosed):  # this process has begun to end
@@ -326,16 +326,5 @@ def _go_on(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-# Of this process.
-
-_registry: dict[tuple[object, ...], Lookout] = {}
-_registry_lock = threading.Lock()
-
-
-def _forget() -> None:
-    """In a forked child: the threads are the parent's."""
-    global _registry, _registry_lock
-    _registry, _registry_lock = {}, threading.Lock()
-
-
-process.after_fork(_forget)
+_Lookouts = dict[tuple[object, ...], Lookout]
+_lookouts: PerProcess[_Lookouts] = PerProcess(dict)  # their threads are not in a forked child
