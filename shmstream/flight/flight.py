@@ -275,8 +275,8 @@ class Flight:
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
-        held = self._take_place()  # its readers wait: with one or without
-        leader = self._leader_of(streamer, sources, held)
+        permit = self._take_permit()  # its readers wait: with one or without
+        leader = self._leader_of(streamer, sources, permit)
         try:
             leader.start()
         except BaseException:
@@ -319,23 +319,23 @@ class Flight:
             raise BlobNotFound(self.place.key, self._layout.folder)
         place, policy = self.place, self._policy
         with ExitStack() as undo:
-            held = self._take_place()
-            if held is not None:
-                undo.callback(held.close)
+            permit = self._take_permit()
+            if permit is not None:
+                undo.callback(permit.close)
             elif policy.max_flights is not None:
                 raise TooManyFlights(place.key, policy.max_flights)
             streamer = self._create()
             undo.callback(streamer.close)
             if os.path.lexists(place.path):  # the second look
                 return None
-            leader = self._leader_of(streamer, sources, held)
+            leader = self._leader_of(streamer, sources, permit)
             undo.pop_all()
         _log.info("%s: leads", place.key)
         policy.tell(Event(EventKind.LED, place.key))
         return leader
 
-    def _take_place(self) -> KernelLock | None:
-        """One of the places for flights; None if there are none left, or no limit."""
+    def _take_permit(self) -> KernelLock | None:
+        """One of the permits for flights; None if there are none left, or no limit."""
         limit = self._policy.max_flights
         return None if limit is None else self._layout.take_place(limit)
 
@@ -353,7 +353,7 @@ class Flight:
         )
 
     def _leader_of(
-        self, streamer: ResumableStreamer, sources: Sequence[Source], held: KernelLock | None
+        self, streamer: ResumableStreamer, sources: Sequence[Source], permit: KernelLock | None
     ) -> Leader:
         return Leader(
             streamer,
@@ -364,7 +364,7 @@ class Flight:
             lingers=self._lingers,
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
-            held=held,
+            held=permit,
         )
 
     def metadata(self, reader: Reader) -> Description:
