@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
 from shmstream.flight.flight import Flight, Reader, Role
 from shmstream.sources.base import Description
-from shmstream.stream.control_block import State
 from shmstream.stream.reader import InFlightCopier, View
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
@@ -50,12 +49,13 @@ class Blob(io.RawIOBase):
     """A readable, seekable binary file: the blob of `key`.
 
     From `Store.open`. Reading waits for bytes that have not arrived, also after a `seek` ahead, and
-    ends only where the whole, verified blob ends. `for data in blob` yields bytes as they arrive,
-    `read(n)` waits for all n bytes, `read1` and `readinto` take the bytes that have arrived, `copy`
-    moves everything through the kernel. Use it as a context manager; leaving it does not end the
-    flight.
+    ends only where the whole, verified blob ends. `for data in blob` yields bytes as they arrive.
+    `read(n)` and `readinto` wait for all bytes that they are asked for, as those of a file do;
+    `read1` and `readinto1` take the bytes that have arrived; `copy` moves everything through the
+    kernel. Use it as a context manager; leaving it does not end the flight.
 
-    One thread at a time may use it. A forked child cannot use it.
+    One thread at a time may use it. A forked child may use it too, each from its own position; of
+    a blob in flight, it joins the flight at the first use.
 
     Raises from every way of reading:
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
@@ -74,6 +74,7 @@ class Blob(io.RawIOBase):
         self._tell = progress
         self._told = float("-inf")
         self._file = flight.join() if reader is None else reader
+        self._is_forked = False
         self.joins = 1
         """How many streams or files this blob has read: one more for each leader that died."""
         self.key = flight.place.key
@@ -87,40 +88,32 @@ class Blob(io.RawIOBase):
         """Whether it was stored when it was opened, or this process leads its flight or follows."""
         return self._flight.role
 
+    def view(self) -> View:
+        """How far the blob is now, and in which file; it does not wait.
+
+        The descriptor belongs to this blob.
+        """
+        return self._reader().view()
+
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until the size is known."""
-        if isinstance(self._file, InFlightCopier):
-            return self._file.size
-        return os.fstat(self._file.fileno()).st_size
+        return self._file.size
 
     @property
     def published(self) -> int:
         """Bytes that can be read without waiting."""
-        if isinstance(self._file, InFlightCopier):
-            return self._file.published
-        return os.fstat(self._file.fileno()).st_size
+        return self._file.published
 
     @property
     def is_complete(self) -> bool:
-        """Whether the whole blob is verified and in the store."""
-        return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
-
-    def view(self) -> View:
-        """How far the blob is now, and in which file. Does not wait.
-
-        The descriptor belongs to this blob.
-        """
-        if isinstance(self._file, InFlightCopier):
-            return self._file.view()
-        fd = self._file.fileno()
-        size = os.fstat(fd).st_size
-        return View(size, size, is_complete=True, fd=fd)
+        """Whether all of it is here, verified and in the store."""
+        return self._file.is_complete
 
     @property
     def metadata(self) -> Description:
         """What the source says about the blob; empty until it has answered."""
-        return self._flight.metadata(self._file)
+        return self._flight.metadata(self._reader())
 
     @property
     def validator(self) -> str | None:
@@ -135,7 +128,7 @@ class Blob(io.RawIOBase):
     @property
     def position(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read; the same as `tell()`."""
-        return self._file.tell()
+        return self._file.position
 
     def wait(self) -> int:
         """Wait until the blob is complete and in the store; its size in bytes."""
@@ -151,17 +144,14 @@ class Blob(io.RawIOBase):
         return self.published
 
     def _wait_past(self, seen: int) -> None:
-        if isinstance(self._file, InFlightCopier):
-            self._file.wait(seen + 1)
+        self._reader().wait(seen + 1)
 
     def duplicate(self) -> int:
         """Another descriptor of the file that this blob reads now, to read published bytes.
 
         The caller closes it. After the leader has changed, this blob may read another file.
         """
-        if isinstance(self._file, InFlightCopier):
-            return self._file.duplicate()
-        return os.dup(self._file.fileno())
+        return self._reader().duplicate()
 
     # Reading.
 
@@ -174,8 +164,29 @@ class Blob(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer` with bytes that have arrived, waiting for at least one; 0 at the end."""
-        return self._go(lambda: self._file.readinto(buffer)) or 0
+        """Fill `buffer`, waiting for all its bytes, as a file does; fewer only at the end.
+
+        After an error the position is where it was.
+        """
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            filled = 0
+            try:
+                while filled < len(view):
+                    count = self._go(partial(self._readinto, view[filled:]))
+                    if not count:
+                        break
+                    filled += count
+            except BaseException:
+                self._file.position -= filled
+                raise
+            return filled
+
+    def _readinto(self, view: memoryview) -> int:
+        return self._reader().readinto(view)
+
+    def readinto1(self, buffer: Buffer, /) -> int:
+        """Read into `buffer` bytes that have arrived, waiting for one; 0 at the end."""
+        return self._go(lambda: self._reader().readinto1(buffer))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
@@ -184,24 +195,19 @@ class Blob(io.RawIOBase):
         """
         if size is None or size < 0:
             return self.readall()
-        data = self._go(lambda: self._file.read(size)) or b""
+        data = self._go(lambda: self._reader().read(size))
         try:
             while 0 < len(data) < size and (more := self.read1(size - len(data))):
                 data += more
         except BaseException:
-            self._file.seek(-len(data), os.SEEK_CUR)
+            self._file.position -= len(data)
             raise
         return data
 
     def read1(self, size: int | None = -1, /) -> bytes:
         """Bytes that have arrived, waiting for one, at most `size` (or 64 KiB); b"" at the end."""
         limit = _BUFFER if size is None or size < 0 else size
-        return self._go(lambda: self._read1(limit))
-
-    def _read1(self, limit: int) -> bytes:
-        if isinstance(self._file, InFlightCopier):
-            return self._file.read1(limit)
-        return self._file.read(limit) or b""
+        return self._go(lambda: self._reader().read1(limit))
 
     def readall(self) -> bytes:
         """All bytes from the position to the end, waiting for it."""
@@ -209,7 +215,7 @@ class Blob(io.RawIOBase):
         try:
             return b"".join(self)
         except BaseException:
-            self._file.seek(start)
+            self._file.position = start
             raise
 
     def __iter__(self) -> Self:
@@ -237,23 +243,18 @@ class Blob(io.RawIOBase):
         return self.position - start
 
     def _move(self, mover: Mover) -> int:
-        file = self._file
-        if isinstance(file, InFlightCopier):
-            return file.move(mover)
-        count = mover.move(file.fileno(), file.tell(), _SPAN)
-        file.seek(count, os.SEEK_CUR)
-        return count
+        return self._reader().move(mover)
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""
-        return self._file.tell()
+        return self._reader().tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the last byte that has arrived; the new position.
 
         With `SEEK_END` this waits until the size is known.
         """
-        return self._go(lambda: self._file.seek(offset, whence))
+        return self._go(lambda: self._reader().seek(offset, whence))
 
     def fileno(self) -> int:
         """The descriptor of a blob that was complete when it was opened.
@@ -292,18 +293,17 @@ class Blob(io.RawIOBase):
             raise WriterStalled(self.key, death.offset, waited) from death
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
-    def _rejoin(self, death: WriterDied) -> None:
+    def _rejoin(self, death: WriterDied | None) -> None:
         """Join the flight again, and read on at the same position."""
         old = self._file
         try:
             fresh = self._flight.join()
         except BlobNotFound as error:
-            raise death from error
+            raise (error if death is None else death) from error
         try:
-            position = old.tell()
-            if position:
+            if old.position:
                 self._require_same(old, fresh)
-            fresh.seek(position)
+            fresh.seek(old.position)
         except BaseException:
             fresh.close()
             raise
@@ -311,6 +311,14 @@ class Blob(io.RawIOBase):
         self.joins += 1
         old.close()
         self._flight.leave()
+
+    def _reader(self) -> Reader:
+        """What reads the bytes. In a forked child it has yet to join the flight."""
+        if self._is_forked:
+            self._flight.begin_anew()
+            self._rejoin(None)
+            self._is_forked = False
+        return self._file
 
     def _require_same(self, old: Reader, fresh: Reader) -> None:
         """Without a digest, require that the bytes of another stream have the same validator.
@@ -323,7 +331,7 @@ class Blob(io.RawIOBase):
         if isinstance(fresh, InFlightCopier):
             if fresh.is_same_stream(old):
                 return
-        elif os.path.samestat(os.fstat(fresh.fileno()), old.stat()):
+        elif fresh.identity == old.identity:
             return  # the leader had moved the file before it died
         if isinstance(fresh, InFlightCopier):
             fresh.wait(1)  # with the first byte the validator is known
@@ -349,7 +357,8 @@ class Blob(io.RawIOBase):
         super().close()
 
     def abandon(self) -> None:
-        """In a forked child: do nothing, because the copier is abandoned by itself."""
+        """In a forked child: join the flight at the first use. Of a stored blob nothing changes."""
+        self._is_forked = isinstance(self._file, InFlightCopier)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -28,7 +28,6 @@ others find it taken and follow. An aborted stream is no flight: the next `join`
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -50,6 +49,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight.leader import Leader
+from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
@@ -68,7 +68,7 @@ _SUCCESSION = 1.0  # s; how long a reader without a source waits until another p
 
 _log = logging.getLogger("shmstream")
 
-Reader = io.FileIO | InFlightCopier
+Reader = StoredFile | InFlightCopier
 
 
 class Role(StrEnum):
@@ -188,14 +188,14 @@ class Flight:
     def _is_in_flight(self) -> bool:
         return os.path.lexists(segment.path_of(self.place.stream))
 
-    def _stored(self) -> io.FileIO | None:
+    def _stored(self) -> StoredFile | None:
         """The complete blob, opened; None if there is none, or if it is wrong and was removed."""
         stored = self._layout.open(self.place)
         if stored is None:
             return None
         fd, _ = stored
         with ExitStack() as undo:
-            file = undo.enter_context(io.FileIO(fd, "rb"))
+            file = undo.enter_context(StoredFile(fd))
             if self._policy.verify and not self._is_right(fd):
                 return None
             undo.pop_all()
@@ -380,6 +380,10 @@ class Flight:
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
         return self._layout.metadata(self.place, reader.fileno())
+
+    def begin_anew(self) -> None:
+        """In a forked child: what leads, if this flight does, is the parent's."""
+        self._leader, self.role = None, Role.STORED
 
     def finish(self) -> None:
         """If this process leads, wait until the leader has cleared up after the stream's end."""

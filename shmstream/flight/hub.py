@@ -82,7 +82,7 @@ class Lookout:
 
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
-        """The `Lookout` of that flight, or None. The caller is one more user, and must `leave` it."""
+        """The `Lookout` of that flight, or None. The caller is one more user; it must `leave`."""
         with _lookouts.held() as lookouts:
             return cls._find(lookouts, key)
 

@@ -71,7 +71,7 @@ class InFlightCopier(io.RawIOBase):
 
     - `for data in copier` yields bytes as they arrive (not lines).
     - `read(n)` waits for all n bytes, as a file would give them; so every program that reads files
-      (`tarfile`, `pyarrow`, `pickle`, ...) can read a copier. `read1(n)` and `readinto(b)` take
+      (`tarfile`, `pyarrow`, `pickle`, ...) can read a copier. `read1(n)` and `readinto1(b)` take
       the bytes that have arrived.
     - `copy(destination)` moves everything through the kernel.
 
@@ -93,7 +93,8 @@ class InFlightCopier(io.RawIOBase):
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
-        self._position = 0
+        self.position = 0
+        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
         self._closed: str | None = None
         self._is_settled = False
         self.name = stream.name
@@ -164,9 +165,14 @@ class InFlightCopier(io.RawIOBase):
         return State(self._block.state)
 
     @property
-    def position(self) -> int:
-        """Bytes from the beginning of the blob to the next byte to read; the same as `tell()`."""
-        return self._position
+    def is_complete(self) -> bool:
+        """Whether the blob is committed."""
+        return self._block.state == State.COMMITTED
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Which file is read: see `file_identity`."""
+        return self._identity
 
     @property
     def metadata(self) -> bytes:
@@ -231,8 +237,8 @@ class InFlightCopier(io.RawIOBase):
             size=self.size,
             published=published,
             chunk_count=self.chunk_count,
-            position=self._position,
-            lag=max(published - self._position, 0),
+            position=self.position,
+            lag=max(published - self.position, 0),
             waits=self._tail.waits,
         )
 
@@ -240,7 +246,7 @@ class InFlightCopier(io.RawIOBase):
         """Wait until `want` bytes or the end are published; how many are: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        readable = self._ask(self._position, want)
+        readable = self._ask(self.position, want)
         if not self._is_settled:
             self._settle()
         return readable
@@ -268,31 +274,56 @@ class InFlightCopier(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer` with published bytes, waiting for at least one; 0 at the end.
+        """Fill `buffer`, waiting for all its bytes; fewer only at the end. How many were read.
+
+        A file does the same, so programs that read files take fewer bytes for the end. Those that
+        want the bytes that are there use `readinto1`.
 
         Raises:
             StreamBroken: it is `BlobAborted`, `WriterDied`, `WriterStalled` or `DamagedPartial`.
+                The call before has returned the published bytes that were left.
         """
         with memoryview(buffer) as whole, whole.cast("B") as view:
             if not len(view):
                 return 0
-            count = self._readable(self._position + 1) - self._position
-            if count <= 0:
+            start = self.position
+            count = min(self._readable(start + len(view)) - start, len(view))
+            filled = 0
+            try:
+                while filled < count:
+                    filled += self._readinto(view[filled:count])
+            except DamagedPartial:
+                if not filled:
+                    raise  # if there are bytes, the next call raises it
+            return filled
+
+    def readinto1(self, buffer: Buffer, /) -> int:
+        """Read the published bytes into `buffer`, waiting for at least one; 0 at the end.
+
+        Raises:
+            StreamBroken: as `readinto`.
+        """
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            if not len(view):
                 return 0
-            return self._advance(os.preadv(self._fd, [view[:count]], self._position))
+            count = self._readable(self.position + 1) - self.position
+            return self._readinto(view[:count]) if count > 0 else 0
+
+    def _readinto(self, view: memoryview) -> int:
+        return self._advance(os.preadv(self._fd, [view], self.position))
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
 
         Raises:
-            StreamBroken: as `readinto`; earlier calls return all published bytes first.
+            StreamBroken: as `readinto`.
         """
         if size is None or size < 0:
             return self.readall()
         if size == 0:
             self._check_open()
             return b""
-        start = self._position
+        start = self.position
         count = min(self._readable(start + size) - start, size)
         data = self._pread(count)
         try:
@@ -312,7 +343,7 @@ class InFlightCopier(io.RawIOBase):
         limit = _BUFFER if size is None or size < 0 else size
         if limit == 0:
             return b""
-        return self._pread(min(self._readable(self._position + 1) - self._position, limit))
+        return self._pread(min(self._readable(self.position + 1) - self.position, limit))
 
     def readall(self) -> bytes:
         """All bytes from the position to the end, waiting for it.
@@ -320,11 +351,11 @@ class InFlightCopier(io.RawIOBase):
         Raises:
             StreamBroken: as `readinto`; the position is where it was before the call.
         """
-        start = self._position
+        start = self.position
         try:
             return b"".join(self)
         except BaseException:
-            self._position = start
+            self.position = start
             raise
 
     def __iter__(self) -> Self:
@@ -350,13 +381,13 @@ class InFlightCopier(io.RawIOBase):
             OSError: an error of the destination.
         """
         mover = Mover(destination)
-        start = self._position
+        start = self.position
         try:
             while self.move(mover):
                 pass
         finally:
             mover.finish()
-        return self._position - start
+        return self.position - start
 
     def move(self, mover: Mover, /) -> int:
         """One step of `copy`: move published bytes, waiting for one; how many, 0 at the end.
@@ -364,15 +395,15 @@ class InFlightCopier(io.RawIOBase):
         Raises:
             As `copy`.
         """
-        ahead = self._readable(self._position + 1) - self._position
+        ahead = self._readable(self.position + 1) - self.position
         if ahead <= 0:
             return 0
-        return self._advance(mover.move(self._fd, self._position, min(ahead, _SPAN)))
+        return self._advance(mover.move(self._fd, self.position, min(ahead, _SPAN)))
 
     def _pread(self, count: int) -> bytes:
         if count <= 0:
             return b""
-        data = os.pread(self._fd, count, self._position)
+        data = os.pread(self._fd, count, self.position)
         self._advance(len(data))
         return data
 
@@ -382,10 +413,10 @@ class InFlightCopier(io.RawIOBase):
             committed = self._block.state == State.COMMITTED
             path = self.path if committed else partial_path(self.path)
             raise DamagedPartial(
-                self.name, self._position, path, f"is shorter than the {self.published} published"
+                self.name, self.position, path, f"is shorter than the {self.published} published"
             )
-        self._position += count
-        self._tail.note(self._position)
+        self.position += count
+        self._tail.note(self.position)
         return count
 
     # Seeking.
@@ -397,7 +428,7 @@ class InFlightCopier(io.RawIOBase):
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""
         self._check_open()
-        return self._position
+        return self.position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the tail, where reading then waits; the new position.
@@ -413,24 +444,24 @@ class InFlightCopier(io.RawIOBase):
         if whence == os.SEEK_SET:
             target = offset
         elif whence == os.SEEK_CUR:
-            target = self._position + offset
+            target = self.position + offset
         elif whence == os.SEEK_END:
             target = self._known_size() + offset
         else:
             raise ValueError(f"whence is 0, 1 or 2, not {whence}")
         if target < 0:
             raise ValueError(f"a position is not negative: {target}")
-        self._position = target
+        self.position = target
         return target
 
     def _known_size(self) -> int:
-        here = self._position
+        here = self.position
         try:
             while (size := self.size) is None:
-                self._position = self._readable(self._position + 1)
+                self.position = self._readable(self.position + 1)
             return size
         finally:
-            self._position = here
+            self.position = here
 
     # The end.
 
@@ -471,7 +502,7 @@ class InFlightCopier(io.RawIOBase):
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
         return (
-            f"<InFlightCopier {self.name!r} {self.state.name} at {self._position}, "
+            f"<InFlightCopier {self.name!r} {self.state.name} at {self.position}, "
             f"{self.published}/{size} bytes published>"
         )
 

@@ -37,8 +37,8 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
         return iter((memoryview(cast("Buffer", source)),))
     except TypeError:
         pass  # no buffer: a file object or an iterable
-    if isinstance(source, io.RawIOBase):
-        return _fill(source.readinto)
+    if isinstance(source, io.RawIOBase):  # one of our readers gives what is there by `readinto1`
+        return _fill(getattr(source, "readinto1", source.readinto))
     if isinstance(source, io.BufferedReader) and _is_pipe(source.raw):
         return _fill(partial(_read_when_ready, source, _poll(source.fileno())))
     if callable(fill := getattr(source, "readinto1", None)):

@@ -30,6 +30,13 @@ def by_readinto(copier: InFlightCopier) -> bytes:
     return got
 
 
+def by_readinto1(copier: InFlightCopier) -> bytes:
+    got, buffer = b"", bytearray(70_000)
+    while count := copier.readinto1(buffer):
+        got += buffer[:count]
+    return got
+
+
 def by_copyfileobj(copier: InFlightCopier) -> bytes:
     out = io.BytesIO()
     shutil.copyfileobj(copier, out)
@@ -44,6 +51,7 @@ WAYS: dict[str, Callable[[InFlightCopier], bytes]] = {
     "read1": lambda copier: b"".join(iter(copier.read1, b"")),
     "readall": lambda copier: copier.readall(),
     "readinto": by_readinto,
+    "readinto1": by_readinto1,
     "copyfileobj": by_copyfileobj,
     "BufferedReader": lambda copier: io.BufferedReader(copier).read(),
     "a huge read": lambda copier: copier.read(10 * SIZE),
