@@ -27,7 +27,7 @@ check: $(VENV)/.ready  ## format, lint, strict types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/python -m pytest -q tests/docs/test_house.py
 
 format: $(VENV)/.ready  ## put the code into shape
 	$(BIN)/ruff format .
@@ -37,15 +37,15 @@ docs: $(VENV)/.ready  ## write docs/protocol.md anew from the tables in the code
 	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
-	$(BIN)/python bench/fanout.py --json bench/fanout.json
-	$(BIN)/python bench/flight.py --json bench/flight.json --charts docs/charts
+	$(BIN)/python -m bench.stream --json bench/stream.json
+	$(BIN)/python -m bench.flight --json bench/flight.json --charts bench/charts
 
 bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
-	$(BIN)/python bench/fanout.py --quick
-	$(BIN)/python bench/flight.py --quick
+	$(BIN)/python -m bench.stream --quick
+	$(BIN)/python -m bench.flight --quick
 
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
-	PYTHONPATH=bench $(BIN)/python -m peers $(BENCH)
+	$(BIN)/python -m bench.peers $(BENCH)
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

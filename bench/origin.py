@@ -23,9 +23,9 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from closing import Closing
-from report import MIB, CheckFailed
-from server import NotServing, Port, Server, find_program
+from bench.closing import Closing
+from bench.report import MIB, CheckFailed
+from bench.server import NotServing, Port, Server, find_program
 
 _CONFIGURATION = """
 daemon off;

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers.peer import WORKERS, Launch, Seat, answer_of, installed, is_root
+from bench.peers.peer import WORKERS, Launch, Seat, answer_of, installed, is_root
 
 _CONFIGURATION = """
 daemon off;

@@ -17,12 +17,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from closing import Closing
-from report import MIB, CheckFailed
-from server import PATIENCE, Port, Server
-
-from peers import upstream
-from peers.upstream import Failing, Line
+from bench.closing import Closing
+from bench.peers import upstream
+from bench.peers.upstream import Failing, Line
+from bench.report import MIB, CheckFailed
+from bench.server import PATIENCE, Port, Server
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def test_fanout_in_short(tmp_path: Path) -> None:
+def test_stream_in_short(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = subprocess.run(
         [
-            sys.executable, "bench/fanout.py", "--quick", "--json", report, "--dir", tmp_path,
+            sys.executable, "-m", "bench.stream", "--quick", "--json", report, "--dir", tmp_path,
             "--only", "wake-up", "attach", "memory",
         ],
         cwd=ROOT,
@@ -48,7 +48,7 @@ def test_flight_in_short(tmp_path: Path) -> None:
     report, charts = tmp_path / "report.json", tmp_path / "charts"
     done = subprocess.run(
         [
-            sys.executable, "bench/flight.py", "--quick", "--json", report, "--dir", tmp_path,
+            sys.executable, "-m", "bench.flight", "--quick", "--json", report, "--dir", tmp_path,
             "--charts", charts,
         ],
         cwd=ROOT,
@@ -75,11 +75,11 @@ def test_peers_in_short(tmp_path: Path) -> None:
     wanted = ["hits-small", "leaves"]
     done = subprocess.run(
         [
-            sys.executable, "-m", "peers", "--quick", "--peers", "shmstream", "nginx-lock",
+            sys.executable, "-m", "bench.peers", "--quick", "--peers", "shmstream", "nginx-lock",
             "--only", *wanted, "--docs", docs, "--dir", temporary,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'bench'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,

@@ -28,12 +28,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
 
-import flight_ways as ways
-from charts import Pictures
-from crew import Crew, Gate
-from origin import Origin
-from report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
-
+from bench.crew import Crew, Gate
+from bench.flight import ways
+from bench.flight.charts import Pictures
+from bench.origin import Origin
+from bench.report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
 from shmstream import Role, Store
 
 _PIECE = 1 << 20
