@@ -19,8 +19,8 @@ processors than processes: with two, the origin and a plain download have one ea
 way does beyond that, hashing or reading, it does at the expense of both.
 
 The table says whether each goal is met. The exit code does not: it is 0 unless a check of
-correctness fails, which is 1. With `--quick` everything is tried and nothing is meant. Needs the dependency
-group `bench`, nginx and curl.
+correctness fails, which is 1. With `--quick` everything is tried and nothing is meant. Needs the
+dependency group `bench`, nginx and curl.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from pathlib import Path
 from bench.crew import CrewFailed
 from bench.flight import share, single, takeover
 from bench.flight.charts import Pictures
-from bench.origin import NoOrigin, Origin
+from bench.origin import Origin
 from bench.report import MIB, CheckFailed, Options, Row, as_json, machine, progress, table
+from bench.server import NotServing
 from shmstream import sweep
 
 Measure = Callable[[Options, Origin, Pictures], list[Row]]
@@ -63,7 +64,7 @@ def main() -> int:
                 for section, measure in measures.items():
                     if section in (chosen.only or SECTIONS):
                         rows += measure(options, origin, pictures)
-        except (CheckFailed, CrewFailed, NoOrigin) as error:
+        except (CheckFailed, CrewFailed, NotServing) as error:
             progress(f"failed: {error}")
             return 1
         finally:

@@ -114,7 +114,7 @@ class Outings:
         self._left.append(folder)
         if any(trip.count != self._size for trip in trips):
             raise CheckFailed("a process did not get all bytes")
-        sent = sum(request.sent for request in self._origin.requests())
+        sent = sum(request.bytes for request in self._origin.transfers())
         if sent % self._size or (way is not ways.each and sent != self._size):
             raise CheckFailed(f"the origin sent {sent} bytes for a blob of {self._size}")
         return Outing(trips, sent, self._origin.cpu() - cpu)
@@ -133,7 +133,7 @@ def measure(options: Options, origin: Origin, pictures: Pictures) -> list[Row]:
     folder = ways.prepare(options.folder, "share")
     rows = []
     with Crew(many, pin=options.pin) as crew:
-        outings = Outings(crew, origin, folder, options.size, origin.serve("blob", options.size))
+        outings = Outings(crew, origin, folder, options.size, origin.make("blob", options.size))
         for way in (ways.ours, ways.named, ways.lock, ways.each, ways.plain):
             progress(f"share, verifying {way.__name__}")
             outings.go(way, 1 if way is ways.plain else many, verify=True)

@@ -41,7 +41,7 @@ def measure(options: Options, origin: Origin, _pictures: Pictures) -> list[Row]:
     """A row for each pair."""
     folder = prepare(options.folder, "single")
     key, nothing = (
-        f"sha256:{origin.serve(name, size)}" for name, size in (("blob", options.size), ("no", 0))
+        f"sha256:{origin.make(name, size)}" for name, size in (("blob", options.size), ("no", 0))
     )
     url, empty = origin.url("blob"), origin.url("no")
     left: list[Path] = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.nginx import needed
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +37,11 @@ def test_stream_in_short(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def nginx() -> None:
-    if shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None:
-        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
-            pytest.fail("nginx is not installed: apt-get install nginx-light")
-        pytest.skip("nginx is not installed")
+def has_nginx() -> None:
+    needed()
 
 
-@pytest.mark.usefixtures("nginx")
+@pytest.mark.usefixtures("has_nginx")
 def test_flight_in_short(tmp_path: Path) -> None:
     report, charts = tmp_path / "report.json", tmp_path / "charts"
     done = subprocess.run(
@@ -67,7 +65,7 @@ def test_flight_in_short(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir() if each not in (report, charts)] == []
 
 
-@pytest.mark.usefixtures("nginx")
+@pytest.mark.usefixtures("has_nginx")
 def test_peers_in_short(tmp_path: Path) -> None:
     temporary, docs = tmp_path / "temporary", tmp_path / "docs"
     temporary.mkdir()
