@@ -41,6 +41,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from typing import Any
 
 
@@ -258,7 +259,7 @@ class BlobAborted(StreamBroken):
 
     def to_text(self, limit: int) -> bytes:
         """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
-        facts = {"kind": type(self).__name__, **self.facts}
+        facts = {"error": type(self).__name__, **self.facts}
         while len(text := json.dumps(facts).encode()) > limit:
             facts["reason"] = facts["reason"][: len(facts["reason"]) * 3 // 4 - 4] + "..."
         return text
@@ -275,7 +276,7 @@ class BlobAborted(StreamBroken):
             kinds = (
                 BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
             )  # fmt: skip
-            return {each.__name__: each for each in kinds}[facts.pop("kind")](**facts)
+            return {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
 
@@ -296,14 +297,50 @@ class DigestMismatch(BlobAborted):
     got: str
 
 
+class FailureKind(StrEnum):
+    """How a source failed."""
+
+    TIMEOUT = "timeout"
+    """It gave no answer, or no more bytes, in time."""
+    UNREACHABLE = "unreachable"
+    """No connection could be made."""
+    CONNECT_TIMEOUT = "connect timeout"
+    """No connection could be made in time."""
+    REFUSED = "refused"
+    """It answered, and refused."""
+    BROKEN = "broken"
+    """Anything else: it broke off, gave other bytes, or is no source of this blob."""
+
+    @property
+    def is_timeout(self) -> bool:
+        """Whether the time was over."""
+        return self in (FailureKind.TIMEOUT, FailureKind.CONNECT_TIMEOUT)
+
+    @property
+    def is_without_connection(self) -> bool:
+        """Whether there was not even a connection."""
+        return self in (FailureKind.UNREACHABLE, FailureKind.CONNECT_TIMEOUT)
+
+
+def _kind_of(kind: str, status: int | None) -> FailureKind:
+    """The kind itself; a source that answered with an HTTP status has refused."""
+    known = FailureKind(kind)  # from the control block it comes as text
+    return FailureKind.REFUSED if known == FailureKind.BROKEN and status is not None else known
+
+
 @dataclass(eq=False)
 class SourceFailed(BlobAborted):
     """Every source was tried as often as it may be, and none had the rest; `reason` tells each.
 
-    `status` is the HTTP status that the last one answered, None if it was not that.
+    `status` is the HTTP status that the last source answered, None if it answered none; `kind` is
+    how the last source failed.
     """
 
     status: int | None = None
+    kind: FailureKind = FailureKind.BROKEN
+
+    def __post_init__(self) -> None:
+        self.kind = _kind_of(self.kind, self.status)
 
 
 @dataclass(eq=False)
@@ -324,7 +361,8 @@ class SourceError(ShmstreamError):
     """A source could not be opened at `offset`, or broke there.
 
     `retryable`: it may do better in a moment, or in `retry_after` seconds if it said so. `status`
-    is the HTTP status if one refused, `challenge` the WWW-Authenticate of a 401.
+    is the HTTP status of a source that refused, `challenge` the WWW-Authenticate of a 401. `kind`
+    is how it failed.
     """
 
     source: str
@@ -334,6 +372,10 @@ class SourceError(ShmstreamError):
     retry_after: float | None = None
     status: int | None = None
     challenge: str | None = None
+    kind: FailureKind = FailureKind.BROKEN
+
+    def __post_init__(self) -> None:
+        self.kind = _kind_of(self.kind, self.status)
 
     def __str__(self) -> str:
         return f"{self.source} at offset {self.offset}: {self.reason}"

@@ -24,8 +24,9 @@ from typing import Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
-from shmstream.flight.hub import Lookout, View
+from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
+from shmstream.stream.reader import View
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
 
@@ -75,7 +76,7 @@ class AsyncBlob:
         if (lookout := Lookout.find(self._flight)) is None:
             if self._stored is not None and (stored := self._stored()) is not None:
                 fd, size, self._metadata = stored
-                self._view = View(size, fd, is_complete=True)
+                self._view = View(size, size, is_complete=True, fd=fd)
                 return self
             lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
         self._lookout = lookout
@@ -284,7 +285,8 @@ class AsyncBlob:
 
 
 def _has_news(lookout: Lookout, view: View, *, or_size: bool) -> bool:
-    return lookout.view != view or (or_size and lookout.size is not None)
+    now = lookout.view
+    return now._replace(size=view.size) != view or (or_size and now.size is not None)
 
 
 async def _pread(fd: int, count: int, offset: int) -> bytes:

@@ -19,7 +19,7 @@ from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterD
 from shmstream.flight.flight import Flight, Reader, Role
 from shmstream.sources.base import Description
 from shmstream.stream.control_block import State
-from shmstream.stream.reader import InFlightCopier
+from shmstream.stream.reader import InFlightCopier, View
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
 
@@ -101,6 +101,17 @@ class Blob(io.RawIOBase):
     def is_complete(self) -> bool:
         """Whether all of it is here, verified and in the store."""
         return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
+
+    def view(self) -> View:
+        """How far the blob is now, and in which file; it does not wait.
+
+        The descriptor belongs to this blob.
+        """
+        if isinstance(self._file, InFlightCopier):
+            return self._file.view()
+        fd = self._file.fileno()
+        size = os.fstat(fd).st_size
+        return View(size, size, is_complete=True, fd=fd)
 
     @property
     def metadata(self) -> Description:

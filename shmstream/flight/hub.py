@@ -28,27 +28,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import NamedTuple
 
 from shmstream.errors import StreamClosed, WriterStalled
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
 from shmstream.stream.control_block import State
+from shmstream.stream.reader import View
 from shmstream.system import process, threads
 
 _TICK = 0.25  # s; how soon a lookout notices that nobody is left, and a task what nobody tells
-
-
-class View(NamedTuple):
-    """How far the blob is, and in which file.
-
-    Taken as one: by the time a reader has loaded one part of it, another part may have changed.
-    """
-
-    published: int = 0
-    fd: int = -1
-    is_complete: bool = False
 
 
 class Lookout:
@@ -68,11 +57,15 @@ class Lookout:
         self.is_open = False
         self.view = View()
         """Its descriptor is open for as long as somebody uses this."""
-        self.size: int | None = None
         self.role = Role.FOLLOWS
         self.media_type: str | None = None
         self.validator: str | None = None
         self.spans: OrderedDict[int, bytes] = OrderedDict()
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the blob; None until the size is known."""
+        return self.view.size
 
     @property
     def published(self) -> int:
@@ -207,16 +200,15 @@ class Lookout:
             blob.close()
 
     def _look_at(self, blob: Blob) -> None:
-        # In this order: after `is_complete`, `published` is final, and until something is published
-        # the file may be replaced by another. Once the size is known, so is what else is said.
-        is_complete, published, size = blob.is_complete, blob.published, blob.size
+        view = blob.view()
         if not self.view.published or blob.joins != self._joins:
             self._joins = blob.joins
-            self._note_file(blob.duplicate())
-            said = blob.metadata
+            if view.fd >= 0:
+                self._note_file(os.dup(view.fd))
+            said = blob.metadata  # known once the size or a byte is
             self.media_type, self.validator = said.media_type, said.validator
         self.role = blob.role
-        self._note(published, size, is_complete)
+        self._note(view)
 
     def _hear(self, leader: Leader) -> None:
         """There is news. No trouble of this process's readers ends the flight."""
@@ -235,7 +227,7 @@ class Lookout:
         if (published or is_complete) and not self._fds:  # until then it may be replaced
             self._fds.append(streamer.reopen())
         self.media_type, self.validator = said.media_type, said.validator
-        self._note(published, streamer.size, is_complete)
+        self._note(View(published, streamer.size, is_complete))
 
     def _note_file(self, fd: int) -> None:
         if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
@@ -243,14 +235,16 @@ class Lookout:
         else:  # the first, or another file after the leader has changed
             self._fds.append(fd)
 
-    def _note(self, published: int, size: int | None, is_complete: bool) -> None:
-        # Who leads is about to have the first bytes, too: whoever waits for the size has a timer.
-        is_told = size != self.size and not self._leads
-        self.size = size
-        view = View(published, self._fds[-1] if self._fds else -1, is_complete)
-        if is_told or view != self.view or not self.is_open:
-            self.view = view
-            self.is_open = True
+    def _note(self, view: View) -> None:
+        """Note a view, with our own descriptor of its file, and wake the tasks that have enough."""
+        before, is_first = self.view, not self.is_open
+        self.view = view = view._replace(fd=self._fds[-1] if self._fds else -1)
+        self.is_open = True
+        # If this process leads, nobody is woken for the size alone: the first bytes follow at once,
+        # and tasks that wait for the size look again after a moment anyway.
+        if self._leads:
+            before = before._replace(size=view.size)
+        if is_first or view != before:
             self._tell()
 
     # Those who wait.

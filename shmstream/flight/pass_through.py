@@ -31,22 +31,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
 from shmstream.errors import (
-    ContentChanged,
     DamagedPartial,
     DigestMismatch,
     SourceError,
-    StreamClosed,
     WriterStalled,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed, checked, explain, open_at
+from shmstream.sources.base import Description, Feed
+from shmstream.sources.download import Download
 from shmstream.sources.local import FileSource, IterableSource
-from shmstream.sources.retries import Attempts, Retries
+from shmstream.sources.retries import Retries
 from shmstream.stream.partial import remove_partial
 from shmstream.system import process
 from shmstream.system.locks import file_identity
@@ -60,7 +58,6 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _STEP = 1 << 18  # bytes; what is read of a file at one time
-_TOLD_AT_ONCE = 1 << 20  # bytes
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
@@ -114,7 +111,6 @@ class Passage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bytes.stopping.set()
         in_thread(self._finish, _THREADS)  # nobody waits for it: it may be closing a connection
 
     def _finish(self) -> None:
@@ -174,7 +170,7 @@ class Passage:
 
 
 class _Bytes:
-    """The bytes of a blob from its sources, for one thread at a time; `stop` is for any."""
+    """The bytes of a blob from its sources, for one thread at a time; `stop` is for any thread."""
 
     def __init__(
         self,
@@ -185,40 +181,44 @@ class _Bytes:
     ) -> None:
         self.key = place.key
         self.position = 0
-        """Where what is read next begins."""
-        self.stopping = threading.Event()
+        """Where the next bytes begin."""
         self._place = place
-        self._attempts = Attempts(place.key, sources, retries)
         self._tell = tell
-        self._known: Description | None = None
+        self._download = Download(
+            place.key,
+            place.key,
+            sources,
+            retries,
+            is_given=place.is_given,
+            compares=False,
+            tell=tell,
+            end="its client has left",
+        )
+        self._feed: Feed | None = None  # one that was asked and is not used yet
         self._hash: hashlib._Hash | None = None  # of all before `position`, where that is proof
-        self._feed: Feed | None = None
         self._file = -1
-        self._received = 0
 
-    # From outside.
+    # For the passage.
 
     def ask(self) -> Description:
-        """What the first source that has it says of the blob."""
-        feed = self._open()
+        """What the first source that has the blob says of it."""
+        self._feed = feed = self._download.open(self.position)
         return Description(feed.size, feed.validator, feed.media_type)
 
     def stop(self) -> None:
-        """Have the thread that reads fail; from any thread."""
-        self.stopping.set()
-        if (feed := self._feed) is not None:
-            feed.close()
+        """Make the thread that reads fail; from any thread."""
+        self._download.stop()
 
     def close(self) -> None:
         """Let go of everything, when no thread reads any more."""
-        self._let_go()
+        self._download.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def give(self, start: int, end: int | None, known: Description, file: int) -> Iterator[bytes]:
         """The bytes from `start` to `end`; an empty piece where others had to be read. Blocks."""
-        self._known, self._file = known, file
+        self._download.known, self._download.binds, self._file = known, True, file
         _log.warning("%s: no room: a client gets it from its source, from %d on", self.key, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))
         return self._give(start, end, known.size, known.validator)
@@ -231,6 +231,7 @@ class _Bytes:
         to_the_end = end is None or end == size
         if to_the_end if self._place.is_given else validator is None:
             self._hash = hashlib.new(self._place.algorithm)
+            self._download.compares = True
             yield from self._hash_file(start)
         else:
             self.position = start
@@ -253,9 +254,9 @@ class _Bytes:
         yield held
 
     def _hash_file(self, start: int) -> Iterator[bytes]:
-        """Hash all before `start`, which the client has from the flight's file, if from anywhere.
+        """Hash the bytes before `start`, which the client has from the flight's file.
 
-        If the file has it no longer, nothing can tell what the client has.
+        If the file has them no longer, nothing can tell what the client has.
         """
         assert self._hash is not None
         while self._file >= 0 and self.position < start:
@@ -278,135 +279,58 @@ class _Bytes:
             raise DigestMismatch(self.key, self.position, reason, given, got)
 
     def _arriving(self) -> Iterator[memoryview]:
-        """All from `position` on, which is then behind what was given, from whichever source."""
+        """All bytes from `position` on, from one source after the other.
+
+        `position` is behind each buffer when that is given.
+        """
+        download = self._download
         try:
             while True:
                 try:
                     yield from self._new(self._feed_at(self.position))
                 except SourceError as error:
-                    self._fail(error)
+                    download.fail(error, self.position)
                 else:
                     return
         finally:
-            self._let_go()
-            self._say_received()
-
-    def _new(self, feed: Feed) -> Iterator[memoryview]:
-        """What of a feed is behind `position`; all before has to be what it was."""
-        assert self._known is not None
-        at, target = feed.offset, self.position
-        before = None if self._hash is None else hashlib.new(self._hash.name)
-        explained = partial(explain, name=self._attempts.source.name)
-        for data in checked(feed.data, at, self._known.size, explained):
-            view = memoryview(data).cast("B")
-            self._count(len(view))
-            if at < target:
-                old, view = view[: target - at], view[target - at :]
-                at += len(old)
-                if before is not None and self._hash is not None:
-                    before.update(old)
-                    if at == target and before.digest() != self._hash.digest():
-                        raise self._other("other bytes than before are in it")
-            if self._hash is not None:
-                self._hash.update(view)
-            self.position += len(view)
-            at += len(view)
-            yield view
-        if at < target:
-            raise self._error(f"it ended after {at} bytes")
-
-    def _count(self, received: int) -> None:
-        self._received += received
-        if self._received >= _TOLD_AT_ONCE:
-            self._say_received()
-
-    def _say_received(self) -> None:
-        received, self._received = self._received, 0
-        if received:
-            self._tell(Event(EventKind.RECEIVED, self.key, received))
-
-    # Sources.
+            download.close()
 
     def _feed_at(self, position: int) -> Feed:
-        """A feed that has all from `position` on; what was asked is used where it does."""
-        if self._feed is not None and self._feed.offset != position:
-            self._let_go()
-        return self._open() if self._feed is None else self._feed
-
-    def _open(self) -> Feed:
-        """A feed that begins at `position`, or at 0 if that is all that can be had.
-
-        Raises:
-            SourceFailed: no source has one.
-            ContentChanged: it is another blob by now.
-        """
-        while True:
-            try:
-                self._feed = feed = self._try_open(self._attempts.source)
-            except SourceError as error:
-                self._fail(error)
-                continue
-            if self.stopping.is_set():
-                raise self._left()
+        """A feed that has all from `position` on; the one that `ask` got, if it has."""
+        feed, self._feed = self._feed, None
+        if feed is not None and feed.offset == position:
             return feed
+        self._download.close()
+        return self._download.open(position)
 
-    def _try_open(self, source: Source) -> Feed:
-        known, is_given = self._known, self._place.is_given
-        validator = None if known is None else known.validator
-        offset = self.position if is_given or validator is not None else 0
-        if offset == 0 or (is_given and not self._attempts.is_first):
-            validator = None  # it is the first source's, and the digest guards
-        feed = open_at(source, offset, validator)
-        try:
-            if feed.offset not in (0, offset):
-                raise self._error(f"it begins at {feed.offset}, not {offset}", retryable=False)
-            if known is not None:
-                self._require_same(feed, known)
-        except BaseException:
-            feed.close()
-            raise
-        return feed
+    def _new(self, feed: Feed) -> Iterator[memoryview]:
+        prefix = None if self._hash is None else _Prefix(self._hash, self.position)
+        for data in self._download.new(feed, self.position, prefix):
+            if self._hash is not None:
+                self._hash.update(data)
+            self.position += len(data)
+            yield data
+        size = self._download.known.size
+        if size is not None and self.position < size:
+            raise self._download.error(f"it ended after {self.position} bytes", self.position)
 
-    def _require_same(self, feed: Feed, known: Description) -> None:
-        """Refuse a feed that is not of the blob that the client was told of."""
-        if None not in (known.size, feed.size) and known.size != feed.size:
-            raise self._other(f"it has {feed.size} bytes by now, not {known.size}")
-        if not self._place.is_given and feed.validator != known.validator:
-            raise self._other(f"its validator is {feed.validator!r}, not {known.validator!r}")
 
-    def _other(self, reason: str) -> SourceError | ContentChanged:
-        """The error for a source that has another blob: hopeless, or the end."""
-        if self._place.is_given:
-            return self._error(reason, retryable=False)
-        name = self._attempts.source.name
-        return ContentChanged(self.key, self.position, f"{name}: {reason}")
+class _Prefix:
+    """Compares the bytes up to `end`, which come again from 0 on, by their digest."""
 
-    def _error(self, reason: str, *, retryable: bool = True) -> SourceError:
-        return SourceError(self._attempts.source.name, self.position, reason, retryable)
+    def __init__(self, before: hashlib._Hash, end: int) -> None:
+        self._before = before.digest()
+        self._again = hashlib.new(before.name)
+        self._at = 0
+        self._end = end
 
-    def _left(self) -> StreamClosed:
-        return StreamClosed(self.key, "its client has left")
-
-    def _fail(self, error: SourceError) -> None:
-        """Wait, or go on to the next source.
-
-        Raises:
-            SourceFailed: there is none.
-            StreamClosed: the client has left.
-        """
-        self._let_go()
-        if self.stopping.is_set():
-            raise self._left() from error
-        pause = self._attempts.failed(error, self.position)
-        if pause is None:
-            self._tell(Event(EventKind.FAILED_OVER, self.key))
-        elif self.stopping.wait(pause):
-            raise self._left() from error
-
-    def _let_go(self) -> None:
-        if (feed := self._feed) is not None:
-            self._feed = None
-            feed.close()
+    def is_same(self, data: memoryview, offset: int) -> bool:
+        """Whether that may be; once `end` is reached, whether it is."""
+        if offset != self._at:
+            return False
+        self._again.update(data)
+        self._at += len(data)
+        return self._at < self._end or self._again.digest() == self._before
 
 
 # Of this process: in a forked child, they are the parent's.

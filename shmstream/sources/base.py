@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 from urllib.parse import urlsplit
 
-from shmstream.errors import SourceError
+from shmstream.errors import FailureKind, SourceError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -239,9 +239,14 @@ def explain(error: Exception, offset: int, *, name: str, retryable: bool = True)
     reason, number = str(error), None
     if isinstance(error, OSError):
         reason, number = error.strerror or reason, error.errno
+    kind = FailureKind.BROKEN
+    if isinstance(error, TimeoutError):
+        kind = FailureKind.TIMEOUT
+    elif isinstance(error, ConnectionRefusedError):
+        kind = FailureKind.UNREACHABLE
     hopeless = isinstance(error, _HOPELESS) or number in _HOPELESS_NUMBERS
     return SourceError(
-        name, offset, reason or type(error).__name__, retryable=retryable and not hopeless
+        name, offset, reason or type(error).__name__, retryable and not hopeless, kind=kind
     )
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 from urllib.request import proxy_bypass
 
-from shmstream.errors import SourceError
+from shmstream.errors import FailureKind, SourceError
 from shmstream.sources.base import public
 from shmstream.system import process
 
@@ -168,7 +168,13 @@ class Client:
 
     def explain(self, error: Exception, offset: int) -> SourceError:
         """The error for what urllib3 and the network raise."""
-        cause = root(error)
+        cause, kind = _root(error), FailureKind.BROKEN
+        if isinstance(error, exceptions.ConnectTimeoutError):
+            kind = FailureKind.CONNECT_TIMEOUT
+        elif isinstance(error, exceptions.NewConnectionError):
+            kind = FailureKind.UNREACHABLE
+        elif isinstance(cause, TimeoutError):
+            kind = FailureKind.TIMEOUT
         if isinstance(cause, TimeoutError):
             bounds = f"{self._connect_timeout:g} s to connect, {self._read_timeout:g} s to read"
             reason = f"no answer in time ({bounds})"
@@ -177,20 +183,15 @@ class Client:
         else:
             reason = str(cause) or type(cause).__name__
         # Certificates that are not valid, and names and URLs that are not, are ValueErrors.
-        return SourceError(self.name, offset, reason, retryable=not isinstance(cause, ValueError))
+        retryable = not isinstance(cause, ValueError)
+        return SourceError(self.name, offset, reason, retryable, kind=kind)
 
 
-def root(error: BaseException) -> BaseException:
-    """What urllib3, or a `SourceError`, wraps."""
+def _root(error: BaseException) -> BaseException:
+    """What urllib3 wraps."""
     inner = (arg for arg in reversed(error.args) if isinstance(arg, BaseException))
     cause = error.__cause__ or next(inner, None)
-    return error if cause is None else root(cause)
-
-
-def could_not_connect(error: SourceError) -> bool:
-    """Whether not even a connection could be had."""
-    kinds = (exceptions.ConnectTimeoutError, exceptions.NewConnectionError)
-    return isinstance(error.__cause__, kinds)
+    return error if cause is None else _root(cause)
 
 
 def discard(response: urllib3.BaseHTTPResponse) -> None:

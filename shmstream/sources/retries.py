@@ -79,7 +79,7 @@ class Attempts:
             return pause
         if is_last:
             reason = "; ".join(self._last_words.values())
-            raise SourceFailed(self._name, offset, reason, error.status) from error
+            raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error
         self._current += 1
         self._tries = 0
         return None

@@ -14,7 +14,7 @@ import sys
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
@@ -29,6 +29,21 @@ if TYPE_CHECKING:
 
 _BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
 _SPAN = 4 << 20  # bytes; what `copy` moves at most before it notes its position
+
+
+class View(NamedTuple):
+    """How far a blob is, and in which file, loaded together and in the right order.
+
+    `published` is the number of bytes that can be read from the descriptor `fd`; `size` is None
+    while nobody knows it. If `is_complete`, all of it is final. `fd` is -1 while nothing is
+    published, because until then the writer may take another file; it belongs to the reader, which
+    may close it when the view is asked for again.
+    """
+
+    published: int = 0
+    size: int | None = None
+    is_complete: bool = False
+    fd: int = -1
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,20 @@ class InFlightCopier(io.RawIOBase):
         """Whether both read one stream, not just one of the same name."""
         return self._block.token == other._block.token
 
+    def view(self) -> View:
+        """How far the blob is now, without waiting."""
+        self._check_open()
+        state, published = self._tail.look()
+        is_complete = state == State.COMMITTED
+        if published and not self._is_settled:
+            self._settle()
+        return View(
+            published,
+            published if is_complete else self.size,
+            is_complete,
+            self._fd if published or is_complete else -1,
+        )
+
     def duplicate(self) -> int:
         """Another descriptor of the file, for reading what is published; the caller's to close."""
         self._check_open()
@@ -185,9 +214,10 @@ class InFlightCopier(io.RawIOBase):
             StreamBroken: as `readinto`; it will not come to that.
         """
         self._check_open()
-        while (published := self._block.published) < want and self.state != State.COMMITTED:
-            self._tail.note(published)  # who waits lags behind nothing
-            self._ask(published, published + 1)
+        published, before = self._block.load_published(), -1
+        while before < published < want:  # if no more came, the blob is complete
+            self._tail.note(published)  # a reader that waits for more lags behind nothing
+            before, published = published, self._ask(published, published + 1)
         return published
 
     def statistics(self) -> CopierStatistics:

@@ -73,13 +73,12 @@ class Tail:
             NoFreeSlot, OutOfResources: as the constructor, if this subscribes late.
         """
         published = self._block.load_published()
-        return published if published >= want else self._wait(position, want)
+        return published if published >= want else self._wait(position, want, published)
 
-    def _wait(self, position: int, want: int) -> int:
+    def _wait(self, position: int, want: int, seen: int) -> int:
         if (subscription := self._subscribe()) is None:
             return self._conclude(position)
         block, doorbell = self._block, subscription.doorbell
-        seen = block.load_published()
         last_progress = time.monotonic()
         while True:
             now = time.monotonic()  # before the load: a pause of our own in between is no stall
@@ -112,10 +111,17 @@ class Tail:
         self._next_look = now + _SLICE
         return self._stream.is_orphaned()
 
+    def look(self) -> tuple[State, int]:
+        """The state, and how many bytes are published. If the state is terminal, both are final.
+
+        Every reader that wants both asks here, because the order of the two loads matters (I3).
+        """
+        state = State(self._block.state)
+        return state, self._block.load_published()
+
     def _conclude(self, position: int) -> int:
         """How far may be read of a stream that is terminal or has lost its writer."""
-        state = self._block.state
-        published = self._block.load_published()  # after the state: now it is final (I3)
+        state, published = self.look()
         if state == State.COMMITTED or published > position:
             return published
         if state == State.ABORTED:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shmstream import (
+    Blob,
     ContentChanged,
     DigestMismatch,
     Feed,
@@ -28,6 +29,7 @@ from shmstream import (
 from shmstream.flight import async_blob, hub
 from shmstream.sources.http import HTTPSource
 from shmstream.stream.partial import partial_path
+from shmstream.stream.reader import View
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system import threads
 from tests.support import flights
@@ -342,19 +344,20 @@ def test_whoever_knows_the_size_knows_what_else_the_source_says(
     """Even if the source answers while the lookout is looking."""
     url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test", stall_after=0)
     may_ask = threading.Event()
-    ask, look = HTTPSource.open, hub.Lookout._note_file
+    ask, look = HTTPSource.open, Blob.view
 
     def ask_late(source: HTTPSource, offset: int = 0, validator: str | None = None) -> Feed:
         assert may_ask.wait(PATIENCE)
         return ask(source, offset, validator)
 
-    def look_early(self: hub.Lookout, fd: int) -> None:
-        look(self, fd)
+    def look_early(self: Blob) -> View:
+        view = look(self)
         may_ask.set()
         wait_until(lambda: store.flights()[0].size is not None)
+        return view
 
     monkeypatch.setattr(HTTPSource, "open", ask_late)
-    monkeypatch.setattr(hub.Lookout, "_note_file", look_early)
+    monkeypatch.setattr(Blob, "view", look_early)
 
     async def main() -> None:
         async with store.aopen("key", url, linger=False) as blob:

@@ -103,7 +103,7 @@ def test_a_valid_block_whose_file_is_another(blob: str) -> None:
 
 
 def test_an_error_text_that_is_none(blob: str) -> None:
-    for text in (b"", b"{", b"[]", b'"x"', b'{"kind": "SystemExit"}', b'{"kind": "BlobAborted"}'):
+    for text in (b"", b"{", b"[]", b'"x"', b'{"error": "SystemExit"}', b'{"error": "BlobAborted"}'):
         path = forge("forged", GOOD, setting(path=os.fsencode(blob), state=3, error=text))
         with pytest.raises(DamagedSegment, match="error cannot be read"):
             InFlightCopier.attach("forged")

@@ -219,3 +219,49 @@ def test_a_kill_between_published_and_the_ring_costs_a_quarter_of_a_second(
             streamer.abort("")
             with pytest.raises(BlobAborted):
                 reader.read()
+
+
+def test_a_view_loads_the_state_before_what_it_makes_final(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """A commit between the two loads: published and size are those of the complete blob (I3)."""
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            assert reader.view() == (0, None, False, -1)
+            streamer.append(b"some")
+            assert reader.view()[:3] == (4, None, False)
+            look = Tail.look
+
+            def commit_before_the_look(self: Tail) -> tuple[State, int]:
+                monkeypatch.setattr(Tail, "look", look)
+                streamer.transfer([b" and the rest"])
+                return look(self)
+
+            monkeypatch.setattr(Tail, "look", commit_before_the_look)
+            published, size, is_complete, fd = reader.view()
+            assert (published, size, is_complete) == (17, 17, True)
+            assert os.pread(fd, 100, 0) == b"some and the rest"
+
+
+def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str) -> None:
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            loads: list[str] = []
+            block = reader._block
+            load_published, load = block.load_published, Word.__get__
+
+            def note_published() -> int:
+                loads.append("published")
+                return load_published()
+
+            def note(self: Word, of: Any, owner: Any = None) -> Any:
+                if of is block:
+                    loads.append(NAMES[id(self)])
+                return load(self, of, owner)
+
+            monkeypatch.setattr(block, "load_published", note_published)
+            monkeypatch.setattr(Word, "__get__", note)
+            reader.view()
+            monkeypatch.undo()
+            assert loads == ["state", "published", "size"]
+            streamer.abort("")

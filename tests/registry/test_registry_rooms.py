@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import pickle
 import stat
 import threading
 import time
@@ -18,9 +19,11 @@ from hypothesis import strategies as some
 
 from shmstream import Store
 from shmstream.errors import (
+    BlobAborted,
     BlobNotFound,
     DamagedBlob,
     DigestMismatch,
+    FailureKind,
     ShmstreamError,
     SourceError,
     SourceFailed,
@@ -205,12 +208,6 @@ def test_which_upstream_is_meant() -> None:
 # Refusals.
 
 
-def timed_out() -> SourceError:
-    error = SourceError("s", 0, "no answer in time")
-    error.__cause__ = TimeoutError()
-    return error
-
-
 ERRORS: list[tuple[ShmstreamError, int, Code]] = [
     (SourceError("s", 0, "r", status=404), 404, Code.BLOB_UNKNOWN),
     (SourceFailed("n", 0, "r", status=404), 404, Code.BLOB_UNKNOWN),
@@ -222,7 +219,10 @@ ERRORS: list[tuple[ShmstreamError, int, Code]] = [
     (SourceFailed("n", 0, "r", status=503), 502, Code.UNAVAILABLE),
     (SourceFailed("n", 0, "r", status=400), 502, Code.UNAVAILABLE),
     (SourceFailed("n", 0, "r"), 502, Code.UNAVAILABLE),
-    (timed_out(), 504, Code.UNAVAILABLE),
+    (SourceError("s", 0, "r", kind=FailureKind.TIMEOUT), 504, Code.UNAVAILABLE),
+    (SourceError("s", 0, "r", kind=FailureKind.CONNECT_TIMEOUT), 504, Code.UNAVAILABLE),
+    (SourceError("s", 0, "r", kind=FailureKind.UNREACHABLE), 502, Code.UNAVAILABLE),
+    (SourceFailed("n", 0, "r", kind=FailureKind.TIMEOUT), 504, Code.UNAVAILABLE),
     (WriterStalled("n", 0, 60), 504, Code.UNAVAILABLE),
     (DigestMismatch("n", 0, "r", "a", "b"), 502, Code.UNAVAILABLE),
     (TooManyFlights("n", 3), 503, Code.UNAVAILABLE),
@@ -232,7 +232,13 @@ ERRORS: list[tuple[ShmstreamError, int, Code]] = [
 
 
 def test_what_errors_become() -> None:
+    """Also when another process tells: pickled, or as the text in the control block."""
     for error, status, code in ERRORS:
+        copied = because(pickle.loads(pickle.dumps(error)), Code.BLOB_UNKNOWN)
+        assert (copied.status, copied.code) == (status, code)
+        if isinstance(error, BlobAborted):
+            told = because(BlobAborted.from_text(error.to_text(1000)), Code.BLOB_UNKNOWN)
+            assert (told.status, told.code) == (status, code)
         refusal = because(error, Code.BLOB_UNKNOWN, {"digest": DIGEST})
         assert (refusal.status, refusal.code) == (status, code), error
         (told,) = json.loads(refusal.body())["errors"]

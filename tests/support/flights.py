@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shmstream import Retries, ShmstreamError, Store
-from shmstream.flight import leader
+from shmstream.sources import download
 from shmstream.storage import journal
 from shmstream.stream import digest, partial, resumable_writer
 from tests.support import faults
@@ -28,7 +28,7 @@ HASTY = Retries(first_pause=0.01, longest_pause=0.05)
 
 LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the second look": faults.after(resumable_writer.ResumableStreamer, "create"),
-    "before the source is asked": faults.before(leader.Leader, "_open"),
+    "before the source is asked": faults.before(download.Download, "open"),
     "before anything is published": faults.before(resumable_writer.ResumableStreamer, "resume"),
     "before the journal": faults.before(journal.Journal, "begin"),
     "after the kernel has moved some": faults.after(partial.PartialFile, "receive"),

@@ -26,7 +26,6 @@ from shmstream.errors import (
     SourceFailed,
     WriterStalled,
 )
-from shmstream.sources.http_client import root
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header that every answer has: older clients ask for it."""
@@ -104,7 +103,7 @@ def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
             return 404, unknown, "not known to the upstream"
         if error.status in _SAID:
             return _SAID[error.status]
-        if isinstance(root(error), TimeoutError):
+        if error.kind.is_timeout:
             return 504, Code.UNAVAILABLE, "the upstream does not answer in time"
         if error.status is None:
             return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 
-from shmstream.errors import SourceError
-from shmstream.sources.http_client import could_not_connect, root
+from shmstream.errors import FailureKind, SourceError
 
 _REMEMBERED = 300.0  # s; how long the last failure is worth telling
 
@@ -23,8 +22,7 @@ class Reach:
         self._problem: str | None = None  # of the last question
         self._seen = 0.0  # when, on the monotonic clock
         self._quiet_until = 0.0
-        self._cannot_connect = False
-        self._was_in_time = True
+        self._kind = FailureKind.BROKEN
 
     def answered(self) -> None:
         """It has, whatever it was."""
@@ -38,9 +36,8 @@ class Reach:
             return
         now = time.monotonic()
         self._problem, self._seen = error.reason, now
-        # Facts of the error, and not the error: that would keep its connection open.
-        self._cannot_connect = could_not_connect(error)
-        self._was_in_time = not isinstance(root(error), TimeoutError)
+        # The kind of the error, and not the error, which would keep its connection open.
+        self._kind = error.kind
         self._quiet_until = 0.0 if status is not None or not error.retryable else 2 * now - began
 
     @property
@@ -55,9 +52,8 @@ class Reach:
             SourceError: it has just been seen that nobody can connect.
         """
         problem = self._problem
-        if problem is not None and self._cannot_connect and self.is_quiet:
-            cause = None if self._was_in_time else TimeoutError(problem)
-            raise SourceError(self._name, 0, problem) from cause
+        if problem is not None and self._kind.is_without_connection and self.is_quiet:
+            raise SourceError(self._name, 0, problem, kind=self._kind)
 
     @property
     def problem(self) -> str | None:

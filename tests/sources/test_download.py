@@ -1,0 +1,227 @@
+"""One blob from several sources: asked in turn, with retries, and never two contents mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shmstream import (
+    ContentChanged,
+    Event,
+    EventKind,
+    Feed,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
+from shmstream.sources.base import Description
+from shmstream.sources.download import Download
+from shmstream.sources.retries import Retries
+
+BLOB = bytes(range(256)) * 40
+HASTE = Retries(attempts=3, with_others=2, first_pause=0.0, longest_pause=0.0)
+
+
+class Scripted:
+    """A source that answers each `open` with the next of its answers; the last one for ever."""
+
+    def __init__(self, name: str, *answers: Callable[[int], Feed] | SourceError) -> None:
+        self.name = name
+        self._answers = list(answers)
+        self.asked: list[tuple[int, str | None]] = []
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        self.asked.append((offset, validator))
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, SourceError):
+            raise answer
+        return answer(offset)
+
+
+def gives(
+    data: bytes = BLOB,
+    *,
+    breaks_at: int | None = None,
+    begins: int | None = None,
+    validator: str | None = None,
+    size: int | None = len(BLOB),
+) -> Callable[[int], Feed]:
+    """An answer that gives `data` from the offset, or from `begins`, in buffers of 1,000 bytes."""
+
+    def answer(offset: int) -> Feed:
+        start = offset if begins is None else begins
+
+        def buffers() -> Iterator[bytes]:
+            for at in range(start, len(data) if breaks_at is None else breaks_at, 1000):
+                yield data[at : min(at + 1000, len(data))]
+            if breaks_at is not None:
+                raise SourceError("it", breaks_at, "it broke")
+
+        return Feed(buffers(), start, size, validator)
+
+    return answer
+
+
+def refuses(reason: str = "no", **facts: float | bool) -> SourceError:
+    return SourceError("it", 0, reason, **facts)  # type: ignore[arg-type]
+
+
+class Client:
+    """Downloads as a leader does: compares what comes again with what it has."""
+
+    def __init__(
+        self, *sources: Scripted, is_given: bool = True, known: Description | None = None
+    ) -> None:
+        self.events: list[Event] = []
+        self.data = b""
+        self.download = Download(
+            "key", "name", sources, HASTE,
+            is_given=is_given, compares=True, tell=self.events.append, end="it was stopped",
+        )  # fmt: skip
+        self.download.known, self.download.binds = known or Description(), known is not None
+
+    def is_same(self, data: memoryview, offset: int) -> bool:
+        return self.data[offset : offset + len(data)] == data
+
+    def run(self) -> bytes:
+        while True:
+            feed = self.download.open(len(self.data))
+            if not self.download.binds:
+                self.download.known = Description(feed.size, feed.validator, feed.media_type)
+                self.download.binds = True
+            try:
+                for new in self.download.new(feed, len(self.data), self):
+                    self.data += new
+            except SourceError as error:
+                self.download.fail(error, len(self.data))
+            else:
+                self.download.close()
+                return self.data
+
+    def kinds(self) -> list[EventKind]:
+        return [each.kind for each in self.events]
+
+
+def test_one_source_in_one_go() -> None:
+    client = Client(Scripted("it", gives()))
+    assert client.run() == BLOB
+    assert client.events == [Event(EventKind.RECEIVED, "key", len(BLOB))]
+
+
+def test_a_source_that_breaks_is_asked_again_where_it_broke() -> None:
+    source = Scripted("it", gives(breaks_at=5000), gives())
+    assert Client(source).run() == BLOB
+    assert source.asked == [(0, None), (5000, None)]
+
+
+def test_the_next_source_goes_on_at_the_same_offset() -> None:
+    first, second = Scripted("it", gives(breaks_at=5000), refuses()), Scripted("other", gives())
+    client = Client(first, second)
+    assert client.run() == BLOB
+    assert second.asked == [(5000, None)]
+    assert client.kinds() == [EventKind.RECEIVED, EventKind.FAILED_OVER, EventKind.RECEIVED]
+
+
+def test_the_last_word_of_each_source() -> None:
+    client = Client(Scripted("it", refuses("gone")), Scripted("it", refuses("away")))
+    with pytest.raises(SourceFailed, match="away"):
+        client.run()
+
+
+def test_a_hopeless_source_is_asked_once() -> None:
+    source = Scripted("it", refuses(retryable=False))
+    with pytest.raises(SourceFailed):
+        Client(source).run()
+    assert len(source.asked) == 1
+
+
+def test_a_pause_that_is_too_long_is_none() -> None:
+    source = Scripted("it", refuses(retry_after=3600.0))
+    with pytest.raises(SourceFailed):
+        Client(source).run()
+    assert len(source.asked) == 1
+
+
+def test_a_source_that_begins_at_0_again_is_compared() -> None:
+    source = Scripted("it", gives(breaks_at=5000), gives(begins=0))
+    assert Client(source).run() == BLOB
+
+
+def test_other_bytes_before_the_position() -> None:
+    other = b"x" + BLOB[1:]
+    source = Scripted("it", gives(breaks_at=5000), gives(other, begins=0))
+    with pytest.raises(SourceFailed, match="other bytes than before are at 0"):
+        Client(source).run()
+    named = Scripted("it", gives(breaks_at=5000), gives(other))
+    with pytest.raises(ContentChanged, match="other bytes than before are at 0"):
+        Client(named, is_given=False).run()
+
+
+def test_a_name_without_a_validator_is_asked_from_0() -> None:
+    source = Scripted("it", gives(breaks_at=5000), gives())
+    assert Client(source, is_given=False).run() == BLOB
+    assert source.asked == [(0, None), (0, None)]
+
+
+def test_a_name_with_another_validator_has_changed() -> None:
+    source = Scripted("it", gives(breaks_at=5000, validator="a"), gives(validator="b"))
+    with pytest.raises(ContentChanged, match="its validator is 'b' by now, not 'a'"):
+        Client(source, is_given=False).run()
+    assert source.asked == [(0, None), (5000, "a")]
+
+
+def test_another_size_is_another_blob() -> None:
+    first = Scripted("it", gives(breaks_at=5000), gives(size=17))
+    assert Client(first, Scripted("other", gives())).run() == BLOB
+    with pytest.raises(ContentChanged, match="it has 17 bytes by now"):
+        Client(Scripted("it", gives(size=17)), is_given=False, known=Description(5)).run()
+
+
+def test_a_validator_is_asked_of_the_source_that_gave_it_only() -> None:
+    first = Scripted("it", gives(breaks_at=5000, validator="a"), refuses(retryable=False))
+    second = Scripted("other", gives(validator="b"))
+    assert Client(first, second).run() == BLOB
+    assert (first.asked[1], second.asked) == ((5000, "a"), [(5000, None)])
+
+
+def test_a_source_that_begins_behind_the_position() -> None:
+    source = Scripted("it", gives(begins=5))
+    with pytest.raises(SourceFailed, match="it begins at 5, not 0"):
+        Client(source).run()
+
+
+def test_an_end_before_the_position() -> None:
+    source = Scripted("it", gives(breaks_at=5000), gives(BLOB[:3000], begins=0))
+    with pytest.raises(SourceFailed, match="it ended after 3000 bytes"):
+        Client(source).run()
+
+
+def test_whatever_a_source_raises_is_its_error() -> None:
+    def raises(_offset: int) -> Feed:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(SourceFailed, match="ZeroDivisionError: a bug"):
+        Client(Scripted("it", raises)).run()
+
+
+def test_without_a_prefix_a_name_needs_its_validator_from_0_on_too() -> None:
+    client = Client(Scripted("it", gives()), is_given=False, known=Description(validator="a"))
+    client.download.compares = False
+    with pytest.raises(ContentChanged):
+        client.run()
+
+
+def test_a_stop_is_no_end() -> None:
+    """A feed that ends because it was closed by a stop has not given the blob."""
+    client = Client(Scripted("it", gives(size=None)))
+    feed = client.download.open(0)
+    arriving = client.download.new(feed, 0, None)
+    next(arriving)
+    client.download.stop()
+    with pytest.raises(StreamClosed, match="it was stopped"):
+        list(arriving)
+    with pytest.raises(StreamClosed):
+        client.download.open(0)
+    with pytest.raises(StreamClosed):
+        client.download.fail(refuses(), 0)
