@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,6 +25,7 @@ from tests.support.origin import Origin
 from tests.support.roles import content
 from tests.support.serving import Serve, Serving
 from tests.support.stores import digest
+from tools import generate
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
@@ -196,11 +195,6 @@ def test_the_settings_are_told(tmp_path: Path) -> None:
 
 
 def test_the_metrics_are_told() -> None:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
     assert generate.operations() == PAGE, "run `make docs`"
 
 
