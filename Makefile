@@ -14,7 +14,12 @@ $(VENV)/.ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo 'shmstream needs Python 3.11 or later: make PYTHON=python3.12 ...'; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[all,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@touch $@
+
+$(VENV)/.docs-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
 demo: $(VENV)/.ready  ## a writer and its readers, a flight, a registry; one of each is killed
@@ -23,29 +28,32 @@ demo: $(VENV)/.ready  ## a writer and its readers, a flight, a registry; one of 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it
 	$(BIN)/python -X dev -m pytest -n auto --dist loadfile $(TESTS)
 
-check: $(VENV)/.ready  ## format, lint, strict types, layering
+check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
+	PYTHONPATH=$(CURDIR) $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes shmstream --ignoreexternal
+	$(BIN)/python -m pytest -q tests/docs/test_house.py
 
 format: $(VENV)/.ready  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.ready  ## write docs/protocol.md anew from the tables in the code
-	$(BIN)/python docs/generate.py
+docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the whole site, in site/
+	$(BIN)/python -m tools.generate
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
-	$(BIN)/python bench/fanout.py --json bench/fanout.json
-	$(BIN)/python bench/flight.py --json bench/flight.json --charts docs/charts
+	$(BIN)/python -m bench.stream --json bench/stream.json
+	$(BIN)/python -m bench.flight --json bench/flight.json --charts bench/charts
 
 bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
-	$(BIN)/python bench/fanout.py --quick
-	$(BIN)/python bench/flight.py --quick
+	$(BIN)/python -m bench.stream --quick
+	$(BIN)/python -m bench.flight --quick
 
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
-	PYTHONPATH=bench $(BIN)/python -m peers $(BENCH)
+	$(BIN)/python -m bench.peers $(BENCH)
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \
@@ -55,4 +63,4 @@ matrix:  ## the suite on every Python from 3.11 on that this machine has
 	done
 
 clean:  ## remove the virtual environments and caches
-	rm -rf .venv .venv-3.* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-3.* build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis site

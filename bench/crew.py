@@ -28,7 +28,7 @@ from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 from typing import TypeVar
 
-from closing import Closing
+from bench.closing import Closing
 
 T = TypeVar("T")
 

@@ -23,7 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from closing import Closing
+
+from bench.closing import Closing
 
 PATIENCE = 20.0  # s
 _GRACE = 2.0  # s; how long a server may take to end when asked

@@ -1,7 +1,7 @@
 """shmstream's server beside its peers, and beside what Python users do: one command, one run.
 
     make bench-peers
-    PYTHONPATH=bench python -m peers [--only NAME ...] [--peers NAME ...] [--rounds 3] [--resume]
+    python -m bench.peers [--only NAME ...] [--peers NAME ...] [--rounds 3] [--resume]
                                      [--report] [--quick] [--docs FOLDER] [--dir FOLDER]
 
 Everything is measured on this machine, on the loopback, with the origin (upstream.py) and the
@@ -15,7 +15,7 @@ interruption, `--resume` goes on; `--report` only writes the page and the charts
 
 A peer that is not installed is left out, and the page says so. The goals are judged there, and
 never by the exit code, which is 1 only if something could not be measured. With `--quick`
-everything is tried and nothing is meant. Needs the extra `bench`.
+everything is tried and nothing is meant. Needs the dependency group `bench`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from crew import CrewFailed
-from report import MIB, machine, progress, table
-
-from peers import goals, page, pictures
-from peers.faults import faults
-from peers.results import Results
-from peers.run import PEERS, Runner, look
-from peers.scenarios import GROWING, GROWTH, SCENARIOS
+from bench.crew import CrewFailed
+from bench.peers import goals, page, pictures
+from bench.peers.faults import faults
+from bench.peers.results import Results
+from bench.peers.run import PEERS, Runner, look
+from bench.peers.scenarios import GROWING, GROWTH, SCENARIOS
+from bench.report import MIB, machine, progress, table
 from shmstream import sweep
 
 _NAMES = [each.name for each in SCENARIOS] + [each.name for each in faults()] + [*GROWING, "faults"]
@@ -97,7 +96,7 @@ def _measure(chosen: argparse.Namespace, results: Results) -> int:
 def _arguments() -> argparse.Namespace:
     summary, _, rest = (__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m peers", description=summary, epilog=rest,
+        prog="python -m bench.peers", description=summary, epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     peers = [each.name for each in PEERS]

@@ -2,7 +2,7 @@
 
 GET /<rate>/<name>    the blob <name> of the origin, streamed while it arrives
 
-python -m peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
+python -m bench.peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
                             PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
                             every blob is verified, or "name", and none is, as with a proxy
 """
@@ -44,7 +44,7 @@ gc.freeze()  # what is here by now stays: a full collection need not go through 
 
 if __name__ == "__main__":
     uvicorn.run(
-        "peers.blob_app:app",
+        "bench.peers.blob_app:app",
         host="127.0.0.1",
         port=int(os.environ["PEERS_PORT"]),
         workers=int(os.environ["PEERS_WORKERS"]),

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
-from crew import Crew, Gate
-from report import KIB
+from bench.crew import Crew, Gate
+from bench.report import KIB
 
 _BUFFER = 256 * KIB
 _CONNECTS_IN = 5.0  # s

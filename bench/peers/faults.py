@@ -17,13 +17,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import psutil
-from report import KIB, MIB, CheckFailed
 
-from peers.clients import Answer, Ask, Ending, ask_all
-from peers.measure import Stage
-from peers.origin import Blob, Origin
-from peers.peer import Peer, Proxy
-from peers.upstream import Failing
+from bench.peers.clients import Answer, Ask, Ending, ask_all
+from bench.peers.measure import Stage
+from bench.peers.origin import Blob, Origin
+from bench.peers.peer import Peer, Proxy
+from bench.peers.upstream import Failing
+from bench.report import KIB, MIB, CheckFailed
 
 PATIENCE = 15.0  # s
 _AFTERWARDS = 10.0  # s; the last client's patience

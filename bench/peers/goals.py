@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import linear_regression, median
 
-from report import MIB, Goal, Row
-
-from peers.faults import faults
-from peers.measure import Sample
-from peers.results import Figures, Report
-from peers.run import OURS
-from peers.scenarios import GROWTH
+from bench.peers.faults import faults
+from bench.peers.measure import Sample
+from bench.peers.results import Figures, Report
+from bench.peers.run import OURS
+from bench.peers.scenarios import GROWTH
+from bench.report import MIB, Goal, Row
 
 STREAMING = ("nginx-slice", "varnish", "squid", "ats")
 """Peers that give bytes to who joins before the whole blob is there ..."""

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from closing import Closing
-from crew import Crew
-from report import GIB, KIB, CheckFailed
-
-from peers.clients import Answer, Ask, Ending, ask_all
-from peers.origin import Blob, Origin
-from peers.peer import Peer, Proxy
-from peers.scenarios import Scenario
+from bench.closing import Closing
+from bench.crew import Crew
+from bench.peers.clients import Answer, Ask, Ending, ask_all
+from bench.peers.origin import Blob, Origin
+from bench.peers.peer import Peer, Proxy
+from bench.peers.scenarios import Scenario
+from bench.report import GIB, KIB, CheckFailed
 
 PROCESSES = 2
 """That the clients are in."""

@@ -5,22 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from peers.peer import WORKERS, Launch, Seat, answer_of, installed, is_root
+from bench import nginx
+from bench.peers.peer import WORKERS, Launch, Seat, answer_of, installed, is_root
 
-_CONFIGURATION = """
-daemon off;
+_MAIN = """
 {user}
 worker_processes {workers};
 worker_rlimit_nofile 16384;
-pid {folder}/pid;
-error_log {folder}/error.log;
-events {{ worker_connections 4096; }}
-http {{
-    client_body_temp_path {folder}/temp;
-    proxy_temp_path {folder}/temp;
-    fastcgi_temp_path {folder}/temp;
-    uwsgi_temp_path {folder}/temp;
-    scgi_temp_path {folder}/temp;
+"""
+_HTTP = """
     default_type application/octet-stream;
     access_log off;
     sendfile on;
@@ -34,7 +27,6 @@ http {{
         proxy_set_header Connection "";
         {locations}
     }}
-}}
 """
 _CACHE = (
     "proxy_cache_path {folder}/cache keys_zone=blobs:10m max_size=4g inactive=1h use_temp_path=off;"
@@ -57,25 +49,16 @@ _SLICE = """slice 1m;
 
 def version() -> str:
     """As nginx says it."""
-    return answer_of(installed("nginx", "nginx-light"), "-v").strip().rpartition("/")[2]
+    return answer_of(installed("nginx", nginx.PACKAGE), "-v").strip().rpartition("/")[2]
 
 
 def launch(seat: Seat, *, behind: int, locations: str, cache: str = "") -> Launch:
     """Nginx with this configuration; `behind` is the port of whom it asks."""
-    program = installed("nginx", "nginx-light")
+    installed("nginx", nginx.PACKAGE)
     seat.mkdir("temp")
-    configuration = _CONFIGURATION.format(
-        folder=seat.folder,
-        user="user root;" if is_root() else "",
-        workers=WORKERS,
-        port=seat.port.number,
-        behind=behind,
-        locations=locations,
-        cache=cache,
-    )
-    path = seat.write("nginx.conf", configuration)
-    errors = str(seat.folder / "error.log")
-    return Launch([program, "-p", str(seat.folder), "-c", str(path), "-e", errors], seat.port)
+    main = _MAIN.format(user="user root;" if is_root() else "", workers=WORKERS)
+    http = _HTTP.format(port=seat.port.number, behind=behind, locations=locations, cache=cache)
+    return Launch(nginx.command(seat.folder, http, main=main, connections=4096), seat.port)
 
 
 @dataclass(frozen=True)

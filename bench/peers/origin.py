@@ -17,12 +17,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from closing import Closing
-from report import MIB, CheckFailed
-from server import PATIENCE, Port, Server
-
-from peers import upstream
-from peers.upstream import Failing, Line
+from bench import blobs
+from bench.closing import Closing
+from bench.peers import upstream
+from bench.peers.upstream import Failing, Line
+from bench.report import MIB, CheckFailed
+from bench.server import PATIENCE, Port, Server
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,10 @@ class Origin(Closing):
 
     def make(self, size: int) -> Blob:
         """Make a blob of random bytes."""
-        running = hashlib.sha256()
         path = self._files / "new"
-        with path.open("wb") as file:
-            for start in range(0, size, MIB):
-                piece = os.urandom(min(MIB, size - start))
-                running.update(piece)
-                file.write(piece)
-        path.rename(self._files / running.hexdigest())
-        return Blob(running.hexdigest(), size)
+        name = blobs.make(path, size)
+        path.rename(self._files / name)
+        return Blob(name, size)
 
     def remove(self, blob: Blob) -> None:
         """Forget it."""

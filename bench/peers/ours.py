@@ -7,13 +7,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from server import Port
-
 import shmstream
-from peers import nginx
-from peers.peer import WORKERS, Launch, Missing, Seat
+from bench.peers import nginx
+from bench.peers.peer import WORKERS, Launch, Missing, Seat
+from bench.server import Port
 
-_FOLDER = Path(__file__).parent.parent
+_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Shmstream:
 
     def _launch(self, seat: Seat, port: Port, store: Path) -> Launch:
         environment = {
-            "PYTHONPATH": os.pathsep.join([str(_FOLDER), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
             "PEERS_PORT": str(port.number),
             "PEERS_ORIGIN": str(seat.origin),
             "PEERS_STORE": str(store),
@@ -57,7 +56,7 @@ class Shmstream:
             "PEERS_WORKERS": str(WORKERS),
         }
         disks = {str(store.parent): seat.room} if seat.is_small else {}
-        return Launch([sys.executable, "-m", "peers.blob_app"], port, environment, disks)
+        return Launch([sys.executable, "-m", "bench.peers.blob_app"], port, environment, disks)
 
 
 _COMMON = f"`InFlightResponse` on uvicorn, uvloop, `shmstream.server.Protocol`, {WORKERS} workers"

@@ -6,16 +6,15 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from report import MIB, Row
-
-from peers.faults import PATIENCE, Outcome, faults
-from peers.goals import GROWTH_OF, curve
-from peers.measure import PROCESSES
-from peers.peer import Peer
-from peers.results import Figures, Group, Report
-from peers.run import BESIDE, OURS, PEERS
-from peers.scenarios import GROWING, GROWTH, SCENARIOS, Scenario
-from peers.ways import WAYS
+from bench.peers.faults import PATIENCE, Outcome, faults
+from bench.peers.goals import GROWTH_OF, curve
+from bench.peers.measure import PROCESSES
+from bench.peers.peer import Peer
+from bench.peers.results import Figures, Group, Report
+from bench.peers.run import BESIDE, OURS, PEERS
+from bench.peers.scenarios import GROWING, GROWTH, SCENARIOS, Scenario
+from bench.peers.ways import WAYS
+from bench.report import MIB, Row
 
 _WHY = tomllib.loads((Path(__file__).parent / "why.toml").read_text(encoding="utf-8"))
 _HEAD = """# Against the peers

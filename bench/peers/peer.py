@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
-from closing import Closing
-from report import GIB
-from server import PATIENCE, NotServing, Port, Server, find_program, privately
+
+from bench.closing import Closing
+from bench.report import GIB
+from bench.server import PATIENCE, NotServing, Port, Server, find_program, privately
 
 WORKERS = 2
 """Of every peer that has any."""

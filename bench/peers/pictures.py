@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from charts import BAD, INK, OURS, PALE, THEIRS, prepare
-
-from peers.faults import Outcome, faults
-from peers.goals import GROWTH_OF, curve
-from peers.results import Figures, Report
-from peers.run import OURS as OUR_NAME
-from peers.run import PEERS
-from peers.scenarios import GROWTH
+from bench.drawing import BAD, INK, OURS, PALE, THEIRS, prepare
+from bench.peers.faults import Outcome, faults
+from bench.peers.goals import GROWTH_OF, curve
+from bench.peers.results import Figures, Report
+from bench.peers.run import OURS as OUR_NAME
+from bench.peers.run import PEERS
+from bench.peers.scenarios import GROWTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

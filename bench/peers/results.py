@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 
-from peers.faults import Outcome
-from peers.measure import Sample
+from bench.peers.faults import Outcome
+from bench.peers.measure import Sample
 
 Facts = dict[str, str]
 

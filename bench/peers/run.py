@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from closing import Closing
-from crew import Crew
-from report import CheckFailed, progress
-from server import NotServing
-
-from peers import nginx, ours, ways
-from peers.faults import Fault, Outcome, suffer
-from peers.measure import PROCESSES, Sample, Stage, measure
-from peers.origin import Origin
-from peers.peer import Missing, Peer
-from peers.results import Facts, Failure, Group, Results
-from peers.scenarios import Scenario
-from peers.squid import Squid
-from peers.trafficserver import TrafficServer
-from peers.varnish import Varnish
+from bench.closing import Closing
+from bench.crew import Crew
+from bench.peers import nginx, ours, ways
+from bench.peers.faults import Fault, Outcome, suffer
+from bench.peers.measure import PROCESSES, Sample, Stage, measure
+from bench.peers.origin import Origin
+from bench.peers.peer import Missing, Peer
+from bench.peers.results import Facts, Failure, Group, Results
+from bench.peers.scenarios import Scenario
+from bench.peers.squid import Squid
+from bench.peers.trafficserver import TrafficServer
+from bench.peers.varnish import Varnish
+from bench.report import CheckFailed, progress
+from bench.server import NotServing
 
 PEERS: tuple[Peer, ...] = (
     ours.ALONE,

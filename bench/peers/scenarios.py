@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from report import KIB, MIB
+from bench.report import KIB, MIB
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from report import GIB, MIB
-
-from peers.peer import WORKERS, Launch, Seat, answer_of, installed
+from bench.peers.peer import WORKERS, Launch, Seat, answer_of, installed
+from bench.report import GIB, MIB
 
 _CONFIGURATION = """
 http_port 127.0.0.1:{port} accel defaultsite=blobs no-vhost

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from report import GIB
-
-from peers.peer import WORKERS, Launch, Seat, answer_of, installed
+from bench.peers.peer import WORKERS, Launch, Seat, answer_of, installed
+from bench.report import GIB
 
 _RECORDS = {
     "http.server_ports": "STRING {port}:ip-in=127.0.0.1",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from report import GIB, MIB
-
-from peers.peer import Launch, Seat, answer_of, installed
+from bench.peers.peer import Launch, Seat, answer_of, installed
+from bench.report import GIB, MIB
 
 _VCL = """vcl 4.1;
 backend default { .host = "127.0.0.1"; .port = "%d"; }

@@ -1,7 +1,7 @@
 """What Python users do today, without a server: every process gets the blob by itself.
 
 The processes read what they get and throw it away, so their CPU has in it what a proxy's clients
-do; what a proxy costs comes on top of that. Most of this is bench/flight_ways.py.
+do; what a proxy costs comes on top of that. Most of this is bench/flight/ways.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from functools import partial
 from statistics import median
 
 import diskcache
-import flight_ways
 import urllib3
-from crew import Crew, Gate
-from flight_ways import Log, Order, Trip
-from report import CheckFailed
 
-from peers.measure import Sample, Stage
-from peers.origin import Blob
-from peers.scenarios import Scenario
+import bench.flight.ways as flight_ways
+from bench.crew import Crew, Gate
+from bench.flight.ways import Log, Order, Trip
+from bench.peers.measure import Sample, Stage
+from bench.peers.origin import Blob
+from bench.peers.scenarios import Scenario
+from bench.report import CheckFailed
 
 
 def cached(order: Order, gate: Gate) -> Trip:

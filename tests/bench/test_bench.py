@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.nginx import needed
+
 ROOT = Path(__file__).parents[2]
 
 
-def test_fanout_in_short(tmp_path: Path) -> None:
+def test_stream_in_short(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     done = subprocess.run(
         [
-            sys.executable, "bench/fanout.py", "--quick", "--json", report, "--dir", tmp_path,
+            sys.executable, "-m", "bench.stream", "--quick", "--json", report, "--dir", tmp_path,
             "--only", "wake-up", "attach", "memory",
         ],
         cwd=ROOT,
@@ -36,19 +37,16 @@ def test_fanout_in_short(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def nginx() -> None:
-    if shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None:
-        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
-            pytest.fail("nginx is not installed: apt-get install nginx-light")
-        pytest.skip("nginx is not installed")
+def has_nginx() -> None:
+    needed()
 
 
-@pytest.mark.usefixtures("nginx")
+@pytest.mark.usefixtures("has_nginx")
 def test_flight_in_short(tmp_path: Path) -> None:
     report, charts = tmp_path / "report.json", tmp_path / "charts"
     done = subprocess.run(
         [
-            sys.executable, "bench/flight.py", "--quick", "--json", report, "--dir", tmp_path,
+            sys.executable, "-m", "bench.flight", "--quick", "--json", report, "--dir", tmp_path,
             "--charts", charts,
         ],
         cwd=ROOT,
@@ -67,7 +65,7 @@ def test_flight_in_short(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir() if each not in (report, charts)] == []
 
 
-@pytest.mark.usefixtures("nginx")
+@pytest.mark.usefixtures("has_nginx")
 def test_peers_in_short(tmp_path: Path) -> None:
     temporary, docs = tmp_path / "temporary", tmp_path / "docs"
     temporary.mkdir()
@@ -75,11 +73,11 @@ def test_peers_in_short(tmp_path: Path) -> None:
     wanted = ["hits-small", "leaves"]
     done = subprocess.run(
         [
-            sys.executable, "-m", "peers", "--quick", "--peers", "shmstream", "nginx-lock",
+            sys.executable, "-m", "bench.peers", "--quick", "--peers", "shmstream", "nginx-lock",
             "--only", *wanted, "--docs", docs, "--dir", temporary,
         ],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'bench'}"},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,

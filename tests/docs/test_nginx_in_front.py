@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from http.client import HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from bench import nginx
+from bench.server import Port, Server
 from shmstream import Store
 from shmstream.registry.settings import Settings
 from tests.support.docker_registry import program
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.nginx import needed
 from tests.support.origin import Origin
 from tests.support.roles import content
 from tests.support.serving import Serve, Serving
 from tests.support.stores import digest
+from tools import generate
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "operations.md").read_text(encoding="utf-8")
 WITH_AUTHORISATION, WITHOUT = re.findall(r"```nginx\n(.*?)```", PAGE, re.DOTALL)
-SURROUNDINGS = """
-daemon off;
-master_process off;
-pid {prefix}/pid;
-error_log {prefix}/error.log;
-events {{}}
-http {{
-    client_body_temp_path {prefix}/temp;
-    proxy_temp_path {prefix}/temp;
-    fastcgi_temp_path {prefix}/temp;
-    uwsgi_temp_path {prefix}/temp;
-    scgi_temp_path {prefix}/temp;
-    access_log off;
-    {servers}
-}}
-"""
 MIB = 1 << 20
 SIZE = 3 * MIB
 DATA = content(1, SIZE)
@@ -57,12 +42,10 @@ class Front:
 
     def __init__(self, servers: str, serving: Serving, certificate: Path, prefix: Path) -> None:
         prefix.mkdir()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self._port = Port()
         for theirs, mine in [
             ("127.0.0.1:5000", f"{serving.host}:{serving.port}"),
-            ("443", f"127.0.0.1:{self.port}"),
+            ("443", f"127.0.0.1:{self._port.number}"),
             ("/var/cache/shmstream", str(serving.store)),
             ("/etc/ssl/registry.pem", str(certificate)),
             ("/etc/ssl/registry.key", str(certificate)),
@@ -70,24 +53,12 @@ class Front:
             assert theirs in servers
             servers = servers.replace(theirs, mine)
         self._trusted = ssl.create_default_context(cafile=str(certificate))
-        configuration = prefix / "nginx.conf"
-        configuration.write_text(SURROUNDINGS.format(prefix=prefix, servers=servers))
-        self._errors = prefix / "error.log"
-        command = [program("nginx", "nginx"), "-p", str(prefix), "-c", str(configuration)]
-        self._process = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command, "-e", str(self._errors)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(lambda: self._listens() or self._process.poll() is not None)
-        assert self._process.poll() is None, self._errors.read_text()
-
-    def _listens(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
+        command = nginx.command(prefix, f"access_log off;\n{servers}")
+        self._server = Server(command, self._port, prefix / "said")
 
     def open(self, path: str, **headers: str) -> tuple[HTTPSConnection, HTTPResponse]:
         connection = HTTPSConnection(
-            "localhost", self.port, context=self._trusted, timeout=PATIENCE
+            "localhost", self._port.number, context=self._trusted, timeout=PATIENCE
         )
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request("GET", path, headers=named)
@@ -102,8 +73,8 @@ class Front:
         return response.status, body, told
 
     def close(self) -> None:
-        self._process.terminate()
-        self._process.wait(PATIENCE)
+        self._server.close()
+        self._port.close()
 
 
 Put = Callable[[str, Serving], Front]
@@ -111,6 +82,7 @@ Put = Callable[[str, Serving], Front]
 
 @pytest.fixture
 def front(tls_certificate: Path, tmp_path: Path) -> Iterator[Put]:
+    needed()
     started: list[Front] = []
 
     def put(servers: str, serving: Serving) -> Front:
@@ -146,8 +118,8 @@ def test_nginx_sends_what_shmstream_lets_it(
     serve: Serve, front: Put, origin: Origin, upstream: str
 ) -> None:
     serving = serve("--x-accel-redirect", "/store-of-shmstream/", upstream=upstream)
-    nginx = front(WITH_AUTHORISATION, serving)
-    pull(nginx, serving, origin)
+    in_front = front(WITH_AUTHORISATION, serving)
+    pull(in_front, serving, origin)
     for headers, status, part in [
         ({}, 200, DATA),
         ({"Range": "bytes=100-199"}, 206, DATA[100:200]),
@@ -155,7 +127,7 @@ def test_nginx_sends_what_shmstream_lets_it(
         ({"Range": f"bytes={SIZE}-"}, 416, None),
         ({"If_None_Match": f'"{KEY}"'}, 304, b""),
     ]:
-        got, body, told = nginx.get(BLOB, **headers)
+        got, body, told = in_front.get(BLOB, **headers)
         assert got == status
         assert part is None or body == part
         if status < 300:
@@ -168,27 +140,27 @@ def test_nginx_sends_what_shmstream_lets_it(
     assert {each["client"] for each in serving.accesses()} == {"127.0.0.1"}
 
     # Who asks another repository for it is asked about, and the store is nobody's to look into.
-    assert nginx.get(BLOB.replace("team/app", "other/app"))[0] == 404
+    assert in_front.get(BLOB.replace("team/app", "other/app"))[0] == 404
     origin.serve(BLOB.replace("team/app", "third/app"), seed=1, size=SIZE)
-    assert nginx.get(BLOB.replace("team/app", "third/app"))[1] == DATA
-    assert nginx.get(f"/store-of-shmstream/blobs/{KEY.replace(':', '/')}")[0] == 404
+    assert in_front.get(BLOB.replace("team/app", "third/app"))[1] == DATA
+    assert in_front.get(f"/store-of-shmstream/blobs/{KEY.replace(':', '/')}")[0] == 404
     for path in ("/", "/metrics", "/readyz", "/events"):
-        assert nginx.get(path)[0] == 404
-    assert nginx.get("/v2/")[0] == 200
+        assert in_front.get(path)[0] == 404
+    assert in_front.get("/v2/")[0] == 200
 
 
 def test_an_open_mirror(serve: Serve, front: Put, origin: Origin, upstream: str) -> None:
     serving = serve(upstream=upstream)
-    nginx = front(WITHOUT, serving)
-    pull(nginx, serving, origin)
+    in_front = front(WITHOUT, serving)
+    pull(in_front, serving, origin)
     wait_until(lambda: len(serving.accesses()) == 1)
-    assert nginx.get(BLOB)[:2] == (200, DATA)
-    assert nginx.get(BLOB.replace("team", "any"), Range="bytes=5-9")[:2] == (206, DATA[5:10])
-    assert nginx.get(BLOB)[2]["docker-content-digest"] == KEY
-    assert nginx.get("/v2/")[0] == 200
+    assert in_front.get(BLOB)[:2] == (200, DATA)
+    assert in_front.get(BLOB.replace("team", "any"), Range="bytes=5-9")[:2] == (206, DATA[5:10])
+    assert in_front.get(BLOB)[2]["docker-content-digest"] == KEY
+    assert in_front.get("/v2/")[0] == 200
     wait_until(lambda: len(serving.accesses()) == 2)
     assert serving.accesses()[1]["path"] == "/v2/", "shmstream did not even know of the others"
-    assert nginx.get("/metrics")[0] == 404
+    assert in_front.get("/metrics")[0] == 404
 
 
 # The rest of the page.
@@ -223,11 +195,6 @@ def test_the_settings_are_told(tmp_path: Path) -> None:
 
 
 def test_the_metrics_are_told() -> None:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
     assert generate.operations() == PAGE, "run `make docs`"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from shmstream.stream.control_block import (
     chunks_in,
     fields_of,
 )
+from tools import generate
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -196,11 +196,6 @@ def test_a_header_that_was_changed_is_accepted_or_refused(
 
 
 def test_the_page_is_what_the_tables_say() -> None:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
     page = generate.page()
     assert (DOCS / "protocol.md").read_text(encoding="utf-8") == page, "run `make docs`"
     for name in [*fields_of(Block), *fields_of(Slot)]:

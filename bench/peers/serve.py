@@ -1,6 +1,6 @@
 """The server alone: three scenarios beside Varnish and Traffic Server, and where its time goes.
 
-    python bench/serve.py [--rounds 3] [--quick] [--profile FOLDER]
+    python -m bench.peers.serve [--rounds 3] [--quick] [--profile FOLDER]
 
 The scenarios `staggered`, `burst` and `fast` of bench/peers, measured as there, with the peers that
 stream to who joins and cost the least; what is missing is left out. All peers and all scenarios are
@@ -24,16 +24,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
-from crew import Crew, CrewFailed
-from peers import goals, ours
-from peers.measure import PROCESSES, Stage, measure
-from peers.origin import Origin
-from peers.results import Results
-from peers.run import Runner, look
-from peers.scenarios import SCENARIOS, Scenario
-from report import CheckFailed, machine, progress, table
-from server import NotServing
 
+from bench.crew import Crew, CrewFailed
+from bench.peers import goals, ours
+from bench.peers.measure import PROCESSES, Stage, measure
+from bench.peers.origin import Origin
+from bench.peers.results import Results
+from bench.peers.run import Runner, look
+from bench.peers.scenarios import SCENARIOS, Scenario
+from bench.report import CheckFailed, machine, progress, table
+from bench.server import NotServing
 from shmstream import sweep
 
 _SCENARIOS = ("staggered", "burst", "fast")
@@ -122,7 +122,7 @@ def _watch(picture: Path) -> None:
 def _serves(process: psutil.Process) -> bool:
     """Whether it is the server, with its workers."""
     try:
-        return "peers.blob_app" in process.cmdline() and len(process.children()) > 1
+        return "bench.peers.blob_app" in process.cmdline() and len(process.children()) > 1
     except psutil.NoSuchProcess:
         return False
 

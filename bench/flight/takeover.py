@@ -28,12 +28,11 @@ from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
 
-import flight_ways as ways
-from charts import Pictures
-from crew import Crew, Gate
-from origin import Origin
-from report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
-
+from bench.crew import Crew, Gate
+from bench.flight import ways
+from bench.flight.charts import Pictures
+from bench.origin import Origin
+from bench.report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
 from shmstream import Role, Store
 
 _PIECE = 1 << 20
@@ -80,7 +79,7 @@ def measure(options: Options, origin: Origin, pictures: Pictures, kills: int) ->
     many = 4 if options.quick else 8
     size, rate = (8 * MIB, 16 * MIB) if options.quick else (64 * MIB, 64 * MIB)
     folder = ways.prepare(options.folder, "takeover")
-    key = f"sha256:{origin.serve('taken', size)}"
+    key = f"sha256:{origin.make('taken', size)}"
     order = ways.Order(origin.url("taken", rate), key, "")
     chance = random.Random(1)
     done = []
@@ -156,7 +155,7 @@ def _fly(
         ours.close()
     store = Store(order.folder, durable=False)
     ways.settle(store, tidy=True)
-    requests = sorted(origin.requests(), key=lambda request: request.start)
+    requests = sorted(origin.transfers(), key=lambda request: request.start)
     if not killed or min(reading.times[-1] for reading in readings) < killed[0]:
         return None
     if any(f"sha256:{reading.digest}" != order.key for reading in readings):
@@ -166,7 +165,7 @@ def _fly(
         raise CheckFailed(f"the origin was asked again for what a follower had ({had} bytes)")
     if findings := store.check(verify=False):
         raise CheckFailed(f"something is left: {findings}")
-    return Kill(killed[0], readings, sum(request.sent for request in requests) - size)
+    return Kill(killed[0], readings, sum(request.bytes for request in requests) - size)
 
 
 def lead(pipe: Connection, order: ways.Order) -> None:

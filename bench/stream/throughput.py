@@ -38,9 +38,8 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from crew import Crew, Gate, Job
-from report import KIB, MIB, CheckFailed, Goal, Options, Row, busy_seconds, progress
-
+from bench.crew import Crew, Gate, Job
+from bench.report import KIB, MIB, CheckFailed, Goal, Options, Row, busy_seconds, progress
 from shmstream import BlobStreamer, InFlightCopier
 
 READERS = (1, 4, 8)

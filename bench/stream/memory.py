@@ -12,9 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from crew import Crew, Gate
-from report import GIB, KIB, MIB, CheckFailed, Goal, Options, Row, progress
-
+from bench.crew import Crew, Gate
+from bench.report import GIB, KIB, MIB, CheckFailed, Goal, Options, Row, progress
 from shmstream import BlobStreamer, InFlightCopier
 
 _PIECE = MIB

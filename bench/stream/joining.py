@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import median
 
 import posix_ipc
-from crew import Crew, Gate
-from report import KIB, Goal, Options, Row, progress, quantile
 
+from bench.crew import Crew, Gate
+from bench.report import KIB, Goal, Options, Row, progress, quantile
 from shmstream import BlobStreamer, InFlightCopier
 from shmstream.stream import segment
 from shmstream.stream.partial import partial_path

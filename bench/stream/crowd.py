@@ -27,9 +27,9 @@ from functools import partial
 from statistics import median
 
 import posix_ipc
-from crew import Crew, Gate, shared_words
-from report import CheckFailed, Goal, Options, Row, progress
 
+from bench.crew import Crew, Gate, shared_words
+from bench.report import CheckFailed, Goal, Options, Row, progress
 from shmstream import BlobStreamer, InFlightCopier
 
 _PROCESSES = 8

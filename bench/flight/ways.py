@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import urllib3
-from crew import Gate
 from filelock import FileLock
-from report import KIB, CheckFailed
 
+from bench.crew import Gate
+from bench.report import KIB, CheckFailed
 from shmstream import Feed, Role, Source, Store
 from shmstream.sources.base import KernelFeed
 from shmstream.sources.http import HTTPSource

@@ -1,4 +1,4 @@
-"""What `flight.py` measured, as pictures that are understood at a glance.
+"""What `python -m bench.flight` measured, as pictures that are understood at a glance.
 
 share.png      the bytes that each of the processes has, over time, in three ways
 takeover.png   how long followers paused when their leader was killed
@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.drawing import BAD, INK, OURS, THEIRS, prepare
+
 _MIB = 1 << 20
 _BOUND = 500  # ms
 _BIN = 10  # ms
-INK, PALE = "#1f2933", "#c9d1d9"
-OURS, THEIRS, BAD = "#0b7285", "#868e96", "#c2255c"
 _WAYS = {
     "ours": ("shmstream", OURS),
     "lock": ("file lock: one downloads, all wait", THEIRS),
@@ -38,7 +38,7 @@ class Pictures:
     pauses: list[float] = field(default_factory=list)
 
     def draw(self, folder: Path) -> list[Path]:
-        """Draw what was measured; the files. Needs matplotlib, the extra `bench`."""
+        """Draw what was measured; the files. Needs matplotlib."""
         prepare()
         folder.mkdir(parents=True, exist_ok=True)
         drawn = []
@@ -131,25 +131,6 @@ class Pictures:
         figure.savefig(path)
         pyplot.close(figure)
         return path
-
-
-def prepare() -> None:
-    """Have matplotlib draw files, in our style. Needs the extra `bench`."""
-    import matplotlib as mpl  # late: crews must not load it
-
-    mpl.use("Agg")
-    mpl.rcParams.update(
-        {
-            "font.size": 11,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": PALE,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-        }
-    )
 
 
 def _seconds(value: float) -> str:

@@ -1,7 +1,9 @@
-"""Writes docs/protocol.md from the tables in `shmstream.stream.control_block`, and the table of the metrics in
-docs/operations.md from `shmstream.registry.ops.metrics`: run `make docs`.
+"""Writes the pages that are made from tables in the code: run `make docs`.
 
-The pages cannot drift from the code: tests compare them with what this makes.
+docs/protocol.md               all of it, from `shmstream.stream.control_block`
+docs/operations.md             its table of metrics, from `shmstream.registry.ops.metrics`
+
+The pages cannot drift from the code: tests compare them with what this program makes.
 """
 
 from __future__ import annotations
@@ -23,8 +25,9 @@ from shmstream.stream.control_block import (
     fields_of,
 )
 
-PAGE = Path(__file__).with_name("protocol.md")
-OPERATIONS = Path(__file__).with_name("operations.md")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "protocol.md"
+OPERATIONS = DOCS / "operations.md"
 
 _PAGE = """\
 # The protocol

@@ -1,6 +1,6 @@
 """Many processes want one blob at the same moment: ours against what people do today.
 
-The ways are those of `flight_ways.py`. The clock begins when the first process does, and the last
+The ways are those of `ways.py`. The clock begins when the first process does, and the last
 process's last byte ends it; it has the blob then, verified if it is `ours`. Raw is `plain`, one
 process alone with the same origin. Unthrottled, SHA-256 (0.15 s for 256 MiB where this was written)
 takes a processor longer than the whole plain download does, so there like stands beside like:
@@ -27,12 +27,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-import flight_ways as ways
-from charts import Pictures
-from crew import Crew, Gate
-from flight_ways import Order, Trip
-from origin import Origin
-from report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
+from bench.crew import Crew, Gate
+from bench.flight import ways
+from bench.flight.charts import Pictures
+from bench.flight.ways import Order, Trip
+from bench.origin import Origin
+from bench.report import MIB, CheckFailed, Goal, Options, Row, progress, quantile
 
 Way = Callable[[Order, Gate], Trip]
 _TIMES = 3  # as many rounds where nothing is throttled: they are short, and differ more
@@ -114,7 +114,7 @@ class Outings:
         self._left.append(folder)
         if any(trip.count != self._size for trip in trips):
             raise CheckFailed("a process did not get all bytes")
-        sent = sum(request.sent for request in self._origin.requests())
+        sent = sum(request.bytes for request in self._origin.transfers())
         if sent % self._size or (way is not ways.each and sent != self._size):
             raise CheckFailed(f"the origin sent {sent} bytes for a blob of {self._size}")
         return Outing(trips, sent, self._origin.cpu() - cpu)
@@ -133,7 +133,7 @@ def measure(options: Options, origin: Origin, pictures: Pictures) -> list[Row]:
     folder = ways.prepare(options.folder, "share")
     rows = []
     with Crew(many, pin=options.pin) as crew:
-        outings = Outings(crew, origin, folder, options.size, origin.serve("blob", options.size))
+        outings = Outings(crew, origin, folder, options.size, origin.make("blob", options.size))
         for way in (ways.ours, ways.named, ways.lock, ways.each, ways.plain):
             progress(f"share, verifying {way.__name__}")
             outings.go(way, 1 if way is ways.plain else many, verify=True)

@@ -1,15 +1,15 @@
 """What a flight gives: one blob to many processes of a host, against what people do today.
 
-    python bench/flight.py [--json FILE] [--charts FOLDER] [--rounds 5] [--kills 20] [--quick]
+    python -m bench.flight [--json FILE] [--charts FOLDER] [--rounds 5] [--kills 20] [--quick]
                            [--only SECTION ...] [--size MiB] [--dir FOLDER] [--pin]
 
 Every figure of ours stands beside the same work done in another way in the same run, in an order
 that alternates, and the ratio is the median over the rounds. The sections:
 
-    share     flight_share.py     8 processes, one blob: a file lock, each for itself, one download
-    single    flight_single.py    `Store.fetch`; `curl | tee | sha256sum`
-    open      flight_single.py    opening a complete blob; `open()`
-    takeover  flight_takeover.py  the leader is killed: how long do its followers wait?
+    share     share.py     8 processes, one blob: a file lock, each for itself, one download
+    single    single.py    `Store.fetch`; `curl | tee | sha256sum`
+    open      single.py    opening a complete blob; `open()`
+    takeover  takeover.py  the leader is killed: how long do its followers wait?
 
 The origin is nginx in a process of its own (origin.py), the others are interpreters that were
 started before (crew.py). All of them share the processors of this machine, and the kernel places
@@ -20,7 +20,7 @@ way does beyond that, hashing or reading, it does at the expense of both.
 
 The table says whether each goal is met. The exit code does not: it is 0 unless a check of
 correctness fails, which is 1. With `--quick` everything is tried and nothing is meant. Needs the
-extra `bench`, nginx and curl.
+dependency group `bench`, nginx and curl.
 """
 
 from __future__ import annotations
@@ -32,14 +32,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import flight_share
-import flight_single
-import flight_takeover
-from charts import Pictures
-from crew import CrewFailed
-from origin import NoOrigin, Origin
-from report import MIB, CheckFailed, Options, Row, as_json, machine, progress, table
-
+from bench.crew import CrewFailed
+from bench.flight import share, single, takeover
+from bench.flight.charts import Pictures
+from bench.origin import Origin
+from bench.report import MIB, CheckFailed, Options, Row, as_json, machine, progress, table
+from bench.server import NotServing
 from shmstream import sweep
 
 Measure = Callable[[Options, Origin, Pictures], list[Row]]
@@ -51,10 +49,10 @@ def main() -> int:
     chosen = _arguments()
     kills = chosen.kills or (2 if chosen.quick else 20)
     measures: dict[str, Measure] = {
-        "share": flight_share.measure,
-        "single": flight_single.measure,
-        "open": flight_single.measure_opening,
-        "takeover": partial(flight_takeover.measure, kills=kills),
+        "share": share.measure,
+        "single": single.measure,
+        "open": single.measure_opening,
+        "takeover": partial(takeover.measure, kills=kills),
     }
     rows = []
     pictures = Pictures()
@@ -66,7 +64,7 @@ def main() -> int:
                 for section, measure in measures.items():
                     if section in (chosen.only or SECTIONS):
                         rows += measure(options, origin, pictures)
-        except (CheckFailed, CrewFailed, NoOrigin) as error:
+        except (CheckFailed, CrewFailed, NotServing) as error:
             progress(f"failed: {error}")
             return 1
         finally:

@@ -1,6 +1,6 @@
 """What shmstream costs: one writer and many readers, measured against the raw limit in one run.
 
-    python bench/fanout.py [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
+    python -m bench.stream [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
 
 Every figure of ours stands beside the same work done with no coordination at all, by as many
 processes of the same kind, and the claim is their ratio. The two are measured next to each other,
@@ -25,14 +25,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-import crowd
-import joining
-import memory
-import throughput
-import wakeup
-from crew import CrewFailed
-from report import MIB, CheckFailed, Options, as_json, machine, progress, table
-
+from bench.crew import CrewFailed
+from bench.report import MIB, CheckFailed, Options, as_json, machine, progress, table
+from bench.stream import crowd, joining, memory, throughput, wakeup
 from shmstream import sweep
 
 SECTIONS = {

@@ -22,12 +22,11 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from charts import Pictures
-from crew import Crew, Gate
-from flight_ways import prepare, settle
-from origin import Origin
-from report import CheckFailed, Goal, Options, Row, progress
-
+from bench.crew import Crew, Gate
+from bench.flight.charts import Pictures
+from bench.flight.ways import prepare, settle
+from bench.origin import Origin
+from bench.report import CheckFailed, Goal, Options, Row, progress
 from shmstream import Store
 
 _PIPE = 'set -o pipefail; curl -sS "$1" | tee "$2" | '
@@ -42,13 +41,13 @@ def measure(options: Options, origin: Origin, _pictures: Pictures) -> list[Row]:
     """A row for each pair."""
     folder = prepare(options.folder, "single")
     key, nothing = (
-        f"sha256:{origin.serve(name, size)}" for name, size in (("blob", options.size), ("no", 0))
+        f"sha256:{origin.make(name, size)}" for name, size in (("blob", options.size), ("no", 0))
     )
     url, empty = origin.url("blob"), origin.url("no")
     left: list[Path] = []
 
     def tidy() -> None:
-        for path in left:  # its memory is what the next one writes to, see flight_share.py
+        for path in left:  # its memory is what the next one writes to, see share.py
             shutil.rmtree(path)
         left.clear()
 

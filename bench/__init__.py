@@ -1,0 +1,9 @@
+"""The measurements: run them from the root of the tree, `python -m bench.stream` and so on.
+
+stream/     one writer and many readers, against the raw limit
+flight/     one key for many processes, against what people do today
+peers/      the server, against nginx, Varnish, Squid and Traffic Server
+
+What they share: `crew` (interpreters that start together), `server` (a program that serves a port),
+`report` (rows, goals, the machine), `drawing` (charts), `closing`.
+"""

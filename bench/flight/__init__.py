@@ -1,0 +1,1 @@
+"""One key for many processes, against what people do today: `python -m bench.flight`."""

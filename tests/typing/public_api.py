@@ -1,0 +1,148 @@
+# pyright: strict
+"""The public API as users write it. Nobody runs this: mypy and pyright check it (`make check`)."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, assert_type
+
+import shmstream.sources
+from shmstream import (
+    AsyncBlob,
+    Blob,
+    BlobStreamer,
+    CopierStatistics,
+    Description,
+    Event,
+    EventKind,
+    Feed,
+    Finding,
+    FlightInfo,
+    InFlightCopier,
+    Progress,
+    Retries,
+    Role,
+    ShmstreamError,
+    Source,
+    SourceFailed,
+    State,
+    Store,
+    StreamerStatistics,
+    Subscriber,
+    sweep,
+)
+from shmstream.asgi import InFlightResponse, Receive, Scope, Send
+from shmstream.registry import create_app
+from shmstream.server import Protocol
+from shmstream.sources import FileSource, FsspecSource, HTTPSource, PathSource, as_sources
+
+
+def write(source: BinaryIO) -> None:
+    with BlobStreamer.create("model.bin", name="model", size=5, digest="sha256:00") as blob:
+        blob.append(b"12345")
+        assert_type(blob.transfer(source), int)
+        assert_type(blob.size, int | None)
+        assert_type(blob.state, State)
+        assert_type(blob.name, str)
+        statistics = blob.statistics()
+        assert_type(statistics, StreamerStatistics)
+        assert_type(statistics.subscribers, tuple[Subscriber, ...])
+        blob.commit()
+
+
+def read(destination: BinaryIO) -> None:
+    with InFlightCopier.attach("model", timeout=5, stall_timeout=30) as blob:
+        assert_type(blob.read(10), bytes)
+        assert_type(blob.seek(-4, 2), int)
+        assert_type(blob.copy(destination), int)
+        assert_type(blob.statistics(), CopierStatistics)
+        for data in blob:
+            hashlib.sha256(data)
+        shutil.copyfileobj(blob, destination)
+
+
+def tell(progress: Progress) -> None:
+    assert_type(progress.published, int)
+    assert_type(progress.size, int | None)
+
+
+def hear(event: Event) -> None:
+    assert_type(event.kind, EventKind)
+    assert_type(event.count, int)
+
+
+class Mine:
+    """A source of one's own."""
+
+    name = "mine"
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        def data() -> Iterator[bytes]:
+            yield b"12345"[offset:]
+
+        return Feed(data(), offset=offset, size=5, validator=validator)
+
+    def describe(self) -> Description:
+        return Description(size=5)
+
+
+def sources(file: BinaryIO) -> None:
+    mine: Source = Mine()
+    http: Source = HTTPSource("https://host/blob", timeout=(5, 30))
+    of_path: Source = PathSource("/blob")
+    of_file: Source = FileSource(file)
+    elsewhere: Source = FsspecSource("s3://bucket/blob")
+    every: list[Source | str | Path] = [mine, http, of_path, of_file, elsewhere, "/b", Path("/b")]
+    given = as_sources(every)
+    assert_type(given, list[Source])
+    assert_type(shmstream.sources.HTTPSource, type[HTTPSource])
+
+
+def store() -> None:
+    blobs = Store("/var/cache/blobs", max_bytes=1 << 30, retries=Retries(), on_event=hear)
+    sources: list[Source | str] = ["https://host/blob", Mine()]
+    with blobs.open("sha256:00", sources, progress=tell) as blob:
+        assert_type(blob, Blob)
+        assert_type(blob.read(), bytes)
+        assert_type(blob.role, Role)
+        assert_type(blob.validator, str | None)
+        assert_type(blob.wait(), int)
+    assert_type(blobs.fetch("sha256:00", Path("/blob")), str)
+    assert_type(blobs.flights(), list[FlightInfo])
+    assert_type(blobs.check(), list[Finding])
+    assert_type(blobs.gc(), list[str])
+    assert_type(blobs.evict(0), list[str])
+    assert_type("sha256:00" in blobs, bool)
+    assert_type(sweep(), list[str])
+
+
+def fail(blobs: Store) -> str:
+    try:
+        return blobs.fetch("sha256:00", "https://host/blob")
+    except SourceFailed as error:
+        assert_type(error.reason, str)
+        raise
+    except ShmstreamError as error:
+        return str(error)
+
+
+async def wait(blobs: Store) -> None:
+    async with blobs.aopen("sha256:00", "https://host/blob") as blob:
+        assert_type(blob, AsyncBlob)
+        assert_type(await blob.read(10), bytes)
+        async for data in blob:
+            assert_type(data, bytes)
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    response = InFlightResponse(Store("/blobs"), "sha256:00", "https://host/blob")
+    await response(scope, receive, send)
+
+
+def servers() -> None:
+    assert_type(Protocol.__name__, str)
+    application = create_app()
+    assert callable(application)

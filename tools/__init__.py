@@ -1,0 +1,1 @@
+"""Programs for those who develop shmstream: `python -m tools.generate` from the root of the tree."""
