@@ -53,6 +53,7 @@ from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Layout, Place
+from shmstream.storage.permits import take_permit
 from shmstream.stream import segment
 from shmstream.stream.claims import is_read, reap
 from shmstream.stream.control_block import State
@@ -61,7 +62,7 @@ from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
 
-_MOMENT = 0.05  # s; more than it takes from a place to a stream
+_MOMENT = 0.05  # s; longer than another process needs between taking a permit and its stream
 _PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
 _SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
 
@@ -138,7 +139,7 @@ class Flight:
                 return copier
             try:
                 copier = self._lead()
-            except TooManyFlights:  # the last place may be that of whoever just begins this one
+            except TooManyFlights:  # another process may have the last permit for this very blob
                 if (copier := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
@@ -275,7 +276,7 @@ class Flight:
             return  # others lead; or it has ended: its readers will see
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
-        held = self._take_place()  # its readers wait: with one or without
+        held = self._take_permit()  # its readers wait: with one or without
         leader = self._leader_of(streamer, sources, held)
         try:
             leader.start()
@@ -310,7 +311,7 @@ class Flight:
         Raises:
             BlobNotFound: there is no source.
             StreamExists: somebody else is at it.
-            TooManyFlights: all places are taken.
+            TooManyFlights: all permits are taken.
         """
         sources = self._sources()
         if not sources:
@@ -319,7 +320,7 @@ class Flight:
             raise BlobNotFound(self.place.key, self._layout.folder)
         place, policy = self.place, self._policy
         with ExitStack() as undo:
-            held = self._take_place()
+            held = self._take_permit()
             if held is not None:
                 undo.callback(held.close)
             elif policy.max_flights is not None:
@@ -334,10 +335,10 @@ class Flight:
         policy.tell(Event(EventKind.LED, place.key))
         return leader
 
-    def _take_place(self) -> KernelLock | None:
-        """One of the places for flights; None if there are none left, or no limit."""
+    def _take_permit(self) -> KernelLock | None:
+        """A permit for a flight; None if all are taken, or if the store has no limit."""
         limit = self._policy.max_flights
-        return None if limit is None else self._layout.take_place(limit)
+        return None if limit is None else take_permit(self._layout, limit)
 
     def _create(self) -> ResumableStreamer:
         place, policy = self.place, self._policy

@@ -5,5 +5,6 @@ journal     what lets a download go on after a restart
 check       finds whatever is not as it should be
 gc          removes what dead processes left
 eviction    keeps the folder within its limit
+permits     limits how many downloads are in progress
 flights     lists the downloads that are in progress
 """

@@ -36,11 +36,10 @@ from shmstream.sources.base import Description
 from shmstream.stream.digest import is_digest
 from shmstream.stream.partial import partial_path, sync_folder
 from shmstream.stream.segment import NAME_LIMIT
-from shmstream.system.locks import KernelLock, trouble_with_locks
+from shmstream.system.locks import trouble_with_locks
 
 _MARK = "shmstream store, layout 1\n"
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
-_PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -129,7 +128,7 @@ class Layout:
         StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
         """
         self.folder = os.path.realpath(folder)
-        self._mark = os.path.join(self.folder, ".shmstream")
+        self.mark = os.path.join(self.folder, ".shmstream")
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
         try:
@@ -152,18 +151,18 @@ class Layout:
         os.makedirs(os.path.dirname(self.folder), exist_ok=True)
         if self._make(self.folder):
             made.insert(0, self.folder)
-        is_new = self.size_of(self._mark) <= 0
+        is_new = self.size_of(self.mark) <= 0
         if is_new:
-            Path(self._mark).touch(0o600)
-        if (trouble := trouble_with_locks(self._mark)) is not None:
+            Path(self.mark).touch(0o600)
+        if (trouble := trouble_with_locks(self.mark)) is not None:
             if is_new:
-                self.remove(self._mark)
+                self.remove(self.mark)
             with suppress(OSError):
                 for each in made:
                     os.rmdir(each)
             raise StoreUnusable(self.folder, f"its file system {trouble}")
         if is_new:
-            Path(self._mark).write_text(_MARK)
+            Path(self.mark).write_text(_MARK)
 
     def _make(self, path: str) -> bool:
         """Make a folder, or see that it is a good one; whether it was made."""
@@ -187,25 +186,12 @@ class Layout:
             raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
         return made
 
-    def take_place(self, limit: int) -> KernelLock | None:
-        """One of `limit` places that all processes share; None if all are taken.
-
-        Closing it, or the end of the process, however it ends, gives it back.
-        """
-        place = KernelLock(self._mark)
-        first = secrets.randbelow(limit) if limit else 0
-        for index in range(limit):
-            if place.try_acquire((_PLACES + (first + index) % limit, 1)):
-                return place
-        place.close()
-        return None
-
     def is_time_to_tidy(self, interval: float) -> bool:
         """Whether `interval` seconds have passed since this last said so, to any process."""
         now = time.time()
-        if now - os.stat(self._mark).st_mtime < interval:
+        if now - os.stat(self.mark).st_mtime < interval:
             return False
-        os.utime(self._mark)
+        os.utime(self.mark)
         return True
 
     def place(self, key: str) -> Place:
