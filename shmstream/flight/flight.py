@@ -54,6 +54,7 @@ from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.permits import take_permit
+from shmstream.storage.record import Record
 from shmstream.stream import segment
 from shmstream.stream.claims import is_read, reap
 from shmstream.stream.control_block import State
@@ -202,7 +203,7 @@ class Flight:
         """Whether the complete blob has its digest. One that has not makes way for another."""
         digest = self.place.digest
         if not self.place.is_given:
-            record = self._layout.read_record(self.place.path)
+            record = Record.read(self.place.record)
             if record is None or record.digest is None:
                 return True  # nobody can know
             digest = record.digest

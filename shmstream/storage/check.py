@@ -21,7 +21,8 @@ from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, Stream
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import is_abandoned
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import Entry, Layout, Record
+from shmstream.storage.layout import RECORD, Entry, Layout
+from shmstream.storage.record import Record
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import Block
 from shmstream.stream.digest import digest_of
@@ -88,7 +89,7 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
     shelf, name = os.path.split(entry.path)
     digest: str | None = f"{os.path.basename(shelf)}:{name}"
     if digest == f"named:{name}":
-        record = layout.read_record(entry.path)
+        record = Record.read(entry.path + RECORD)
         if record is None:
             if layout.size_of(entry.path) < 0:  # evicted, and its record with it
                 return []
@@ -116,7 +117,7 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
         digest = digest_of(fd, place.algorithm)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(fd)):
-                layout.write_record(place, replace(record, digest=digest))
+                replace(record, digest=digest).write(place.record)
 
 
 def _verify(path: str, digest: str) -> str:

@@ -18,15 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 from shmstream.events import Event, EventKind
-from shmstream.storage.gc import gc
+from shmstream.storage.gc import WEEK, gc, is_due
 from shmstream.storage.layout import RECORD, Entry, Layout
 from shmstream.system.process import register
 
 _REST = 3.0  # times as long as a look took
 _LAST_LOOK = 10.0  # s; how long the end of the process waits for it
 _TIDY_EVERY = 3600.0  # s; after a flight, if nobody has for so long, `gc` runs by itself
-WEEK = 7 * 24 * 3600.0
-"""Seconds that a partial file which can be gone on with is kept for."""
 
 _log = logging.getLogger("shmstream")
 
@@ -125,7 +123,7 @@ class Upkeep:
 
     def _is_time_to_tidy(self) -> bool:
         try:
-            return self._layout.is_time_to_tidy(_TIDY_EVERY)
+            return is_due(self._layout, _TIDY_EVERY)
         except OSError as error:
             _log.warning("%s: %s", self._layout.folder, error)
             return False

@@ -17,6 +17,8 @@ from shmstream.stream.claims import sweep
 from shmstream.stream.partial import is_written, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
 
+WEEK = 7 * 24 * 3600.0
+"""Seconds that a partial file which can be gone on with is kept for."""
 _GRACE = 60.0  # s; what is younger may be about to get what it lacks
 
 
@@ -56,3 +58,16 @@ def is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
 def _is_resumable(base: str) -> bool:
     """Whether a journal vouches for anything of the partial file; cheaply, without reading it."""
     return any(Journal(base + JOURNAL, each).vouches for each in ("sha256", "sha512"))
+
+
+def is_due(layout: Layout, interval: float) -> bool:
+    """Whether `interval` seconds have passed since this last said so, to any process.
+
+    Raises:
+        OSError: the time cannot be read or noted.
+    """
+    now = time.time()
+    if now - os.stat(layout.mark).st_mtime < interval:
+        return False
+    os.utime(layout.mark)
+    return True

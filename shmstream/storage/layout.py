@@ -18,27 +18,24 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import json
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
-from shmstream.errors import DamagedBlob, StoreUnusable
+from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
+from shmstream.storage.folder import prepare
+from shmstream.storage.record import Record
 from shmstream.stream.digest import is_digest
-from shmstream.stream.partial import partial_path, sync_folder
+from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
-from shmstream.system.locks import trouble_with_locks
 
-_MARK = "shmstream store, layout 1\n"
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
 
 JOURNAL = ".shmstream-journal"
@@ -89,15 +86,6 @@ class Place:
         return self.path + RECORD
 
 
-@dataclass(frozen=True)
-class Record:
-    """Of a blob whose key is no digest: the key, the digest its bytes had, what its source said."""
-
-    key: str
-    digest: str | None
-    metadata: Description
-
-
 class Entry(NamedTuple):
     """A file of the store, as it was when it was looked at.
 
@@ -129,70 +117,13 @@ class Layout:
         """
         self.folder = os.path.realpath(folder)
         self.mark = os.path.join(self.folder, ".shmstream")
+        """The file that says that this is a store; locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
-        try:
-            self._begin()
-            for each in ("blobs", *_SHELVES):
-                self._make(os.path.join(self.folder, each))
-        except OSError as error:
-            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-            raise StoreUnusable(self.folder, reason) from error
+        inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
+        prepare(self.folder, self.mark, inner)
         facts = os.stat(self.folder)
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
-
-    def _begin(self) -> None:
-        """Make the folder and its mark; where locks do not work, leave nothing that was not there.
-
-        Nobody else can have a store there then, so nobody misses it.
-        """
-        above = [str(each) for each in Path(self.folder).parents]
-        made = [each for each in above if not os.path.lexists(each)]  # from the innermost
-        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
-        if self._make(self.folder):
-            made.insert(0, self.folder)
-        is_new = self.size_of(self.mark) <= 0
-        if is_new:
-            Path(self.mark).touch(0o600)
-        if (trouble := trouble_with_locks(self.mark)) is not None:
-            if is_new:
-                self.remove(self.mark)
-            with suppress(OSError):
-                for each in made:
-                    os.rmdir(each)
-            raise StoreUnusable(self.folder, f"its file system {trouble}")
-        if is_new:
-            Path(self.mark).write_text(_MARK)
-
-    def _make(self, path: str) -> bool:
-        """Make a folder, or see that it is a good one; whether it was made."""
-        made = False
-        try:
-            os.mkdir(path, 0o700)
-            made = True
-            sync_folder(os.path.dirname(path))
-        except FileExistsError:
-            pass
-        facts = os.stat(path, follow_symlinks=False)
-        if not stat.S_ISDIR(facts.st_mode):
-            raise StoreUnusable(self.folder, f"{path} is no folder, or a symbolic link to one")
-        if facts.st_uid != os.geteuid():
-            reason = (
-                f"user {facts.st_uid} owns {path}, and this is user {os.geteuid()}; "
-                "each user has a store of its own"
-            )
-            raise StoreUnusable(self.folder, reason)
-        if facts.st_mode & 0o022:
-            raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
-        return made
-
-    def is_time_to_tidy(self, interval: float) -> bool:
-        """Whether `interval` seconds have passed since this last said so, to any process."""
-        now = time.time()
-        if now - os.stat(self.mark).st_mtime < interval:
-            return False
-        os.utime(self.mark)
-        return True
 
     def place(self, key: str) -> Place:
         """Where the blob of that key lies, or will.
@@ -238,47 +169,12 @@ class Layout:
         os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
         return fd, facts.st_size
 
-    def write_record(self, place: Place, record: Record, *, durable: bool = True) -> None:
-        """Store the record of a blob whose key is no digest, whole or not at all.
-
-        `durable`: have it on the disk before its name is there.
-        """
-        facts = {
-            "key": record.key,
-            "digest": record.digest,
-            "metadata": record.metadata.to_text(1 << 16).decode(),
-        }
-        temporary = f"{place.record}.{secrets.token_hex(4)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(facts, file)
-                file.flush()
-                if durable:
-                    os.fsync(fd)
-            os.rename(temporary, place.record)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-    def read_record(self, path: str) -> Record | None:
-        """The record of the named blob at `path`, None if there is none that can be read."""
-        try:
-            facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
-            metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
-            if digest is not None and not is_digest(digest):
-                return None
-            return Record(str(facts["key"]), digest, metadata)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
-
     def metadata(self, place: Place, fd: int) -> Description:
         """What the source said of the complete blob that is open as `fd`, if that is recorded.
 
         A blob whose key is a digest has no record: more than one source may have it.
         """
-        if not place.is_given and (record := self.read_record(place.path)) is not None:
+        if not place.is_given and (record := Record.read(place.record)) is not None:
             with suppress(FileNotFoundError):  # else the record may be another's by now
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
                     return record.metadata
@@ -305,7 +201,7 @@ class Layout:
         algorithm = os.path.basename(shelf)
         if algorithm != "named":
             return f"{algorithm}:{name}"
-        record = self.read_record(path)
+        record = Record.read(path + RECORD)
         return None if record is None else record.key
 
     def has(self, path: str) -> bool:
