@@ -21,7 +21,7 @@ from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, Stream
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import is_abandoned
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import RECORD, Entry, Layout
+from shmstream.storage.layout import RECORD, Entry, Layout, algorithm_at, digest_at
 from shmstream.storage.record import Record
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import Block
@@ -86,9 +86,8 @@ def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Find
 
 
 def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
-    shelf, name = os.path.split(entry.path)
-    digest: str | None = f"{os.path.basename(shelf)}:{name}"
-    if digest == f"named:{name}":
+    digest = digest_at(entry.path)
+    if digest is None:
         record = Record.read(entry.path + RECORD)
         if record is None:
             if layout.size_of(entry.path) < 0:  # evicted, and its record with it
@@ -148,11 +147,10 @@ def _opened(path: str) -> Iterator[int | None]:
 
 def _defect_of(path: str) -> str | None:
     """What is wrong with a journal, also a moment later: somebody may be writing it."""
-    algorithm = "sha512" if os.path.basename(os.path.dirname(path)) == "sha512" else "sha256"
-    if Journal(path, algorithm).defect is None:
+    if Journal(path, algorithm_at(path)).defect is None:
         return None
     time.sleep(MOMENT)
-    return Journal(path, algorithm).defect
+    return Journal(path, algorithm_at(path)).defect
 
 
 # Shared memory.
@@ -231,6 +229,3 @@ def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
     finally:
         os.close(fd)
     return [Finding("inconsistent" if ours else "foreign", path, reason)]
-
-
-# What is of no use any more.

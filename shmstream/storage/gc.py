@@ -6,15 +6,16 @@ so `gc` may run at any time, from any process.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
 from shmstream.storage.flights import streams
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import JOURNAL, Entry, Layout
+from shmstream.storage.layout import JOURNAL, Entry, Layout, algorithm_at
 from shmstream.stream import doorbell
 from shmstream.stream.claims import sweep
-from shmstream.stream.partial import is_written, remove_partial
+from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
 
 WEEK = 7 * 24 * 3600.0
@@ -37,27 +38,29 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     return removed
 
 
-def is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
+def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
     """Whether a partial file, journal or record is of no use to anybody, alive or to come."""
     base = entry.path.rpartition(".shmstream-")[0]
+    partial = partial_path(base)
     try:
         age = time.time() - os.stat(entry.path, follow_symlinks=False).st_mtime
     except FileNotFoundError:
         return False
-    partial = base + ".shmstream-partial"
-    if entry.kind == "temporary":
-        return age > _GRACE
     if entry.kind == "partial":
-        useless = age > _GRACE and not _is_resumable(base)
-        return not is_written(partial) and (age > partial_age or useless)
+        is_useless = age > partial_age or (age > _GRACE and not _is_resumable(base))
+        return is_useless and not is_written(partial)
+    if age <= _GRACE:
+        return False
     if entry.kind == "journal":
-        return age > _GRACE and not os.path.lexists(partial)
-    return age > _GRACE and not os.path.lexists(partial) and not os.path.lexists(base)
+        return not os.path.lexists(partial)
+    if entry.kind == "record":
+        return not os.path.lexists(partial) and not os.path.lexists(base)
+    return entry.kind == "temporary"
 
 
 def _is_resumable(base: str) -> bool:
     """Whether a journal vouches for anything of the partial file; cheaply, without reading it."""
-    return any(Journal(base + JOURNAL, each).vouches for each in ("sha256", "sha512"))
+    return Journal(base + JOURNAL, algorithm_at(base)).vouches
 
 
 def is_due(layout: Layout, interval: float) -> bool:

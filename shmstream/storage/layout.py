@@ -37,6 +37,7 @@ from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
 
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
+_ALGORITHM = "sha256"  # of the bytes of a named blob
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -144,7 +145,7 @@ class Layout:
         else:
             raw = key.encode("utf-8", "surrogatepass")
             path = self._named + hashlib.sha256(raw).hexdigest()
-            digest = "sha256"
+            digest = _ALGORITHM
         return Place(key, path, digest, self._identity)
 
     def open(self, place: Place) -> tuple[int, int] | None:
@@ -197,10 +198,8 @@ class Layout:
 
     def key_of(self, path: str) -> str | None:
         """The key of the blob at `path`; None for a named one whose record is lost."""
-        shelf, name = os.path.split(path)
-        algorithm = os.path.basename(shelf)
-        if algorithm != "named":
-            return f"{algorithm}:{name}"
+        if (digest := digest_at(path)) is not None:
+            return digest
         record = Record.read(path + RECORD)
         return None if record is None else record.key
 
@@ -231,6 +230,18 @@ class Layout:
         """The complete blobs, the least recently used first."""
         found = [each for each in self.entries() if each.kind == "blob"]
         return sorted(found, key=lambda each: (each.used, each.path))
+
+
+def digest_at(path: str) -> str | None:
+    """The digest that the name of the blob at `path` tells; None for a named blob."""
+    shelf, name = os.path.split(path)
+    algorithm = os.path.basename(shelf)
+    return None if algorithm == "named" else f"{algorithm}:{name}"
+
+
+def algorithm_at(path: str) -> str:
+    """The algorithm of the digest of the blob at `path`, as in `Place.algorithm`."""
+    return (digest_at(path) or _ALGORITHM).partition(":")[0]
 
 
 def _naming(digits: int) -> Callable[[str], str]:
