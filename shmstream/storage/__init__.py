@@ -7,6 +7,6 @@ journal     what lets a download go on after a restart
 permits     limits how many downloads are in progress
 flights     lists the downloads that are in progress
 gc          removes what dead processes left
-check       finds whatever is not as it should be
+check       finds everything that is not as it should be
 eviction    keeps the folder within its limit
 """

@@ -1,7 +1,7 @@
 """`gc`: removes what dead processes left, in the store's folder and in shared memory.
 
-Whatever a live process holds is locked, and what a process is just making is younger than `_GRACE`,
-so `gc` may run at any time, from any process.
+Any process may run `gc` at any time. A live process holds locks on what it uses, and a file that it
+is just making is younger than `_GRACE`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,16 @@ from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
 
 WEEK = 7 * 24 * 3600.0
-"""Seconds that a partial file which can be gone on with is kept for."""
-_GRACE = 60.0  # s; what is younger may be about to get what it lacks
+"""Seconds for which a partial file is kept that a download can go on with."""
+_GRACE = 60.0  # s; a younger file may still be without the files that belong to it
 
 
 def gc(layout: Layout, *, partial_age: float) -> list[str]:
-    """Remove what dead processes left; names and paths of what went."""
+    """Remove what dead processes left; the names and paths of what was removed.
+
+    A partial file that a download can go on with is removed once it is older than `partial_age`
+    seconds.
+    """
     removed = sweep()
     for stream in streams():
         bells = [bell for _, bell in doorbell.names(stream.block.token)]
@@ -39,7 +43,11 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
 
 
 def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
-    """Whether a partial file, journal or record is of no use to anybody, alive or to come."""
+    """Whether no process uses this file now, and no download will use it later.
+
+    `partial_age` is the age in seconds at which a partial file counts as abandoned in any case.
+    Complete blobs and foreign files are never abandoned.
+    """
     base = entry.path.rpartition(".shmstream-")[0]
     partial = partial_path(base)
     try:
@@ -59,15 +67,17 @@ def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
 
 
 def _is_resumable(base: str) -> bool:
-    """Whether a journal vouches for anything of the partial file; cheaply, without reading it."""
+    """Whether the journal vouches for any byte of the partial file, which is not read."""
     return Journal(base + JOURNAL, algorithm_at(base)).vouches
 
 
 def is_due(layout: Layout, interval: float) -> bool:
-    """Whether `interval` seconds have passed since this last said so, to any process.
+    """Whether `gc` is to run again: True for one process in `interval` seconds.
+
+    The time of the last True is the modification time of the store's mark.
 
     Raises:
-        OSError: the time cannot be read or noted.
+        OSError: the mark cannot be read or written.
     """
     now = time.time()
     if now - os.stat(layout.mark).st_mtime < interval:

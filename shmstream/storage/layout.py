@@ -1,16 +1,16 @@
-"""The folder of a store: where everything lies, and whether the folder is fit for it.
+"""Where each file of a store lies, and which blob a file belongs to.
 
-    .shmstream                          says that this is a store; locks are tried out on it
+    .shmstream                          the mark: says that this is a store; permits are locks on it
     blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
     blobs/sha512/<hex>
     named/<sha256 of the key>           complete blobs whose key is no digest
-    <blob>.shmstream-partial            a partial file, beside the blob it will be
-    <blob>.shmstream-journal            what is needed to go on with it (journal.py)
-    <blob>.shmstream-record             of a named blob: its key, and what its source said of it
+    <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
+    <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
+    <blob>.shmstream-record             of a named blob: its key, and what its source said
 
-A key never becomes a path: it is a digest in its one spelling, or it is hashed. Folders are 0700,
-files 0600. All of it belongs to one user, and nothing in it may be a symbolic link; whoever could
-write to the folder could give wrong bytes a right name, so a folder of others is refused.
+A key that is a digest has one spelling only; any other key is hashed. So a key never becomes a path
+as it is, and never leads out of the folder. Folders are 0700, files are 0600, and no symbolic link
+is followed (folder.py tells why).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from shmstream.stream.digest import is_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
 
-_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
-_ALGORITHM = "sha256"  # of the bytes of a named blob
+_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
+_ALGORITHM = "sha256"  # of the digest that a named blob gets
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -50,13 +50,13 @@ class Place:
     key: str
     path: str
     digest: str
-    """What the bytes must have: `algorithm:hex`; the algorithm alone for a key that is none."""
+    """The digest that the bytes must have; only its algorithm if the key is no digest."""
     _of: str
-    """Whose and which folder it is."""
+    """Which user and which folder the place belongs to."""
 
     @cached_property
     def stream(self) -> str:
-        """The name of the stream, which no other key, folder or user has."""
+        """The name of the stream; no other key, folder or user has the same."""
         raw = self.key.encode("utf-8", "surrogatepass")
         hashed = hashlib.sha256(self._of.encode() + raw).digest()
         return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
@@ -88,10 +88,10 @@ class Place:
 
 
 class Entry(NamedTuple):
-    """A file of the store, as it was when it was looked at.
+    """A file of the store, as it was when `Layout.entries` found it.
 
-    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` for what is about to be renamed,
-    or `foreign` for what is none of ours.
+    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` (a file that is about to be
+    renamed), or `foreign` (a file that no store makes).
     """
 
     path: str
@@ -110,15 +110,15 @@ class Entry(NamedTuple):
 
 
 class Layout:
-    """The folder of a store. Made if it is not there; holds nothing open."""
+    """The folder of a store. Makes the folder if it is missing, and keeps no file open."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Raises:
-        StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
+        StoreUnusable: other users may write to the folder, or locks do not work there.
         """
         self.folder = os.path.realpath(folder)
         self.mark = os.path.join(self.folder, ".shmstream")
-        """The file that says that this is a store; locks of the whole store are taken on it."""
+        """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
         inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
@@ -127,10 +127,10 @@ class Layout:
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
 
     def place(self, key: str) -> Place:
-        """Where the blob of that key lies, or will.
+        """Where the blob of `key` lies, or will lie.
 
         Raises:
-            ValueError: it is empty, or begins like a digest and is none.
+            ValueError: the key is empty, or begins like a digest and is none.
         """
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
@@ -149,10 +149,12 @@ class Layout:
         return Place(key, path, digest, self._identity)
 
     def open(self, place: Place) -> tuple[int, int] | None:
-        """Descriptor and size of the complete blob, now the most recently used; None without one.
+        """Open the complete blob: its descriptor and its size. None if there is no such blob.
+
+        The blob then counts as the most recently used.
 
         Raises:
-            DamagedBlob: what is there is no file.
+            DamagedBlob: a folder, a link or a device lies there instead of a file.
         """
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -167,29 +169,29 @@ class Layout:
         if not stat.S_ISREG(facts.st_mode):
             os.close(fd)
             raise DamagedBlob(place.key, place.path, "it is no file")
-        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
+        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # `noatime` changes nothing
         return fd, facts.st_size
 
     def metadata(self, place: Place, fd: int) -> Description:
-        """What the source said of the complete blob that is open as `fd`, if that is recorded.
+        """What the source said of the complete blob that is open as `fd`.
 
-        A blob whose key is a digest has no record: more than one source may have it.
+        Empty for a blob whose key is a digest, because such a blob has no record.
         """
         if not place.is_given and (record := Record.read(place.record)) is not None:
-            with suppress(FileNotFoundError):  # else the record may be another's by now
+            with suppress(FileNotFoundError):  # else the record is of a newer blob
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
                     return record.metadata
         return Description()
 
     def size_of(self, path: str) -> int:
-        """Bytes of one file, -1 if it is not there."""
+        """The length of a file in bytes; -1 if there is no such file."""
         try:
             return os.stat(path, follow_symlinks=False).st_size
         except FileNotFoundError:
             return -1
 
     def remove(self, path: str) -> bool:
-        """Remove one file; whether it was there."""
+        """Remove a file. False if there was none."""
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -197,20 +199,20 @@ class Layout:
         return True
 
     def key_of(self, path: str) -> str | None:
-        """The key of the blob at `path`; None for a named one whose record is lost."""
+        """The key of the blob at `path`; None for a named blob whose record is lost."""
         if (digest := digest_at(path)) is not None:
             return digest
         record = Record.read(path + RECORD)
         return None if record is None else record.key
 
     def has(self, path: str) -> bool:
-        """Whether that is the path of something in this folder."""
+        """Whether `path` lies in this folder."""
         return path.startswith(self.folder + os.sep)
 
     def entries(self, *, blobs: bool = True) -> Iterator[Entry]:
-        """All files on the shelves, or all that is not named as a complete blob.
+        """All files of the store. With `blobs=False` it leaves out the complete blobs.
 
-        Symbolic links and folders count as foreign files.
+        A symbolic link or a folder counts as a foreign file.
         """
         for shelf, kind_of in _KINDS.items():
             with os.scandir(os.path.join(self.folder, shelf)) as found:
@@ -233,7 +235,7 @@ class Layout:
 
 
 def digest_at(path: str) -> str | None:
-    """The digest that the name of the blob at `path` tells; None for a named blob."""
+    """The digest that is the key of the blob at `path`; None for a named blob."""
     shelf, name = os.path.split(path)
     algorithm = os.path.basename(shelf)
     return None if algorithm == "named" else f"{algorithm}:{name}"
@@ -245,7 +247,7 @@ def algorithm_at(path: str) -> str:
 
 
 def _naming(digits: int) -> Callable[[str], str]:
-    """What a file on a shelf is, by its name, which begins with so many hex digits."""
+    """A function that tells the kind of a file from its name, on a shelf of such `digits`."""
     is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
     suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
 
