@@ -121,9 +121,10 @@ def infrastructure() -> None:
 
 def _endlive_threads() -> None:
     """Those that start others, ask sources or read cold files stay as long as their process."""
-    for executor in threads._executors.values():
-        executor.shutdown()
-    threads._executors.clear()
+    with threads._executors.held() as executors:
+        for executor in executors.values():
+            executor.shutdown()
+        executors.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from shmstream.demo import fanout, pull, screen, takeover
-from shmstream.demo.parent import temporary_folder
+from shmstream.demo import fanout, pull, takeover
 from shmstream.demo.sample import make_sample
-from shmstream.demo.scene import Scene
+from shmstream.demo.scene import Scene, sha256_of
+from shmstream.demo.screen import introduce, say
+from shmstream.system.signals import undisturbed
+from shmstream.units import amount
 
 _SAMPLE_SIZE = 32 << 20  # bytes
 
@@ -43,19 +47,19 @@ def run(
         if source is None:
             source = folder / "sample.tar"
             what = make_sample(source, _SAMPLE_SIZE)
-        size, sha256 = source.stat().st_size, screen.sha256_of(source)
-        screen.introduce(console, Scene(size, sha256), what)
+        size, sha256 = source.stat().st_size, sha256_of(source)
+        title = "shmstream demo: pull once, stream to everyone on the host"
+        introduce(console, title, [("blob", f"{amount(size)}, {what}")])
         if 1 in acts:
             good = fanout.run(console, Scene(size, sha256), source, folder, rate, count)
-            screen.say(console)
+            say(console)
         if 2 in acts and count > 1 and _can(console, "second", "http", "urllib3"):
             scene = Scene(size, sha256, is_flight=True)
-            good &= takeover.run(console, scene, source, folder / "store", rate, count)
-            screen.say(console)
+            good &= takeover.run(console, scene, source, folder / "flight", rate, count)
+            say(console)
         if 3 in acts and _can(console, "third", "serve", "uvicorn", "prometheus_client", "uvloop"):
-            place = folder / "registry"
-            place.mkdir()
-            good &= pull.run(console, source, place, rate, count)
+            (folder / "registry").mkdir()
+            good &= pull.run(console, source, folder / "registry", rate, count)
     return good
 
 
@@ -63,5 +67,14 @@ def _can(console: Console, act: str, extra: str, *modules: str) -> bool:
     """Whether what an act needs is installed; else tell."""
     missing = any(importlib.util.find_spec(each) is None for each in modules)
     if missing:
-        screen.say(console, f"The {act} act needs: pip install 'shmstream[{extra}]'")
+        say(console, f"The {act} act needs: pip install 'shmstream[{extra}]'")
     return not missing
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed in the end."""
+    with ExitStack() as undo:
+        with undisturbed():
+            folder = undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-"))
+        yield Path(folder)

@@ -1,7 +1,7 @@
 """A client of the demo's third act: a thread that pulls an image as containerd and the like do.
 
-It asks for the manifest of a tag, then for each blob that it names, and verifies every digest. When
-a connection is cut it asks for the rest of the blob, with `Range`.
+It asks for the manifest of a tag, then for each blob that the manifest names, and verifies every
+digest. When a connection is cut it asks for the rest of the blob, with `Range`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import socket
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from urllib.parse import urlsplit
 
@@ -22,30 +22,25 @@ _PATIENCE = 30.0  # s
 
 
 class Client(threading.Thread):
-    """Pulls `name:tag` from the registry at `url`, once it is started."""
+    """Pulls `name:tag` from the registry at `url`, once it is started.
+
+    `position` is the number of bytes of blobs that it has; `first_byte` the seconds from its start
+    to the first of them; `pause` the longest time, in seconds, that it waited for more; `cuts` the
+    positions at which its connection was cut; `verified` the number of right digests.
+    """
 
     def __init__(self, number: int, url: str, name: str, tag: str) -> None:
         super().__init__(name=f"client {number}", daemon=True)
-        self.number = number
         self._host = urlsplit(url).netloc
-        self._path = f"/v2/{name}"
-        self._tag = tag
+        self._path, self._tag = f"/v2/{name}", tag
         self._socket: socket.socket | None = None
-        self._response: HTTPResponse | None = None
         self._stopped = False
-        self.total = 0
-        """Bytes of all blobs; 0 until the manifest is here."""
         self.position = 0
-        """Bytes that it has."""
         self.doing = "waits"
         self.first_byte: float | None = None
-        """Seconds from its start to the first byte of a blob."""
         self.pause = 0.0
-        """Seconds: the longest that it waited for more."""
         self.cuts: list[int] = []
-        """Where it was when its connection was cut."""
         self.verified = 0
-        """Blobs, and the manifest, whose digest was right."""
         self.error = ""
         self._began = self._last = 0.0
 
@@ -58,24 +53,24 @@ class Client(threading.Thread):
             if not self._stopped:
                 self.error = f"{type(error).__name__}: {error}"
 
-    def stop(self) -> None:
-        """End in the middle, if it has not ended."""
+    def close(self) -> None:
+        """End it in the middle, if it has not ended, and wait for that."""
         self._stopped = True
         if (connection := self._socket) is not None:
             with suppress(OSError):  # it has been closed
                 connection.shutdown(socket.SHUT_RDWR)
+        if self.ident is not None:
+            self.join()
 
     def _pull(self) -> None:
         self.doing = "asks for the manifest"
-        response = self._ask(f"{self._path}/manifests/{self._tag}", 0)
-        data = response.read()
-        digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        if response.getheader("docker-content-digest") != digest:
+        with closing(self._ask(f"{self._path}/manifests/{self._tag}", 0)) as response:
+            data, digest = response.read(), response.getheader("docker-content-digest")
+        if digest != f"sha256:{hashlib.sha256(data).hexdigest()}":
             raise ValueError("the manifest has another digest")
         self.verified = 1
         manifest = json.loads(data)
         blobs = [manifest["config"], *manifest["layers"]]
-        self.total = sum(each["size"] for each in blobs)
         for number, blob in enumerate(blobs):
             self.doing = f"layer {number} of {len(blobs) - 1}" if number else "configuration"
             self._fetch(blob["digest"], blob["size"])
@@ -83,16 +78,16 @@ class Client(threading.Thread):
         self.doing = "complete"
 
     def _fetch(self, digest: str, size: int) -> None:
-        hashed, position, failures = hashlib.sha256(), 0, 0
-        while position < size:
+        hashed, end, failures = hashlib.sha256(), self.position + size, 0
+        while self.position < end:
             try:
-                response = self._ask(f"{self._path}/blobs/{digest}", position)
-                while data := response.read1(_BUFFER):
-                    hashed.update(data)
-                    position += len(data)
-                    failures = 0
-                    self._note(len(data))
-                if position < size:
+                offset = size - (end - self.position)
+                with closing(self._ask(f"{self._path}/blobs/{digest}", offset)) as response:
+                    while data := response.read1(_BUFFER):
+                        hashed.update(data)
+                        failures = 0
+                        self._note(len(data))
+                if self.position < end:
                     raise ConnectionError("it was cut")
             except (OSError, HTTPException):
                 failures += 1
@@ -114,30 +109,16 @@ class Client(threading.Thread):
         self.position += count
 
     def _ask(self, path: str, offset: int) -> HTTPResponse:
-        self._let_go()
         connection = HTTPConnection(self._host, timeout=_PATIENCE)
-        connection.connect()
-        self._socket = connection.sock
         headers = {"Accept": "application/vnd.oci.image.manifest.v1+json", "Connection": "close"}
         if offset:
             headers["Range"] = f"bytes={offset}-"
-        try:
+        with closing(connection):  # the response has what it needs
+            connection.connect()
+            self._socket = connection.sock
             connection.request("GET", path, headers=headers)
-            self._response = response = connection.getresponse()
-        finally:
-            connection.close()  # the response has what it needs
+            response = connection.getresponse()
         if response.status not in (200, 206):
+            response.close()
             raise ConnectionError(f"{path} was answered with {response.status}")
         return response
-
-    def _let_go(self) -> None:
-        if self._response is not None:
-            self._response.close()
-            self._response = None
-
-    def close(self) -> None:
-        """End it, and let go of its connection."""
-        self.stop()
-        if self.ident is not None:
-            self.join()
-        self._let_go()

@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import math
 import secrets
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from shmstream.demo import screen
-from shmstream.demo.parent import Reader, Readers
-from shmstream.demo.reader import Orders
+from shmstream.demo.pace import paced
+from shmstream.demo.reader import Orders, Reader, Readers
 from shmstream.demo.scene import Part, Scene
 from shmstream.demo.screen import Fact
-from shmstream.demo.writer import Writer
 from shmstream.stream import doorbell, segment
 from shmstream.stream.partial import partial_path
 from shmstream.stream.stream import Stream
 from shmstream.stream.writer import BlobStreamer
 from shmstream.system.signals import undisturbed
+from shmstream.units import amount
 
 _DURATION = 5.0  # s; how long it takes unless a rate is given
 _LAST_JOINS = 0.7  # of the blob
@@ -49,31 +51,33 @@ def run(
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
     """
-    size = scene.size
     path = folder / "blob"
-    rate = size / _DURATION if rate is None else rate
+    rate = scene.size / _DURATION if rate is None else rate
     name = f"demo-{secrets.token_hex(4)}"
-    screen.introduce_stream(console, name, rate, count)
+    readers_are = "1 interpreter" if count == 1 else f"{count} interpreters, one after another"
+    readers_are += "; one of them is killed" if count > 1 else ""
+    told = [("stream", f"{name}, one writer {screen.pace(rate)}"), ("readers", readers_are)]
+    screen.introduce(console, "Readers come and go", told)
     with ExitStack() as undo:
         with undisturbed():
             streamer = BlobStreamer.create(
                 path,
                 name=name,
-                size=size,
-                chunk_size=max(min(size // 100, 65536), 1),  # so that a small blob flows too
+                size=scene.size,
+                chunk_size=scene.chunk_size,
                 digest=f"sha256:{scene.sha256}",
             )
             undo.enter_context(streamer)
-        token = _token_of(name)
+        with Stream.attach(name) as stream:
+            token = stream.block.token  # by which its doorbells are known
         # The readers end before the streamer, which then removes whatever they have left.
         readers = undo.enter_context(Readers())
-        writer = undo.enter_context(Writer(streamer, source, rate))
-        scene.parts = _cast(readers.start(count), size)
-        with screen.view(console, scene) as view:
-            _play(scene, streamer, readers, writer, view)
-    facts = [screen.of_writer(scene, writer.elapsed, rate), *map(screen.of_kill, scene.parts)]
-    facts += [screen.of_file(scene, path), _of_remains(name, token, path)]
-    return screen.conclude(console, scene, [fact for fact in facts if fact is not None])
+        scene.begin(_cast(readers.start(count), scene.size))
+        with screen.board(console, scene.rows) as update:
+            elapsed = _play(scene, streamer, readers, source, rate, update)
+    facts = [_of_writer(scene, elapsed, rate), *filter(None, map(_of_kill, scene.parts))]
+    facts += [scene.of_file(path), _of_remains(name, token, path)]
+    return scene.conclude(console, facts)
 
 
 def _cast(readers: list[Reader], size: int) -> list[Part]:
@@ -86,30 +90,51 @@ def _cast(readers: list[Reader], size: int) -> list[Part]:
 
 
 def _play(
-    scene: Scene, streamer: BlobStreamer, readers: Readers, writer: Writer, view: screen.View
-) -> None:
+    scene: Scene,
+    streamer: BlobStreamer,
+    readers: Readers,
+    source: Path,
+    rate: float,
+    update: screen.Update,
+) -> float:
+    """Play it to its end; the seconds that the writer took."""
     first = scene.parts[0].reader
     _let_in(scene, streamer.name)
     readers.listen_until(lambda: first.has_joined)
-    writer.start()
-    while not (writer.is_done() and all(part.reader.is_gone for part in scene.parts)):
-        readers.listen(_TICK)
-        _observe(scene, streamer)
-        _let_in(scene, streamer.name)
-        _kill(scene)
-        view.update()
+    stopping = threading.Event()
+
+    def write() -> float:
+        began = time.monotonic()
+        with source.open("rb") as file:
+            streamer.transfer(paced(file.read, rate, stopping))
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(1, "demo-writer") as executor:
+        writing = executor.submit(write)
+        try:
+            while not (writing.done() and readers.are_gone):
+                if writing.done():
+                    writing.result()  # raises what went wrong with it
+                readers.listen(_TICK)
+                _observe(scene, streamer)
+                _let_in(scene, streamer.name)
+                _kill(scene)
+                update()
+        finally:
+            stopping.set()  # which aborts the stream, unless it is committed
     _observe(scene, streamer)
-    view.update(final=True)
+    update(final=True)
+    return writing.result()
 
 
 def _observe(scene: Scene, streamer: BlobStreamer) -> None:
     """See in shared memory how far everybody is."""
-    seen = streamer.statistics()
-    now = time.monotonic()
+    seen, now = streamer.statistics(), time.monotonic()
     scene.published = seen.published
     subscribers = {each.identity.pid: each for each in seen.subscribers}
     for part in scene.parts:
         part.see(subscribers.get(part.reader.pid), now)
+    scene.update_rows()
 
 
 def _let_in(scene: Scene, name: str) -> None:
@@ -128,10 +153,22 @@ def _kill(scene: Scene) -> None:
             part.killed = time.monotonic()
 
 
-def _token_of(name: str) -> int:
-    """By which the stream's doorbells are known."""
-    with Stream.attach(name) as stream:
-        return stream.block.token
+def _of_writer(scene: Scene, elapsed: float, rate: float) -> Fact:
+    """How fast the writer was."""
+    reached = scene.size / elapsed
+    asked = f"{reached * 100 / rate:.0f} % of the rate asked for" if rate else "no limit was set"
+    text = f"{amount(scene.size)} in {elapsed:.1f} s, that is {amount(reached)}/s; {asked}"
+    return Fact("writer", text)
+
+
+def _of_kill(part: Part) -> Fact | None:
+    """What became of the slot of a reader that was killed; None for the others."""
+    if part.killed is None:
+        return None
+    slot = "the stream was complete before the writer came to look after its slot"
+    if part.slot_free_after is not None:
+        slot = f"its slot was free again within {part.slot_free_after * 1000:.0f} ms"
+    return Fact("kill", f"reader {part.reader.number} at {amount(part.position)}; {slot}")
 
 
 def _of_remains(name: str, token: int, path: Path) -> Fact:

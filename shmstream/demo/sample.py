@@ -1,8 +1,8 @@
 """The blob that the demo streams when it is given none: a tar of files that every machine has.
 
-First come the files of Python's standard library, then what is installed beside it, then the
-libraries of the system, and if all that is too little, everything again. Order, times and owners
-are fixed, so the same machine makes the same bytes every time.
+First come the files of Python's standard library, then the packages that are installed beside it,
+then the libraries of the system. Order, times and owners are fixed, so the same machine makes the
+same bytes every time.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import itertools
 import os
 import sysconfig
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-_LARGEST_FILE = 8 << 20  # bytes; larger ones are skipped, so that the tar stays near its size
+_LARGEST_FILE = 8 << 20  # bytes; larger files are skipped, so that the tar stays near its size
 _SKIPPED = ("__pycache__", "site-packages", "dist-packages")
 
 
@@ -24,17 +25,16 @@ def make_sample(path: Path, size: int) -> str:
     Raises:
         OSError: there is no space for it, or no file to put into it.
     """
-    used: dict[Path, int] = {}
+    used: Counter[Path] = Counter()
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for turn in itertools.count():
             for folder, file in _files():
                 if added := _add(tar, file, f"{turn}{file}"):
-                    used[folder] = used.get(folder, 0) + 1
+                    used[folder] += 1
                     size -= added
                 if size <= 0:
-                    return "a tar of " + ", ".join(
-                        f"{count:,} files of {folder}" for folder, count in used.items()
-                    )
+                    told = (f"{count:,} files of {folder}" for folder, count in used.items())
+                    return "a tar of " + ", ".join(told)
             if not used:
                 raise FileNotFoundError("no files to make a blob of were found: use --input")
     raise AssertionError("it has returned")

@@ -1,22 +1,21 @@
 """The second act of `shmstream demo`: the leader of a flight is killed, and the others carry on.
 
 Several interpreters call `Store.open(key, url)` for one key at the same time. One of them leads and
-downloads, from an origin of ours on this host; the others follow. In the middle the leader is
-killed with SIGKILL. One of the followers takes over, asks the origin for the rest, and all finish.
+downloads, from an origin on this host; the others follow. In the middle the leader is killed with
+SIGKILL. One of the followers takes over, asks the origin for the rest, and all finish.
 """
 
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
 
 from shmstream.demo import screen
-from shmstream.demo.origin import Origin, Request
-from shmstream.demo.parent import Readers
-from shmstream.demo.reader import Orders
+from shmstream.demo.origin import NAME, Origin, Request, link_blob
+from shmstream.demo.reader import Orders, Readers
 from shmstream.demo.scene import Part, Phase, Scene
 from shmstream.demo.screen import Fact
 from shmstream.errors import ShmstreamError
@@ -43,29 +42,36 @@ def run(
     """
     rate = scene.size / _DURATION if rate is None else rate
     key = f"sha256:{scene.sha256}"
+    shelf = folder / "origin" / "blobs" / "sha256"
+    shelf.mkdir(parents=True)
+    link_blob(shelf, "", source)
     with ExitStack() as undo:
-        store = Store(folder)
+        store = Store(folder / "store")
         undo.callback(store.gc)
-        origin = undo.enter_context(Origin(source, rate))
+        origin = undo.enter_context(Origin(folder / "origin", rate))
         readers = undo.enter_context(Readers())
-        screen.introduce_flight(console, origin.url, rate, count)
-        scene.parts = [Part(each, 0) for each in readers.start(count)]
+        url = f"{origin.address}/v2/{NAME}/blobs/{key}"
+        call = f"{count} interpreters call store.open(key, url); one of them downloads"
+        told = [("origin", f"{origin.address}, {screen.pace(rate)}"), ("flight", call)]
+        screen.introduce(console, "The leader is killed", told)
+        scene.begin([Part(each) for each in readers.start(count)])
+        orders = Orders(key, None, None, str(folder / "store"), url, scene.chunk_size)
         for part in scene.parts:
-            chunk_size = max(min(scene.size // 100, 65536), 1)  # so that a small blob flows too
-            part.reader.let_in(Orders(key, None, None, str(folder), origin.url, chunk_size))
+            part.reader.let_in(orders)
         flight = _Flight(store, scene)
-        with screen.view(console, scene) as view:
-            while not all(part.reader.is_gone for part in scene.parts):
+        with screen.board(console, scene.rows) as update:
+            while not readers.are_gone:
                 readers.listen(_TICK)
                 flight.look()
                 flight.kill_leader_in_the_middle()
-                view.update()
+                update()
             scene.published = scene.size if key in store else scene.published
-            view.update(final=True)
-        facts = [flight.of_kill(origin.requests()), screen.of_pause(scene)]
+            scene.update_rows()
+            update(final=True)
+        facts = [flight.of_kill(origin.requests()), _of_pause(scene)]
         facts += [_of_origin(scene, origin.requests())]
-        facts += [screen.of_file(scene, Path(store.fetch(key))), flight.of_remains()]
-        return screen.conclude(console, scene, facts)
+        facts += [scene.of_file(Path(store.fetch(key))), flight.of_remains()]
+        return scene.conclude(console, facts)
 
 
 class _Flight:
@@ -89,25 +95,23 @@ class _Flight:
         subscribers = {each.identity.pid: each for each in readers}
         for part in scene.parts:
             part.see(subscribers.get(part.reader.pid), now)
+        scene.update_rows()
 
     def _see(self, flight: FlightInfo) -> None:
         self._scene.published = flight.published
         self._has_begun = self._has_begun or flight.state is State.STREAMING
         if flight.stream not in self._streams:
-            self._remember(flight.stream)
+            with (
+                suppress(ShmstreamError, FileNotFoundError),  # just made, or just gone
+                Stream.attach(flight.stream, timeout=0) as stream,
+            ):
+                self._streams[flight.stream] = stream.block.token
         leader = None if flight.leader is None else flight.leader.pid
         for part in self._scene.parts:
             if part.reader.pid == leader:
                 part.role = Role.LEADS
             elif part.phase is Phase.READING:
                 part.role = Role.FOLLOWS
-
-    def _remember(self, name: str) -> None:
-        try:
-            with Stream.attach(name, timeout=0) as stream:
-                self._streams[name] = stream.block.token
-        except (ShmstreamError, FileNotFoundError):  # just made, or just gone
-            return
 
     def kill_leader_in_the_middle(self) -> None:
         """If it is there, and all the others are."""
@@ -138,6 +142,13 @@ class _Flight:
         remains += [bell for token in self._streams.values() for _, bell in doorbell.names(token)]
         remains += [str(path) for path in Path(self._store.folder).rglob("*" + partial_path(""))]
         return screen.of_remains(remains)
+
+
+def _of_pause(scene: Scene) -> Fact:
+    """How long the survivors had to wait."""
+    reports = [part.reader.report for part in scene.parts if part.killed is None]
+    pauses = [report.pause for report in reports if report is not None]
+    return Fact("pause", f"{max(pauses, default=0) * 1000:.0f} ms, the longest of any survivor")
 
 
 def _of_origin(scene: Scene, requests: list[Request]) -> Fact:

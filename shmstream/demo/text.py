@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream.demo.parent import Reader, Readers, temporary_folder
-from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Report
+from shmstream.demo.acts import temporary_folder
+from shmstream.demo.reader import STANDARD_OUTPUT, Orders, Reader, Readers, Report
 from shmstream.demo.screen import say
 from shmstream.stream.writer import BlobStreamer
 from shmstream.system.signals import undisturbed
@@ -68,7 +68,8 @@ def run(console: Console, folder: Path, delay: float) -> bool:
             clients[0].let_in(Orders(name, str(copy)))
             readers.listen_until(lambda: clients[0].has_joined)
             streamer.transfer(_ticks(console, streamer, readers, clients, delay))
-            readers.listen_to_the_end()
+            while not readers.are_gone:
+                readers.listen()
         clients[0].result()
         return _conclude(console, clients[1].result(), copy, blob)
 

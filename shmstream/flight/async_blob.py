@@ -1,14 +1,14 @@
 """The bridge to asyncio: blobs for any number of tasks, and one thread for each flight.
 
-How far a flight is, a task learns from its `Lookout`; the bytes it reads from the file itself:
+A task learns from a `Lookout` (`hub`) how many bytes are published, and reads them from the file:
 
-    span    128 KiB of the blob, read once and kept while it is among the last few: the tasks at the
-            live tail all want the same one
-    read    from the page cache, which does not block (`RWF_NOWAIT`); what is not there is left to
-            a few threads of our own, so that a cold disk holds up no loop, and nobody else's
-            executor is used
+    span    128 KiB of the blob. A span is read once, and kept while it is among the last 16,
+            because all tasks at the live tail want the same one
+    read    from the page cache, which does not block (`RWF_NOWAIT`). If bytes are not in the page
+            cache, one of four threads reads them, so that a cold disk blocks no event loop. These
+            threads belong to shmstream; the executor of the event loop is not used
 
-A blob that is complete when it is opened needs no lookout, only a descriptor.
+A blob that is complete when it is opened needs no `Lookout`, only a descriptor.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from shmstream.system import threads
 from shmstream.system.threads import in_thread
 
 Stored = tuple[int, int, Description]
-"""A complete blob: its descriptor, its size in bytes, and what its source said of it."""
+"""A complete blob: its descriptor, its size in bytes, and what its source said about it."""
 
 _SPAN = 128 * 1024  # bytes
-_SPANS = 16  # kept for each flight
-_READERS = ("shmstream-read", 4)  # threads that read what is not in the page cache ...
-_STARTERS = ("shmstream-start", 1)  # that start other threads, which wait for their turn
+_SPANS = 16  # spans that are kept for each flight
+_READERS = ("shmstream-read", 4)  # threads that read bytes which are not in the page cache
+_STARTERS = ("shmstream-start", 1)  # a thread that starts other threads, so that no loop waits
 
 
 class AsyncBlob:
     """A readable, seekable blob for asyncio: complete or in flight. From `Store.aopen`.
 
-    Use it as an async context manager; only inside can it be read. `async for data in blob` gives
-    bytes as they arrive. One task at a time may use it; others open their own, and cost nothing.
-    Being cancelled leaves nothing behind, and the position where it was.
+    Use it as an async context manager; it can be read only inside. `async for data in blob` gives
+    bytes as they arrive. One task at a time may use it; each further task opens its own, which
+    needs no further thread. A cancelled read leaves nothing behind, and does not move the position.
 
     Raises from every way of reading what a `Blob` raises.
     """
@@ -58,7 +58,7 @@ class AsyncBlob:
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
     ) -> None:
-        """Internal: use `Store.aopen`. Who names the same `flight` shares what watches it."""
+        """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`."""
         self.key = key
         self._flight = flight
         self._stored = stored
@@ -111,19 +111,19 @@ class AsyncBlob:
             os.close(view.fd)
 
     def _raise_error(self, lookout: Lookout) -> None:
-        """Each task gets an error of its own, since raising one adds to it."""
+        """Raise a copy of the error, because raising adds the traceback of this task to it."""
         if lookout.error is not None:
             raise copy.copy(lookout.error)
 
     def _check_open(self, lookout: Lookout) -> None:
-        if self._lookout is not lookout:  # another task was faster than the bytes
+        if self._lookout is not lookout:  # another task closed it during the wait
             raise StreamClosed(self.key, "it was closed")
 
-    # What there is.
+    # How far the blob is.
 
     @property
     def size(self) -> int | None:
-        """Bytes of the blob; None until that is known."""
+        """Bytes of the blob; None until the size is known."""
         return self._view.published if self._lookout is None else self._lookout.size
 
     @property
@@ -133,44 +133,47 @@ class AsyncBlob:
 
     @property
     def role(self) -> Role:
-        """Whether it was stored when it was opened, or this process leads, or follows."""
+        """Whether it was stored when it was opened, or this process leads its flight or follows."""
         return Role.STORED if self._lookout is None else self._lookout.role
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it is here, verified and in the store."""
+        """Whether the whole blob is verified and in the store."""
         return (self._lookout or self._view).is_complete
 
     @property
     def media_type(self) -> str | None:
-        """As the source declares it. Of a complete blob with a digest for a key: None."""
+        """The media type that the source declares; None for a stored blob whose key is a digest."""
         return (self._lookout or self._metadata).media_type
 
     @property
     def validator(self) -> str | None:
-        """What the source calls these very bytes, such as an ETag; None where `media_type` is."""
+        """The source's name for these very bytes, such as an ETag; None where `media_type` is."""
         return (self._lookout or self._metadata).validator
 
     async def known(self) -> None:
-        """Wait until the source has said what it says of the blob: its size, or its first bytes."""
+        """Wait until the source has answered: until the size or the first byte is known."""
         await self._readable(1, or_size=True)
 
     @property
     def descriptor(self) -> int:
-        """Of the file in which there is what the last wait was for; not the caller's to close.
+        """The descriptor of the file that has the bytes of the last wait; do not close it.
 
-        It may be another one after the next wait: a new leader may begin a new file.
+        After the next wait it may be another one, because a new leader may begin a new file.
         """
         return self._view.fd
 
     async def wait_past(self, seen: int) -> int:
-        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        """Wait until more than `seen` bytes can be read, or the blob is complete; how many can."""
         return await self._readable(seen + 1)
 
     # Reading.
 
     async def _readable(self, want: int, *, or_size: bool = False) -> int:
-        """How far may be read, once that is at least `want` or the end; or the size is known."""
+        """Wait until `want` bytes or the end can be read; how many bytes can.
+
+        With `or_size`, knowing the size ends the wait too.
+        """
         lookout = self._lookout
         if lookout is None:
             if self._view.fd < 0:
@@ -196,7 +199,7 @@ class AsyncBlob:
         return view.published
 
     async def read1(self, size: int = -1) -> bytes:
-        """What is there, waiting for a byte, at most `size` (or 128 KiB); b"" at the end."""
+        """Bytes that have arrived, waiting for one, at most `size` (or 128 KiB); b"" at the end."""
         ahead = await self._readable(self._position + 1) - self._position
         count = min(ahead, _SPAN if size < 0 else size)
         if count <= 0:
@@ -216,7 +219,7 @@ class AsyncBlob:
         return data
 
     async def _span(self, lookout: Lookout, start: int) -> bytes:
-        """The bytes of a span that are published, read once for all tasks."""
+        """The published bytes of a span, read once for all tasks."""
         view = self._view
         count = min(view.published - start, _SPAN)
         known = lookout.spans.get(start)
@@ -260,11 +263,14 @@ class AsyncBlob:
         return self.published
 
     def tell(self) -> int:
-        """Bytes from the beginning of the blob to what is read next."""
+        """Bytes from the beginning of the blob to the next byte to read."""
         return self._position
 
     async def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move the position, also ahead of what has arrived; from the end, wait for the size."""
+        """Move the position, also ahead of the last byte that has arrived; the new position.
+
+        With `SEEK_END` this waits until the size is known.
+        """
         base = 0
         if whence == os.SEEK_CUR:
             base = self._position
@@ -296,9 +302,9 @@ async def _pread(fd: int, count: int, offset: int) -> bytes:
             return bytes(buffer)
     except BlockingIOError:
         pass
-    except OSError:  # a file system that cannot tell, such as tmpfs, which has all in memory
+    except OSError:  # a file system without RWF_NOWAIT, such as tmpfs, which is in memory
         return os.pread(fd, count, offset)
-    mine = os.dup(fd)  # some is not in the page cache; a task that is cancelled closes its own
+    mine = os.dup(fd)  # the thread reads from it even if the task is cancelled and closes `fd`
     with ExitStack() as undo:
         undo.callback(os.close, mine)
         reading = in_thread(partial(_pread_and_close, mine, count, offset), _READERS)

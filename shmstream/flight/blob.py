@@ -1,8 +1,8 @@
-"""`Blob`: a readable file of one key, complete or in flight, whoever leads and however often.
+"""`Blob`: a readable file of one key, complete or in flight, however often its leader changes.
 
-It delegates to a file, or to an `InFlightCopier`. When the copier finds its writer dead, the blob
-joins the flight anew at the same position (which may mean to lead it) and goes on; a source that
-has other bytes by then is an error, and never mixed in.
+It delegates to a file, or to an `InFlightCopier`. If the copier finds its writer dead, the blob
+joins the flight anew at the same position (this process may lead the flight then) and goes on. If
+the source has other bytes by then, reading raises an error; two contents are never mixed.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
-_SPAN = 4 << 20  # bytes; what `copy` moves of a complete file before it notes its position
-_REPORT = 0.1  # s; progress is told no more often
+_BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
+_SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_REPORT = 0.1  # s; progress is reported at most that often
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a blob is: bytes that can be read, of `size` (None while unknown), and our role."""
+    """How far a blob is: `published` bytes can be read, of `size` (None while unknown).
+
+    `role` is the part of this process in its flight.
+    """
 
     key: str
     published: int
@@ -48,15 +51,16 @@ class Blob(io.RawIOBase):
 
     From `Store.open`. Reading waits for bytes that have not arrived, also after a `seek` ahead, and
     ends only where the whole, verified blob ends. `for data in blob` yields bytes as they arrive,
-    `read(n)` waits for all n, `read1` and `readinto` take what is there, `copy` moves everything
-    through the kernel. Use it as a context manager; leaving does not end the flight.
+    `read(n)` waits for all n bytes, `read1` and `readinto` take the bytes that have arrived, `copy`
+    moves everything through the kernel. Use it as a context manager; leaving it does not end the
+    flight.
 
-    One thread at a time may use it, and not a forked child.
+    One thread at a time may use it. A forked child cannot use it.
 
     Raises from every way of reading:
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
-        WriterStalled: nothing came for `stall_timeout`; reading again waits again.
-        DamagedPartial: somebody else changed the file.
+        WriterStalled: no byte came for `stall_timeout`; reading again waits again.
+        DamagedPartial: another program changed the file.
     """
 
     def __init__(
@@ -65,13 +69,13 @@ class Blob(io.RawIOBase):
         progress: Callable[[Progress], None] | None = None,
         reader: Reader | None = None,
     ) -> None:
-        """Internal: use `Store.open`. `reader`: of that flight, if it was joined already."""
+        """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now."""
         self._flight = flight
         self._tell = progress
         self._told = float("-inf")
         self._file = flight.join() if reader is None else reader
         self.joins = 1
-        """How many streams, or files, this has been reading: one more for each that died."""
+        """How many streams or files this blob has read: one more for each leader that died."""
         self.key = flight.place.key
         self.path = flight.place.path
         """Where the complete blob is, or will be."""
@@ -80,12 +84,12 @@ class Blob(io.RawIOBase):
 
     @property
     def role(self) -> Role:
-        """Whether it was stored when it was opened, or we lead its flight, or follow it."""
+        """Whether it was stored when it was opened, or this process leads its flight or follows."""
         return self._flight.role
 
     @property
     def size(self) -> int | None:
-        """Bytes of the blob; None until that is known."""
+        """Bytes of the blob; None until the size is known."""
         if isinstance(self._file, InFlightCopier):
             return self._file.size
         return os.fstat(self._file.fileno()).st_size
@@ -99,11 +103,11 @@ class Blob(io.RawIOBase):
 
     @property
     def is_complete(self) -> bool:
-        """Whether all of it is here, verified and in the store."""
+        """Whether the whole blob is verified and in the store."""
         return not isinstance(self._file, InFlightCopier) or self._file.state == State.COMMITTED
 
     def view(self) -> View:
-        """How far the blob is now, and in which file; it does not wait.
+        """How far the blob is now, and in which file. Does not wait.
 
         The descriptor belongs to this blob.
         """
@@ -115,22 +119,22 @@ class Blob(io.RawIOBase):
 
     @property
     def metadata(self) -> Description:
-        """What the source says of the blob; empty while it has not yet."""
+        """What the source says about the blob; empty until it has answered."""
         return self._flight.metadata(self._file)
 
     @property
     def validator(self) -> str | None:
-        """What the source calls these very bytes, such as an ETag; None while it has not yet."""
+        """The source's name for these very bytes, such as an ETag; None until it has answered."""
         return self.metadata.validator
 
     @property
     def media_type(self) -> str | None:
-        """As the source declares it; None while it has not yet."""
+        """The media type that the source declares; None until it has answered."""
         return self.metadata.media_type
 
     @property
     def position(self) -> int:
-        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+        """Bytes from the beginning of the blob to the next byte to read; the same as `tell()`."""
         return self._file.tell()
 
     def wait(self) -> int:
@@ -142,7 +146,7 @@ class Blob(io.RawIOBase):
         return self.published
 
     def wait_past(self, seen: int) -> int:
-        """Wait until more than `seen` bytes can be read, or it is complete; how many can be."""
+        """Wait until more than `seen` bytes can be read, or the blob is complete; how many can."""
         self._go(partial(self._wait_past, seen))
         return self.published
 
@@ -151,9 +155,9 @@ class Blob(io.RawIOBase):
             self._file.wait(seen + 1)
 
     def duplicate(self) -> int:
-        """Another descriptor of the file that is read now, for reading what is published.
+        """Another descriptor of the file that this blob reads now, to read published bytes.
 
-        It is the caller's to close. The file may be another one after the leader has changed.
+        The caller closes it. After the leader has changed, this blob may read another file.
         """
         if isinstance(self._file, InFlightCopier):
             return self._file.duplicate()
@@ -170,7 +174,7 @@ class Blob(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer` with what is there, waiting for at least one byte; 0 at the end."""
+        """Fill `buffer` with bytes that have arrived, waiting for at least one; 0 at the end."""
         return self._go(lambda: self._file.readinto(buffer)) or 0
 
     def read(self, size: int | None = -1, /) -> bytes:
@@ -190,7 +194,7 @@ class Blob(io.RawIOBase):
         return data
 
     def read1(self, size: int | None = -1, /) -> bytes:
-        """What is there, waiting for a byte, at most `size` (or 64 KiB); b"" at the end."""
+        """Bytes that have arrived, waiting for one, at most `size` (or 64 KiB); b"" at the end."""
         limit = _BUFFER if size is None or size < 0 else size
         return self._go(lambda: self._read1(limit))
 
@@ -218,10 +222,10 @@ class Blob(io.RawIOBase):
         return data
 
     def copy(self, destination: Destination, /) -> int:
-        """Write all bytes from the position to the end to `destination`; how many.
+        """Write all bytes from the position to the end to `destination`; how many those are.
 
-        `destination` is a descriptor, a blocking socket or a binary file object. Bytes go out as
-        they arrive. Blocks for the source and for the destination.
+        `destination` is a descriptor, a blocking socket or a binary file object. Bytes are written
+        as they arrive. Blocks for the source and for the destination.
         """
         mover = Mover(destination)
         start = self.position
@@ -241,18 +245,21 @@ class Blob(io.RawIOBase):
         return count
 
     def tell(self) -> int:
-        """Bytes from the beginning of the blob to what is read next."""
+        """Bytes from the beginning of the blob to the next byte to read."""
         return self._file.tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the position, also ahead of what has arrived; from the end, wait for the size."""
+        """Move the position, also ahead of the last byte that has arrived; the new position.
+
+        With `SEEK_END` this waits until the size is known.
+        """
         return self._go(lambda: self._file.seek(offset, whence))
 
     def fileno(self) -> int:
         """The descriptor of a blob that was complete when it was opened.
 
         Raises:
-            io.UnsupportedOperation: it was in flight: what a descriptor gives may end too early.
+            io.UnsupportedOperation: it was in flight: reading its descriptor may end too early.
         """
         if isinstance(self._file, InFlightCopier):
             raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
@@ -268,12 +275,12 @@ class Blob(io.RawIOBase):
                 result = act()
             except WriterDied as error:
                 error.name = self.key
-                if deaths:  # somebody else is at it, and nothing comes of it so far
+                if deaths:  # another process may be succeeding, and has not finished yet
                     self._be_patient(deaths, began, error)
                 deaths += 1
                 self._rejoin(error)
             except StreamBroken as error:
-                error.name = self.key  # which people know, unlike the stream's name
+                error.name = self.key  # people know the key, and not the stream's name
                 raise
             else:
                 self._report()
@@ -286,7 +293,7 @@ class Blob(io.RawIOBase):
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
     def _rejoin(self, death: WriterDied) -> None:
-        """Read on at the same position, from whatever there is now."""
+        """Join the flight again, and read on at the same position."""
         old = self._file
         try:
             fresh = self._flight.join()
@@ -306,16 +313,20 @@ class Blob(io.RawIOBase):
         self._flight.leave()
 
     def _require_same(self, old: Reader, fresh: Reader) -> None:
-        """Without a digest, another stream's bytes are the same only if their validator is."""
+        """Without a digest, require that the bytes of another stream have the same validator.
+
+        Raises:
+            ContentChanged: they have another validator, or none.
+        """
         if self._flight.place.is_given or not isinstance(old, InFlightCopier):
             return
         if isinstance(fresh, InFlightCopier):
             if fresh.is_same_stream(old):
                 return
         elif os.path.samestat(os.fstat(fresh.fileno()), old.stat()):
-            return  # it was moved before the leader died
+            return  # the leader had moved the file before it died
         if isinstance(fresh, InFlightCopier):
-            fresh.wait(1)  # until the source has said what it is
+            fresh.wait(1)  # with the first byte the validator is known
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
             reason = f"the validator was {before!r} and is {now!r}"
@@ -331,14 +342,14 @@ class Blob(io.RawIOBase):
 
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
-        if (file := getattr(self, "_file", None)) is not None:  # else it was never opened
+        if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
             file.close()
             if isinstance(file, InFlightCopier):
-                self._flight.leave()  # perhaps we were the last of a flight whose leader is dead
+                self._flight.leave()  # this may be the last reader of a flight without a leader
         super().close()
 
     def abandon(self) -> None:
-        """In a forked child: the copier lets go by itself."""
+        """In a forked child: do nothing, because the copier is abandoned by itself."""
 
     def __repr__(self) -> str:
         if self.closed:

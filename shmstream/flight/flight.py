@@ -1,28 +1,29 @@
 """A flight: one download in progress of one key on this host; this process leads it or follows.
 
-`Flight.join` is what every process calls, as often as it takes to have a reader:
+Every process calls `Flight.join`. It repeats these steps until it has a reader:
 
-    1 the blob is complete: open it
-    2 there is a stream of that name: follow it; has its writer died? try to succeed it, and follow
-      in any case, for either we lead now or somebody else does
-    3 claim the name, which only one can; look again whether the blob is complete (its flight may
-      have ended between 1 and 3); else lead, and follow ourselves
+    1 if the blob is complete, open it
+    2 if there is a stream of that name, follow it. If its writer has died, try to succeed first;
+      follow in any case, because now either this process leads or another one does
+    3 claim the name, which only one process can. Look again whether the blob is complete, because
+      its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 
-    this process                     another one, which leads
-    1 looks in the store: not there
+    this process                     another process, which leads
+    1 looks in the store: no blob
                                      commits: moves the file, stores COMMITTED, removes the name
     2 looks for a stream: none
-    3 claims the name, looks again: there it is. Nothing was downloaded twice, nothing failed
+    3 claims the name, looks again: the blob is there. Nothing was downloaded twice, nothing failed
 
-                                     claims the name, publishes a little, is killed
-    3 cannot claim what can be succeeded: goes to 2, and does that
+                                     claims the name, publishes some bytes, is killed
+    3 cannot claim the name of a stream that can be succeeded: goes to 2, and succeeds
 
-A thread that has the time may do it itself: `lead`, where there is no flight, and `run` what comes
-of it; `follow`, where there is one. Then there is no other thread, and who leads needs no reader.
+A thread that has the time may do it itself: if there is no flight, it calls `lead` and runs the
+`Leader` that it gets; if there is one, it calls `follow`. Then no other thread is started, and a
+leader needs no reader.
 
-Reading then goes on until the reader finds its writer dead; it joins anew, at the same position.
-All that notice succeed by turns: the kernel gives the lock to one, the others find it taken and
-follow. An aborted stream is no flight: whoever asks after that begins afresh.
+Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
+All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
+others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
 
-_MOMENT = 0.05  # s; longer than another process needs between taking a permit and its stream
-_PATIENCE = 60.0  # s; how long somebody may hold a name and bring nothing that we see
-_SUCCESSION = 1.0  # s; how long a reader without a source waits for somebody to succeed
+_MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
+_PATIENCE = 60.0  # s; how long a process may hold a name without a byte that this process sees
+_SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
 
 _log = logging.getLogger("shmstream")
 
@@ -73,7 +74,7 @@ Reader = io.FileIO | InFlightCopier
 
 
 class Role(StrEnum):
-    """What a process is to a blob."""
+    """The part of this process: it found the blob stored, leads its flight, or follows."""
 
     STORED = "stored"
     LEADS = "leads"
@@ -82,7 +83,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Policy:
-    """How flights of a store are led; see `Store`."""
+    """How the flights of a store are led; see the arguments of `Store`."""
 
     durable: bool
     verify: bool
@@ -96,7 +97,7 @@ class Policy:
 
 
 class Flight:
-    """One process's part in bringing the blob of one key."""
+    """The part of this process in the flight of one key."""
 
     def __init__(
         self,
@@ -108,7 +109,7 @@ class Flight:
         stall_timeout: float | None,
         lingers: bool,
     ) -> None:
-        """`sources` is called once it is sure that they are needed."""
+        """`sources` is called only when a source is needed."""
         self.place = place
         self.role = Role.STORED
         self._layout = layout
@@ -119,15 +120,15 @@ class Flight:
         self._leader: Leader | None = None
 
     def join(self) -> Reader:
-        """The blob to read, complete or in flight, from its beginning. Blocks for no source.
+        """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
 
         Raises:
-            BlobNotFound: there is neither, and no source to get it from.
-            DamagedBlob: a complete one was to be verified and is wrong, and there is no source.
-            StreamExists: somebody has held its name or its partial file for a minute, and there is
-                neither a stream to follow, nor does the file grow.
-            TooManyFlights: the store's limit is reached, and this is not one of those in progress.
-            CannotStart: there is no room for a flight, see its kinds.
+            BlobNotFound: the blob is not here and not in flight, and there is no source.
+            DamagedBlob: `verify` is set, the complete blob is wrong, and there is no source.
+            StreamExists: another process has held the name or the partial file for a minute; there
+                is no stream to follow, and the file does not grow.
+            TooManyFlights: the store's limit is reached, and this flight is not in progress.
+            CannotStart: a flight cannot begin; see its subclasses.
         """
         began = time.monotonic()
         patience = 0.0
@@ -140,11 +141,11 @@ class Flight:
                 return copier
             try:
                 copier = self._lead()
-            except TooManyFlights:  # another process may have the last permit for this very blob
+            except TooManyFlights:  # another process may be beginning this very flight
                 if (copier := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
-                # Perhaps it leads where we cannot attach, in a container with another /dev/shm.
+                # Perhaps the leader is in a container with another /dev/shm. Then the file grows.
                 if size != (size := self._layout.size_of(self.place.partial)):
                     began = time.monotonic()
                 elif time.monotonic() - began > _PATIENCE:
@@ -155,7 +156,10 @@ class Flight:
                 return copier
 
     def lead(self) -> Leader | None:
-        """Begin the flight, to be `run` at once; None if there is one, or the blob, or no way.
+        """Begin the flight; the caller runs the leader at once. None if `join` is needed instead.
+
+        That is so if there is a flight or a complete blob, if no permit is free, or if the flight
+        is to end when its last reader leaves.
 
         Raises:
             BlobNotFound, CannotStart: as `join`.
@@ -171,9 +175,9 @@ class Flight:
         return self._leader
 
     def follow(self) -> InFlightCopier | None:
-        """A reader of the flight that somebody alive leads; None if there is none. Never waits.
+        """A reader of the flight, if a live process leads it; else None. Never waits.
 
-        It takes its slot when it first waits.
+        The reader takes its slot when it first waits.
         """
         copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
@@ -187,7 +191,7 @@ class Flight:
         return os.path.lexists(segment.path_of(self.place.stream))
 
     def _stored(self) -> io.FileIO | None:
-        """The complete blob."""
+        """The complete blob, opened; None if there is none, or if it is wrong and was removed."""
         stored = self._layout.open(self.place)
         if stored is None:
             return None
@@ -200,12 +204,16 @@ class Flight:
         return file
 
     def _is_right(self, fd: int) -> bool:
-        """Whether the complete blob has its digest. One that has not makes way for another."""
+        """Whether the complete blob has its digest. If not, and there is a source, remove it.
+
+        Raises:
+            DamagedBlob: it has another digest, and there is no source.
+        """
         digest = self.place.digest
         if not self.place.is_given:
             record = Record.read(self.place.record)
             if record is None or record.digest is None:
-                return True  # nobody can know
+                return True  # its digest was never known
             digest = record.digest
         got = digest_of(fd, self.place.algorithm)
         if got == digest:
@@ -220,7 +228,7 @@ class Flight:
         return False
 
     def _follow(self, patience: float) -> InFlightCopier | None:
-        """As `_attach`; and if nobody leads, we try to."""
+        """As `_attach`; if the leader has died, try to succeed first."""
         copier = self._attach(patience)
         if copier is None:
             return None
@@ -235,7 +243,7 @@ class Flight:
         return copier
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
-        """A reader of the stream that is there; None if there is none that anybody should read."""
+        """A reader of the stream; None if there is no stream, or if it is aborted."""
         if not patience and not self._is_in_flight():
             return None
         try:
@@ -253,10 +261,10 @@ class Flight:
         return copier
 
     def _succeed(self, copier: InFlightCopier) -> None:
-        """Lead the flight of `copier`, whose leader died, if nobody is faster.
+        """Lead the flight of `copier`, whose leader died, unless another process is faster.
 
         Raises:
-            BlobNotFound: there is no source here, and nobody else succeeds.
+            BlobNotFound: this process has no source, and no other process succeeds.
         """
         sources = self._sources()
         if not sources:
@@ -274,11 +282,11 @@ class Flight:
                 publish_interval=self._policy.pacing[1],
             )
         except (StreamExists, StreamNotFound):
-            return  # others lead; or it has ended: its readers will see
+            return  # another process leads, or the stream has ended: the copier will see it
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
-        held = self._take_permit()  # its readers wait: with one or without
-        leader = self._leader_of(streamer, sources, held)
+        permit = self._take_permit()  # without a permit, too: the readers of the flight wait
+        leader = self._leader_of(streamer, sources, permit)
         try:
             leader.start()
         except BaseException:
@@ -311,33 +319,33 @@ class Flight:
 
         Raises:
             BlobNotFound: there is no source.
-            StreamExists: somebody else is at it.
-            TooManyFlights: all permits are taken.
+            StreamExists: another process holds the name or the partial file.
+            TooManyFlights: no flight permit is free.
         """
         sources = self._sources()
         if not sources:
-            if os.path.lexists(self.place.path):  # it has come between two looks
+            if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
             raise BlobNotFound(self.place.key, self._layout.folder)
         place, policy = self.place, self._policy
         with ExitStack() as undo:
-            held = self._take_permit()
-            if held is not None:
-                undo.callback(held.close)
+            permit = self._take_permit()
+            if permit is not None:
+                undo.callback(permit.close)
             elif policy.max_flights is not None:
                 raise TooManyFlights(place.key, policy.max_flights)
             streamer = self._create()
             undo.callback(streamer.close)
             if os.path.lexists(place.path):  # the second look
                 return None
-            leader = self._leader_of(streamer, sources, held)
+            leader = self._leader_of(streamer, sources, permit)
             undo.pop_all()
         _log.info("%s: leads", place.key)
         policy.tell(Event(EventKind.LED, place.key))
         return leader
 
     def _take_permit(self) -> KernelLock | None:
-        """A permit for a flight; None if all are taken, or if the store has no limit."""
+        """One of the `max_flights` permits; None if none is free, or if there is no limit."""
         limit = self._policy.max_flights
         return None if limit is None else take_permit(self._layout, limit)
 
@@ -355,7 +363,7 @@ class Flight:
         )
 
     def _leader_of(
-        self, streamer: ResumableStreamer, sources: Sequence[Source], held: KernelLock | None
+        self, streamer: ResumableStreamer, sources: Sequence[Source], permit: KernelLock | None
     ) -> Leader:
         return Leader(
             streamer,
@@ -366,22 +374,22 @@ class Flight:
             lingers=self._lingers,
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
-            held=held,
+            held=permit,
         )
 
     def metadata(self, reader: Reader) -> Description:
-        """What the source said of the bytes that `reader` reads, as far as that is still known."""
+        """What the source said about the bytes that `reader` reads, as far as it is still known."""
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
         return self._layout.metadata(self.place, reader.fileno())
 
     def finish(self) -> None:
-        """If we lead, wait until the leader has cleared up after the end of the stream."""
+        """If this process leads, wait until the leader has cleared up after the stream's end."""
         if self._leader is not None:
             self._leader.join()
 
     def leave(self) -> None:
-        """After a reader has left, or joined anew: remove what a dead flight may have left."""
+        """After a reader has left, or joined anew: remove the stream if its leader is dead."""
         if self._leader is not None and self._leader.is_alive:
             return  # it clears up itself
         with suppress(ShmstreamError, OSError):

@@ -1,29 +1,29 @@
-"""A lookout: one thread that watches one flight for all asyncio tasks of this process.
+"""One thread that watches one flight for all asyncio tasks of this process: a `Lookout`.
 
-Semaphores block, and an event loop must not. The thread waits for bytes, notes how far the blob is,
-and tells every event loop once; tasks that wait there go on. Who uses it is counted.
+Waiting for a semaphore blocks, and an event loop must not block. So the thread waits for bytes,
+notes how many are published, and tells every event loop once; then the waiting tasks go on. The
+`Lookout` counts its users, the open blobs of the tasks.
 
-    leads      there was no flight: the thread leads it, and notes how far it has come by itself.
-               It ends with the flight, also when nobody uses it any more
-    follows    another process leads. The thread has one place among the flight's readers; the last
-               user to leave ends it. Should the leader die, this process may come to lead, in a
-               thread beside
+    leads      there was no flight: the thread leads it, and hears from its own streamer how many
+               bytes are published. It ends with the flight, even without users
+    follows    another process leads: the thread takes one slot among the flight's readers, and ends
+               when the last user leaves. If the leader dies, this process may lead the flight, in
+               another thread
 
-    lookout                                       task
-    1 note the view, or the error                 1 leave a future in its loop's list
-    2 does anybody wait in a loop's list?         2 enough? take it back, and go on
-      have that loop resolve those who have       3 await it
-      enough
+    thread                                        task
+    1 note the view, or the error                 1 put a future into the list of its event loop
+    2 if a list has futures, have its event       2 if there is enough to read, take the future
+      loop resolve those whose tasks have           back, and go on
+      enough to read                              3 await the future
 
-Each stores before it looks, so one of them sees the other. Only the loop's own thread changes its
-list.
+Each stores first and looks afterwards, so one of them sees the other. Only the thread of an event
+loop changes the list of that loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -35,13 +35,14 @@ from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
 from shmstream.stream.control_block import State
 from shmstream.stream.reader import View
-from shmstream.system import process, threads
+from shmstream.system import threads
+from shmstream.system.process import PerProcess
 
-_TICK = 0.25  # s; how soon a lookout notices that nobody is left, and a task what nobody tells
+_TICK = 0.25  # s; after that time a thread checks for users, and a task for untold news
 
 
 class Lookout:
-    """One thread that watches one flight for all tasks of this process. Counts who uses it."""
+    """One thread that watches one flight for all tasks of this process. Counts its users."""
 
     def __init__(self, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]) -> None:
         self._key = key
@@ -49,14 +50,14 @@ class Lookout:
         self._waiting: dict[asyncio.AbstractEventLoop, _Waiting] = {}
         self._joins = 0
         self._fds: list[int] = []
-        # The registry's lock guards these:
+        # The lock of `_lookouts` guards these:
         self._users = 0
         self._leads = False
         self._ended = False
         self.error: BaseException | None = None
         self.is_open = False
         self.view = View()
-        """Its descriptor is open for as long as somebody uses this."""
+        """Its descriptor stays open until the last user has left."""
         self.role = Role.FOLLOWS
         self.media_type: str | None = None
         self.validator: str | None = None
@@ -74,60 +75,60 @@ class Lookout:
 
     @property
     def is_complete(self) -> bool:
-        """Whether there will be no more."""
+        """Whether the whole blob is verified and in the store."""
         return self.view.is_complete
 
-    # Who uses it.
+    # Its users.
 
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
-        """The lookout for that flight, which is to be left again; None if it is not in progress."""
-        with _registry_lock:
-            return cls._find(key)
+        """The `Lookout` of that flight, or None. The caller is one more user, and must `leave` it."""
+        with _lookouts.held() as lookouts:
+            return cls._find(lookouts, key)
 
     @classmethod
     def join(
         cls, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]
     ) -> tuple[Lookout, bool]:
-        """As `find`, or else a new one; and whether it is new, and to be started."""
-        with _registry_lock:
-            if (found := cls._find(key)) is not None:
+        """As `find`, or else a new one; and whether it is new, so that the caller must start it."""
+        with _lookouts.held() as lookouts:
+            if (found := cls._find(lookouts, key)) is not None:
                 return found, False
-            lookout = _registry[key] = cls(key, flight_for_all)
+            lookout = lookouts[key] = cls(key, flight_for_all)
             lookout._users = 1
             return lookout, True
 
-    @classmethod
-    def _find(cls, key: tuple[object, ...]) -> Lookout | None:
-        lookout = _registry.get(key)
+    @staticmethod
+    def _find(lookouts: _Lookouts, key: tuple[object, ...]) -> Lookout | None:
+        lookout = lookouts.get(key)
         if lookout is None or lookout._ended:
             return None
         lookout._users += 1
         return lookout
 
     def leave(self) -> None:
-        """One user less; the last one ends it, unless others may want what it leads."""
-        with _registry_lock:
+        """One user leaves. The last one ends the thread, unless it leads an incomplete flight."""
+        with _lookouts.held() as lookouts:
             self._users -= 1
             if self._users or not (self._ended or self.is_complete or not self._leads):
                 return
-            fds = self._forget(is_over=self._ended)
+            fds = self._forget(lookouts, is_over=self._ended)
             self._ended = True
         _close(fds)
 
     def _end(self, error: BaseException | None) -> None:
-        """The thread is over, or there is none."""
-        with _registry_lock:
+        """The thread ends, or could not be started: tell the tasks."""
+        with _lookouts.held() as lookouts:
             self.error = self.error or error
             self._ended = True
-            fds = [] if self._users else self._forget(is_over=True)
+            fds = [] if self._users else self._forget(lookouts, is_over=True)
         _close(fds)
         self._tell()
 
-    def _forget(self, *, is_over: bool) -> list[int]:
-        """Nobody is to join it any more; what is to be closed, once its thread is over as well."""
-        if _registry.get(self._key) is self:
-            del _registry[self._key]
+    def _forget(self, lookouts: _Lookouts, *, is_over: bool) -> list[int]:
+        """No task can join any more. If the thread is over too, the descriptors to be closed."""
+        if lookouts.get(self._key) is self:
+            del lookouts[self._key]
         if not is_over:
             return []
         self.spans.clear()
@@ -137,12 +138,12 @@ class Lookout:
     # The flight.
 
     def start(self) -> None:
-        """Join the flight, if somebody leads it already, and start the thread.
+        """Follow the flight if another process leads it already, and start the thread.
 
-        Joining takes half a millisecond, less than it takes two threads to tell each other. But
-        this may wait for a thread (`threads.is_ready`), which no event loop should.
+        Joining takes half a millisecond, less than handing over to another thread. But this waits
+        if a thread has to be started (`threads.is_ready`), and then no event loop should call it.
         """
-        if self._ended:  # all have left before it came to this
+        if self._ended:  # all users left before it was started
             self._end(None)
             return
         with ExitStack() as undo:
@@ -155,7 +156,7 @@ class Lookout:
                     self._look_at(blob)
                 threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
                 undo.pop_all()
-            except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
+            except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
                 self._end(error)
 
     def _run(self, flight: Flight, blob: Blob | None) -> None:
@@ -164,17 +165,17 @@ class Lookout:
                 self._lead(flight.place.key, leader)
             else:
                 self._follow(blob or Blob(flight))
-        except BaseException as error:  # noqa: BLE001  whatever it is, the tasks are to know it
+        except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
             self._end(error)
         else:
             self._end(None)
 
     def _lead(self, key: str, leader: Leader) -> None:
         self.role = Role.LEADS
-        with _registry_lock:
+        with _lookouts.held():
             self._leads = not self._ended
         try:
-            with suppress(StreamClosed):  # this process has begun to end
+            with suppress(StreamClosed):  # `close_all` was faster: this process is ending
                 leader.streamer.listen(partial(self._hear, leader))
                 self.is_open = True
                 self._tell()
@@ -191,9 +192,10 @@ class Lookout:
         try:
             while not self._ended and not self.is_complete:
                 self._look_at(blob)
-                # Tasks may have read so far: what is joined when the leader dies must have that.
+                # Tasks may have read all of this. If the leader dies, the blob joins anew at this
+                # position, so the new stream must have the same bytes before it.
                 blob.seek(self.published)
-                with suppress(WriterStalled):  # each task has its own patience
+                with suppress(WriterStalled):  # each task has its own `stall_timeout`
                     if not self.is_complete:
                         blob.wait_past(self.published)
         finally:
@@ -205,26 +207,27 @@ class Lookout:
             self._joins = blob.joins
             if view.fd >= 0:
                 self._note_file(os.dup(view.fd))
-            said = blob.metadata  # known once the size or a byte is
+            said = blob.metadata  # it is known as soon as the size or the first byte is known
             self.media_type, self.validator = said.media_type, said.validator
         self.role = blob.role
         self._note(view)
 
     def _hear(self, leader: Leader) -> None:
-        """There is news. No trouble of this process's readers ends the flight."""
+        """The streamer calls this when readers are woken. An error ends this, not the flight."""
         if not self._ended:
             try:
                 self._look_at_leader(leader)
-            except Exception as error:  # noqa: BLE001  as that there is no descriptor to be had
-                # Without a lock: the streamer has its own, and may be closed by a signal's handler.
+            except Exception as error:  # noqa: BLE001  such as a lack of descriptors
+                # Without the lock of `_lookouts`: a signal handler may be closing the streamer.
                 self.error = error
                 self._ended = True
                 self._tell()
 
     def _look_at_leader(self, leader: Leader) -> None:
         streamer, said = leader.streamer, leader.metadata
+        # The streamer holds its lock while it calls `_hear`: nothing changes between these loads.
         published, is_complete = streamer.published, streamer.state == State.COMMITTED
-        if (published or is_complete) and not self._fds:  # until then it may be replaced
+        if (published or is_complete) and not self._fds:  # before, its file may be replaced
             self._fds.append(streamer.reopen())
         self.media_type, self.validator = said.media_type, said.validator
         self._note(View(published, streamer.size, is_complete))
@@ -232,40 +235,40 @@ class Lookout:
     def _note_file(self, fd: int) -> None:
         if self._fds and os.path.samestat(os.fstat(self._fds[-1]), os.fstat(fd)):
             os.close(fd)
-        else:  # the first, or another file after the leader has changed
+        else:  # the first file, or another one after the leader has changed
             self._fds.append(fd)
 
     def _note(self, view: View) -> None:
-        """Note a view, with our own descriptor of its file, and wake the tasks that have enough."""
+        """Note a view, with a descriptor of this object, and wake the tasks that have enough."""
         before, is_first = self.view, not self.is_open
         self.view = view = view._replace(fd=self._fds[-1] if self._fds else -1)
         self.is_open = True
-        # If this process leads, nobody is woken for the size alone: the first bytes follow at once,
-        # and tasks that wait for the size look again after a moment anyway.
+        # If this process leads, no task is woken for the size alone: the first bytes follow at
+        # once, and tasks that wait for the size look again after a moment anyway.
         if self._leads:
             before = before._replace(size=view.size)
         if is_first or view != before:
             self._tell()
 
-    # Those who wait.
+    # The waiting tasks.
 
     def _tell(self) -> None:
-        """Have the tasks that have enough go on."""
+        """Have every event loop wake its tasks that have enough."""
         for loop, waiting in list(self._waiting.items()):
             if waiting.tasks:
                 try:
                     loop.call_soon_threadsafe(self._resolve, waiting)
-                except RuntimeError:  # it was closed, and its tasks with it
+                except RuntimeError:  # the loop was closed, and its tasks are gone
                     waiting.tasks.clear()
 
     def _resolve(self, waiting: _Waiting) -> None:
-        """In the loop's own thread."""
+        """Wake the tasks that have enough; the loop's own thread calls this."""
         for enough, future, _ in waiting.tasks[:]:
             if self._ended or enough():
                 _go_on(future)
 
     async def wait(self, enough: Callable[[], bool]) -> None:
-        """Wait until `enough`, or for the end, or for a moment."""
+        """Wait until `enough` is true or the thread has ended, 0.25 s at most."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.get(loop)
         if waiting is None:
@@ -283,9 +286,9 @@ _Waits = tuple[Callable[[], bool], "asyncio.Future[None]", int]
 
 
 class _Waiting:
-    """The tasks of one event loop that wait: for what, in which future, and since which tick.
+    """The waiting tasks of one event loop: for each its condition, its future, its first tick.
 
-    One timer for all of them: they are many, and what comes is mostly told.
+    One timer serves all of them, because they are many, and are mostly woken without it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -295,7 +298,7 @@ class _Waiting:
         self._is_ticking = False
 
     def add(self, enough: Callable[[], bool]) -> _Waits:
-        """One more; it goes on after a moment in any case."""
+        """Add a waiting task. After a moment the timer wakes it in any case."""
         waits = (enough, self._loop.create_future(), self._ticks)
         self.tasks.append(waits)
         if not self._is_ticking:
@@ -322,20 +325,9 @@ def _close(fds: Iterable[int]) -> None:
 
 
 def _go_on(future: asyncio.Future[None]) -> None:
-    if not future.done():  # else it was cancelled
+    if not future.done():  # a cancelled task has a future that is done
         future.set_result(None)
 
 
-# Of this process.
-
-_registry: dict[tuple[object, ...], Lookout] = {}
-_registry_lock = threading.Lock()
-
-
-def _forget() -> None:
-    """In a forked child: the threads are the parent's."""
-    global _registry, _registry_lock
-    _registry, _registry_lock = {}, threading.Lock()
-
-
-process.after_fork(_forget)
+_Lookouts = dict[tuple[object, ...], Lookout]
+_lookouts: PerProcess[_Lookouts] = PerProcess(dict)  # their threads are not in a forked child

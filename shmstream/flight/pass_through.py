@@ -46,8 +46,8 @@ from shmstream.sources.download import Download
 from shmstream.sources.local import FileSource, IterableSource
 from shmstream.sources.retries import Retries
 from shmstream.stream.partial import remove_partial
-from shmstream.system import process
 from shmstream.system.locks import file_identity
+from shmstream.system.process import PerProcess
 from shmstream.system.threads import in_thread
 
 if TYPE_CHECKING:
@@ -96,10 +96,10 @@ class Passage:
 
     def begin(self, limit: int) -> bool:
         """Be one of at most `limit` in this process, until it is left; whether that can be."""
-        with _lock:
-            if not self._sources or len(_passages) >= limit:
+        with _passages.held() as passages:
+            if not self._sources or len(passages) >= limit:
                 return False
-            _passages.add(self)
+            passages.add(self)
             return True
 
     async def __aenter__(self) -> Self:
@@ -119,8 +119,8 @@ class Passage:
             with self._lock:
                 self._bytes.close()
         finally:
-            with _lock:
-                _passages.discard(self)
+            with _passages.held() as passages:
+                passages.discard(self)
 
     async def ask(self) -> Description:
         """What the source says of the blob."""
@@ -333,16 +333,4 @@ class _Prefix:
         return self._at < self._end or self._again.digest() == self._before
 
 
-# Of this process: in a forked child, they are the parent's.
-
-_passages: set[Passage] = set()
-_lock = threading.Lock()
-
-
-def _forget() -> None:
-    global _lock
-    _lock = threading.Lock()
-    _passages.clear()
-
-
-process.after_fork(_forget)
+_passages: PerProcess[set[Passage]] = PerProcess(set)  # of this process; a forked child has none

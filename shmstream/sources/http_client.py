@@ -15,7 +15,6 @@ import base64
 import os
 import re
 import ssl
-import threading
 import time
 from collections.abc import Mapping
 from email.utils import mktime_tz, parsedate_tz
@@ -26,7 +25,7 @@ from urllib.request import proxy_bypass
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.sources.base import public
-from shmstream.system import process
+from shmstream.system.process import PerProcess
 
 try:
     import urllib3
@@ -290,9 +289,8 @@ def _seconds(text: str | None) -> float | None:
 
 # The pools of this process.
 
-_lock = threading.Lock()
-_pools: dict[tuple[str | None, str | None], urllib3.PoolManager] = {}  # by scheme and proxy
-_inherited: list[object] = []
+_Pools = dict[tuple[str | None, str | None], urllib3.PoolManager]  # by scheme and proxy
+_pools: PerProcess[_Pools] = PerProcess(dict)  # a forked child has none
 
 
 def _proxy_for(url: Url) -> str | None:
@@ -312,13 +310,13 @@ def _named(kind: str) -> str | None:
 
 
 def _pool_for(scheme: str | None, proxy: str | None) -> urllib3.PoolManager:
-    with _lock:
-        if (scheme, proxy) not in _pools:
+    with _pools.held() as pools:
+        if (scheme, proxy) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
             options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
-            _pools[scheme, proxy] = _new_pool(proxy, options)
-        return _pools[scheme, proxy]
+            pools[scheme, proxy] = _new_pool(proxy, options)
+        return pools[scheme, proxy]
 
 
 def _new_pool(proxy: str | None, options: dict[str, Any]) -> urllib3.PoolManager:
@@ -334,21 +332,8 @@ def close_pools() -> None:
 
     Sources go on to work: the next `open` connects anew, and reads SSL_CERT_FILE again.
     """
-    with _lock:
-        pools = list(_pools.values())
-        _pools.clear()
-    for pool in pools:
+    with _pools.held() as pools:
+        closing = list(pools.values())
+        pools.clear()
+    for pool in closing:
         pool.clear()
-
-
-def _forget() -> None:
-    """In a forked child: the connections are the parent's.
-
-    To close them here would take locks that a thread of the parent may have held at the fork.
-    """
-    global _lock, _pools
-    _inherited.append(_pools)
-    _lock, _pools = threading.Lock(), {}
-
-
-process.after_fork(_forget)

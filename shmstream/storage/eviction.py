@@ -23,6 +23,7 @@ from typing import Any
 from shmstream.events import Event, EventKind
 from shmstream.storage.gc import WEEK, gc, is_due
 from shmstream.storage.layout import RECORD, Entry, Layout
+from shmstream.system import threads
 from shmstream.system.process import register
 
 _REST = 3.0  # times as long as the look took
@@ -50,7 +51,7 @@ class Upkeep:
         self._latest = ""
         self._wanted = False
         self._tidying = False
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Call | None = None
         self._ending = threading.Event()
 
     def expect(self, size: int, path: str) -> None:
@@ -138,7 +139,7 @@ class Upkeep:
             self._wanted = True
             if self._thread is not None:
                 return
-            thread = threading.Thread(target=self._run, name="shmstream-upkeep", daemon=True)
+            thread = threads.Call(self._run, "shmstream-upkeep")
             register(self)  # again, because a forked child begins with nothing registered
             try:
                 if not self._ending.is_set():

@@ -1,11 +1,11 @@
 """One writer and many readers of one blob, in any processes of this host. Usable by itself.
 
     writer    `BlobStreamer` appends chunks to a partial file, and publishes how many there are
-    reader    `InFlightCopier` waits for them, and copies them from the file
+    reader    `InFlightCopier` waits for the chunks, and copies them from the file
 
-The chunk count lies in shared memory (`control_block`, `segment`); each reader has a semaphore that
-the writer posts (`subscribers`, `doorbell`). Whether a process lives, its kernel lock tells
-(`claims`). docs/protocol.md has all of it.
+The chunk count lies in shared memory (`control_block`, `segment`). Each reader has a semaphore that
+the writer posts (`subscribers`, `doorbell`). A kernel lock tells whether a writer or a reader is
+alive (`claims`). docs/protocol.md describes the whole protocol.
 """
 
 from shmstream.stream.claims import sweep

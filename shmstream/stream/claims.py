@@ -1,25 +1,25 @@
-"""Claiming the name and the path of a stream, and removing what the dead have claimed.
+"""Claims the name and the path of a stream, and removes what dead processes have claimed.
 
-Making and removing a stream are two sides of one protocol, so they stand together here. A name in
-`/dev/shm` and a partial file are both claimed in the same way:
+Making and removing a stream are two sides of one protocol, so both are in this module. A name in
+`/dev/shm` and a partial file are claimed in the same way:
 
     creator                                   reaper (of a stream that looks dead)
     1 create the file, which must not exist   1 open the file
-    2 lock it                                 2 lock it: cannot? then it is alive, leave it
-    3 does the name still lead to it?         3 does the name still lead to it?
-      no: a reaper came in between, go to 1     no: somebody else was faster, done
+    2 lock it                                 2 lock it; if that fails, it is alive: leave it
+    3 check that the name still leads to it;  3 check that the name still leads to it; if not,
+      if not, a reaper was faster: go to 1      another process was faster: stop
     4 fill it                                 4 unlink what it names, the segment last
 
-Between 1 and 2 a creator is not yet protected, and a reaper may win the lock; then the creator
-finds in 3 that its file has lost its name, and begins again. After 3 only the holder of the lock
-may unlink, so the name stays. A SIGKILL at any line frees the lock, and the next reaper finishes:
-because the segment goes last, what it names is still found.
+Between 1 and 2 the creator has no protection, and a reaper may get the lock. Then the creator finds
+in 3 that its file has lost its name, and begins again. After 3 only the holder of the lock may
+unlink, so the name stays. A SIGKILL at any line frees the lock, and the next reaper finishes. It
+still finds everything that the segment names, because the segment is unlinked last.
 
-A stream that can be succeeded is no remains to those who would lead: it may have begun, and lost
-its writer, since they looked.
+A dead stream that can be succeeded is not removed by a process that wants to lead: the stream may
+have begun, and lost its writer, after that process looked for a stream.
 
-An inode is never used twice: a partial file that a dead writer left is unlinked, not truncated, so
-readers which still have it open keep their bytes (I2).
+The partial file that a dead writer left is unlinked, never truncated for a new stream. So readers
+that still have it open keep their bytes (I2).
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _LIFE = (1, HEADER_SIZE - 1)
 
 _SWEEP_INTERVAL = 0.1  # s
-_swept = float("-inf")  # when this process did last
+_swept = float("-inf")  # when this process swept last
 
 Spare = Callable[[Block, KernelLock], bool]
-"""Whether to leave a dead stream alone, by its block and its locks."""
+"""Decides from its block and its locks whether a dead stream is left alone."""
 
 
 def is_read(block: Block, lock: KernelLock) -> bool:
-    """Whether somebody alive reads a stream."""
+    """Whether the stream has a live reader."""
     return lock.is_held_elsewhere(block.slots_span)
 
 
 def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
-    """Whether somebody may succeed a dead stream, and needs no byte of it again."""
+    """Whether a new writer can take a dead stream over, at the offset `published`."""
     if not block.resumable or block.state != State.STREAMING:
         return False
     try:
@@ -61,7 +61,7 @@ def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return False
-        raise  # nobody can tell just now
+        raise  # the answer is not known now, as when descriptors have run out
     try:
         return file_identity(partial.fd) == block.file
     finally:
@@ -71,13 +71,13 @@ def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
 def claim_segment(
     name: str, size: int, spare: Spare | None = None
 ) -> tuple[Segment, KernelLock] | None:
-    """Make the segment of that name anew and lock its header; None if a live writer has it.
+    """Make a new segment of that name and lock its header; None if a live writer has the name.
 
-    What a dead writer left under that name is removed; or not, and then it is None, too: `spare` as
-    in `reap`.
+    The stream that a dead writer left under that name is removed first. If `spare` leaves it alone
+    (see `reap`), the answer is None too.
 
     Raises:
-        DamagedSegment: what has the name is nothing that this version made.
+        DamagedSegment: the segment of that name was not made by this version.
         PermissionError: it belongs to another user.
         OSError: shared memory or descriptors have run out; nothing is left behind.
     """
@@ -94,18 +94,21 @@ def claim_segment(
                     undo.pop_all()
                     return mapped, lock
         except FileExistsError:
-            # A reaper may be at it. Who has something spared is to look at what it is in any case.
+            # A reaper may be removing it. A caller with `spare` always inspects the stream anyway.
             if not reap(name, spare) and (spare is not None or not is_abandoned(name)):
                 return None
         except OSError as error:
-            error.with_traceback(None)  # lets a half-made mapping go, and its descriptor with it
+            error.with_traceback(None)  # frees a half-made mapping, and its descriptor with it
             with suppress(OSError, DamagedSegment):
                 reap(name, spare)
             raise
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether the segment of that name has no live writer, or is gone; a reaper may be at it."""
+    """Whether the segment of that name has no live writer, or is gone.
+
+    A reaper may be removing it.
+    """
     try:
         lock = KernelLock(segment.path_of(name), os.O_NONBLOCK)
     except FileNotFoundError:
@@ -116,26 +119,26 @@ def is_abandoned(name: str) -> bool:
         lock.close()
 
 
-# Removing what the dead have left (I8).
+# Removing what dead processes have left (I8).
 
 
 def reap(name: str, spare: Spare | None = None) -> bool:
-    """Remove the stream of that name if its writer is dead; False if it is alive.
+    """Remove the stream of that name if its writer is dead; whether the name is gone.
 
-    Segment, doorbells and partial file go; a committed blob stays, and a resumable stream's
-    partial file. A dead stream that is to be spared is left alone too. One that somebody still
-    reads (`is_read`) is removed by whoever leaves it last:
+    Segment, doorbells and partial file are removed. A committed blob stays, and so does the partial
+    file of a resumable stream. If `spare` says so, a dead stream is left alone. A dead stream that
+    is spared because it has readers (`is_read`) is removed by the reader that leaves last:
 
-        one reader                              another one
-        1 lets go of its slot
+        one reader                              another reader
+        1 gives its slot back
         2 locks byte 0, sees the other's slot
-                                                1 lets go of its slot
-                                                2 cannot lock byte 0: somebody reaps
-        3 lets go of byte 0, looks again: it
-          is the last one, and goes to 2
+                                                1 gives its slot back
+                                                2 cannot lock byte 0: a reaper is at work
+        3 unlocks byte 0, checks again: it
+          is the last reader, and goes to 2
 
     Raises:
-        DamagedSegment: what has the name is nothing that this version made; it is left alone.
+        DamagedSegment: the segment was not made by this version; it is left alone.
         PermissionError: it belongs to another user.
     """
     path = segment.path_of(name)
@@ -165,7 +168,7 @@ def reap(name: str, spare: Spare | None = None) -> bool:
 
 
 def _remove_remains(block: Block, ready: bool) -> None:
-    """Remove what the block of a dead stream names; in one that is half made, perhaps a path."""
+    """Remove what the block of a dead stream names; a half-made block names at most a path."""
     if block.path and block.state != State.COMMITTED and not block.resumable:
         partial = partial_path(os.fsdecode(block.path))
         remove_partial(partial, only=block.file if ready else None)
@@ -174,18 +177,17 @@ def _remove_remains(block: Block, ready: bool) -> None:
 
 
 def sweep(but: str = "") -> list[str]:
-    """Remove what dead processes of this user have left on this host; the names of what went.
+    """Remove what dead processes of this user have left on this host; names of what was removed.
 
-    Dead streams that nobody reads any more go with their doorbells and partial files, and so do
-    doorbells whose stream is gone. Nothing that is alive is touched, nor anything that this
-    version of shmstream did not make, nor the stream of the name `but`. Cheap, never blocks, safe
-    at any time from any process; `BlobStreamer.create` calls it, though not for each of many
-    streams at once.
+    This removes dead streams without readers, with their doorbells and partial files, and doorbells
+    whose stream is gone. It touches nothing that is alive, nothing that this version of shmstream
+    did not make, and not the stream of the name `but`. It is cheap, never blocks, and any process
+    may call it at any time. `BlobStreamer.create` calls it, at most ten times a second.
     """
     global _swept
     _swept = time.monotonic()
     removed = []
-    bells = list(doorbell.names())  # before the tokens: no stream is younger than its bells
+    bells = list(doorbell.names())  # before the segments: a segment is older than its doorbells
     tokens = set()
     for name in segment.names():
         try:
@@ -194,24 +196,24 @@ def sweep(but: str = "") -> list[str]:
                 tokens.add(token)
             else:
                 removed.append(name)
-        except DamagedSegment:  # perhaps another version's stream: then its bells are unknown
+        except DamagedSegment:  # perhaps another version's: its token is unknown, so spare all
             bells.clear()
-        except FileNotFoundError:  # gone meanwhile
+        except FileNotFoundError:  # removed meanwhile
             continue
-        except OSError:  # it cannot be looked at just now: then its bells are unknown too
+        except OSError:  # it cannot be opened now: its token is unknown too
             bells.clear()
     removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
     return removed
 
 
 def sweep_again(but: str) -> None:
-    """`sweep`, if this process has not just done so: it looks at every stream that there is."""
+    """`sweep`, unless this process has just done so: it opens every stream of the host."""
     if time.monotonic() - _swept >= _SWEEP_INTERVAL:
         sweep(but)
 
 
 def _look_at(name: str) -> tuple[bool, int]:
-    """Whether a stream has a live writer, and what its doorbells are named by; takes nothing."""
+    """Whether a stream has a live writer, and the token in its doorbells' names; takes no lock."""
     fd = os.open(segment.path_of(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return is_held(fd, _LIFE), Block.read_token(fd, name)

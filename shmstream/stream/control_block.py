@@ -1,4 +1,4 @@
-"""The control block: what one stream's processes know of it, in shared memory.
+"""The control block: the state of one stream, in memory that all its processes share.
 
     0             HEADER_SIZE            + 8 x slots               + 64 x slots
     +-------------+----------------------+--------------------------+
@@ -7,25 +7,26 @@
     | writes      | its reader writes    | its reader writes        |
     +-------------+----------------------+--------------------------+
 
-The layout is the classes below: `Word` and `Text` fields with their offsets, who writes them, when,
-and what orders them. This is the only code that touches raw shared bytes; `docs/protocol.md` is
-made from these tables. Words are aligned and 64 bits wide, and are stored and loaded through a
-`memoryview` cast to them, which is one machine instruction; `struct.pack_into` would let a reader
-see zeros. All numbers are in host byte order; sizes and offsets of blobs are in bytes.
+The layout is the classes below: `Word` and `Text` fields, each with its offset, its one writing
+role, the moment of writing, and the order in which it is stored. This is the only code that touches
+raw shared bytes, and `docs/protocol.md` is made from these tables. Words are aligned and 64 bits
+wide. They are stored and loaded through a `memoryview` cast to words, which is one machine
+instruction; `struct.pack_into` would let a reader see zeros. All numbers are in host byte order;
+sizes and offsets of blobs are in bytes.
 
-The memberships lie together so that the writer sees with one comparison of a few KiB whether
-anyone has come or gone since it last rang.
+The memberships lie together, so that the writer sees with one comparison of a few KiB whether a
+reader has come or gone since the last ring.
 
     I1 `published` never decreases, and never exceeds the size.
     I2 Bytes below `published` are on disk and never change.
     I3 Size, error and `published` are final before a terminal state is stored.
-    I4 A ring may be spurious or missing: truth is in the block, every wait is bounded, and every
-       wake re-reads it.
+    I4 A ring may be spurious or missing: the truth is in the block, every wait is bounded, and a
+       reader loads the block again after every wait.
     I5 With a digest, the last chunk is withheld until the digest of all bytes is verified and the
        blob has its final name.
-    I6 No reader can block, slow or kill the writer; no reader can block another.
-    I7 End of data is only ever COMMITTED.
-    I8 Whatever a SIGKILL leaves behind, the next user removes; nothing alive is ever removed.
+    I6 No reader can block, slow or kill the writer; no reader can block another reader.
+    I7 Data ends only when the state is COMMITTED.
+    I8 The next user of the host removes what a SIGKILL leaves behind; nothing alive is removed.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ SLOT_SIZE = 64
 MAX_SLOTS = 1 << 16
 _LOW_BYTES = slice(0 if sys.byteorder == "little" else 7, None, 8)  # of words, one after another
 UNKNOWN = (1 << 64) - 1
-"""The size of a blob whose size is not known yet."""
+"""The stored size of a blob whose size the writer does not know yet."""
 
 
 class State(IntEnum):
-    """Where a stream is in its life. COMMITTED and ABORTED never change again."""
+    """The state of a stream. COMMITTED and ABORTED never change again."""
 
     OPENING = 0
     STREAMING = 1
@@ -65,10 +66,13 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.COMMITTED: frozenset(),
     State.ABORTED: frozenset(),
 }
-"""Which states may follow a state. *Orphaned* is observed (nobody holds the lock on the header of
-a stream that is not terminal) and never stored."""
+"""The states that may follow each state. *Orphaned* is observed (no process holds the lock on the
+header of a stream that is not terminal) and never stored."""
 
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+
+
+_FILE_WHEN = "creation; again before STREAMING if another file is begun"
 
 
 class _HasWords(Protocol):
@@ -102,7 +106,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Text:
-    """Up to `capacity` bytes at `offset`, behind a word with their number."""
+    """A word at `offset` with a number of bytes, then the bytes, at most `capacity`."""
 
     offset: int
     capacity: int
@@ -147,13 +151,25 @@ class Block:
     slots = Word(16, "writer", "creation", "", "number of subscriber slots")
     token = Word(24, "writer", "creation", "", "48 random bits that name this stream's doorbells")
     chunk_size = Word(32, "writer", "creation", "", "bytes of a chunk; the last may be shorter")
-    writer_pid = Word(40, "writer", "creation, takeover", "", "process id, in its pid namespace")
-    writer_started = Word(48, "writer", "creation, takeover", "", "its start, in us, Unix time")
-    writer_namespace = Word(56, "writer", "creation, takeover", "", "inode of its pid namespace")
-    device = Word(64, "writer", "creation", "", "device of the partial file")
-    inode = Word(72, "writer", "creation", "", "inode of the partial file")
-    file_generation = Word(88, "writer", "creation", "", "of that inode: numbers are reused")
-    epoch = Word(80, "writer", "takeover", "", "one more for each writer that took over")
+    writer_pid = Word(
+        40, "writer", "creation, takeover", "", "the writer's process id, in its pid namespace"
+    )
+    writer_started = Word(
+        48,
+        "writer",
+        "creation, takeover",
+        "",
+        "start time of the writer's process, in us since 1970",
+    )
+    writer_namespace = Word(
+        56, "writer", "creation, takeover", "", "inode of the writer's pid namespace"
+    )
+    device = Word(64, "writer", _FILE_WHEN, "", "device of the partial file")
+    inode = Word(72, "writer", _FILE_WHEN, "", "inode of the partial file")
+    file_generation = Word(
+        88, "writer", _FILE_WHEN, "", "generation of that inode: its number may be used again"
+    )
+    epoch = Word(80, "writer", "takeover", "", "number of takeovers so far")
     resumable = Word(
         96, "writer", "creation", "", "1: the partial file outlives a dead or aborting writer"
     )
@@ -162,31 +178,41 @@ class Block:
         "writer",
         "once: at creation, when the source tells it, or at commit",
         "before COMMITTED (I3)",
-        "of the blob; all ones: unknown",
+        "bytes of the blob; all ones: unknown",
     )
     published = Word(
         192,
         "writer",
         "publish",
         "after the bytes are written (I2)",
-        "bytes readable: the truth (I1)",
+        "bytes that can be read: the truth (I1)",
     )
     chunk_count = Word(
         200,
         "writer",
         "publish",
         "after `published`, before the rings",
-        "whole chunks readable, and the short last one once the end is known",
+        "whole chunks that can be read; the short last chunk counts once the end is known",
     )
     progress = Word(
-        208, "writer", "publish", "", "when that was, in ns of the host's monotonic clock"
+        208,
+        "writer",
+        "publish",
+        "",
+        "time of the last publish, in ns of the host's monotonic clock",
     )
-    state = Word(216, "writer", "transition", "after all that it makes final (I3)", "see States")
-    digest = Text(256, 248, "writer", "creation", "", "`algorithm:hex`, or empty")
+    state = Word(
+        216, "writer", "transition", "after all fields that it makes final (I3)", "see States"
+    )
+    digest = Text(
+        256, 248, "writer", "creation", "", "`algorithm:hex`, the algorithm alone, or empty"
+    )
     path = Text(
-        512, 4096, "writer", "creation", "", "where the blob will be; the partial file is beside it"
+        512, 4096, "writer", "creation", "", "path of the blob; the partial file is beside it"
     )
-    error = Text(4616, 2536, "writer", "abort", "before ABORTED (I3)", "why, as JSON")
+    error = Text(
+        4616, 2536, "writer", "abort", "before ABORTED (I3)", "reason of the abort, as JSON"
+    )
     metadata = Text(
         7160,
         1024,
@@ -202,19 +228,19 @@ class Block:
         self.load_published: Callable[[], int] = partial(
             self.words.__getitem__, Block.published.offset >> 3
         )
-        """`published`, without a Python frame: right after a wake-up each costs microseconds."""
+        """Loads `published` without a Python frame, which costs microseconds after a wake-up."""
 
     @staticmethod
     def size_for(slots: int) -> int:
-        """Bytes of shared memory that a block with so many slots takes."""
+        """Bytes of shared memory that a block with that number of slots takes."""
         return HEADER_SIZE + slots * (8 + SLOT_SIZE)
 
     @staticmethod
     def read_token(fd: int, name: str) -> int:
-        """The token in a segment's file, 0 in one that is half made.
+        """The token in a segment's file; 0 if its writer has not stored it yet.
 
         Raises:
-            DamagedSegment: it is none of ours, or of another version.
+            DamagedSegment: the file is no control block, or has another layout version.
         """
         words = memoryview(os.pread(fd, Block.token.offset + 8, 0).ljust(32, b"\0")).cast("Q")
         magic, version, _, token = words
@@ -224,14 +250,16 @@ class Block:
 
     @classmethod
     def read(cls, fd: int) -> Block:
-        """The header in a segment's file, in memory of its own; zeros where there is none yet."""
+        """A copy of the header in a segment's file; zeros where the file is shorter."""
         return cls(memoryview(bytearray(os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0"))))
 
     def validate(self, name: str, available: int | None = None) -> bool:
         """Whether the block is ready to be read; False while its writer is still making it.
 
+        `available` is the size of the segment in bytes, if `memory` is only a copy of the header.
+
         Raises:
-            DamagedSegment: it is none of ours, of another version, or inconsistent.
+            DamagedSegment: it is no control block, has another layout version, or is inconsistent.
         """
 
         def refuse(reason: str) -> DamagedSegment:
@@ -251,7 +279,7 @@ class Block:
         return True
 
     def _inconsistencies(self, available: int) -> Iterator[str]:
-        state = self.state  # first: what a terminal state makes final is loaded after it (I3)
+        state = self.state  # first: fields that a terminal state makes final are loaded later (I3)
         slots, published, size = self.slots, self.published, self.size
         if not 1 <= slots <= MAX_SLOTS:
             yield f"it claims {slots} slots"
@@ -271,7 +299,7 @@ class Block:
             yield "its path is not absolute"
 
     def require(self, to: State, name: str) -> None:
-        """Refuse unless the state `to` may follow the present one.
+        """Require that the state `to` may follow the present state.
 
         Raises:
             IllegalTransition: it may not.
@@ -281,7 +309,7 @@ class Block:
             raise IllegalTransition(name=name, state=present.name, to=to.name)
 
     def advance(self, to: State, name: str) -> None:
-        """Store the state `to`, if it may follow the present one; otherwise change nothing.
+        """Store the state `to` if it may follow the present state; otherwise change nothing.
 
         Raises:
             IllegalTransition: it may not.
@@ -291,32 +319,32 @@ class Block:
 
     @property
     def file(self) -> tuple[int, int, int]:
-        """Which file it is that the stream writes: device, inode, generation."""
+        """Identity of the partial file: device, inode, generation."""
         return self.device, self.inode, self.file_generation
 
     @property
     def header_span(self) -> tuple[int, int]:
-        """The bytes that the writer writes, and holds the lock on."""
+        """The bytes that the writer writes, and on which it holds a lock."""
         return (0, HEADER_SIZE)
 
     @property
     def life_span(self) -> tuple[int, int]:
-        """The bytes that tell whether the writer lives: a reaper locks only the one before them."""
+        """The bytes whose lock only a writer holds: a reaper locks just the byte before them."""
         return (1, HEADER_SIZE - 1)
 
     @property
     def slots_span(self) -> tuple[int, int]:
-        """The bytes of all slots: the lock on any of them is held by a live reader."""
+        """The bytes of all slots: only live readers hold locks on them."""
         return (self._slot_offset(0), self.slots * SLOT_SIZE)
 
     def memberships(self) -> memoryview:
-        """All membership words, as a view to be released before the block is."""
+        """All membership words, as a view; the caller releases it before the block."""
         return self.words[HEADER_SIZE >> 3 : self._slot_offset(0) >> 3]
 
     def taken(self) -> dict[int, int]:
-        """The slots that somebody has, dead or alive, and the generation of each."""
+        """The slots that readers have, dead or alive: slot number -> generation."""
         with self.memberships() as words:
-            flags = words.tobytes()[_LOW_BYTES].rstrip(b"\0")  # most have never been taken
+            flags = words.tobytes()[_LOW_BYTES].rstrip(b"\0")  # most slots have never been taken
             used = words[: len(flags)].tolist()
         return {index: word >> 8 for index, word in enumerate(used) if word & 1}
 
@@ -328,26 +356,34 @@ class Block:
         return HEADER_SIZE + self.slots * 8 + index * SLOT_SIZE
 
     def snapshot(self) -> Block:
-        """The header as it is now, in memory of its own; it has no slots."""
+        """A copy of the header as it is now, without slots."""
         return Block(memoryview(bytearray(self.memory[:HEADER_SIZE])))
 
     def release(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the memory, so that it can be unmapped."""
         self.words.release()
 
 
 class Slot:
-    """One subscriber's place: written by the reader that holds the lock on its bytes.
+    """The slot of one subscriber: the reader that holds the lock on its bytes writes it.
 
-    The membership word, which lies apart, is `generation << 8 | active`: a new generation for each
-    reader that takes the slot, so that a doorbell's name is never that of an earlier reader.
+    The membership word, which lies apart, is `generation << 8 | active`. Each reader that takes the
+    slot begins a new generation, so that no two readers have doorbells of the same name.
     """
 
-    pid = Word(0, "reader", "subscribe", "before the membership", "process id")
-    started = Word(8, "reader", "subscribe", "before the membership", "its start, in us")
-    namespace = Word(16, "reader", "subscribe", "before the membership", "its pid namespace")
+    pid = Word(0, "reader", "subscribe", "before the membership", "the reader's process id")
+    started = Word(
+        8,
+        "reader",
+        "subscribe",
+        "before the membership",
+        "start time of that process, in us since 1970",
+    )
+    namespace = Word(
+        16, "reader", "subscribe", "before the membership", "inode of its pid namespace"
+    )
     position = Word(
-        24, "reader", "read", "", "how far it has read: for people, not for correctness"
+        24, "reader", "read", "", "bytes that it has read: for people, not for correctness"
     )
 
     def __init__(self, block: Block, index: int, offset: int) -> None:
@@ -358,7 +394,7 @@ class Slot:
 
     @property
     def membership(self) -> tuple[int, bool]:
-        """Generation, and whether a reader is there."""
+        """Generation, and whether a reader has the slot."""
         word: int = self._membership[0]
         return word >> 8, bool(word & 1)
 
@@ -368,7 +404,7 @@ class Slot:
         self._membership[0] = generation << 8 | active
 
     def release(self) -> None:
-        """Let go of the memory, so that it can be unmapped."""
+        """Release the memory, so that it can be unmapped."""
         self.words.release()
         self._membership.release()
 
@@ -380,5 +416,5 @@ def fields_of(structure: type[Any]) -> dict[str, Word | Text]:
 
 
 def chunks_in(published: int, chunk_size: int, size: int) -> int:
-    """Chunks readable: whole ones, and the short last one once `published` is the whole blob."""
+    """Chunks that can be read: whole ones, and the short last one if all bytes are published."""
     return published // chunk_size + (published == size and published % chunk_size > 0)

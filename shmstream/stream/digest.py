@@ -1,19 +1,21 @@
 """The running digest of a file that grows.
 
-A thread reads back what was appended and hashes it, so that whoever receives and writes does not
-wait for SHA-256, which takes as long as both together; so what is verified is what readers find in
-the file. It is woken when enough has gathered; a small blob has no thread at all. A successor,
-too, finds bytes that nobody here has hashed, and goes on at once. Only the end waits for
-what is left: the last chunk is withheld until the digest of all bytes is known (I5).
+A thread reads the appended bytes back from the file and hashes them. So the writer does not wait
+for SHA-256, which takes as long as receiving and writing together; and the hashed bytes are those
+that readers find in the file. The thread is woken when 512 KiB have gathered; a small blob needs no
+thread. A successor begins at once, though its process has hashed none of the bytes that are in the
+file already. Only the commit waits for the digest: the last chunk is withheld until the digest of
+all bytes is known (I5).
 
-A digest that is not given decides nothing, so nobody waits for it, and it takes no processor from
-those who bring and read the bytes: it is computed at the end, once they have them all. What takes
-longer than a second to come is hashed meanwhile all the same, to be resumed after a reboot.
+If the caller gave only an algorithm, the digest decides nothing. So nobody waits for it, and it is
+computed after the end, when it takes no processor time from the writer and the readers. But a
+blob that takes longer than a second to arrive is hashed meanwhile, so that its download can be
+resumed after a reboot.
 
-    appender                                   thread
-    1 end += count                             1 wait for the bell
-    2 enough? ring                             2 while covered < end: read, hash, covered += n
-    finish: end the thread, hash what is left  3 go to 1
+    appender                                    thread
+    1 end += count                              1 wait for the bell
+    2 if enough is not hashed yet, ring         2 while covered < end: read, hash, covered += n
+    finish: end the thread, hash the last bytes 3 go to 1
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ import time
 from shmstream.system import threads
 
 ALGORITHMS = {"sha256": 64, "sha512": 128}
-"""The algorithms that a digest may name, and how many hex digits each has."""
+"""The algorithms that a digest may name, and the number of hex digits of each."""
 
 _DIGEST = re.compile("|".join(f"{name}:[0-9a-f]{{{count}}}" for name, count in ALGORITHMS.items()))
-_STEP = 1 << 18  # bytes; what is read back at one time: it stays in the cache
-_ENOUGH = 1 << 19  # bytes; the thread is not woken for less
-_LONG = 1.0  # s; what comes in less is hashed at its end, if no digest is given
+_STEP = 1 << 18  # bytes; read back at one time; so many stay in the processor's cache
+_ENOUGH = 1 << 19  # bytes; the thread is not woken for fewer
+_LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed at the end
 
 
 def is_digest(text: str) -> bool:
@@ -41,7 +43,7 @@ def is_digest(text: str) -> bool:
 
 
 def check_digest(digest: str) -> None:
-    """Refuse what is neither a digest nor the name of an algorithm.
+    """Check that `digest` is a digest or the name of an algorithm.
 
     Raises:
         ValueError: it is neither.
@@ -63,10 +65,10 @@ def digest_of(fd: int, algorithm: str) -> str:
 
 
 class RunningDigest:
-    """Hashes what is appended to the file `fd`.
+    """Hashes the bytes that are appended to the file `fd`.
 
-    `expected` is `algorithm:hex`, or the algorithm alone when any digest will do. One thread at a
-    time may call its methods.
+    `expected` is `algorithm:hex`, or the algorithm alone if there is no digest to compare with. One
+    thread at a time may call its methods.
     """
 
     def __init__(self, expected: str, fd: int) -> None:
@@ -75,13 +77,13 @@ class RunningDigest:
         self._end = 0
         self.covered = 0
         """Bytes that are hashed."""
-        self._lock = threading.Lock()  # held while `_hash` and `covered` do not agree
+        self._lock = threading.Lock()  # held while `_hash` and `covered` are changed together
         self._bell = threading.Event()
         self._buffer = bytearray()
         self._thread: threads.Call | None = None
         self._closed = False
         self.is_given = ":" in expected
-        """Whether the digest is known before the end, so that it decides who may have the end."""
+        """Whether `expected` names a digest, so that the last chunk waits until it is verified."""
         self._not_before = 0.0 if self.is_given else time.monotonic() + _LONG
 
     def update(self, count: int) -> None:
@@ -98,22 +100,22 @@ class RunningDigest:
         self._thread = threads.Call(self._run, "shmstream-digest")
         try:
             self._thread.start()
-        except RuntimeError:  # none can be had, as in an interpreter that is ending
+        except RuntimeError:  # no thread can be started, as when the interpreter ends
             self._thread = None
 
     def so_far(self) -> tuple[int, str]:
-        """How many bytes are hashed, and their hex digest. May be less than there are."""
+        """How many bytes are hashed, perhaps not all appended ones, and their hex digest."""
         with self._lock:
             return self.covered, self._hash.hexdigest()
 
     def finish(self) -> str:
-        """The digest of all bytes, `algorithm:hex`. Blocks while it lags, for all of that.
+        """The digest of all bytes, `algorithm:hex`. Blocks until all of them are hashed.
 
         Raises:
-            EOFError: the file is shorter than what was appended to it.
+            EOFError: the file has fewer bytes than were appended.
         """
         self.close()
-        while self.covered < self._end:  # what the thread has left to us
+        while self.covered < self._end:  # bytes that the thread has not hashed
             if not self._step():
                 raise EOFError(f"of {self._end} bytes {self.covered} are left")
         return f"{self._hash.name}:{self._hash.hexdigest()}"
@@ -125,8 +127,8 @@ class RunningDigest:
             try:
                 while not self._closed and self.covered < self._end:
                     if not self._step():
-                        return  # shorter than it should be, which `finish` tells
-            except OSError:  # `finish` meets it again, and has somebody to tell
+                        return  # the file is too short; `finish` raises that
+            except OSError:  # `finish` meets the same error, and raises it to its caller
                 return
 
     def _step(self) -> bool:
@@ -141,7 +143,7 @@ class RunningDigest:
         return count > 0
 
     def close(self) -> None:
-        """End the thread, and wait for that. Idempotent."""
+        """End the thread, and wait for its end. Idempotent."""
         self._closed = True
         self._bell.set()
         if self._thread is not None:

@@ -1,14 +1,14 @@
 """One POSIX semaphore that wakes one subscriber: ring, bounded wait, drain, unlink.
 
 A subscriber creates its `Doorbell` and waits on it; the writer opens it by name as a `Ringer` and
-posts it. A ring may be spurious or missing (I4): it carries no news, it only says "look again".
+posts it. A ring may be spurious or missing (I4): it has no content, and only says "load the block
+again".
 
-The waiting is `sem_clockwait` on the monotonic clock, called through ctypes on the very semaphore
-that posix_ipc opened (the C library maps a named semaphore once for a process). posix_ipc's own
-`acquire` has two faults that matter to a library that lives inside servers: it waits on the wall
-clock, so that setting the clock back stretches a bounded wait, and it swallows what a signal
-handler raises during the wait, so that a worker which turns SIGTERM into SystemExit would never
-hear of it.
+The subscriber's end is the C library's own semaphore, called through ctypes. It waits with
+`sem_clockwait` on the monotonic clock. `acquire` of posix_ipc has two faults that matter inside
+servers: it waits on the wall clock, so that setting the clock back stretches a bounded wait; and it
+swallows an exception that a signal handler raises during the wait, so that a worker which turns
+SIGTERM into SystemExit would not end.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FOLDER = "/dev/shm"
 _PREFIX = "shmd-"
 _NANOSECONDS = 1_000_000_000
 
-_ENOUGH = 1 << 16  # rings to forget at one time; what is left makes the next waits spurious (I4)
+_ENOUGH = 1 << 16  # rings to forget at one time; more make the next waits spurious (I4)
 
 GENERATIONS = 1 << 20
 """Generations of a slot are counted modulo this; a name has room for five hexadecimal digits."""
@@ -42,16 +42,16 @@ _libc.sem_close.argtypes = [ctypes.c_void_p]
 _libc.sem_post.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
-_trywait = ctypes.PyDLL(None).sem_trywait  # never waits: not worth giving up the interpreter for
+_trywait = ctypes.PyDLL(None).sem_trywait  # never waits, so it may keep the interpreter's lock
 _trywait.argtypes = [ctypes.c_void_p]
 
 
 def _waiting(libc: ctypes.CDLL) -> tuple[Callable[..., int], int, tuple[int, ...]]:
-    """How to wait for a semaphore until a deadline, on which clock, and what to say of the clock.
+    """The function that waits for a semaphore, its clock, and the arguments that name the clock.
 
-    The call is made with the semaphore, what is to be said, and the deadline.
+    It is called with the semaphore, then those arguments, then the deadline.
     """
-    if not hasattr(libc, "sem_clockwait"):  # musl, and glibc before 2.30: the wall clock it is
+    if not hasattr(libc, "sem_clockwait"):  # musl, and glibc before 2.30, have the wall clock only
         return libc.sem_timedwait, time.CLOCK_REALTIME, ()
     libc.sem_clockwait.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
     return libc.sem_clockwait, time.CLOCK_MONOTONIC, (time.CLOCK_MONOTONIC,)
@@ -66,20 +66,20 @@ def name_of(token: int, slot: int, generation: int) -> str:
 
 
 def slot_of(name: str) -> int:
-    """The slot whose doorbell has that name.
+    """The number of the slot whose doorbell has that name.
 
     Raises:
-        ValueError: it is the name of no doorbell.
+        ValueError: no doorbell has such a name.
     """
     _, slot, _ = name.split(".")
     return int(slot, 16)
 
 
 class Doorbell:
-    """The subscriber's end. Creating one is a claim: a name that exists is taken over.
+    """The subscriber's end. Creating it replaces a semaphore of that name.
 
-    Call only while holding the lock on the slot: then a semaphore of that name can only have been
-    left by a reader that was killed between making it and filling the slot.
+    Create it only while holding the lock on the slot: then a semaphore of that name was left by a
+    reader that was killed between making it and filling the slot.
     """
 
     def __init__(self, name: str) -> None:
@@ -98,10 +98,10 @@ class Doorbell:
         )  # fmt: skip
 
     def wait(self, seconds: float) -> bool:
-        """Wait until rung, for at most `seconds`; False when the time is over.
+        """Wait for a ring, at most `seconds`; False when the time is over.
 
-        A signal also ends the wait (True: look again), after its handler has run; what the
-        handler raises, this raises.
+        A signal also ends the wait, after its handler has run; then this returns True, or raises
+        what the handler raised.
         """
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
@@ -121,7 +121,7 @@ class Doorbell:
         raise OSError(code, os.strerror(code), self.name)
 
     def drain(self) -> int:
-        """Forget the rings so far, or enough of them; the number forgotten. Never blocks."""
+        """Forget the rings so far, at most 65,536; how many were forgotten. Never blocks."""
         forgotten = 0
         self._busy = True
         try:
@@ -134,10 +134,10 @@ class Doorbell:
         return forgotten
 
     def close(self, *, unlink_name: bool) -> None:
-        """Let go of the semaphore; with `unlink_name` remove its name from the host too.
+        """Close the semaphore; with `unlink_name`, remove its name from the host too.
 
-        Who waits on it, in another thread or beneath a signal handler, is woken, and lets go later:
-        the memory stays mapped for as long as that.
+        If another thread waits on it, or the code that a signal handler interrupted, this wakes
+        the waiter; the memory stays mapped until the waiter unmaps it.
         """
         if unlink_name:
             unlink(self.name)
@@ -168,12 +168,12 @@ class Ringer:
         """Post once, without blocking. Raises OSError when it is already posted to its limit."""
 
     def close(self) -> None:
-        """Let go of the semaphore; its name stays."""
+        """Close the semaphore; its name stays."""
         self._semaphore.close()
 
 
 def _open(name: str) -> posix_ipc.Semaphore:
-    """Open a semaphore; whatever goes wrong is an OSError with its number."""
+    """Open a semaphore; every failure is an OSError with its number."""
     try:
         return posix_ipc.Semaphore(name)
     except posix_ipc.ExistentialError as error:
@@ -181,7 +181,7 @@ def _open(name: str) -> posix_ipc.Semaphore:
     except posix_ipc.PermissionsError as error:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
     except OSError as error:
-        if error.errno is None:  # posix_ipc drops the number of this one
+        if error.errno is None:  # posix_ipc drops the number when descriptors have run out
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), name) from error
         raise
 
@@ -198,11 +198,11 @@ def unlink(name: str) -> bool:
 
 
 def names(token: int | None = None) -> Iterator[tuple[int, str]]:
-    """Token and name of every doorbell on the host that is ours, or of those of one stream."""
+    """Token and name of every doorbell of this user on the host, or of one stream's doorbells."""
     prefix = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
-            bare = entry.name.removeprefix("sem.")  # glibc puts that in front, musl does not
+            bare = entry.name.removeprefix("sem.")  # glibc adds that prefix, musl does not
             if not bare.startswith(prefix):
                 continue
             try:

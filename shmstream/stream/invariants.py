@@ -1,9 +1,10 @@
-"""Whether a stream keeps its invariants, as any process sees it without stopping anybody.
+"""Checks whether a stream keeps its invariants; any process can, without stopping the writer.
 
-The writer goes on meanwhile. So what it stores last is loaded first, and what it may be in the
-middle of is held against what was seen a moment before (`Glance`); and what looks wrong is looked
-at again before it is said, for a stream may end, or its file move to its final name, between two
-looks of ours. What makes a block unreadable (`Block.validate`) was found when it was attached.
+The writer goes on during the check. So fields that the writer stores last are loaded first, and
+fields that it may be just storing are compared with their values of a moment before (`Glance`). If
+something looks wrong, the check repeats it before it reports it: between two loads the stream may
+have ended, or its file may have moved to the final name. A block that cannot be read was refused
+before, when it was attached (`Block.validate`).
 """
 
 from __future__ import annotations
@@ -18,27 +19,27 @@ from shmstream.stream.control_block import TERMINAL, TRANSITIONS, UNKNOWN, State
 from shmstream.stream.stream import Stream
 
 MOMENT = 0.02
-"""Seconds: longer than a writer that runs takes from one store of a publish to the next."""
+"""Seconds: a running writer needs less time from one store of a publish to the next."""
 
 
 @dataclass(frozen=True)
 class Glance:
-    """What a stream had published, and in which state it was."""
+    """The published bytes and the state of a stream, at one moment."""
 
     published: int = 0
     state: State = State.OPENING
 
     @classmethod
     def at(cls, stream: Stream) -> Glance:
-        """What is so now."""
-        state = stream.state  # first: what it makes final is loaded after it (I3)
+        """The present ones."""
+        state = stream.state  # first: fields that it makes final are loaded after it (I3)
         return cls(stream.block.published, state)
 
 
 def breaches(stream: Stream, before: Glance) -> list[str]:
     """Each invariant that does not hold, in words; `before` was a `MOMENT` ago, or is the default.
 
-    Takes a `MOMENT` if there seems to be any.
+    Takes a `MOMENT` if something looks wrong.
     """
     now = Glance.at(stream)
     gone_back = _wrong_history(before, now)
@@ -48,7 +49,7 @@ def breaches(stream: Stream, before: Glance) -> list[str]:
         again = _look(stream, now)
         suspected = {rule: again[rule] for rule in suspected if rule in again}
     if not stream.lock.is_at(segment.path_of(stream.name)):
-        return []  # it has ended, and what was its is anybody's
+        return []  # it has ended, and its file may belong to another stream now
     return [*gone_back, *suspected.values()]
 
 
@@ -68,23 +69,24 @@ def _may_follow(before: State, now: State) -> bool:
 
 
 def _look(stream: Stream, before: Glance) -> dict[str, str]:
-    """Rule -> how it seems to be broken."""
+    """Rule -> how it looks broken."""
     block = stream.block
     state, count, published, size = stream.state, block.chunk_count, block.published, block.size
     found = {}
     most = chunks_in(published, block.chunk_size, size)
     least = most if state in TERMINAL else before.published // block.chunk_size
-    if count > most or (count < least and not stream.is_orphaned()):  # killed between two stores?
+    # A writer that was killed between two stores leaves `chunk_count` behind `published`.
+    if count > most or (count < least and not stream.is_orphaned()):
         found["chunks"] = f"chunk_count is {count}, with {published} bytes published"
     if state == State.ABORTED and isinstance(error := stream.abort_error(), DamagedSegment):
         found["error"] = f"I3: it is aborted, and {error.reason}"
-    if published > 0 and state != State.ABORTED:  # until then the file may be exchanged
+    if published > 0 and state != State.ABORTED:  # before, the writer may take another file
         found.update(_wrong_file(stream, published))
     return found
 
 
 def _wrong_file(stream: Stream, published: int) -> dict[str, str]:
-    is_committed = stream.state == State.COMMITTED  # first: then it has its final name
+    is_committed = stream.state == State.COMMITTED  # before the file: then it has its final name
     opened = stream.open_file()
     if opened is None:
         if is_committed:
@@ -106,7 +108,7 @@ def _wrong_file(stream: Stream, published: int) -> dict[str, str]:
 
 
 def _needs_its_name(stream: Stream, published: int) -> bool:
-    """Whether so much may be published only when the digest is verified."""
+    """Whether so many bytes may be published only after the digest was verified (I5)."""
     block = stream.block
     if block.size == UNKNOWN or b":" not in block.digest:
         return False

@@ -1,17 +1,17 @@
-"""Decides when appended bytes are published, so that a wake-up is worth its price.
+"""Decides when appended bytes are published, so that there are few wake-ups and no byte waits long.
 
 Waking sixteen readers for every 64 KiB costs half as much again as waking them for every MiB. So
 bytes are published when `publish_bytes` have gathered, or when `publish_interval` has passed since
-the last time, whichever is first; after a pause the first bytes go out at once. However fast they
-come, though, nobody is woken for them more than 250 times a second: waking a processor that sleeps
-takes 15 to 20 us, as long as writing 64 KiB, and a reader at the writer's heels takes what it reads
-out of the cache of the writer's processor (it cost a twentieth of the throughput). What is left
-over when the source goes quiet is published by a thread, so no byte ever waits longer than the
-interval.
+the last publish, whichever is first. After a pause the first bytes are published at once. But
+however fast bytes arrive, readers are woken at most 250 times a second, for two reasons: waking a
+sleeping processor takes 15 to 20 us, as long as writing 64 KiB; and a reader that is close behind
+the writer takes the bytes out of the cache of the writer's processor, which cost a twentieth of the
+throughput. If the source goes quiet, a thread publishes the remaining bytes, so no byte ever waits
+longer than the interval.
 
-The thread is started when first needed, and never for who promises to come back in time. While
-bytes keep coming it sleeps from deadline to deadline and nobody signals it; it parks when a
-deadline finds nothing left over.
+The thread is started when it is first needed. It is not needed for a caller of `is_time`, which
+promises to ask again in time. While bytes keep coming the thread sleeps from deadline to deadline,
+without being signalled. When a deadline finds no remaining bytes, it sleeps until it is signalled.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ import time
 import weakref
 from collections.abc import Callable
 
+from shmstream.system import threads
+
 _APART = 0.004  # s; the least from one publish to the next, however fast bytes come
-_AT_ONCE = 1e-4  # s; not 0, which would be to wait for more
-_LOOK = 0.02  # s; how long the thread sleeps at most while there are bytes to publish
+_AT_ONCE = 1e-4  # s; not 0, which would tell the caller to wait for new bytes
+_LOOK = 0.02  # s; the longest sleep of the thread while there are bytes to publish
 
 
 class Pacer:
-    """Calls `publish` in time. All methods but `due_in` are to be called with `lock` held.
+    """Calls `publish` in time. The caller of every method but `due_in` and `join` holds `lock`.
 
-    `publish` must be a bound method: it is held weakly, so that an owner which is forgotten can
-    still be collected.
+    `publish` must be a bound method. It is held weakly, so that its owner can be collected without
+    being closed.
     """
 
     def __init__(
@@ -51,14 +53,14 @@ class Pacer:
         self._promised = False
         self._ripe = False
         self._parked = False
-        self._thread: threading.Thread | None = None
+        self._thread: threads.Call | None = None
         self._closed = False
 
     def is_due(self, waiting: int) -> bool:
-        """Whether `waiting` unpublished bytes should go out now. If not, they will in time."""
+        """Whether to publish `waiting` bytes now. If not, the thread publishes them in time."""
         if self._is_ripe(waiting):
             return True
-        if self._pending:  # the thread has the clock
+        if self._pending:  # the thread watches the deadline
             return False
         if time.monotonic() >= self._due:
             return True
@@ -77,25 +79,25 @@ class Pacer:
         return False
 
     def is_time(self, waiting: int) -> bool:
-        """`is_due` for a caller that will ask again in `due_in` seconds: no thread need do so."""
+        """`is_due` for a caller that asks again in `due_in` seconds: it needs no thread."""
         self._promised = not (self._is_ripe(waiting) or time.monotonic() >= self._due)
         return not self._promised
 
     def due_in(self) -> float:
-        """Seconds until it is time to publish; 0: it is, and there is nothing left over."""
+        """Seconds until it is time to publish; 0: it is time, and no bytes wait."""
         remaining = (self._soonest if self._ripe else self._due) - time.monotonic()
         return max(remaining, _AT_ONCE if self._promised else 0.0)
 
     def published(self) -> None:
-        """Note that everything has just gone out."""
+        """Note that all bytes have just been published."""
         now = time.monotonic()
         self._soonest = now + self._apart
         self._due = now + self._interval
         self._pending = self._promised = self._ripe = False
 
     def _start(self) -> bool:
-        """Start the thread; False where none can be had, as in an interpreter that is ending."""
-        thread = threading.Thread(target=self._run, name="shmstream-pacer", daemon=True)
+        """Start the thread; False if no thread can be started, as when the interpreter ends."""
+        thread = threads.Call(self._run, "shmstream-pacer")
         try:
             thread.start()
         except RuntimeError:
@@ -113,7 +115,7 @@ class Pacer:
                     continue
                 deadline = self._soonest if self._ripe else self._due
                 remaining = deadline - time.monotonic()
-                if remaining > 0:  # not for long: enough may gather any moment
+                if remaining > 0:  # a short sleep, as `publish_bytes` may gather any moment
                     self._condition.wait(min(remaining, _LOOK))
                 elif not self._call():
                     return
@@ -132,18 +134,18 @@ class Pacer:
         self._condition.notify()
 
     def join(self) -> None:
-        """Wait for the thread to end, but not for long: a caller in a signal handler may hold
-        the lock that the thread needs for that.
+        """Wait a second at most for the thread to end: a caller in a signal handler may hold the
+        lock that the thread needs to end.
         """
-        if self._thread is not None and self._thread is not threading.current_thread():
+        if self._thread is not None:
             self._thread.join(1.0)
 
 
 def check_pacing(publish_bytes: int, publish_interval: float) -> None:
-    """Refuse what the pacer cannot do.
+    """Check the arguments of a pacer.
 
     Raises:
-        ValueError: it is negative or not finite.
+        ValueError: one is negative or not finite.
     """
     if publish_bytes < 0 or not 0 <= publish_interval <= threading.TIMEOUT_MAX:
         raise ValueError("publish_bytes and publish_interval are finite and not negative")

@@ -1,8 +1,8 @@
-"""The partial file: what a writer appends to until it is the blob, with what may happen to it.
+"""The partial file: the writer appends to it until it is the blob.
 
-Other programs can truncate, replace or remove a file at any time. Its length is therefore compared
-with what was written before every write, and its name before it becomes the final one, so that
-what is published is what was appended (I2), or an error.
+Other programs can truncate, replace or remove the file at any time. So the writer compares its
+length with the number of bytes written before every write, and checks its name before it gives it
+the final name. Either the published bytes are the appended bytes (I2), or there is an error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has but the latter
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-REAPER = (0, 1)  # what a reaper locks: no writer is alive then, and it hides none's death
+REAPER = (0, 1)  # a reaper locks only byte 0: the free bytes after it still show a dead writer
 
 
 class PartialFile:
     """The file beside `path`, locked for this writer; `size` bytes were appended to it."""
 
     def __init__(self, lock: KernelLock, name: str, path: str, size: int = 0) -> None:
-        """Own `lock`, which has the descriptor to write to; `size` bytes are there already."""
+        """Own `lock` and its descriptor, to which bytes are written; `size` bytes exist already."""
         self._lock = lock
         self._name = name
         self._final = path
@@ -43,9 +43,9 @@ class PartialFile:
         """Write all `count` bytes of `data`.
 
         Raises:
-            DamagedPartial: somebody else changed the file.
+            DamagedPartial: another program changed the file.
             OutOfResources: the disk is full.
-            OSError: it cannot be written to.
+            OSError: the file cannot be written to.
             TypeError: `data` is not contiguous; nothing was written.
         """
         try:
@@ -63,12 +63,12 @@ class PartialFile:
         self.size += count
 
     def receive(self, move: Callable[[int, int], int], limit: int) -> int:
-        """Have `move(descriptor, limit)` write at the file's position; how many bytes it has.
+        """Have `move(descriptor, limit)` write at the file's position; the bytes that it wrote.
 
         Raises:
-            DamagedPartial: somebody else changed the file.
+            DamagedPartial: another program changed the file.
             OutOfResources: the disk is full.
-            OSError: it cannot be written to; or whatever else `move` raises.
+            OSError: the file cannot be written to, or `move` raised it.
         """
         self._check()
         try:
@@ -80,50 +80,50 @@ class PartialFile:
         return count
 
     def _check(self) -> None:
-        """Go to the end of the file, which is where we left it."""
+        """Go to the end of the file, which must be where the last write left it."""
         if os.lseek(self.fd, 0, os.SEEK_END) != self.size:
             raise self._damaged(f"was truncated or written to (it had {self.size} bytes)")
 
     def reserve(self, size: int) -> None:
-        """Have the space for all `size` bytes of the blob.
+        """Reserve the disk space for all `size` bytes of the blob.
 
         Raises:
-            OutOfResources: the disk has no such space.
+            OutOfResources: the disk has less free space.
         """
         with naming_shortages(self._name, os.path.dirname(self.path)):
             reserve(self.fd, size)
 
     def truncate(self, size: int) -> None:
-        """Keep the first `size` bytes and go on from there.
+        """Keep the first `size` bytes; the next write appends to them.
 
         Raises:
-            DamagedPartial: there are not so many.
+            DamagedPartial: the file is shorter.
         """
         there = os.fstat(self.fd).st_size
         if there < size:
             raise self._damaged(f"is shorter than {size} bytes")
-        if there > size:  # else the space that was reserved would go, too
+        if there > size:  # truncating to the same size would give reserved space back
             os.ftruncate(self.fd, size)
         self.size = size
 
     def trim(self) -> int:
-        """Give back the space that was reserved beyond the file's end; how many bytes it has."""
+        """Give back the space that is reserved beyond the file's end; the file's size in bytes."""
         there = os.fstat(self.fd).st_size
         os.ftruncate(self.fd, there)
         return there
 
     def move(self, *, durable: bool) -> None:
-        """Give it its final name, replacing what has it; after that, `unlink` does nothing.
+        """Rename the file to the final name, replacing an older file; then `unlink` does nothing.
 
-        With `durable` the bytes, then the name, are on the disk when this returns.
+        With `durable`, first the bytes and then the name are on the disk when this returns.
 
         Raises:
-            DamagedPartial: it is not what was appended, or not where it was.
+            DamagedPartial: the file has another size, or another path, than this writer gave it.
             OSError: the disk failed.
         """
         if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
             raise self._damaged("was truncated, replaced or removed")
-        os.utime(self.fd)  # it is the most recently used of its store
+        os.utime(self.fd)  # now it is the most recently used blob of its store
         if durable:
             os.fdatasync(self.fd)
         os.rename(self.path, self._final)
@@ -131,12 +131,12 @@ class PartialFile:
             sync_folder(os.path.dirname(self.path))
 
     def unlink(self) -> None:
-        """Remove it, if it is still at its path."""
+        """Remove the file, if it is still at its path."""
         if self._lock.is_at(self.path):
             os.unlink(self.path)
 
     def close(self) -> None:
-        """Close and unlock it. Idempotent."""
+        """Close and unlock the file. Idempotent."""
         self._lock.close()
 
     def _damaged(self, how: str) -> DamagedPartial:
@@ -144,7 +144,7 @@ class PartialFile:
 
 
 def sync_folder(path: str) -> None:
-    """Have the names in a folder on the disk."""
+    """Write the names in a folder to the disk; returns when they are there."""
     fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -156,18 +156,18 @@ def sync_folder(path: str) -> None:
 
 
 def partial_path(path: str) -> str:
-    """The partial file of the blob that will be at `path`."""
+    """The path of the partial file of the blob that will be at `path`."""
     return path + ".shmstream-partial"
 
 
 def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
-    """Make the partial file at `path` anew and lock it; the lock's descriptor writes to it.
+    """Make a new partial file at `path` and lock it; the lock's descriptor is open for writing.
 
-    What a dead writer left there is removed; or with `adopt` it is taken as it is.
+    A file that a dead writer left there is removed first; with `adopt` it is kept and locked.
 
     Raises:
         StreamExists: a live writer holds it.
-        OSError: the folder cannot be written to, or something that is no file is there.
+        OSError: the folder cannot be written to, or the path is not a regular file.
     """
     while True:
         try:
@@ -184,13 +184,13 @@ def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
 
 
 def reserve(fd: int, size: int) -> None:
-    """Reserve the space for `size` bytes in a file, which stays as long as it is.
+    """Reserve disk space for `size` bytes in a file; the file's length does not change.
 
-    A full disk is found before the first byte, and writing becomes about a tenth cheaper, since
-    no block has to be found for each write. File systems that cannot are left alone.
+    So a full disk is found before the first byte, and writing costs about a tenth less, because no
+    block has to be found for each write. On file systems that cannot reserve, this does nothing.
 
     Raises:
-        OSError: there is no such space.
+        OSError: the disk has less free space.
     """
     while _fallocate(fd, _KEEP_SIZE, 0, size) != 0:
         code = ctypes.get_errno()
@@ -201,9 +201,9 @@ def reserve(fd: int, size: int) -> None:
 
 
 def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
-    """Unlink a partial file that nobody writes; False if somebody does.
+    """Unlink a partial file that has no live writer; False if it has one.
 
-    With `only` (see `file_identity`), a file that is not that one is left alone.
+    With `only`, an identity (see `file_identity`), any other file is left alone.
     """
     try:
         lock = KernelLock(path)

@@ -1,8 +1,8 @@
 """`InFlightCopier`: a reader's end of a stream. Attach, wait, read, seek, copy.
 
-How far may be read, and how to wait for more, is the business of `tail.py`. The bytes are then
-copied from the file. They are never mapped: a file that is truncated underneath gives a short read,
-which is an error, and not SIGBUS.
+`waiter` decides how many bytes may be read, and waits for more. The copier then copies the bytes
+from the file. It never maps the file: if another program truncates it, a read is short, which the
+copier reports as an error; a mapped file would kill the process with SIGBUS.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from shmstream.system.process import register
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_BUFFER = 64 * 1024  # bytes; what one step of an iteration yields at most
-_SPAN = 4 << 20  # bytes; what `copy` moves at most before it notes its position
+_BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
+_SPAN = 4 << 20  # bytes; the most that `copy` moves before it notes its position
 
 
 class View(NamedTuple):
-    """How far a blob is, and in which file, loaded together and in the right order.
+    """How many bytes of a blob are published, and in which file; loaded in the right order.
 
-    `published` is the number of bytes that can be read from the descriptor `fd`; `size` is None
-    while nobody knows it. If `is_complete`, all of it is final. `fd` is -1 while nothing is
-    published, because until then the writer may take another file; it belongs to the reader, which
-    may close it when the view is asked for again.
+    `published` is the number of bytes that can be read from the descriptor `fd`. `size` is None
+    while the writer does not know it. If `is_complete`, nothing of the view changes any more. `fd`
+    is -1 while nothing is published, because until then the writer may take another file. The
+    descriptor belongs to the reader, which may close it when the view is asked for again.
     """
 
     published: int = 0
@@ -48,7 +48,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class CopierStatistics:
-    """A stream as this reader sees it; sizes in bytes, `waits` counts blocked wake-ups."""
+    """A stream as this reader sees it; sizes in bytes. `waits` counts how often it slept."""
 
     name: str
     path: str
@@ -66,20 +66,20 @@ class InFlightCopier(io.RawIOBase):
 
     Make one with `attach`, in any process of the same user, at any time from before the writer
     starts until it closes the stream. Use it as a context manager. Reading waits for bytes that
-    are not there yet, also after `seek` ahead of the tail, and ends only where a committed blob
+    have not arrived yet, also after `seek` ahead of the tail, and ends only where a committed blob
     ends (I7).
 
     - `for data in copier` yields bytes as they arrive (not lines).
-    - `read(n)` waits for all n bytes, as a file would give them; so whatever reads files
-      (`tarfile`, `pyarrow`, `pickle`, ...) can be given a copier. `read1(n)` and `readinto(b)` take
-      what is there.
+    - `read(n)` waits for all n bytes, as a file would give them; so every program that reads files
+      (`tarfile`, `pyarrow`, `pickle`, ...) can read a copier. `read1(n)` and `readinto(b)` take
+      the bytes that have arrived.
     - `copy(destination)` moves everything through the kernel.
 
-    Whatever was published can be read, even of a stream that was aborted or whose writer died;
-    then comes the error. Errors leave the position where it was, so reading again tries again.
+    All published bytes can be read, even of a stream that was aborted or whose writer died; the
+    error comes after them. An error leaves the position where it was, so reading again tries again.
 
-    One thread at a time may use a copier; several threads attach several. A forked child must
-    attach for itself: there an inherited copier raises `StreamClosed`.
+    One thread at a time may use a copier; each further thread attaches a copier of its own. A
+    forked child must attach for itself: there an inherited copier raises `StreamClosed`.
     """
 
     def __init__(
@@ -116,16 +116,17 @@ class InFlightCopier(io.RawIOBase):
             timeout: seconds to wait for a writer that is just starting; 5 when None.
             stall_timeout: seconds that a read waits without any progress of the writer before it
                 raises `WriterStalled`; when None it waits for as long as the writer lives.
-            subscribes_late: take a slot when there is something to wait for, and not before. Until
-                then the writer knows nothing of this reader, and what is raised for want of a slot
-                or of resources is raised by what waits.
+            subscribes_late: take a slot only when this reader has to wait. Until then the writer
+                does not know of this reader, and `NoFreeSlot` and `OutOfResources` are raised by
+                the method that waits.
 
         Raises:
             StreamNotFound: no such stream appeared in time.
-            BlobAborted: it was aborted already, and why.
-            WriterDied: its writer died before there was anything to read.
+            BlobAborted: it was aborted already; the error has the reason.
+            WriterDied: its writer died, and its file is gone.
             NoFreeSlot: `max_subscribers` live readers are attached.
-            ForeignSegment, DamagedSegment, DamagedPartial: what is there is not to be trusted.
+            ForeignSegment, DamagedSegment, DamagedPartial: the segment or the file is not what a
+                writer of this user made.
             OutOfResources: descriptors or shared memory have run out.
         """
         with ExitStack() as undo:
@@ -140,11 +141,11 @@ class InFlightCopier(io.RawIOBase):
             undo.pop_all()
         return copier
 
-    # What there is.
+    # How far the stream is.
 
     @property
     def size(self) -> int | None:
-        """Bytes of the blob; None until that is known."""
+        """Bytes of the blob; None until the writer knows the size."""
         return None if self._block.size == UNKNOWN else self._block.size
 
     @property
@@ -159,27 +160,27 @@ class InFlightCopier(io.RawIOBase):
 
     @property
     def state(self) -> State:
-        """Where the stream is in its life, as stored now."""
+        """The state of the stream, as stored now."""
         return State(self._block.state)
 
     @property
     def position(self) -> int:
-        """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+        """Bytes from the beginning of the blob to the next byte to read; the same as `tell()`."""
         return self._position
 
     @property
     def metadata(self) -> bytes:
-        """What the writer stored of where the blob comes from; empty if nothing."""
+        """What the writer stored about the blob's source; empty if it stored nothing."""
         return self._block.metadata
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether the stream has not ended and has no live writer, just now."""
+        """Whether the stream has not ended, and no live writer holds it at this moment."""
         self._check_open()
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
 
     def is_same_stream(self, other: InFlightCopier) -> bool:
-        """Whether both read one stream, not just one of the same name."""
+        """Whether both read the same stream, and not two streams of the same name."""
         return self._block.token == other._block.token
 
     def view(self) -> View:
@@ -197,13 +198,13 @@ class InFlightCopier(io.RawIOBase):
         )
 
     def duplicate(self) -> int:
-        """Another descriptor of the file, for reading what is published; the caller's to close."""
+        """Another descriptor of the file, to read published bytes; the caller closes it."""
         self._check_open()
         self._settle()
         return os.dup(self._fd)
 
     def stat(self) -> os.stat_result:
-        """Of the file that is read."""
+        """`os.fstat` of the file that this copier reads."""
         self._check_open()
         return os.fstat(self._fd)
 
@@ -211,7 +212,7 @@ class InFlightCopier(io.RawIOBase):
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
 
         Raises:
-            StreamBroken: as `readinto`; it will not come to that.
+            StreamBroken: as `readinto`.
         """
         self._check_open()
         published, before = self._block.load_published(), -1
@@ -221,7 +222,7 @@ class InFlightCopier(io.RawIOBase):
         return published
 
     def statistics(self) -> CopierStatistics:
-        """How far blob and reader are."""
+        """How many bytes are published, and how many of them this reader has read."""
         published = self.published
         return CopierStatistics(
             name=self.name,
@@ -236,7 +237,7 @@ class InFlightCopier(io.RawIOBase):
         )
 
     def _readable(self, want: int) -> int:
-        """How far may be read, once that is at least `want` or the end: see `Tail.readable`."""
+        """Wait until `want` bytes or the end are published; how many are: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
         readable = self._ask(self._position, want)
@@ -247,12 +248,12 @@ class InFlightCopier(io.RawIOBase):
     def _ask(self, position: int, want: int) -> int:
         try:
             return self._tail.readable(position, want)
-        except (ValueError, OSError):  # closed beneath us: memory and descriptors are gone
+        except (ValueError, OSError):  # another thread closed this copier: its memory is gone
             self._check_open()
             raise
 
     def _settle(self) -> None:
-        """Before the first bytes are read: until then, the writer may have taken another file."""
+        """Open the writer's final choice of file: it may take another one until it publishes."""
         if not self._is_settled and self._block.published > 0:
             if self._identity != self._block.file:
                 fd, self._identity = _open_blob(self._stream)
@@ -267,10 +268,10 @@ class InFlightCopier(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer` with what is there, waiting for at least one byte; 0 at the end.
+        """Fill `buffer` with published bytes, waiting for at least one; 0 at the end.
 
         Raises:
-            StreamBroken: see `BlobAborted`, `WriterDied`, `WriterStalled`, `DamagedPartial`.
+            StreamBroken: it is `BlobAborted`, `WriterDied`, `WriterStalled` or `DamagedPartial`.
         """
         with memoryview(buffer) as whole, whole.cast("B") as view:
             if not len(view):
@@ -284,7 +285,7 @@ class InFlightCopier(io.RawIOBase):
         """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
 
         Raises:
-            StreamBroken: as `readinto`; the bytes that can still be had are returned before.
+            StreamBroken: as `readinto`; earlier calls return all published bytes first.
         """
         if size is None or size < 0:
             return self.readall()
@@ -299,11 +300,11 @@ class InFlightCopier(io.RawIOBase):
                 data += self._pread(count - len(data))
         except DamagedPartial:
             if not data:
-                raise  # else the next call raises it
+                raise  # if there is data, the next call raises it
         return data
 
     def read1(self, size: int | None = -1, /) -> bytes:
-        """What is there, waiting for at least one byte, at most `size` (or 64 KiB); b"" at the end.
+        """Published bytes, waiting for one, at most `size` of them (or 64 KiB); b"" at the end.
 
         Raises:
             StreamBroken: as `readinto`.
@@ -317,7 +318,7 @@ class InFlightCopier(io.RawIOBase):
         """All bytes from the position to the end, waiting for it.
 
         Raises:
-            StreamBroken: as `readinto`; what was read by then is given up.
+            StreamBroken: as `readinto`; the position is where it was before the call.
         """
         start = self._position
         try:
@@ -336,17 +337,17 @@ class InFlightCopier(io.RawIOBase):
         return data
 
     def copy(self, destination: Destination, /) -> int:
-        """Write all bytes from the position to the end to `destination`; how many.
+        """Write all bytes from the position to the end to `destination`; how many those are.
 
-        `destination` is a descriptor, a blocking socket or a binary file object. Files, sockets
-        and pipes are served by the kernel (`copy_file_range`, `sendfile`, `splice`) where it can.
-        Bytes go out as they arrive. Blocks for the writer and for the destination.
+        `destination` is a descriptor, a blocking socket or a binary file object. The kernel moves
+        the bytes to files, sockets and pipes (`copy_file_range`, `sendfile`, `splice`) where it
+        can. Bytes are written as they arrive. Blocks for the writer and for the destination.
 
         Raises:
-            StreamBroken: as `readinto`; what was copied by then stays copied, and `position` tells
-                how much that is.
-            TimeoutError: a socket with a timeout took nothing in that time.
-            OSError: whatever the destination raises.
+            StreamBroken: as `readinto`; bytes that were copied stay copied, and `position` tells
+                how many.
+            TimeoutError: a socket with a timeout took no byte in that time.
+            OSError: an error of the destination.
         """
         mover = Mover(destination)
         start = self._position
@@ -358,7 +359,7 @@ class InFlightCopier(io.RawIOBase):
         return self._position - start
 
     def move(self, mover: Mover, /) -> int:
-        """One step of `copy`: move what is there, waiting for a byte; how many, 0 at the end.
+        """One step of `copy`: move published bytes, waiting for one; how many, 0 at the end.
 
         Raises:
             As `copy`.
@@ -376,7 +377,7 @@ class InFlightCopier(io.RawIOBase):
         return data
 
     def _advance(self, count: int) -> int:
-        """Note that `count` bytes were read; none, where some were published, is damage."""
+        """Note that `count` bytes were read; `count` is 0 only if the file was truncated."""
         if count == 0:
             committed = self._block.state == State.COMMITTED
             path = self.path if committed else partial_path(self.path)
@@ -394,14 +395,14 @@ class InFlightCopier(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        """Bytes from the beginning of the blob to what is read next."""
+        """Bytes from the beginning of the blob to the next byte to read."""
         self._check_open()
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the tail, where reading then waits; the new position.
 
-        From the end (`SEEK_END`) this waits until the size is known.
+        With `SEEK_END` this waits until the size is known.
 
         Raises:
             StreamBroken: as `readinto`, while waiting for the size.
@@ -438,7 +439,7 @@ class InFlightCopier(io.RawIOBase):
             raise StreamClosed(self.name, self._closed)
 
     def close(self) -> None:
-        """Leave the stream, which nobody else notices. Idempotent."""
+        """Leave the stream; no other process notices. Idempotent."""
         if getattr(self, "_closed", "never opened") is None:
             self._closed = "it was closed"
             self._tail.close()
@@ -446,7 +447,7 @@ class InFlightCopier(io.RawIOBase):
         super().close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything, and leave the slot to the parent."""
+        """In a forked child: release memory and descriptors, and leave the slot to the parent."""
         if self._closed is None:
             self._closed = "it belongs to the process that this one was forked from: attach again"
             self._tail.abandon()
@@ -464,7 +465,7 @@ class InFlightCopier(io.RawIOBase):
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
                 )
-            finally:  # a warning may be an error
+            finally:  # warnings may be errors here
                 self.close()
 
     def __repr__(self) -> str:
@@ -476,7 +477,7 @@ class InFlightCopier(io.RawIOBase):
 
 
 def _open_blob(stream: Stream) -> tuple[int, tuple[int, int, int]]:
-    """A descriptor of the very file that the writer writes, wherever it is by now, and which."""
+    """A descriptor of the file that the writer writes, wherever it is by now, and its identity."""
     if (opened := stream.open_file()) is not None:
         fd, _, identity = opened
         return fd, identity

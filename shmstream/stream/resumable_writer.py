@@ -1,13 +1,15 @@
-"""`ResumableStreamer`: a streamer whose stream can change hands, for flights.
+"""`ResumableStreamer`: a streamer whose stream another process can take over, for flights.
 
-Its partial file survives its writer, and so do its readers:
+Its partial file outlives its writer, and its readers stay attached:
 
-    create     takes the partial file that is there already as it is
-    cut        keep so many bytes of it; resume: begin with those
-    succeed    take over where a dead writer stopped: lock the header, lock the partial file and
-               cut it to `published`, one epoch more
-    close      before the end: publish the rest, let go of the locks, ring; a reader succeeds
-    abort      keeps the partial file, unless the reason is that its bytes are wrong
+    create     keep a partial file that exists already
+    cut        keep only the first bytes of that file
+    resume     publish the kept bytes, and append to them
+    succeed    take over where a dead writer stopped: lock the header, lock the partial file, cut it
+               to `published`, add one to the epoch
+    close      before the end of the blob: publish all bytes, release the locks, ring; a reader then
+               succeeds
+    abort      keep the partial file, unless the reason says that its bytes are wrong
 """
 
 from __future__ import annotations
@@ -38,20 +40,20 @@ from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
 _AT_ONCE = 1 << 20  # bytes
 _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
-"""Errors after which a partial file is not worth keeping."""
+"""After these errors the partial file is removed, because its bytes are wrong."""
 
 
 class ResumableStreamer(BlobStreamer):
     """A `BlobStreamer` that another process can succeed, while its readers wait.
 
-    Its size may be told when the source has told it, and before the first append it can carry what
-    the source says of the blob.
+    Its size can be set later, when the source has told it. Before the first append it can store
+    what the source says about the blob.
     """
 
     _resumable = True
     keeps = True
-    """Whether its partial file is kept if the stream ends before the blob does. False: nothing
-    would vouch for what is in it."""
+    """Whether the partial file is kept if the stream ends before the blob is complete. False if
+    nothing could prove later what the file contains."""
 
     @classmethod
     def succeed(
@@ -62,14 +64,15 @@ class ResumableStreamer(BlobStreamer):
         publish_interval: float = 0.02,
         durable: bool = False,
     ) -> Self:
-        """Take over a stream whose writer died or handed over, at the offset `published`.
+        """Take over a stream whose writer died or handed it over, at the offset `published`.
 
-        Its readers see a pause and nothing else. What was written and not published is cut off.
+        Its readers see a pause and nothing else. Bytes that were written but not published are cut
+        off.
 
         Raises:
             StreamExists: it has a live writer: perhaps another successor was faster.
-            StreamNotFound: there is no such stream, or it has ended, or lost its partial file;
-                then its name is removed, and its readers find out that it has no writer.
+            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone;
+                in the last case its name is removed, and its readers find that it has no writer.
             ForeignSegment, DamagedSegment, OutOfResources: as `create`.
         """
         check_pacing(publish_bytes, publish_interval)
@@ -77,19 +80,19 @@ class ResumableStreamer(BlobStreamer):
             stream, lock = Stream.succeed(name)
         streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
         if streamer.size is not None:
-            with suppress(OutOfResources):  # the cut gave the rest of the space back
+            with suppress(OutOfResources):  # the cut gave back the space that was reserved
                 streamer._file.reserve(streamer.size)
         return streamer
 
     def cut(self, keep: int) -> None:
-        """Before the first append: keep so many bytes of what the partial file has already.
+        """Before the first append: keep the first `keep` bytes of the partial file.
 
-        A file of which nothing is kept is replaced by another one: somebody may still be reading
-        it who knows it by an earlier stream (I2). Readers of this one look again which it is when
-        they see the first bytes published.
+        If `keep` is 0, a new file replaces the old one, because a reader of an earlier stream may
+        still read the old file (I2). When the readers of this stream see the first published bytes,
+        they open the file that the block names then.
 
         Raises:
-            DamagedPartial: the file has fewer.
+            DamagedPartial: the file has fewer bytes.
             IllegalTransition: appending has begun.
         """
         with self._lock:
@@ -103,7 +106,7 @@ class ResumableStreamer(BlobStreamer):
         fresh = f"{self._file.path}.{secrets.token_hex(4)}"
         lock = KernelLock(fresh, os.O_CREAT | os.O_EXCL)
         try:
-            lock.try_acquire(WHOLE_FILE)  # nobody knows it yet
+            lock.try_acquire(WHOLE_FILE)  # no other process knows the file yet
             os.rename(fresh, self._file.path)
         except BaseException:
             lock.close()
@@ -117,7 +120,7 @@ class ResumableStreamer(BlobStreamer):
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
 
     def resume(self) -> None:
-        """Begin with what `cut` has kept: it is published at once, and hashed by a thread.
+        """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
 
         Raises:
             IllegalTransition: appending has begun.
@@ -130,24 +133,24 @@ class ResumableStreamer(BlobStreamer):
                 self._publish()
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have `listener` called whenever readers are woken, in the thread that wakes them.
+        """Call `listener` whenever readers are woken, in the thread that wakes them.
 
-        For this process, which needs no reader to know how far the stream is. It must not block.
+        So the writer's own process follows the stream without a reader. `listener` must not block.
         """
         with self._lock:
             self._check_open()
             self._subscribers.here = listener
 
     def due_in(self) -> float:
-        """Seconds after which to `receive` again, whatever has come; 0: as soon as anything has."""
+        """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
         return self._pacer.due_in()
 
     def receive(self, move: Callable[[int, int], int]) -> int:
-        """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how much.
+        """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how many bytes.
 
-        Publishes if that is due, and only then: do it again after `due_in` seconds, or `pause`.
-        `move` is to write at most `limit` bytes at the file's position, and to wait for nothing
-        else. What it raises goes through; if that is an OSError, the stream is aborted.
+        This publishes only if it is time. So call it again after `due_in` seconds, or call `pause`.
+        `move` must write at most `limit` bytes at the file's position, and wait for nothing but the
+        disk. Its exceptions are raised here; after an OSError the stream is aborted.
 
         Raises:
             SizeMismatch, OutOfResources, DamagedPartial, StreamClosed: as `append`.
@@ -167,20 +170,20 @@ class ResumableStreamer(BlobStreamer):
             return count
 
     def pause(self) -> None:
-        """There is no more to `receive` for now: what is left over goes out in time by itself."""
+        """Tell that no `receive` follows soon: a thread publishes the remaining bytes in time."""
         with self._lock:
             if self._streaming:
                 self._appended(0, self._pacer.is_due)
 
     @property
     def descriptor(self) -> int:
-        """Of the partial file, for reading; it is closed with the streamer."""
+        """The descriptor of the partial file, to read from; it is closed with the streamer."""
         return self._file.fd
 
     def reopen(self) -> int:
-        """A descriptor of the partial file for reading what is published; the caller's to close.
+        """A new descriptor of the partial file, to read published bytes; the caller closes it.
 
-        It is opened anew: one that shares the writer's description would keep its lock.
+        The file is opened anew, because a duplicate would keep the writer's lock alive.
 
         Raises:
             OutOfResources: descriptors have run out.
@@ -189,11 +192,11 @@ class ResumableStreamer(BlobStreamer):
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def set_size(self, size: int) -> None:
-        """Tell how many bytes the blob has, as soon as that is known. Reserves the space.
+        """Set the blob's size in bytes, as soon as the source tells it, and reserve the space.
 
         Raises:
-            SizeMismatch: it has another size, or more bytes already. The stream is aborted.
-            OutOfResources: the disk has no such space. The stream is aborted.
+            SizeMismatch: another size was set, or there are more bytes. The stream is aborted.
+            OutOfResources: the disk has less free space. The stream is aborted.
         """
         with self._lock:
             self._check_open()
@@ -209,10 +212,10 @@ class ResumableStreamer(BlobStreamer):
                 self._subscribers.tell_here()
 
     def set_metadata(self, text: bytes) -> None:
-        """Before the first append: have every reader know what the source says of the blob.
+        """Before the first append: store for every reader what the source says about the blob.
 
         Raises:
-            ValueError: it is longer than 1,024 bytes.
+            ValueError: `text` is longer than 1,024 bytes.
             IllegalTransition: appending has begun.
         """
         with self._lock:
@@ -222,19 +225,19 @@ class ResumableStreamer(BlobStreamer):
 
     @property
     def metadata(self) -> bytes:
-        """What `set_metadata` stored, perhaps in the process before this one."""
+        """What `set_metadata` stored, in this process or in an earlier writer's."""
         return self._block.metadata
 
     @property
     def error(self) -> BlobAborted | None:
-        """What readers of an aborted stream are told."""
+        """The error that readers of an aborted stream get; None if it is not aborted."""
         if self._block.state != State.ABORTED:
             return None
         return BlobAborted.from_text(self._block.error)
 
     @property
     def hashed(self) -> int:
-        """Bytes that are hashed by now; never more than there are."""
+        """Bytes that are hashed by now; never more than were appended."""
         return 0 if self._digest is None else self._digest.covered
 
     def digest_so_far(self) -> tuple[int, str] | None:
@@ -243,13 +246,13 @@ class ResumableStreamer(BlobStreamer):
             return None if self._digest is None else self._digest.so_far()
 
     def has_readers(self) -> bool:
-        """Whether anybody alive has a slot."""
+        """Whether a live reader has a slot."""
         with self._lock:
             self._check_open()
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def commit(self) -> None:
-        """As a `BlobStreamer` does; then seal the blob, if it was verified and is on the disk."""
+        """Commit as a `BlobStreamer`; then seal the blob if it was hashed and is on the disk."""
         with self._lock:
             super().commit()
             if self.durable and self.digest is not None:
@@ -262,10 +265,10 @@ class ResumableStreamer(BlobStreamer):
         return self._file.trim() > 0 and self.keeps
 
     def close(self) -> None:
-        """Let go of the stream; unless it has ended, without ending it: somebody succeeds us.
+        """Hand the stream over: a reader can succeed, unless the stream has ended.
 
-        What was appended is published. If nobody reads, the name goes, and the partial file stays
-        for the next. Idempotent.
+        All appended bytes are published. If there are no readers, the name is removed, and the
+        partial file stays for the next download. Idempotent.
         """
         with self._lock:
             if self._closed is not None:
@@ -276,11 +279,11 @@ class ResumableStreamer(BlobStreamer):
                 self._end(aborting=False)
             else:
                 self._publish()
-                self._subscribers.here = None  # the last ring is for those who may succeed us
+                self._subscribers.here = None  # the last ring is for readers that may succeed
                 with ExitStack() as ending:  # from the last to the first
                     ending.callback(self._release)
                     ending.callback(self._subscribers.close)
-                    ending.callback(self._subscribers.ring)  # they look for a writer: none
+                    ending.callback(self._subscribers.ring)  # readers then find no writer's lock
                     ending.callback(self._stream.lock.release, self._block.header_span)
                     ending.callback(self._close_file)
                     ending.callback(self._pacer.close)

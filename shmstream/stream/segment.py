@@ -1,14 +1,14 @@
 """The shared memory of one stream: create, attach, unlink, list.
 
-`multiprocessing.shared_memory` with its dangers taken out:
+This module uses `multiprocessing.shared_memory`, and avoids three of its dangers:
 
 - Its resource tracker would unlink a segment as soon as any unrelated reader exits. Our segments
-  are never registered: `track=False` from Python 3.13 on; before, the tracker is taught to
-  overlook names with our prefix.
-- When an attaching process runs out of descriptors, `SharedMemory` unlinks the segment under
-  everybody else. Here its `unlink` does nothing; `Segment.unlink` is the only way.
-- Touching a page that a full `/dev/shm` cannot give kills the process with SIGBUS. All pages are
-  reserved at creation, where a lack is an ordinary error.
+  are never registered: from Python 3.13 on by `track=False`; before that, the tracker's `register`
+  is replaced by a function that ignores names with our prefix.
+- If an attaching process runs out of descriptors, `SharedMemory` unlinks the segment that all other
+  processes use. Here its `unlink` does nothing; only `Segment.unlink` removes a name.
+- If `/dev/shm` is full, touching a new page kills the process with SIGBUS. Here all pages are
+  reserved at creation, where a shortage is an ordinary error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOLDER = "/dev/shm"
 _PREFIX = "shms-"
 
 NAME_LIMIT = 30 - len("/" + _PREFIX)
-"""Characters that a stream's name may have: with ours in front, 30 is portable."""
+"""Characters that a stream's name may have: with our prefix, 30 are portable."""
 
 
 class _Attached(shared_memory.SharedMemory):
@@ -35,10 +35,10 @@ class _Attached(shared_memory.SharedMemory):
         return self._fd
 
     def unlink(self) -> None:
-        """Nothing: a constructor that fails calls this, and would rob everybody else."""
+        """Do nothing: a failing constructor calls this, and would remove what others use."""
 
     def close(self) -> None:
-        """Unmap. Memory that some frame still looks at is unmapped when that is gone."""
+        """Unmap. Memory to which a frame still has a view is unmapped when the view is gone."""
         try:
             super().close()
         except BufferError:
@@ -78,8 +78,8 @@ else:
 class Segment:
     """A mapped segment, `size` bytes at `memory`.
 
-    The mapping outlives `unlink`, which only removes the name. Close it after the views of
-    `memory` have been released.
+    The mapping outlives `unlink`, which only removes the name. Release all views of `memory` before
+    closing it.
     """
 
     def __init__(self, memory: _Attached, name: str) -> None:
@@ -100,10 +100,10 @@ class Segment:
         return cls(_create(name, size), name)
 
     def reserve(self) -> None:
-        """Have all pages, so that touching them later never fails.
+        """Reserve all pages, so that touching them later never fails.
 
         Raises:
-            OSError: there is no room.
+            OSError: shared memory has no room for them.
         """
         os.posix_fallocate(self.fd, 0, self.size)
 
@@ -112,7 +112,7 @@ class Segment:
         """Map the segment of that name.
 
         Raises:
-            FileNotFoundError: there is none, or it is only just being made.
+            FileNotFoundError: there is none, or another process is just making it.
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
@@ -126,7 +126,7 @@ class Segment:
         try:
             facts = os.fstat(memory.descriptor)
             _refuse_foreign(facts, name)
-            if facts.st_blocks * 512 < facts.st_size:  # touching what is not there may be SIGBUS
+            if facts.st_blocks * 512 < facts.st_size:  # touching a missing page may be SIGBUS
                 raise FileNotFoundError(errno.ENOENT, "segment is not reserved yet", name)
         except BaseException:
             memory.close()
@@ -134,11 +134,14 @@ class Segment:
         return cls(memory, name)
 
     def unlink(self) -> None:
-        """Remove the name, so that nobody attaches any more. Idempotent."""
+        """Remove the name, so that no process can attach any more. Idempotent."""
         unlink(self.name)
 
     def close(self) -> None:
-        """Unmap; the segment lives on until unlinked and closed by all. Idempotent."""
+        """Unmap. The segment lives on until it is unlinked and every process has closed it.
+
+        Idempotent.
+        """
         self._memory.close()
 
     def __repr__(self) -> str:
@@ -156,7 +159,7 @@ def _refuse_foreign(facts: os.stat_result, name: str) -> None:
 
 
 def path_of(name: str) -> str:
-    """Where the segment of that name lies, for locking and removing it without mapping it."""
+    """The path of the segment of that name, to lock and remove it without mapping it."""
     return f"{_FOLDER}/{_PREFIX}{name}"
 
 

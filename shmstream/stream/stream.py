@@ -1,6 +1,6 @@
 """One stream as any process of the host sees it: its segment, its block and its locks.
 
-How it comes to be and how it goes is told in `claims.py`.
+`claims` tells how the name of a stream is claimed, and how a dead stream is removed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
 
 ATTACH_TIMEOUT = 5.0
-"""Seconds that `attach` waits for a writer to appear when it is not told otherwise."""
+"""Seconds that `attach` waits for a writer to appear if the caller gives no timeout."""
 
-_HALF_MADE_GRACE = 0.2  # s; how long a segment may be without magic and without lock
+_HALF_MADE_GRACE = 0.2  # s; how long a segment may have neither magic nor a locked header
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{segment.NAME_LIMIT - 1}}}")
 
 
@@ -60,21 +60,21 @@ class Stream:
         slots: int,
         resumable: bool,
     ) -> tuple[Stream, KernelLock]:
-        """A new stream in state OPENING, with the writer's locks: on its header, on its file.
+        """A new stream in state OPENING, with the writer's two locks: on the header, on the file.
 
-        A resumable one takes a partial file that is there already as it is, and not the place of a
+        A resumable stream keeps a partial file that exists already, and does not replace a dead
         stream that can be succeeded.
 
-        The path goes into the block before there is a partial file, so that whoever reaps us finds
-        it; the magic goes in last, and until then nobody reads the rest.
+        The path is stored in the block before the partial file is made, so that a reaper finds the
+        file if this writer dies. The magic is stored last; until then nobody reads other fields.
 
         Raises:
             ValueError: no stream can have that name.
-            StreamExists: a live writer has that name, or that path; or, of a resumable stream, a
-                dead one, and it can be succeeded.
-            ForeignSegment, DamagedSegment: something else is in its place.
+            StreamExists: a live writer has that name or that path; or this stream is resumable, and
+                a dead stream of that name can be succeeded.
+            ForeignSegment, DamagedSegment: what has that name is no stream of ours.
             OutOfResources: shared memory or descriptors have run out.
-            OSError: the partial file cannot be made, or there is no room for it.
+            OSError: the partial file cannot be made, or the disk has no space for it.
         """
         _check_name(name)
         with _naming_causes(name):
@@ -116,28 +116,32 @@ class Stream:
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
-        """The stream of that name, with the locks of its writer, who is dead.
+        """The stream of that name, whose writer is dead, with both locks of the dead writer.
 
-        The stream has a descriptor of its own for its locks: to a reader in the same process its
-        writer must look like any other.
+        The stream has a descriptor of its own for its locks, so that a reader in the same process
+        sees this writer like any other writer.
 
-            successor                                 another successor, or a reaper
-            1 lock the header; cannot? somebody is faster
-            2 is it terminal, or without its name? it has ended, let go
-            3 lock the partial file, which is still   (a reaper locks byte 0 and unlinks the name,
-              the one that the block names             which is seen in 2)
-            4 cut it to `published`, sign the block
+            successor                                  another successor, or a reaper
+            1 lock the header; if the lock is taken,
+              another successor was faster: stop
+            2 if the state is terminal, or the name    (a reaper locks byte 0, then unlinks the
+              leads elsewhere, the stream is over:      name; step 2 sees that)
+              stop
+            3 lock the partial file; it must be the
+              file that the block names
+            4 cut the file to `published`, and store
+              this process as the writer
 
         Raises:
-            StreamExists: a live writer, or a reaper, has it.
-            StreamNotFound: there is none, it has ended, or its partial file is not there any more;
-                then it has lost its name.
+            StreamExists: a live writer or a reaper holds the stream.
+            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone;
+                in the last case this call has removed the name.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
         """
         with ExitStack() as undo:
             try:
                 stream = cls.attach(name, timeout=0)
-            except WriterDied as error:  # while making it: there is nothing to take over
+            except WriterDied as error:  # it died before the stream was complete: nothing to take
                 raise StreamNotFound(name, 0) from error
             undo.callback(stream.close)
             block = stream.block
@@ -148,9 +152,9 @@ class Stream:
             try:
                 partial = _reclaim_partial(stream)
                 undo.callback(partial.close)
-                if block.state == State.STREAMING:  # before that, it may be there to be resumed
+                if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
                     os.ftruncate(partial.fd, block.published)
-            except DamagedPartial as error:  # who reads it joins whatever comes next
+            except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
             stream._sign()
@@ -160,12 +164,12 @@ class Stream:
 
     @classmethod
     def attach(cls, name: str, timeout: float | None = None) -> Stream:
-        """The stream of that name, waiting up to `timeout` seconds (None: 5) for it to appear.
+        """The stream of that name; waits up to `timeout` seconds (None: 5) until it appears.
 
         Raises:
             ValueError: no stream can have that name.
-            StreamNotFound: it did not appear.
-            WriterDied: its writer was killed while making it.
+            StreamNotFound: it did not appear in time.
+            WriterDied: its writer was killed before the stream was complete.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
             OutOfResources: descriptors or memory have run out.
         """
@@ -196,7 +200,7 @@ class Stream:
 
     @classmethod
     def _try_attach(cls, name: str) -> Stream | None:
-        """The stream, or None if there is none or its writer has not finished making it."""
+        """The stream; None if there is none, or if its writer is still making it."""
         try:
             mapped = Segment.attach(name)
         except FileNotFoundError:
@@ -229,20 +233,20 @@ class Stream:
 
     @property
     def writer(self) -> Identity:
-        """Who writes, or wrote, the stream."""
+        """The process that writes the stream, or wrote it last."""
         return Identity(
             self.block.writer_pid, self.block.writer_started, self.block.writer_namespace
         )
 
     def is_orphaned(self) -> bool:
-        """Whether no writer is alive. Load the state again before concluding that it died."""
+        """Whether no writer is alive. Load the state after this: the writer may have finished."""
         return not self.lock.is_held_elsewhere(self.block.life_span)
 
     def open_file(self) -> tuple[int, str, tuple[int, int, int]] | None:
-        """A descriptor of the very file that the writer writes, where it is, and which; or None.
+        """The file that the writer writes: descriptor, path and identity; None if it is gone.
 
-        The partial name is tried first: a commit in between moves the file to the final name, never
-        the other way.
+        This tries the partial name first, because a commit moves the file from the partial name to
+        the final name, and never back.
         """
         for path in (partial_path(self.path), self.path):
             try:
@@ -264,12 +268,15 @@ class Stream:
             return DamagedSegment(self.name, f"its error cannot be read: {error}")
 
     def unlink(self) -> None:
-        """Remove the name, for the writer; not if it leads to somebody else's stream by now."""
+        """Remove the name; does nothing if the name leads to another stream by now.
+
+        Only the writer calls this.
+        """
         if self.lock.is_at(segment.path_of(self.name)):
             self.segment.unlink()
 
     def close(self) -> None:
-        """Let go of locks and memory; the stream itself lives on. Idempotent."""
+        """Release locks and memory; the stream itself lives on. Idempotent."""
         self.lock.close()
         _unmap(self.segment, self.block)
 
@@ -289,7 +296,7 @@ def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
-            f"underscores, and begins with a letter or digit: {name!r} has not"
+            f"underscores, and begins with a letter or digit: {name!r} is no such name"
         )
 
 

@@ -1,22 +1,22 @@
-"""Who is woken when bytes arrive: both ends of a slot and its doorbell.
+"""The readers of a stream: how each takes a slot with a doorbell, and how the writer wakes them.
 
-A reader takes a slot by the kernel lock on its bytes, so a slot whose reader was killed is free at
-once, and two readers never share one:
+A reader takes a slot with the kernel lock on the slot's bytes. So a slot whose reader was killed is
+free at once, and two readers never share a slot:
 
     reader                                    writer, at each publish
-    1 lock a free slot, or a dead reader's    1 post the doorbells that it knows
+    1 lock a free slot, or a dead reader's    1 post the doorbells that it has open
     2 create the doorbell of a new generation 2 compare the memberships with the last ones seen
-    3 fill the slot                           3 for those that changed: let go of the doorbell, or
-    4 store the membership as active            open it, and post it
-    5 load `published` again, then wait       4 now and then look at one slot, in turn; if nobody
-                                                holds its lock, take the doorbell away and store
-                                                it as free
+    3 fill the slot                           3 for each that changed: close the old doorbell, or
+    4 store the membership as active            open the new doorbell and post it
+    5 load `published` again, then wait       4 at most every 20 ms check one slot, in turn; if no
+                                                process holds its lock, unlink the doorbell and
+                                                store the membership as free
 
-A comparison before a newcomer's 4 does not ring it, but its 5 sees what was published. A kill
-between 2 and 4 leaves a doorbell that the next one to take this slot replaces, and that `gc` or the
-end of the stream removes. Those who are known are rung first: nothing that is read then stands
-between them and the bytes. Readers never wait for each other, and the writer never waits for a
-reader (I6).
+If the writer compares before step 4 of a new reader, it does not ring that reader, but in step 5
+the reader sees what was published. A kill between 2 and 4 leaves a doorbell. The next reader that
+takes the slot replaces it, or `gc` or the end of the stream removes it. The writer posts the open
+doorbells first, so that these readers do not wait while it reads the memberships. Readers never
+wait for each other, and the writer never waits for a reader (I6).
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from shmstream.stream.doorbell import GENERATIONS, Doorbell, Ringer
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
 
-_LOOK_INTERVAL = 0.02  # s; the writer looks for dead readers no more often than that
+_LOOK_INTERVAL = 0.02  # s; the writer checks one slot for a dead reader at most that often
 
 
 class Subscription:
     """A reader's slot and doorbell, from construction until `close`."""
 
     def __init__(self, block: Block, lock: KernelLock, name: str, position: int = 0) -> None:
-        """Take a slot, for a reader that is at `position`.
+        """Take a slot, for a reader that has read `position` bytes.
 
         Raises:
-            NoFreeSlot: all are taken by live readers.
+            NoFreeSlot: live readers have all slots.
             OSError: descriptors or shared memory have run out; nothing is left behind.
         """
         self.slot = _claim(block, lock, name)
         self._lock = lock
         generation, was_active = self.slot.membership
-        if was_active:  # of a reader that was killed
+        if was_active:  # the doorbell of a reader that was killed
             doorbell.unlink(doorbell.name_of(block.token, self.slot.index, generation))
         generation = (generation + 1) % GENERATIONS
         try:
@@ -73,14 +73,15 @@ class Subscription:
         self.slot.release()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the memory; slot and doorbell are the parent's."""
-        self.slot.release()  # not the doorbell: a thread that is not here may hold glibc's lock
+        """In a forked child: release the memory; slot and doorbell belong to the parent."""
+        self.slot.release()  # not the doorbell: a thread of the parent may have held glibc's lock
 
 
 def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
-    """A slot that is now locked: one that was given back, else one whose reader died.
+    """Lock a slot: one that a reader gave back, else the slot of a dead reader.
 
-    Two rounds, because the writer may be holding the lock of a dead reader's slot for an instant.
+    It tries all slots twice, because the writer holds the lock of a dead reader's slot for a moment
+    while it frees the slot.
     """
     with block.memberships() as memberships:
         for is_taken in (False, True, False, True):
@@ -95,7 +96,10 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 
 @dataclass(frozen=True)
 class Subscriber:
-    """One reader, as the writer sees it: how far it has read, in bytes, and who it is."""
+    """One reader, as the writer sees it: its slot, the bytes it has read, and its process.
+
+    `lag` is the number of published bytes that it has not read yet.
+    """
 
     slot: int
     position: int
@@ -110,14 +114,15 @@ class Subscribers:
         self._block = block
         self._lock = lock
         self._memberships = block.memberships()
-        self._seen = b""  # a successor finds readers there already
+        self._seen = b""  # not the present ones: a successor must open its readers' doorbells
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
         self._active: list[int] = []  # slots, ascending
         self._looked_after = -1
         self._next_look = 0.0
         self.here: Callable[[], None] | None = None
-        """Called at every ring, for those in this very process who need no slot; not to block."""
+        """Called at every ring, for a listener in this process, which needs no slot. It must not
+        block."""
 
     def ring(self) -> None:
         """Wake every reader. Never blocks, never fails."""
@@ -129,12 +134,15 @@ class Subscribers:
         self.tell_here()
 
     def tell_here(self) -> None:
-        """Call whoever listens in this process: there is news that is worth no ring to others."""
+        """Call the listener in this process only, for news that does not wake other readers."""
         if self.here is not None:
             self.here()
 
     def look_after_one(self) -> None:
-        """Now and then free the next slot, in turn, whose reader was killed. Never blocks."""
+        """If it is time, check the next slot in turn, and free it if its reader died.
+
+        Never blocks.
+        """
         if self._active and (now := time.monotonic()) >= self._next_look:
             self._next_look = now + _LOOK_INTERVAL
             after_last = bisect_right(self._active, self._looked_after) % len(self._active)
@@ -142,7 +150,7 @@ class Subscribers:
             reclaim(self._block, self._lock, self._looked_after)
 
     def _follow(self) -> list[Callable[[], None]]:
-        """Let go of the doorbells of those who left, open those of readers who came: these."""
+        """Close the doorbells of readers that left, and open and return those of new readers."""
         generations = self._block.taken()
         for index, (generation, ringer) in list(self._ringers.items()):
             if generations.get(index) != generation:
@@ -153,9 +161,9 @@ class Subscribers:
             if index not in self._ringers:
                 try:
                     ringer = Ringer(doorbell.name_of(self._block.token, index, generation))
-                except FileNotFoundError:  # removed by somebody: its reader looks by itself (I4)
+                except FileNotFoundError:  # it was removed: its reader checks by itself (I4)
                     continue
-                except OSError:  # no descriptor is free just now: try again at the next ring
+                except OSError:  # no descriptor is free: try again at the next ring
                     self._seen = b""
                     continue
                 self._ringers[index] = (generation, ringer)
@@ -165,12 +173,12 @@ class Subscribers:
         return came
 
     def abandon(self) -> None:
-        """In a forked child: let go of the memory only."""
+        """In a forked child: release the memory only."""
         self._memberships.release()
         self._ringers.clear()
 
     def close(self) -> None:
-        """Let go of all doorbells; their names stay."""
+        """Close all doorbells; their names stay."""
         for _, ringer in self._ringers.values():
             ringer.close()
         self._memberships.release()
@@ -184,14 +192,14 @@ def _post(rings: Iterable[Callable[[], None]]) -> None:
     for ring in rings:
         try:
             ring()
-        except OSError:  # posted to its limit already: its reader has enough to wake for (I4)
+        except OSError:  # it is posted to its limit: its reader wakes anyway (I4)
             continue
 
 
 def reclaim(block: Block, lock: KernelLock, index: int, bells: Iterable[str] = ()) -> list[str]:
-    """Free the slot if its reader was killed: the doorbells that go, of which some may be `bells`.
+    """Free the slot if its reader was killed, and unlink its doorbell and `bells`; those unlinked.
 
-    For anybody, at any time; never blocks.
+    Any process may call this at any time; it never blocks.
     """
     slot = block.slot(index)
     try:
@@ -210,21 +218,24 @@ def reclaim(block: Block, lock: KernelLock, index: int, bells: Iterable[str] = (
 
 
 def forsaken(block: Block, lock: KernelLock, bells: Iterable[str]) -> dict[int, set[str]]:
-    """Slots whose readers were killed, with their doorbells: those active, and those of `bells`."""
+    """Slots whose readers were killed, each with its doorbells that still exist.
+
+    `bells` are the names of all doorbells of the stream.
+    """
     found: dict[int, set[str]] = {}
-    for bell in bells:  # some were killed before they were active
+    for bell in bells:  # a reader may have been killed before it was active
         with suppress(ValueError):
             found.setdefault(doorbell.slot_of(bell), set()).add(bell)
     for index, bell in _active(block):
         found.setdefault(index, set()).add(bell)
     free = [each for each in found if each < block.slots and not _is_held(block, lock, each)]
-    # Who left in between has cleared up.
+    # A reader that left since the first look has removed its doorbell itself.
     still = {bell for _, bell in [*_active(block), *doorbell.names(block.token)]} if free else set()
     return {index: found[index] & still for index in free if found[index] & still}
 
 
 def deaf(block: Block, lock: KernelLock) -> list[str]:
-    """The doorbells that readers alive lack; they look by themselves (I4)."""
+    """Names of the missing doorbells of live readers; these readers check by themselves (I4)."""
     active = _active(block)
     there = {bell for _, bell in doorbell.names(block.token)} if active else set()
     if lacking := [each for each in active if each[1] not in there]:
@@ -234,7 +245,7 @@ def deaf(block: Block, lock: KernelLock) -> list[str]:
 
 
 def _active(block: Block) -> list[tuple[int, str]]:
-    """Slots that somebody has, dead or alive, and the names of their doorbells."""
+    """Slots that readers have, dead or alive, and the names of their doorbells."""
     return [
         (index, doorbell.name_of(block.token, index, generation))
         for index, generation in block.taken().items()
@@ -250,7 +261,7 @@ def _is_held(block: Block, lock: KernelLock, index: int) -> bool:
 
 
 def present(block: Block, lock: KernelLock) -> list[Subscriber]:
-    """Who alive reads now, in order of slot."""
+    """The live readers, in the order of their slots."""
     found = []
     published = block.published
     for index in block.taken():

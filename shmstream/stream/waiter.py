@@ -1,20 +1,21 @@
-"""The live tail of a stream: how a reader waits for bytes, without losing a wake-up.
+"""The live tail of a stream: how a reader waits for bytes without losing a wake-up.
 
-Every way of reading comes down to one question, `Tail.readable`: how far may be read now? It
-answers at once when what is wanted is published, and otherwise waits:
+Every way of reading asks `Tail.readable`: how many bytes of the blob may be read now? It answers
+at once if the bytes that the reader wants are published. Otherwise it waits:
 
     1 forget old rings
-    2 load `published`: enough? answer
-    3 load the state: terminal? load `published` again, and conclude
-    4 a quarter of a second since the last look at the writer's lock, or the last ring that came
-      with bytes; or rung for nothing? look; free? load the state once more, for it may have
-      finished and left in between, and conclude
-    5 wait for a ring, for a quarter of a second at most; load `published`: enough? answer;
+    2 load `published`; if it is enough, answer
+    3 load the state; if it is terminal, load `published` again, and conclude
+    4 check the writer's lock if a quarter of a second has passed since the last check, and since
+      the last ring that came with bytes; or if the last ring came without new bytes. If the lock
+      is free, load the state again, because the writer may have finished and left meanwhile, and
+      conclude
+    5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
       else go to 1
 
-A ring between 1 and 5 ends the wait at once, so no wake-up is lost; a ring that never comes costs
-a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the
-state (I3), so what is loaded after it is final.
+A ring between 1 and 5 ends the wait at once, so no wake-up is lost. A ring that never comes costs
+a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the state
+(I3), so the `published` that is loaded after a terminal state is final.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from shmstream.stream.control_block import TERMINAL, State
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscription
 
-_SLICE = 0.25  # s; the longest wait without looking again
+_SLICE = 0.25  # s; the longest wait before the reader checks again
 
 
 class Tail:
-    """One reader's wait for one stream. Subscribes, unless the stream has already ended."""
+    """The wait of one reader for one stream. It subscribes, unless the stream has ended already."""
 
     def __init__(
         self, stream: Stream, stall_timeout: float | None, *, subscribes_late: bool = False
     ) -> None:
-        """With `subscribes_late`, only when there is something to wait for.
+        """With `subscribes_late`, the reader subscribes only when it has to wait for bytes.
 
         Raises:
             NoFreeSlot: all slots are taken by live readers.
@@ -45,7 +46,7 @@ class Tail:
         self._block = stream.block
         self._stall_timeout = stall_timeout
         self._subscription: Subscription | None = None
-        self._position = 0  # as noted
+        self._position = 0  # as last given to `note`
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
@@ -53,7 +54,7 @@ class Tail:
         """How often a reader has gone to sleep."""
 
     def _subscribe(self) -> Subscription | None:
-        """What rings for us; None if nothing will, because the stream has ended."""
+        """The reader's slot and doorbell; None if the stream has ended, so that nothing rings."""
         stream = self._stream
         if self._subscription is None and stream.block.state not in TERMINAL:
             with naming_shortages(stream.name, "shared memory (/dev/shm)"):
@@ -63,14 +64,14 @@ class Tail:
         return self._subscription
 
     def readable(self, position: int, want: int) -> int:
-        """How far may be read, once that is at least `want`, or the end of a committed blob.
+        """Wait until `want` bytes are published, or the blob is complete; how many are published.
 
-        A broken stream answers with less than `want` as long as that is past `position`.
+        If the stream is broken, the answer is less than `want` as long as it is past `position`.
 
         Raises:
-            BlobAborted, WriterDied: the stream is broken, and nothing past `position` will come.
-            WriterStalled: nothing came for `stall_timeout`.
-            NoFreeSlot, OutOfResources: as the constructor, if this subscribes late.
+            BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
+            WriterStalled: no byte came for `stall_timeout`.
+            NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want, published)
@@ -81,7 +82,7 @@ class Tail:
         block, doorbell = self._block, subscription.doorbell
         last_progress = time.monotonic()
         while True:
-            now = time.monotonic()  # before the load: a pause of our own in between is no stall
+            now = time.monotonic()  # before the load, so that a pause of this process is no stall
             doorbell.drain()
             published = block.load_published()
             if published >= want:
@@ -99,13 +100,13 @@ class Tail:
             self.waits += 1
             rung = doorbell.wait(pause)
             published = block.load_published()
-            if rung:  # for bytes: the writer lives; for nothing: perhaps it has handed over
+            if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
             if published >= want:
                 return published
 
     def _sees_writer_dead(self, now: float) -> bool:
-        """Look at the writer's lock, if it is time to look again."""
+        """Whether no writer holds the lock on the header; checks only if it is time to."""
         if now < self._next_look:
             return False
         self._next_look = now + _SLICE
@@ -120,7 +121,7 @@ class Tail:
         return state, self._block.load_published()
 
     def _conclude(self, position: int) -> int:
-        """How far may be read of a stream that is terminal or has lost its writer."""
+        """How many bytes can be read of a stream that is terminal or has lost its writer."""
         state, published = self.look()
         if state == State.COMMITTED or published > position:
             return published
@@ -130,17 +131,17 @@ class Tail:
         raise WriterDied(self._stream.name, offset, str(self._stream.writer))
 
     def note(self, position: int) -> None:
-        """Let the writer see how far this reader has come."""
+        """Store how far this reader has read, for the writer's statistics."""
         self._position = position
         if self._subscription is not None:
             self._subscription.slot.position = position
 
     def close(self) -> None:
-        """Leave, which nobody else notices."""
+        """Give the slot back. No other process notices."""
         if self._subscription is not None:
             self._subscription.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything, and leave the slot to the parent."""
+        """In a forked child: release the memory, and leave the slot to the parent."""
         if self._subscription is not None:
             self._subscription.abandon()

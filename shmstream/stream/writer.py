@@ -1,14 +1,15 @@
 """`BlobStreamer`: the writer's end of a stream. Append, publish, commit, abort, transfer.
 
-A blob on its way, and what each step does:
+What each step does:
 
-    create     claim the name and the partial file, fill the block, magic last
-    append     write everything to the partial file, count it, publish it when it is due
-    publish    store `published`, store `chunk_count`, ring                       (I1, I2)
-    commit     check size and digest, rename to the final name, store the size, publish the rest,
-               store COMMITTED, ring; a digest that none was given for is computed now  (I3, I5)
-    abort      store the error, store ABORTED, ring, remove the partial file      (I3)
-    close      abort if it is neither; remove the doorbells and the name
+    create     claim the name and the partial file, fill the block, the magic last
+    append     write all bytes to the partial file, count them, publish them when it is time
+    publish    store `published`, store `chunk_count`, ring                             (I1, I2)
+    commit     check size and digest, rename the file to the final name, store the size, publish
+               the last bytes, store COMMITTED, ring; if the caller gave only an algorithm,
+               compute the digest after that                                            (I3, I5)
+    abort      store the error, store ABORTED, ring, remove the partial file            (I3)
+    close      abort unless the stream has ended; remove the doorbells and the name
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from shmstream.system.process import register
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_STEP = 1 << 20  # bytes; what a long buffer is cut into, so that readers need not wait for all
+_STEP = 1 << 20  # bytes; a long buffer is cut into steps, so that readers get the first ones early
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class StreamerStatistics:
 class BlobStreamer:
     """Streams one blob to every process on the host that attaches by `name`.
 
-    Make one with `create`. Use it as a context manager: leaving it without `commit` aborts, and
-    leaving it removes the name, so keep it open for as long as readers may still come. Readers
-    that are there already go on undisturbed; the file stays.
+    Make one with `create`. Use it as a context manager: leaving it without `commit` aborts. Leaving
+    it also removes the name, so keep it open for as long as new readers may come. Attached readers
+    go on undisturbed, and the committed file stays.
 
-    Any thread of the process may call any method. A forked child cannot use it: there everything
+    Any thread of the process may call any method. A forked child cannot use it: there every method
     raises `StreamClosed`.
     """
 
@@ -98,7 +99,7 @@ class BlobStreamer:
         if block.digest:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
             self._digest.update(block.published)
-        # What only this process writes need not be loaded back from the block at every append.
+        # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
         self._published = block.published
@@ -108,7 +109,7 @@ class BlobStreamer:
         self.name = stream.name
         self.path = stream.path
         self.digest: str | None = None
-        """`algorithm:hex` of the blob, once it is committed, if it was created with `digest`."""
+        """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
         register(self)
 
     @classmethod
@@ -127,26 +128,26 @@ class BlobStreamer:
     ) -> Self:
         """Begin to stream the blob that will be at `path`.
 
-        Bytes gather in `path` + ".shmstream-partial", and move to `path` at commit, replacing what
-        is there. What a dead writer left under this name or path is removed first, and whatever
-        else the dead have left on this host (`sweep`).
+        Bytes gather in `path` + ".shmstream-partial". The commit moves that file to `path`,
+        replacing an older file. First this removes what a dead writer left under this name or
+        path, and everything else that dead processes left on this host (`sweep`).
 
         Args:
             path: where the complete blob will be; its folder must exist.
-            name: the handle that readers attach by, at most 24 letters, digits and `._-`; made up
-                when None.
-            size: of the blob in bytes, when known. More or less is an error.
-            chunk_size: bytes of a chunk, the unit in which the last bytes are withheld.
-            digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob. Then the last chunk is
-                published only once all bytes are verified. The algorithm alone has the digest
-                computed only.
-            publish_bytes: publish when so many bytes have gathered, though at most 250 times a
+            name: the handle that readers attach by, at most 24 letters, digits and `._-`; a random
+                one when None.
+            size: of the blob in bytes, if the caller knows it. More or fewer bytes are an error.
+            chunk_size: bytes of a chunk; with a digest, the last chunk is withheld.
+            digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob: the last chunk is published
+                only when all bytes are verified. Or only the algorithm: then the digest is
+                computed and nothing is verified.
+            publish_bytes: publish when that many bytes have gathered, though at most 250 times a
                 second ...
-            publish_interval: ... or so many seconds have passed since the last time. Bytes never
-                wait longer, even when the source goes quiet; only a disk that holds up the next
-                write holds them up too. With 0 every append is published at once.
-            max_subscribers: readers at one time; one costs 72 bytes of shared memory.
-            durable: have the bytes, then the name, on the disk before the commit is done.
+            publish_interval: ... or when that many seconds have passed since the last publish.
+                Bytes never wait longer, even if the source goes quiet; only a disk that blocks the
+                next write delays them. With 0 every append is published at once.
+            max_subscribers: readers at one time; each slot costs 72 bytes of shared memory.
+            durable: the commit returns only when the bytes, then the name, are on the disk.
 
         Raises:
             StreamExists: a live writer has that name or writes to that path.
@@ -169,7 +170,7 @@ class BlobStreamer:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = secrets.token_hex(8) if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
-            sweep_again(but=name)  # of that, the claim decides
+            sweep_again(but=name)  # the claim below decides about the stream of this name
             stream, lock = Stream.create(
                 name,
                 path,
@@ -183,7 +184,7 @@ class BlobStreamer:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the blob; None until that is known."""
+        """Bytes of the blob; None until the size is known."""
         return None if self._block.size == UNKNOWN else self._block.size
 
     @property
@@ -203,26 +204,26 @@ class BlobStreamer:
 
     @property
     def state(self) -> State:
-        """Where the stream is in its life."""
+        """The state of the stream."""
         return State(self._block.state)
 
     def append(self, data: Buffer) -> None:
-        """Write all of `data`, any contiguous buffer of any length, and publish it when it is due.
+        """Write all of `data`, any contiguous buffer of any length, and publish it in time.
 
-        A long buffer is written, and may be published, in steps of a MiB, so an error leaves part
-        of it published. Blocks for the write to disk only, never for a reader (I6).
+        A long buffer is written, and may be published, in steps of a MiB, so an error may leave a
+        part of it published. Blocks for the write to disk only, never for a reader (I6).
 
         Raises:
-            SizeMismatch: that is more than `size`. The stream is aborted.
+            SizeMismatch: there are now more bytes than `size`. The stream is aborted.
             OutOfResources: the disk is full. The stream is aborted.
-            DamagedPartial: the file was changed by somebody else. The stream is aborted.
-            StreamClosed, IllegalTransition: it cannot be appended to any more.
+            DamagedPartial: another program changed the file. The stream is aborted.
+            StreamClosed, IllegalTransition: the stream is closed, committed or aborted.
         """
         with self._lock:
             if not self._streaming:
                 self._begin()
             if type(data) is bytes or type(data) is bytearray:
-                count = len(data)  # a view would cost as much as the lock
+                count = len(data)  # cheaper than a view, which costs as much as the lock
             else:
                 count = memoryview(data).nbytes
             if count <= _STEP:
@@ -237,7 +238,7 @@ class BlobStreamer:
         self._check_open()
         self._block.require(State.STREAMING, self.name)
         if self._resumable:
-            self._file.truncate(self._file.size)  # what was there and is not resumed
+            self._file.truncate(self._file.size)  # cut off old bytes that are not resumed
         self._block.advance(State.STREAMING, self.name)
         self._streaming = True
 
@@ -253,7 +254,7 @@ class BlobStreamer:
         self._appended(count, self._pacer.is_due)
 
     def _appended(self, count: int, is_due: Callable[[int], bool]) -> None:
-        """Count what was written, and publish if that is due."""
+        """Count `count` written bytes, and publish if it is time."""
         end = self._file.size
         if self._digest is not None:
             self._digest.update(count)
@@ -263,18 +264,20 @@ class BlobStreamer:
             self._publish()
 
     def _publishable(self) -> int:
-        """Bytes that may be published before commit: with a digest, not the last chunk (I5)."""
+        """Bytes that may be published before commit: with a digest, all but the last chunk (I5)."""
         size = self._file.size
         if self._digest is None or not self._digest.is_given:
             return size
         end = size if self._limit == UNKNOWN else self._limit
         before_last = max(end - 1, 0) // self._chunk_size * self._chunk_size
-        return max(min(size, before_last), self._published)  # a predecessor knew better (I1)
+        return max(
+            min(size, before_last), self._published
+        )  # a predecessor may have known more (I1)
 
     def _publish(self) -> None:
-        """Let readers have what is publishable, and wake them.
+        """Publish all bytes that may be published, and wake the readers.
 
-        The rings come last: a reader that is woken on this very processor runs when we have done.
+        The rings come last, because a woken reader may take this processor at once.
         """
         with self._lock:
             self._pacer.published()
@@ -285,18 +288,18 @@ class BlobStreamer:
 
     def _store_published(self, published: int) -> None:
         block = self._block
-        block.published = self._published = published  # I1, I2: all of it has been written
+        block.published = self._published = published  # I1, I2: all these bytes are in the file
         block.chunk_count = chunks_in(published, self._chunk_size, self._limit)
         block.progress = time.monotonic_ns()
 
     def transfer(self, source: BinaryIO | Iterable[Buffer] | Buffer) -> int:
-        """Append all that `source` gives, then commit; the blob's size in bytes.
+        """Append all bytes of `source`, then commit; the blob's size in bytes.
 
         `source` is a binary file object, which is read as bytes arrive, or an iterable of buffers.
         It is not closed. Blocks as long as the source does.
 
         Raises:
-            Whatever `source`, `append` and `commit` raise; the stream is aborted then.
+            The errors of `source`, `append` and `commit`; the stream is aborted.
         """
         try:
             for data in buffers(source):
@@ -309,15 +312,15 @@ class BlobStreamer:
         return self._file.size
 
     def commit(self) -> None:
-        """The blob is complete: verify it, give it its final name, publish the rest.
+        """Complete the blob: verify it, rename it to its final name, publish the last bytes.
 
-        Whoever sees COMMITTED finds the blob at `path` (I5). If only the algorithm was given, this
-        returns once `digest` is known, which no reader waits for.
+        A process that sees COMMITTED finds the blob at `path` (I5). If `create` was given only an
+        algorithm, this returns when `digest` is computed; readers do not wait for that.
 
         Raises:
             SizeMismatch: there are fewer bytes than `size`. The stream is aborted.
-            DigestMismatch: they are not the blob that `digest` names. The stream is aborted.
-            DamagedPartial: the file was changed by somebody else. The stream is aborted.
+            DigestMismatch: the bytes are not the blob that `digest` names. The stream is aborted.
+            DamagedPartial: another program changed the file. The stream is aborted.
             IllegalTransition: it was committed or aborted before.
         """
         with self._lock:
@@ -342,18 +345,20 @@ class BlobStreamer:
             self._subscribers.ring()
             self._pacer.published()
             if digest is not None:
-                with suppress(OSError, EOFError):  # the blob is complete: what changes it is late
+                with suppress(
+                    OSError, EOFError
+                ):  # the blob is complete; a later change is no error
                     self.digest = digest.finish()
 
     def _verify(self, digest: RunningDigest) -> None:
-        """See to it that the digest of all bytes is the given one."""
+        """Require that the digest of all bytes is the given digest."""
         got, given = digest.finish(), self._block.digest.decode()
         if got != given:
             reason = f"its digest is {got}, not {given}: the bytes are not that blob"
             raise DigestMismatch(self.name, self._file.size, reason, given, got)
 
     def _fail_size(self, got: int) -> SizeMismatch:
-        """Abort for a blob of the wrong size; the error to raise."""
+        """Abort, because the blob has the wrong size; returns the error to raise."""
         size = self._block.size
         how = "more" if got > size else "less"
         reason = f"the source gave {how} than the {size} bytes it should: {got}"
@@ -362,10 +367,10 @@ class BlobStreamer:
         return error
 
     def abort(self, reason: str | BaseException) -> None:
-        """The blob will never be complete: tell every reader why, remove the partial file.
+        """Give the blob up: tell every reader the reason, and remove the partial file.
 
-        Readers get the bytes that were published, then `BlobAborted` with `reason`. Aborting twice
-        changes nothing.
+        Readers get the published bytes, then `BlobAborted` with `reason`. Aborting twice changes
+        nothing.
 
         Raises:
             IllegalTransition: it is committed.
@@ -384,11 +389,11 @@ class BlobStreamer:
                 self._file.unlink()
 
     def _keeps(self, _reason: str | BaseException) -> bool:
-        """Whether the partial file of an aborted stream is good for anything."""
+        """Whether the partial file of an aborted stream is kept."""
         return False
 
     def statistics(self) -> StreamerStatistics:
-        """How far the blob is, and who reads it."""
+        """How many bytes are appended and published, and the live readers."""
         with self._lock:
             return StreamerStatistics(
                 name=self.name,
@@ -407,9 +412,9 @@ class BlobStreamer:
             raise StreamClosed(self.name, self._closed)
 
     def close(self) -> None:
-        """Abort what is not committed, and remove the name. Idempotent.
+        """Abort the stream unless it is committed, and remove the name. Idempotent.
 
-        Readers that are attached finish undisturbed; new ones find the name gone.
+        Attached readers finish undisturbed; new readers find no stream of that name.
         """
         with self._lock:
             if self._closed is not None:
@@ -422,7 +427,7 @@ class BlobStreamer:
             ending.callback(self._release)
             ending.callback(self._stream.unlink)
             ending.callback(self._unlink_doorbells)
-            ending.callback(self._close_file)  # and so leaves a descriptor to list them
+            ending.callback(self._close_file)  # this frees a descriptor to list the doorbells with
             ending.callback(self._subscribers.close)
             ending.callback(self._pacer.close)
             if aborting and self._block.state not in TERMINAL:
@@ -434,10 +439,10 @@ class BlobStreamer:
         self._file.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of everything, and leave it all to the parent."""
+        """In a forked child: release memory and descriptors; the stream belongs to the parent."""
         if self._closed is None:
             self._closed = "it belongs to the process that this one was forked from"
-            self._lock = threading.RLock()  # a thread that is not here may hold the old one
+            self._lock = threading.RLock()  # a thread of the parent may have held the old lock
             self._subscribers.abandon()
             self._file.close()
             self._release()
@@ -473,7 +478,7 @@ class BlobStreamer:
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2
                 )
-            finally:  # a warning may be an error
+            finally:  # warnings may be errors here
                 self.close()
 
     def __repr__(self) -> str:

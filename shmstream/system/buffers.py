@@ -1,4 +1,4 @@
-"""`buffers`: the bytes of any Python object that has bytes, in order, as soon as they are there."""
+"""`buffers`: the bytes of any Python object that has bytes, in order, as soon as they arrive."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _READ_SIZE = 128 * 1024  # bytes; a buffer of this size stays in the processor's
 
 
 def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iterator[Buffer]:
-    """The bytes of `source` in order, as buffers that are valid until the next is asked for.
+    """The bytes of `source` in order, as buffers; each is valid until the next one is asked for.
 
-    Takes bytes as soon as they are there: `BufferedReader.readinto` and plain `read(n)` wait until
-    they have all that was asked for, so the one-call methods are preferred wherever an object has
-    them. Blocks as long as the source does. Does not close it.
+    Gives bytes as soon as they arrive. `BufferedReader.readinto` and plain `read(n)` wait until
+    they have all n bytes, so `readinto1` and `read1` are preferred if the object has them. Blocks
+    as long as the source does. Does not close it.
 
     Raises:
         EOFError: it is an HTTP response that ends before its Content-Length.
-        TypeError: it is neither, or gives something other than bytes.
+        TypeError: it is no source of bytes, or gives something other than bytes.
         ValueError: it is a file object in non-blocking mode.
     """
     if isinstance(source, str | io.TextIOBase):
@@ -65,8 +65,8 @@ def _poll(fd: int) -> select.poll:
 
 
 def _read_when_ready(source: io.BufferedReader, poll: select.poll, buffer: bytearray) -> int:
-    """Wait outside of `source`: an interpreter that ends while a thread reads a pipe such as
-    `sys.stdin.buffer` finds it locked, and aborts.
+    """Wait without holding the lock of `source`: an interpreter that ends while a thread waits in
+    a pipe such as `sys.stdin.buffer` finds the lock taken, and aborts.
     """
     poll.poll()
     return source.readinto1(buffer)
@@ -85,7 +85,10 @@ def _read(read: Callable[[int], bytes | None]) -> Iterator[Buffer]:
 
 
 def _checked(source: object, data: Iterator[Buffer]) -> Iterator[Buffer]:
-    """An `http.client` response that is cut off reads like one that ends: it must not."""
+    """`data`, then an error if `source` is an `http.client` response that was cut off.
+
+    Without that, it would look like a complete one.
+    """
     yield from data
     http = sys.modules.get("http.client")
     if http is not None and isinstance(source, http.HTTPResponse) and source.length:

@@ -1,12 +1,12 @@
 """Moves bytes of a file to a destination, through the kernel where the kernel can.
 
-What a destination is decides how: to a file `copy_file_range` (which on some file systems copies
-nothing at all but shares the blocks), to a socket `sendfile`, to a pipe `splice`. Where the kernel
-says that it cannot (another file system, a file opened for appending, ...) the next way is tried,
-and the last is to read and write.
+The kind of destination decides the way: `copy_file_range` to a file (some file systems then share
+the blocks and copy nothing), `sendfile` to a socket, `splice` to a pipe. If the kernel refuses a
+way (another file system, a file opened for appending, ...), the next way is tried. The last way is
+to read and write.
 
-A file object is bypassed only if it does nothing to the bytes itself: a `GzipFile` or an
-`SSLSocket` also has a descriptor, and writing to that would lose compression or encryption.
+A file object is bypassed only if it does not change the bytes. A `GzipFile` or an `SSLSocket` has a
+descriptor too, but writing to that descriptor would lose the compression or the encryption.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SupportsWrite(Protocol):
     """Anything with the `write` of a binary file object."""
 
     def write(self, data: bytes, /) -> int | None:
-        """Take some or all of `data`; how much, or None for all."""
+        """Take some or all bytes of `data`; how many, or None for all."""
 
 
 Destination = SupportsWrite | socket.socket | int
@@ -48,11 +48,11 @@ _CANNOT = frozenset(
 
 
 class Mover:
-    """Moves spans of files to one destination: `move` as often as wanted, then `finish`."""
+    """Moves spans of files to one destination: call `move` any number of times, then `finish`."""
 
     def __init__(self, destination: Destination) -> None:
         """Raises:
-        TypeError: it is nothing that bytes can be written to.
+        TypeError: bytes cannot be written to `destination`.
         ValueError: it is a socket in non-blocking mode.
         """
         self._file: io.BufferedWriter | io.BufferedRandom | None = None
@@ -81,13 +81,13 @@ class Mover:
             self._ways = [_through(_writer_of(destination))]
 
     def move(self, fd: int, offset: int, count: int) -> int:
-        """Move up to `count` bytes of `fd` from `offset`; how many, 0 if the file has none there.
+        """Move up to `count` bytes of `fd` from `offset`; how many. 0: the file ends at `offset`.
 
-        Blocks until the destination takes some.
+        Blocks until the destination takes at least one byte.
 
         Raises:
-            TimeoutError: it is a socket with a timeout, and took none in that time.
-            OSError: whatever the destination raises.
+            TimeoutError: it is a socket with a timeout, and took no byte in that time.
+            OSError: an error of the destination.
         """
         while True:
             try:
@@ -110,13 +110,13 @@ class Mover:
             raise TimeoutError(f"the destination took no bytes for {self._timeout} s")
 
     def finish(self) -> None:
-        """Tell a buffered file where its descriptor now is."""
+        """Have a buffered file read the position of its descriptor, which `move` has changed."""
         if self._file is not None and self._file.seekable():
             self._file.tell()
 
 
 def _ways_to(out: int) -> list[_Way]:
-    """The ways to move bytes to a descriptor, the best first."""
+    """The ways to move bytes to a descriptor, the fastest first."""
 
     def copy_range(fd: int, offset: int, count: int) -> int:
         return os.copy_file_range(fd, out, count, offset)
@@ -139,7 +139,7 @@ def _ways_to(out: int) -> list[_Way]:
 
 
 def _through(write: Callable[[bytes], int | None]) -> _Way:
-    """Read, and write with `write`."""
+    """The way that reads the bytes, and calls `write` with them."""
 
     def read_and_write(fd: int, offset: int, count: int) -> int:
         data = os.pread(fd, min(count, _BUFFER), offset)

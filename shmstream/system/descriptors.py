@@ -1,10 +1,10 @@
-"""Room for descriptors, made before they are needed: growing their table may take 20 ms.
+"""Makes room for descriptors before they are needed, because growing their table may take 20 ms.
 
-The kernel's table of a process begins with 64 places. When it is full, whoever opens one more waits
-for the table to grow; and where there are threads, which share it, that is until every processor
-has let go of the old one (`synchronize_rcu`: 11 and 20 ms were seen). A server that is asked by
-thirty clients at once gets there in the middle of their first requests. The table never shrinks,
-but a forked child begins with a small one.
+The kernel's table of a process begins with 64 entries. If the table is full, the next call that
+opens a file waits until it has grown. In a process with threads, which share the table, that lasts
+until no processor uses the old table any more (`synchronize_rcu`: 11 and 20 ms were measured). A
+server with thirty clients would wait during their first requests. The table never shrinks, but a
+forked child begins with a small one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from functools import cache
 
 from shmstream.system import process
 
-_ROOM = 4096  # places, of 8 bytes; growing from there on is rare
+_ROOM = 4096  # entries of 8 bytes; a process rarely needs more
 
 
 @cache
 def make_room() -> None:
-    """Have room for as many as this process may open, up to 4,096; in its forks, too.
+    """Make room for all descriptors that this process may open, up to 4,096; also in its forks.
 
-    Takes microseconds, or 20 ms if there are other threads. Once in a process.
+    Takes microseconds, or 20 ms if there are other threads. Only the first call does anything.
     """
     _grow()
     process.after_fork(_grow)
@@ -33,7 +33,7 @@ def make_room() -> None:
 def _grow() -> None:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     last = (_ROOM if allowed == resource.RLIM_INFINITY else min(allowed, _ROOM)) - 1
-    with suppress(OSError):  # that place is taken, or there is no memory: it grows when it must
+    with suppress(OSError):  # that descriptor is in use, or memory is short: it grows later
         some = os.open("/", os.O_PATH | os.O_CLOEXEC)
         try:
             os.close(fcntl.fcntl(some, fcntl.F_DUPFD_CLOEXEC, last))

@@ -1,16 +1,16 @@
 """Kernel locks: they tell whether a writer or a reader is alive, because they die with it.
 
-Whether a writer or a reader is alive is never guessed from process ids. Whoever writes a region of
+Process ids never decide whether a writer or a reader is alive. A process that writes a region of
 the control block holds a kernel lock on exactly those bytes: the writer on the header, a reader on
 its slot. The kernel frees the lock when the process ends, however it ends, and neither pid reuse
 nor pid namespaces matter. The same kind of lock on the partial file keeps a second writer away
 from a path.
 
 The locks are open-file-description locks (`F_OFD_SETLK`). Unlike classic POSIX locks they belong
-to one descriptor, so two threads of one process exclude each other and closing another descriptor
-loses nothing; unlike `flock` they cover ranges, and can be *looked at* (`F_OFD_GETLK`) without
-being taken, so that a reader that checks on the writer is in nobody's way, even if it is stopped
-in the middle.
+to one open file, so two threads of one process exclude each other, and closing another descriptor
+of the file loses nothing. Unlike `flock` they cover ranges, and a process can test them
+(`F_OFD_GETLK`) without taking them. So a reader that checks the writer's lock hinders no other
+process, even if it is stopped during the check.
 
 A forked child closes the locks that it inherited; see `process`.
 """
@@ -35,7 +35,7 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock: type, whence, start, length, 
 _GET_GENERATION = 0x80087601  # FS_IOC_GETVERSION
 
 _NO_LOCKS = (errno.ENOLCK, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_FREED = 1.0  # s; how long a lock may outlive its holder: readers are to notice a death as soon
+_FREED = 1.0  # s; a lock must be freed within that time after its holder is gone
 
 WHOLE_FILE = (0, 0)
 """The range of a lock on all bytes of a file, however long it grows."""
@@ -50,28 +50,26 @@ class KernelLock:
 
     def __init__(self, path: str, flags: int = 0) -> None:
         self.fd = -1
-        process.arm()
         with process.fork_lock:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             process.track(self)
 
     @classmethod
     def reopen(cls, fd: int) -> KernelLock:
-        """A lock on the file of `fd` through a descriptor of its own.
+        """A lock on the file of `fd`, through a descriptor that is opened anew.
 
-        `mmap` keeps a duplicate of its descriptor, which would keep a lock taken on it alive in a
-        forked child; a description opened anew is shared with nobody.
+        `mmap` keeps a duplicate of its descriptor, and in a forked child the duplicate would keep a
+        lock alive. A newly opened file shares its locks with no other descriptor.
         """
         lock = cls.__new__(cls)
         lock.fd = -1
-        process.arm()
         with process.fork_lock:
             lock.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
             process.track(lock)
         return lock
 
     def try_acquire(self, span: tuple[int, int]) -> bool:
-        """Lock `span`, unless another description holds any byte of it."""
+        """Lock `span`; False if another open file holds a lock on any byte of it."""
         try:
             fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
         except OSError as error:
@@ -85,11 +83,11 @@ class KernelLock:
         fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, 0, *span, 0))
 
     def is_held_elsewhere(self, span: tuple[int, int]) -> bool:
-        """Whether another description holds any byte of `span`; takes nothing."""
+        """Whether another open file holds a lock on any byte of `span`; takes no lock."""
         return is_held(self.fd, span)
 
     def is_at(self, path: str) -> bool:
-        """Whether `path` still names this file: whoever locks a file asks that before using it."""
+        """Whether `path` still names this file. Check it after locking a file, before using it."""
         try:
             there = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
@@ -104,8 +102,8 @@ class KernelLock:
                 os.close(fd)
 
     def __del__(self) -> None:
-        # At the interpreter's end the descriptor goes anyway, and a thread that was ended then may
-        # have `fork_lock` for ever.
+        # When the interpreter ends, the kernel closes the descriptor, and `fork_lock` may be held
+        # for ever by a thread that was stopped.
         if not sys.is_finalizing():
             self.close()
 
@@ -114,22 +112,22 @@ class KernelLock:
 
 
 def is_held(fd: int, span: tuple[int, int]) -> bool:
-    """Whether another description than that of `fd` holds any byte of `span`; takes nothing."""
+    """Whether an open file other than that of `fd` holds a byte of `span`; takes no lock."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, 0, *span, 0))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 def trouble_with_locks(path: str) -> str | None:
-    """What is wrong with locks on the file at `path`, to go on after "its file system"; or None.
+    """What is wrong with locks on the file at `path`, to follow "its file system"; or None.
 
-    Some file systems have none, and on some everybody gets every lock. On one in user space that
-    keeps locks itself they may never be freed: of classic locks the kernel tells it when their
-    holder is gone, of these it does not.
+    Some file systems have no locks, and some grant every lock to every process. A file system in
+    user space that keeps locks itself may never free them: the kernel tells it when the holder of a
+    classic lock is gone, but not when the holder of one of these locks is gone.
 
-    Takes milliseconds, a second in the last case.
+    Takes milliseconds; a second in the last case.
     """
     holder, other = KernelLock(path), KernelLock(path)
-    span = (secrets.randbits(60), 1)  # nobody else tries that byte
+    span = (secrets.randbits(60), 1)  # no other process tries that byte
     try:
         works = holder.try_acquire(span) and other.is_held_elsewhere(span)
         if not works or other.try_acquire(span):
@@ -151,10 +149,10 @@ def trouble_with_locks(path: str) -> str | None:
 
 
 def file_identity(fd: int) -> tuple[int, int, int]:
-    """Device, inode and the inode's generation: inode numbers are used again, often at once.
+    """Device, inode and the inode's generation: an inode number may be used again at once.
 
-    File systems that cannot tell a generation (0 here) are those that never reuse a number, such
-    as tmpfs.
+    The generation is 0 on file systems that cannot tell it; these, such as tmpfs, never use a
+    number again.
     """
     facts = os.fstat(fd)
     try:

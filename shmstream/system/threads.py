@@ -1,13 +1,18 @@
-"""Threads that are used again: starting one takes longer than much of what they are for.
+"""The two ways to run something in a thread: `Call`, and `in_thread` for asyncio.
 
-`threading.Thread.start` waits until the new thread has had the interpreter's lock, which in a busy
-process takes a while. A thread that has done what it was for waits for the next call, and is told
-of it in 20 us, without anybody waiting for it.
+    Call         one call in a thread that is used again
+    in_thread    one call in a bounded pool, which a task awaits
 
-    start    give the call to a thread that is idle, or start one
-    thread   do it, tell who joins, be idle for a while; end where enough are
+Starting a thread takes longer than many of the calls. `threading.Thread.start` waits until the new
+thread has had the interpreter's lock, which takes a while in a busy process. So a thread that has
+finished its call waits for the next one. It gets the call within 20 us, and the caller waits for
+nothing:
 
-They are daemons: the end of the interpreter waits for none.
+    start     give the call to an idle thread, or start a thread
+    thread    run the call; wake the threads that join it; be idle for 5 s, or end if 16 threads
+              are idle already
+
+The threads of `Call` are daemons: the interpreter does not wait for them when it ends.
 """
 
 from __future__ import annotations
@@ -21,21 +26,22 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from shmstream.system import process
+from shmstream.system.process import PerProcess
 
 T = TypeVar("T")
 
 IDLE = "shmstream-idle"
-"""The name of threads that wait for a call."""
+"""The name of every thread that waits for a call."""
 
 _ENOUGH = 16  # idle threads
-_A_WHILE = 5.0  # s
+_A_WHILE = 5.0  # s; an idle thread ends after that time
 
 
 class Call:
-    """A call in a thread of its own, which has the call's name meanwhile."""
+    """One call of `function` in a thread, which is named `name` during the call."""
 
     def __init__(self, function: Callable[[], object], name: str) -> None:
-        """What `function` raises ends the thread, as with any."""
+        """If `function` raises, its thread ends, and `threading.excepthook` reports the error."""
         self._function = function
         self._name = name
         self._done = threading.Event()
@@ -43,10 +49,10 @@ class Call:
         self._process = os.getpid()
 
     def start(self) -> None:
-        """Once, and without waiting if a thread `is_ready`.
+        """Start the call, once. Does not wait if there is an idle thread, see `is_ready`.
 
         Raises:
-            RuntimeError: there is no thread to be had.
+            RuntimeError: no thread can be started.
         """
         try:
             thread = _idle.pop()
@@ -56,28 +62,31 @@ class Call:
             thread.calls.put(self)
 
     def run(self) -> None:
-        """In its thread: do it."""
+        """Run the function; the thread calls this."""
         self._thread = threading.current_thread()
         self._thread.name = self._name
         try:
             self._function()
         finally:
-            del self._function  # and what it holds
+            del self._function  # frees the objects that it holds
             self._thread.name = IDLE
             self._done.set()
 
     def is_alive(self) -> bool:
-        """Whether it has still to return. In a forked child, which has not its thread: no."""
+        """Whether the call has not returned yet. False in a forked child: it lacks the thread."""
         return not self._done.is_set() and self._process == os.getpid()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has returned, at most `timeout` seconds; not at all inside of it."""
+        """Wait until the call has returned, at most `timeout` seconds.
+
+        Does not wait if the call's own thread calls this.
+        """
         if self._thread is not threading.current_thread() and self.is_alive():
             self._done.wait(timeout)
 
 
 class _Thread(threading.Thread):
-    """Does one call after another."""
+    """Runs one call after another."""
 
     def __init__(self, first: Call) -> None:
         super().__init__(name=IDLE, daemon=True)
@@ -88,49 +97,49 @@ class _Thread(threading.Thread):
         call: Call | None = self.calls.get()
         while call is not None:
             call.run()
-            del call  # and what it holds
+            del call  # frees the objects that it holds
             if len(_idle) >= _ENOUGH:
                 return
             _idle.append(self)
             call = self._wait()
 
     def _wait(self) -> Call | None:
-        """The next call; None if there has been none for a while."""
+        """The next call; None if there was none for `_A_WHILE`."""
         try:
             return self.calls.get(timeout=_A_WHILE)
         except Empty:
             pass
         try:
             _idle.remove(self)
-        except ValueError:  # somebody has just taken it from there, and is about to give it one
+        except ValueError:  # `start` has just taken this thread, and is about to give it a call
             return self.calls.get()
         return None
 
 
 def is_ready() -> bool:
-    """Whether there is an idle thread, so that a `start` waits for none."""
+    """Whether there is an idle thread, so that `start` does not wait."""
     return bool(_idle)
 
 
-# Of this process: in a forked child, the threads are the parent's.
+# Without a lock, as `start` may be called in a signal handler. The last idle thread is used first.
+_idle: list[_Thread] = []
 
-_idle: list[_Thread] = []  # who was busy last is the first to be used
-
-process.after_fork(_idle.clear)
+process.after_fork(_idle.clear)  # a forked child has no such threads
 
 
-_ASKERS = ("shmstream-ask", 8)  # threads that ask a source, which may take its time
+_ASKERS = ("shmstream-ask", 8)  # threads that ask a source, which may take long to answer
 
 
 def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio.Future[T]:
-    """What `call` returns or raises, in one of a few threads that do such things."""
+    """Run `call` in a pool of threads; the future has what it returns or raises.
+
+    `kind` is the name of the pool, and the greatest number of its threads.
+    """
     name, threads = kind
-    executor = _executors.get(name)
-    if executor is None:
-        executor = _executors[name] = ThreadPoolExecutor(threads, name)
+    with _executors.held() as executors:
+        if (executor := executors.get(name)) is None:
+            executor = executors[name] = ThreadPoolExecutor(threads, name)
     return asyncio.get_running_loop().run_in_executor(executor, call)
 
 
-_executors: dict[str, ThreadPoolExecutor] = {}
-
-process.after_fork(_executors.clear)
+_executors: PerProcess[dict[str, ThreadPoolExecutor]] = PerProcess(dict)

@@ -19,12 +19,11 @@ import pytest
 from rich.console import Console
 
 from shmstream import InFlightCopier, __version__, sweep
-from shmstream.demo import screen, text
-from shmstream.demo.parent import Reader
-from shmstream.demo.reader import Report
+from shmstream.demo import text
+from shmstream.demo.origin import NAME, TAG, Origin, make_image, wrap
+from shmstream.demo.reader import Reader, Report
 from shmstream.demo.sample import make_sample
 from shmstream.demo.scene import Part, Scene
-from shmstream.demo.upstream import NAME, TAG, Upstream, make_image, wrap
 from shmstream.stream import doorbell, segment
 from shmstream.stream.stream import Stream
 from tests.support.commands import PYTHON, ROOT, Command
@@ -143,7 +142,7 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     demo.wait_for(r"reader 1 .*joined at 0 %")
-    assert len(demo.processes()) == 4
+    assert len(demo.processes()) == 5, "the demo, three readers, what multiprocessing has"
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
@@ -212,7 +211,7 @@ def test_ctrl_c_in_a_flight_leaves_nothing(begin: Begin, source: Path) -> None:
         *SECOND_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
     )
     demo.wait_for(r"process \d .*leads")
-    assert len(demo.processes()) == 5
+    assert len(demo.processes()) == 6
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
@@ -272,7 +271,7 @@ def test_ctrl_c_in_a_registry_leaves_nothing(begin: Begin, source: Path) -> None
         *THIRD_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
     )
     demo.wait_for(r"registry .*worker \d+ leads")
-    assert len(demo.processes()) == 5, "the demo, the upstream, the server, two workers"
+    assert len(demo.processes()) == 6, "the demo, the upstream, the server, two workers"
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     _check_flight(demo)
@@ -293,7 +292,7 @@ def test_processes_end_when_the_demo_is_killed_in_a_registry(begin: Begin, sourc
 def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> None:
     """It is a real one: skopeo verifies all of it."""
     made = make_image(tmp_path / "image", [wrap(source, tmp_path / "layer.tar")])
-    with Upstream(tmp_path / "image", 0) as upstream:
+    with Origin(tmp_path / "image", 0) as upstream:
         host = upstream.address.removeprefix("http://")
         with socket.create_connection(
             ("127.0.0.1", int(host.partition(":")[2]))
@@ -405,10 +404,10 @@ def test_what_is_wrong_is_told(
         is_gone=True,
         is_let_in=True,
         has_joined=report is not None and report.event != "failed",
-        process=SimpleNamespace(returncode=3),
+        process=SimpleNamespace(exitcode=3),
     )
     scene = Scene(7, "right", [Part(cast(Reader, reader), 0)])
-    good = screen.conclude(Console(width=100), scene, [])
+    good = scene.conclude(Console(width=100), [])
     assert good is (report == _report())
     output = capsys.readouterr().out
     assert told.replace("complete, ", "") in output

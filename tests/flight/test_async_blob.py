@@ -42,6 +42,12 @@ Start = Callable[..., Interpreter]
 MIB = 1 << 20
 
 
+def watched() -> dict[tuple[object, ...], hub.Lookout]:
+    """The flights that are watched in this process."""
+    with hub._lookouts.held() as found:
+        return dict(found)
+
+
 def lookouts() -> int:
     return sum(each.name == "shmstream-lookout" for each in threading.enumerate())
 
@@ -189,14 +195,14 @@ def test_cancelling_leaves_nothing_and_the_position(store: Store, origin: Origin
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
-            [watching] = hub._registry.values()
+            [watching] = watched().values()
             assert watching._users == 1
             assert not any(waiting.tasks for waiting in watching._waiting.values())
             origin.release()
             assert await blob.read() == content(1, MIB)
 
     asyncio.run(main())
-    assert hub._registry == {}
+    assert watched() == {}
     wait_until(lambda: lookouts() == 0)
 
 
@@ -418,11 +424,11 @@ def test_who_leads_needs_no_place_among_the_readers(store: Store, origin: Origin
             assert await blob.read(1000) == content(1, 4 * MIB)[:1000]
             [flight] = store.flights()
             assert (blob.role, flight.followers) == (Role.LEADS, ())
-            [watching] = hub._registry.values()
-        assert list(hub._registry.values()) == [watching]
+            [watching] = watched().values()
+        assert list(watched().values()) == [watching]
         assert not any(each.name == "shmstream-flight" for each in threading.enumerate())
         async with store.aopen(key, url) as blob:
-            assert list(hub._registry.values()) == [watching]
+            assert list(watched().values()) == [watching]
             assert lookouts() == 1
             reading = asyncio.create_task(blob.read())
             origin.release()
@@ -430,7 +436,7 @@ def test_who_leads_needs_no_place_among_the_readers(store: Store, origin: Origin
 
     asyncio.run(main())
     wait_until(lambda: lookouts() == 0)
-    assert hub._registry == {}
+    assert watched() == {}
     assert len(origin.requests("/blob")) == 1
 
 
@@ -448,7 +454,7 @@ def test_a_flight_that_all_have_left_ends_in_the_store(store: Store, origin: Ori
     origin.release()
     wait_until(lambda: key in store)
     wait_until(lambda: lookouts() == 0)
-    assert hub._registry == {}
+    assert watched() == {}
 
 
 def test_a_flight_goes_on_without_those_who_cannot_read_it(
@@ -469,7 +475,7 @@ def test_a_flight_goes_on_without_those_who_cannot_read_it(
 
     asyncio.run(main())
     wait_until(lambda: lookouts() == 0)
-    assert hub._registry == {}
+    assert watched() == {}
     assert len(origin.requests("/blob")) == 1
 
 

@@ -1,4 +1,4 @@
-"""The control block: its table, its states, its page in the docs."""
+"""The control block: its table, its states, what is refused, its page in the docs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as some
 
-from shmstream import IllegalTransition
+from shmstream import DamagedSegment, IllegalTransition
 from shmstream.stream.control_block import (
     HEADER_SIZE,
+    MAGIC,
+    MAX_SLOTS,
     SLOT_SIZE,
     TERMINAL,
     TRANSITIONS,
     UNKNOWN,
+    VERSION,
     Block,
     Slot,
     State,
@@ -119,6 +124,75 @@ def test_a_snapshot_outlives_its_block() -> None:
 )  # fmt: skip
 def test_chunks(published: int, chunk_size: int, size: int, chunks: int) -> None:
     assert chunks_in(published, chunk_size, size) == chunks
+
+
+def valid_block() -> Block:
+    block = new_block()
+    block.slots, block.chunk_size, block.size = 4, 65536, UNKNOWN
+    block.token, block.path = 123, b"/somewhere"
+    block.version, block.magic = VERSION, MAGIC
+    return block
+
+
+def require_accepted_or_refused(block: Block) -> None:
+    """What is accepted can be read without any further look at it."""
+    try:
+        is_accepted = block.validate("name")
+    except DamagedSegment:
+        return
+    if not is_accepted:
+        assert block.magic == 0
+        return
+    assert (block.magic, block.version) == (MAGIC, VERSION)
+    assert block.state in set(State)
+    assert 1 <= block.slots <= MAX_SLOTS
+    assert sum(block.slots_span) <= len(block.memory)
+    assert len(block.taken()) <= block.slots
+    assert block.published <= block.size
+    assert chunks_in(block.published, block.chunk_size, block.size) <= block.published
+    assert block.path.startswith(b"/")
+
+
+@settings(deadline=None)
+@given(
+    memory=some.binary(max_size=200) | some.binary(min_size=HEADER_SIZE, max_size=HEADER_SIZE + 99)
+)
+def test_random_bytes_are_refused_or_not_ready(memory: bytes) -> None:
+    require_accepted_or_refused(Block(memoryview(bytearray(memory))))
+
+
+WORDS = some.integers(0, 7) | some.integers(0, UNKNOWN) | some.integers(UNKNOWN - 7, UNKNOWN)
+CHANGES = some.dictionaries(
+    some.sampled_from(
+        [name for name, field in fields_of(Block).items() if isinstance(field, Word)]
+    ),
+    WORDS,
+    max_size=4,
+)
+SCRIBBLES = some.lists(
+    some.tuples(some.integers(0, Block.size_for(4) - 1), some.binary(min_size=1, max_size=16)),
+    max_size=3,
+)
+
+
+@settings(deadline=None, max_examples=500)
+@given(
+    changes=CHANGES, scribbles=SCRIBBLES, length=some.none() | some.integers(0, Block.size_for(4))
+)
+@example(changes={}, scribbles=[], length=None)
+@example(changes={"state": State.COMMITTED, "size": 7, "published": 7}, scribbles=[], length=None)
+@example(changes={"slots": MAX_SLOTS}, scribbles=[], length=None)
+def test_a_header_that_was_changed_is_accepted_or_refused(
+    changes: dict[str, int], scribbles: list[tuple[int, bytes]], length: int | None
+) -> None:
+    block = valid_block()
+    assert block.validate("name")
+    for name, value in changes.items():
+        setattr(block, name, value)
+    for start, data in scribbles:
+        part = data[: len(block.memory) - start]
+        block.memory[start : start + len(part)] = part
+    require_accepted_or_refused(Block(block.memory[:length]))
 
 
 def test_the_page_is_what_the_tables_say() -> None:

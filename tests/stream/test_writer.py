@@ -1,21 +1,15 @@
-"""How a blob ends: commit, abort, sources that raise or lie, wrong digests, quiet sources."""
+"""The writer: what it appends and refuses, and how a blob ends: commit, abort, failures."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
-import os
-import socket
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,9 +24,8 @@ from shmstream import (
     StreamClosed,
     StreamExists,
 )
-from shmstream.stream.digest import RunningDigest
 from tests.support import roles
-from tests.support.interpreters import Interpreter, live_threads, wait_until
+from tests.support.interpreters import Interpreter
 from tests.support.roles import content
 
 Start = Callable[..., Interpreter]
@@ -130,50 +123,6 @@ def test_the_last_chunk_is_withheld_even_when_it_is_whole(size: int | None, blob
     assert Path(blob).read_bytes() == data
 
 
-def test_nobody_waits_for_a_digest_that_decides_nothing(
-    blob: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = content(1, 3 << 20)
-    go_on = threading.Event()
-    finish = RunningDigest.finish
-
-    def finish_later(self: RunningDigest) -> str:
-        assert go_on.wait(20)
-        return finish(self)
-
-    monkeypatch.setattr(RunningDigest, "finish", finish_later)
-    with BlobStreamer.create(blob, digest="sha256") as streamer:
-        with InFlightCopier.attach(streamer.name) as copier:
-            streamer.append(data)
-            committing = threading.Thread(target=streamer.commit)
-            committing.start()
-            assert copier.read() == data
-            assert copier.state == State.COMMITTED
-        assert streamer.digest is None
-        assert (committing.is_alive(), Path(blob).read_bytes()) == (True, data)
-        go_on.set()
-        committing.join()
-        assert streamer.digest == digest_of(data)
-
-
-@pytest.mark.parametrize("given", [True, False])
-@pytest.mark.parametrize("long", [0.0, 1e6])
-def test_what_takes_long_is_hashed_meanwhile(
-    given: bool, long: float, blob: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = content(1, 3 << 20)
-    digest = digest_of(data) if given else "sha256"
-    monkeypatch.setattr("shmstream.stream.digest._LONG", long)
-    with BlobStreamer.create(blob, digest=digest) as streamer:
-        streamer.append(data)
-        if given or not long:
-            wait_until(lambda: "shmstream-digest" in live_threads())
-        else:
-            assert "shmstream-digest" not in live_threads()
-        streamer.commit()
-        assert streamer.digest == digest_of(data)
-
-
 @pytest.mark.parametrize("digest", [True, False])
 @pytest.mark.parametrize("size", [0, 1, 4, 5, 6, 104, 65536])
 @pytest.mark.parametrize("known", [True, False])
@@ -213,97 +162,6 @@ def test_a_source_that_goes_quiet(start: Start, blob: str) -> None:
         reader.say(["close"])
         assert reader.hear() == "close"
     assert statistics.median(delays) < 0.05
-
-
-@pytest.mark.parametrize("kind", ["pipe", "buffered pipe", "socket file"])
-def test_a_quiet_source_behind_a_file_object(kind: str, blob: str) -> None:
-    """`transfer` does not wait until its buffer is full."""
-    ours, theirs = socket.socketpair()
-    source: Any
-    if kind == "socket file":
-        source = theirs.makefile("rb")
-    else:
-        source = open(os.dup(theirs.fileno()), "rb", buffering=0 if kind == "pipe" else -1)
-    with ours, theirs, source, BlobStreamer.create(blob) as streamer:
-        pump = threading.Thread(target=streamer.transfer, args=(source,))
-        pump.start()
-        with InFlightCopier.attach(streamer.name) as reader:
-            for word in (b"quiet", b"again"):
-                ours.sendall(word)
-                assert reader.read(5) == word
-            ours.close()
-            assert reader.read() == b""
-        pump.join()
-
-
-def test_sources_of_every_kind(tmp_path: Path) -> None:
-    data = content(1, 500_000)
-    plain = tmp_path / "plain"
-    plain.write_bytes(data)
-
-    class OnlyRead:
-        def __init__(self) -> None:
-            self.inner = io.BytesIO(data)
-
-        def read(self, size: int) -> bytes:
-            return self.inner.read(size)
-
-    def stream(source: object) -> bytes:
-        path = tmp_path / "blob"
-        with BlobStreamer.create(path) as streamer:
-            assert streamer.transfer(source) == len(data)  # type: ignore[arg-type]
-        return path.read_bytes()
-
-    with plain.open("rb") as buffered, plain.open("rb", buffering=0) as raw:
-        for source in (
-            io.BytesIO(data),
-            buffered,
-            raw,
-            OnlyRead(),
-            data,
-            bytearray(data),
-            array("B", data),
-            memoryview(data),
-            [data[:1], b"", data[1:]],
-            iter([memoryview(data)]),
-            roles.pieces(1, 500_000),
-        ):
-            assert stream(source) == data
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.stdout.buffer.write(open({str(plain)!r}, 'rb').read())",
-        ],
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert stream(process.stdout) == data
-
-
-@pytest.mark.parametrize(
-    ("source", "error"),
-    [
-        ("text", TypeError),
-        (io.StringIO("text"), TypeError),
-        (7, TypeError),
-        (["text"], TypeError),
-        ([7], TypeError),
-    ],
-)
-def test_what_is_no_source(source: object, error: type[Exception], blob: str) -> None:
-    with BlobStreamer.create(blob) as streamer:
-        with pytest.raises(error):
-            streamer.transfer(source)  # type: ignore[arg-type]
-        assert streamer.state == State.ABORTED
-
-
-def test_a_source_in_non_blocking_mode(blob: str) -> None:
-    receiving, sending = os.pipe()
-    os.set_blocking(receiving, False)
-    with open(receiving, "rb", buffering=0) as source, BlobStreamer.create(blob) as streamer:
-        with pytest.raises(ValueError, match="non-blocking"):
-            streamer.transfer(source)
-    os.close(sending)
 
 
 @pytest.mark.parametrize(
@@ -472,19 +330,6 @@ def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
         BlobStreamer.create(tmp_path / "link")
     (tmp_path / "link.shmstream-partial").unlink()
     assert (tmp_path / "target").read_bytes() == b"precious"
-
-
-def test_a_response_that_is_cut_off(blob: str) -> None:
-    """It reads like one that ends; it is not counted as the whole blob."""
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 400)
-        ours.close()
-        with http.client.HTTPResponse(theirs) as response, BlobStreamer.create(blob) as streamer:
-            response.begin()
-            with pytest.raises(EOFError, match="600 bytes short"):
-                streamer.transfer(response)
-            assert streamer.state == State.ABORTED
 
 
 def test_the_error_of_another_stream_is_only_a_reason(blob: str) -> None:

@@ -1,0 +1,33 @@
+"""Kernel locks on byte ranges of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shmstream.system.locks import WHOLE_FILE, KernelLock
+
+
+def test_locks_on_ranges(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    one = KernelLock(str(path))
+    two = KernelLock.reopen(one.fd)
+    assert one.try_acquire((0, 10))
+    assert one.try_acquire((0, 10)), "again is fine"
+    assert not two.try_acquire((5, 10))
+    assert two.try_acquire((10, 10))
+    assert two.is_held_elsewhere((9, 1))
+    assert not two.is_held_elsewhere((10, 100)), "only by itself"
+    assert not two.try_acquire(WHOLE_FILE)
+    one.release((0, 10))
+    assert two.try_acquire(WHOLE_FILE)
+    assert one.is_held_elsewhere((1 << 40, 1))
+    assert two.is_at(str(path))
+    path.rename(tmp_path / "moved")
+    assert not two.is_at(str(path))
+    path.touch()
+    assert not two.is_at(str(path)), "another file of that name"
+    two.close()
+    two.close()
+    assert not one.is_held_elsewhere(WHOLE_FILE)
+    one.close()

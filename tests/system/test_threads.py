@@ -1,0 +1,129 @@
+"""Threads that are used again: calls, names, idle threads, forked children."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import shmstream
+from shmstream.system import threads
+from tests.support.interpreters import live_threads, wait_until
+
+
+def test_a_thread_is_used_again() -> None:
+    used = []
+    for name in ("first", "second"):
+        call = threads.Call(lambda: used.append(threading.current_thread()), name)
+        call.start()
+        call.join()
+        wait_until(threads.is_ready)
+        assert name not in live_threads()
+    assert used[0] is used[1]
+
+
+def test_a_call_has_its_name_and_does_not_wait_for_itself() -> None:
+    names = []
+
+    def run() -> None:
+        names.append(threading.current_thread().name)
+        call.join()
+
+    call = threads.Call(run, "a name")
+    call.start()
+    call.join(20)
+    assert names == ["a name"]
+
+
+def test_many_at_once_have_a_thread_each_and_few_stay() -> None:
+    at_once = 2 * threads._ENOUGH
+    gate = threading.Barrier(at_once)
+    calls = [threads.Call(lambda: gate.wait(20), "busy") for _ in range(at_once)]
+    for call in calls:
+        call.start()
+    for call in calls:
+        call.join()
+    idle = [thread for thread in threading.enumerate() if thread.name == threads.IDLE]
+    wait_until(lambda: sum(thread.is_alive() for thread in idle) <= len(threads._idle))
+    assert (
+        threads._ENOUGH <= len(threads._idle) <= threads._ENOUGH + 2
+    )  # two may have been as quick
+
+
+def test_who_is_idle_for_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_idle", [])
+    monkeypatch.setattr(threads, "_A_WHILE", 0.01)
+    used = []
+    call = threads.Call(lambda: used.append(threading.current_thread()), "short")
+    call.start()
+    call.join()
+    used[0].join(20)
+    assert not threads.is_ready()
+    assert not used[0].is_alive()
+
+
+def test_a_thread_that_was_promised_a_call_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has been taken from those that are idle just before it would have ended."""
+    monkeypatch.setattr(threads, "_A_WHILE", 0.0)
+    second = threads.Call(lambda: None, "second")
+    thread = threads._Thread(second)
+    thread.calls.get()
+    got: list[threads.Call | None] = []
+    waiting = threading.Thread(target=lambda: got.append(thread._wait()))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    thread.calls.put(second)
+    waiting.join(20)
+    assert got == [second]
+
+
+def test_what_fails_ends_its_thread_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
+    call = threads.Call(lambda: 1 / 0, "bad")
+    call.start()
+    call.join(20)
+    wait_until(lambda: told == [ZeroDivisionError])
+    after = threads.Call(lambda: told.append(None), "good")
+    after.start()
+    after.join(20)
+    assert told[1:] == [None]
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    call = threads.Call(lambda: None, "parent's")
+    call.start()
+    wait_until(threads.is_ready)
+    going_on = threading.Event()
+    busy = threads.Call(going_on.wait, "parent's, too")
+    busy.start()
+    child = os.fork()
+    if child == 0:
+        busy.join()  # it has no such thread
+        done = threads.Call(lambda: os._exit(7), "child's")
+        done.start()
+        time.sleep(20)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert busy.is_alive()
+    going_on.set()
+    busy.join()
+    assert not busy.is_alive()
+
+
+def test_the_engine_starts_threads_in_one_room_only() -> None:
+    """So a thread is used again, is a daemon, and is forgotten in a forked child."""
+    house = Path(shmstream.__file__).parent
+    wings = ("system", "stream", "sources", "storage", "flight", "asgi")
+    rooms = [house / "store.py", *(room for wing in wings for room in house.glob(f"{wing}/*.py"))]
+    starting = {
+        str(room.relative_to(house))
+        for room in rooms
+        if re.search(r"\b(Thread|Timer|ThreadPoolExecutor|to_thread)\(", room.read_text())
+    }
+    assert starting == {"system/threads.py"}
