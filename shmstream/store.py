@@ -27,8 +27,9 @@ from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
 from shmstream.storage import check, flights, gc
 from shmstream.storage.check import Finding
-from shmstream.storage.eviction import WEEK, Upkeep
+from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
+from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
 from shmstream.stream import segment
 from shmstream.stream.pacer import check_pacing

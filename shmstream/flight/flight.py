@@ -54,6 +54,8 @@ from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Layout, Place
+from shmstream.storage.permits import take_permit
+from shmstream.storage.record import Record
 from shmstream.stream import segment
 from shmstream.stream.claims import is_read, reap
 from shmstream.stream.control_block import State
@@ -209,7 +211,7 @@ class Flight:
         """
         digest = self.place.digest
         if not self.place.is_given:
-            record = self._layout.read_record(self.place.path)
+            record = Record.read(self.place.record)
             if record is None or record.digest is None:
                 return True  # its digest was never known
             digest = record.digest
@@ -345,7 +347,7 @@ class Flight:
     def _take_permit(self) -> KernelLock | None:
         """One of the `max_flights` permits; None if none is free, or if there is no limit."""
         limit = self._policy.max_flights
-        return None if limit is None else self._layout.take_place(limit)
+        return None if limit is None else take_permit(self._layout, limit)
 
     def _create(self) -> ResumableStreamer:
         place, policy = self.place, self._policy

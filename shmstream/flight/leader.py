@@ -31,7 +31,8 @@ from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import Layout, Place, Record
+from shmstream.storage.layout import Layout, Place
+from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system import threads
@@ -227,7 +228,7 @@ class Leader:
 
     def _write_record(self, digest: str | None) -> None:
         record = Record(self._place.key, digest, self.metadata)
-        self._layout.write_record(self._place, record, durable=self.streamer.durable)
+        record.write(self._place.record, durable=self.streamer.durable)
 
     def _is_worth_a_journal(self) -> bool:
         size = self.metadata.size

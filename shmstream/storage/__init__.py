@@ -1,9 +1,12 @@
 """The folder of a store: where each file lies, what is wrong with it, what may be removed from it.
 
-layout      paths, keys and records
+folder      makes the folder, or refuses one that is not fit
+layout      paths and keys
+record      what is known of a blob whose key is no digest
 journal     what lets a download go on after a restart
-check       finds whatever is not as it should be
-gc          removes what dead processes left
-eviction    keeps the folder within its limit
+permits     limits how many downloads are in progress
 flights     lists the downloads that are in progress
+gc          removes what dead processes left
+check       finds everything that is not as it should be
+eviction    keeps the folder within its limit
 """

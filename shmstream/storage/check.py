@@ -1,11 +1,12 @@
-"""What a store should look like, and what to do about what does not.
+"""`check`: finds everything in a store, and in shared memory, that is not as it should be.
 
-`check` looks at everything and changes nothing, but notes what it has hashed: at the files one by
-one, at the streams of this store by their invariants (invariants.py), and at what the dead have
-left of any stream of this user, because that is what `gc` removes: streams, slots and doorbells of
-the dead, partial files that no download can go on with, journals and records without their file.
-Both may run at any time: whatever a live process holds is locked, and what a process is just making
-is younger than `_GRACE`.
+    files               one by one: damaged, foreign or exposed ones, and those of no use
+    streams             those of this store, by their invariants (stream/invariants.py)
+    what the dead left  streams, slots and doorbells of all streams of this user, as `gc` removes
+                        them whatever store they belong to
+
+Any process may run `check` at any time. It mends nothing. It notes only two things: a seal on each
+blob that it has hashed and found right, and the digest of a named blob that was never hashed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, Stream
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import is_abandoned
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import Entry, Layout, Record
+from shmstream.storage.layout import RECORD, Entry, Layout, algorithm_at, digest_at
+from shmstream.storage.record import Record
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import Block
 from shmstream.stream.digest import digest_of
@@ -30,18 +32,18 @@ from shmstream.stream.seal import is_sealed, seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import deaf, forsaken
 
-_HALF_MADE = 0.3  # s; a stream that is made so slowly is not being made
+_HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is not as it should be. `kind` is one of:
 
-    `damaged`: a blob whose bytes are not what its name says, or a journal that cannot be read;
-    `foreign`: nothing that a store has; `abandoned`: a partial file, journal, record, stream or
-    doorbell that nobody alive uses, which `gc` removes; `unrecorded`: a named blob without its
-    record; `exposed`: a file that others may write to; `inconsistent`: shared memory that says what
-    is not so.
+    `damaged`: a blob whose bytes do not have its digest, or a journal that cannot be read;
+    `foreign`: a file that no store makes; `abandoned`: a partial file, journal, record, stream or
+    doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named blob without
+    its record; `exposed`: a file that other users may write to; `inconsistent`: shared memory that
+    does not agree with itself or with the files.
     """
 
     kind: str
@@ -78,19 +80,18 @@ def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Find
     elif entry.kind == "blob":
         found += _check_blob(layout, entry, verify)
     elif is_abandoned(entry):
-        found.append(Finding("abandoned", entry.path, f"a {entry.kind} that nobody goes on with"))
+        found.append(Finding("abandoned", entry.path, f"a {entry.kind} that no download will use"))
     elif entry.kind == "journal" and (defect := _defect_of(entry.path)) is not None:
         found.append(Finding("damaged", entry.path, defect))
     return found
 
 
 def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
-    shelf, name = os.path.split(entry.path)
-    digest: str | None = f"{os.path.basename(shelf)}:{name}"
-    if digest == f"named:{name}":
-        record = layout.read_record(entry.path)
+    digest = digest_at(entry.path)
+    if digest is None:
+        record = Record.read(entry.path + RECORD)
         if record is None:
-            if layout.size_of(entry.path) < 0:  # evicted, and its record with it
+            if layout.size_of(entry.path) < 0:  # both have been evicted
                 return []
             return [Finding("unrecorded", entry.path, "its key is not known any more")]
         digest = record.digest
@@ -105,10 +106,10 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
 
 
 def _complete(layout: Layout, path: str, record: Record) -> None:
-    """Record the digest of a named blob, as its leader would have, had it not been killed then."""
+    """Record the digest of a named blob whose leader was killed before it could do so."""
     try:
         place = layout.place(record.key)
-    except ValueError:  # the record says anything
+    except ValueError:  # somebody has changed the record
         return
     with _opened(path) as fd:
         if fd is None or path != place.path:
@@ -116,11 +117,11 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
         digest = digest_of(fd, place.algorithm)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.stat(path), os.fstat(fd)):
-                layout.write_record(place, replace(record, digest=digest))
+                replace(record, digest=digest).write(place.record)
 
 
 def _verify(path: str, digest: str) -> str:
-    """The digest that a blob really has; it is sealed if that is the right one."""
+    """The digest that the bytes of a blob really have. Seals the blob if `digest` is right."""
     with _opened(path) as fd:
         if fd is None:
             return digest
@@ -133,7 +134,7 @@ def _verify(path: str, digest: str) -> str:
 
 @contextmanager
 def _opened(path: str) -> Iterator[int | None]:
-    """A descriptor of a blob; None if it was evicted."""
+    """A descriptor of a blob; None if the blob was evicted."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -146,12 +147,11 @@ def _opened(path: str) -> Iterator[int | None]:
 
 
 def _defect_of(path: str) -> str | None:
-    """What is wrong with a journal, also a moment later: somebody may be writing it."""
-    algorithm = "sha512" if os.path.basename(os.path.dirname(path)) == "sha512" else "sha256"
-    if Journal(path, algorithm).defect is None:
+    """What is wrong with a journal. Looks twice, because a leader may be writing a line."""
+    if Journal(path, algorithm_at(path)).defect is None:
         return None
     time.sleep(MOMENT)
-    return Journal(path, algorithm).defect
+    return Journal(path, algorithm_at(path)).defect
 
 
 # Shared memory.
@@ -160,7 +160,7 @@ def _defect_of(path: str) -> str | None:
 def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
     found = []
     bells: dict[int, list[str]] = {}
-    for token, bell in doorbell.names():  # before the streams: none is younger than its bells
+    for token, bell in doorbell.names():  # before the streams: a stream is older than its bells
         bells.setdefault(token, []).append(bell)
     for name in segment.names():
         try:
@@ -172,7 +172,7 @@ def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
             found += _check_half_made(name)
         except (DamagedSegment, ForeignSegment) as error:
             found += _check_damaged(layout, name, error.reason)
-            bells.clear()  # some may be its
+            bells.clear()  # some may belong to this stream
     return found + [
         Finding("abandoned", bell, "a doorbell, and its stream is gone")
         for each in bells.values()
@@ -206,7 +206,7 @@ def _check_stream(
 
 
 def _check_half_made(name: str) -> list[Finding]:
-    """What to say of a stream that is only just being made, or was and never will be."""
+    """A finding if the writer of an incomplete stream was killed while it made the stream."""
     path = segment.path_of(name)
     try:
         if os.path.lexists(path):
@@ -219,7 +219,10 @@ def _check_half_made(name: str) -> list[Finding]:
 
 
 def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
-    """What to say of shared memory that nobody will attach to: it may be another version's."""
+    """A finding for shared memory that cannot be attached to.
+
+    It is foreign if it does not name a file of this store: another version may have made it.
+    """
     path = segment.path_of(name)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -230,6 +233,3 @@ def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
     finally:
         os.close(fd)
     return [Finding("inconsistent" if ours else "foreign", path, reason)]
-
-
-# What is of no use any more.

@@ -1,10 +1,13 @@
-"""Keeps a store within its limit, and tidy, in a thread that no flight waits for.
+"""Eviction keeps a store within its limit, and runs `gc` now and then.
 
-Looking at 100,000 blobs takes half a second. A flight that begins or ends only says so; one look
-then answers for all that have, and after it the thread rests for some time, so that a store of many
-blobs does not spend its processor on being looked at. It ends when nobody has said anything since.
+A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
+second. A flight only tells that it begins or ends. One look then answers for all flights that have
+told so, and after the look the thread rests for three times as long as the look took, so that a
+store of many blobs does not spend a processor on looking. If no flight has told anything by then,
+the thread ends.
 
-Only where the disk has no space for what is coming, its flight waits until blobs are evicted.
+In one case a flight waits: the disk has no space for the bytes that are coming. Then the flight
+itself evicts blobs first.
 """
 
 from __future__ import annotations
@@ -18,22 +21,20 @@ from collections.abc import Callable
 from typing import Any
 
 from shmstream.events import Event, EventKind
-from shmstream.storage.gc import gc
+from shmstream.storage.gc import WEEK, gc, is_due
 from shmstream.storage.layout import RECORD, Entry, Layout
 from shmstream.system import threads
 from shmstream.system.process import register
 
-_REST = 3.0  # times as long as a look took
-_LAST_LOOK = 10.0  # s; how long the end of the process waits for it
-_TIDY_EVERY = 3600.0  # s; after a flight, if nobody has for so long, `gc` runs by itself
-WEEK = 7 * 24 * 3600.0
-"""Seconds that a partial file which can be gone on with is kept for."""
+_REST = 3.0  # times as long as the look took
+_LAST_LOOK = 10.0  # s; the end of the process waits so long for the last look
+_TIDY_EVERY = 3600.0  # s; `gc` runs after a flight if no process has run it for so long
 
 _log = logging.getLogger("shmstream")
 
 
 class Upkeep:
-    """Of the store in `layout`, in this process. Any thread may call it."""
+    """Keeps the store in `layout` within `max_bytes`. Any thread of this process may call it."""
 
     def __init__(
         self, layout: Layout, max_bytes: int | None, tell: Callable[[Event], None]
@@ -46,7 +47,7 @@ class Upkeep:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # guards all below
-        self._coming: dict[str, int] = {}  # path -> bytes, of the flights that we lead
+        self._coming: dict[str, int] = {}  # path -> bytes, of flights that this process leads
         self._latest = ""
         self._wanted = False
         self._tidying = False
@@ -54,9 +55,10 @@ class Upkeep:
         self._ending = threading.Event()
 
     def expect(self, size: int, path: str) -> None:
-        """A flight will bring so many bytes to `path`. Blocks only if the disk has no such space.
+        """A flight will bring `size` bytes to `path`: make room for them.
 
-        No trouble with making room ends a flight.
+        Blocks only if the disk lacks that space. A failure to make room is logged, and the flight
+        goes on.
         """
         if self._max_bytes is None:
             return
@@ -72,7 +74,7 @@ class Upkeep:
         is_time = self._is_time_to_tidy()
         with self._lock:
             self._coming.pop(path, None)
-            # They need not say so in their order.
+            # Flights may report their end out of order.
             self._latest = max(path, self._latest, key=self._completed)
             self._tidying |= is_time
         if self._max_bytes is not None or is_time:
@@ -80,7 +82,7 @@ class Upkeep:
 
     @staticmethod
     def _completed(path: str) -> int:
-        """When the blob at `path` was complete, in nanoseconds; 0 if nobody can tell."""
+        """When the blob at `path` was complete, in nanoseconds since 1970; 0 if unknown."""
         try:
             completed = os.stat(path).st_mtime_ns
         except OSError:
@@ -88,14 +90,14 @@ class Upkeep:
         return completed if completed <= time.time_ns() else 0  # the clock was set back
 
     def evict(self, limit: int) -> list[str]:
-        """Remove the least recently used blobs until `limit` bytes are left; their paths."""
+        """Remove the least recently used blobs down to `limit` bytes; the paths of what went."""
         return self._evict(self._blobs(), limit)
 
     def _blobs(self) -> list[Entry]:
         return [each for each in self._layout.entries() if each.kind == "blob"]
 
     def _evict(self, blobs: list[Entry], limit: int, latest: str = "") -> list[str]:
-        """`blobs` are all that count; the one at `latest` stays, and what has come after it."""
+        """As `evict`, of these `blobs`; but the blob at `latest` and all that came later stay."""
         completed = {each.path: each.facts.st_mtime_ns for each in blobs}
         since, now = completed.get(latest, math.inf), time.time_ns()
         excess = sum(each.size for each in blobs) - limit
@@ -105,10 +107,10 @@ class Upkeep:
         for entry in sorted(blobs, key=lambda each: (each.used, each.path)):
             if excess <= 0:
                 break
-            # The flight of what is younger may not have said yet that it has ended.
+            # The flight of a younger blob may not have told yet that it has ended.
             if entry.path == latest or since < completed[entry.path] <= now:
                 continue
-            excess -= entry.size  # also if somebody else was faster: they count the same blobs
+            excess -= entry.size  # also if another process removes it: it counts the same blobs
             key = self._layout.key_of(entry.path)
             if self._layout.remove(entry.path):
                 self._layout.remove(entry.path + RECORD)
@@ -126,19 +128,19 @@ class Upkeep:
 
     def _is_time_to_tidy(self) -> bool:
         try:
-            return self._layout.is_time_to_tidy(_TIDY_EVERY)
+            return is_due(self._layout, _TIDY_EVERY)
         except OSError as error:
             _log.warning("%s: %s", self._layout.folder, error)
             return False
 
     def _want(self) -> None:
-        """Have the thread look, or look ourselves where none can be had."""
+        """Have the thread look; where no thread can be started, look in this one."""
         with self._lock:
             self._wanted = True
             if self._thread is not None:
                 return
             thread = threads.Call(self._run, "shmstream-upkeep")
-            register(self)  # a forked child has forgotten it
+            register(self)  # again, because a forked child begins with nothing registered
             try:
                 if not self._ending.is_set():
                     thread.start()
@@ -163,7 +165,7 @@ class Upkeep:
         try:
             if self._max_bytes is not None:
                 blobs = self._blobs()
-                with self._lock:  # what has come meanwhile is among them, or is still coming
+                with self._lock:  # a blob that has come meanwhile is in `blobs`, or in `_coming`
                     coming, latest = dict(self._coming), self._latest
                 limit = self._max_bytes - sum(coming.values())
                 self._evict([each for each in blobs if each.path not in coming], limit, latest)
@@ -171,7 +173,7 @@ class Upkeep:
                 tidying, self._tidying = self._tidying, False
             if tidying:
                 for gone in gc(self._layout, partial_age=WEEK):
-                    _log.info("removed %s, which nobody goes on with", gone)
+                    _log.info("removed %s, which no download goes on with", gone)
         except OSError as error:
             _log.warning("%s: cannot make room: %s", self._layout.folder, error)
 
@@ -182,7 +184,7 @@ class Upkeep:
             thread.join(_LAST_LOOK)
 
     def abandon(self) -> None:
-        """In a forked child: thread and flights are the parent's."""
+        """In a forked child: forget the thread and the flights, which are the parent's."""
         self._begin()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
 """The flights of a store: a list of them as they are now, and a watch that tells their rates.
 
-flights    the streams of this host that bring blobs into the store
-Watch      looks at them again and again, and knows from that how fast each one is; for
-           `shmstream top` and for the status page of the registry
+flights    lists the streams of this host that bring blobs into the store
+Watch      looks at the flights again and again, and so knows the rate of each; `shmstream top` and
+           the status page of the registry use it
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscriber, present
 from shmstream.system.process import Identity
 
-_WINDOW = 5.0  # s; the time over which a rate is taken
+_WINDOW = 5.0  # s; a rate is the mean of the last seconds
 
 
 @dataclass(frozen=True)
 class FlightInfo:
-    """One flight on this host; sizes in bytes. `leader` is None while there is none."""
+    """One flight on this host; sizes in bytes. `leader` is None while no process leads it."""
 
     key: str | None
     stream: str
@@ -58,11 +58,11 @@ def flights(layout: Layout) -> list[FlightInfo]:
 
 
 def streams() -> Iterator[Stream]:
-    """The streams of this user on this host, each open for as long as it is looked at."""
+    """The streams of this user on this host. Each is closed when the next is asked for."""
     for name in segment.names():
         try:
             stream = Stream.attach(name, timeout=0)
-        except CannotStart:  # gone, half made, or none of ours
+        except CannotStart:  # it is gone, half made, or not ours
             continue
         with stream:
             yield stream
@@ -70,7 +70,7 @@ def streams() -> Iterator[Stream]:
 
 @dataclass(frozen=True)
 class Sight:
-    """A flight as it was seen: `rate` in bytes/s and `eta` in s, None while they are not known."""
+    """A flight at one look. `rate` (bytes/s) and `eta` (s) are None while they are not known."""
 
     flight: FlightInfo
     rate: float | None
@@ -78,12 +78,15 @@ class Sight:
 
 
 class Watch:
-    """Looks at the flights of a store, and remembers enough to tell their rates."""
+    """Looks at the flights of a store, and remembers enough to tell their rates.
+
+    For one thread at a time.
+    """
 
     def __init__(self, flights: Callable[[], list[FlightInfo]]) -> None:
-        """`flights` gives all flights as they are now, as `Store.flights` does."""
+        """`flights` returns all flights as they are now, as `Store.flights` does."""
         self._flights = flights
-        self._seen: dict[str, deque[tuple[float, int]]] = {}  # stream -> when, how much
+        self._seen: dict[str, deque[tuple[float, int]]] = {}  # stream -> (time, published)
 
     def look(self) -> list[Sight]:
         """All flights as they are now."""
@@ -94,7 +97,7 @@ class Watch:
 
     def _sight(self, flight: FlightInfo, now: float) -> Sight:
         seen = self._seen[flight.stream]
-        if seen and seen[-1][1] > flight.published:  # it ended, and another has its name
+        if seen and seen[-1][1] > flight.published:  # another flight has its name now
             seen.clear()
         seen.append((now, flight.published))
         while len(seen) > 2 and now - seen[0][0] > _WINDOW:
@@ -110,12 +113,12 @@ class Watch:
 
 
 def state_of(flight: FlightInfo) -> str:
-    """`opening`, `streaming`, `committed`, `aborted`; or `orphaned`: nobody leads it just now."""
+    """`opening`, `streaming`, `committed` or `aborted`; `orphaned` while no process leads it."""
     if flight.leader is None and flight.state not in TERMINAL:
         return "orphaned"
     return flight.state.name.lower()
 
 
 def followers_of(flight: FlightInfo) -> list[Subscriber]:
-    """Who reads, in other processes than the one that leads."""
+    """The readers in all processes but the leader's."""
     return [each for each in flight.followers if each.identity != flight.leader]

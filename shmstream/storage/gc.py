@@ -1,27 +1,34 @@
 """`gc`: removes what dead processes left, in the store's folder and in shared memory.
 
-Whatever a live process holds is locked, and what a process is just making is younger than `_GRACE`,
-so `gc` may run at any time, from any process.
+Any process may run `gc` at any time. A live process holds locks on what it uses, and a file that it
+is just making is younger than `_GRACE`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 
 from shmstream.storage.flights import streams
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import JOURNAL, Entry, Layout
+from shmstream.storage.layout import JOURNAL, Entry, Layout, algorithm_at
 from shmstream.stream import doorbell
 from shmstream.stream.claims import sweep
-from shmstream.stream.partial import is_written, remove_partial
+from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
 
-_GRACE = 60.0  # s; what is younger may be about to get what it lacks
+WEEK = 7 * 24 * 3600.0
+"""Seconds for which a partial file is kept that a download can go on with."""
+_GRACE = 60.0  # s; a younger file may still be without the files that belong to it
 
 
 def gc(layout: Layout, *, partial_age: float) -> list[str]:
-    """Remove what dead processes left; names and paths of what went."""
+    """Remove what dead processes left; the names and paths of what was removed.
+
+    A partial file that a download can go on with is removed once it is older than `partial_age`
+    seconds.
+    """
     removed = sweep()
     for stream in streams():
         bells = [bell for _, bell in doorbell.names(stream.block.token)]
@@ -35,24 +42,45 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     return removed
 
 
-def is_abandoned(entry: Entry, partial_age: float = float("inf")) -> bool:
-    """Whether a partial file, journal or record is of no use to anybody, alive or to come."""
+def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
+    """Whether no process uses this file now, and no download will use it later.
+
+    `partial_age` is the age in seconds at which a partial file counts as abandoned in any case.
+    Complete blobs and foreign files are never abandoned.
+    """
     base = entry.path.rpartition(".shmstream-")[0]
+    partial = partial_path(base)
     try:
         age = time.time() - os.stat(entry.path, follow_symlinks=False).st_mtime
     except FileNotFoundError:
         return False
-    partial = base + ".shmstream-partial"
-    if entry.kind == "temporary":
-        return age > _GRACE
     if entry.kind == "partial":
-        useless = age > _GRACE and not _is_resumable(base)
-        return not is_written(partial) and (age > partial_age or useless)
+        is_useless = age > partial_age or (age > _GRACE and not _is_resumable(base))
+        return is_useless and not is_written(partial)
+    if age <= _GRACE:
+        return False
     if entry.kind == "journal":
-        return age > _GRACE and not os.path.lexists(partial)
-    return age > _GRACE and not os.path.lexists(partial) and not os.path.lexists(base)
+        return not os.path.lexists(partial)
+    if entry.kind == "record":
+        return not os.path.lexists(partial) and not os.path.lexists(base)
+    return entry.kind == "temporary"
 
 
 def _is_resumable(base: str) -> bool:
-    """Whether a journal vouches for anything of the partial file; cheaply, without reading it."""
-    return any(Journal(base + JOURNAL, each).vouches for each in ("sha256", "sha512"))
+    """Whether the journal vouches for any byte of the partial file, which is not read."""
+    return Journal(base + JOURNAL, algorithm_at(base)).vouches
+
+
+def is_due(layout: Layout, interval: float) -> bool:
+    """Whether `gc` is to run again: True for one process in `interval` seconds.
+
+    The time of the last True is the modification time of the store's mark.
+
+    Raises:
+        OSError: the mark cannot be read or written.
+    """
+    now = time.time()
+    if now - os.stat(layout.mark).st_mtime < interval:
+        return False
+    os.utime(layout.mark)
+    return True

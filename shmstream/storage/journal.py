@@ -1,15 +1,18 @@
-"""The journal of a partial file: what lets a download go on after a restart, or a reboot.
+"""The journal of a partial file: it lets a download go on after a restart or a reboot.
 
-Beside the partial file lies a small text: one line with what the source said of the blob and under
-which boot of the machine, then a line for each checkpoint, `offset digest-of-all-bytes-up-to-it`.
+The journal is a small text file beside the partial file. Its first line holds what the source said
+of the blob, and the boot of the machine in which the line was written. Each further line is a
+checkpoint, `offset digest`: the hex digest of the first `offset` bytes.
 
-While the machine stays up the page cache keeps whatever was written, so all of the file is good.
-After a reboot nothing is sure, because nothing was synced: the tail may be torn, zeros, or another
-blob's old bytes. Then the file is good up to the last checkpoint whose digest it still has. The
-journal itself may be torn, too: a line that cannot be read, and all after it, count for nothing.
+While the machine stays up, the page cache keeps every byte that was written, so the whole partial
+file can be trusted. After a reboot nothing is sure, because nothing was synced: the tail may be
+torn, zeros, or old bytes of another blob. Then the partial file can be trusted up to the last
+checkpoint whose digest its bytes still have. The journal itself may be torn too: a line that cannot
+be read counts for nothing, and neither do the lines after it.
 
-A small blob whose key is a digest has none, and is asked for from its beginning again: no reader
-has seen any of it before its end, and two file operations would cost more than its bytes.
+A small blob whose key is a digest has no journal; after a restart it is downloaded from its
+beginning. No reader has seen a byte of it before its end, and writing a journal would cost more
+than the bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _STEP = 1 << 20  # bytes
 
 
 class Journal:
-    """The journal at `path`, for one who holds the lock on the partial file."""
+    """The journal at `path`. Only the holder of the lock on the partial file may write it."""
 
     def __init__(self, path: str, algorithm: str) -> None:
         self.path = path
@@ -36,9 +39,9 @@ class Journal:
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
         self.exists = True
-        """Whether there is such a file, or anything else by that name."""
+        """Whether there is a file, or anything else, at `path`."""
         self.defect: str | None = None
-        """What cannot be read of it, if anything."""
+        """What is wrong with the file; None if all of it can be read."""
         self._read()
 
     def _read(self) -> None:
@@ -52,7 +55,7 @@ class Journal:
         except OSError as error:
             self.defect = f"it cannot be read: {error.strerror}"
             return
-        if not text:  # whoever began it was killed just then
+        if not text:  # its leader was killed between making the file and writing to it
             return
         lines = text.split("\n")[:-1]
         try:
@@ -69,11 +72,11 @@ class Journal:
 
     @property
     def vouches(self) -> bool:
-        """Whether it may be that bytes of the partial file can be trusted."""
+        """Whether any byte of the partial file may be trusted. Does not read the partial file."""
         return bool(self._checkpoints) or self._boot == boot_id()
 
     def trusted(self, fd: int) -> int:
-        """How many bytes of the partial file `fd` can be trusted. Reads them after a reboot."""
+        """How many bytes of the partial file `fd` can be trusted. After a reboot it reads them."""
         size = os.fstat(fd).st_size
         if self._boot == boot_id():
             return size
@@ -92,10 +95,12 @@ class Journal:
         return good
 
     def begin(self, metadata: Description, kept: int = 0) -> None:
-        """Begin anew for a blob of which the source says this, with `kept` bytes there already.
+        """Write the journal anew: `metadata` is what the source says of the blob.
+
+        The first `kept` bytes of the partial file stay, and so do their checkpoints.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the journal cannot be written.
         """
         self.metadata, self._boot = metadata, boot_id()
         self._checkpoints = [each for each in self._checkpoints if each[0] <= kept]
@@ -112,17 +117,17 @@ class Journal:
 
     @property
     def covers(self) -> int:
-        """Bytes up to the last checkpoint."""
+        """The offset of the last checkpoint, in bytes; 0 without one."""
         return self._checkpoints[-1][0] if self._checkpoints else 0
 
     def note(self, offset: int, digest: str) -> None:
-        """Note a checkpoint: the hex digest of the first `offset` bytes.
+        """Add a checkpoint: the hex digest of the first `offset` bytes.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the journal cannot be written.
         """
         if offset <= self.covers:
-            return  # a successor hashes from the beginning again
+            return  # a successor hashes from the beginning, and comes past old checkpoints
         self._checkpoints.append((offset, digest))
         self._write(f"{offset} {digest}", os.O_APPEND)
 
@@ -136,13 +141,14 @@ class Journal:
             os.close(fd)
 
     def remove(self) -> None:
-        """Remove it. Idempotent."""
+        """Remove the file. Idempotent."""
         if self.exists:
             Path(self.path).unlink(missing_ok=True)
             self.exists = False
 
 
 def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:
+    """The checkpoints in `lines`, up to the first line that is none or does not ascend."""
     last = 0
     for line in lines:
         offset, _, digest = line.partition(" ")
@@ -154,5 +160,5 @@ def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:
 
 @cache
 def boot_id() -> str:
-    """A text that is another one after each boot of the machine."""
+    """A text that changes with each boot of the machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,16 +1,16 @@
-"""The folder of a store: where everything lies, and whether the folder is fit for it.
+"""Where each file of a store lies, and which blob a file belongs to.
 
-    .shmstream                          says that this is a store; locks are tried out on it
+    .shmstream                          the mark: says that this is a store; permits are locks on it
     blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
     blobs/sha512/<hex>
     named/<sha256 of the key>           complete blobs whose key is no digest
-    <blob>.shmstream-partial            a partial file, beside the blob it will be
-    <blob>.shmstream-journal            what is needed to go on with it (journal.py)
-    <blob>.shmstream-record             of a named blob: its key, and what its source said of it
+    <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
+    <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
+    <blob>.shmstream-record             of a named blob: its key, and what its source said
 
-A key never becomes a path: it is a digest in its one spelling, or it is hashed. Folders are 0700,
-files 0600. All of it belongs to one user, and nothing in it may be a symbolic link; whoever could
-write to the folder could give wrong bytes a right name, so a folder of others is refused.
+A key that is a digest has one spelling only; any other key is hashed. So a key never becomes a path
+as it is, and never leads out of the folder. Folders are 0700, files are 0600, and no symbolic link
+is followed (folder.py tells why).
 """
 
 from __future__ import annotations
@@ -18,29 +18,26 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
-import json
 import os
 import re
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
-from shmstream.errors import DamagedBlob, StoreUnusable
+from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
+from shmstream.storage.folder import prepare
+from shmstream.storage.record import Record
 from shmstream.stream.digest import is_digest
-from shmstream.stream.partial import partial_path, sync_folder
+from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
-from shmstream.system.locks import KernelLock, trouble_with_locks
 
-_MARK = "shmstream store, layout 1\n"
-_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a name
-_PLACES = 1 << 61  # where on the mark the places are locked, beyond all that locks are tried on
+_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
+_ALGORITHM = "sha256"  # of the digest that a named blob gets
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -53,13 +50,13 @@ class Place:
     key: str
     path: str
     digest: str
-    """What the bytes must have: `algorithm:hex`; the algorithm alone for a key that is none."""
+    """The digest that the bytes must have; only its algorithm if the key is no digest."""
     _of: str
-    """Whose and which folder it is."""
+    """Which user and which folder the place belongs to."""
 
     @cached_property
     def stream(self) -> str:
-        """The name of the stream, which no other key, folder or user has."""
+        """The name of the stream; no other key, folder or user has the same."""
         raw = self.key.encode("utf-8", "surrogatepass")
         hashed = hashlib.sha256(self._of.encode() + raw).digest()
         return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
@@ -90,20 +87,11 @@ class Place:
         return self.path + RECORD
 
 
-@dataclass(frozen=True)
-class Record:
-    """Of a blob whose key is no digest: the key, the digest its bytes had, what its source said."""
-
-    key: str
-    digest: str | None
-    metadata: Description
-
-
 class Entry(NamedTuple):
-    """A file of the store, as it was when it was looked at.
+    """A file of the store, as it was when `Layout.entries` found it.
 
-    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` for what is about to be renamed,
-    or `foreign` for what is none of ours.
+    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` (a file that is about to be
+    renamed), or `foreign` (a file that no store makes).
     """
 
     path: str
@@ -122,97 +110,27 @@ class Entry(NamedTuple):
 
 
 class Layout:
-    """The folder of a store. Made if it is not there; holds nothing open."""
+    """The folder of a store. Makes the folder if it is missing, and keeps no file open."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         """Raises:
-        StoreUnusable: it is not a folder that this user alone writes to, or has no working locks.
+        StoreUnusable: other users may write to the folder, or locks do not work there.
         """
         self.folder = os.path.realpath(folder)
-        self._mark = os.path.join(self.folder, ".shmstream")
+        self.mark = os.path.join(self.folder, ".shmstream")
+        """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
-        try:
-            self._begin()
-            for each in ("blobs", *_SHELVES):
-                self._make(os.path.join(self.folder, each))
-        except OSError as error:
-            reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-            raise StoreUnusable(self.folder, reason) from error
+        inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
+        prepare(self.folder, self.mark, inner)
         facts = os.stat(self.folder)
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
 
-    def _begin(self) -> None:
-        """Make the folder and its mark; where locks do not work, leave nothing that was not there.
-
-        Nobody else can have a store there then, so nobody misses it.
-        """
-        above = [str(each) for each in Path(self.folder).parents]
-        made = [each for each in above if not os.path.lexists(each)]  # from the innermost
-        os.makedirs(os.path.dirname(self.folder), exist_ok=True)
-        if self._make(self.folder):
-            made.insert(0, self.folder)
-        is_new = self.size_of(self._mark) <= 0
-        if is_new:
-            Path(self._mark).touch(0o600)
-        if (trouble := trouble_with_locks(self._mark)) is not None:
-            if is_new:
-                self.remove(self._mark)
-            with suppress(OSError):
-                for each in made:
-                    os.rmdir(each)
-            raise StoreUnusable(self.folder, f"its file system {trouble}")
-        if is_new:
-            Path(self._mark).write_text(_MARK)
-
-    def _make(self, path: str) -> bool:
-        """Make a folder, or see that it is a good one; whether it was made."""
-        made = False
-        try:
-            os.mkdir(path, 0o700)
-            made = True
-            sync_folder(os.path.dirname(path))
-        except FileExistsError:
-            pass
-        facts = os.stat(path, follow_symlinks=False)
-        if not stat.S_ISDIR(facts.st_mode):
-            raise StoreUnusable(self.folder, f"{path} is no folder, or a symbolic link to one")
-        if facts.st_uid != os.geteuid():
-            reason = (
-                f"user {facts.st_uid} owns {path}, and this is user {os.geteuid()}; "
-                "each user has a store of its own"
-            )
-            raise StoreUnusable(self.folder, reason)
-        if facts.st_mode & 0o022:
-            raise StoreUnusable(self.folder, f"others may write to {path}: `chmod go-w` it")
-        return made
-
-    def take_place(self, limit: int) -> KernelLock | None:
-        """One of `limit` places that all processes share; None if all are taken.
-
-        Closing it, or the end of the process, however it ends, gives it back.
-        """
-        place = KernelLock(self._mark)
-        first = secrets.randbelow(limit) if limit else 0
-        for index in range(limit):
-            if place.try_acquire((_PLACES + (first + index) % limit, 1)):
-                return place
-        place.close()
-        return None
-
-    def is_time_to_tidy(self, interval: float) -> bool:
-        """Whether `interval` seconds have passed since this last said so, to any process."""
-        now = time.time()
-        if now - os.stat(self._mark).st_mtime < interval:
-            return False
-        os.utime(self._mark)
-        return True
-
     def place(self, key: str) -> Place:
-        """Where the blob of that key lies, or will.
+        """Where the blob of `key` lies, or will lie.
 
         Raises:
-            ValueError: it is empty, or begins like a digest and is none.
+            ValueError: the key is empty, or begins like a digest and is none.
         """
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
@@ -227,14 +145,16 @@ class Layout:
         else:
             raw = key.encode("utf-8", "surrogatepass")
             path = self._named + hashlib.sha256(raw).hexdigest()
-            digest = "sha256"
+            digest = _ALGORITHM
         return Place(key, path, digest, self._identity)
 
     def open(self, place: Place) -> tuple[int, int] | None:
-        """Descriptor and size of the complete blob, now the most recently used; None without one.
+        """Open the complete blob: its descriptor and its size. None if there is no such blob.
+
+        The blob then counts as the most recently used.
 
         Raises:
-            DamagedBlob: what is there is no file.
+            DamagedBlob: a folder, a link or a device lies there instead of a file.
         """
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -249,64 +169,29 @@ class Layout:
         if not stat.S_ISREG(facts.st_mode):
             os.close(fd)
             raise DamagedBlob(place.key, place.path, "it is no file")
-        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # no mount option takes that from us
+        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # `noatime` changes nothing
         return fd, facts.st_size
 
-    def write_record(self, place: Place, record: Record, *, durable: bool = True) -> None:
-        """Store the record of a blob whose key is no digest, whole or not at all.
-
-        `durable`: have it on the disk before its name is there.
-        """
-        facts = {
-            "key": record.key,
-            "digest": record.digest,
-            "metadata": record.metadata.to_text(1 << 16).decode(),
-        }
-        temporary = f"{place.record}.{secrets.token_hex(4)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                json.dump(facts, file)
-                file.flush()
-                if durable:
-                    os.fsync(fd)
-            os.rename(temporary, place.record)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-
-    def read_record(self, path: str) -> Record | None:
-        """The record of the named blob at `path`, None if there is none that can be read."""
-        try:
-            facts = json.loads(Path(path + RECORD).read_text(encoding="utf-8"))
-            metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
-            if digest is not None and not is_digest(digest):
-                return None
-            return Record(str(facts["key"]), digest, metadata)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
-            return None
-
     def metadata(self, place: Place, fd: int) -> Description:
-        """What the source said of the complete blob that is open as `fd`, if that is recorded.
+        """What the source said of the complete blob that is open as `fd`.
 
-        A blob whose key is a digest has no record: more than one source may have it.
+        Empty for a blob whose key is a digest, because such a blob has no record.
         """
-        if not place.is_given and (record := self.read_record(place.path)) is not None:
-            with suppress(FileNotFoundError):  # else the record may be another's by now
+        if not place.is_given and (record := Record.read(place.record)) is not None:
+            with suppress(FileNotFoundError):  # else the record is of a newer blob
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
                     return record.metadata
         return Description()
 
     def size_of(self, path: str) -> int:
-        """Bytes of one file, -1 if it is not there."""
+        """The length of a file in bytes; -1 if there is no such file."""
         try:
             return os.stat(path, follow_symlinks=False).st_size
         except FileNotFoundError:
             return -1
 
     def remove(self, path: str) -> bool:
-        """Remove one file; whether it was there."""
+        """Remove a file. False if there was none."""
         try:
             os.unlink(path)
         except FileNotFoundError:
@@ -314,22 +199,20 @@ class Layout:
         return True
 
     def key_of(self, path: str) -> str | None:
-        """The key of the blob at `path`; None for a named one whose record is lost."""
-        shelf, name = os.path.split(path)
-        algorithm = os.path.basename(shelf)
-        if algorithm != "named":
-            return f"{algorithm}:{name}"
-        record = self.read_record(path)
+        """The key of the blob at `path`; None for a named blob whose record is lost."""
+        if (digest := digest_at(path)) is not None:
+            return digest
+        record = Record.read(path + RECORD)
         return None if record is None else record.key
 
     def has(self, path: str) -> bool:
-        """Whether that is the path of something in this folder."""
+        """Whether `path` lies in this folder."""
         return path.startswith(self.folder + os.sep)
 
     def entries(self, *, blobs: bool = True) -> Iterator[Entry]:
-        """All files on the shelves, or all that is not named as a complete blob.
+        """All files of the store. With `blobs=False` it leaves out the complete blobs.
 
-        Symbolic links and folders count as foreign files.
+        A symbolic link or a folder counts as a foreign file.
         """
         for shelf, kind_of in _KINDS.items():
             with os.scandir(os.path.join(self.folder, shelf)) as found:
@@ -351,8 +234,20 @@ class Layout:
         return sorted(found, key=lambda each: (each.used, each.path))
 
 
+def digest_at(path: str) -> str | None:
+    """The digest that is the key of the blob at `path`; None for a named blob."""
+    shelf, name = os.path.split(path)
+    algorithm = os.path.basename(shelf)
+    return None if algorithm == "named" else f"{algorithm}:{name}"
+
+
+def algorithm_at(path: str) -> str:
+    """The algorithm of the digest of the blob at `path`, as in `Place.algorithm`."""
+    return (digest_at(path) or _ALGORITHM).partition(":")[0]
+
+
 def _naming(digits: int) -> Callable[[str], str]:
-    """What a file on a shelf is, by its name, which begins with so many hex digits."""
+    """A function that tells the kind of a file from its name, on a shelf of such `digits`."""
     is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
     suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
 

@@ -23,7 +23,7 @@ Start = Callable[..., Interpreter]
 MIB = 1 << 20
 
 
-def test_places_are_shared_by_all_processes_and_given_back(
+def test_permits_are_shared_by_all_processes_and_given_back(
     start: Start, folder: str, origin: Origin
 ) -> None:
     store = make_store(folder, {"max_flights": 1})

@@ -1,0 +1,28 @@
+"""Flight permits: at most so many flights of one store at a time, counted over all its processes.
+
+A permit is a kernel lock on one byte of the store's mark, far beyond its end. The kernel frees the
+lock when its process ends, however it ends, so that no permit is ever lost and nobody has to count.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from shmstream.storage.layout import Layout
+from shmstream.system.locks import KernelLock
+
+_FIRST = 1 << 61  # the first permit's byte; `trouble_with_locks` tries bytes below it
+
+
+def take_permit(layout: Layout, limit: int) -> KernelLock | None:
+    """Take one of the `limit` permits of this store; None if all are taken. Never blocks.
+
+    Closing the lock gives the permit back.
+    """
+    permit = KernelLock(layout.mark)
+    start = secrets.randbelow(limit) if limit else 0  # else all would try the same bytes first
+    for index in range(limit):
+        if permit.try_acquire((_FIRST + (start + index) % limit, 1)):
+            return permit
+    permit.close()
+    return None
