@@ -43,15 +43,15 @@ class Application:
             on_event=metrics.flew,
         )
         self.registry = Registry(settings, store)
-        self._names = Names(Notes(store.folder, "names"))
+        names = Names(Notes(store.folder, "names"))
         self.operations = Operations(
-            Status(settings, store, metrics, self._names.of),
+            Status(settings, store, metrics, names.of),
             metrics,
             self.registry.problems,
         )
         self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
-        self._observer = Observer(metrics, self._names, self._log)
+        self._observer = Observer(metrics, names, self._log)
 
     def stop(self) -> None:
         """The server is about to stop: end what would go on for ever. Idempotent."""
@@ -79,9 +79,9 @@ class Application:
         self._metrics.started()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
+        self.stop()
         self.registry.close()
         self.operations.close()
-        self._names.close()
         await asyncio.to_thread(process.close_all)
         if self._log is not None:
             await self._log.close()

@@ -11,7 +11,7 @@ from shmstream.registry.singleflight import Together
 
 
 def test_what_is_asked_together_is_asked_once() -> None:
-    together = Together()
+    together = Together("test")
     gate = threading.Event()
     calls: list[str] = []
 
@@ -42,3 +42,27 @@ def test_what_is_asked_together_is_asked_once() -> None:
     asyncio.run(main())
     assert together._asked == {}
     together.close()
+
+
+def test_what_is_waited_for_is_cancelled_and_what_is_asked_later_is_answered() -> None:
+    together = Together("test", threads=1)
+    gate, asked = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        assert gate.wait(10)
+
+    async def main() -> None:
+        waiting = [asyncio.ensure_future(together.ask(key, hang)) for key in ("a", "b", "b")]
+        while not asked.is_set():
+            await asyncio.sleep(0.001)
+        together.close()
+        later = asyncio.ensure_future(together.ask("b", lambda: "answer"))
+        for task in waiting:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        gate.set()
+        assert await later == "answer"
+
+    asyncio.run(main())
+    assert together._asked == {}

@@ -52,7 +52,7 @@ class Shared:
         """
         self.store = store
         self.grants = Grants(Notes(store.folder, "grants"))
-        self._together = {upstream: Together() for upstream in upstreams}
+        self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]

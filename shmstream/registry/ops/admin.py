@@ -58,8 +58,9 @@ class Operations:
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
-        self._looker = Together(threads=1)
-        self._prober = Together(threads=1)  # readiness waits for no other look
+        self._looker = Together(f"shmstream-look {status.folder}", threads=1)
+        # Readiness waits for no other look.
+        self._prober = Together(f"shmstream-probe {status.folder}", threads=1)
         self._page, self._policy = _page()
         self._viewers = 0
         self._newest: asyncio.Task[bytes] | None = None
@@ -71,7 +72,7 @@ class Operations:
         self._stopping.set()
 
     def close(self) -> None:
-        """Let go of the thread. Idempotent."""
+        """Wait for no look any more. Idempotent."""
         self.stop()
         if self._newest is not None:
             self._newest.cancel()

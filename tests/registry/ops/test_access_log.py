@@ -2,33 +2,81 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shmstream.registry.ops.access_log import Entry
+from shmstream.registry.ops import access_log
+from shmstream.registry.ops.access_log import AccessLog, Entry
 from tests.support.commands import PYTHON, ROOT
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.serving import Serve
 
 
+def entry(text: str) -> Entry:
+    """A response to a request that has that text everywhere."""
+    return Entry(
+        ended=time.time(), client="::1", method="GET", path=text, namespace=text,
+        wanted_range=text, user_agent=text, status=200, sent=1 << 40, complete=False,
+        duration=1e6, ttfb=1e6, route="blob", cache="flight",
+    )  # fmt: skip
+
+
 def test_no_line_is_longer_than_a_pipe_takes_at_once() -> None:
     odd = "\x00\xff\U0001f600" * 2000
-    entry = Entry(
-        ended=time.time(), client="::1", method="GET", path=odd, namespace=odd, wanted_range=odd,
-        user_agent=odd, status=200, sent=1 << 40, complete=False, duration=1e6, ttfb=1e6,
-        route="blob", cache="flight",
-    )  # fmt: skip
-    line = entry.line(lost=10**9)
+    line = entry(odd).line(lost=10**9)
     assert len(line) <= 4096
     assert line.isascii()
     assert line.count(b"\n") == 1
     assert json.loads(line)["path"] == odd[:64]
+
+
+def test_what_ends_while_the_log_is_closed_or_later_is_written_once() -> None:
+    """A timer that was due before, and responses that end afterwards: none meets a closed log."""
+    reading, writing = os.pipe()
+    errors: list[dict[str, Any]] = []
+    lines: list[bytes] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        lost: list[int] = []
+        log = AccessLog(lost.append, writing)
+        stream = asyncio.StreamReader()
+        pipe, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb")
+        )
+        log.add(entry("before"))
+        closing = asyncio.ensure_future(log.close())
+        await asyncio.sleep(0)
+        log.add(entry("meanwhile"))
+        await closing
+        log.add(entry("after"))
+        fired = loop.create_future()
+        loop.call_later(access_log._INTERVAL, fired.set_result, None)  # after the log's own timers
+        await fired
+        log.add(entry("much later"))
+        async with asyncio.timeout(PATIENCE):
+            lines.extend([await stream.readline() for _ in range(4)])
+        await log.close()
+        pipe.close()
+        assert lost == []
+
+    try:
+        asyncio.run(main())
+    finally:
+        os.close(writing)
+    assert [json.loads(line)["path"] for line in lines] == [
+        "before", "meanwhile", "after", "much later",
+    ]  # fmt: skip
+    assert errors == []
 
 
 def test_the_access_log(serve: Serve) -> None:
