@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.notes import Notes
 from shmstream.registry.ops.access_log import AccessLog

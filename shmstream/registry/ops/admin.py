@@ -22,7 +22,7 @@ from functools import partial
 from importlib.resources import files
 from typing import TypeVar
 
-from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
 from shmstream.registry.singleflight import Together
@@ -141,9 +141,9 @@ class Operations:
             await _answer(send, 503, "text/plain", b"too many are watching\n", headers)
             return
         headers = {**_COMMON, "content-type": "text/event-stream", "x-accel-buffering": "no"}
-        await _start(send, 200, headers)
+        await start(send, 200, headers)
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.body", "body": b""})
+            await finish(send)
             return
         self._viewers += 1
         showing = asyncio.ensure_future(self._show(send))
@@ -159,7 +159,7 @@ class Operations:
             await asyncio.wait((showing, *ends))
         if not showing.cancelled():
             showing.result()
-        await send({"type": "http.response.body", "body": b""})
+        await finish(send)
 
     async def _show(self, send: Send) -> None:
         """Send the newest snapshot, again and again; one that takes too long to send is missed."""
@@ -224,11 +224,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-
-
 async def _answer(
     send: Send,
     status: int,
@@ -236,6 +231,5 @@ async def _answer(
     body: bytes,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    told = {**_COMMON, "content-type": content_type, "content-length": str(len(body))}
-    await _start(send, status, {**told, **(headers or {})})
-    await send({"type": "http.response.body", "body": body})
+    told = {**_COMMON, "content-type": content_type, **(headers or {})}
+    await answer(send, status, told, body)
