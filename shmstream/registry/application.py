@@ -6,8 +6,6 @@ servers may end a process by a signal that leaves no time for that later.
 
 from __future__ import annotations
 
-import asyncio
-
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.notes import Notes
@@ -20,9 +18,11 @@ from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
 from shmstream.store import Store
 from shmstream.system import process
+from shmstream.system.threads import in_thread
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each wake-up is one of every client at the live tail
+_CLOSER = ("shmstream-close", 1)  # a thread that no upstream keeps busy
 
 
 class Application:
@@ -82,7 +82,7 @@ class Application:
         self.stop()
         self.registry.close()
         self.operations.close()
-        await asyncio.to_thread(process.close_all)
+        await in_thread(process.close_all, _CLOSER)
         if self._log is not None:
             await self._log.close()
         await send({"type": "lifespan.shutdown.complete"})
