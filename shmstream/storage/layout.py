@@ -257,7 +257,7 @@ def _naming(digits: int) -> Callable[[str], str]:
         stem, suffix = name[:digits], name[digits:]
         if not is_blob(stem):
             return "foreign"
-        if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
+        if suffix not in suffixes and suffix[:-9] in (partial_path(""), JOURNAL, RECORD):
             return "temporary"
         return suffixes.get(suffix, "foreign")
 

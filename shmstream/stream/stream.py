@@ -152,6 +152,8 @@ class Stream:
             try:
                 partial = _reclaim_partial(stream)
                 undo.callback(partial.close)
+                if block.state == State.OPENING and block.published:  # killed just before this
+                    block.advance(State.STREAMING, name)
                 if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
                     os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
