@@ -1,12 +1,17 @@
 """HTTP responses of a blob that is complete, in flight or absent, for any ASGI server.
 
 response      `InFlightResponse`, an ASGI application
+reply         `BlobReply`, the answer to one request; raises what goes wrong
 conditions    which status, headers and range a request gets
 body          sends the bytes as they arrive
+leaving       what a client that leaves ends
+statuses      which status an error means
+messages      the types of ASGI, names of extensions, short answers
 protocol      uvicorn's HTTP/1.1 protocol, with zero-copy bodies and bounds on slow clients
 congestion    the congestion control of a connection
 """
 
-from shmstream.asgi.response import InFlightResponse, Message, Receive, Scope, Send
+from shmstream.asgi.messages import Message, Receive, Scope, Send
+from shmstream.asgi.response import InFlightResponse
 
 __all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]

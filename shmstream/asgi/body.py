@@ -18,16 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from collections.abc import AsyncIterable, Coroutine, Mapping
 from typing import Any
 
+from shmstream.asgi.messages import SERVER, ZERO_COPY, Message, Send
 from shmstream.flight.async_blob import AsyncBlob
-
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-
-ZERO_COPY = "http.response.zerocopysend"
-SERVER = "shmstream.server"
 
 _PIECE = 1 << 17  # bytes; what is read to be handed on at one time
 _SPAN = 2 << 20  # bytes; what the kernel is told to send at one time

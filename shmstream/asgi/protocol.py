@@ -34,14 +34,13 @@ except ImportError as missing:
     raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
 
 from shmstream.asgi import congestion
+from shmstream.asgi.messages import SERVER, ZERO_COPY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
 
-_ZERO_COPY = "http.response.zerocopysend"
-_SERVER = "shmstream.server"
 _FIRST = 64 * 1024  # bytes
 _BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
 
@@ -148,11 +147,11 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._refuse_head()
             return
         self._is_first = True
-        extensions: dict[str, dict[str, Any]] = {_SERVER: {"last": None, "taken": self._taken}}
+        extensions: dict[str, dict[str, Any]] = {SERVER: {"last": None, "taken": self._taken}}
         if not any(name in _BODY for name, _ in self.headers):  # else nothing is heard unread
-            extensions[_SERVER]["when_lost"] = self._tell_when_lost
+            extensions[SERVER]["when_lost"] = self._tell_when_lost
         if self._is_plain():
-            extensions[_ZERO_COPY] = {}
+            extensions[ZERO_COPY] = {}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
         super().on_headers_complete()
 
@@ -219,8 +218,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self, cycle: httptools_impl.RequestResponseCycle, message: ASGISendEvent
     ) -> None:
         told = cast("dict[str, Any]", message)
-        cast("dict[str, Any]", cycle.scope)["extensions"][_SERVER]["last"] = told["type"]
-        if told["type"] != _ZERO_COPY:
+        cast("dict[str, Any]", cycle.scope)["extensions"][SERVER]["last"] = told["type"]
+        if told["type"] != ZERO_COPY:
             await cycle.send(message)
         elif not cycle.disconnected:
             count = told["count"]

@@ -6,9 +6,7 @@ servers may end a process by a signal that leaves no time for that later.
 
 from __future__ import annotations
 
-import asyncio
-
-from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.notes import Notes
 from shmstream.registry.ops.access_log import AccessLog
@@ -20,9 +18,11 @@ from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
 from shmstream.store import Store
 from shmstream.system import process
+from shmstream.system.threads import in_thread
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each wake-up is one of every client at the live tail
+_CLOSER = ("shmstream-close", 1)  # a thread that no upstream keeps busy
 
 
 class Application:
@@ -43,15 +43,15 @@ class Application:
             on_event=metrics.flew,
         )
         self.registry = Registry(settings, store)
-        self._names = Names(Notes(store.folder, "names"))
+        names = Names(Notes(store.folder, "names"))
         self.operations = Operations(
-            Status(settings, store, metrics, self._names.of),
+            Status(settings, store, metrics, names.of),
             metrics,
             self.registry.problems,
         )
         self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
-        self._observer = Observer(metrics, self._names, self._log)
+        self._observer = Observer(metrics, names, self._log)
 
     def stop(self) -> None:
         """The server is about to stop: end what would go on for ever. Idempotent."""
@@ -79,10 +79,10 @@ class Application:
         self._metrics.started()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
+        self.stop()
         self.registry.close()
         self.operations.close()
-        self._names.close()
-        await asyncio.to_thread(process.close_all)
+        await in_thread(process.close_all, _CLOSER)
         if self._log is not None:
             await self._log.close()
         await send({"type": "lifespan.shutdown.complete"})

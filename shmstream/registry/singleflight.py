@@ -1,16 +1,18 @@
 """Blocking questions for asyncio: in a few threads, and identical ones asked once.
 
-However many tasks of this process want to know the same thing at the same time, one thread asks,
-and all get its answer. A task that is cancelled leaves the others theirs.
+However many tasks want to know the same thing at the same time, one thread asks, and all of them
+get its answer. A task that is cancelled leaves the others theirs. The threads stay for as long as
+the process, so a task that asks after `close` gets its answer, too.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar, cast
+
+from shmstream.system.threads import in_thread
 
 T = TypeVar("T")
 
@@ -18,28 +20,26 @@ _THREADS = 16
 
 
 class Together:
-    """A few threads that ask. Close it when nobody asks any more."""
+    """Asks in at most `threads` threads of that `name`. For one event loop."""
 
-    def __init__(self, threads: int = _THREADS) -> None:
-        self._threads = ThreadPoolExecutor(threads, "shmstream-registry")
-        self._lock = threading.Lock()  # guards `_asked`
-        self._asked: dict[Hashable, Future[object]] = {}
+    def __init__(self, name: str, threads: int = _THREADS) -> None:
+        self._kind = (name, threads)
+        self._asked: dict[Hashable, asyncio.Future[object]] = {}
 
     async def ask(self, key: Hashable, call: Callable[[], T]) -> T:
         """What `call` returns or raises, or what another call under the same key is about to."""
-        with self._lock:
-            future = self._asked.get(key)
-            if future is None:
-                future = self._asked[key] = self._threads.submit(self._run, key, call)
-        return cast("T", await asyncio.shield(asyncio.wrap_future(future)))
+        future = self._asked.get(key)
+        if future is None:
+            future = self._asked[key] = in_thread(call, self._kind)
+            future.add_done_callback(partial(self._forget, key))
+        return cast("T", await asyncio.shield(future))
 
-    def _run(self, key: Hashable, call: Callable[[], T]) -> T:
-        try:
-            return call()
-        finally:
-            with self._lock:
-                del self._asked[key]
+    def _forget(self, key: Hashable, future: asyncio.Future[object]) -> None:
+        if self._asked.get(key) is future:
+            del self._asked[key]
 
     def close(self) -> None:
-        """Let those who ask end, and begin nothing more. Does not wait for them."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Cancel what tasks wait for. A call that a thread has begun goes on, and is not heard."""
+        asked, self._asked = self._asked, {}
+        for future in asked.values():
+            future.cancel()

@@ -20,7 +20,7 @@ from shmstream import SourceError, Store
 from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
-from tests.registry.test_registry_rooms import HOSTILE
+from tests.registry.api.test_routes import HOSTILE
 from tests.support import registries
 from tests.support.images import OCI_INDEX, OCI_MANIFEST, digest_of, image
 from tests.support.interpreters import wait_until

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from urllib.parse import parse_qsl, quote, urlencode
 
-from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send, answer
 from shmstream.errors import ShmstreamError
 from shmstream.registry.api.errors import VERSION, Code, because
 from shmstream.registry.api.prefetch import Prefetch
@@ -279,9 +279,4 @@ def _next_page(asked: Route, part: str, listing: Listing) -> dict[str, str]:
 async def _send(
     scope: Scope, send: Send, status: int, headers: Mapping[str, str], body: bytes
 ) -> None:
-    headers = {**VERSION, "content-length": str(len(body)), **headers}
-    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    if scope["method"] == "HEAD":
-        body = b""
-    await send({"type": "http.response.body", "body": body})
+    await answer(send, status, {**VERSION, **headers}, body, is_head=scope["method"] == "HEAD")

@@ -16,16 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shmstream.errors import (
-    BlobAborted,
-    BlobNotFound,
-    CannotStart,
-    OutOfRoom,
-    ShmstreamError,
-    SourceError,
-    SourceFailed,
-    WriterStalled,
-)
+from shmstream.asgi.statuses import status_of
+from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header that every answer has: older clients ask for it."""
@@ -95,9 +87,16 @@ _SAID: dict[int, tuple[int, Code, str]] = {
 }
 
 
+_OTHERS: dict[int, tuple[Code, str]] = {
+    500: (Code.UNKNOWN, "this cache is not in order"),
+    502: (Code.UNAVAILABLE, "the upstream gives other bytes than those of the digest"),
+    503: (Code.UNAVAILABLE, "this cache is busy"),
+    504: (Code.UNAVAILABLE, "nothing comes from the upstream any more"),
+}
+"""Code and message for each status that `status_of` may return, besides 404."""
+
+
 def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
-    if isinstance(error, BlobNotFound):
-        return 404, unknown, "not known here"
     if isinstance(error, SourceError | SourceFailed):
         if error.status in (404, 410):
             return 404, unknown, "not known to the upstream"
@@ -108,10 +107,7 @@ def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
         if error.status is None:
             return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
         return 502, Code.UNAVAILABLE, f"the upstream answers {error.status}"
-    if isinstance(error, WriterStalled):
-        return 504, Code.UNAVAILABLE, "nothing comes from the upstream any more"
-    if isinstance(error, CannotStart | OutOfRoom):
-        return 503, Code.UNAVAILABLE, "this cache is busy"
-    if isinstance(error, BlobAborted):
-        return 502, Code.UNAVAILABLE, "the upstream gives other bytes than those of the digest"
-    return 500, Code.UNKNOWN, "this cache is not in order"
+    status = status_of(error)
+    if status == 404:
+        return status, unknown, "not known here"
+    return status, *_OTHERS[status]

@@ -45,6 +45,7 @@ class Prefetch:
             _log.info("%s: begun in advance, and failed: %s", digest, str(error))
 
     def close(self) -> None:
-        """Follow them no longer; the flights go on."""
+        """Follow them no longer, and begin no more; the flights go on."""
+        self._limit = 0
         for task in self._tasks:
             task.cancel()

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TypeVar
 
-from shmstream.asgi.response import InFlightResponse, Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.reply import BlobReply
 from shmstream.errors import BlobNotFound, ShmstreamError, SourceFailed
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
@@ -33,10 +34,6 @@ from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
-
-if TYPE_CHECKING:
-    from shmstream.flight.async_blob import AsyncBlob
-    from shmstream.sources.base import Description
 
 T = TypeVar("T")
 
@@ -52,7 +49,7 @@ class Shared:
         """
         self.store = store
         self.grants = Grants(Notes(store.folder, "grants"))
-        self._together = {upstream: Together() for upstream in upstreams}
+        self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
@@ -195,14 +192,19 @@ class Pull:
         """
 
         async def use(source: RepositorySource) -> None:
-            store, digest = self._shared.store, self.digest
-            content = _Content(store, digest, source, headers=headers, media_type=media_type)
-            content.see_grant = self._see_grant
+            reply = BlobReply(
+                self._shared.store,
+                self.digest,
+                source,
+                headers=headers,
+                media_type=media_type,
+                authorise=lambda _: self._see_grant(),
+            )
             try:
-                await content(scope, receive, send)
-            except _Unsent as unsent:
-                raise unsent.error from unsent.error.__cause__
+                await reply.send(scope, receive, send)
             except ShmstreamError as error:
+                if reply.status is None:
+                    raise
                 raise BrokenOff(str(error)) from error
 
         await self._attempt(use)
@@ -210,23 +212,3 @@ class Pull:
 
 class BrokenOff(Exception):
     """A response ends short of what its headers promise: the server closes the connection."""
-
-
-class _Unsent(Exception):
-    """A response failed before its headers."""
-
-    def __init__(self, error: ShmstreamError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
-class _Content(InFlightResponse):
-    """An `InFlightResponse` that leaves it to others to say that it fails."""
-
-    see_grant: Callable[[], Awaitable[None]]
-
-    async def authorise(self, blob: AsyncBlob | Description) -> None:  # noqa: ARG002
-        await self.see_grant()
-
-    def refuse(self, error: ShmstreamError) -> NoReturn:
-        raise _Unsent(error)

@@ -15,9 +15,11 @@ import os
 import select
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+
+from shmstream.system.threads import in_thread
 
 _INTERVAL = 0.1  # s
 _KEPT = 20_000  # responses that may wait to be written
@@ -87,7 +89,7 @@ class AccessLog:
         self._lost = 0
         self._is_due = False
         self._is_broken = False
-        self._thread = ThreadPoolExecutor(1, "shmstream-access-log")
+        self._thread = (f"shmstream-access-log-{descriptor}", 1)  # so lines stay in their order
 
     def add(self, entry: Entry) -> None:
         """Have it written soon."""
@@ -101,23 +103,15 @@ class AccessLog:
             asyncio.get_running_loop().call_later(_INTERVAL, self._begin)
 
     def _begin(self) -> None:
+        self._is_due = bool(self._entries)
+        if self._is_due:
+            self._hand_over().add_done_callback(lambda _: self._begin())
+
+    def _hand_over(self) -> asyncio.Future[None]:
+        """Give all entries to the thread."""
         entries, self._entries = self._entries, deque()
         lost, self._lost = self._lost, 0
-        loop = asyncio.get_running_loop()
-
-        def go_on(_: Future[None]) -> None:
-            try:
-                loop.call_soon_threadsafe(self._again)
-            except RuntimeError:  # the loop has ended
-                pass
-
-        self._thread.submit(self._write, entries, lost).add_done_callback(go_on)
-
-    def _again(self) -> None:
-        self._is_due = False
-        if self._entries:
-            self._is_due = True
-            self._begin()
+        return in_thread(partial(self._write, entries, lost), self._thread)
 
     def _write(self, entries: deque[Entry], lost: int) -> None:
         try:
@@ -138,12 +132,15 @@ class AccessLog:
                 select.select([], [self._descriptor], [])
 
     async def close(self, patience: float = 1.0) -> None:
-        """Write what is left, if that takes no longer than `patience` seconds."""
-        entries, self._entries = self._entries, deque()
-        writing = self._thread.submit(self._write, entries, self._lost)
+        """Write what is left, if that takes no longer than `patience` seconds.
+
+        What is added later is still written, if the process lives long enough.
+        """
+        count = len(self._entries)
         try:
             async with asyncio.timeout(patience):
-                await asyncio.wrap_future(writing)
+                await self._hand_over()  # behind what the thread is writing just now
+                while count := len(self._entries):
+                    await self._hand_over()
         except TimeoutError:
-            _log.warning("nobody reads the access log: %d lines are lost", len(entries))
-        self._thread.shutdown(wait=False, cancel_futures=True)
+            _log.warning("nobody reads the access log: %d lines are lost", count)

@@ -22,7 +22,7 @@ from functools import partial
 from importlib.resources import files
 from typing import TypeVar
 
-from shmstream.asgi.response import Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
 from shmstream.registry.singleflight import Together
@@ -58,8 +58,9 @@ class Operations:
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
-        self._looker = Together(threads=1)
-        self._prober = Together(threads=1)  # readiness waits for no other look
+        self._looker = Together(f"shmstream-look {status.folder}", threads=1)
+        # Readiness waits for no other look.
+        self._prober = Together(f"shmstream-probe {status.folder}", threads=1)
         self._page, self._policy = _page()
         self._viewers = 0
         self._newest: asyncio.Task[bytes] | None = None
@@ -71,7 +72,7 @@ class Operations:
         self._stopping.set()
 
     def close(self) -> None:
-        """Let go of the thread. Idempotent."""
+        """Wait for no look any more. Idempotent."""
         self.stop()
         if self._newest is not None:
             self._newest.cancel()
@@ -140,9 +141,9 @@ class Operations:
             await _answer(send, 503, "text/plain", b"too many are watching\n", headers)
             return
         headers = {**_COMMON, "content-type": "text/event-stream", "x-accel-buffering": "no"}
-        await _start(send, 200, headers)
+        await start(send, 200, headers)
         if scope["method"] == "HEAD":
-            await send({"type": "http.response.body", "body": b""})
+            await finish(send)
             return
         self._viewers += 1
         showing = asyncio.ensure_future(self._show(send))
@@ -158,7 +159,7 @@ class Operations:
             await asyncio.wait((showing, *ends))
         if not showing.cancelled():
             showing.result()
-        await send({"type": "http.response.body", "body": b""})
+        await finish(send)
 
     async def _show(self, send: Send) -> None:
         """Send the newest snapshot, again and again; one that takes too long to send is missed."""
@@ -223,11 +224,6 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    pairs = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-
-
 async def _answer(
     send: Send,
     status: int,
@@ -235,6 +231,5 @@ async def _answer(
     body: bytes,
     headers: Mapping[str, str] | None = None,
 ) -> None:
-    told = {**_COMMON, "content-type": content_type, "content-length": str(len(body))}
-    await _start(send, status, {**told, **(headers or {})})
-    await send({"type": "http.response.body", "body": body})
+    told = {**_COMMON, "content-type": content_type, **(headers or {})}
+    await answer(send, status, told, body)

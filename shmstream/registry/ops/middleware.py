@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from shmstream.asgi.response import Message, Receive, Scope, Send
+from shmstream.asgi.messages import ZERO_COPY, Message, Receive, Scope, Send, answer
 from shmstream.registry.api.pull import BrokenOff
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
@@ -55,7 +55,7 @@ class Response:
                 self.ttfb = time.perf_counter() - self.began
             await self._send(message)
             self._note(count, more=message.get("more_body", False))
-        elif kind == "http.response.zerocopysend":
+        elif kind == ZERO_COPY:
             if self.ttfb is None:
                 self.ttfb = time.perf_counter() - self.began
             await self._send(message)
@@ -130,9 +130,7 @@ class Observer:
         if response.status:
             _log.info("%s %r was cut: the server stops", scope["method"], scope["path"])
             return
-        headers = [(b"content-length", b"0"), (b"retry-after", b"1")]
-        await response.send({"type": "http.response.start", "status": 503, "headers": headers})
-        await response.send({"type": "http.response.body", "body": b""})
+        await answer(response.send, 503, {"retry-after": "1"})
 
     def _conclude(self, scope: Scope, response: Response) -> None:
         duration = time.perf_counter() - response.began

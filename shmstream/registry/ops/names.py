@@ -7,26 +7,27 @@ which all workers may read. It is for people; nothing is decided by it.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from shmstream.registry.notes import Notes
+from shmstream.system.threads import in_thread
 
 _REMEMBERED = 4096  # names that this process need not read or write again
+_WRITER = ("shmstream-names", 1)  # a thread
 
 
 class Names:
-    """The names of digests. Any thread may use it."""
+    """The names of digests. Any thread may ask for them."""
 
     def __init__(self, notes: Notes) -> None:
         self._notes = notes
         self._known: dict[str, str] = {}
         self._lock = threading.Lock()  # guards `_known`
-        self._thread = ThreadPoolExecutor(1, "shmstream-names")
 
     def note(self, digest: str, name: str) -> None:
-        """Note it, soon, unless that is known. Does not block."""
+        """Note it, soon, unless that is known. For an event loop; does not block."""
         if self._remember(digest, name):
-            self._thread.submit(self._notes.write, (digest,), name)
+            in_thread(partial(self._notes.write, (digest,), name), _WRITER)
 
     def of(self, digest: str) -> str | None:
         """What it was called last, as far as this process knows. May read a file."""
@@ -45,7 +46,3 @@ class Names:
                 del self._known[next(iter(self._known))]
             self._known[digest] = name
             return True
-
-    def close(self) -> None:
-        """Write what is noted, and no more. Idempotent."""
-        self._thread.shutdown(wait=False)

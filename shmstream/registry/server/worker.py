@@ -14,13 +14,13 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from functools import partial
 
 from shmstream.errors import ShmstreamError
 from shmstream.registry.server.acceptor import Acceptor, Counts
 from shmstream.registry.settings import BadSetting, Settings
+from shmstream.system.threads import Call
 
 CANNOT_START = 3
 """Exit code: it has told why, and another one could not either, now."""
@@ -39,7 +39,7 @@ def main() -> None:
     os.environ["SHMSTREAM_WORKER"] = place
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
-    threading.Thread(target=_end_with_parent, args=[settings.grace], daemon=True).start()
+    Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
     counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(place))
     with socket.socket(fileno=int(listener)) as connections:
         code = _serve(settings, connections, counts)

@@ -194,68 +194,6 @@ def test_more_connections_than_allowed(serve: Serve) -> None:
     wait_until(lambda: serving.ask("/healthz").status == 200)
 
 
-# What it tells.
-
-
-def test_the_access_log(serve: Serve) -> None:
-    serving = serve("--workers", "1")
-    agent = 'a "strange"\tone é' + "x" * 5000
-    serving.ask("/a%0Ab%22%C3%A9?password=secret", User_Agent=agent, Authorization="Basic c2VjcmV0")
-    serving.ask("/readyz?ns=docker.io&token=secret", "HEAD", Range="bytes=0-1", Cookie="secret")
-    wait_until(lambda: len(serving.accesses()) == 2)
-    first, second = serving.accesses()
-    assert first["path"] == '/a\nb"é'
-    assert (first["method"], first["status"], first["bytes"]) == ("GET", 404, 10)
-    assert first["user_agent"] == agent[:1000]
-    assert (first["client"], first["complete"]) == ("127.0.0.1", True)
-    assert 0 < first["ttfb"] <= first["duration"] < PATIENCE
-    assert (second["route"], second["bytes"], second["ns"]) == ("ready", 0, "docker.io")
-    assert second["range"] == "bytes=0-1"
-    text = (serving.folder / "serve.out").read_text()
-    assert "secret" not in text + serving.log
-    assert "c2VjcmV0" not in text
-    assert text.isascii()
-
-
-def test_no_access_log(serve: Serve) -> None:
-    serving = serve("--workers", "1", "--no-access-log")
-    assert serving.ask("/healthz").status == 200
-    assert serving.stop() == 0
-    assert serving.accesses() == []
-
-
-def test_a_log_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
-    """Its pipe is full from the beginning."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    os.set_blocking(writer, True)
-    command = [*PYTHON, "-m", "shmstream", "serve", "--upstream", "http://127.0.0.1:1"]
-    command += ["--store", str(tmp_path / "store"), "--listen", "127.0.0.1:0", "--workers", "1"]
-    with (tmp_path / "log").open("w+") as log:
-        process = subprocess.Popen(
-            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=writer, stderr=log
-        )
-        try:
-            wait_until(lambda: " with 1 worker" in Path(log.name).read_text())
-            port = int(Path(log.name).read_text().partition(" with")[0].rpartition(":")[2])
-            for _ in range(50):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-                connection.request("GET", "/healthz")
-                assert connection.getresponse().read() == b"alive\n"
-                connection.close()
-            process.terminate()
-            assert process.wait(PATIENCE) == 0, "not held up either"
-            assert "nobody reads the access log" in Path(log.name).read_text()
-        finally:
-            process.kill()
-            process.wait()
-            os.close(reader)
-            os.close(writer)
-
-
 # The command line.
 
 

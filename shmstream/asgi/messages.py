@@ -1,0 +1,47 @@
+"""ASGI messages: their types, the two extensions that we use, and how a short answer is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+ZERO_COPY = "http.response.zerocopysend"
+"""The extension, and the type of its messages: the server sends a span of a file by the kernel."""
+
+SERVER = "shmstream.server"
+"""The extension that only our `Protocol` has. It holds, for one request:
+
+last        the type of the last message that reached the server
+taken       a function: bytes that the client's machine has acknowledged, but for a constant
+when_lost   a function: takes a callback for the end of the connection, and returns a function
+            that withdraws it; absent if the request has a body
+"""
+
+
+async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
+    """Send the head of a response."""
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+async def finish(send: Send, body: bytes = b"") -> None:
+    """Send the last part of a body, or the end of an answer without a body."""
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer(
+    send: Send,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes = b"",
+    *,
+    is_head: bool = False,
+) -> None:
+    """Send a whole response with its Content-Length; the body is left out if `is_head`."""
+    await start(send, status, {"content-length": str(len(body)), **headers})
+    await finish(send, b"" if is_head else body)

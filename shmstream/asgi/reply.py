@@ -1,0 +1,217 @@
+"""`BlobReply`: answers one request with a blob, and raises what goes wrong to its caller.
+
+    conditions that a digest answers     304 or 412, without the source and without the blob
+    HEAD, and the blob is not here       the source is asked, and nothing is downloaded
+    anything else                        the store or a flight; where there is no room for a
+                                         flight, or not for its rest, the source itself
+
+`conditions` decides what is sent, `body` sends the bytes. Between the two, `authorise` may forbid
+it. `response` answers errors with a status, the registry answers them in its own way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from shmstream.asgi.body import Sending
+from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_the_blob
+from shmstream.asgi.leaving import Leaving
+from shmstream.asgi.messages import SERVER, Receive, Scope, Send, finish, start
+from shmstream.errors import BlobNotFound, ShmstreamError
+from shmstream.sources.base import Description, describe
+from shmstream.sources.select import as_sources
+from shmstream.system.threads import in_thread
+
+if TYPE_CHECKING:
+    from shmstream.flight.async_blob import AsyncBlob
+    from shmstream.flight.pass_through import Passage
+    from shmstream.sources.select import AnySource
+    from shmstream.store import Store
+
+
+async def allow(_: AsyncBlob | Description) -> None:
+    """Let everybody have the blob."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a request says that matters here."""
+
+    headers: Mapping[str, str]
+    is_get: bool
+    needs_size: bool
+    """A client of HTTP/1.0 knows no chunked coding."""
+
+    @classmethod
+    def of(cls, scope: Scope) -> _Request:
+        """Several headers of one name are a list. A range is only ever for a GET."""
+        headers: dict[str, str] = {}
+        for raw_name, raw_value in scope["headers"]:
+            name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        is_get = scope["method"] == "GET"
+        if not is_get:
+            headers.pop("range", None)
+        return cls(headers, is_get, is_get and scope.get("http_version") == "1.0")
+
+
+class BlobReply:
+    """The answer to one GET or HEAD request, with the blob of `key`.
+
+    Args:
+        store, key, source, headers, media_type, stall_timeout, write_timeout: as for
+            `InFlightResponse`.
+        authorise: called once the source has answered, before anything is sent, with what is known
+            of the blob; what it raises is raised.
+
+    Attributes:
+        status: the status that was sent; None as long as nothing was.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        source: AnySource | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        media_type: str | None = None,
+        stall_timeout: float | None = 60.0,
+        write_timeout: float = 60.0,
+        authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._source = source
+        self._extra = {name.lower(): value for name, value in (headers or {}).items()}
+        self._media_type = media_type
+        self._stall_timeout = stall_timeout
+        self._write_timeout = write_timeout
+        self._authorise = authorise
+        self.status: int | None = None
+
+    async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the request; once. Returns early when the client leaves.
+
+        Raises:
+            ShmstreamError: with `status` None nothing was sent, and the caller can answer; else
+                the body ends short of its Content-Length, and the server must close the connection.
+        """
+        extensions = scope.get("extensions") or {}
+        sending = Sending(send, self._write_timeout, extensions)
+        when_lost = extensions.get(SERVER, {}).get("when_lost")
+        with Leaving(receive, when_lost), suppress(ConnectionError):
+            await self._serve(_Request.of(scope), send, sending)
+
+    async def _serve(self, request: _Request, send: Send, sending: Sending) -> None:
+        opened = self._open()
+        answer = self._without_the_blob(request)
+        if answer is None and not request.is_get and (about := await self._described()) is not None:
+            answer = self._answer(request, about)
+        if answer is None:
+            await self._stream(opened, request, send, sending)
+        else:
+            await self._begin(send, answer)
+            await finish(send)
+
+    async def _begin(self, send: Send, answer: Answer) -> None:
+        self.status = answer.status
+        await start(send, answer.status, answer.headers)
+
+    async def _stream(
+        self, opened: AsyncBlob, request: _Request, send: Send, sending: Sending
+    ) -> None:
+        """Answer with the blob: from the store, a flight, or where there is no room, the source."""
+
+        async def reply(
+            about: AsyncBlob | Description, give: Callable[[Answer], Awaitable[None]]
+        ) -> None:
+            await self._authorise(about)
+            answer = self._answer(request, about)
+            await self._begin(send, answer)
+            if request.is_get and answer.status in (200, 206):
+                await give(answer)
+            else:
+                await finish(send)
+
+        is_known = False
+        try:
+            async with opened as blob:
+                await blob.known()
+                if request.needs_size:
+                    await blob.seek(0, os.SEEK_END)
+                is_known = True
+                await reply(blob, partial(self._give, sending, blob))
+        except ShmstreamError as error:
+            if is_known:
+                raise
+            async with self._instead(error) as passage:
+                about = await passage.ask()
+                if request.needs_size and about.size is None:
+                    raise error from None
+                await reply(about, partial(_pass, sending, passage, about))
+
+    async def _give(self, sending: Sending, blob: AsyncBlob, answer: Answer) -> None:
+        """Send the body; what the flight has no room for, from the source."""
+        try:
+            await sending.send(blob, answer.start, answer.end)
+        except ShmstreamError as error:
+            async with self._instead(error) as passage:
+                known = Description(blob.size, blob.validator, blob.media_type)
+                file = blob.descriptor if sending.position > answer.start else -1
+                passage.give(sending.position, answer.end, known, file)
+                await sending.pass_on(passage)
+
+    def _instead(self, error: ShmstreamError) -> Passage:
+        """A way to the blob without a flight, if that has failed for want of room; else raises."""
+        return self._store.pass_through(
+            self._key, self._source, error, stall_timeout=self._stall_timeout
+        )
+
+    def _open(self) -> AsyncBlob:
+        """Not entered yet.
+
+        Raises:
+            BlobNotFound: the key is none, so there is no such blob.
+        """
+        try:
+            return self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
+        except ValueError as error:
+            raise BlobNotFound(self._key, self._store.folder) from error
+
+    async def _described(self) -> Description | None:
+        """What a HEAD request is told, without a download; None if only a download can tell."""
+        if self._key in self._store or self._source is None:
+            return None
+        sources = as_sources(self._source)
+        return await in_thread(lambda: describe(sources))
+
+    def _without_the_blob(self, request: _Request) -> Answer | None:
+        """The answer to a condition on the digest; None if the blob, or its source, is needed."""
+        etag = self._extra.get("etag") or etag_of(self._key)
+        is_any = request.headers.get("if-none-match", "").strip() == "*"  # if there is a blob
+        if not etag or is_any or (answer := without_the_blob(request.headers, etag)) is None:
+            return None
+        answer.headers = answer.headers | self._extra
+        return answer
+
+    def _answer(self, request: _Request, about: Description | AsyncBlob) -> Answer:
+        """What to send, decided from the request and from what is known of the blob."""
+        etag = self._extra.get("etag") or etag_of(self._key, about.validator)
+        headers = request.headers
+        answer = without_the_blob(headers, etag) or with_the_blob(headers, etag, about.size)
+        if answer.status not in (304, 412):
+            media_type = self._media_type or about.media_type or "application/octet-stream"
+            answer.headers["content-type"] = media_type
+        answer.headers = answer.headers | self._extra
+        return answer
+
+
+async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:
+    passage.give(answer.start, answer.end, about)
+    await sending.pass_on(passage)

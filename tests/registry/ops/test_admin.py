@@ -1,0 +1,120 @@
+"""Health, events and the status page, as a running server answers them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from itertools import pairwise
+from typing import Any
+
+from shmstream import Store
+from tests.support.crowds import BLOB, KEY, MIB, SIZE, clients_of, finish
+from tests.support.interpreters import wait_until
+from tests.support.origin import Origin
+from tests.support.serving import Serve, Serving
+
+
+def test_readiness(serve: Serve) -> None:
+    serving = serve("--workers", "1", "--no-access-log")
+    ready = serving.ask("/readyz")
+    assert (ready.status, json.loads(ready.body)["ready"]) == (200, True)
+    shutil.move(serving.store, serving.folder / "elsewhere")
+    unready = serving.ask("/readyz")
+    assert unready.status == 503
+    assert json.loads(unready.body)["problems"] == [f"the store is gone: {serving.store}"]
+    assert serving.ask("/healthz").status == 200
+    shutil.move(serving.folder / "elsewhere", serving.store)
+    assert serving.ask("/readyz").status == 200
+    assert serving.ask("/readyz", "POST").status == 405
+    assert serving.ask("/nothing").status == 404
+
+
+def test_problems_of_the_upstream_are_told(serve: Serve, origin: Origin, upstream: str) -> None:
+    serving = serve("--workers", "1", upstream=upstream)
+    assert json.loads(serving.ask("/readyz").body)["upstreams"] == []
+    origin.refuse()
+    assert serving.ask("/v2/team/app/manifests/v1").status >= 500
+    ready = serving.ask("/readyz")
+    assert ready.status == 200, "what is here can be served"
+    [problem] = json.loads(ready.body)["upstreams"]
+    assert problem.startswith(f"{upstream}: ")
+    assert "refused" in problem
+    events = Events(serving)
+    assert events.next()["problems"] == [problem]
+    events.close()
+    origin.accept()
+    assert serving.ask("/v2/team/app/manifests/v1").status == 404
+    assert json.loads(serving.ask("/readyz").body)["upstreams"] == [], "it answers"
+
+
+# Events.
+
+
+class Events:
+    """Server-sent events of a connection."""
+
+    def __init__(self, serving: Serving) -> None:
+        self.connection, self.response = serving.open("/events")
+        self.worker = None
+
+    def next(self) -> dict[str, Any]:
+        """The next snapshot."""
+        while not (line := self.response.readline()).startswith(b"data: "):
+            assert line, "the events have ended"
+        snapshot: dict[str, Any] = json.loads(line[6:])
+        return snapshot
+
+    def close(self) -> None:
+        self.response.close()
+        self.connection.close()
+
+
+def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
+    origin.change(BLOB, rate=MIB * 3 // 2)
+    serving = serve(upstream=upstream)
+    events = Events(serving)
+    assert events.response.getheader("content-type") == "text/event-stream"
+    before = events.next()
+    assert (before["flights"], before["recent"]) == ([], [])
+    assert before["upstreams"] == [{"namespace": None, "url": upstream}]
+    clients = clients_of(set(serving.workers()), serving, Store(serving.store))
+    seen: list[dict[str, Any]] = []
+    while not seen or seen[-1]["flights"]:
+        seen += [snapshot for snapshot in [events.next()] if seen or snapshot["flights"]]
+    events.close()
+    assert finish(clients) == len(clients)
+    flying = [snapshot["flights"][0] for snapshot in seen if snapshot["flights"]]
+    published = [each["published"] for each in flying]
+    assert published == sorted(set(published))
+    assert {(each["key"], each["size"]) for each in flying} == {(KEY, SIZE)}
+    assert all(each["leader"] in serving.workers() for each in flying[1:-1])
+    assert any(MIB / 2 < (each["rate"] or 0) < 3 * MIB for each in flying)
+    assert all(one["time"] < two["time"] for one, two in pairwise(seen))
+
+
+def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    viewers = [Events(serving) for _ in range(64)]
+    assert serving.ask("/events").status == 503
+    seen: list[set[float]] = [set() for _ in viewers]
+    while not set.intersection(*seen):  # until there is one that all of them got
+        for viewer, times in zip(viewers, seen, strict=True):
+            times.add(viewer.next()["time"])
+            assert len(times) < 20
+    for viewer in viewers:
+        viewer.close()
+    wait_until(lambda: serving.ask("/events", "HEAD").status == 200)
+
+
+def test_the_page_lets_nothing_else_in(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    page = serving.ask("/")
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    text = page.body.decode()
+    assert "innerHTML" not in text
+    outside = set(re.findall(r"https?://[\w./]+", text))
+    assert outside == {"http://www.w3.org/2000/svg"}, "a name, not a place"
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", text)

@@ -1,0 +1,91 @@
+"""Metrics of all workers, whichever of them is asked."""
+
+from __future__ import annotations
+
+import re
+from http.client import IncompleteRead
+
+import pytest
+
+from shmstream import Store
+from shmstream.registry.ops.metrics import METRICS
+from tests.support.crowds import BLOB, DATA, KEY, MIB, SIZE, clients_of, finish
+from tests.support.interpreters import wait_until
+from tests.support.origin import Origin
+from tests.support.serving import Serve
+from tests.support.stores import digest
+
+
+def test_metrics_of_all_workers(serve: Serve, origin: Origin, upstream: str) -> None:
+    origin.change(BLOB, stall_after=MIB)
+    serving = serve("--max-bytes", "1GiB", upstream=upstream)
+    store = Store(serving.store)
+    clients = clients_of(set(serving.workers()), serving, store)
+    wait_until(lambda: serving.metric("shmstream_clients") == len(clients))
+    assert serving.metric("shmstream_flights") == 1
+    assert serving.metric("shmstream_followers") == 1
+    assert serving.metric("shmstream_upstream_bytes_total") <= MIB
+    origin.release()
+    assert finish(clients) == len(clients)
+    wait_until(lambda: serving.metric("shmstream_clients") == 0)
+    wait_until(lambda: KEY in store)
+    count = len(clients)
+    assert serving.ask(BLOB, Range="bytes=0-99").body == DATA[:100]
+    assert serving.ask("/v2/team/app/blobs/sha256:" + "0" * 64).status == 404
+    served = count * SIZE + 100
+    wait_until(lambda: serving.metric("shmstream_requests_total", route="blob") == count + 2)
+    for name, labels, value in [
+        ("shmstream_requests_total", {"cache": "miss", "status": "200"}, 1),
+        ("shmstream_requests_total", {"cache": "flight", "status": "200"}, count - 1),
+        ("shmstream_requests_total", {"cache": "hit", "status": "206"}, 1),
+        ("shmstream_requests_total", {"route": "blob", "status": "404"}, 1),
+        ("shmstream_upstream_bytes_total", {}, SIZE),
+        ("shmstream_commits_total", {}, 1),
+        ("shmstream_flights", {}, 0),
+        ("shmstream_ttfb_seconds_count", {"route": "blob"}, count + 2),
+        ("shmstream_workers", {}, 2),
+        ("shmstream_store_limit_bytes", {}, 1 << 30),
+    ]:
+        assert serving.metric(name, **labels) == value, (name, labels)
+    assert serving.metric("shmstream_served_bytes_total", route="blob") >= served
+    saved = serving.metric("shmstream_saved_bytes")
+    assert saved == serving.metric("shmstream_served_bytes_total", route="blob") - SIZE
+    text = serving.ask("/metrics").body.decode()
+    assert re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M) == [
+        (each.name, each.kind) for each in METRICS
+    ]
+    openmetrics = serving.ask("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
+    assert openmetrics.body.endswith(b"# EOF\n")
+
+
+def test_labels_are_bounded_and_half_made_files_no_trouble(serve: Serve) -> None:
+    serving = serve("--workers", "1", "--no-access-log")
+    for method in ("BREW", "GET", "PROPFIND"):
+        serving.ask("/" + method * 3, method)
+    [folder] = serving.temporary.iterdir()
+    (folder / "counter_1.db").touch()
+    text = serving.ask("/metrics").body.decode()
+    found = re.findall(r'shmstream_requests_total{cache="",method="(.*?)",route="(.*?)"', text)
+    assert set(found) <= {("GET", "other"), ("other", "other")}
+
+
+def test_aborts_and_evictions(serve: Serve, origin: Origin, upstream: str) -> None:
+    wrong = f"/v2/team/app/blobs/{digest(2, SIZE)}"
+    origin.serve(wrong, seed=2, size=SIZE, wrong_at=5)
+    serving = serve("--max-bytes", str(SIZE + MIB), upstream=upstream)
+    connection, response = serving.open(wrong)
+    with pytest.raises(IncompleteRead):
+        response.read()
+    connection.close()
+    wait_until(lambda: serving.metric("shmstream_aborts_total") == 1)
+    origin.change(wrong, wrong_at=None)
+    assert serving.ask(wrong).status == 200
+    assert serving.ask(BLOB).body == DATA
+    wait_until(lambda: serving.metric("shmstream_evictions_total") == 1)
+    assert serving.metric("shmstream_evicted_bytes_total") == SIZE
+    wait_until(lambda: any(not each["complete"] for each in serving.accesses()))
+    [cut] = [each for each in serving.accesses() if not each["complete"]]
+    assert cut["status"] == 200
+    assert cut["bytes"] < SIZE
+    assert "was cut: " in serving.log

@@ -1,0 +1,167 @@
+"""Where credentials are found, in which order, and that no error shows them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from shmstream import Store
+from shmstream.registry.api.distribution import Registry
+from shmstream.registry.settings import BadSetting, Settings, Upstream
+from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means, check, find
+
+
+def config(folder: Path, **facts: object) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(facts))
+    return str(path)
+
+
+def basic(pair: str) -> dict[str, str]:
+    return {"auth": base64.b64encode(pair.encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("ghcr.io", "ghcr.io"),
+        ("host:5000", "http://host:5000/v2/"),
+        ("host:5000", "https://HOST:5000"),
+        ("registry-1.docker.io", "https://index.docker.io/v1/"),
+        ("registry-1.docker.io", "docker.io"),
+    ],
+)
+def test_auths(tmp_path: Path, host: str, address: str) -> None:
+    path = config(tmp_path, auths={"other": basic("x:y"), address: basic("me:pass:word")})
+    assert find(host, None, path, {}) == Credential("me", "pass:word")
+    assert find("host", None, path, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"username": "me", "password": "secret"}, Credential("me", "secret")),
+        ({**basic("me:x"), "identitytoken": "i"}, Credential("me", "i", Means.IDENTITY)),
+        ({"registrytoken": "t"}, Credential("", "t", Means.TOKEN)),
+        ({}, None),
+        ({"auth": ""}, None),
+    ],
+)
+def test_entries(tmp_path: Path, entry: dict[str, str], expected: Credential | None) -> None:
+    assert find("h", None, config(tmp_path, auths={"h": entry}), {}) == expected
+
+
+def test_credentials_in_the_environment(tmp_path: Path) -> None:
+    path = config(tmp_path, auths={"h": basic("file:1")})
+    text = json.dumps({"auths": {"h": basic("text:2")}})
+    environment = {"SHMSTREAM_AUTH": "default:3", "SHMSTREAM_AUTH_DOCKER_IO": "hub:4"}
+    assert find("h", None, path, environment) == Credential("default", "3")
+    assert find("h", "docker.io", path, environment) == Credential("hub", "4")
+    assert find("h", "ghcr.io", path, environment) == Credential("file", "1")
+    assert find("h", "ghcr.io", None, {"DOCKER_AUTH_CONFIG": text}) == Credential("text", "2")
+    assert find("h", "ghcr.io", None, environment) is None
+
+
+HELPER = """#!/bin/sh
+read -r host
+[ "$1" = get ] || exit 9
+case "$host" in
+    known) printf '{"ServerURL": "known", "Username": "me", "Secret": "s3cret"}' ;;
+    token) printf '{"Username": "<token>", "Secret": "s3cret"}' ;;
+    https://index.docker.io/v1/) printf '{"Username": "hub", "Secret": "s3cret"}' ;;
+    broken) echo 's3cret is not JSON' ;;
+    failing) echo 's3cret' >&2; exit 1 ;;
+    *) echo 'credentials not found in native keychain'; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> dict[str, str]:
+    """The environment in which there is a docker-credential-test."""
+    program = tmp_path / "docker-credential-test"
+    program.write_text(HELPER)
+    program.chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+
+def test_helpers(tmp_path: Path, helper: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", helper["PATH"])
+    path = config(tmp_path, credHelpers={"known": "test", "token": "test", "unknown": "test"})
+    assert find("known", None, path, helper) == Credential("me", "s3cret")
+    assert find("token", None, path, helper) == Credential("<token>", "s3cret", Means.IDENTITY)
+    assert find("unknown", None, path, helper) is None
+    assert find("elsewhere", None, path, helper) is None
+    path = config(tmp_path, credsStore="test", auths={"elsewhere": basic("file:1")})
+    assert find("known", None, path, helper) == Credential("me", "s3cret")
+    assert find("docker.io", None, path, helper) == Credential("hub", "s3cret")
+    assert find("elsewhere", None, path, helper) == Credential("file", "1")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"credHelpers": {"h": "../../bin/sh"}},
+        {"credHelpers": {"h": "there-is-none"}},
+        {"credHelpers": {"h": 5}},
+        {"credsStore": "test", "host": "broken"},
+        {"credsStore": "test", "host": "failing"},
+        {"auths": {"h": {"auth": "s3cret!"}}},
+        {"auths": {"h": {"auth": 5}}},
+        {"auths": {"h": {"username": "a", "password": "s3cret\r\nX: y"}}},
+    ],
+)
+def test_credentials_that_are_not_in_order(
+    tmp_path: Path,
+    helper: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    facts: dict[str, object],
+) -> None:
+    monkeypatch.setenv("PATH", helper["PATH"])
+    host = str(facts.pop("host", "h"))
+    with pytest.raises(CredentialsError) as caught:
+        find(host, None, config(tmp_path, **facts), helper)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "s3cret", "[]", "{" * 100_000])
+def test_what_is_no_configuration(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for where, environment in ((str(path), {}), (None, {"DOCKER_AUTH_CONFIG": text or "x"})):
+        with pytest.raises(CredentialsError) as caught:
+            find("h", None, where, environment)
+        assert "s3cret" not in str(caught.value)
+    with pytest.raises(CredentialsError):
+        find("h", None, str(tmp_path / "absent"), {})
+    with pytest.raises(CredentialsError):
+        find("h", None, None, {"SHMSTREAM_AUTH": "s3cret"})
+
+
+def test_what_is_no_configuration_is_seen_at_the_start(tmp_path: Path) -> None:
+    check([None, "a"], config(tmp_path, credsStore="is-not-asked"), {"SHMSTREAM_AUTH": "a:b"})
+    for path, environment in (
+        (str(tmp_path / "absent"), {}),
+        (None, {"DOCKER_AUTH_CONFIG": "x"}),
+        (None, {"SHMSTREAM_AUTH_A": "s3cret"}),
+    ):
+        with pytest.raises(CredentialsError):
+            check([None, "a"], path, environment)
+        upstreams = (Upstream(None, "http://127.0.0.1:1"), Upstream("a", "http://127.0.0.1:1"))
+        settings = Settings(upstreams, str(tmp_path / "store"), docker_config=path)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            pytest.raises(BadSetting, match="docker_config"),
+        ):
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            Registry(settings, Store(settings.store))
+
+
+def test_credentials_are_not_shown() -> None:
+    assert "secret" not in repr(Credential("user", "secret"))
+    assert "user" not in repr(Credential("user", "secret"))
