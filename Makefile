@@ -42,7 +42,7 @@ format: $(VENV)/.ready  ## put the code into shape
 
 docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the whole site, in site/
 	$(BIN)/python -m tools.generate
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
 	$(BIN)/python -m bench.stream --json bench/stream.json

@@ -195,7 +195,7 @@ class Store:
         """Wait for the whole blob; its path. A later eviction may remove it: open it soon.
 
         Raises:
-            As `open`, and as reading a `Blob`.
+            ShmstreamError: as `open`, and as reading a `Blob`.
         """
         with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
             blob.wait()

@@ -2,6 +2,7 @@
 
 docs/protocol.md               all of it, from `shmstream.stream.control_block`
 docs/operations.md             its table of metrics, from `shmstream.registry.ops.metrics`
+docs/wings.svg                 the picture of the table of wings in docs/ARCHITECTURE.md
 
 The pages cannot drift from the code: tests compare them with what this program makes.
 """
@@ -28,6 +29,26 @@ from shmstream.stream.control_block import (
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "protocol.md"
 OPERATIONS = DOCS / "operations.md"
+ARCHITECTURE = DOCS / "ARCHITECTURE.md"
+WINGS = DOCS / "wings.svg"
+
+_STEP = 34  # from one box to the next
+_ZONES = {
+    "ground": {"system", "errors"},
+    "core": {"stream", "sources", "storage"},
+    "flight": {"flight", "store", "__init__"},
+}
+_COLOURS = {"ground": "#e9ecef", "core": "#cfe2f3", "flight": "#fbe3c2", "servers": "#d8eedd"}
+_PICTURE = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-family="Helvetica, Arial, sans-serif" font-size="13" role="img" aria-label="The wings of shmstream, from the command line at the top to errors, events and units on the ground">
+  <!-- Made by `make docs` from the table of wings in ARCHITECTURE.md. Change that, not this. -->
+  <rect width="760" height="{height}" fill="#ffffff"/>
+  <g fill="#222">
+{boxes}
+  <text x="10" y="{below}" font-size="12" fill="#555">A wing imports only wings below it.</text>
+  </g>
+</svg>
+"""
 
 _PAGE = """\
 # The protocol
@@ -150,6 +171,36 @@ def operations() -> str:
     return "".join([before, begin, comment, "-->\n", "\n".join(lines), "\n", end, after])
 
 
+def wings() -> list[tuple[list[str], str]]:
+    """The rows of the table of wings, from the top to the ground: names, and what they are for."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    table = text.partition("<!-- wings")[2].partition("<!-- end of wings -->")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", table, re.MULTILINE)
+    return [(re.findall(r"`(\w+)`", names), purpose) for names, purpose in rows]
+
+
+def picture() -> str:
+    """The wings, one box on top of the other."""
+    rows = wings()
+    boxes = []
+    for index, (names, purpose) in enumerate(rows):
+        colour = _COLOURS[_zone(names[0])]
+        top = 10 + index * _STEP
+        what = purpose.replace("`", "").replace("&", "&amp;").replace("<", "&lt;")
+        boxes.append(
+            f'  <rect x="10" y="{top}" width="740" height="{_STEP - 6}" rx="4" fill="{colour}"/>\n'
+            f'  <text x="24" y="{top + 19}" font-weight="bold">{", ".join(names)}</text>\n'
+            f'  <text x="224" y="{top + 19}">{what}</text>'
+        )
+    height = 36 + len(rows) * _STEP
+    return _PICTURE.format(height=height, below=height - 12, boxes="\n".join(boxes))
+
+
+def _zone(wing: str) -> str:
+    return next((zone for zone, wings in _ZONES.items() if wing in wings), "servers")
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     OPERATIONS.write_text(operations(), encoding="utf-8")
+    WINGS.write_text(picture(), encoding="utf-8")

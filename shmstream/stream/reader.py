@@ -393,7 +393,7 @@ class InFlightCopier(io.RawIOBase):
         """One step of `copy`: move published bytes, waiting for one; how many, 0 at the end.
 
         Raises:
-            As `copy`.
+            ShmstreamError: as `copy`.
         """
         ahead = self._readable(self.position + 1) - self.position
         if ahead <= 0:

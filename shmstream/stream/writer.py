@@ -299,7 +299,7 @@ class BlobStreamer:
         It is not closed. Blocks as long as the source does.
 
         Raises:
-            The errors of `source`, `append` and `commit`; the stream is aborted.
+            Exception: what `source`, `append` or `commit` raises; the stream is aborted.
         """
         try:
             for data in buffers(source):
