@@ -7,7 +7,6 @@ ends by SIGTERM; or when standard input ends, for then the parent has gone. Its 
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -18,8 +17,9 @@ import time
 from functools import partial
 
 from shmstream.errors import ShmstreamError
-from shmstream.registry.server.acceptor import Acceptor, Counts
+from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.settings import BadSetting, Settings
+from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
 
 CANNOT_START = 3
@@ -28,7 +28,6 @@ CONNECTIONS = "connections"
 """The file, beside the metrics, in which workers tell how many they have."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
-_LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
 
 _log = logging.getLogger("shmstream")
 
@@ -57,67 +56,20 @@ def log_to_stderr(prefix: str, level: str) -> None:
 
 
 def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
-    import uvicorn
-
-    from shmstream.asgi.protocol import Protocol
+    """Serve until a signal; the exit code."""
     from shmstream.registry.application import Application
+    from shmstream.registry.server.accepting import Server, configuration
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    make_room()
     try:
         app = Application(settings)
-        config = uvicorn.Config(
-            app,
-            http=Protocol,
-            loop="uvloop",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=settings.max_connections,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=round(settings.grace),
-            ssl_certfile=settings.certfile,
-            ssl_keyfile=settings.keyfile,
-        )
-        config.load()
-        gc.freeze()  # a full collection need not go through what is here for good
+        config = configuration(settings, app)
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
-
-    class Server(uvicorn.Server):
-        """Takes its share of the connections, and in the end turns away nobody who has just come.
-
-        uvicorn closes connections without a request as soon as it stops.
-        """
-
-        acceptor: Acceptor | None = None
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-            await super().startup(sockets=[])  # it takes none by itself
-            begin = partial(
-                Protocol,
-                config=config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
-            )
-            connections = self.server_state.connections
-            self.acceptor = Acceptor(listener, begin, config.ssl, connections, counts)
-
-        async def on_tick(self, counter: int) -> bool:
-            if self.acceptor is not None:
-                self.acceptor.tell()
-            return await super().on_tick(counter)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.stop()
-            if self.acceptor is not None:
-                self.acceptor.close()
-            await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
-            await super().shutdown(sockets)
-
-    server = Server(config)
+    gc.freeze()  # a full collection need not go through it: it stays for good
+    server = Server(config, app, listener, counts, settings.grace)
     # uvicorn puts this back in the end, and raises the signal anew: then it does nothing.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
