@@ -33,7 +33,6 @@ from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
 from shmstream.stream import segment
 from shmstream.stream.pacer import check_pacing
-from shmstream.system.descriptors import make_room
 
 _log = logging.getLogger("shmstream")
 
@@ -92,7 +91,6 @@ class Store:
         if max_pass_through < 0:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
-        make_room()
         self._layout = Layout(folder)
         self.folder = self._layout.folder
         self.max_bytes = max_bytes

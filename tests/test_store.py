@@ -52,6 +52,16 @@ def put(store: Store, name: str, size: int, used: float | None = None) -> str:
 # What it looks like.
 
 
+def test_making_a_store_leaves_the_process_as_it_is(tmp_path: Path) -> None:
+    """Its table of descriptors does not grow: that is for servers, which ask for it."""
+    program = (
+        "import re, sys; from shmstream import Store;"
+        "told = lambda: re.findall(r'FDSize:.*', open('/proc/self/status').read());"
+        "before = told(); Store(sys.argv[1]); assert told() == before"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "store")], check=True)
+
+
 def test_other_tools_can_read_it(store: Store) -> None:
     data = content(1, 5000)
     path = store.fetch(digest(1, 5000), [data])

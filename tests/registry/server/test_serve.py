@@ -90,6 +90,16 @@ def established(worker: int) -> int:
     return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
 
 
+def test_workers_have_room_for_descriptors_before_their_first_client(serve: Serve) -> None:
+    serving = serve()
+    wait_until(lambda: both_run(serving))
+    for worker in serving.workers():
+        soft, _ = psutil.Process(worker).rlimit(psutil.RLIMIT_NOFILE)
+        status = Path(f"/proc/{worker}/status").read_text()
+        [places] = re.findall(r"FDSize:\s*(\d+)", status)
+        assert int(places) >= min(soft, 4096)
+
+
 def test_descriptors_are_as_many_as_allowed_and_without_it_waits(serve: Serve) -> None:
     serving = serve("--workers", "1")
     assert serving.ask("/healthz").status == 200
