@@ -51,6 +51,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     zero_copy = True
     """Whether to offer it, where it is possible."""
 
+    congestion = True
+    """Whether to choose the congestion control of connections, and of the socket that accepts them,
+    where the system's is BBR. False leaves all sockets as they are."""
+
     head_timeout = 20.0
     """Seconds that a client has for the head of a request, from its connection or first byte; and
     to take some of the rest of a response that is complete."""
@@ -83,7 +87,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._connection = connection.fileno()
         if self._is_plain():
             transport.set_write_buffer_limits(0)  # what is written goes out at once, or is drained
-        if self.client is not None and self.server is not None:
+        if self.congestion and self.client is not None and self.server is not None:
             congestion.suit(connection, self.server, self.client)
         self._expect_head()
 
