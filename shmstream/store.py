@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from shmstream.errors import ShmstreamError, is_for_want_of_room
+from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
@@ -31,6 +31,7 @@ from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
 from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
+from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
 from shmstream.stream.pacer import check_pacing
 
@@ -234,6 +235,38 @@ class Store:
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""
         return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
+
+    def stock(self, recent: int = 0) -> Stock:
+        """How many complete blobs there are, their bytes, and the `recent` last used ones.
+
+        Lists the folder: half a second for 100,000 blobs, so it is not for an event loop.
+        """
+        return take_stock(self._layout, recent)
+
+    def room(self) -> int:
+        """Bytes that this user can still write to the file system of the folder. Blocks for it.
+
+        Raises:
+            OSError: the file system does not tell.
+        """
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def problem(self) -> str | None:
+        """Why the folder cannot be used as a store any more; None if it can.
+
+        For servers that tell whether they are ready: a disk may go, or its locks may. Takes
+        milliseconds, and blocks as long as the file system does, so it is not for an event loop.
+        """
+        if not os.path.isfile(self._layout.mark):
+            return f"the store is gone: {self.folder}"
+        try:
+            Layout(self.folder)
+        except StoreUnusable as error:
+            return str(error)
+        except OSError as error:
+            return f"the store cannot be looked at: {error.strerror}: {self.folder}"
+        return None
 
     def flights(self) -> list[FlightInfo]:
         """The flights of this store on this host, dead or alive."""

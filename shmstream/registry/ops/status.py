@@ -7,18 +7,16 @@ time, not for an event loop.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from shmstream import __version__
-from shmstream.errors import StoreUnusable
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
-from shmstream.storage.layout import Entry, Layout
+from shmstream.storage.stock import Stock
 from shmstream.store import Store
 
 _STORE_EVERY = 30.0  # s; how often all files of the store are counted, if that is quick
@@ -30,15 +28,13 @@ LEAST_ROOM = 64 << 20
 
 
 @dataclass
-class _Stock:
+class _Counted:
     """The complete blobs of the store, as they were when they were counted."""
 
-    counted: float = float("-inf")  # on the monotonic clock
+    when: float = float("-inf")  # on the monotonic clock
     took: float = 0.0  # s
     commits: float = -1  # how many blobs had been brought by then
-    size: int = 0
-    blobs: int = 0
-    recent: list[tuple[str, Entry]] = field(default_factory=list)
+    stock: Stock = field(default_factory=Stock)
 
 
 class Status:
@@ -56,9 +52,8 @@ class Status:
         self._settings = settings
         self._store = store
         self._metrics = metrics
-        self._layout = Layout(store.folder)
         self._watch = Watch(store.flights)
-        self._stock = _Stock()
+        self._counted = _Counted()
         self.folder = store.folder
 
     def gauges(self) -> dict[str, float]:
@@ -71,9 +66,9 @@ class Status:
             "shmstream_followers": len(others),
             "shmstream_lag_bytes": max((each.lag for each in others), default=0),
             "shmstream_store_bytes": stock.size,
-            "shmstream_store_blobs": stock.blobs,
+            "shmstream_store_blobs": stock.count,
             "shmstream_store_limit_bytes": self._settings.max_bytes or 0,
-            "shmstream_store_free_bytes": self._room(),
+            "shmstream_store_free_bytes": self._store.room(),
             "shmstream_workers": self._settings.workers,
         }
 
@@ -103,20 +98,21 @@ class Status:
             },
             "store": {
                 "bytes": stock.size,
-                "blobs": stock.blobs,
+                "blobs": stock.count,
                 "limit": self._settings.max_bytes,
-                "room": self._room(),
+                "room": self._store.room(),
             },
             "flights": [self._flight(each) for each in sights[:_SHOWN]],
             "more_flights": max(len(sights) - _SHOWN, 0),
             "recent": [
                 {
-                    "key": key,
-                    "name": self._name_of(key),
+                    "key": each.key,
+                    "name": self._name_of(each.key),
                     "size": each.size,
                     "age": max(now - each.used, 0.0),
                 }
-                for key, each in stock.recent
+                for each in stock.recent
+                if each.key is not None
             ],
         }
 
@@ -139,38 +135,27 @@ class Status:
 
     def problems(self) -> list[str]:
         """Why this registry cannot serve, if it cannot; looks at the disk."""
-        folder = self._store.folder
-        if not os.path.isfile(os.path.join(folder, ".shmstream")):
-            return [f"the store is gone: {folder}"]
+        if (problem := self._store.problem()) is not None:
+            return [problem]
         try:
-            Layout(folder)
-            room = self._room()
-        except StoreUnusable as error:
-            return [str(error)]
+            room = self._store.room()
         except OSError as error:
-            return [f"the store cannot be looked at: {error.strerror}: {folder}"]
+            return [f"the store cannot be looked at: {error.strerror}: {self.folder}"]
         if room < LEAST_ROOM:
-            return [f"the store's file system has only {room >> 20} MiB left: {folder}"]
+            return [f"the store's file system has only {room >> 20} MiB left: {self.folder}"]
         return []
 
-    def _room(self) -> int:
-        facts = os.statvfs(self._store.folder)
-        return facts.f_bavail * facts.f_frsize
-
-    def _take_stock(self, commits: float | None) -> _Stock:
+    def _take_stock(self, commits: float | None) -> Stock:
         """Count the blobs anew if that was long ago, or `commits` tells that there are others."""
-        stock, now = self._stock, time.monotonic()
-        changed = commits is not None and commits != stock.commits
-        pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * stock.took)
-        if now - stock.counted > pause:
-            entries = self._layout.blobs()
-            keyed = ((self._layout.key_of(each.path), each) for each in entries[-_RECENT:])
-            self._stock = _Stock(
-                counted=now,
+        counted, now = self._counted, time.monotonic()
+        changed = commits is not None and commits != counted.commits
+        pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * counted.took)
+        if now - counted.when > pause:
+            stock = self._store.stock(_RECENT)
+            self._counted = _Counted(
+                when=now,
                 took=time.monotonic() - now,
-                commits=stock.commits if commits is None else commits,
-                size=sum(each.size for each in entries),
-                blobs=len(entries),
-                recent=[(key, each) for key, each in keyed if key is not None][::-1],
+                commits=counted.commits if commits is None else commits,
+                stock=stock,
             )
-        return self._stock
+        return self._counted.stock

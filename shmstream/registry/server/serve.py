@@ -13,26 +13,21 @@ import importlib.util
 import logging
 import os
 import resource
-import shutil
 import socket
 import ssl
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
-from shmstream.system.locks import WHOLE_FILE, KernelLock
+from shmstream.system.temporary import temporary_folder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
-_LOCK = "lock"
 
 _log = logging.getLogger("shmstream")
 
@@ -55,7 +50,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
-        folder = undo.enter_context(_metrics_folder())
+        folder = undo.enter_context(temporary_folder(_FOLDER))
         _tidy(store)
         environment = {
             **os.environ,
@@ -172,43 +167,6 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
-
-
-# The folder of the metrics.
-
-
-@contextmanager
-def _metrics_folder() -> Iterator[str]:
-    """A folder that is there inside. It is locked, so that others know that it is in use."""
-    _remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=_FOLDER)
-    try:
-        with closing(KernelLock(os.path.join(folder, _LOCK), os.O_CREAT)) as lock:
-            lock.try_acquire(WHOLE_FILE)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned() -> None:
-    """Remove what servers have left that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(_FOLDER + "*"):
-        try:
-            if folder.stat().st_uid != os.geteuid():
-                continue
-            with closing(KernelLock(str(folder / _LOCK))) as lock:
-                is_abandoned = lock.try_acquire(WHOLE_FILE)
-        except FileNotFoundError:  # just being made, or removed; or somebody was killed there
-            is_abandoned = time.time() - _changed(folder) > 60.0
-        if is_abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _changed(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
 
 
 def _forget(place: int, folder: str) -> None:
