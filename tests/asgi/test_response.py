@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from shmstream import Store
-from shmstream.asgi.conditions import with_the_blob, without_the_blob
 from tests.support.asgi_servers import Server
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
@@ -290,19 +289,6 @@ def test_a_body_that_nobody_wants_holds_up_nothing(server: Server, origin: Origi
         connection.request("GET", f"/blob/{KEY}", body=bytes(32 * MIB))
         origin.release()
         assert sha256(connection.getresponse().read()) == sha256(DATA)
-
-
-def test_strong_and_weak_tags() -> None:
-    weak, strong = 'W/"x"', '"x"'
-    for condition in (weak, strong):
-        for etag in (weak, strong):
-            answer = without_the_blob({"if-none-match": condition}, etag)
-            assert answer is not None
-            assert answer.status == 304
-            both = condition == etag == strong
-            assert (without_the_blob({"if-match": condition}, etag) is None) == both
-            request = {"if-range": condition, "range": "bytes=0-0"}
-            assert with_the_blob(request, etag, 5).status == (206 if both else 200)
 
 
 def test_keys_that_are_none(server: Server, origin: Origin) -> None:
