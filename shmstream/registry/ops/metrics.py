@@ -25,12 +25,12 @@ from shmstream.events import Event, EventKind
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """To be set before this is imported: prometheus-client decides then."""
-PLACE_VARIABLE = "SHMSTREAM_WORKER"
+NUMBER_VARIABLE = "SHMSTREAM_WORKER"
 """The place of this worker among its kind: a small number, used by one process at a time."""
 
-if FOLDER_VARIABLE in os.environ and PLACE_VARIABLE in os.environ:
-    _place = os.environ[PLACE_VARIABLE]
-    values.ValueClass = values.MultiProcessValue(lambda: _place)  # type: ignore[no-untyped-call]
+if FOLDER_VARIABLE in os.environ and NUMBER_VARIABLE in os.environ:
+    _number = os.environ[NUMBER_VARIABLE]
+    values.ValueClass = values.MultiProcessValue(lambda: _number)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _DEFERENCE = 0.002  # s
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 1.0  # s; when there are no descriptors
 _COUNT = struct.Struct("=Q")
-_PLACES = 1024  # at most
+_MOST_WORKERS = 1024  # at most
 
 _log = logging.getLogger("shmstream")
 
@@ -35,18 +35,18 @@ _log = logging.getLogger("shmstream")
 class Counts:
     """How many connections each worker has; `place` is ours."""
 
-    def __init__(self, path: str, place: int) -> None:
+    def __init__(self, path: str, number: int) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._place = place
+        self._number = number
 
     def tell(self, count: int | None) -> None:
         """How many we have; None: we take none."""
         told = 0 if count is None else count + 1
-        os.pwrite(self._fd, _COUNT.pack(told), self._place * _COUNT.size)
+        os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
 
     def least(self) -> int | None:
         """The fewest that anybody has; None if nobody takes any."""
-        data = os.pread(self._fd, _PLACES * _COUNT.size, 0)
+        data = os.pread(self._fd, _MOST_WORKERS * _COUNT.size, 0)
         whole = len(data) // _COUNT.size * _COUNT.size
         told = [count for [count] in _COUNT.iter_unpack(data[:whole]) if count]
         return min(told) - 1 if told else None

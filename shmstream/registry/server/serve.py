@@ -62,7 +62,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             settings.grace,
             listener,
             environment,
-            gone=lambda place: _forget(place, folder),
+            gone=lambda number: _forget(number, folder),
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
@@ -169,11 +169,11 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
 
-def _forget(place: int, folder: str) -> None:
+def _forget(number: int, folder: str) -> None:
     """What a worker that has ended counted as being there is there no more."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(place, folder)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder, CONNECTIONS), place)
+    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder, CONNECTIONS), number)
     counts.tell(None)
     counts.close()

@@ -43,7 +43,7 @@ _log = logging.getLogger("shmstream")
 class Worker:
     """One worker process, from its start until it was seen to have ended."""
 
-    place: int
+    number: int
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     deadline: float | None = None
@@ -95,11 +95,11 @@ class Workers:
             started()
             while self._workers or not self._is_stopping:
                 info = signal.sigtimedwait(watched, self._wait())
-                number = None if info is None else info.si_signo
-                if number in _STOPPING or (number == signal.SIGHUP and _has_terminal()):
+                signalled = None if info is None else info.si_signo
+                if signalled in _STOPPING or (signalled == signal.SIGHUP and _has_terminal()):
                     self._stop()
-                elif number == signal.SIGHUP and not self._is_stopping and may_renew():
-                    _log.info("SIGHUP: other workers take the place of these")
+                elif signalled == signal.SIGHUP and not self._is_stopping and may_renew():
+                    _log.info("SIGHUP: other workers replace these")
                     for worker in self._workers:
                         worker.stop(self._patience)
                 self._reap()
@@ -135,11 +135,11 @@ class Workers:
                 self._not_before = time.monotonic() + 1.0
 
     def _start(self) -> Worker:
-        place = min(set(range(len(self._workers) + 1)) - {each.place for each in self._workers})
+        number = min(set(range(len(self._workers) + 1)) - {each.number for each in self._workers})
         descriptor = self._listener.fileno()
         module = "shmstream.registry.server.worker"
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(place), str(descriptor)],
+            [sys.executable, "-P", "-m", module, str(number), str(descriptor)],
             stdin=subprocess.PIPE,
             stdout=None if sys.stdout is not None else subprocess.DEVNULL,
             stderr=None if sys.stderr is not None else subprocess.DEVNULL,
@@ -147,7 +147,7 @@ class Workers:
             process_group=0,
             env=self._environment,
         )
-        return Worker(place, process)
+        return Worker(number, process)
 
     def _reap(self) -> None:
         for worker in [each for each in self._workers if each.process.poll() is not None]:
@@ -170,14 +170,14 @@ class Workers:
             pause = min(0.1 * doubled, _LONGEST_PAUSE)
         self._not_before = now + pause
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        _log.error("worker %d died %s; another one takes its place", worker.process.pid, how)
+        _log.error("worker %d died %s; another one replaces it", worker.process.pid, how)
 
     def _forget(self, worker: Worker) -> None:
         worker.process.wait()
         assert worker.process.stdin is not None
         worker.process.stdin.close()
         self._workers.remove(worker)
-        self._gone(worker.place)
+        self._gone(worker.number)
 
     def _stop(self) -> None:
         self._is_stopping = True

@@ -1,4 +1,4 @@
-"""One worker process: `python -m shmstream.registry.server.worker PLACE LISTENER`.
+"""One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`.
 
 The settings are in the environment, the listening socket is the inherited descriptor LISTENER. It
 ends by SIGTERM; or when standard input ends, for then the parent has gone. Its clients then have
@@ -34,12 +34,12 @@ _log = logging.getLogger("shmstream")
 
 def main() -> None:
     """Be a worker."""
-    place, listener = sys.argv[1:]
-    os.environ["SHMSTREAM_WORKER"] = place
+    number, listener = sys.argv[1:]
+    os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
-    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(place))
+    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:
         code = _serve(settings, connections, counts)
     logging.shutdown()

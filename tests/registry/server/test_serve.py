@@ -43,9 +43,9 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
         os.kill(worker, signal.SIGKILL)
     wait_until(lambda: both_run(serving, starts=4))
     assert not first & set(serving.workers())
-    assert serving.log.count("died by SIGKILL; another one takes its place") == 2
+    assert serving.log.count("died by SIGKILL; another one replaces it") == 2
     assert serving.metric("shmstream_requests_total", route="health") == 20
-    assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each place"
+    assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each worker's number"
 
 
 def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
