@@ -1,12 +1,13 @@
 """The pull-through OCI registry: `shmstream serve`, or an ASGI application for a server of yours.
 
-settings.py      what it is told: command line, TOML file, environment
-serve.py         `shmstream serve`: what is done once; workers.py starts the workers and others
-                 when they die; worker.py is one; acceptor.py: who takes a connection
-application.py   the application: what goes where, and what happens at start and stop
-app.py           /v2/: manifests, blobs, tags, referrers
-operations.py    the rest: the status page (page.html, of what status.py sees), health, metrics.py
-observer.py      around both: counts responses, and writes access_log.py
+settings       from the command line, a TOML file or the environment
+application    the ASGI application of one worker: /v2/ to `api`, everything else to `ops`
+api/           /v2/: manifests, blobs, tags, referrers
+upstream/      asks the registries that images come from
+ops/           the status page, health, metrics, the access log
+server/        `shmstream serve`: the parent process and its workers
+notes          small files that all workers share
+singleflight   one question to the upstream for many clients
 
     uvicorn --factory shmstream.registry:create_app        SHMSTREAM_CONFIG names a TOML file
 """
@@ -24,11 +25,11 @@ def create_app(settings: Settings | None = None) -> Application:
     """The ASGI application of one worker process.
 
     Args:
-        settings: None for what is in the environment: see `Settings.from_environment`.
+        settings: None takes them from the environment: see `Settings.from_environment`.
 
     Raises:
-        BadSetting: there are none, or they are not as they must be.
-        StoreUnusable: the store's folder is not fit for one.
+        BadSetting: the environment has no settings, or one of them is not valid.
+        StoreUnusable: the folder cannot hold a store.
         ImportError: `pip install 'shmstream[serve]'`.
     """
     from shmstream.registry.application import Application

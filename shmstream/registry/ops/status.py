@@ -1,8 +1,7 @@
-"""What there is to see of a registry at one moment: its flights, its store, what it has saved.
+"""`Status`: a registry at one moment: its flights, its store, the bytes that it has saved.
 
-A `Status` looks, and remembers enough of its last looks to tell rates. Looking reads shared memory,
-the store's folder (at most once in 30 s) and the workers' counters: it is for a thread, one at a
-time, not for an event loop.
+It remembers earlier looks, to tell rates. A look reads shared memory, the workers' counters, and,
+at most once in 30 s, the store's folder. So it is for one thread at a time, not for an event loop.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.storage.stock import Stock
 from shmstream.store import Store
 
-_STORE_EVERY = 30.0  # s; how often all files of the store are counted, if that is quick
-_STORE_SOON = 2.0  # s; when there are others
-_SHOWN = 50  # flights, and followers of one, at most
+_STORE_EVERY = 30.0  # s; pause between two counts of the store's files, if counting is quick
+_STORE_SOON = 2.0  # s; pause if blobs have come or gone
+_SHOWN = 50  # flights at most, and followers of each
 _RECENT = 12  # blobs
 LEAST_ROOM = 64 << 20
-"""Bytes: with less room than that a registry is not ready."""
+"""Bytes. With less room on its disk, a registry is not ready."""
 
 
 @dataclass
 class _Counted:
-    """The complete blobs of the store, as they were when they were counted."""
+    """The last count of the store's complete blobs."""
 
     when: float = float("-inf")  # on the monotonic clock
     took: float = 0.0  # s
-    commits: float = -1  # how many blobs had been brought by then
+    commits: float = -1  # how many blobs had come or gone by then
     stock: Stock = field(default_factory=Stock)
 
 
@@ -47,7 +46,7 @@ class Status:
         metrics: Metrics,
         name_of: Callable[[str], str | None],
     ) -> None:
-        """`name_of` tells what people call what has a digest."""
+        """`name_of` returns the name of a digest for people."""
         self._name_of = name_of
         self._settings = settings
         self._store = store
@@ -57,7 +56,7 @@ class Status:
         self.folder = store.folder
 
     def gauges(self) -> dict[str, float]:
-        """For the metrics: what can be seen instead of counted."""
+        """The gauges of the metrics: values that are looked at, and not counted."""
         flights = self._store.flights()
         others = [follower for flight in flights for follower in followers_of(flight)]
         stock = self._take_stock(commits=None)
@@ -73,7 +72,7 @@ class Status:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """For the status page, as JSON has it: sizes in bytes, rates in bytes a second."""
+        """The facts of the status page, for JSON: sizes in bytes, rates in bytes a second."""
         sights = self._watch.look()
         totals = self._metrics.totals()
         stock = self._take_stock(totals.commits + totals.evictions)
@@ -134,7 +133,7 @@ class Status:
         }
 
     def problems(self) -> list[str]:
-        """Why this registry cannot serve, if it cannot; looks at the disk."""
+        """Why this registry cannot serve; empty if it can. Looks at the disk."""
         if (problem := self._store.problem()) is not None:
             return [problem]
         try:
@@ -146,7 +145,7 @@ class Status:
         return []
 
     def _take_stock(self, commits: float | None) -> Stock:
-        """Count the blobs anew if that was long ago, or `commits` tells that there are others."""
+        """The last count; a new one if it is old, or if `commits` tells of other blobs."""
         counted, now = self._counted, time.monotonic()
         changed = commits is not None and commits != counted.commits
         pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * counted.took)

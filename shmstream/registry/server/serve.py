@@ -1,10 +1,10 @@
-"""Serving: everything that is done once, around the workers.
+"""`serve`: the parent process does once what its workers need.
 
-limits     as many descriptors as the system allows
-check      the store, the files of the settings, the address: before any worker starts
-folder     of the metrics, for all workers; one that a killed server left is removed
-run        workers.py, until a signal
-tidy up    what the last flights left in shared memory
+check      the store, the files that the settings name, the address, before any worker starts
+limits     as many open files as the system allows
+folder     for the metrics of all workers; removes the folder of a server that was killed
+run        starts the workers (`supervisor`), until a signal
+tidy up    removes what the last flights left in shared memory
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _log = logging.getLogger("shmstream")
 
 
 def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
-    """Serve until SIGTERM or Ctrl-C; whether that is what ended it. For a process of its own.
+    """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is given the lines for whoever has started it.
+    `tell` is called with lines for the person who started the server.
 
     Raises:
-        ImportError: the extra is not installed.
-        StoreUnusable: the store's folder is not fit for one.
-        BadSetting: a file that it names cannot be used, or it cannot listen there.
+        ImportError: the extra `serve` is not installed.
+        StoreUnusable: the folder cannot hold a store.
+        BadSetting: a file that the settings name, or the address, cannot be used.
     """
     _require_extra()
     log_to_stderr("", "INFO")
@@ -77,10 +77,10 @@ def _require_extra() -> None:
 
 
 def check_files(settings: Settings) -> None:
-    """Whether the files that settings name can be used, and the credentials be read.
+    """Check that the files that the settings name can be used, and the credentials be read.
 
     Raises:
-        BadSetting: one cannot.
+        BadSetting: a file cannot be used.
     """
     from shmstream.registry.upstream import credentials
 
@@ -112,7 +112,7 @@ def _may_renew(settings: Settings) -> bool:
 
 
 def _raise_limits(settings: Settings) -> None:
-    """As many open files as we may have: a client takes two or three."""
+    """Allow as many open files as the system allows: a client needs two or three."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -128,7 +128,7 @@ def listen(settings: Settings) -> socket.socket:
     """The socket that all workers accept connections from.
 
     Raises:
-        BadSetting: it cannot be had.
+        BadSetting: this process cannot listen on that address.
     """
     host, port = settings.address
     try:
@@ -145,12 +145,12 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         told = error.strerror or str(error)
         if error.errno and not isinstance(error, socket.gaierror):
-            told = os.strerror(error.errno)  # Python has added what it tried, which we say
+            told = os.strerror(error.errno)  # without the address, which Python adds
         raise BadSetting("listen", f"cannot listen on {settings.listen}: {told}") from error
 
 
 def _tidy(store: Store) -> None:
-    """Remove what workers that were killed may have left."""
+    """Remove what killed workers may have left."""
     try:
         store.gc()
     except OSError as error:
@@ -170,7 +170,7 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
 
 
 def _forget(number: int, folder: str) -> None:
-    """What a worker that has ended counted as being there is there no more."""
+    """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(number, folder)  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`.
 
-The settings are in the environment, the listening socket is the inherited descriptor LISTENER. It
-ends by SIGTERM; or when standard input ends, for then the parent has gone. Its clients then have
-`grace` seconds to finish; flights that it leads are handed over to the other workers.
+The settings are in the environment; LISTENER is the descriptor of the listening socket. The worker
+ends at SIGTERM, or when its standard input ends, because then the parent is gone. Its clients have
+`grace` seconds to finish. The flights that it leads are handed over to other workers.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
 
 CANNOT_START = 3
-"""Exit code: it has told why, and another one could not either, now."""
+"""Exit code: start-up failed and was logged; restarting would fail the same way."""
 CONNECTIONS = "connections"
-"""The file, beside the metrics, in which workers tell how many they have."""
+"""The file, beside the metrics, in which workers tell their counts of connections."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("shmstream")
 
 
 def main() -> None:
-    """Be a worker."""
+    """Run one worker."""
     number, listener = sys.argv[1:]
     os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()
@@ -43,11 +43,11 @@ def main() -> None:
     with socket.socket(fileno=int(listener)) as connections:
         code = _serve(settings, connections, counts)
     logging.shutdown()
-    os._exit(code)  # a thread that waits for a disk or an upstream is not to hold up the end
+    os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
 
 
 def log_to_stderr(prefix: str, level: str) -> None:
-    """For parent and workers: one line for each event."""
+    """Set up the log of the parent or of a worker: one line for each event."""
     form = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(form)
@@ -68,24 +68,24 @@ def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
-    gc.freeze()  # a full collection need not go through it: it stays for good
+    gc.freeze()  # the objects so far stay for good; collections need not visit them
     server = Server(config, app, listener, counts, settings.grace)
-    # uvicorn puts this back in the end, and raises the signal anew: then it does nothing.
+    # At its end uvicorn restores this handler and raises the signal again, which does nothing then.
     signal.signal(signal.SIGTERM, server.handle_exit)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them, to wait for them
     server.run(sockets=[listener])
     return 0
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what the application has said already, of each response that was cut."""
+    """False for a message about a response that was cut: the application has logged it."""
     return record.msg != "ASGI callable returned without completing response." and (
         record.msg != "Cancel %s running task(s), timeout graceful shutdown exceeded"
     )
 
 
 def _end_with_parent(grace: float) -> None:
-    """Wait for the end of standard input, which only the parent holds."""
+    """Wait for the end of standard input, whose other end only the parent has."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
