@@ -97,7 +97,7 @@ class Store:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
         self._layout = Layout(folder)
-        self.folder = self._layout.folder
+        self.folder: str = self._layout.folder
         self.max_bytes = max_bytes
         self._max_pass_through = max_pass_through
         self._on_event = on_event

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 try:
     from uvicorn.protocols.http import httptools_impl
-except ImportError as missing:
-    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+except ImportError as _missing:
+    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from _missing
 
 from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
@@ -39,7 +39,13 @@ from shmstream.asgi.messages import SERVER, ZERO_COPY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
 
 _FIRST = 64 * 1024  # bytes
 _BODY = (b"content-length", b"transfer-encoding")  # headers of a request with a body
@@ -48,23 +54,24 @@ _BODY = (b"content-length", b"transfer-encoding")  # headers of a request with a
 class Protocol(httptools_impl.HttpToolsProtocol):
     """One connection. Subclasses may set the switches and bounds below otherwise."""
 
-    zero_copy = True
+    zero_copy: bool = True
     """Whether to offer zero-copy bodies. They are possible without TLS only."""
 
-    congestion = True
+    congestion: bool = True
     """Whether to choose the congestion control of connections, and of the socket that accepts them,
     where the system's is BBR (`congestion` tells how). False leaves all sockets as they are."""
 
-    head_timeout = 20.0
+    head_timeout: float = 20.0
     """Seconds that a client has for the head of a request, from its connection or its first byte;
     also to take some more of a response that is complete but not sent."""
 
-    head_size = 64 * 1024
+    head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._application, self.app = self.app, self._answer
+        self._application = self.app
+        self.app: ASGI3Application = self._answer
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_since: float | None = None  # when the wait for a head began
         self._head_size = 0  # bytes since the last head, or since a part of a body

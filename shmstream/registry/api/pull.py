@@ -49,7 +49,7 @@ class Shared:
         OSError: the store's folder cannot be written to.
         """
         self.store = store
-        self.grants = Grants(Notes(store.folder, "grants"))
+        self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
 
     async def ask(

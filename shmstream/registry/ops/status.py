@@ -53,7 +53,7 @@ class Status:
         self._metrics = metrics
         self._watch = Watch(store.flights)
         self._counted = _Counted()
-        self.folder = store.folder
+        self.folder: str = store.folder
 
     def gauges(self) -> dict[str, float]:
         """The gauges of the metrics: values that are looked at, and not counted."""
