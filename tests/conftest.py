@@ -14,10 +14,15 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from hypothesis import HealthCheck, settings
 
 from shmstream.stream import doorbell, segment
 from shmstream.system import threads
 from tests.support.interpreters import Interpreter, live_threads, wait_until
+
+# How fast hypothesis draws its examples depends on the machine, and says nothing of the code.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
 
 pytest_plugins = [
     "tests.support.docker_registry",
