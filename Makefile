@@ -32,8 +32,10 @@ check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
-	PYTHONPATH=$(CURDIR) $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes shmstream --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright tests/typing
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=$(CURDIR) \
+	    $(BIN)/pyright --verifytypes shmstream --ignoreexternal >$(VENV)/types || \
+	    { cat $(VENV)/types; exit 1; }
 	$(BIN)/python -m pytest -q tests/docs/test_house.py
 
 format: $(VENV)/.ready  ## put the code into shape

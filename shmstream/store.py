@@ -94,7 +94,7 @@ class Store:
         check_pacing(publish_bytes, publish_interval)
         make_room()
         self._layout = Layout(folder)
-        self.folder = self._layout.folder
+        self.folder: str = self._layout.folder
         self.max_bytes = max_bytes
         self._max_pass_through = max_pass_through
         self._on_event = on_event

@@ -43,7 +43,7 @@ class Sending:
         self._extensions = extensions
         self._server = extensions.get(SERVER, {})
         self._writing_since: float | None = None
-        self.position = 0
+        self.position: int = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle
         self._mark: object = None

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 try:
     from uvicorn.protocols.http import httptools_impl
-except ImportError as missing:
-    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+except ImportError as _missing:
+    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from _missing
 
 from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
@@ -39,7 +39,13 @@ from shmstream.asgi.messages import SERVER, ZERO_COPY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
 
 _FIRST = 64 * 1024  # bytes
 _BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
@@ -48,19 +54,20 @@ _BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
 class Protocol(httptools_impl.HttpToolsProtocol):
     """One connection. See the module; subclasses may set other bounds."""
 
-    zero_copy = True
+    zero_copy: bool = True
     """Whether to offer it, where it is possible."""
 
-    head_timeout = 20.0
+    head_timeout: float = 20.0
     """Seconds that a client has for the head of a request, from its connection or first byte; and
     to take some of the rest of a response that is complete."""
 
-    head_size = 64 * 1024
+    head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._application, self.app = self.app, self._answer
+        self._application = self.app
+        self.app: ASGI3Application = self._answer
         self._head_timer: asyncio.TimerHandle | None = None
         self._head_since: float | None = None  # when it began to be awaited
         self._head_size = 0  # bytes that have come since the last one, or since some body

@@ -32,6 +32,8 @@ from shmstream.asgi.statuses import status_of
 from shmstream.errors import ShmstreamError
 
 if TYPE_CHECKING:
+    from starlette.background import BackgroundTask
+
     from shmstream.flight.async_blob import AsyncBlob
     from shmstream.sources.base import Description
     from shmstream.sources.select import AnySource
@@ -89,8 +91,8 @@ class InFlightResponse(_Response):
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
         )
-        self.background = None  # FastAPI may set it
-        self.status_code = 200
+        self.background: BackgroundTask | None = None  # FastAPI may set it
+        self.status_code: int = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

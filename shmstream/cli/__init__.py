@@ -48,7 +48,7 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
-    command.add_command(each)
+for _each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
+    command.add_command(_each)
 
 __all__ = ["command"]

@@ -42,9 +42,9 @@ class Application:
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,
         )
-        self.registry = Registry(settings, store)
+        self.registry: Registry = Registry(settings, store)
         names = Names(Notes(store.folder, "names"))
-        self.operations = Operations(
+        self.operations: Operations = Operations(
             Status(settings, store, metrics, names.of),
             metrics,
             self.registry.problems,

@@ -36,10 +36,10 @@ class Journal:
     def __init__(self, path: str, algorithm: str) -> None:
         self.path = path
         self._algorithm = algorithm
-        self.metadata = Description()
+        self.metadata: Description = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
-        self.exists = True
+        self.exists: bool = True
         """Whether there is a file, or anything else, at `path`."""
         self.defect: str | None = None
         """What is wrong with the file; None if all of it can be read."""

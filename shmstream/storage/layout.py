@@ -116,8 +116,8 @@ class Layout:
         """Raises:
         StoreUnusable: other users may write to the folder, or locks do not work there.
         """
-        self.folder = os.path.realpath(folder)
-        self.mark = os.path.join(self.folder, ".shmstream")
+        self.folder: str = os.path.realpath(folder)
+        self.mark: str = os.path.join(self.folder, ".shmstream")
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")

@@ -36,9 +36,9 @@ class PartialFile:
         self._lock = lock
         self._name = name
         self._final = path
-        self.fd = lock.fd
-        self.path = partial_path(path)
-        self.size = size
+        self.fd: int = lock.fd
+        self.path: str = partial_path(path)
+        self.size: int = size
 
     def append(self, data: Buffer, count: int) -> None:
         """Write all `count` bytes of `data`.

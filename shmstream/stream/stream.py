@@ -43,7 +43,7 @@ class Stream:
     """The shared half of one stream, held by its writer or by one of its readers."""
 
     def __init__(self, mapped: Segment, block: Block, lock: KernelLock) -> None:
-        self.name = mapped.name
+        self.name: str = mapped.name
         self.segment = mapped
         self.block = block
         self.lock = lock

@@ -48,7 +48,7 @@ class Shared:
         OSError: notes cannot be written beside the store.
         """
         self.store = store
-        self.grants = Grants(Notes(store.folder, "grants"))
+        self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
 
     async def ask(

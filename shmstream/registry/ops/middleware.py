@@ -39,12 +39,12 @@ class Response:
         self._metrics = metrics
         self._names = names
         self._uncounted = 0
-        self.has_body = scope["method"] != "HEAD"
-        self.began = time.perf_counter()
-        self.status = 0
-        self.sent = 0
+        self.has_body: bool = scope["method"] != "HEAD"
+        self.began: float = time.perf_counter()
+        self.status: int = 0
+        self.sent: int = 0
         self.ttfb: float | None = None
-        self.complete = False
+        self.complete: bool = False
 
     async def send(self, message: Message) -> None:
         """Note what goes out, and pass it on."""

@@ -59,7 +59,7 @@ class Status:
         self._layout = Layout(store.folder)
         self._watch = Watch(store.flights)
         self._stock = _Stock()
-        self.folder = store.folder
+        self.folder: str = store.folder
 
     def gauges(self) -> dict[str, float]:
         """For the metrics: what can be seen instead of counted."""

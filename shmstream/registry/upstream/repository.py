@@ -45,7 +45,7 @@ class Repository:
 
     def __init__(self, upstream: Upstream, name: str) -> None:
         self.upstream = upstream
-        self.name = upstream.full_name(name)
+        self.name: str = upstream.full_name(name)
 
     def __repr__(self) -> str:
         return f"<Repository {self.name} of {self.upstream.name}>"
@@ -164,9 +164,9 @@ class RepositorySource:
         self._digest = digest
         self._answered = answered
         self._known = known
-        self.was_asked = False
+        self.was_asked: bool = False
         self.failure: SourceError | None = None
-        self.name = repository.url(f"{kind}/{digest}")  # the URL, which has nothing to hide
+        self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which has nothing to hide
 
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"

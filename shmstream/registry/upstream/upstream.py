@@ -48,14 +48,14 @@ class Upstream:
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
         self._base = parts._replace(path=(parts.path or "").rstrip("/"))
-        self.name = self._base.url
-        self.host = parts.netloc or ""
+        self.name: str = self._base.url
+        self.host: str = parts.netloc or ""
         self.namespace = namespace
-        self.is_hub = is_hub(self.host) or (namespace is not None and is_hub(namespace))
+        self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
         self._client = Client(self.name, _PATIENCE)
-        self.reach = Reach(self.name)
+        self.reach: Reach = Reach(self.name)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
