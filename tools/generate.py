@@ -58,16 +58,16 @@ _PAGE = """\
 One stream is a partial file, a control block in shared memory, and one POSIX semaphore for each
 reader. This page is everything that a program in any language needs to read along.
 
-| what | where | who holds the kernel lock |
+| what | where | which process holds the kernel lock |
 | --- | --- | --- |
 | the blob, while it arrives | `<path>.shmstream-partial` | the writer, on the whole file |
-| the blob, once committed | `<path>`, the same inode | nobody |
+| the blob, once committed | `<path>`, the same inode | none |
 | the control block | POSIX shared memory `/shms-<name>` | the writer, on the header; each reader, on its slot |
 | a reader's doorbell | POSIX semaphore `/shmd-<token, 12 hex>.<slot, hex>.<generation, hex>` | |
 
 Locks are open-file-description locks (`F_OFD_SETLK`) on exactly the bytes that their holder
-writes. The kernel frees them when the holder ends, however it ends: **a writer is alive if and only
-if somebody holds the lock on the header**, and a reader if and only if somebody holds the lock on
+writes. The kernel frees a lock when its holder ends, however it ends: **a writer is alive if and only
+if a process holds the lock on the header**, and a reader if and only if a process holds the lock on
 its slot.
 
 ## Invariants
@@ -82,8 +82,9 @@ stateDiagram-v2
 {transitions}
 ```
 
-{terminal} never change. *Orphaned* is observed, not stored: the state is not one of these, and
-nobody holds the lock on the header. A writer may take an orphaned stream over; then it goes on.
+{terminal} never change. *Orphaned* is observed, and not stored: the state is neither of
+these, and no process holds the lock on the header. Another writer may take an orphaned stream over;
+then the stream goes on.
 
 ## The control block
 
@@ -111,10 +112,10 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | commit | verify size and digest; rename the file; store `size`, `published`, `chunk_count`; store COMMITTED; post |
 | abort | store `error`; store ABORTED; post; unlink the partial file |
 | subscribe | lock a slot; create the doorbell; fill the slot; store the membership; load `published` again before the first wait |
-| read | forget old posts; load `published`; if it is not enough load `state`; if that is terminal **load `published` again** and conclude; at least four times a second look at the lock on the header; wait at most 250 ms; begin again |
+| read | forget old posts; load `published`; if it is not enough, load `state`; if that is terminal, **load `published` again** and conclude; look at the lock on the header at least four times a second; wait at most 250 ms; begin again |
 | take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
 | hand over | publish; close the partial file; unlock the header; post: readers look at the lock |
-| succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the one the block names; cut it to `published`; store who writes now and `epoch` + 1; post everybody at the next publish |
+| succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the file that the block names; cut it to `published`; store the identity of the new writer and `epoch` + 1; post all readers at the next publish |
 | reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |
 """
 
