@@ -1,4 +1,4 @@
-"""`Closing`: what has an end, `close`, which comes by itself with the end of a `with` block."""
+"""`Closing`: an object with a `close`, which the end of a `with` block calls."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""A `Crew`: interpreters of their own that do one job each, and pass their gates together.
+"""A `Crew`: interpreters that do one job each, and pass their gates together.
 
 The interpreters are started once and used for every measurement, so that neither starting Python
-nor importing is ever on the clock. A job is a function that is given a `gate`; calling it waits
-until every job of the run has called it, so what comes before the first call is preparation.
+nor importing is ever on the clock. A job is a function that is given a `gate`. A call of the gate
+waits until every job of the run has called it, so everything before the first call is preparation.
 
     parent                                  each interpreter
     1 send every job                        2 prepare, say so, wait for its semaphore
     3 all have said so: post every one      4 read the clock, do the work, call the gate again ...
     5 collect the answers                   ... or answer
 
-A semaphore for each, because from a common one a fast job at its second gate would take what was
-posted for a slow one at its first.
+Each interpreter has a semaphore of its own: from a common semaphore a fast job at its second gate
+would take what was posted for a slow job at its first gate.
 
 An interpreter that fails prints its traceback and ends; then the whole crew is ended, and `run`
 raises `CrewFailed`.
@@ -61,7 +61,7 @@ class Crew(Closing):
     def run(self, jobs: Sequence[Job[T]], before: Gate | None = None) -> list[T]:
         """Do every job in an interpreter of its own, at most `count`; their answers, in order.
 
-        `before` is called each time that all are at a gate, just before it opens.
+        `before` is called each time all jobs are at a gate, just before the gate opens.
 
         Raises:
             CrewFailed: a job raised an exception, which its interpreter has printed.
@@ -92,7 +92,7 @@ class Crew(Closing):
         return [answers[index] for index in range(len(jobs))]
 
     def close(self) -> None:
-        """End the interpreters; those that are not idle are killed."""
+        """End the interpreters; interpreters that are not idle are killed."""
         for _, pipe, _ in self._members:
             pipe.close()
         for process, _, _ in self._members:

@@ -91,7 +91,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def progress(text: str) -> None:
-    """Tell whoever watches; the table alone goes to the standard output."""
+    """Show progress on standard error; only the table goes to standard output."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,12 +1,13 @@
 """A program that serves a port, as a child of ours: started, looked at with its family, ended.
 
-    with Port() as port:                       a free one on the loopback, kept for whom it is
+    with Port() as port:                       a free port on the loopback, kept for a server
         with Server(command, port, errors):    waits until it listens
             server.cpu()                       seconds, of it and all that it has started
             server.memory()                    bytes, likewise
 
-It ends with us, even if we are killed: the kernel then tells it so (SIGTERM), and it ends its own
-children. So it is to be started by a thread that lives as long as it does.
+The program ends with this process, even if this process is killed: the kernel then sends it
+SIGTERM, and it ends its own children. The kernel does so when the thread ends that started the
+program, so start it in a thread that lives as long as the program.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ class NotServing(Exception):
 
 
 def find_program(name: str) -> str | None:
-    """Where it is; servers are where an ordinary user's PATH does not look."""
+    """Where the program is, also where an ordinary user's PATH does not look; None: nowhere."""
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
 
 
 def privately(command: Sequence[str], folders: Mapping[str, int]) -> list[str]:
     """The command, with an empty file system of so many bytes at each folder, in this order.
 
-    Only it and its descendants see them, and with the last of these they are gone. Others than root
-    need Linux to allow user namespaces.
+    Only the command and its descendants see these file systems, which are gone with the last of
+    them. Users other than root need a Linux that allows user namespaces.
     """
     steps = [
         f"mkdir -p {shlex.quote(folder)}; "
@@ -76,7 +77,7 @@ def _cpu(process: psutil.Process) -> float:
 
 
 class Port(Closing):
-    """A free port on the loopback, from now on ours to give away."""
+    """A free port on the loopback, kept for a server that we start."""
 
     def __init__(self) -> None:
         # Bound, but not listening: it keeps the port for a server, which may bind it as well.
@@ -86,7 +87,7 @@ class Port(Closing):
         self.number: int = self._place.getsockname()[1]
 
     def is_served(self) -> bool:
-        """Whether somebody listens there."""
+        """Whether a program listens there."""
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", self.number)) == 0
 

@@ -11,12 +11,12 @@ that alternates, and the ratio is the median over the rounds. The sections:
     open      single.py    opening a complete blob; `open()`
     takeover  takeover.py  the leader is killed: how long do its followers wait?
 
-The origin is nginx in a process of its own (origin.py), the others are interpreters that were
-started before (crew.py). All of them share the processors of this machine, and the kernel places
-them. Throttled, nobody needs more than a tenth of one, and the time is the throttle's. Unthrottled,
-the time is that of whoever has most to do, and the rest competes with it where there are fewer
-processors than processes: with two, the origin and a plain download have one each, and whatever a
-way does beyond that, hashing or reading, it does at the expense of both.
+The origin is nginx in a process of its own (origin.py), the other processes are interpreters that
+were started before (crew.py). All of them share the processors of this machine, and the kernel
+places them. With a throttle, no process needs more than a tenth of a processor, and the throttle
+decides the time. Without, the process with most work decides the time, and the others compete with
+it where there are fewer processors than processes. With two processors, the origin and a plain
+download have one each; everything that a way does beyond that, hashing or reading, slows both.
 
 The table says whether each goal is met. The exit code does not: it is 0 unless a check of
 correctness fails, which is 1. With `--quick` everything is tried and nothing is meant. Needs the

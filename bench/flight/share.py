@@ -174,7 +174,7 @@ def _throttled(
         *_rows(case, gone["ours"], gone["plain"], Goal(1.02, at_least=False)),
         _behind(f"{case}, all at once: first bytes behind the leader's", gone["ours"]),
         _behind(
-            f"{case}, one each {apart:.2g} s: first bytes of those who come late", gone["late"]
+            f"{case}, one each {apart:.2g} s: first bytes of processes that come late", gone["late"]
         ),
         *_rows(f"{case}, file lock", gone["lock"], gone["plain"]),
         *_rows(f"{case} a connection, each for itself", gone["each"], gone["plain"]),

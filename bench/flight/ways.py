@@ -2,7 +2,7 @@
 
     ours    `Store.open` in every process, which reads it while it arrives
     named   the same by a key that is no digest, so that nothing can be verified
-    lock    a `FileLock`: who has it downloads to a file, the others wait, then all read the file
+    lock    a `FileLock`: its holder downloads to a file, the others wait, then all read the file
     each    every process downloads for itself, and keeps nothing
     plain   one process downloads to a file: what cannot be faster, for nobody else has anything
     hashed  the same, hashing each piece as it comes: what cannot be faster and still verify, as
@@ -197,7 +197,7 @@ def _open(key: str, order: Order, gate: Gate) -> Trip:
 def settle(store: Store, *, tidy: bool = False) -> None:
     """Wait until the flight has gone: its leader tidies up after its readers are done.
 
-    With `tidy` do it in the leader's stead, who may have been killed in between.
+    With `tidy` do it instead of the leader, which may have been killed in between.
 
     Raises:
         CheckFailed: it does not end.

@@ -4,18 +4,18 @@
     python -m bench.peers [--only NAME ...] [--peers NAME ...] [--rounds 3] [--resume]
                                      [--report] [--quick] [--docs FOLDER] [--dir FOLDER]
 
-Everything is measured on this machine, on the loopback, with the origin (upstream.py) and the
-clients (clients.py) that it brings. Each peer is started fresh for each measurement (peer.py), and
-they come in turn, A B C A B C; of each figure the table has the median over the rounds. Before the
-rounds that count comes one in which every client hashes every byte, and memory is looked at.
+Everything is measured on this machine, on the loopback, with an origin (upstream.py) and clients
+(clients.py) of this package. Each peer is started fresh for each measurement (peer.py), and the
+peers take turns, A B C A B C. The table has the median of each figure over the rounds. In a round
+before the rounds that count, every client hashes every byte, and memory is measured.
 
-What comes out goes to the folder of the documents: benchmarks.md, and beside it a folder with the
-charts, and with the JSON of each group of scenarios, written while it is measured. After an
-interruption, `--resume` goes on; `--report` only writes the page and the charts anew.
+The results go to the folder of the documents: benchmarks.md, and beside it a folder with the charts
+and the JSON of each group of scenarios, written while it is measured. After an interruption,
+`--resume` goes on. `--report` only writes the page and the charts anew.
 
-A peer that is not installed is left out, and the page says so. The goals are judged there, and
-never by the exit code, which is 1 only if something could not be measured. With `--quick`
-everything is tried and nothing is meant. Needs the dependency group `bench`.
+A peer that is not installed is left out, and the page says so. The page judges the goals. The exit
+code does not: it is 1 only if something could not be measured. With `--quick` everything runs and
+no figure means anything. Needs the dependency group `bench`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _DOCS = Path(__file__).parent.parent.parent / "docs"
 def main() -> int:
     """Measure, write the page; the exit code."""
     chosen = _arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it, all is tidied up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that all is tidied up then, too
     results = Results(chosen.docs / "benchmarks")
     failures = 0 if chosen.report else _measure(chosen, results)
     report = results.report()

@@ -1,8 +1,8 @@
 """The clients: plain sockets in processes of their own, each reading into a buffer of 256 KiB.
 
 A client is a connection on which one `Ask` follows another, each not before its time. A process has
-many of them and waits for all at once (`epoll`), so that clients cost as little as can be and leave
-the processors to whom they ask. What came of each ask is an `Answer`.
+many clients and waits for all at once (`epoll`), so that clients cost as little as possible and
+leave the processors to the server. The outcome of each ask is an `Answer`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SIPS = 10  # a second, of a client that reads slowly
 
 
 class Ending(StrEnum):
-    """How it went for who asked."""
+    """How an ask ended."""
 
     WHOLE = "whole"  # as many bytes as were promised
     CUT = "cut"  # fewer, and no more will come
@@ -94,7 +94,8 @@ def ask_all(
 ) -> list[list[Answer]]:  # fmt: skip
     """Have `processes` of the crew ask, with a connection for each queue; the answers, alike.
 
-    Whoever has no ending `patience` seconds after the beginning hangs. `before` as for `Crew.run`.
+    A client without an ending `patience` seconds after the beginning hangs. `before` as for
+    `Crew.run`.
     """
     processes = min(processes, len(queues))
     shares = [queues[index::processes] for index in range(processes)]

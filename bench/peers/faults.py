@@ -137,7 +137,7 @@ class Outcome:
         own: of those cut, how many were connected to the process that was killed.
         extra: bytes that the origin sent beyond the blob, once.
         pause: the longest that a client waited for its next byte, or its first.
-        afterwards: what became of the one who asked when all was over.
+        afterwards: what became of the client that asked when all was over.
         note: what else there is to say.
     """
 

@@ -13,7 +13,7 @@ from bench.peers.scenarios import GROWTH
 from bench.report import MIB, Goal, Row
 
 STREAMING = ("nginx-slice", "varnish", "squid", "ats")
-"""Peers that give bytes to who joins before the whole blob is there ..."""
+"""Peers that give bytes to clients that join before the whole blob is there ..."""
 
 BYTEWISE = ("varnish", "squid", "ats")
 """... and before a whole slice is."""
@@ -54,7 +54,7 @@ def _costs(report: Report) -> Iterable[Row]:
 def _waits(report: Report) -> Iterable[Row]:
     for scenario in ("staggered", "burst"):
         yield from _row(
-            report, scenario, "longest wait of who joins", "ms",
+            report, scenario, "longest wait of a client that joins", "ms",
             lambda each: (each.worst or 0.0) * 1e3, _YARDSTICK, Goal(1.0, at_least=False),
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ def _faults(report: Report) -> Iterable[Row]:
         others = [group.outcome(fault.name, peer) for peer in (*STREAMING, _LOCK)]
         yield Row(
             section="faults",
-            case=f"{fault.title}: who does not get it",
+            case=f"{fault.title}: clients without it",
             unit="clients",
             ours=outcome.suffering,
             raw=min((each.suffering for each in others if each is not None), default=None),

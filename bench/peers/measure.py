@@ -38,7 +38,7 @@ class Sample:
             time from the peer; then from 1 on those that are measured.
         cpu: of all the peer's processes.
         wall: from the first ask to the last byte.
-        first: the first byte's time for who asks first for a blob, the median.
+        first: the first byte's time of the first client of a blob, the median.
         late: the same for all others, the median; None: there are none.
         worst: the longest of these.
         requests: how many asks there were.

@@ -33,7 +33,7 @@ class Blob:
     size: int
 
     def path(self, rate: int = 0) -> str:
-        """What to ask for, of the origin or of whoever stands before it."""
+        """The path to ask for, of the origin or of a server before it."""
         return f"/{rate}/{self.name}"
 
 

@@ -22,9 +22,10 @@ _HEAD = """# Against the peers
 <!-- Written by `make bench-peers`. What people say to the figures is in bench/peers/why.toml. -->
 
 shmstream's server beside nginx, Varnish, Squid and Traffic Server, and beside what Python programs
-do without a server: one run, on one machine, each started fresh for each measurement, in turn
-(A B C A B C); the figures are medians over {rounds} rounds. `make bench-peers` does it all again on
-any Debian machine (`apt-get install nginx-light varnish squid trafficserver`).
+do without a server. All figures are of one run on one machine. Each program is started fresh for
+each measurement, and the programs take turns (A B C A B C); the figures are medians over {rounds}
+rounds. `make bench-peers` measures all of it again on any Debian machine
+(`apt-get install nginx-light varnish squid trafficserver`).
 
 **The figures are shares of this machine, so compare only within this page.** The clients, the
 origin and the peer share its {cores} processors.
@@ -32,21 +33,22 @@ origin and the peer share its {cores} processors.
 _HOW = """
 ## How it is measured
 
-- *CPU* is user and system time of all processes of the peer, those that ended included; never that
-  of the clients or of the origin. Python programs without a server are their own clients, so theirs
-  has the reading in it.
-- The *first byte* is the first of the body, from the moment of asking. Who comes *first* for a blob
-  has to wait for the origin; who comes *late* joins a download, or finds the blob complete.
-- Every client is a plain socket that reads into 256 KiB; {processes} processes have all of them. In
-  a round of its own before those that count, each hashes (SHA-256) every byte that it gets. What is
-  measured is only counted.
-- *Memory* is the proportional set size of all the peer's processes, at its highest in that round.
-  A cache in files (shmstream, nginx, Traffic Server) is in the kernel's page cache, which is
-  nobody's; one in memory (Varnish, Squid) is in here.
+- *CPU* is user and system time of all processes of the peer, also of those that ended, and never of
+  the clients or the origin. Python programs without a server are their own clients, so their
+  figures contain the reading.
+- The *first byte* is the first byte of the body; its time counts from the request. The *first*
+  client of a blob has to wait for the origin. A *late* client joins a download, or finds the blob
+  complete.
+- Every client is a plain socket that reads into 256 KiB; {processes} processes run all clients. In
+  a round before the rounds that count, each client hashes (SHA-256) every byte that it gets. In the
+  rounds that count, clients only count bytes.
+- *Memory* is the proportional set size of all processes of the peer, at its highest in that first
+  round. A cache in files (shmstream, nginx, Traffic Server) lies in the kernel's page cache, which
+  counts for no process; a cache in memory (Varnish, Squid) is in the figure.
 - The origin is a program of ours: a thread for each connection, `sendfile`, paced in steps of 8 ms.
   It sends Date, Cache-Control, ETag and Content-Length, and serves Range.
-- shmstream's keys are SHA-256, so it verifies every blob before anybody has the whole of it. No
-  peer does. Like the peers it does not sync to the disk (`durable=False`).
+- shmstream's keys are SHA-256, so it verifies every blob before a client has the whole of it. No
+  peer does that. Like the peers, shmstream does not sync to the disk (`durable=False`).
 """
 
 
@@ -191,7 +193,7 @@ def _cells(figures: Figures, scenario: Scenario) -> Iterable[str]:
 
 def _faults(group: Group, charts: Path) -> str:
     head = ("", "right", "cut", "wrong", "hang", "refused", "more from the origin", "longest pause",
-            "who asks afterwards")  # fmt: skip
+            "a later client")  # fmt: skip
     parts = [
         "## When something goes wrong\n",
         "8 clients, one each 0.1 s, want the same 32 MiB from an origin of 16 MiB/s. *right*: got "

@@ -2,7 +2,7 @@
 
 peers.png   the three things that matter, for the README: cost, waiting, and what a fault does
 cost.png    CPU for a GiB, in each of the scenarios that stream
-wait.png    how long who joins waits for the first byte
+wait.png    how long a client that joins waits for the first byte
 faults.png  what became of the clients, of each peer in each fault
 growth.png  CPU, memory and waiting, with the number of clients and of flights
 """
@@ -201,7 +201,7 @@ def _draw_faults(report: Report, path: Path) -> bool:
 
 
 def _colour(outcome: Outcome) -> str:
-    """Green: nobody suffers. Amber: who does knows it. Red: some do not."""
+    """Green: no client suffers. Amber: each client that does knows it. Red: some do not."""
     if outcome.wrong or outcome.hang:
         return BAD
     return _KNOWN if outcome.suffering else _GOOD

@@ -102,7 +102,7 @@ class Figures:
 
     @property
     def first(self) -> float:
-        """The first byte's time for who asks first for a blob."""
+        """The first byte's time of the first client of a blob."""
         return median(each.first for each in self.measured)
 
     @property
@@ -151,7 +151,7 @@ class Results:
         return Group(**told)
 
     def save(self, group: Group) -> None:
-        """Write a group; whoever reads at the same time gets the old one or the new one."""
+        """Write a group; a reader gets the old group or the new one."""
         path = self._folder / f"{group.name}.json"
         new = path.with_suffix(".new")
         new.write_text(json.dumps(asdict(group), indent=1) + "\n", encoding="utf-8")

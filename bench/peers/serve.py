@@ -2,9 +2,9 @@
 
     python -m bench.peers.serve [--rounds 3] [--quick] [--profile FOLDER]
 
-The scenarios `staggered`, `burst` and `fast` of bench/peers, measured as there, with the peers that
-stream to who joins and cost the least; what is missing is left out. All peers and all scenarios are
-`make bench-peers`.
+The scenarios `staggered`, `burst` and `fast` of bench/peers, measured as there, beside the peers
+that stream to clients that join and cost the least. A peer that is not installed is left out. All
+peers and all scenarios are `make bench-peers`.
 
 With `--profile` each scenario is run once more under py-spy (`pip install py-spy`), which writes a
 flame graph of the workers there, `<scenario>.svg`, and costs time of its own.

@@ -1,4 +1,4 @@
-"""Apache Traffic Server, which streams to whoever joins, from a file that is its disk."""
+"""Apache Traffic Server, which streams to clients that join, from a file that is its disk."""
 
 from __future__ import annotations
 

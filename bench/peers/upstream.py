@@ -87,7 +87,7 @@ class _Upstream:
 
     def _converse(self, connection: socket.socket, asker: int) -> None:
         received = b""
-        with connection, suppress(ConnectionError):  # whoever asks may leave
+        with connection, suppress(ConnectionError):  # the client may leave
             while True:
                 head, there, rest = received.partition(b"\r\n\r\n")
                 if there:

@@ -1,4 +1,4 @@
-"""Varnish, which streams to whoever joins, from memory."""
+"""Varnish, which streams to clients that join, from memory."""
 
 from __future__ import annotations
 

@@ -25,9 +25,9 @@ from bench.report import CheckFailed
 
 
 def cached(order: Order, gate: Gate) -> Trip:
-    """As with diskcache: who has its lock downloads into the cache, the others ask for the lock.
+    """diskcache: the holder of its lock downloads into the cache, the others ask for the lock.
 
-    They do so every millisecond, each time in a transaction of SQLite.
+    They ask every millisecond, each time in a transaction of SQLite.
     """
     with diskcache.Cache(order.folder) as cache:
         gate()

@@ -2,10 +2,10 @@
 
     python -m bench.stream [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
 
-Every figure of ours stands beside the same work done with no coordination at all, by as many
-processes of the same kind, and the claim is their ratio. The two are measured next to each other,
-in an order that alternates, and the ratio is the median over the rounds, so a machine that is busy
-with something else slows both. The sections, each with what its raw limit is and why that is fair:
+Every figure of ours stands beside its raw limit: the same work by as many processes of the same
+kind, without any coordination. The claim is the ratio of the two. They are measured next to each
+other, in an order that alternates, and the ratio is the median over the rounds, so a machine that
+is busy with other work slows both. The sections, with their files and raw limits:
 
     throughput  throughput.py   bytes through one writer and 1, 4, 8 readers; plain write and preadv
     wake-up     wakeup.py       publish until a reader has the bytes; a semaphore ping

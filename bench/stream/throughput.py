@@ -65,7 +65,7 @@ class Part:
 class Round:
     """What a round took, in seconds: all of it, its writer, its slowest reader, and CPU time.
 
-    `others` is the share of the processors that was taken by whoever else is on the machine.
+    `others` is the share of the processors that other programs on the machine took.
     """
 
     wall: float

@@ -139,7 +139,7 @@ def test_nginx_sends_what_shmstream_lets_it(
     assert sent == [0, 0, 0, 0, 0, SIZE]
     assert {each["client"] for each in serving.accesses()} == {"127.0.0.1"}
 
-    # Who asks another repository for it is asked about, and the store is nobody's to look into.
+    # For another repository the upstream is asked, and clients cannot look into the store.
     assert in_front.get(BLOB.replace("team/app", "other/app"))[0] == 404
     origin.serve(BLOB.replace("team/app", "third/app"), seed=1, size=SIZE)
     assert in_front.get(BLOB.replace("team/app", "third/app"))[1] == DATA
