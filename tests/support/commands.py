@@ -30,6 +30,41 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+class Running:
+    """`shmstream ...` with pipes for its output."""
+
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            [*PYTHON, "-m", "shmstream", *arguments],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+
+    def read(self, count: int) -> bytes:
+        """So many bytes of its standard output, waiting for them."""
+        data = b""
+        while len(data) < count and (more := os.read(self.stdout.fileno(), count - len(data))):
+            data += more
+        return data
+
+    def finish(self) -> tuple[int, bytes, str]:
+        """Its exit code, and what it wrote."""
+        out, errors = self.process.communicate(timeout=PATIENCE)
+        told = errors.decode()
+        assert "Traceback" not in told
+        assert "Warning" not in told
+        return self.process.returncode, out, told
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
 class Command:
     """`shmstream ...`, without a terminal or in one of 100 columns.
 

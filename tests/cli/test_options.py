@@ -1,0 +1,51 @@
+"""Options that several commands take: the store, sizes and durations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shmstream.cli import options
+from tests.cli.conftest import Run
+
+
+@pytest.mark.parametrize("command", ["ls", "top", "check", "gc"])
+def test_a_mistyped_store_is_not_made(run: Run, tmp_path: Path, command: str) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for folder in (nowhere, str(tmp_path)):
+        code, out, told = run(command, "--store", folder)
+        assert (code, out) == (1, "")
+        assert told == f"Error: there is no store in {folder!r}; `shmstream fetch` makes one\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_store_that_cannot_be(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    code, out, told = run("fetch", "file", "--store", "/proc/store")
+    assert (code, out) == (1, "")
+    assert told.startswith("Error: /proc/store cannot hold a store: ")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    assert "chmod go-w" in run("fetch", "file", "--store", "open")[2]
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for cache, folder in (
+        ("", "/home/me/.cache/shmstream"),
+        ("relative", "/home/me/.cache/shmstream"),
+        ("/cache", "/cache/shmstream"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert options.default_store() == folder
+
+
+def test_sizes_and_durations() -> None:
+    for text, value in (
+        ("1234", 1234), ("0", 0), ("12b", 12), ("500MB", 500_000_000), ("10GiB", 10 << 30),
+        ("10g", 10 << 30), ("1.5 KiB", 1536), ("2kb", 2000), ("1T", 1 << 40),
+    ):  # fmt: skip
+        assert options.size(text) == value
+    for text, value in (("90", 90), ("90s", 90), ("1.5m", 90), ("12h", 43200), ("7d", 604800)):
+        assert options.duration(text) == value
