@@ -1,14 +1,17 @@
 """The command line: `command` is its door, and each command is a room.
 
-fetch.py        `fetch`; bar.py is its progress bar, output.py where the bytes go
+fetch.py        `fetch`; progress.py is its progress bar, output.py where the bytes go
 serve.py        `serve`
-keeping.py      `ls`, `check`, `gc`, `evict`
+ls.py           `ls`
+maintenance.py  `check`, `gc`, `evict`
 top.py          `top`
 demo.py         `demo`
 completion.py   `completion`
 options.py      what several commands take: sizes, durations, `--store`, `--verbose`
-words.py        how blobs and flights are told, to people and as JSON
-guard.py        how every command ends: exit codes, errors, signals
+formatting.py   how facts are told to people
+facts.py        blobs and flights as JSON
+printing.py     where results and messages go
+exits.py        how every command ends: exit codes, errors, signals
 
 Results go to standard output, everything that is for people to standard error.
 """
@@ -21,7 +24,8 @@ import shmstream
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
-from shmstream.cli.maintenance import check, evict, gc, ls
+from shmstream.cli.ls import ls
+from shmstream.cli.maintenance import check, evict, gc
 from shmstream.cli.options import verbose_option
 from shmstream.cli.serve import serve
 from shmstream.cli.top import top

@@ -16,10 +16,10 @@ import click
 
 from shmstream.cli import output
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import PEOPLE
 from shmstream.cli.options import digest as digest_of_text
 from shmstream.cli.options import size, store_option, verbose_option
 from shmstream.cli.output import STANDARD_OUTPUT
+from shmstream.cli.printing import PEOPLE
 from shmstream.cli.progress import telling
 from shmstream.errors import ShmstreamError
 from shmstream.flight.blob import Blob

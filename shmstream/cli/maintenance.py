@@ -1,4 +1,4 @@
-"""`ls`, `check`, `gc`, `evict`: what is in a store, and keeping it in order."""
+"""`check`, `gc`, `evict`: keeping a store in order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from dataclasses import asdict
 import click
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import (
-    blob_facts,
-    flight_facts,
-    in_columns,
-    moment,
-    named,
-    plural,
-    printable,
-    say,
-    show_json,
-)
+from shmstream.cli.formatting import plural, printable
 from shmstream.cli.options import (
     duration,
     existing_store,
@@ -26,58 +16,7 @@ from shmstream.cli.options import (
     store_option,
     verbose_option,
 )
-from shmstream.storage.flights import FlightInfo, followers_of, state_of
-from shmstream.storage.layout import Entry
-from shmstream.units import amount
-
-
-@click.command(cls=Command, short_help="List the blobs and flights of a store.")
-@store_option
-@json_option
-@verbose_option
-def ls(folder: str, as_json: bool) -> None:
-    """List the blobs of a store, the least recently used first, and its flights.
-
-    A flight is a download in progress on this host: who leads it, how many follow, and how far it
-    is. With --json: an object with `store`, `blobs` and `flights`.
-    """
-    store = existing_store(folder)
-    flights, blobs = store.flights(), store.blobs()
-    if as_json:
-        show_json(
-            {
-                "store": store.folder,
-                "blobs": [blob_facts(key, entry) for key, entry in blobs],
-                "flights": [flight_facts(each) for each in flights],
-            }
-        )
-        return
-    if blobs:
-        click.echo(_blob_lines(blobs))
-    if flights:
-        click.echo(("\n" if blobs else "") + _flight_lines(flights))
-    total = amount(sum(entry.size for _, entry in blobs))
-    told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
-    say(f"{told} in {store.folder}")
-
-
-def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
-    rows = [("SIZE", "LAST USED", "BLOB")]
-    for key, entry in blobs:
-        used = moment(entry.used).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        rows.append((amount(entry.size), used, named(key)))
-    return in_columns(rows, right=[0])
-
-
-def _flight_lines(flights: list[FlightInfo]) -> str:
-    rows = [("PUBLISHED", "OF", "STATE", "EPOCH", "LEADER", "FOLLOWERS", "FLIGHT")]
-    for each in flights:
-        of = "?" if each.size is None else amount(each.size)
-        leader = "" if each.leader is None else str(each.leader.pid)
-        followers = str(len(followers_of(each)))
-        told = (amount(each.published), of, state_of(each), str(each.epoch), leader, followers)
-        rows.append((*told, named(each.key)))
-    return in_columns(rows, right=[0, 1, 3, 4, 5])
+from shmstream.cli.printing import say, show_json
 
 
 @click.command(cls=Command, short_help="Say what is not as it should be in a store.")

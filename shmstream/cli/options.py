@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from shmstream import units
-from shmstream.cli.formatting import say
+from shmstream.cli.printing import say
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 

@@ -79,7 +79,7 @@ def writing_to(out: str) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads it: see guard.py
+    except BrokenPipeError:  # nobody reads it: see exits.py
         raise
     except OSError as error:
         name = "standard output" if out == STANDARD_OUTPUT else repr(out)

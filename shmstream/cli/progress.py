@@ -14,7 +14,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-from shmstream.cli.formatting import PEOPLE, left, per_second, printable, say
+from shmstream.cli.formatting import left, per_second, printable
+from shmstream.cli.printing import PEOPLE, say
 from shmstream.flight.blob import Blob
 from shmstream.units import amount
 

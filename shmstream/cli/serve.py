@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import say
 from shmstream.cli.options import duration, size, store_option
+from shmstream.cli.printing import say
 from shmstream.registry.settings import BadSetting, Settings, Upstream, read_table
 
 

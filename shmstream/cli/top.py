@@ -23,16 +23,10 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import (
-    flight_facts,
-    left,
-    named,
-    per_second,
-    plural,
-    printable,
-    show_json,
-)
+from shmstream.cli.facts import flight_facts
+from shmstream.cli.formatting import left, named, per_second, plural, printable
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
+from shmstream.cli.printing import show_json
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.stream.subscribers import Subscriber
 from shmstream.system.signals import Stopped
