@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as some
 
 from shmstream.cli import options
-from tests.cli.conftest import Run
+from tests.cli.conftest import DIGEST, Run
 
 
 @pytest.mark.parametrize("command", ["ls", "top", "check", "gc"])
@@ -39,6 +44,37 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", cache)
         assert options.default_store() == folder
+
+
+@given(some.text())
+def test_any_text_has_a_value_or_is_refused(text: str) -> None:
+    """No parser fails in another way than by telling what is wrong with the text."""
+    for parse in (options.size, options.duration, options.digest):
+        with suppress(click.BadParameter):
+            parse(text)
+
+
+@given(some.integers(min_value=0))
+@example(9_007_199_254_740_993)  # which is no float
+@example(10**400)  # nor is this
+def test_whole_sizes_are_exact(number: int) -> None:
+    assert options.size(str(number)) == options.size(f" {number} B ") == number
+    assert options.size(f"{number}GiB") == options.size(f"{number}g") == number << 30
+    assert options.size(f"{number}gb") == number * 10**9
+
+
+@given(some.binary(min_size=64, max_size=64), some.sampled_from(["sha256", "sha512"]))
+def test_a_digest_in_any_case(data: bytes, algorithm: str) -> None:
+    told = data[: hashlib.new(algorithm).digest_size].hex()
+    key = f"{algorithm}:{told}"
+    assert options.digest(f" {key.upper()}\n") == options.digest(key) == key
+    for wrong in (key[:-1], f"{key}0", f"{algorithm}:{told[:-1]}g", f"md5:{told}"):
+        with pytest.raises(click.BadParameter, match="is no digest"):
+            options.digest(wrong)
+
+
+def test_sha256sum_prints_a_digest_without_its_algorithm() -> None:
+    assert options.digest(DIGEST.partition(":")[2]) == DIGEST
 
 
 def test_sizes_and_durations() -> None:
