@@ -7,6 +7,7 @@ same time one leads, the others follow, and if it is ended, one of them goes on.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -97,7 +98,7 @@ def fetch(
     """  # noqa: D301  click wants the real character
     if digest is not None and key is not None:
         raise click.UsageError("--digest is the key: give --digest or --key, not both.")
-    name = digest or key or _key_of(url)
+    name = digest or key or key_of(url)
     try:
         sources = _sources([url, *others], _parsed(headers))
     except ValueError as error:
@@ -108,7 +109,7 @@ def fetch(
         blob = stack.enter_context(_opened(store, name, sources))
         shares_terminal = out == STANDARD_OUTPUT and sys.stdout.isatty()
         bar = PEOPLE.is_terminal and PEOPLE.is_interactive and not shares_terminal
-        shown = public(name) if name == _key_of(url) else name
+        shown = public(name) if name == key_of(url) else name
         with telling(blob, shown, copying=target is not None, bar=bar, quiet=quiet):
             if out is not None and target is not None:
                 with output.writing_to(out):
@@ -128,13 +129,13 @@ def _opened(store: Store, key: str, sources: list[Source]) -> Blob:
         raise click.UsageError(f"{error}.") from error
 
 
-def _key_of(url: str) -> str:
+def key_of(url: str) -> str:
     """What a blob without a digest is known by: its URL without user and password, or its path."""
     if "://" not in url:
         return os.path.abspath(url)
     scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    return f"{scheme}://{authority.rpartition('@')[2]}{rest[len(authority) :]}"
 
 
 def _parsed(headers: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,10 @@ import os
 import re
 from pathlib import Path
 
+import pytest
+
 from shmstream import Store
+from shmstream.cli.fetch import key_of
 from tests.cli.conftest import BLOB, DIGEST, SIZE, Begin, Run, flying
 from tests.support.origin import Origin
 
@@ -38,6 +41,20 @@ def test_keys_of_other_blobs(run: Run, url: str, store: Store, tmp_path: Path) -
     assert run("fetch", "file")[0] == 0
     assert run("fetch", "file", "--key", "mine")[0] == 0
     assert [key for key, _ in store.blobs()] == [url, str(tmp_path / "file"), "mine"]
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://me:secret@host/blob", "https://host/blob"),
+        ("https://me:p@ss@host:1/a@b?c=d@e#f@g", "https://host:1/a@b?c=d@e#f@g"),
+        ("https://one?name=a@b", "https://one?name=a@b"),
+        ("https://two#a@b", "https://two#a@b"),
+        ("https://host/http://me@there/", "https://host/http://me@there/"),
+    ],
+)
+def test_a_key_is_the_url_without_credentials(url: str, key: str) -> None:
+    assert key_of(url) == key
 
 
 def test_wrong_bytes(run: Run, origin: Origin, url: str, tmp_path: Path) -> None:
