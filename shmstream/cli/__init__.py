@@ -1,19 +1,19 @@
-"""The command line: `command` is its door, and each command is a room.
+"""The command line: `command` is the group of all commands, and each command has its module.
 
-fetch.py        `fetch`; progress.py is its progress bar, output.py where the bytes go
+fetch.py        `fetch`; progress.py shows how far it is, output.py opens what it writes to
 serve.py        `serve`
 ls.py           `ls`
 maintenance.py  `check`, `gc`, `evict`
 top.py          `top`
 demo.py         `demo`
 completion.py   `completion`
-options.py      what several commands take: sizes, durations, `--store`, `--verbose`
-formatting.py   how facts are told to people
+options.py      options of several commands, and the parsers of sizes, durations and digests
+formatting.py   facts as text for people
 facts.py        blobs and flights as JSON
-printing.py     where results and messages go
+printing.py     prints results and messages
 exits.py        how every command ends: exit codes, errors, signals
 
-Results go to standard output, everything that is for people to standard error.
+Results go to standard output, messages for people go to standard error.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ from shmstream.cli.serve import serve
 from shmstream.cli.top import top
 
 _EPILOG = """\
-Exit codes: 0 good, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM. The environment
-variable SHMSTREAM_STORE names the store to use, else it is ~/.cache/shmstream.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 ended by Ctrl-C, 143 ended by SIGTERM. The
+environment variable SHMSTREAM_STORE names the folder of the store; without it, the store is in
+~/.cache/shmstream.
 """
 
 
 class _InOrder(click.Group):
-    """Lists its commands as they were added: the one that everybody wants comes first."""
+    """Lists its commands in the order in which they were added: `fetch` comes first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

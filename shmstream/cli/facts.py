@@ -10,7 +10,7 @@ from shmstream.storage.layout import Entry
 
 
 def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
-    """A complete blob, for programs."""
+    """A complete blob: its size in bytes, the time of its last use in UTC."""
     return {
         "key": key,
         "size": entry.size,
@@ -20,7 +20,7 @@ def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
 
 
 def flight_facts(flight: FlightInfo) -> dict[str, Any]:
-    """A flight, for programs."""
+    """A flight: its leader, its followers, and how far each of them is, in bytes."""
     leader = flight.leader
     return {
         "key": flight.key,

@@ -1,4 +1,4 @@
-"""How facts are told to people: keys, rates, times and columns as text."""
+"""Facts as text for people: keys, rates, times and columns."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from shmstream.units import amount
 
 
 def printable(text: str) -> str:
-    """A key or a command may hold anything; what would move the cursor is told as its escape."""
+    """`text` with escapes for unprintable characters: those in a key could move the cursor."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
 def per_second(rate: float | None) -> str:
-    """A rate in bytes a second for people."""
+    """A rate in bytes a second: `1.5 MiB/s`; empty if the rate is not known."""
     return "" if rate is None else f"{amount(rate)}/s"
 
 
 def left(seconds: float | None) -> str:
-    """A time to go: `0:04`, `1:02:03`."""
+    """A length of time, rounded up to a second: `0:04`, `1:02:03`; empty if it is not known."""
     if seconds is None:
         return ""
     minutes, second = divmod(math.ceil(seconds), 60)
@@ -36,7 +36,10 @@ def plural(count: int, noun: str) -> str:
 
 
 def in_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> str:
-    """Rows as lines; all cells of a column are as wide as its widest, never cut off."""
+    """Rows as lines. A column is as wide as its widest cell, and no cell is cut off.
+
+    `right` holds the indexes of the columns that are aligned to the right.
+    """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -54,5 +57,5 @@ def local_time(seconds: float) -> str:
 
 
 def named(key: str | None) -> str:
-    """A key for people."""
+    """A key for people; None if the store does not know the key."""
     return "(its key is not known)" if key is None else printable(key)

@@ -21,8 +21,9 @@ from shmstream.units import amount
 def ls(folder: str, as_json: bool) -> None:
     """List the blobs of a store, the least recently used first, and its flights.
 
-    A flight is a download in progress on this host: who leads it, how many follow, and how far it
-    is. With --json: an object with `store`, `blobs` and `flights`.
+    A flight is a download in progress on this host. For each flight, `ls` shows which process leads
+    it, how many processes follow, and how many bytes are published. With --json: an object with
+    `store`, `blobs` and `flights`.
     """
     store = existing_store(folder)
     flights, blobs = store.flights(), store.blobs()

@@ -1,4 +1,4 @@
-"""`check`, `gc`, `evict`: keeping a store in order."""
+"""`check`, `gc`, `evict`: the commands that keep a store in order."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ from shmstream.cli.options import (
 from shmstream.cli.printing import say, show_json
 
 
-@click.command(cls=Command, short_help="Say what is not as it should be in a store.")
+@click.command(cls=Command, short_help="Report what is damaged or left over in a store.")
 @store_option
-@click.option("--full", "hashed", flag_value="all", help="Hash every blob, changed or not.")
-@click.option("--quick", "hashed", flag_value="none", help="Hash no blob: no wrong byte shows.")
+@click.option(
+    "--full", "hashed", flag_value="all", help="Hash every blob, whether it changed or not."
+)
+@click.option(
+    "--quick", "hashed", flag_value="none", help="Hash no blob: wrong bytes are not found."
+)
 @json_option
 @verbose_option
 @click.pass_context
 def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) -> None:
-    """Say what is not as it should be, in the folder and in shared memory.
+    """Report what is not as it should be, in the folder of the store and in shared memory.
 
-    Blobs that were changed, or put there, since they were last verified are hashed; with --full
-    all, which also finds what a disk has lost by itself. Nothing is changed: `gc` removes what is
-    abandoned, and a damaged blob may be removed by hand, the next fetch brings it anew. Exits with
-    1 if there is anything to say. With --json: a list of objects with `kind`, `path` and `detail`.
+    The check hashes each blob that was changed or added since its last verification. With --full
+    it hashes all blobs, and so also finds bytes that the disk has lost. It changes nothing: `gc`
+    removes what is abandoned. A damaged blob can be removed by hand; the next fetch downloads it
+    again. Exits with 1 if there is a finding. With --json: a list of objects with `kind`, `path`
+    and `detail`.
     """
     store = existing_store(folder)
     findings = store.check(verify={"all": True, "none": False}.get(hashed or ""))
@@ -55,14 +60,15 @@ def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) ->
     default="7d",
     show_default=True,
     metavar="DURATION",
-    help="Partial files that a fetch could go on with stay for that long: 90s, 30m, 12h, 7d.",
+    help="Keep partial files that a fetch could resume for that long: 90s, 30m, 12h, 7d.",
 )
 @verbose_option
 def gc(folder: str, partial_age: float) -> None:
-    """Remove what dead processes have left, and print it. Nothing that is alive is touched.
+    """Remove what dead processes have left, and print what was removed.
 
-    That is: shared memory and semaphores of this user on this host, partial files that nobody goes
-    on with, and what belonged to them.
+    Dead processes leave shared memory and semaphores of this user on this host, partial files that
+    no process continues, and files that belong to these. Nothing that a live process uses is
+    touched.
     """
     store = existing_store(folder)
     gone = store.gc(partial_age=partial_age)
@@ -75,14 +81,14 @@ def gc(folder: str, partial_age: float) -> None:
     type=size,
     required=True,
     metavar="SIZE",
-    help="What may stay: 10GiB, 500MB, or 0 for nothing.",
+    help="How much may stay: 10GiB, 500MB, or 0 for nothing.",
 )
 @store_option
 @verbose_option
 def evict(max_bytes: int, folder: str) -> None:
-    """Remove the least recently used blobs until SIZE is left, and print their paths.
+    """Remove the least recently used blobs until at most SIZE is left, and print their paths.
 
-    Whoever has one open goes on reading it. Flights are not touched.
+    A process that has such a blob open goes on reading it. Flights are not touched.
     """
     store = existing_store(folder)
     _tell_gone(store.evict(max_bytes), "blob", store.folder)

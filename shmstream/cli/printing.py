@@ -1,4 +1,4 @@
-"""Where texts go: results to standard output, everything that is for people to standard error."""
+"""Prints results to standard output, and messages for people to standard error."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rich.text import Text
 from shmstream.cli.formatting import printable
 
 PEOPLE = Console(stderr=True, highlight=False, emoji=False)
-"""Standard error, where everything is for people."""
+"""Standard error, where messages for people go."""
 
 
 def say(text: str) -> None:
-    """Tell people a line, with `?` for what their terminal cannot show."""
+    """Print a message, with `?` for each character that the terminal cannot show."""
     shown = printable(text).encode(PEOPLE.encoding, "replace").decode(PEOPLE.encoding)
     PEOPLE.print(Text(shown), soft_wrap=True)
 
 
 def show_json(facts: object) -> None:
-    """The result, for programs."""
+    """Print the result as JSON."""
     click.echo(json.dumps(facts, indent=2))

@@ -1,4 +1,4 @@
-"""The command line run as a user runs it: real processes, a real origin, pipes and terminals."""
+"""The command line, run as a user runs it: real processes, a real origin, pipes and terminals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Store]:
-    """The store that every command uses unless it is told of another. Nothing is left of it."""
+    """The store that a command uses if it has no `--store`; at the end no partial file is left."""
     path = tmp_path / "store"
     monkeypatch.setenv("SHMSTREAM_STORE", str(path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -42,7 +42,7 @@ def store(
 
 @pytest.fixture
 def begin(store: Store, tmp_path: Path) -> Iterator[Begin]:  # noqa: ARG001
-    """Start a command; it is gone when the test ends, and so is what it had in shared memory."""
+    """Start a command. When the test ends, it is killed, and its shared memory is removed."""
     begun: list[Running] = []
 
     def begin_command(*arguments: str) -> Running:
@@ -57,7 +57,7 @@ def begin(store: Store, tmp_path: Path) -> Iterator[Begin]:  # noqa: ARG001
 
 @pytest.fixture
 def run(begin: Begin) -> Callable[..., tuple[int, str, str]]:
-    """Run a command to its end: exit code, standard output, standard error."""
+    """Run a command to its end; returns its exit code, standard output and standard error."""
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
         code, out, errors = begin(*arguments).finish()
@@ -83,12 +83,12 @@ def show(store: Store, tmp_path: Path) -> Iterator[Callable[..., Command]]:  # n
 
 @pytest.fixture
 def url(origin: Origin) -> str:
-    """Where the blob is."""
+    """The URL of the blob."""
     return origin.serve("/blob", seed=1, size=SIZE)
 
 
 def flying(store: Store, published: int = 1, followers: int = 0) -> None:
-    """Wait until a flight has published so much, and so many others follow."""
+    """Wait until a flight has published so many bytes and has so many followers."""
 
     def is_so() -> bool:
         flights = store.flights()
@@ -105,7 +105,7 @@ def flying(store: Store, published: int = 1, followers: int = 0) -> None:
 
 @pytest.fixture
 def flight(begin: Begin, store: Store, origin: Origin, url: str) -> tuple[Running, Running]:
-    """A leader and a follower, halted by their origin."""
+    """A leader and a follower; their origin sends 200,000 bytes and then waits."""
     origin.change("/blob", stall_after=200_000)
     leader = begin("fetch", url, "--digest", DIGEST, "-q")
     flying(store, published=196_608)

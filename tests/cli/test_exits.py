@@ -18,7 +18,7 @@ from tests.support.origin import Origin
 
 
 def test_a_closed_pipe(begin: Begin, store: Store, origin: Origin, url: str) -> None:
-    """It ends quietly, and whoever follows goes on."""
+    """The leader ends without a message, and the follower goes on."""
     origin.change("/blob", count=1, stall_after=200_000)
     leader = begin("fetch", url, "-o", "-")
     flying(store)
@@ -48,7 +48,7 @@ def test_a_closed_pipe_of_a_list(begin: Begin, run: Run, url: str) -> None:
 def test_a_signal_in_the_middle(
     begin: Begin, store: Store, origin: Origin, url: str, number: int, tmp_path: Path
 ) -> None:
-    """The leader leaves no file, and hands over to whoever follows."""
+    """The leader leaves no file, and the follower takes over."""
     origin.change("/blob", count=1, stall_after=200_000)
     leader = begin("fetch", url, "--digest", DIGEST, "-o", "out")
     flying(store, published=196_608)

@@ -35,7 +35,7 @@ def test_a_digest_is_the_key(run: Run, url: str, store: Store) -> None:
 
 
 def test_keys_of_other_blobs(run: Run, url: str, store: Store, tmp_path: Path) -> None:
-    """A URL without its credentials, a path from the root, or whatever is wished for."""
+    """A URL without its credentials, an absolute path, or the text of `--key`."""
     (tmp_path / "file").write_bytes(BLOB)
     assert run("fetch", url.replace("//", "//me:secret@"))[0] == 0
     assert run("fetch", "file")[0] == 0
@@ -68,7 +68,7 @@ def test_wrong_bytes(run: Run, origin: Origin, url: str, tmp_path: Path) -> None
 
 
 def test_no_source_has_it(run: Run, origin: Origin, url: str) -> None:
-    """The first refuses, the second knows nothing of it: the message tells both."""
+    """The first source refuses, the second has no such file: the message tells both reasons."""
     origin.refuse()
     code, out, told = run("fetch", url, "--source", "/no/such/file", "-o", "out")
     assert (code, out) == (1, "")

@@ -1,4 +1,4 @@
-"""Texts for people: times, columns, and keys with characters that a terminal would obey."""
+"""Texts for people: times, columns, and keys with control characters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands take: the store, sizes and durations."""
+"""Options of several commands: the store, sizes, durations and digests."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(some.text())
 def test_any_text_has_a_value_or_is_refused(text: str) -> None:
-    """No parser fails in another way than by telling what is wrong with the text."""
+    """A parser refuses a wrong text with BadParameter, and with no other error."""
     for parse in (options.size, options.duration, options.digest):
         with suppress(click.BadParameter):
             parse(text)
 
 
 @given(some.integers(min_value=0))
-@example(9_007_199_254_740_993)  # which is no float
-@example(10**400)  # nor is this
+@example(9_007_199_254_740_993)  # no float has this value
+@example(10**400)  # too large for a float
 def test_whole_sizes_are_exact(number: int) -> None:
     assert options.size(str(number)) == options.size(f" {number} B ") == number
     assert options.size(f"{number}GiB") == options.size(f"{number}g") == number << 30
