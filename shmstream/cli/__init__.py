@@ -1,17 +1,19 @@
 """The command line: `command` is the group of all commands, and each command has its module.
 
-fetch.py        `fetch`; progress.py shows how far it is, output.py opens what it writes to
-serve.py        `serve`
-ls.py           `ls`
-maintenance.py  `check`, `gc`, `evict`
-top.py          `top`
-demo.py         `demo`
-completion.py   `completion`
-options.py      options of several commands, and the parsers of sizes, durations and digests
-formatting.py   facts as text for people
-facts.py        blobs and flights as JSON
-printing.py     prints results and messages
-exits.py        how every command ends: exit codes, errors, signals
+fetch          `fetch`
+progress       shows how far a fetch is
+output         opens what a fetch writes to
+serve          `serve`
+ls             `ls`
+maintenance    `check`, `gc`, `evict`
+top            `top`
+demo           `demo`
+completion     `completion`
+options        options of several commands, and the parsers of sizes, durations and digests
+formatting     facts as text for people
+facts          blobs and flights as JSON
+printing       prints results and messages
+exits          how every command ends: exit codes, errors, signals
 
 Results go to standard output, messages for people go to standard error.
 """
@@ -51,7 +53,7 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
-    command.add_command(each)
+for _each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
+    command.add_command(_each)
 
 __all__ = ["command"]

@@ -79,7 +79,7 @@ def writing_to(out: str) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads the output: exits.py handles this
+    except BrokenPipeError:  # nobody reads the output: `exits` handles this
         raise
     except OSError as error:
         name = "standard output" if out == STANDARD_OUTPUT else repr(out)
