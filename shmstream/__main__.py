@@ -1,10 +1,10 @@
-"""`python -m shmstream` and `shmstream`: start the command line, or say what it needs."""
+"""`python -m shmstream` and `shmstream`: start the command line, or say which extra it needs."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; without the `cli` extra, say so and exit with 2."""
+    """Run the command line. If the `cli` extra is not installed, say so and exit with 2."""
     try:
         from shmstream.cli import command
     except ImportError as error:

@@ -1,18 +1,21 @@
-"""The command line: `command` is its door, and each command is a room.
+"""The command line: `command` is the group of all commands, and each command has its module.
 
 fetch          `fetch`
-progress       its progress bar
-output         where its bytes go
+progress       shows how far a fetch is
+output         opens what a fetch writes to
 serve          `serve`
-maintenance    `ls`, `check`, `gc`, `evict`
+ls             `ls`
+maintenance    `check`, `gc`, `evict`
 top            `top`
 demo           `demo`
 completion     `completion`
-options        what several commands take: sizes, durations, `--store`, `--verbose`
-formatting     how blobs and flights are shown, to people and as JSON
+options        options of several commands, and the parsers of sizes, durations and digests
+formatting     facts as text for people
+facts          blobs and flights as JSON
+printing       prints results and messages
 exits          how every command ends: exit codes, errors, signals
 
-Results go to standard output, everything that is for people to standard error.
+Results go to standard output, messages for people go to standard error.
 """
 
 from __future__ import annotations
@@ -23,19 +26,21 @@ import shmstream
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
-from shmstream.cli.maintenance import check, evict, gc, ls
+from shmstream.cli.ls import ls
+from shmstream.cli.maintenance import check, evict, gc
 from shmstream.cli.options import verbose_option
 from shmstream.cli.serve import serve
 from shmstream.cli.top import top
 
 _EPILOG = """\
-Exit codes: 0 good, 1 failed, 2 wrong usage, 130 ended by Ctrl-C, 143 by SIGTERM. The environment
-variable SHMSTREAM_STORE names the store to use, else it is ~/.cache/shmstream.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 130 ended by Ctrl-C, 143 ended by SIGTERM. The
+environment variable SHMSTREAM_STORE names the folder of the store; without it, the store is in
+~/.cache/shmstream.
 """
 
 
 class _InOrder(click.Group):
-    """Lists its commands as they were added: the one that everybody wants comes first."""
+    """Lists its commands in the order in which they were added: `fetch` comes first."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)

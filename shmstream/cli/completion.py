@@ -1,4 +1,4 @@
-"""`completion`: what a shell needs to complete our commands and options. click makes it."""
+"""`completion`: the script with which a shell completes our commands; click makes the script."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def completion(ctx: click.Context, shell: str) -> None:
     """Print the completion script for a shell.
 
     \b
-    To install it, for good:
+    To install it permanently:
       bash   echo 'eval "$(shmstream completion bash)"' >> ~/.bashrc
       zsh    echo 'eval "$(shmstream completion zsh)"' >> ~/.zshrc
              (below the line with compinit)

@@ -1,12 +1,12 @@
 """How every command ends: its exit code, its error message, and what a signal does to it.
 
-what happens                      the exit code
-it did what it was asked          0
-it cannot                         1, and `Error: ` with the text of the error
-it was called in a wrong way      2, which is click's
-Ctrl-C, SIGTERM, SIGHUP           130, 143, 129: the `with` blocks end, and with the interpreter
-                                  whatever flight it leads is handed over to a reader
-nobody reads its output           141, quietly: as if SIGPIPE had ended it
+what happens                      exit code
+the command succeeds              0
+it fails                          1, and it prints `Error: ` and the text of the error
+its arguments are wrong           2, set by click
+Ctrl-C, SIGTERM, SIGHUP           130, 143, 129; the `with` blocks clean up, and when the
+                                  interpreter ends, a follower takes over the flight that it leads
+nobody reads its output           141, without a message, as if SIGPIPE had ended it
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from shmstream.system.signals import Stopped, stoppable
 
 
 class Command(click.Command):
-    """A command that ends as this module says."""
+    """A command that ends as this module describes."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
+        """Run the command."""
         with _ending_well(ctx):
             return super().invoke(ctx)
 
@@ -40,7 +40,7 @@ def _ending_well(ctx: click.Context) -> Iterator[None]:
     except Stopped as stop:
         ctx.exit(128 + stop.number)
     except BrokenPipeError:
-        # What is still buffered must not fail again when the interpreter ends.
+        # The interpreter flushes standard output when it ends: that must not fail again.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
@@ -52,7 +52,7 @@ def _ending_well(ctx: click.Context) -> Iterator[None]:
 
 
 def reason(error: OSError) -> str:
-    """An error of the system for people: `No space left on device: '/x'`."""
+    """The text of a system error for people: `No space left on device: '/x'`."""
     if not error.strerror:
         return str(error)
     return error.strerror + (f": {error.filename!r}" if error.filename else "")

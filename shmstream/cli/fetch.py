@@ -1,12 +1,13 @@
-"""`fetch`: one blob into the store, and from there to a file, a pipe, or whoever asks for its path.
+"""`fetch`: brings a blob into the store, then writes it to a file or a pipe, or prints its path.
 
-It is `Store.open` on the command line: of all processes on the host that fetch the same key at the
-same time one leads, the others follow, and if it is ended, one of them goes on.
+It is `Store.open` on the command line. When several processes on the host fetch the same key at the
+same time, one of them leads and the others follow. If the leader is ended, a follower goes on.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -16,10 +17,10 @@ import click
 
 from shmstream.cli import output
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import PEOPLE
 from shmstream.cli.options import digest as digest_of_text
 from shmstream.cli.options import size, store_option, verbose_option
 from shmstream.cli.output import STANDARD_OUTPUT
+from shmstream.cli.printing import PEOPLE
 from shmstream.cli.progress import telling
 from shmstream.errors import ShmstreamError
 from shmstream.flight.blob import Blob
@@ -28,7 +29,7 @@ from shmstream.sources.select import as_sources
 from shmstream.store import Store
 
 
-@click.command(cls=Command, short_help="Get a blob, together with whoever else wants it.")
+@click.command(cls=Command, short_help="Get a blob; all processes on this host share one download.")
 @click.argument("url")
 @click.option(
     "-o",
@@ -36,14 +37,14 @@ from shmstream.store import Store
     "out",
     type=click.Path(dir_okay=False, allow_dash=True),
     metavar="FILE|-",
-    help="Write it there, whole or not at all; - streams it to standard output as it arrives.  "
-    "[default: print its path in the store]",
+    help="Write the blob to FILE, completely or not at all; - streams it to standard output as it "
+    "arrives.  [default: print the path of the blob in the store]",
 )
 @click.option(
     "--digest",
     type=digest_of_text,
     metavar="DIGEST",
-    help="sha256:<hex> or sha512:<hex>: the key, and what the bytes are verified by.",
+    help="sha256:<hex> or sha512:<hex>: the key of the blob. Its bytes are verified by it.",
 )
 @click.option("--key", metavar="TEXT", help="The key of a blob without a digest.  [default: URL]")
 @store_option
@@ -52,20 +53,21 @@ from shmstream.store import Store
     "others",
     multiple=True,
     metavar="URL",
-    help="Where else it can be had, if URL fails; any number of times.",
+    help="Another URL or path of the same blob, used if URL fails; can be given several times.",
 )
 @click.option(
     "--header",
     "headers",
     multiple=True,
     metavar="'NAME: VALUE'",
-    help="Send it with requests to URL's host, and to no other; any number of times.",
+    help="A header for requests to the host of URL, and to no other host; can be given several "
+    "times.",
 )
 @click.option(
     "--max-bytes",
     type=size,
     metavar="SIZE",
-    help="Evict the least recently used blobs of the store beyond that: 10GiB, 500MB.",
+    help="Evict the least recently used blobs when the store is larger than SIZE: 10GiB, 500MB.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
 @verbose_option
@@ -80,14 +82,14 @@ def fetch(
     max_bytes: int | None,
     quiet: bool,
 ) -> None:
-    """Get a blob: from the store, from a fetch in progress on this host, or else from URL.
+    """Get a blob: from the store, from a download in progress on this host, or else from URL.
 
-    URL is an http or https URL, another one that fsspec knows (s3://, gs://, ...), or a path.
-    However many processes of this host fetch one blob, one of them downloads it. The others read
-    along while it arrives, and one of them goes on if it is ended.
+    URL is an http or https URL, a URL that fsspec knows (s3://, gs://, ...), or a path. However
+    many processes on this host fetch the same blob, one of them downloads it. The others read it
+    while it arrives. If the process that downloads is ended, one of the others goes on.
 
-    Without --digest, a blob that is stored under URL counts as complete for good: `evict` it, or
-    give another --key, to have it anew.
+    Without --digest, a blob that is stored under URL is never downloaded again. To get it anew,
+    `evict` it or give another --key.
 
     \b
     Examples:
@@ -97,7 +99,7 @@ def fetch(
     """  # noqa: D301  click wants the real character
     if digest is not None and key is not None:
         raise click.UsageError("--digest is the key: give --digest or --key, not both.")
-    name = digest or key or _key_of(url)
+    name = digest or key or key_of(url)
     try:
         sources = _sources([url, *others], _parsed(headers))
     except ValueError as error:
@@ -108,12 +110,12 @@ def fetch(
         blob = stack.enter_context(_opened(store, name, sources))
         shares_terminal = out == STANDARD_OUTPUT and sys.stdout.isatty()
         bar = PEOPLE.is_terminal and PEOPLE.is_interactive and not shares_terminal
-        shown = public(name) if name == _key_of(url) else name
+        shown = public(name) if name == key_of(url) else name
         with telling(blob, shown, copying=target is not None, bar=bar, quiet=quiet):
             if out is not None and target is not None:
                 with output.writing_to(out):
                     blob.copy(target)
-            blob.wait()  # also after a copy: if we lead, until the leader has cleared up
+            blob.wait()  # also after a copy: if we lead, the leader's thread still has to clean up
         path = blob.path
     if out is None:
         click.echo(path)
@@ -128,13 +130,13 @@ def _opened(store: Store, key: str, sources: list[Source]) -> Blob:
         raise click.UsageError(f"{error}.") from error
 
 
-def _key_of(url: str) -> str:
-    """What a blob without a digest is known by: its URL without user and password, or its path."""
+def key_of(url: str) -> str:
+    """The key of a blob without a digest: its URL without user and password, or its full path."""
     if "://" not in url:
         return os.path.abspath(url)
     scheme, _, rest = url.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    return f"{scheme}://{authority.rpartition('@')[2]}{rest[len(authority) :]}"
 
 
 def _parsed(headers: Sequence[str]) -> dict[str, str]:
@@ -148,7 +150,9 @@ def _parsed(headers: Sequence[str]) -> dict[str, str]:
 
 
 def _sources(urls: Sequence[str], headers: dict[str, str]) -> list[Source]:
-    """The sources in order. Headers may be secrets of the first one's host.
+    """The sources of `urls`, in the same order.
+
+    Only sources on the host of the first URL get the headers: a header may be a secret.
 
     Raises:
         ValueError: a URL or a header is not valid.

@@ -1,4 +1,4 @@
-"""`ls`, `check`, `gc`, `evict`: what is in a store, and keeping it in order."""
+"""`check`, `gc`, `evict`: the commands that keep a store in order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from dataclasses import asdict
 import click
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import (
-    blob_facts,
-    flight_facts,
-    in_columns,
-    moment,
-    named,
-    plural,
-    printable,
-    say,
-    show_json,
-)
+from shmstream.cli.formatting import plural, printable
 from shmstream.cli.options import (
     duration,
     existing_store,
@@ -26,74 +16,28 @@ from shmstream.cli.options import (
     store_option,
     verbose_option,
 )
-from shmstream.storage.flights import FlightInfo, followers_of, state_of
-from shmstream.storage.layout import Entry
-from shmstream.units import amount
+from shmstream.cli.printing import say, show_json
 
 
-@click.command(cls=Command, short_help="List the blobs and flights of a store.")
+@click.command(cls=Command, short_help="Report what is damaged or left over in a store.")
 @store_option
-@json_option
-@verbose_option
-def ls(folder: str, as_json: bool) -> None:
-    """List the blobs of a store, the least recently used first, and its flights.
-
-    A flight is a download in progress on this host: who leads it, how many follow, and how far it
-    is. With --json: an object with `store`, `blobs` and `flights`.
-    """
-    store = existing_store(folder)
-    flights, blobs = store.flights(), store.blobs()
-    if as_json:
-        show_json(
-            {
-                "store": store.folder,
-                "blobs": [blob_facts(key, entry) for key, entry in blobs],
-                "flights": [flight_facts(each) for each in flights],
-            }
-        )
-        return
-    if blobs:
-        click.echo(_blob_lines(blobs))
-    if flights:
-        click.echo(("\n" if blobs else "") + _flight_lines(flights))
-    total = amount(sum(entry.size for _, entry in blobs))
-    told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
-    say(f"{told} in {store.folder}")
-
-
-def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
-    rows = [("SIZE", "LAST USED", "BLOB")]
-    for key, entry in blobs:
-        used = moment(entry.used).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-        rows.append((amount(entry.size), used, named(key)))
-    return in_columns(rows, right=[0])
-
-
-def _flight_lines(flights: list[FlightInfo]) -> str:
-    rows = [("PUBLISHED", "OF", "STATE", "EPOCH", "LEADER", "FOLLOWERS", "FLIGHT")]
-    for each in flights:
-        of = "?" if each.size is None else amount(each.size)
-        leader = "" if each.leader is None else str(each.leader.pid)
-        followers = str(len(followers_of(each)))
-        told = (amount(each.published), of, state_of(each), str(each.epoch), leader, followers)
-        rows.append((*told, named(each.key)))
-    return in_columns(rows, right=[0, 1, 3, 4, 5])
-
-
-@click.command(cls=Command, short_help="Say what is not as it should be in a store.")
-@store_option
-@click.option("--full", "hashed", flag_value="all", help="Hash every blob, changed or not.")
-@click.option("--quick", "hashed", flag_value="none", help="Hash no blob: no wrong byte shows.")
+@click.option(
+    "--full", "hashed", flag_value="all", help="Hash every blob, whether it changed or not."
+)
+@click.option(
+    "--quick", "hashed", flag_value="none", help="Hash no blob: wrong bytes are not found."
+)
 @json_option
 @verbose_option
 @click.pass_context
 def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) -> None:
-    """Say what is not as it should be, in the folder and in shared memory.
+    """Report what is not as it should be, in the folder of the store and in shared memory.
 
-    Blobs that were changed, or put there, since they were last verified are hashed; with --full
-    all, which also finds what a disk has lost by itself. Nothing is changed: `gc` removes what is
-    abandoned, and a damaged blob may be removed by hand, the next fetch brings it anew. Exits with
-    1 if there is anything to say. With --json: a list of objects with `kind`, `path` and `detail`.
+    The check hashes each blob that was changed or added since its last verification. With --full
+    it hashes all blobs, and so also finds bytes that the disk has lost. It changes nothing: `gc`
+    removes what is abandoned. A damaged blob can be removed by hand; the next fetch downloads it
+    again. Exits with 1 if there is a finding. With --json: a list of objects with `kind`, `path`
+    and `detail`.
     """
     store = existing_store(folder)
     findings = store.check(verify={"all": True, "none": False}.get(hashed or ""))
@@ -116,14 +60,15 @@ def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) ->
     default="7d",
     show_default=True,
     metavar="DURATION",
-    help="Partial files that a fetch could go on with stay for that long: 90s, 30m, 12h, 7d.",
+    help="Keep partial files that a fetch could resume for that long: 90s, 30m, 12h, 7d.",
 )
 @verbose_option
 def gc(folder: str, partial_age: float) -> None:
-    """Remove what dead processes have left, and print it. Nothing that is alive is touched.
+    """Remove what dead processes have left, and print what was removed.
 
-    That is: shared memory and semaphores of this user on this host, partial files that nobody goes
-    on with, and what belonged to them.
+    Dead processes leave shared memory and semaphores of this user on this host, partial files that
+    no process continues, and files that belong to these. Nothing that a live process uses is
+    touched.
     """
     store = existing_store(folder)
     gone = store.gc(partial_age=partial_age)
@@ -136,14 +81,14 @@ def gc(folder: str, partial_age: float) -> None:
     type=size,
     required=True,
     metavar="SIZE",
-    help="What may stay: 10GiB, 500MB, or 0 for nothing.",
+    help="How much may stay: 10GiB, 500MB, or 0 for nothing.",
 )
 @store_option
 @verbose_option
 def evict(max_bytes: int, folder: str) -> None:
-    """Remove the least recently used blobs until SIZE is left, and print their paths.
+    """Remove the least recently used blobs until at most SIZE is left, and print their paths.
 
-    Whoever has one open goes on reading it. Flights are not touched.
+    A process that has such a blob open goes on reading it. Flights are not touched.
     """
     store = existing_store(folder)
     _tell_gone(store.evict(max_bytes), "blob", store.folder)

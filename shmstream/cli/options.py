@@ -1,4 +1,4 @@
-"""What several commands take: sizes, durations, keys, the store, and how much to tell."""
+"""Options of several commands, and parsers for their values: sizes, durations and digests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from shmstream import units
-from shmstream.cli.formatting import say
+from shmstream.cli.printing import say
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def size(text: str) -> int:
-    """A number of bytes, see `units.size`."""
+    """A number of bytes, as `units.size` reads it; BadParameter if `text` is none."""
     try:
         return units.size(text)
     except ValueError as error:
@@ -26,7 +26,7 @@ def size(text: str) -> int:
 
 
 def duration(text: str) -> float:
-    """A time in seconds, see `units.duration`."""
+    """A time in seconds, as `units.duration` reads it; BadParameter if `text` is none."""
     try:
         return units.duration(text)
     except ValueError as error:
@@ -34,7 +34,11 @@ def duration(text: str) -> float:
 
 
 def digest(text: str) -> str:
-    """`sha256:<hex>` or `sha512:<hex>`, or as sha256sum prints it: the bare hex digits."""
+    """A digest, from `sha256:<hex>`, from `sha512:<hex>`, or from hex digits as sha256sum prints.
+
+    Raises:
+        BadParameter: `text` is none of these.
+    """
     told = text.strip().lower()
     if ":" not in told:
         told = f"sha256:{told}"
@@ -45,18 +49,18 @@ def digest(text: str) -> str:
 
 
 def default_store() -> str:
-    """Where a store is when nobody says: in the user's cache."""
+    """The folder of the store if none is given: in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # empty, or to be ignored by its specification
+    if not os.path.isabs(cache):  # empty, or relative, which the XDG specification says to ignore
         cache = os.path.expanduser("~/.cache")
     return os.path.join(cache, "shmstream")
 
 
 def existing_store(folder: str) -> Store:
-    """The store that is there: a typing mistake is not to make a new one.
+    """Open a store that exists: a typing mistake must not make a new store.
 
     Raises:
-        ClickException: there is none.
+        ClickException: there is no store in `folder`.
         StoreUnusable: as `Store`.
     """
     if not os.path.isfile(os.path.join(folder, ".shmstream")):
@@ -85,7 +89,7 @@ def json_option(command: F) -> F:
 
 
 class _Events(logging.Handler):
-    """Shows events on standard error, above a progress bar if there is one."""
+    """Prints log records on standard error, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
@@ -94,7 +98,7 @@ class _Events(logging.Handler):
 def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:  # noqa: ARG001
     logger = logging.getLogger("shmstream")
     if not logger.handlers:
-        logger.addHandler(logging.NullHandler())  # errors are told once, by those who end with one
+        logger.addHandler(logging.NullHandler())  # a command that fails prints its error itself
     if verbose and not any(isinstance(each, _Events) for each in logger.handlers):
         events = _Events()
         events.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))

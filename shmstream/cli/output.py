@@ -1,7 +1,7 @@
-"""Where the bytes of a fetch go: standard output, or a file that is there whole or not at all.
+"""Where `fetch` writes the bytes: standard output, or a file that is complete or does not appear.
 
-A file is written under a name of its own beside the one that was asked for, and renamed in the end.
-What is no file, such as `/dev/null` or a FIFO, is written to as it is.
+The bytes go to a temporary file beside the requested file; it is renamed at the end. A device or a
+FIFO, such as `/dev/null`, is opened and written to directly.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ STANDARD_OUTPUT = "-"
 
 @contextmanager
 def opened(out: str) -> Iterator[int]:
-    """A descriptor to write the bytes to; an error inside leaves no file, and an old one as it was.
+    """A descriptor to write to. An error inside leaves no new file, and an old file unchanged.
 
     Raises:
-        ClickException: it cannot be written to.
+        ClickException: `out` cannot be written to.
     """
     if out == STANDARD_OUTPUT:
-        if sys.stdout is None:  # then 1 is whatever was opened since
+        if sys.stdout is None:  # then another file may have descriptor 1
             raise click.ClickException("there is no standard output to write to: it is closed")
         yield 1
         return
-    path = os.path.realpath(out)  # where a symbolic link leads, as other tools do
+    path = os.path.realpath(out)  # write where a symbolic link leads, as other tools do
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -51,7 +51,7 @@ def opened(out: str) -> Iterator[int]:
 
 @contextmanager
 def _renamed_in_the_end(path: str, out: str, mode: int) -> Iterator[int]:
-    """`mode` is that of the file that is there already, 0 if there is none."""
+    """A descriptor of a new file; `mode` is the mode of the old file, 0 if there is no old file."""
     temporary = os.path.join(os.path.dirname(path), f".shmstream-{secrets.token_hex(8)}")
     with writing_to(out):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -72,14 +72,14 @@ def _renamed_in_the_end(path: str, out: str, mode: int) -> Iterator[int]:
 
 @contextmanager
 def writing_to(out: str) -> Iterator[None]:
-    """Inside, what the system refuses is an error about `out`, not about some temporary name.
+    """Inside, a system error becomes an error about `out`, not about the temporary file.
 
     Raises:
-        ClickException: the system refused.
+        ClickException: there was a system error.
     """
     try:
         yield
-    except BrokenPipeError:  # nobody reads it: see guard.py
+    except BrokenPipeError:  # nobody reads the output: `exits` handles this
         raise
     except OSError as error:
         name = "standard output" if out == STANDARD_OUTPUT else repr(out)

@@ -1,7 +1,7 @@
-"""What `fetch` shows while it waits: who brings the blob, how far it is, how fast, how long yet.
+"""What `fetch` shows while it waits: its role, how far the blob is, the rate and the time left.
 
-On a terminal a bar, which looks at the blob ten times a second by itself; elsewhere one closing
-line; with --quiet nothing.
+On a terminal it shows a bar, whose thread looks at the blob ten times a second. Elsewhere it prints
+one line at the end. With --quiet it shows nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-from shmstream.cli.formatting import PEOPLE, left, per_second, printable, say
+from shmstream.cli.formatting import left, per_second, printable
+from shmstream.cli.printing import PEOPLE, say
 from shmstream.flight.blob import Blob
 from shmstream.units import amount
 
@@ -23,7 +24,7 @@ _NAME_WIDTH = 28  # columns of a terminal
 
 @contextmanager
 def telling(blob: Blob, name: str, *, copying: bool, bar: bool, quiet: bool) -> Iterator[None]:
-    """Inside, show how far `blob` is. `copying`: what counts is what was copied of it."""
+    """Inside, show how far `blob` is: bytes copied if `copying`, else bytes published."""
     began = time.monotonic()
     if quiet:
         yield
@@ -40,7 +41,7 @@ def telling(blob: Blob, name: str, *, copying: bool, bar: bool, quiet: bool) -> 
 
 
 class _Bar(Progress):
-    """One bar, of one blob, that knows by itself how far it is."""
+    """The progress bar of one blob; it asks the blob itself how far it is."""
 
     def __init__(self, blob: Blob, name: str, *, copying: bool) -> None:
         self._blob = blob
@@ -52,7 +53,7 @@ class _Bar(Progress):
             _Amounts(),
             console=PEOPLE,
             expand=True,
-            redirect_stdout=False,  # there go results
+            redirect_stdout=False,  # standard output is for results
         )
         role = str(blob.role)
         self.add_task(_short(name), total=blob.size, completed=self._done(), role=role)
@@ -65,12 +66,15 @@ class _Bar(Progress):
         yield from super().get_renderables()
 
     def _look(self) -> None:
-        """See how far it is, from the thread that draws."""
+        """Ask the blob how far it is; the thread that draws calls this."""
         if not self.tasks or self._blob.closed:
             return
         try:
             done, size, role = self._done(), self._blob.size, str(self._blob.role)
-        except (ValueError, OSError):  # just now it changes its leader
+        except (
+            ValueError,
+            OSError,
+        ):  # the blob changes its leader at this moment: ask again next time
             return
         self.update(self.tasks[0].id, completed=done, total=size, role=role)
 
@@ -93,7 +97,7 @@ class _Amounts(TextColumn):
 
 
 def _short(name: str) -> str:
-    """The end of a URL or the beginning of a digest: what tells one from another."""
+    """A short name that tells blobs apart: the end of a URL, or the beginning of a digest."""
     name = printable(name)
     if name.startswith(("sha256:", "sha512:")):
         return name[:19]

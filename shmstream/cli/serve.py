@@ -1,4 +1,4 @@
-"""`serve`: a pull-through registry for everybody who pulls images through this host."""
+"""`serve`: runs a pull-through registry of container images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import click
 from click.core import ParameterSource
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import say
 from shmstream.cli.options import duration, size, store_option
+from shmstream.cli.printing import say
 from shmstream.registry.settings import BadSetting, Settings, Upstream, read_table
 
 
 def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:  # noqa: ARG001
     if verbose:
-        os.environ["SHMSTREAM_LOG_LEVEL"] = "INFO"  # of the workers
+        os.environ["SHMSTREAM_LOG_LEVEL"] = "INFO"  # the workers read it
 
 
 @click.command(cls=Command, short_help="Run a pull-through registry of container images.")
@@ -26,21 +26,21 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "upstreams",
     multiple=True,
     metavar="[NAMESPACE=]URL",
-    help="The registry to pull from. With NAMESPACE, such as docker.io, the one for clients that "
-    "ask for it (containerd does); any number of times.",
+    help="The registry to pull from. With NAMESPACE, such as docker.io: the registry for clients "
+    "that ask for this namespace, as containerd does. Can be given several times.",
 )
 @store_option
 @click.option(
     "--config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="A TOML file with any of these settings; options given here go before it.",
+    help="A TOML file with any of these settings; options on the command line override it.",
 )
 @click.option(
     "--listen",
     metavar="HOST:PORT",
-    help="Where to listen; [::1]:5000 for IPv6, :5000 for all addresses, port 0 for any free one.  "
-    "[default: 127.0.0.1:5000]",
+    help="Where to listen; [::1]:5000 for IPv6, :5000 for all addresses, port 0 for any free "
+    "port.  [default: 127.0.0.1:5000]",
 )
 @click.option(
     "--workers",
@@ -52,70 +52,78 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "--max-bytes",
     type=size,
     metavar="SIZE",
-    help="Evict the least recently used blobs of the store beyond that: 100GiB.  "
+    help="Evict the least recently used blobs when the store is larger than SIZE: 100GiB.  "
     "[default: no limit]",
 )
 @click.option(
     "--max-flights",
     type=click.IntRange(1),
     metavar="N",
-    help="Downloads at one time; more are refused for a moment (503).  [default: no limit]",
+    help="How many downloads may run at one time; further requests are answered with 503 and "
+    "Retry-After.  [default: no limit]",
 )
 @click.option(
     "--max-pass-through",
     type=click.IntRange(0),
     metavar="N",
-    help="Clients of one worker that get what there is no room for straight from the upstream, at "
-    "one time; more are refused for a moment (503).  [default: 64]",
+    help="If the store has no room for a blob, clients get it directly from the upstream: so many "
+    "at one time in each worker; further requests are answered with 503 and Retry-After.  "
+    "[default: 64]",
 )
 @click.option(
     "--max-connections",
     type=click.IntRange(1),
     metavar="N",
-    help="Connections of one worker; more are answered with 503.  [default: 2048]",
+    help="How many connections one worker may have; on further ones it answers 503.  "
+    "[default: 2048]",
 )
 @click.option(
     "--tag-ttl",
     type=duration,
     metavar="DURATION",
-    help="For how long what a tag means is not asked again: 30s, 10m.  [default: 60s]",
+    help="How long the digest of a tag is used before the upstream is asked again: 30s, 10m.  "
+    "[default: 60s]",
 )
 @click.option(
     "--prefetch",
     type=click.IntRange(0),
     metavar="N",
-    help="Begin to pull so many layers of a manifest as soon as it is asked for.  [default: 0]",
+    help="When a client asks for a manifest, begin to download its layers, up to N at one time in "
+    "each worker.  [default: 0]",
 )
 @click.option(
     "--docker-config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="A Docker config.json with the credentials of upstreams.",
+    help="A Docker config.json with the credentials for the upstreams.",
 )
 @click.option(
-    "--certfile", type=click.Path(dir_okay=False), metavar="FILE", help="PEM: speak TLS, with this."
+    "--certfile",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="A PEM file with the certificate: serve TLS.",
 )
 @click.option(
     "--keyfile",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="PEM: its key, if that is not in the same file.",
+    help="A PEM file with the key, if the certificate's file does not contain it.",
 )
 @click.option(
     "--grace",
     type=duration,
     metavar="DURATION",
-    help="When it is stopped: how long clients may take to finish.  [default: 30s]",
+    help="How long clients may take to finish when the server is stopped.  [default: 30s]",
 )
 @click.option(
     "--access-log/--no-access-log",
     default=None,
-    help="One line of JSON for each response, on standard output.  [default: yes]",
+    help="Print a line of JSON for each response on standard output.  [default: yes]",
 )
 @click.option(
     "--x-accel-redirect",
     metavar="PREFIX",
-    help="Have nginx, in front, send complete blobs: its internal location for the store.",
+    help="Let an nginx in front send complete blobs: its internal location for the store.",
 )
 @click.option(
     "-v",
@@ -123,25 +131,25 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     is_flag=True,
     expose_value=False,
     callback=_be_verbose,
-    help="Tell of each flight on standard error, not only of what is wrong.",
+    help="Log each flight on standard error, not only problems.",
 )
 @click.pass_context
 def serve(
     ctx: click.Context, /, upstreams: Sequence[str], folder: str, config: str | None, **options: Any
 ) -> None:
-    """Run a pull-through registry: images come from an upstream once, and stream to everybody.
+    """Run a pull-through registry: an image comes from its upstream once, and streams to all.
 
-    However many clients pull an image at the same time, through whichever worker, each of its
-    layers is downloaded once; everybody gets the bytes as they arrive, verified by their digest.
-    When a worker dies in the middle, another one goes on, and its clients see a pause.
+    However many clients pull an image at the same time, through any of the workers, each layer of
+    the image is downloaded once. All clients get the bytes as they arrive, verified by the digest.
+    When a worker dies in the middle, another worker goes on, and the clients see a pause.
 
     \b
       /v2/        for docker, containerd, podman, skopeo
       /           a page that shows what is going on
       /metrics    for Prometheus; /healthz and /readyz for probes
 
-    Ends with 0 after SIGTERM or Ctrl-C, when clients have finished or --grace is over. SIGHUP
-    starts other workers in place of these, for new certificates.
+    Ends with 0 after SIGTERM or Ctrl-C, when the clients have finished or --grace is over. SIGHUP
+    replaces the workers by new workers, which read the certificates again.
 
     \b
     Examples:
@@ -170,10 +178,10 @@ def _settings(
     config: str | None,
     options: dict[str, Any],
 ) -> Settings:
-    """What the file says, and over it the options that were given.
+    """The settings in the file; an option that was given overrides its setting.
 
     Raises:
-        BadSetting: something is not as it must be.
+        BadSetting: a setting is not valid; it names the option or the file that has the setting.
     """
     table: dict[str, object] = {} if config is None else read_table(config)
     is_default = ctx.get_parameter_source("folder") is ParameterSource.DEFAULT
@@ -193,7 +201,7 @@ def _settings(
 
 
 def _upstream(text: str) -> dict[str, str]:
-    """As in a file."""
+    """The value of `--upstream` as the table that a file would have."""
     try:
         upstream = Upstream.parse(text)
     except BadSetting as error:

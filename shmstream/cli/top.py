@@ -1,6 +1,7 @@
 """`top`: a live view of a store's flights.
 
-What a `Watch` sees is drawn as a live page on a terminal, or told once, in lines or as JSON.
+A `Watch` looks at the flights. On a terminal they are drawn as a live page; elsewhere they are
+printed once, as lines or as JSON.
 """
 
 from __future__ import annotations
@@ -23,16 +24,10 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import (
-    flight_facts,
-    left,
-    named,
-    per_second,
-    plural,
-    printable,
-    show_json,
-)
+from shmstream.cli.facts import flight_facts
+from shmstream.cli.formatting import left, named, per_second, plural, printable
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
+from shmstream.cli.printing import show_json
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.stream.subscribers import Subscriber
 from shmstream.system.signals import Stopped
@@ -47,16 +42,17 @@ from shmstream.units import amount
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="From one look to the next.",
+    help="The time between two looks.",
 )
-@click.option("--once", is_flag=True, help="Two looks, tell the second, and end.")
+@click.option("--once", is_flag=True, help="Look twice, print the second look, and end.")
 @json_option
 @verbose_option
 def top(folder: str, interval: float, once: bool, as_json: bool) -> None:
-    """Watch the flights of a store: how fast, how long yet, who leads, who follows how closely.
+    """Watch the flights of a store: the rate, the time left, the leader and the followers of each.
 
-    Ends with q or Ctrl-C. Without a terminal, with --once and with --json it is told once. With
-    --json: a list of flights as in `ls --json`, each with `rate` (bytes a second) and `eta` (s).
+    Ends with q or Ctrl-C. With --once, with --json and without a terminal, the flights are printed
+    once. With --json: a list of flights as in `ls --json`, each with `rate` (bytes a second) and
+    `eta` (seconds).
     """
     store = existing_store(folder)
     watch = Watch(store.flights)
@@ -74,7 +70,7 @@ def top(folder: str, interval: float, once: bool, as_json: bool) -> None:
 def _tell_once(watch: Watch, folder: str, interval: float, *, as_json: bool) -> None:
     sights = watch.look()
     if sights:
-        time.sleep(interval)  # a rate takes two looks
+        time.sleep(interval)  # a rate needs two looks
         sights = watch.look()
     if as_json:
         show_json(
@@ -98,13 +94,13 @@ def _show(watch: Watch, folder: str, console: Console, interval: float) -> None:
 
 
 class _Keys:
-    """Hears whether somebody has pressed q."""
+    """Waits for the key q; without a terminal (`fd` is None) it only waits."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
     def __call__(self, seconds: float) -> bool:
-        """Wait for so long; whether it is time to end."""
+        """Wait for `seconds`, or until q is pressed or the terminal is closed: True then."""
         deadline = time.monotonic() + seconds
         while (patience := deadline - time.monotonic()) > 0:
             if self._fd is None:
@@ -118,7 +114,7 @@ class _Keys:
 
 @contextmanager
 def _keys() -> Iterator[_Keys]:
-    """Inside, keys are heard as they are pressed, and not shown."""
+    """Inside, each key is read when it is pressed, and is not shown."""
     if sys.stdin is None or not sys.stdin.isatty():
         yield _Keys(None)
         return
@@ -131,7 +127,7 @@ def _keys() -> Iterator[_Keys]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-# What there is to see.
+# What is shown.
 
 
 def _title(folder: str, sights: list[Sight]) -> str:
@@ -154,7 +150,7 @@ def _page(folder: str, sights: list[Sight]) -> RenderableType:
 
 
 def _lines(sight: Sight) -> list[str]:
-    """A flight in lines: the blob, how far it is, who leads, who follows."""
+    """A flight as lines: its key, how far it is, its leader, its followers."""
     flight = sight.flight
     facts = [state_of(flight), amount(flight.published)]
     if flight.size is not None:
@@ -176,5 +172,5 @@ def _lines(sight: Sight) -> list[str]:
 
 
 def _lag(follower: Subscriber) -> str:
-    """How close it follows; one that waits for the whole blob reads nothing."""
+    """How far a follower is behind. A follower that only waits for the whole blob reads nothing."""
     return f"lag {amount(follower.lag)}" if follower.position else "has read nothing"

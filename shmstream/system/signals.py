@@ -1,4 +1,4 @@
-"""How Ctrl-C, SIGTERM and SIGHUP end a program in good order: as an error that unwinds it, once."""
+"""Ctrl-C, SIGTERM and SIGHUP end a program in good order: the first one raises an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """Somebody wants us to stop, by the signal `number`."""
+    """The program was asked to stop, by the signal `number`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))
@@ -20,10 +20,11 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, Ctrl-C, SIGTERM and SIGHUP raise `Stopped`, once.
+    """Inside, the first Ctrl-C, SIGTERM or SIGHUP raises `Stopped`; later ones are ignored.
 
-    So the `with` blocks clean up on the way out, and a second Ctrl-C cannot interrupt that, nor
-    the end of the interpreter. What was ignored before, as under nohup, stays ignored.
+    So the `with` blocks clean up on the way out, and a second Ctrl-C interrupts neither them nor
+    the end of the interpreter. A signal that was ignored before, as under nohup, stays ignored. For
+    the main thread only: Python allows no other thread to set a handler.
     """
 
     def stop(number: int, _: FrameType | None) -> None:
@@ -45,7 +46,11 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Inside, no `Stopped` is raised, but afterwards: what is made is also noted, to be undone."""
+    """Inside, no `Stopped` is raised; a signal that arrives is held back to the end of the block.
+
+    So a caller that makes something inside also notes it, and can undo it. Only the calling thread
+    holds its signals back.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
     try:
         yield

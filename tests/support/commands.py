@@ -1,4 +1,4 @@
-"""`shmstream ...` run as a user runs it: without a terminal, or in one."""
+"""`shmstream ...`, run as a user runs it: with pipes, or in a terminal."""
 
 from __future__ import annotations
 
@@ -30,10 +30,45 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-class Command:
-    """`shmstream ...`, without a terminal or in one of 100 columns.
+class Running:
+    """`shmstream ...` with pipes for its output."""
 
-    All of its processes carry a mark in their environment, by which any that is left is found.
+    def __init__(self, *arguments: str, cwd: Path) -> None:
+        self.process = subprocess.Popen(
+            [*PYTHON, "-m", "shmstream", *arguments],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert self.process.stdout is not None
+        self.stdout = self.process.stdout
+
+    def read(self, count: int) -> bytes:
+        """Wait for the next `count` bytes of standard output; fewer only at its end."""
+        data = b""
+        while len(data) < count and (more := os.read(self.stdout.fileno(), count - len(data))):
+            data += more
+        return data
+
+    def finish(self) -> tuple[int, bytes, str]:
+        """Wait until it ends; returns its exit code, standard output and standard error."""
+        out, errors = self.process.communicate(timeout=PATIENCE)
+        told = errors.decode()
+        assert "Traceback" not in told
+        assert "Warning" not in told
+        return self.process.returncode, out, told
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+class Command:
+    """`shmstream ...`, in a terminal of 100 columns, or with one pipe for all of its output.
+
+    All of its processes have a mark in their environment; a process that is left is found by it.
     """
 
     def __init__(self, folder: Path, *arguments: str, terminal: bool) -> None:
@@ -68,7 +103,7 @@ class Command:
 
     @property
     def output(self) -> str:
-        """What was to be seen so far, without colours and movements of the cursor."""
+        """What it has printed so far, without colours and movements of the cursor."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._seen.decode()).replace("\r\n", "\n")
 
     @property
@@ -76,18 +111,18 @@ class Command:
         return b"\x1b" not in self._seen
 
     def _look(self) -> bool:
-        """Wait for more output; False at its end."""
+        """Wait for more output; False at the end of the output."""
         if not select.select([self._out], [], [], PATIENCE)[0]:
             raise AssertionError(f"nothing more came after:\n{self.output}")
         try:
             data = os.read(self._out, 65536)
-        except OSError:  # a terminal that nobody has open any more
+        except OSError:  # no process has the terminal open any more
             data = b""
         self._seen += data
         return bool(data)
 
     def wait_for(self, pattern: str) -> str:
-        """Wait until that is seen; its first group, or all of it."""
+        """Wait until the output matches `pattern`; returns its last group, or the whole match."""
         deadline = time.monotonic() + PATIENCE
         while not (found := re.search(pattern, self.output)):
             more = self._look() and time.monotonic() < deadline
@@ -98,13 +133,13 @@ class Command:
         os.write(self._out, key)
 
     def finish(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait until it ends; returns its exit code."""
         while self._look():
             pass
         return self.process.wait(PATIENCE)
 
     def processes(self) -> list[int]:
-        """Those that are alive."""
+        """Its processes that are alive."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -115,7 +150,7 @@ class Command:
         return found
 
     def check(self, name: str | None = None, token: int | None = None) -> None:
-        """Nothing is left of it, nor of its stream."""
+        """Assert that nothing is left of it, nor of its stream."""
         assert self.processes() == []
         assert list(self.temporary.iterdir()) == []
         assert "Traceback" not in self.output

@@ -1,0 +1,43 @@
+"""Blobs and flights as JSON objects, for programs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from shmstream.storage.flights import FlightInfo, followers_of, state_of
+from shmstream.storage.layout import Entry
+
+
+def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
+    """A complete blob: its size in bytes, the time of its last use in UTC."""
+    return {
+        "key": key,
+        "size": entry.size,
+        "last_used": datetime.fromtimestamp(entry.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "path": entry.path,
+    }
+
+
+def flight_facts(flight: FlightInfo) -> dict[str, Any]:
+    """A flight: its leader, its followers, and how far each of them is, in bytes."""
+    leader = flight.leader
+    return {
+        "key": flight.key,
+        "state": state_of(flight),
+        "size": flight.size,
+        "published": flight.published,
+        "epoch": flight.epoch,
+        "leader": None if leader is None else {"pid": leader.pid, "process": str(leader)},
+        "followers": [
+            {
+                "pid": each.identity.pid,
+                "process": str(each.identity),
+                "position": each.position,
+                "lag": each.lag,
+            }
+            for each in followers_of(flight)
+        ],
+        "path": flight.path,
+        "stream": flight.stream,
+    }

@@ -1,0 +1,63 @@
+"""`ls`: the blobs and the flights of a store."""
+
+from __future__ import annotations
+
+import click
+
+from shmstream.cli.exits import Command
+from shmstream.cli.facts import blob_facts, flight_facts
+from shmstream.cli.formatting import in_columns, local_time, named, plural
+from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
+from shmstream.cli.printing import say, show_json
+from shmstream.storage.flights import FlightInfo, followers_of, state_of
+from shmstream.storage.layout import Entry
+from shmstream.units import amount
+
+
+@click.command(cls=Command, short_help="List the blobs and flights of a store.")
+@store_option
+@json_option
+@verbose_option
+def ls(folder: str, as_json: bool) -> None:
+    """List the blobs of a store, the least recently used first, and its flights.
+
+    A flight is a download in progress on this host. For each flight, `ls` shows which process leads
+    it, how many processes follow, and how many bytes are published. With --json: an object with
+    `store`, `blobs` and `flights`.
+    """
+    store = existing_store(folder)
+    flights, blobs = store.flights(), store.blobs()
+    if as_json:
+        show_json(
+            {
+                "store": store.folder,
+                "blobs": [blob_facts(key, entry) for key, entry in blobs],
+                "flights": [flight_facts(each) for each in flights],
+            }
+        )
+        return
+    if blobs:
+        click.echo(_blob_lines(blobs))
+    if flights:
+        click.echo(("\n" if blobs else "") + _flight_lines(flights))
+    total = amount(sum(entry.size for _, entry in blobs))
+    told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
+    say(f"{told} in {store.folder}")
+
+
+def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
+    rows = [("SIZE", "LAST USED", "BLOB")]
+    for key, entry in blobs:
+        rows.append((amount(entry.size), local_time(entry.used), named(key)))
+    return in_columns(rows, right=[0])
+
+
+def _flight_lines(flights: list[FlightInfo]) -> str:
+    rows = [("PUBLISHED", "OF", "STATE", "EPOCH", "LEADER", "FOLLOWERS", "FLIGHT")]
+    for each in flights:
+        of = "?" if each.size is None else amount(each.size)
+        leader = "" if each.leader is None else str(each.leader.pid)
+        followers = str(len(followers_of(each)))
+        told = (amount(each.published), of, state_of(each), str(each.epoch), leader, followers)
+        rows.append((*told, named(each.key)))
+    return in_columns(rows, right=[0, 1, 3, 4, 5])

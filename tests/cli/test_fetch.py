@@ -1,0 +1,140 @@
+"""`fetch`: keys, sources, headers, limits, and two processes that want the same blob."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from shmstream import Store
+from shmstream.cli.fetch import key_of
+from tests.cli.conftest import BLOB, DIGEST, SIZE, Begin, Run, flying
+from tests.support.origin import Origin
+
+
+def test_a_path_in_the_store(run: Run, url: str, origin: Origin) -> None:
+    code, out, told = run("fetch", url)
+    assert code == 0
+    assert Path(out.removesuffix("\n")).read_bytes() == BLOB
+    assert re.fullmatch(rf"{re.escape(url)}: leads, 293.0 KiB(?: in .*)?\n", told)
+    assert run("fetch", url, "--quiet") == (0, out, "")
+    code, again, told = run("fetch", url)
+    assert (code, again) == (0, out)
+    assert told == f"{url}: stored, 293.0 KiB\n"
+    assert len(origin.requests("/blob")) == 1
+
+
+def test_a_digest_is_the_key(run: Run, url: str, store: Store) -> None:
+    for digest in (DIGEST, DIGEST.removeprefix("sha256:").upper()):
+        code, out, _ = run("fetch", url, "--digest", digest)
+        assert code == 0
+        assert out.strip() == os.path.join(store.folder, "blobs", *DIGEST.split(":"))
+    assert [key for key, _ in store.blobs()] == [DIGEST]
+
+
+def test_keys_of_other_blobs(run: Run, url: str, store: Store, tmp_path: Path) -> None:
+    """A URL without its credentials, an absolute path, or the text of `--key`."""
+    (tmp_path / "file").write_bytes(BLOB)
+    assert run("fetch", url.replace("//", "//me:secret@"))[0] == 0
+    assert run("fetch", "file")[0] == 0
+    assert run("fetch", "file", "--key", "mine")[0] == 0
+    assert [key for key, _ in store.blobs()] == [url, str(tmp_path / "file"), "mine"]
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://me:secret@host/blob", "https://host/blob"),
+        ("https://me:p@ss@host:1/a@b?c=d@e#f@g", "https://host:1/a@b?c=d@e#f@g"),
+        ("https://one?name=a@b", "https://one?name=a@b"),
+        ("https://two#a@b", "https://two#a@b"),
+        ("https://host/http://me@there/", "https://host/http://me@there/"),
+    ],
+)
+def test_a_key_is_the_url_without_credentials(url: str, key: str) -> None:
+    assert key_of(url) == key
+
+
+def test_wrong_bytes(run: Run, origin: Origin, url: str, tmp_path: Path) -> None:
+    origin.change("/blob", wrong_at=SIZE // 2)
+    (tmp_path / "out").write_bytes(b"what was there")
+    code, out, told = run("fetch", url, "--digest", DIGEST, "-o", "out")
+    assert (code, out) == (1, "")
+    assert re.fullmatch(rf"Error: .*not {DIGEST}: the bytes are not that blob\n", told)
+    assert (tmp_path / "out").read_bytes() == b"what was there"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "store"]
+
+
+def test_no_source_has_it(run: Run, origin: Origin, url: str) -> None:
+    """The first source refuses, the second has no such file: the message tells both reasons."""
+    origin.refuse()
+    code, out, told = run("fetch", url, "--source", "/no/such/file", "-o", "out")
+    assert (code, out) == (1, "")
+    assert told.startswith("Error: ")
+    assert "Connection refused" in told
+    assert "/no/such/file at offset 0: No such file or directory" in told
+    assert not Path("out").exists()
+
+
+def test_the_next_source(run: Run, origin: Origin, elsewhere: Origin, url: str) -> None:
+    origin.change("/blob", status=404)
+    other = elsewhere.serve("/other", seed=1, size=SIZE)
+    code, out, _ = run("fetch", url, "--digest", DIGEST, "--source", other, "--quiet")
+    assert code == 0
+    assert Path(out.strip()).read_bytes() == BLOB
+
+
+def test_headers_go_to_their_host_only(
+    run: Run, origin: Origin, elsewhere: Origin, url: str
+) -> None:
+    origin.change("/blob", status=404)
+    here, other = origin.serve("/more", status=404), elsewhere.serve("/other", seed=1, size=SIZE)
+    sources = ("--source", here, "--source", other)
+    headers = ("--header", "Authorization: Bearer secret", "--header", "X-Colour:  blue: dark")
+    code, _, told = run("fetch", url, *sources, *headers, "-v")
+    assert code == 0
+    assert "secret" not in told
+    for request in origin.requests():
+        assert request.headers["authorization"] == "Bearer secret"
+        assert request.headers["x-colour"] == "blue: dark"
+    [request] = elsewhere.requests()
+    assert "authorization" not in request.headers
+    assert "x-colour" not in request.headers
+
+
+def test_two_at_once(begin: Begin, store: Store, origin: Origin, url: str) -> None:
+    origin.change("/blob", stall_after=100_000)
+    first = begin("fetch", url, "-o", "-")
+    flying(store)
+    second = begin("fetch", url, "-o", "-")
+    flying(store, followers=1)
+    origin.release()
+    outcomes = [first.finish(), second.finish()]
+    assert [code for code, _, _ in outcomes] == [0, 0]
+    assert [out for _, out, _ in outcomes] == [BLOB, BLOB]
+    assert [told.split(": ")[1].split(",")[0] for _, _, told in outcomes] == ["leads", "follows"]
+    assert [each.method for each in origin.requests("/blob")] == ["GET"]
+
+
+def test_what_was_interrupted_goes_on(begin: Begin, run: Run, origin: Origin, url: str) -> None:
+    origin.change("/blob", count=1, stall_after=200_000)
+    fetch = begin("fetch", url, "-o", "-")
+    assert fetch.read(190_000) == BLOB[:190_000]
+    fetch.process.kill()
+    fetch.process.wait()
+    assert run("gc")[0] == 0
+    code, out, told = run("fetch", url, "--verbose")
+    assert code == 0
+    assert Path(out.strip()).read_bytes() == BLOB
+    assert f"INFO    {url}: resumed at 200000 bytes" in told
+    assert f"INFO    {url}: complete, 300000 bytes" in told
+    assert [each.range for each in origin.requests("/blob")] == [None, "bytes=200000-"]
+
+
+def test_a_limit_evicts(run: Run, origin: Origin, url: str, store: Store) -> None:
+    assert run("fetch", url)[0] == 0
+    other = origin.serve("/other", seed=2, size=SIZE)
+    assert run("fetch", other, "--max-bytes", "400kB")[0] == 0
+    assert [key for key, _ in store.blobs()] == [other]

@@ -1,0 +1,87 @@
+"""Options of several commands: the store, sizes, durations and digests."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+import click
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as some
+
+from shmstream.cli import options
+from tests.cli.conftest import DIGEST, Run
+
+
+@pytest.mark.parametrize("command", ["ls", "top", "check", "gc"])
+def test_a_mistyped_store_is_not_made(run: Run, tmp_path: Path, command: str) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for folder in (nowhere, str(tmp_path)):
+        code, out, told = run(command, "--store", folder)
+        assert (code, out) == (1, "")
+        assert told == f"Error: there is no store in {folder!r}; `shmstream fetch` makes one\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_store_that_cannot_be(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    code, out, told = run("fetch", "file", "--store", "/proc/store")
+    assert (code, out) == (1, "")
+    assert told.startswith("Error: /proc/store cannot hold a store: ")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    assert "chmod go-w" in run("fetch", "file", "--store", "open")[2]
+
+
+def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    for cache, folder in (
+        ("", "/home/me/.cache/shmstream"),
+        ("relative", "/home/me/.cache/shmstream"),
+        ("/cache", "/cache/shmstream"),
+    ):
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert options.default_store() == folder
+
+
+@given(some.text())
+def test_any_text_has_a_value_or_is_refused(text: str) -> None:
+    """A parser refuses a wrong text with BadParameter, and with no other error."""
+    for parse in (options.size, options.duration, options.digest):
+        with suppress(click.BadParameter):
+            parse(text)
+
+
+@given(some.integers(min_value=0))
+@example(9_007_199_254_740_993)  # no float has this value
+@example(10**400)  # too large for a float
+def test_whole_sizes_are_exact(number: int) -> None:
+    assert options.size(str(number)) == options.size(f" {number} B ") == number
+    assert options.size(f"{number}GiB") == options.size(f"{number}g") == number << 30
+    assert options.size(f"{number}gb") == number * 10**9
+
+
+@given(some.binary(min_size=64, max_size=64), some.sampled_from(["sha256", "sha512"]))
+def test_a_digest_in_any_case(data: bytes, algorithm: str) -> None:
+    told = data[: hashlib.new(algorithm).digest_size].hex()
+    key = f"{algorithm}:{told}"
+    assert options.digest(f" {key.upper()}\n") == options.digest(key) == key
+    for wrong in (key[:-1], f"{key}0", f"{algorithm}:{told[:-1]}g", f"md5:{told}"):
+        with pytest.raises(click.BadParameter, match="is no digest"):
+            options.digest(wrong)
+
+
+def test_sha256sum_prints_a_digest_without_its_algorithm() -> None:
+    assert options.digest(DIGEST.partition(":")[2]) == DIGEST
+
+
+def test_sizes_and_durations() -> None:
+    for text, value in (
+        ("1234", 1234), ("0", 0), ("12b", 12), ("500MB", 500_000_000), ("10GiB", 10 << 30),
+        ("10g", 10 << 30), ("1.5 KiB", 1536), ("2kb", 2000), ("1T", 1 << 40),
+    ):  # fmt: skip
+        assert options.size(text) == value
+    for text, value in (("90", 90), ("90s", 90), ("1.5m", 90), ("12h", 43200), ("7d", 604800)):
+        assert options.duration(text) == value
