@@ -258,10 +258,18 @@ class BlobAborted(StreamBroken):
         return BlobAborted(name, offset, reason)
 
     def to_text(self, limit: int) -> bytes:
-        """This error as at most `limit` bytes of JSON; an overlong reason loses its end."""
+        """This error as at most `limit` bytes of JSON; an overlong reason loses its end.
+
+        Raises:
+            ValueError: it does not fit without any reason.
+        """
         facts = {"error": type(self).__name__, **self.facts}
+        kept = len(self.reason)
         while len(text := json.dumps(facts).encode()) > limit:
-            facts["reason"] = facts["reason"][: len(facts["reason"]) * 3 // 4 - 4] + "..."
+            if kept == 0:
+                raise ValueError(f"this error does not fit into {limit} bytes: {facts}")
+            kept = max(kept * 3 // 4 - 4, 0)
+            facts["reason"] = self.reason[:kept] + "..."
         return text
 
     @staticmethod

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from types import TracebackType
@@ -34,6 +35,10 @@ _HOPELESS = (
     ValueError, TypeError, ImportError, NotImplementedError,
 )  # fmt: skip
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
+
+# What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
+# the address of an IPv6 host, and behind "?" or "#", "::" makes no chain.
+_LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
 def _nothing_to_close() -> None:
@@ -217,21 +222,39 @@ def begin(offset: int, size: int | None, asked: str | None, validator: str | Non
 
 
 def public(url: str) -> str:
-    """`url` for people and logs: without user, password, fragment and the query's values."""
-    if "::" in url:  # fsspec's chains
-        return "::".join(public(link) for link in url.split("::"))
+    """`url` for people and logs: without user, password, fragment and the query's values.
+
+    What is no valid URL, and may have credentials anywhere, is not shown.
+    """
+    first, chained, rest = url.partition("::")
+    link = _LINK.fullmatch(first) if chained else None
+    if link is not None and ("@" not in rest or _is_url(rest)):
+        # What has a colon may be half of a user and a password with "::" in it.
+        is_half = "@" in rest and ":" in (link[2] or "")[3:]
+        return f"{link[1]}://***::{public(rest)}" if is_half else f"{public(first)}::{public(rest)}"
     if url.isascii() and not any(mark in url for mark in "@?#"):
         return url  # has nothing to hide
     head, separator, rest = url.partition("://")
+    if not separator:
+        return "***"
     try:
-        netloc, path = urlsplit(url).netloc.rpartition("@")[2], rest.partition("#")[0]
+        parts = urlsplit(url)
+        if "@" in rest and "@" not in parts.netloc:
+            _ = parts.port  # raises where a password has one of "/?#" in it
     except ValueError:
-        return f"{head}{separator}***"  # no valid URL: who knows what is where
+        return f"{head}{separator}***"
+    path = rest.partition("#")[0]
     path, question_mark, query = path.partition("?")
     path = path.partition("/")[1] + path.partition("/")[2]
     fields = (part.partition("=") for part in query.split("&"))
     shown = "&".join(name + "=***" if equals else "***" for name, equals, _ in fields)
+    netloc = parts.netloc.rpartition("@")[2]
     return f"{head}{separator}{netloc}{path}{question_mark}{shown if query else ''}"
+
+
+def _is_url(text: str) -> bool:
+    """Whether `text` begins as a URL, or as a chain of URLs."""
+    return re.match(r"[a-z][\w+.-]*(://|::)", text, re.IGNORECASE) is not None
 
 
 def explain(error: Exception, offset: int, *, name: str, retryable: bool = True) -> SourceError:

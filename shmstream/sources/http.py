@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["HTTPSource", "close_pools"]
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)", re.IGNORECASE)
+_CONTENT_RANGE = re.compile(
+    r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18})", re.IGNORECASE | re.ASCII
+)
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
 
 
 class HTTPSource:
@@ -183,7 +186,7 @@ class HTTPSource:
             if coding.lower() != plain:
                 raise self._client.failed(offset, f"its answer has the {header} {coding!r}")
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()):
+        if not _LENGTH.fullmatch(length):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
 
 

@@ -42,6 +42,8 @@ _GO_ANYWHERE = frozenset(("accept", "accept-language", "user-agent"))
 _OURS = frozenset(
     ("range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding")
 )
+_FOR_EVER = 1e10  # s; a `Retry-After` may have any number of digits
+_NO_DATE = 10**12  # s; beyond the last year that a calendar has
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -273,8 +275,12 @@ def authorization(auth: tuple[str, str] | str) -> str:
 
 def date(text: str | None) -> int | None:
     """A date in a header, as seconds since 1970; None if it is none."""
-    parts = parsedate_tz(text) if text else None
-    return mktime_tz(parts) if parts else None
+    try:
+        parts = parsedate_tz(text) if text else None
+        seconds = mktime_tz(parts) if parts else None
+    except (ValueError, OverflowError):  # such as a year that no calendar has
+        return None
+    return seconds if seconds is not None and abs(seconds) < _NO_DATE else None
 
 
 def _seconds(text: str | None) -> float | None:
@@ -282,9 +288,9 @@ def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), _FOR_EVER)
     when = date(text)
-    return None if when is None else max(when - time.time(), 0.0)
+    return None if when is None else min(max(when - time.time(), 0.0), _FOR_EVER)
 
 
 # The pools of this process.

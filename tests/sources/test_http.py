@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
+from hypothesis import strategies as some
 
 from shmstream.errors import SourceError
-from shmstream.sources.http import HTTPSource
+from shmstream.sources.http import HTTPSource, _content_range, _is_for_if_range, _validator
 from tests.support.feeds import (
     BLOB,
     OTHER,
@@ -213,3 +215,62 @@ def test_nginx(nginx: Nginx) -> None:
     assert served[1].if_range == first.validator
     assert served[1].bytes == SIZE - 123
     assert len({each.connection for each in served}) == 1
+
+
+# Headers: no origin can make the source fail in another way than by a SourceError.
+
+numbers = some.integers(0, 2**58)
+huge = "9" * 5000
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(numbers, numbers, numbers, some.sampled_from(["bytes", "BYTES", "Bytes"]))
+def test_a_content_range(start: int, length: int, size: int, unit: str) -> None:
+    told = {"content-range": f" {unit} {start}-{start + length}/{size} "}
+    assert _content_range(told) == (start, size)
+    assert _content_range({"content-range": f"{unit} */{size}"}) == (None, size)
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(some.text(alphabet="bytes 0123456789-*/\u0663", max_size=20))
+@hypothesis.example(f"bytes 0-{huge}/{huge}")
+@hypothesis.example(f"bytes {huge}-5/6")
+@hypothesis.example("bytes \u0663-5/6")
+def test_whatever_a_content_range_is(told: str) -> None:
+    start, size = _content_range({"content-range": told})
+    assert start is None or f"{start}" in told
+    assert size is None or f"{size}" in told
+
+
+dates = some.sampled_from([
+    OLD, "Fri, 01 Jan 2100 00:00:00 GMT", "Mon, 01 Jan 99999 00:00:00 GMT", "01 Jan 0000 00:00:00",
+    "Mon, 99 Nov 2023 99:99:99 +9999", f"Mon, 02 Jan {huge} 03:04:05 GMT", "",
+])  # fmt: skip
+anything = dates | some.text(max_size=30) | some.text(alphabet="MonJa 0129:,+-GMT", max_size=40)
+
+
+@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.given(anything, anything, anything)
+def test_whatever_tells_of_the_content(etag: str, changed: str, now: str) -> None:
+    found = _validator({"etag": etag, "last-modified": changed, "date": now})
+    assert found in (None, etag, changed)
+    _is_for_if_range(etag)
+    _is_for_if_range(changed)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"last_modified": "Mon, 01 Jan 99999 00:00:00 GMT"},
+        {"content_length": "1" * 5000},
+        {"content_range": f"bytes 5-{huge}/{huge}"},
+    ],
+    ids=["date", "length", "range"],
+)
+def test_headers_that_no_number_can_hold(origin: Origin, headers: dict[str, str]) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, etag=None, **headers)
+    source = HTTPSource(url)
+    if "last_modified" in headers:  # no validator, and that is all
+        assert read(source, 5) == BLOB[5:]
+    else:
+        assert not fails_to_open(source, 0 if "content_length" in headers else 5).retryable

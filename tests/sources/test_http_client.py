@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import signal
 import socket
 import time
 from collections.abc import Callable
+from email.utils import formatdate
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
+import hypothesis
 import psutil
 import pytest
 import urllib3
+from hypothesis import strategies as some
 
 from shmstream.errors import SourceError
 from shmstream.sources import http_client
@@ -444,3 +448,52 @@ def test_the_origin_ends_with_its_test(start: Start, how: signal.Signals) -> Non
     server = psutil.Process(test.hear())
     test.signal(how)
     wait_until(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE)
+
+
+# What is answered.
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(some.integers(0, 4102444800))
+def test_a_date(seconds: int) -> None:
+    assert http_client.date(formatdate(seconds, usegmt=True)) == seconds
+    assert http_client.date(formatdate(seconds, localtime=False)) == seconds
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(some.integers(0, 10**6))
+def test_a_number_of_seconds(seconds: int) -> None:
+    assert http_client._seconds(str(seconds)) == seconds
+
+
+@hypothesis.settings(deadline=None, max_examples=500)
+@hypothesis.given(
+    some.text(max_size=40) | some.text(alphabet="MonJaSep 0129:,+-GMTZ()", max_size=40)
+)
+@hypothesis.example("Mon, 01 Jan 99999 00:00:00 GMT")
+@hypothesis.example("Mon, 01 Jan 0000 00:00:00 GMT")
+@hypothesis.example("Mon, 02 Jan " + "9" * 5000 + " 03:04:05 GMT")
+@hypothesis.example("Mon, 02 Jan 2023 " + "9" * 400 + ":04:05 GMT")
+@hypothesis.example("9" * 400)
+@hypothesis.example("\u0663")
+@hypothesis.example(" ")
+def test_whatever_a_date_is(text: str) -> None:
+    found = http_client.date(text)
+    assert found is None or isinstance(found, int)
+    seconds = http_client._seconds(text)
+    assert seconds is None or (seconds >= 0 and math.isfinite(seconds))
+
+
+@hypothesis.settings(deadline=None, max_examples=200)
+@hypothesis.given(some.text(alphabet="htps:/@?#[]me.3cret%: ", max_size=30))
+@hypothesis.example("http://me:s3cret/x@host")
+@hypothesis.example("me:s3cret@host")
+def test_whatever_a_url_is(text: str) -> None:
+    """It is one, or a ValueError that shows no password."""
+    try:
+        http_client.parse(text)
+    except ValueError as error:
+        shown = str(error)
+    else:
+        shown = ""
+    assert "s3cret" not in shown
