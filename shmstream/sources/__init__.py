@@ -9,6 +9,7 @@ http_body      has the kernel move the body of a response to the file
 fsspec         `FsspecSource`
 download       asks sources in turn, tries again, and never mixes two contents
 retries        how often, and after which pauses
+conformance    what every source must do, as tests for a source of your own
 
 `HTTPSource` and `FsspecSource` are imported when they are first asked for, because each needs an
 extra.

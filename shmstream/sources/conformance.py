@@ -52,8 +52,8 @@ from typing import Any
 
 try:
     import pytest
-except ImportError as missing:
-    raise ImportError("the conformance tests need pytest: pip install pytest") from missing
+except ImportError as _missing:
+    raise ImportError("the conformance tests need pytest: pip install pytest") from _missing
 
 from shmstream.errors import SourceError
 from shmstream.sources.base import Feed, Source, public
