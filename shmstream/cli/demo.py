@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from shmstream.cli.exits import Command
-from shmstream.demo.process import DemoFailed
+from shmstream.demo.child import DemoFailed
 from shmstream.system.signals import Stopped
 
 _MIB = 1 << 20
