@@ -24,11 +24,11 @@ from shmstream.units import amount
 
 _SECONDS = 5.0  # how long it takes unless a rate is given
 _LAST_JOINS = 0.7  # of the blob
-_TICK = 0.02  # s; how often we look
+_TICK = 0.02  # s; from one look at the readers to the next
 
 
 def run(stage: Stage) -> bool:
-    """Show it; whether everything went as it should. One reader of two or more is killed.
+    """Show the act; returns whether everything went as it should. Of several readers one is killed.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
@@ -48,7 +48,7 @@ def run(stage: Stage) -> bool:
             undo.enter_context(streamer)
         stage.note(name)
         part = Part("reader", read_blob, Orders(name), size, (digest,), "joined at", _LAST_JOINS)
-        # The readers end before the streamer, which then removes whatever they have left.
+        # The readers end before the streamer, so that the streamer removes what they have left.
         readers = Readers(undo, part, stage.count)
         shown = Board(undo, stage.console, "writer", readers)
         play = _Play(stage, streamer, readers, shown, readers[0] if stage.count > 1 else None)
@@ -72,7 +72,7 @@ class _Play:
     slot_free_after: float | None = None  # s; from the kill
 
     def perform(self, rate: float) -> None:
-        """Play it to the end."""
+        """Play the act to its end."""
         self.readers.let_in(0)
         self.readers.listen_until(lambda: self.readers[0].has_joined)
         began = time.monotonic()
@@ -83,16 +83,16 @@ class _Play:
         self._look(_TICK, final=True)
 
     def _pieces(self, rate: float) -> Iterator[bytes]:
-        """The source. It gives the last quarter when the victim is dead, however fast it goes."""
+        """The source. It holds the last quarter back until the victim has ended."""
         size, victim = self.stage.size, self.victim
         with self.stage.source.open("rb") as file:
             yield from paced(file, size * 3 // 4, rate, self._look)
-            while victim is not None and victim.killed is None:
+            while victim is not None and victim.exit_code is None:
                 self._look(_TICK)
             yield from paced(file, size, rate, self._look)
 
     def _look(self, patience: float, *, final: bool = False) -> None:
-        """Take in the reports of `patience` seconds, and do what is then to be done."""
+        """Wait for reports for `patience` seconds at most; then let readers in, kill and show."""
         if not patience and time.monotonic() < self.next_look:
             return
         self.next_look = time.monotonic() + _TICK
@@ -117,7 +117,7 @@ class _Play:
         return Fact("writer", told)
 
     def of_kill(self) -> list[Fact]:
-        """What became of the slot of the reader that was killed, if one was."""
+        """What became of the slot of the killed reader; nothing if no reader was killed."""
         if self.victim is None:
             return []
         slot = "the stream was complete before the writer came to look after its slot"

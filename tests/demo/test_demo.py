@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -148,6 +149,19 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
     demo.check(name, token)
+
+
+def test_readers_that_die_by_themselves_fail_the_demo(begin: Begin, source: Path) -> None:
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "4", "--readers", "2")
+    demo.wait_for("reader 1 joined")
+    readers = [each for each in demo.processes() if each != demo.process.pid]
+    assert len(readers) == 2
+    for pid in readers:
+        os.kill(pid, signal.SIGKILL)
+    assert demo.finish() == 1
+    assert "reader 1 ended too early, with exit code -9" in demo.output
+    assert "NOT as it should be: reader 1, reader 2." in demo.output
+    demo.check(demo.wait_for(_STREAM))
 
 
 # The second act.
