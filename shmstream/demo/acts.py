@@ -21,7 +21,7 @@ _ACTS = {
     2: ("second", takeover.run, "http", "urllib3"),
     3: ("third", pull.run, "serve", "uvicorn prometheus_client uvloop"),
 }
-"""Number -> what it is called, the act, which extra it needs, and the modules of that extra."""
+"""Number -> name, function, the extra that the act needs, and the modules of that extra."""
 
 ALL = tuple(_ACTS)
 
@@ -29,7 +29,7 @@ ALL = tuple(_ACTS)
 def run(
     console: Console, source: Path | None, rate: float | None, count: int, acts: Collection[int]
 ) -> bool:
-    """Show the acts of these numbers; whether everything went as it should.
+    """Show the acts with these numbers; returns whether everything went as it should.
 
     Without a `source`, the blob is made of what every machine has. `rate` and `count` are those of
     a `Stage`; with a `count` of 1 there is nobody to take over, and no second act.

@@ -6,7 +6,7 @@
                            <--------------------   what the work reports
     closes its end of the pipe, or dies ------->   sends itself SIGTERM
 
-Only these two have the pipe open. So each learns at once that the other has ended, however.
+Only these two processes have the pipe open, so each learns at once when the other ends.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from shmstream.system.signals import undisturbed
 
 Work: TypeAlias = Callable[[Connection], None]
 
-_PATIENCE = 15.0  # s; for its end
-_ROOT = Path(__file__).parents[2]  # where a child finds the very package that we are
+_PATIENCE = 15.0  # s; a child gets it to end by itself
+_ROOT = Path(__file__).parents[2]  # a child finds this very package there
 _DIRECTLY = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}  # to the origin on this host
 
 
@@ -38,10 +38,10 @@ class DemoFailed(Exception):
 
 
 class Child:
-    """The demo's hand on a child. `exit_code` is None until its end has been heard."""
+    """The demo's hand on a child. `exit_code` is None until the demo has heard of its end."""
 
     def __init__(self, undo: ExitStack, work: Work, log: IO[bytes] | None = None) -> None:
-        """Start it; `undo` closes the pipe, and kills it if it does not end by itself then.
+        """Start the child. `undo` closes the pipe and waits; a child that does not end is killed.
 
         It is born with SIGINT, SIGTERM and SIGHUP blocked: a terminal sends Ctrl-C to all of us,
         and it is for the demo to say what that means for a child. `log` gets its standard error.
@@ -65,12 +65,12 @@ class Child:
         self.send(work)
 
     def send(self, order: object) -> None:
-        """Tell it something. If it has died, that shows when it is heard."""
+        """Send something to the child. If it has died, `receive` tells."""
         with suppress(BrokenPipeError):
             self.pipe.send(order)
 
     def receive(self) -> object:
-        """The next thing that it reports, or None when it has ended. Blocks until either."""
+        """Wait for the next report of the child; returns it, or None when the child has ended."""
         try:
             return self.pipe.recv()
         except (EOFError, ConnectionResetError):
@@ -78,7 +78,7 @@ class Child:
             return None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it has ended."""
+        """Kill the child with SIGKILL, and wait until it has ended."""
         self._process.kill()
         self._process.wait()
 

@@ -22,7 +22,7 @@ from shmstream.system.signals import undisturbed
 
 
 class Page:
-    """A file to serve, and what is told of it."""
+    """A file to serve, and what the headers of an answer say of it."""
 
     def __init__(self, file: Path, media_type: str = "application/octet-stream") -> None:
         self.file = file
@@ -33,7 +33,7 @@ class Page:
 
 @dataclass
 class Request:
-    """One request: for which path, from which byte on, and how many bytes were sent."""
+    """One request: its path, the first byte that it asks for, and how many bytes were sent."""
 
     path: str
     offset: int
@@ -41,21 +41,21 @@ class Request:
 
 
 class Origin(ThreadingHTTPServer):
-    """Serves `pages`, by their paths, at `rate` bytes a second; 0 is without limit."""
+    """Serves `pages`, by their paths, at `rate` bytes a second; a rate of 0 has no limit."""
 
     daemon_threads = True
 
     def __init__(self, undo: ExitStack, pages: Mapping[str, Page], rate: float) -> None:
-        """Serve until `undo`."""
+        """Begin to serve; `undo` ends it."""
         self.pages = pages
         self.rate = rate
         self.requests: list[Request] = []  # every GET so far, in turn
         self._largest = max(pages.values(), key=lambda page: page.size)
         self._hold = threading.Lock()  # the first answer with the largest page keeps it
-        with undisturbed():  # for its threads too: signals are for the main thread
+        with undisturbed():  # its threads inherit this: signals are for the main thread
             super().__init__(("127.0.0.1", 0), _Answer)
             undo.callback(self.server_close)
-            # What lies in the kernel's buffers of connections counts as sent: let it be little.
+            # Bytes in the kernel's buffers count as sent, so these buffers are small.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
             threading.Thread(target=self.serve_forever, args=[0.05], daemon=True).start()
             undo.callback(self.shutdown)
@@ -63,7 +63,7 @@ class Origin(ThreadingHTTPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Answers with a page from where the client wants it."""
+    """Answers with a page, from the byte on that the client asks for."""
 
     protocol_version = "HTTP/1.1"
     server: Origin
@@ -106,4 +106,4 @@ class _Answer(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        pass  # the demo tells what there is to tell
+        pass  # the demo shows its own lines

@@ -35,12 +35,12 @@ from shmstream.units import amount
 _SECONDS = 5.0  # how long it takes unless a rate is given
 _WORKERS = 2
 _LAST_JOINS = 0.4  # of the image
-_TICK = 0.02  # s; how often we look
+_TICK = 0.02  # s; from one look at the store to the next
 _PATIENCE = 10.0  # s; for the start of a worker
 
 
 def run(stage: Stage) -> bool:
-    """Show it; whether everything went as it should.
+    """Show the act; returns whether everything went as it should.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
@@ -76,7 +76,7 @@ def run(stage: Stage) -> bool:
 
 
 def _start_server(undo: ExitStack, stage: Stage, origin: Origin) -> tuple[Child, str]:
-    """Start the registry, and wait until it listens; it, and its URL. `undo` ends it."""
+    """Start the registry and wait until it listens; returns it and its URL. `undo` ends it."""
     log = stage.folder / "serve.log"
     with log.open("wb") as file:
         server = Child(undo, _serve, file)
@@ -91,7 +91,7 @@ def _start_server(undo: ExitStack, stage: Stage, origin: Origin) -> tuple[Child,
 
 
 def _serve(demo: Connection) -> None:
-    """The work of that child. SIGTERM, which ends it, is blocked until `serve` waits for it."""
+    """The work of the child. SIGTERM, which ends it, is blocked; `serve` waits for that signal."""
     from shmstream.registry.server.serve import serve
 
     sys.exit(0 if serve(demo.recv(), demo.send) else 1)
@@ -99,7 +99,7 @@ def _serve(demo: Connection) -> None:
 
 @dataclass
 class _Play:
-    """What is to be seen in the store of the registry, and what is done about it."""
+    """What happens in the store of the registry, and the kill."""
 
     stage: Stage
     store: Store
@@ -109,10 +109,10 @@ class _Play:
     victim: int | None = None
     killed_at: int = 0
     leaders: list[int] = field(default_factory=list)  # of the largest layer's flight, in turn
-    workers: list[int] = field(default_factory=list)  # from the kill on, in turn
+    workers: list[int] = field(default_factory=list)  # seen at the kill and later, in turn
 
     def look(self) -> tuple[int, str]:
-        """Let clients in, and kill the leader in time; what the registry has, and who leads."""
+        """Let clients in and kill; returns how many bytes there are, and which worker leads."""
         flights = {each.key: each for each in self.store.flights()}
         have, note = 0, ""
         for key, size in self.image.blobs.items():
@@ -128,13 +128,13 @@ class _Play:
         return have, "has all of it" if have == sum(self.image.blobs.values()) else note
 
     def _follow(self, flight: FlightInfo, size: int) -> str:
-        """See who leads the largest layer, and kill it in the middle; what it is, for people."""
+        """Note which worker leads the largest layer, and kill it in the middle; returns a text."""
         leader = None if flight.leader is None else flight.leader.pid
         if leader is not None and leader not in self.leaders:
             self.leaders.append(leader)
         if self.victim is None:
             is_half = 2 * flight.published >= size and all(each.position for each in self.clients)
-            # A moment's patience for a worker that could take over.
+            # Wait a moment for another worker that could take over.
             is_time = is_half and (followers_of(flight) or 3 * flight.published >= 2 * size)
             if leader is None or not is_time:
                 return "waits" if leader is None else f"worker {leader} leads"
@@ -150,7 +150,7 @@ class _Play:
         self.workers += [each for each in pids if each not in self.workers]
 
     def wait_for_successor(self) -> None:
-        """Wait until another worker has the place of the one that was killed."""
+        """Wait until the registry has started a worker in place of the killed one."""
         deadline = time.monotonic() + _PATIENCE
         while self.victim and len(self.workers) == _WORKERS and time.monotonic() < deadline:
             time.sleep(_TICK)
@@ -168,7 +168,7 @@ class _Play:
 
 
 def _of_upstream(image: Image, origin: Origin, clients: Readers) -> Fact:
-    """Whether it was asked for each blob once, and for the rest of one once more."""
+    """Whether each blob was asked for once, and the rest of one blob once more."""
     blobs = [each for each in origin.requests if "/blobs/" in each.path]
     whole = [each.path for each in blobs if each.offset == 0]
     rest = len(blobs) - len(whole)

@@ -24,51 +24,51 @@ from shmstream.units import amount
 
 @dataclass(frozen=True)
 class Part:
-    """What the readers of an act have to do."""
+    """What all readers of an act have to do."""
 
-    kind: str  # what each is called: reader, process, client
+    kind: str  # the name of each: reader, process or client
     read: Callable[[Reporter], None]
     orders: Orders
-    size: int  # bytes that each has to get
-    digests: tuple[str, ...]  # of all that it has to get, in turn
-    column: str = "longest pause"  # what the summary shows; or "joined at"
-    last_joins: float = 0.0  # how much is published when the last joins, the first at 0: 0 to 1
+    size: int  # how many bytes each reader has to get
+    digests: tuple[str, ...]  # of everything that each reader has to get, in turn
+    column: str = "longest pause"  # what the summary shows of each; or "joined at"
+    last_joins: float = 0.0  # the last joins when this part of all is published, 0 to 1
 
 
 class Reader(Child):
     """One reader: a child that plays a part."""
 
     def __init__(self, undo: ExitStack, part: Part, number: int, joins_at: float) -> None:
-        """It joins when `joins_at` of all, between 0 and 1, is published."""
+        """Start the reader. It joins when `joins_at` of all is published, between 0 and 1."""
         super().__init__(undo, partial(work, part.read))
         self.part = part
         self.number = number
         self.name: str = f"{part.kind} {number}"
         self.joins_at = joins_at
         self.is_let_in: bool = False
-        self.report: Report = Report()  # the last that it has sent
+        self.report: Report = Report()  # the latest one
         self.position: int = 0
         self.lag: int | None = None  # bytes; None while its slot has not been seen
-        self.killed: float | None = None  # when that was, on the monotonic clock
+        self.killed: float | None = None  # on the monotonic clock
 
     @property
     def has_joined(self) -> bool:
-        """Whether it has reported that it is attached."""
+        """Whether the reader has reported that it is attached."""
         return self.report.event in ("joined", "finished")
 
     @property
     def is_reading(self) -> bool:
-        """Whether it has joined, and neither finished nor ended."""
+        """Whether the reader has joined, and has neither finished nor ended."""
         return self.report.event == "joined" and self.exit_code is None
 
     @property
     def joined_at(self) -> str:
-        """How much was published when it attached; nothing if it never did."""
+        """How much was published when the reader attached; empty if it never attached."""
         return f"{self.report.joined_at * 100 // self.part.size} %" if self.has_joined else ""
 
     @property
     def doing(self) -> str:
-        """What it does, or how it ended."""
+        """What the reader does, or how it ended; empty while it is about to join."""
         report = self.report
         if self.killed is not None:
             who = "the leader, " if report.role is Role.LEADS else ""
@@ -82,7 +82,7 @@ class Reader(Child):
 
     @property
     def outcome(self) -> str:
-        """How it ended, when that is as it should be."""
+        """How the reader ended, when that is as it should be."""
         if self.killed is not None:
             return "killed, as planned"
         count, report = len(self.part.digests), self.report
@@ -92,7 +92,7 @@ class Reader(Child):
 
     @property
     def problem(self) -> str:
-        """What is wrong with how it ended; nothing if that is as it should be."""
+        """What is wrong with how the reader ended; empty if nothing is wrong."""
         report, code = self.report, self.exit_code
         if self.killed is not None:
             return "" if code == -signal.SIGKILL else f"exit code {code}, not SIGKILL"
@@ -105,13 +105,13 @@ class Reader(Child):
         return ""
 
     def hear(self) -> None:
-        """Take in its next report, or its end. Blocks until there is either."""
+        """Wait for the next report of the reader, or for its end, and note it."""
         if isinstance(report := self.receive(), Report):
             self.report = report
             self.position = max(self.position, report.position)
 
     def kill(self) -> None:
-        """SIGKILL; wait until it has ended, and take in what it had sent before."""
+        """Kill it with SIGKILL, wait until it has ended, and note what it had sent before."""
         super().kill()
         self.killed = time.monotonic()
         while self.exit_code is None:
@@ -122,10 +122,10 @@ class Readers(list[Reader]):
     """All readers of an act, in turn."""
 
     def __init__(self, undo: ExitStack, part: Part, count: int) -> None:
-        """Start so many, and wait until each is ready; `undo` ends them.
+        """Start `count` readers and wait until each is ready; `undo` ends them.
 
         Raises:
-            DemoFailed: one ended instead.
+            DemoFailed: a reader ended instead.
         """
         step = part.last_joins / max(count - 1, 1)
         super().__init__(Reader(undo, part, each + 1, each * step) for each in range(count))
@@ -143,28 +143,28 @@ class Readers(list[Reader]):
         return f"{longest * 1000:.0f} ms"
 
     def let_in(self, published: int) -> None:
-        """Give their orders to all whose time has come."""
+        """Give the orders to every reader whose time has come."""
         for reader in self:
             if not reader.is_let_in and published >= reader.joins_at * reader.part.size:
                 reader.is_let_in = True
                 reader.send(reader.part.orders)
 
     def see(self, subscribers: Iterable[Subscriber]) -> None:
-        """Note how far each reader is by its slot, if it has one."""
+        """Note how far each reader is that has a slot."""
         by_pid = {each.pid: each for each in self}
-        for slot in subscribers:  # a reader that joins anew has two for an instant
+        for slot in subscribers:  # a reader that joins anew has two slots for an instant
             if (reader := by_pid.get(slot.identity.pid)) is not None:
                 reader.position, reader.lag = max(reader.position, slot.position), slot.lag
 
     def listen(self, patience: float | None = None) -> None:
-        """Take in reports, waiting for the first for `patience` seconds (None: until it comes)."""
+        """Note reports; wait for the first one `patience` seconds at most (None: for ever)."""
         heard = wait([each.pipe for each in self if each.exit_code is None], patience)
         for reader in self:
             if reader.pipe in heard:
                 reader.hear()
 
     def listen_until(self, condition: Callable[[], bool]) -> None:
-        """Take in reports until `condition` holds.
+        """Note reports until `condition` holds.
 
         Raises:
             DemoFailed: a reader has ended before, without having finished.

@@ -28,9 +28,9 @@ from shmstream.stream.reader import InFlightCopier
 STANDARD_OUTPUT = 1
 
 _BUFFER = 64 * 1024  # bytes; a piece of this size stays in the processor's cache
-_INTERVAL = 0.02  # s; at least, between two reports of how far it is
-_ATTEMPTS = 100  # to go on with a blob, in a row, without a byte
-_PAUSE = 0.05  # s; between two of them
+_INTERVAL = 0.02  # s; at least, from one report of progress to the next
+_ATTEMPTS = 100  # in a row, at the rest of a blob, before a byte comes
+_PAUSE = 0.05  # s; between two attempts
 _PATIENCE = 30.0  # s; for an answer
 
 
@@ -49,17 +49,17 @@ class Orders:
 class Report:
     """What a reader has done so far."""
 
-    event: str = "starting"  # which nobody sends; then ready, joined, and finished or failed
-    doing: str = ""  # for people
+    event: str = "starting"  # not sent; then ready, joined, and finished or failed
+    doing: str = ""  # for people; empty of a reader of a stream
     joined_at: int = 0  # bytes that were published when it attached
     position: int = 0  # bytes that it has read
-    first_byte: float | None = None  # s; from before it attached until it had the first bytes
-    pause: float = 0.0  # s; the longest that it waited for more
-    role: Role | None = None  # what it is to a flight
+    first_byte: float | None = None  # s; from the orders to the first bytes
+    pause: float = 0.0  # s; the longest wait for more bytes
+    role: Role | None = None  # of its process in a flight
     took_over: bool = False  # whether it leads a flight that it followed
-    cuts: tuple[int, ...] = ()  # where it was when its connection was cut, in bytes
-    digests: tuple[str, ...] = ()  # of each thing that it has read to the end
-    state: State | None = None  # of the stream at its end; None where only what is complete ends
+    cuts: tuple[int, ...] = ()  # its positions when its connection was cut
+    digests: tuple[str, ...] = ()  # of everything that it has read to the end
+    state: State | None = None  # of a stream at its end; a blob of a store ends only complete
     error: str = ""  # why it failed
 
 
@@ -67,7 +67,7 @@ class Reporter:
     """Keeps the report of a reader, and sends it to the demo."""
 
     def __init__(self, demo: Connection) -> None:
-        """Wait until the demo lets the reader in."""
+        """Report that the reader is ready, and wait for its orders."""
         self.report: Report = Report()
         self._demo = demo
         self.tell("ready")
@@ -75,7 +75,7 @@ class Reporter:
         self._began = self._last = time.monotonic()
 
     def tell(self, event: str) -> None:
-        """Send the report as it is by now."""
+        """Send the report as it is now."""
         self.report.event = event
         self._demo.send(self.report)
         self._next = time.monotonic() + _INTERVAL
@@ -94,9 +94,9 @@ class Reporter:
 
 
 def work(read: Callable[[Reporter], None], demo: Connection) -> None:
-    """Be a reader that reads in the way of `read`: the work of a child."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it comes when the demo is gone
-    logging.getLogger("shmstream").addHandler(logging.NullHandler())  # what happens, we report
+    """Be a reader that reads by `read`: the work of a child."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it comes when the demo has ended
+    logging.getLogger("shmstream").addHandler(logging.NullHandler())  # the reports say it
     reporter = Reporter(demo)
     try:
         read(reporter)
@@ -121,7 +121,7 @@ def read_blob(reporter: Reporter) -> None:
             _note_role(report, blob)
             reporter.count(data)
         if isinstance(blob, Blob):
-            blob.wait()  # if it leads, until the leader has cleared up
+            blob.wait()  # a leader clears up before it ends
             _note_role(report, blob)
         else:
             report.state = blob.state
@@ -163,7 +163,7 @@ def pull_image(reporter: Reporter) -> None:
 
 
 def _fetch(reporter: Reporter, url: str, size: int) -> str:
-    """Get a blob, in as many pieces as it takes; SHA-256 of the bytes that came."""
+    """Get a blob, by several requests if need be; returns the SHA-256 of its bytes."""
     hashed, position, failures = hashlib.sha256(), 0, 0
     while position < size:
         try:

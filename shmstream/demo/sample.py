@@ -1,4 +1,4 @@
-"""What the demo streams: a tar of files that every machine has, and an image with such layers.
+"""What the demo streams: a tar of files that every machine has, and an image with two such layers.
 
 The files are those of Python's standard library. If they are too few, they come again. Order, times
 and owners are fixed, so the same machine makes the same bytes every time.
@@ -27,7 +27,7 @@ _SKIPPED = ("__pycache__", "site-packages", "dist-packages")
 
 
 def make_sample(path: Path, size: int, first: Path | None = None) -> str:
-    """Write a tar of about `size` bytes to `path`, with the file `first`; what it is, in words.
+    """Write a tar of about `size` bytes, with the file `first`; returns a description of it.
 
     Raises:
         OSError: there is no space for it, or no file to put into it.
@@ -48,7 +48,7 @@ def make_sample(path: Path, size: int, first: Path | None = None) -> str:
 
 
 def _files(root: str) -> Iterator[Path]:
-    """Every plain file of a sensible size that has bytes, and that we may read."""
+    """Every plain file below `root` that is neither empty nor huge, and that we may read."""
     for here, folders, names in os.walk(root):
         folders[:] = sorted(set(folders).difference(_SKIPPED))
         for file in (Path(here, name) for name in sorted(names)):
@@ -58,7 +58,7 @@ def _files(root: str) -> Iterator[Path]:
 
 
 def _add(tar: tarfile.TarFile, file: Path, name: str) -> int:
-    """Put a file into the tar; how many bytes."""
+    """Put a file into the tar; returns how many bytes it has."""
     with file.open("rb") as content:
         entry = tarfile.TarInfo(name)
         entry.size = os.fstat(content.fileno()).st_size
@@ -67,15 +67,15 @@ def _add(tar: tarfile.TarFile, file: Path, name: str) -> int:
 
 
 class Image(NamedTuple):
-    """What a registry serves, by path; the size of each blob, by its digest; and all digests."""
+    """An image, for a registry to serve and for clients to verify."""
 
-    pages: dict[str, Page]
-    blobs: dict[str, int]  # in bytes
+    pages: dict[str, Page]  # what the registry serves, by path
+    blobs: dict[str, int]  # digest -> size in bytes
     digests: tuple[str, ...]  # of the manifest and each blob, in the order in which they are pulled
 
 
 def make_image(folder: Path, source: Path) -> Image:
-    """An image of two layers, in `folder`; the second, larger one has the file `source` in it."""
+    """Make an image of two layers in `folder`; the larger one has the file `source` in it."""
     small, large = folder / "small.tar", folder / "large.tar"
     make_sample(small, _SMALL)
     make_sample(large, _LEAST, source)

@@ -29,7 +29,7 @@ class Board:
     """Shows how much is published, and how far each reader is, while that changes."""
 
     def __init__(self, undo: ExitStack, console: Console, giver: str, readers: Readers) -> None:
-        """Begin to show them, until `undo`; `giver` is what the readers read from."""
+        """Begin to show; `undo` ends it. `giver` is the name of what the readers read from."""
         bars = Progress(
             "{task.description}",
             BarColumn(bar_width=26),
@@ -50,7 +50,7 @@ class Board:
         self._told: dict[str, str] = {}
 
     def show(self, published: int, note: str = "", *, final: bool = False) -> None:
-        """Show what is new; bars only ten times a second and at the end. `note` is on the giver."""
+        """Show what is new: bars only ten times a second. `note` is about the giver."""
         if self._progress.disable:
             self._print(published, note)
         elif final or time.monotonic() >= self._next:
@@ -99,7 +99,7 @@ class Fact:
 
 
 def conclude(console: Console, readers: Sequence[Reader], facts: list[Fact], moral: str) -> bool:
-    """Print the summary, and that the survivors have every byte `moral`; whether all is well."""
+    """Print the summary, and what it proves: `moral`. Returns whether all is as it should be."""
     say(console)
     console.print(_table(readers))
     say(console)

@@ -31,12 +31,12 @@ class Stage:
     """What an act is given."""
 
     console: Console
-    folder: Path  # for its files; removed in the end
+    folder: Path  # for the files of the act; removed in the end
     source: Path  # the file to stream
     size: int  # of that file, in bytes
     digest: str  # of that file
     chunk_size: int  # bytes; so small that a small blob flows too
-    rate: float | None  # bytes a second; 0 for no limit, None for one that takes some seconds
+    rate: float | None  # bytes a second; 0: no limit; None: an act takes some seconds
     count: int  # of readers, processes or clients; at least 1
     _streams: dict[str, int | None] = field(default_factory=dict)  # name -> token of its doorbells
 
@@ -45,7 +45,7 @@ class Stage:
         say(self.console, text, style)
 
     def note(self, stream: str) -> None:
-        """Remember a stream that is seen, to look for its traces in the end."""
+        """Remember a stream; `left_over` looks for what is left of it."""
         if self._streams.setdefault(stream, None) is None:
             with suppress(CannotStart), Stream.attach(stream, timeout=0) as seen:
                 self._streams[stream] = seen.block.token
@@ -57,7 +57,7 @@ class Stage:
         return Fact("file", f"the committed file, {amount(path.stat().st_size)}, {found}", good)
 
     def left_over(self, processes: Iterable[int]) -> Fact:
-        """What is left of the act: segments, doorbells, partial files and some of `processes`."""
+        """What is left of the act: segments, doorbells, partial files and live `processes`."""
         left = sorted(self._streams.keys() & set(segment.names()))
         tokens = [token for token in self._streams.values() if token is not None]
         left += [bell for token in tokens for _, bell in doorbell.names(token)]
@@ -80,14 +80,14 @@ def digest_of(path: Path) -> str:
 
 
 def pace(rate: float) -> str:
-    """A rate in bytes a second for people; 0 is without limit."""
+    """A rate in bytes a second, for people; a rate of 0 has no limit."""
     return f"at {amount(rate)}/s" if rate else "as fast as it goes"
 
 
 def paced(
     file: BinaryIO, end: int, rate: float, wait: Callable[[float], object]
 ) -> Iterator[bytes]:
-    """The bytes of `file` up to `end`, each piece in its time; `wait` waits for so many seconds."""
+    """The bytes of `file` up to `end`, each piece when it is due; `wait(seconds)` waits."""
     piece = min(_PIECE, int(rate / _PIECES_A_SECOND) + 1) if rate else _PIECE
     began, given = time.monotonic(), 0
     while data := file.read(max(min(piece, end - file.tell()), 0)):

@@ -20,11 +20,11 @@ from shmstream.store import Store
 from shmstream.units import amount
 
 _SECONDS = 4.0  # how long it takes unless a rate is given
-_TICK = 0.01  # s; how often we look
+_TICK = 0.01  # s; from one look at the flight to the next
 
 
 def run(stage: Stage) -> bool:
-    """Show it, with at least 2 interpreters; whether everything went as it should.
+    """Show the act, with at least 2 processes; returns whether everything went as it should.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
@@ -56,7 +56,7 @@ def run(stage: Stage) -> bool:
 def _play(
     stage: Stage, store: Store, origin: Origin, readers: Readers, shown: Board
 ) -> Reader | None:
-    """Play it to the end; the leader that was killed."""
+    """Play the act to its end; returns the leader that was killed."""
     published, victim = 0, None
     readers.let_in(0)
     while not readers.are_gone:

@@ -31,7 +31,7 @@ JOINS_AFTER = 10  # chunks; then client 2 comes
 
 
 def run(console: Console, folder: Path, delay: float) -> bool:
-    """Show it, with `delay` seconds between ticks; whether all three were identical.
+    """Show it, with `delay` seconds between ticks; returns whether all three are identical.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end; then `client1.txt`
@@ -56,7 +56,7 @@ def run(console: Console, folder: Path, delay: float) -> bool:
                 blob, name=name, size=size, chunk_size=CHUNK_SIZE, digest=digest, publish_interval=0
             )
             undo.enter_context(streamer)
-        undo.push(remove_unless_finished)  # once the clients have ended
+        undo.push(remove_unless_finished)  # after the clients have ended
         clients = Readers(undo, Part("client", read_blob, Orders(), size, (digest,)), 2)
         say(console, f"client 1  pid {clients[0].pid}, writes {copy}")
         say(console, f"client 2  pid {clients[1].pid}, joins later, on standard output\n")
@@ -70,7 +70,7 @@ def run(console: Console, folder: Path, delay: float) -> bool:
 def _text(
     console: Console, stream: BlobStreamer, clients: Readers, delay: float
 ) -> Iterator[bytes]:
-    """The source. Between ticks it tells what has happened, until client 2 has the floor."""
+    """The source. Between ticks it prints what happens, until client 2 writes to the terminal."""
     for number, start in enumerate(range(0, len(TEXT), CHUNK_SIZE)):
         time.sleep(delay)
         if 0 < number <= JOINS_AFTER:
@@ -85,7 +85,7 @@ def _text(
 
 
 def _conclude(console: Console, clients: Readers, copy: Path, source: str, committed: str) -> bool:
-    """Compare the text with what each client made of it, and the file that was committed."""
+    """Compare the text, what each client has read, and the file that was committed."""
     report = clients[1].report
     [read] = report.digests
     waited = f"{1000 * (report.first_byte or 0):.1f} ms"
