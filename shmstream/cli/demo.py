@@ -1,4 +1,4 @@
-"""`demo`: see it at work."""
+"""`demo`: shmstream at work, where people can watch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from shmstream.cli.exits import Command
-from shmstream.demo.process import DemoFailed
+from shmstream.demo.child import DemoFailed
 from shmstream.system.signals import Stopped
 
 _MIB = 1 << 20
@@ -19,7 +19,7 @@ _WITHOUT_TEXT = ("input_", "rate", "readers", "act")
 
 
 def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuse the one float that is outside of no range."""
+    """Refuse NaN, which click's ranges accept."""
     if value is not None and math.isnan(value):
         raise click.BadParameter(f"{value} is not a number.", ctx, param)
     return value
@@ -31,8 +31,13 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     return value
 
 
-@click.command(cls=Command, short_help="See it at work, with processes that are killed.")
-@click.option("--text", "as_text", is_flag=True, help="The concept program: 104 bytes, slowly.")
+@click.command(cls=Command, short_help="Show shmstream at work, with processes that are killed.")
+@click.option(
+    "--text",
+    "as_text",
+    is_flag=True,
+    help="Show the concept program: a text of 104 bytes, which comes slowly.",
+)
 @click.option(
     "--delay",
     type=click.FloatRange(0, 60),
@@ -40,14 +45,14 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     default=0.2,
     show_default=True,
     metavar="SECONDS",
-    help="With --text: from one tick of the source to the next.",
+    help="With --text: the time from one tick of the source to the next.",
 )
 @click.option(
     "--output",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
     default=Path(),
     metavar="FOLDER",
-    help="With --text: where client1.txt is written.  [default: this folder]",
+    help="With --text: client1.txt is written to this folder.  [default: the current one]",
 )
 @click.option(
     "--input",
@@ -55,27 +60,27 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     callback=_some_file,
     metavar="FILE",
-    help="The blob.  [default: a tar of at least 32 MiB, made of this Python's own library]",
+    help="The blob to stream.  [default: a tar of about 32 MiB, made of Python's own library]",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(0, 1 << 20),
     callback=_number,
     metavar="MIB",
-    help="MiB a second that the source gives; 0 for no limit.  [default: done in 5 seconds]",
+    help="The source gives so many MiB a second; 0 sets no limit.  [default: an act takes 5 s]",
 )
 @click.option(
     "--readers",
     type=click.IntRange(1, 100),
     default=4,
     show_default=True,
-    help="How many, or clients; of two or more, one is killed in each of the first two acts.",
+    help="The number of readers in an act. Of two or more, the first two acts kill one.",
 )
 @click.option(
     "--act",
     type=click.IntRange(1, 3),
-    help="Only one: 1, readers come and go; 2, the leader is killed; 3, a registry loses a "
-    "worker.  [default: all three]",
+    help="Show only one act: 1, readers come and go; 2, the leader is killed; 3, a registry loses "
+    "a worker.  [default: all three]",
 )
 @click.pass_context
 def demo(
@@ -88,13 +93,14 @@ def demo(
     readers: int,
     act: int | None,
 ) -> None:
-    """Watch one blob reach several interpreters, while some of them are killed.
+    """Watch how one blob reaches several interpreters, while some of them are killed.
 
-    First readers join while a writer still brings the blob; one is killed with SIGKILL. Then
-    several processes open one blob of a store at once; the one that downloads it is killed, and
-    another takes over. Then clients pull an image through a registry, and the worker that brings
-    it is killed; its status page can be looked at meanwhile. Every survivor's SHA-256 is checked.
-    Exits with 0 only if everything was as it should be.
+    In the first act, readers join while a writer still brings the blob, and one reader is killed
+    with SIGKILL. In the second, several processes open one blob of a store at once; the process
+    that downloads it is killed, and another one takes over. In the third, clients pull an image
+    through a registry, and the worker that downloads it is killed; the registry's status page can
+    be watched. The demo checks the SHA-256 that every survivor has read, and exits with 0 only if
+    everything was as it should be.
     """
     for name in _WITHOUT_TEXT if as_text else _WITH_TEXT:
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:

@@ -1,80 +1,61 @@
-"""`shmstream demo`: one blob and three acts, with readers, a leader and a worker to be killed."""
+"""`shmstream demo`: one blob and three acts, in which readers, a leader and a worker are killed."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
 from shmstream.demo import fanout, pull, takeover
 from shmstream.demo.sample import make_sample
-from shmstream.demo.scene import Scene, sha256_of
-from shmstream.demo.screen import introduce, say
-from shmstream.system.signals import undisturbed
+from shmstream.demo.stage import Stage, digest_of, temporary_folder
 from shmstream.units import amount
 
 _SAMPLE_SIZE = 32 << 20  # bytes
+_ACTS = {
+    1: ("first", fanout.run, "", ""),
+    2: ("second", takeover.run, "http", "urllib3"),
+    3: ("third", pull.run, "serve", "uvicorn prometheus_client uvloop"),
+}
+"""Number -> name, function, the extra that the act needs, and the modules of that extra."""
 
-ALL = (1, 2, 3)
+ALL = tuple(_ACTS)
 
 
 def run(
-    console: Console,
-    source: Path | None,
-    rate: float | None,
-    count: int,
-    acts: Collection[int] = ALL,
+    console: Console, source: Path | None, rate: float | None, count: int, acts: Collection[int]
 ) -> bool:
-    """Show the acts, each with `count` interpreters; whether everything went as it should.
+    """Show the acts with these numbers; returns whether everything went as it should.
 
-    Args:
-        console: where to show it.
-        source: the file to stream; None for one that every machine has.
-        rate: bytes a second, 0 for no limit, None for one that takes some seconds.
-        count: at least 1. With one there is nobody to take over, and no second act.
-        acts: which of them.
+    Without a `source`, the blob is made of what every machine has. `rate` and `count` are those of
+    a `Stage`; with a `count` of 1 there is nobody to take over, and no second act.
 
     Raises:
         DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
     """
     good = True
-    with temporary_folder() as folder:
-        what = str(source)
+    with ExitStack() as undo:
+        folder, what = temporary_folder(undo), str(source)
         if source is None:
             source = folder / "sample.tar"
             what = make_sample(source, _SAMPLE_SIZE)
-        size, sha256 = source.stat().st_size, sha256_of(source)
-        title = "shmstream demo: pull once, stream to everyone on the host"
-        introduce(console, title, [("blob", f"{amount(size)}, {what}")])
-        if 1 in acts:
-            good = fanout.run(console, Scene(size, sha256), source, folder, rate, count)
-            say(console)
-        if 2 in acts and count > 1 and _can(console, "second", "http", "urllib3"):
-            scene = Scene(size, sha256, is_flight=True)
-            good &= takeover.run(console, scene, source, folder / "flight", rate, count)
-            say(console)
-        if 3 in acts and _can(console, "third", "serve", "uvicorn", "prometheus_client", "uvloop"):
-            (folder / "registry").mkdir()
-            good &= pull.run(console, source, folder / "registry", rate, count)
+        size, digest = source.stat().st_size, digest_of(source)
+        chunk_size = max(min(size // 100, 65536), 1)
+        stage = Stage(console, folder, source, size, digest, chunk_size, rate, count)
+        stage.say("shmstream demo: pull once, stream to everyone on the host", "bold")
+        stage.say(f"blob      {amount(size)}, {what}")
+        for number in sorted(acts):
+            name, act, extra, modules = _ACTS[number]
+            if number == 2 and count == 1:
+                continue
+            stage.say()
+            if any(importlib.util.find_spec(each) is None for each in modules.split()):
+                stage.say(f"The {name} act needs: pip install 'shmstream[{extra}]'")
+            else:
+                (folder / name).mkdir()
+                good &= act(replace(stage, folder=folder / name))
     return good
-
-
-def _can(console: Console, act: str, extra: str, *modules: str) -> bool:
-    """Whether what an act needs is installed; else tell."""
-    missing = any(importlib.util.find_spec(each) is None for each in modules)
-    if missing:
-        say(console, f"The {act} act needs: pip install 'shmstream[{extra}]'")
-    return not missing
-
-
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A folder that is removed in the end."""
-    with ExitStack() as undo:
-        with undisturbed():
-            folder = undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-"))
-        yield Path(folder)

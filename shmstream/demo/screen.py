@@ -3,52 +3,90 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
+from shmstream.demo.readers import Reader, Readers
 from shmstream.units import amount
 
 _REFRESH = 0.1  # s
 
 
-class Update(Protocol):
-    """Shows the rows of a board as they are now."""
-
-    def __call__(self, *, final: bool = False) -> None:
-        """With `final`, also if they were shown a moment ago."""
-
-
-@dataclass
-class Row:
-    """A bar: `completed` of `total` bytes. `news` becomes a line where there are no bars."""
-
-    name: str
-    total: int = 0
-    completed: int = 0
-    status: str = ""
-    style: str = ""
-    news: str = ""
+def say(console: Console, text: str = "", style: str = "") -> None:
+    """Print one line as it is: no markup, no wrapping, and `?` for what cannot be shown."""
+    text = text.encode(console.encoding, "replace").decode(console.encoding)
+    console.print(Text(text, style), soft_wrap=True)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one process, or client, ended: its line in the table; without a `problem`, well."""
+class Board:
+    """Shows how much is published, and how far each reader is, while that changes."""
 
-    name: str
-    pause_or_joined: str
-    first_byte: float | None
-    read: int
-    found: str
-    problem: str = ""
-    was_killed: bool = False
+    def __init__(self, undo: ExitStack, console: Console, giver: str, readers: Readers) -> None:
+        """Begin to show; `undo` ends it. `giver` is the name of what the readers read from."""
+        bars = Progress(
+            "{task.description}",
+            BarColumn(bar_width=26),
+            "{task.percentage:>3.0f} %",
+            "{task.fields[status]}",
+            console=console,
+            auto_refresh=False,
+            disable=not (console.file.isatty() and console.is_interactive),
+        )
+        self._progress = undo.enter_context(bars)
+        self._giver = giver
+        self._readers = readers
+        self._size = readers[0].part.size
+        names = [giver, *(each.name for each in readers)]
+        self._tasks = [bars.add_task(each, total=self._size, status="") for each in names]
+        self._next = 0.0
+        self._tenth = 0
+        self._told: dict[str, str] = {}
+
+    def show(self, published: int, note: str = "", *, final: bool = False) -> None:
+        """Show what is new: bars only ten times a second. `note` is about the giver."""
+        if self._progress.disable:
+            self._print(published, note)
+        elif final or time.monotonic() >= self._next:
+            self._next = time.monotonic() + _REFRESH
+            self._draw(published, note)
+
+    def _draw(self, published: int, note: str) -> None:
+        status = f"{amount(published)} of {amount(self._size)}" + (f", {note}" if note else "")
+        rows = [(published, status, "none")]
+        for reader in self._readers:
+            has_slot = reader.is_reading and reader.lag is not None
+            lag = f", lag {amount(reader.lag or 0)}" if has_slot else ""
+            style = "red" if reader.killed or reader.problem else "green"
+            style = "none" if reader.exit_code is None else style
+            rows.append((reader.position, reader.doing + lag, style))
+        for task, (position, status, style) in zip(self._tasks, rows, strict=True):
+            status = f"[{style}]{escape(status)}[/]"
+            self._progress.update(task, completed=position, status=status)
+        self._progress.refresh()
+
+    def _print(self, published: int, note: str) -> None:
+        if (tenth := published * 10 // self._size) > self._tenth:
+            self._tenth = tenth
+            behind = [each for each in self._readers if each.is_reading and each.lag]
+            lags = ", ".join(f"{each.name} {amount(each.lag or 0)}" for each in behind)
+            has_slots = any(each.lag is not None for each in self._readers)
+            told = amount(published) + (f", lag: {lags or 'none'}" if has_slots else "")
+            say(self._progress.console, f"{tenth * 10:>5} %  {told}")
+        news = {self._giver: note} | {each.name: each.doing for each in self._readers}
+        for name, told in news.items():
+            if told != self._told.setdefault(name, ""):
+                self._told[name] = told
+                say(self._progress.console, f"         {name} {told}")
+
+
+# The summary.
 
 
 @dataclass(frozen=True)
@@ -60,103 +98,40 @@ class Fact:
     good: bool = True
 
 
-def say(console: Console, text: str = "", style: str = "") -> None:
-    """Print one line as it is: no markup, no wrapping, and `?` for what cannot be shown."""
-    text = text.encode(console.encoding, "replace").decode(console.encoding)
-    console.print(Text(text, style), soft_wrap=True)
-
-
-def introduce(console: Console, title: str, facts: Sequence[tuple[str, str]]) -> None:
-    """Say what there will be to see."""
-    say(console, title, "bold")
-    for subject, told in facts:
-        say(console, f"{subject:<10}{told}", "bold cyan" if subject == "watch it" else "")
+def conclude(console: Console, readers: Sequence[Reader], facts: list[Fact], moral: str) -> bool:
+    """Print the summary, and what it proves: `moral`. Returns whether all is as it should be."""
     say(console)
-
-
-def pace(rate: float) -> str:
-    """A rate in bytes a second for people; 0 is none."""
-    return f"at {amount(rate)}/s" if rate else "as fast as it goes"
-
-
-@contextmanager
-def board(console: Console, rows: Sequence[Row]) -> Iterator[Update]:
-    """Show the rows until the end of the `with` block; it gives what is called for each change."""
-    if not (console.file.isatty() and console.is_interactive):
-        told = ["" for _ in rows]
-
-        def tell(*, final: bool = False) -> None:  # noqa: ARG001
-            for index, row in enumerate(rows):
-                if row.news != told[index]:
-                    told[index] = row.news
-                    say(console, f"         {row.news}")
-
-        yield tell
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=26),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[status]}"),
-    )
-    with Progress(*columns, console=console, auto_refresh=False) as progress:
-        tasks = [progress.add_task(row.name, status="") for row in rows]
-        following = 0.0
-
-        def draw(*, final: bool = False) -> None:
-            nonlocal following
-            if time.monotonic() < following and not final:
-                return
-            following = time.monotonic() + _REFRESH
-            for task, row in zip(tasks, rows, strict=True):
-                status = escape(row.status)
-                status = f"[{row.style}]{status}[/]" if row.style else status
-                total = row.total or None
-                progress.update(task, total=total, completed=row.completed, status=status)
-            progress.refresh()
-
-        yield draw
-
-
-def conclude(
-    console: Console, middle: str, outcomes: Sequence[Outcome], facts: Sequence[Fact], moral: str
-) -> bool:
-    """Tell how it ended; whether that is as it should be. `middle` heads the second column."""
-    cast = outcomes[0].name.partition(" ")[0]
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in (cast, middle, "first bytes after", "read"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("outcome")
-    for each in outcomes:
-        style = "red" if each.problem else "yellow" if each.was_killed else "green"
-        first = "" if each.first_byte is None else f"{each.first_byte * 1000:.1f} ms"
-        number = each.name.partition(" ")[2]
-        found = Text(each.problem or each.found, style)
-        table.add_row(number, each.pause_or_joined, first, amount(each.read), found)
-    say(console)
-    console.print(table)
+    console.print(_table(readers))
     say(console)
     for fact in facts:
         say(console, f"{fact.subject:<11}{fact.found}", "" if fact.good else "red")
-    say(console)
-    wrong = [each.name for each in outcomes if each.problem]
+    wrong = [each.name for each in readers if each.problem]
     wrong += [fact.subject for fact in facts if not fact.good]
     if wrong:
-        say(console, f"NOT as it should be: {', '.join(wrong)}.", "bold red")
-    else:
-        say(console, f"{_survivors(cast, outcomes)} every byte {moral}.", "bold green")
-    return not wrong
+        say(console, f"\nNOT as it should be: {', '.join(wrong)}.", "bold red")
+        return False
+    count = sum(each.killed is None for each in readers)
+    noun = "survivor" if count < len(readers) else readers[0].part.kind
+    few = {1: f"The {noun} has", 2: f"Both {noun}s have"}
+    survivors = few.get(count, f"All {count} {noun}s have")
+    say(console, f"\n{survivors} every byte {moral}.", "bold green")
+    return True
 
 
-def _survivors(cast: str, outcomes: Sequence[Outcome]) -> str:
-    count = sum(not each.was_killed for each in outcomes)
-    if count == len(outcomes) and cast != "client":
-        return f"The {cast} has" if count == 1 else f"All {count} {cast}s have"
-    noun = cast if count == len(outcomes) else "survivor"
-    return {1: f"The {noun} has", 2: f"Both {noun}s have"}.get(count, f"All {count} {noun}s have")
-
-
-def of_remains(remains: list[str]) -> Fact:
-    """What is left over, which should be nothing."""
-    nothing = "nothing of this stream in /dev/shm, and no partial file"
-    return Fact("left over", ", ".join(remains) or nothing, not remains)
+def _table(readers: Sequence[Reader]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    part = readers[0].part
+    for heading in (part.kind, part.column, "first bytes after", "read"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("outcome")
+    for reader in readers:
+        report, style = reader.report, "yellow" if reader.killed else "green"
+        pause = f"{report.pause * 1000:.0f} ms"
+        table.add_row(
+            str(reader.number),
+            reader.joined_at if part.column == "joined at" else pause,
+            "" if report.first_byte is None else f"{report.first_byte * 1000:.1f} ms",
+            amount(reader.position),
+            Text(reader.problem or reader.outcome, "red" if reader.problem else style),
+        )
+    return table

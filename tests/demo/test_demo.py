@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import signal
@@ -10,21 +11,22 @@ import socket
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 from rich.console import Console
 
 from shmstream import InFlightCopier, __version__, sweep
 from shmstream.demo import text
-from shmstream.demo.origin import NAME, TAG, Origin, make_image, wrap
-from shmstream.demo.reader import Reader, Report
-from shmstream.demo.sample import make_sample
-from shmstream.demo.scene import Part, Scene
+from shmstream.demo.origin import Origin
+from shmstream.demo.readers import Part, Reader
+from shmstream.demo.reading import Orders, Report, read_blob
+from shmstream.demo.sample import NAME, TAG, make_image, make_sample
+from shmstream.demo.screen import conclude
 from shmstream.stream import doorbell, segment
+from shmstream.stream.control_block import State
 from shmstream.stream.stream import Stream
 from tests.support.commands import PYTHON, ROOT, Command
 from tests.support.interpreters import PATIENCE, wait_until
@@ -142,11 +144,24 @@ def test_ctrl_c_on_a_terminal_leaves_nothing(begin: Begin, source: Path) -> None
     name = demo.wait_for(_STREAM)
     token = _token_of(name)
     demo.wait_for(r"reader 1 .*joined at 0 %")
-    assert len(demo.processes()) == 5, "the demo, three readers, what multiprocessing has"
+    assert len(demo.processes()) == 4, "the demo, three readers"
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
     demo.check(name, token)
+
+
+def test_readers_that_die_by_themselves_fail_the_demo(begin: Begin, source: Path) -> None:
+    demo = begin(*FIRST_ACT, "--input", str(source), "--rate", "4", "--readers", "2")
+    demo.wait_for("reader 1 joined")
+    readers = [each for each in demo.processes() if each != demo.process.pid]
+    assert len(readers) == 2
+    for pid in readers:
+        os.kill(pid, signal.SIGKILL)
+    assert demo.finish() == 1
+    assert "reader 1 ended too early, with exit code -9" in demo.output
+    assert "NOT as it should be: reader 1, reader 2." in demo.output
+    demo.check(demo.wait_for(_STREAM))
 
 
 # The second act.
@@ -211,7 +226,7 @@ def test_ctrl_c_in_a_flight_leaves_nothing(begin: Begin, source: Path) -> None:
         *SECOND_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
     )
     demo.wait_for(r"process \d .*leads")
-    assert len(demo.processes()) == 6
+    assert len(demo.processes()) == 4, "the demo, three readers"
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     assert "Stopped" in demo.output
@@ -259,7 +274,8 @@ def test_bars_of_a_registry_on_a_terminal(begin: Begin, source: Path) -> None:
     demo = begin(*THIRD_ACT, "--input", source.name, "--rate", "2", "--readers", "2", terminal=True)
     assert demo.finish() == 0, demo.output
     assert re.search(
-        r"registry \S*━\S* +\d+ % [\d.]+ \w+, worker \d+ (killed at|took over)", demo.output
+        r"registry \S*━\S* +\d+ % [\d.]+ \w+ of [\d.]+ \w+, worker \d+ (killed at|took over)",
+        demo.output,
     )
     assert re.search(r"client 2 \S*━\S* +100 % complete", demo.output)
     assert "Both clients have every byte" in demo.output
@@ -271,7 +287,7 @@ def test_ctrl_c_in_a_registry_leaves_nothing(begin: Begin, source: Path) -> None
         *THIRD_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3", terminal=True
     )
     demo.wait_for(r"registry .*worker \d+ leads")
-    assert len(demo.processes()) == 6, "the demo, the upstream, the server, two workers"
+    assert len(demo.processes()) == 7, "the demo, three clients, the server, two workers"
     demo.press(b"\x03")
     assert demo.finish() == 128 + signal.SIGINT
     _check_flight(demo)
@@ -291,13 +307,14 @@ def test_processes_end_when_the_demo_is_killed_in_a_registry(begin: Begin, sourc
 
 def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> None:
     """It is a real one: skopeo verifies all of it."""
-    made = make_image(tmp_path / "image", [wrap(source, tmp_path / "layer.tar")])
-    with Origin(tmp_path / "image", 0) as upstream:
-        host = upstream.address.removeprefix("http://")
+    made = make_image(tmp_path, source)
+    largest = max(made.blobs, key=lambda digest: made.blobs[digest])
+    with ExitStack() as undo:
+        host = Origin(undo, made.pages, 0).url.removeprefix("http://")
         with socket.create_connection(
             ("127.0.0.1", int(host.partition(":")[2]))
         ) as first:  # to be held at three quarters
-            first.sendall(f"GET /v2/{NAME}/blobs/{made.largest} HTTP/1.1\r\n\r\n".encode())
+            first.sendall(f"GET /v2/{NAME}/blobs/{largest} HTTP/1.1\r\n\r\n".encode())
             first.recv(1)
         client = skopeo(f"{NAME}:{TAG}", host, tmp_path / "copy")
         succeeds(client)
@@ -374,44 +391,45 @@ def test_a_client_that_fails_fails_the_demo(begin: Begin, tmp_path: Path) -> Non
     (tmp_path / "client1.txt").mkdir()
     demo = begin("demo", "--text", "--delay", "0")
     assert demo.finish() == 1
-    assert "Error: reader 1 ended too early: IsADirectoryError" in demo.output
+    assert "Error: client 1 failed: IsADirectoryError" in demo.output
     demo.check()
 
 
 def _report(**differing: object) -> Report:
-    facts = {"joined_at": 0, "count": 7, "sha256": "right", "state": "COMMITTED"} | differing
+    facts = {"position": 7, "digests": ("right",), "state": State.COMMITTED} | differing
     return Report("finished", **facts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("report", "told"),
     [
-        (_report(), "complete, SHA-256 ok"),
-        (_report(sha256="wrong"), "WRONG: 7 bytes, SHA-256 wrong"),
-        (_report(count=6), "WRONG: 6 bytes, SHA-256 right"),
-        (_report(state="STREAMING"), "ended in state STREAMING"),
+        (_report(), "SHA-256 ok"),
+        (_report(digests=("wrong",)), "WRONG: 7 bytes, wrong"),
+        (_report(digests=("right", "right")), "WRONG: 7 bytes, right, right"),
+        (_report(digests=()), "WRONG: 7 bytes, "),
+        (_report(position=6), "WRONG: 6 bytes, right"),
+        (_report(state=State.STREAMING), "ended in state STREAMING"),
         (Report("failed", error="WriterDied: ..."), "WriterDied: ..."),
         (Report("joined"), "ended too early, with exit code 3"),
-        (None, "ended too early, with exit code 3"),
+        (Report("ready"), "ended too early, with exit code 3"),
+        (Report(), "ended too early, with exit code 3"),
     ],
 )
 def test_what_is_wrong_is_told(
-    report: Report | None, told: str, capsys: pytest.CaptureFixture[str]
+    report: Report, told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reader = SimpleNamespace(
-        number=1,
-        report=report,
-        is_gone=True,
-        is_let_in=True,
-        has_joined=report is not None and report.event != "failed",
-        process=SimpleNamespace(exitcode=3),
-    )
-    scene = Scene(7, "right", [Part(cast(Reader, reader), 0)])
-    good = scene.conclude(Console(width=100), [])
+    reader = Reader.__new__(Reader)  # without a process
+    reader.part = Part("reader", read_blob, Orders(), 7, ("right",))
+    reader.name, reader.number, reader.joins_at = "reader 1", 1, 0.0
+    reader.report, reader.exit_code, reader.killed = report, 3, None
+    reader.position = report.position
+    good = conclude(Console(width=100), [reader], [], "of a blob")
     assert good is (report == _report())
     output = capsys.readouterr().out
-    assert told.replace("complete, ", "") in output
+    assert told in output
+    assert told in reader.doing
     assert ("NOT as it should be: reader 1." in output) is not good
+    assert ("The reader has every byte of a blob." in output) is good
 
 
 def test_the_sample_is_the_same_every_time(tmp_path: Path) -> None:

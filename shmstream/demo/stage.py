@@ -1,0 +1,99 @@
+"""What every act of the demo is given, and the check that nothing of it is left over."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+import psutil
+from rich.console import Console
+
+from shmstream.demo.screen import Fact, say
+from shmstream.errors import CannotStart
+from shmstream.stream import doorbell, segment
+from shmstream.stream.partial import partial_path
+from shmstream.stream.stream import Stream
+from shmstream.system.signals import undisturbed
+from shmstream.units import amount
+
+_PIECE = 32 * 1024  # bytes, at most
+_PIECES_A_SECOND = 100  # at least, so that a slow rate is smooth too
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What an act is given."""
+
+    console: Console
+    folder: Path  # for the files of the act; removed in the end
+    source: Path  # the file to stream
+    size: int  # of that file, in bytes
+    digest: str  # of that file
+    chunk_size: int  # bytes; so small that a small blob flows too
+    rate: float | None  # bytes a second; 0: no limit; None: an act takes some seconds
+    count: int  # of readers, processes or clients; at least 1
+    _streams: dict[str, int | None] = field(default_factory=dict)  # name -> token of its doorbells
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Print one line."""
+        say(self.console, text, style)
+
+    def note(self, stream: str) -> None:
+        """Remember a stream; `left_over` looks for what is left of it."""
+        if self._streams.setdefault(stream, None) is None:
+            with suppress(CannotStart), Stream.attach(stream, timeout=0) as seen:
+                self._streams[stream] = seen.block.token
+
+    def check_file(self, path: Path) -> Fact:
+        """Whether the file at `path` has the bytes of the source."""
+        good = digest_of(path) == self.digest
+        found = "has the right SHA-256" if good else "HAS THE WRONG SHA-256"
+        return Fact("file", f"the committed file, {amount(path.stat().st_size)}, {found}", good)
+
+    def left_over(self, processes: Iterable[int]) -> Fact:
+        """What is left of the act: segments, doorbells, partial files and live `processes`."""
+        left = sorted(self._streams.keys() & set(segment.names()))
+        tokens = [token for token in self._streams.values() if token is not None]
+        left += [bell for token in tokens for _, bell in doorbell.names(token)]
+        left += [str(path) for path in self.folder.rglob("*" + partial_path(""))]
+        left += [f"process {pid}" for pid in processes if psutil.pid_exists(pid)]
+        nothing = "nothing of this in /dev/shm, no partial file, no process"
+        return Fact("left over", ", ".join(left) or nothing, not left)
+
+
+def temporary_folder(undo: ExitStack) -> Path:
+    """A new folder, which `undo` removes."""
+    with undisturbed():
+        return Path(undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-")))
+
+
+def digest_of(path: Path) -> str:
+    """`sha256:` and the digest of a file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pace(rate: float) -> str:
+    """A rate in bytes a second, for people; a rate of 0 has no limit."""
+    return f"at {amount(rate)}/s" if rate else "as fast as it goes"
+
+
+def paced(
+    file: BinaryIO, end: int, rate: float, wait: Callable[[float], object]
+) -> Iterator[bytes]:
+    """The bytes of `file` up to `end`, each piece when it is due; `wait(seconds)` waits."""
+    piece = min(_PIECE, int(rate / _PIECES_A_SECOND) + 1) if rate else _PIECE
+    began, given = time.monotonic(), 0
+    while data := file.read(max(min(piece, end - file.tell()), 0)):
+        given += len(data)
+        due = began + given / rate if rate else began
+        while (left := due - time.monotonic()) > 0:
+            wait(min(left, 0.02))
+        wait(0.0)
+        yield data
