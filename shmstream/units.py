@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_NUMBER = r"(\d{1,30}(?:\.\d{1,30})?)"  # so that a float can hold it
-_EXACT = r"(\d{1,1000}(?:\.\d{1,30})?)"
-_SIZE = re.compile(rf"{_EXACT}\s*(?:([kmgtp])(i?b)?|b)?", re.IGNORECASE | re.ASCII)
+_NUMBER = r"(\d{1,30}(?:\.\d{1,30})?)"  # of more digits, nothing has a use
+_SIZE = re.compile(rf"{_NUMBER}\s*(?:([kmgtp])(i?b)?|b)?", re.IGNORECASE | re.ASCII)
 _DURATION = re.compile(rf"{_NUMBER}\s*([smhdw]?)", re.IGNORECASE | re.ASCII)
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
