@@ -45,7 +45,6 @@ Needs pytest. Nothing in the library imports this module.
 from __future__ import annotations
 
 import pickle
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -57,6 +56,7 @@ except ImportError as _missing:
 
 from shmstream.errors import SourceError
 from shmstream.sources.base import Feed, Source, public
+from shmstream.system.threads import Call
 
 _CONTENT = b"".join(b"%07d\n" % number for number in range(25_000))  # 200,000 bytes of ASCII
 _OTHER = _CONTENT[::-1]  # of the same size
@@ -262,7 +262,7 @@ class SourceConformance:
             except Exception as error:  # noqa: BLE001  the test is to show it
                 errors.append(error)
 
-        closing = threading.Thread(target=close)
+        closing = Call(close, "shmstream-conformance")
         closing.start()
         closing.join()
         assert not errors, f"closing in another thread failed: {errors}"
