@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -330,17 +329,15 @@ def test_a_succession_that_cannot_be_does_not_spin(
         blob.read(flight.published)
         reaper = KernelLock(segment.path_of(flight.stream))
         leader.kill()
-        assert_soon(lambda: reaper.try_acquire((0, 1)))
+        wait_until(lambda: reaper.try_acquire((0, 1)))
         with pytest.raises(WriterStalled):
             blob.read(1)
         assert len(joins) < 30
         reaper.close()
+        with store.open(digest(1, 2 * MIB), url) as patient:  # it succeeds, however long that takes
+            assert sha256(patient.read()) == sha256(content(1, 2 * MIB))
         blob.seek(0)
         assert sha256(blob.read()) == sha256(content(1, 2 * MIB))
-
-
-def assert_soon(condition: Callable[[], bool]) -> None:
-    wait_until(condition, patience=5)
 
 
 def test_who_has_no_source_finds_what_has_just_come(
@@ -400,13 +397,13 @@ def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
 
     def silent() -> Iterator[bytes]:
         yield b"x" * 100
-        released.wait(30)
+        released.wait()
         yield b"y"
 
     with store.open("key", silent(), linger=False) as blob:
         assert blob.read(100) == b"x" * 100
     try:
-        wait_until(lambda: store.flights() == [], patience=10)
+        wait_until(lambda: store.flights() == [])
     finally:
         released.set()
 
@@ -415,10 +412,10 @@ def test_what_came_before_a_source_broke_does_not_wait_for_the_next_try(
     folder: str, origin: Origin
 ) -> None:
     """Who has the kernel move bytes comes back in time to publish them; now he does not."""
-    patient = Retries(first_pause=PATIENCE, longest_pause=PATIENCE)
+    patient = Retries(first_pause=30, longest_pause=30)
     store = Store(folder, retries=patient, publish_interval=0.5)
     url = origin.serve("/blob", seed=1, size=MIB, rate=2 * MIB, close_after=200_000)
-    with store.open("key", url, stall_timeout=5, linger=False) as blob:
+    with store.open("key", url, stall_timeout=20, linger=False) as blob:
         assert sha256(blob.read(200_000)) == sha256(content(1, 200_000))
     wait_until(lambda: store.flights() == [])
 
@@ -464,7 +461,7 @@ def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) 
         assert asked.wait(PATIENCE)
     wait_until(lambda: store.flights() == [])
     answers.set()
-    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER, patience=5)
+    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER)
     assert closed.is_set()
 
 
@@ -494,10 +491,8 @@ def test_exiting_waits_for_no_silent_source(start: Start, folder: str, origin: O
     origin.change("/blob", stall_after=1000)
     leader = start(flights.lead_many, folder, url, 8)
     assert leader.hear() == "leads"
-    began = time.monotonic()
     leader.say("exit")
-    leader.finish()
-    assert time.monotonic() - began < 5
+    leader.finish()  # though the source says nothing until the test ends
 
 
 def test_many_tries_do_not_overflow(folder: str) -> None:

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Iterator[str]:
     path = tmp_path / "store"
     yield str(path)
     store = Store(path)
-    wait_until(lambda: not store.flights(), patience=5)
+    wait_until(lambda: not store.flights())
     assert store.check() == []
     shutil.rmtree(path)
     close_pools()  # what is kept alive in between
