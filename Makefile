@@ -32,8 +32,10 @@ check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
-	PYTHONPATH=$(CURDIR) $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes shmstream --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright tests/typing
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=$(CURDIR) \
+	    $(BIN)/pyright --verifytypes shmstream --ignoreexternal >$(VENV)/types || \
+	    { cat $(VENV)/types; exit 1; }
 	$(BIN)/python -m pytest -q tests/docs/test_house.py
 
 format: $(VENV)/.ready  ## put the code into shape
@@ -42,7 +44,7 @@ format: $(VENV)/.ready  ## put the code into shape
 
 docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the whole site, in site/
 	$(BIN)/python -m tools.generate
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
 	$(BIN)/python -m bench.stream --json bench/stream.json

@@ -1,41 +1,14 @@
 """Pull a blob once, and stream it to every process on the host while it is still arriving.
 
-How one blob flows, and where each step is:
+    Store             one call for a blob that is complete, in flight or absent
+    BlobStreamer      one writer of a blob ...
+    InFlightCopier    ... and any number of readers, in any processes, while it is written
+    HTTPSource        and other sources: `shmstream.sources`
+    InFlightResponse  a blob as an HTTP response: `shmstream.asgi`
+    create_app        a pull-through registry: `shmstream.registry`
 
-    writer   BlobStreamer.create    streamer.py     claim a name and a partial file (claims.py)
-             .append                streamer.py     write to disk; publish when due (pacer.py)
-             publish                streamer.py     store the count (control.py), ring
-                                    subscribers.py  every reader's semaphore (doorbell.py)
-    reader   InFlightCopier.attach  copier.py       map the block (segment.py), take a slot
-             .read / .copy          copier.py       wait for the ring (tail.py), copy from disk
-                                                    (mover.py)
-    writer   .commit                streamer.py     verify the digest, rename, say so
-    anyone   sweep                  claims.py       remove what the dead have left (liveness.py)
-
-And how one key reaches every process of a host that asks for it:
-
-    Store.open   store.py      one call, complete or in flight or absent; the folder is layout.py
-    a flight     flight.py     lead, follow, or take over, decided by kernel locks
-                 leader.py     bring the bytes: sources in turn (attempts.py), journal.py to
-                               resume, commit
-                 resumable.py  a streamer that another process can succeed
-    a source     sources.py    what users call a source; source.py, fsspec_source.py,
-                               http_source.py (http_client.py: asks; http_body.py: has the
-                               kernel move the answer to the file)
-    reading      blob.py       a file that goes on whoever leads; aio.py, lookout.py in asyncio
-    over HTTP    asgi.py       a response, decided by answer.py, its body sent by sending.py;
-                               server.py: zero-copy for uvicorn
-    without room passing.py    each client gets it straight from the source
-                 descriptors.py: room for many clients
-    housekeeping audit.py      check and gc; invariants.py, seal.py: what check goes by;
-                 upkeep.py     a store keeps to its limit
-    a registry   registry/     the pull-through OCI registry, `shmstream serve`
-
-The floors: errors | control, segment, doorbell, liveness, pacer, mover, source, digest, journal,
-seal, events, units, answer | claims, subscribers, http_client, http_body, fsspec_source, attempts |
-stream, partial, http_source | streamer, tail, sources, invariants | copier, resumable, layout |
-audit | upkeep | leader | flight | blob | lookout | aio | passing | store, sending | asgi, server,
-watch | registry | demo | cli. A room imports only rooms on lower floors.
+docs/ARCHITECTURE.md draws the wings of this package, and tells in which file each step is. The
+docstring of each wing lists its files. docs/glossary.md explains the words.
 """
 
 import logging

@@ -1,13 +1,17 @@
 """`Store`: one call for a blob that is complete, in flight or absent, from any number of processes.
 
-    store.open     a readable file at once, whoever downloads        flight.py, blob.py
-    store.fetch    the path of the whole blob                        blob.py
-    store.pass_through    for one client, with nothing kept          passing.py
-    store.evict    make room, the least recently used first          upkeep.py
-    store.check    findings of everything that is not as it should   audit.py
-    store.gc       remove what dead processes left                   audit.py
+    store.open           a readable file at once, in every process     flight/flight, flight/blob
+    store.aopen          the same for asyncio                          flight/async_blob
+    store.fetch          the path of the whole blob                    flight/blob
+    store.pass_through   the bytes for one client, nothing is kept     flight/pass_through
+    store.flights        the downloads in progress                     storage/flights
+    store.stock          what is complete, counted                     storage/stock
+    store.evict          make room, the least recently used first      storage/eviction
+    store.check          find what is not as it should be              storage/check
+    store.gc             remove what dead processes left               storage/gc
 
-A store is a folder (layout.py) and nothing else: no server, no index, no lock to hold.
+A store is a folder (`storage/layout`) and nothing else: it needs no server and no index, and holds
+no lock.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 
-from shmstream.errors import ShmstreamError, is_for_want_of_room
+from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
@@ -31,9 +35,9 @@ from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
 from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
+from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
 from shmstream.stream.pacer import check_pacing
-from shmstream.system.descriptors import make_room
 
 _log = logging.getLogger("shmstream")
 
@@ -41,32 +45,32 @@ _log = logging.getLogger("shmstream")
 class Store:
     """A folder of verified blobs, shared by all processes of one user on this host.
 
-    Any number of processes open the same folder. Everything may be called from any thread; nothing
-    is held open in between, so a store needs no closing and survives a fork.
+    Any number of processes open the same folder. Every method may be called from any thread. A
+    store holds nothing open between calls, so it needs no closing and survives a fork.
 
     Args:
-        folder: made if it is not there, with 0700.
-        max_bytes: of complete blobs, beyond which the least recently used are evicted. None: no
-            limit. A blob in flight, or just complete, is never evicted for itself, and whoever has
-            a blob open keeps it.
-        durable: have a blob on the disk before it counts as complete. Without, a crash of the
-            machine may leave blobs that only `check`, or `verify`, finds to be wrong.
-        verify: hash every complete blob before it is opened, and download a damaged one anew.
+        folder: the path; a missing folder is made, with mode 0700.
+        max_bytes: limit of all complete blobs together; beyond it the least recently used blobs are
+            evicted. None: no limit. A blob in flight is not evicted, nor is the blob that was just
+            completed; and an evicted blob stays readable where it is open.
+        durable: sync a blob to the disk before it counts as complete. If False, a crash of the
+            machine may leave wrong blobs, which only `check` or `verify` detects.
+        verify: hash every complete blob before it is opened, and download a damaged blob anew.
         retries: how often sources are tried.
-        chunk_size: bytes of a chunk; the last one is withheld until the digest is verified.
+        chunk_size: bytes of a chunk; the last chunk is withheld until the digest is verified.
         max_subscribers: readers of one flight at one time.
         publish_bytes: readers of a flight are woken when so many bytes have gathered ...
         publish_interval: ... or so many seconds have passed, whichever is first. The first bytes
-            go out at once. Longer costs less where many read at the live tail.
-        max_flights: of this store on this host at one time, whoever leads them; beyond that a new
-            one is refused (`TooManyFlights`). A flight that is taken over goes on. None: no limit.
-        max_pass_through: clients of this process that are served without a flight at one time, each
-            by a download of its own, where there is no room to keep a blob; see `pass_through`.
-        on_event: told what happens to the flights that this process leads, as it happens and in
-            the thread where it does; it must not block.
+            are published at once. A longer interval costs less if many clients read at the tail.
+        max_flights: flights of this store on this host at one time, of all processes together.
+            One more is refused (`TooManyFlights`). A takeover is not a new flight. None: no limit.
+        max_pass_through: clients of this process at one time that are served without a flight, each
+            by a download of its own, because there is no room to keep the blob; see `pass_through`.
+        on_event: called with every event of the flights that this process leads, at once and in the
+            thread where it happens; it must not block.
 
     Raises:
-        StoreUnusable: the folder is not for this user alone, is not writable, or has no locks.
+        StoreUnusable: others may write to the folder, this user may not, or locks do not work.
     """
 
     def __init__(
@@ -92,9 +96,8 @@ class Store:
         if max_pass_through < 0:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
-        make_room()
         self._layout = Layout(folder)
-        self.folder = self._layout.folder
+        self.folder: str = self._layout.folder
         self.max_bytes = max_bytes
         self._max_pass_through = max_pass_through
         self._on_event = on_event
@@ -123,26 +126,27 @@ class Store:
         """The blob of `key`, to read while it arrives: complete, in flight, or from `source`.
 
         Does not wait for the source. However many processes call this at the same time, one of
-        them downloads; if it dies, another goes on where it was.
+        them downloads. If that process dies, another one continues the download.
 
         Args:
-            key: `sha256:<hex>` or `sha512:<hex>`, which the bytes are verified by; or any other
+            key: `sha256:<hex>` or `sha512:<hex>`, and then the bytes are verified; or any other
                 text, for content whose digest is not known.
             source: an `http(s)` URL, another URL that fsspec knows, a path, a binary file object,
                 an iterable of buffers, a `Source`, or a list of these in order of preference. None:
-                only what is here already.
+                only a blob that is complete or in flight.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
-                that does so, ten times a second at most.
-            stall_timeout: seconds that a read waits for a leader that lives and brings nothing
-                before it raises `WriterStalled`. None: for as long as it lives.
-            linger: go on to the end of the download when nobody reads any more.
+                that reads or waits, at most ten times a second.
+            stall_timeout: seconds without a new byte after which a read raises `WriterStalled`,
+                although the leader is alive. None: wait for as long as the leader lives.
+            linger: continue the download to its end when no reader is left.
 
         Raises:
-            BlobNotFound: there is nothing here, and no source.
-            DamagedBlob: what is here is no file, or with `verify` other bytes and no source.
-            TooManyFlights: it would be one more than `max_flights`.
-            CannotStart, StoreError: there is no room for it, or no way; see their kinds.
-            ValueError, TypeError: the key or the source is none.
+            BlobNotFound: the blob is not here, and there is no source.
+            DamagedBlob: a folder or a link lies at its path; or with `verify` the bytes are wrong,
+                and there is no source.
+            TooManyFlights: there are `max_flights` flights already.
+            CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
+            ValueError, TypeError: the key or the source is not valid.
         """
         return Blob(self._flight(self._layout.place(key), source, stall_timeout, linger), progress)
 
@@ -169,7 +173,8 @@ class Store:
     ) -> AsyncBlob:
         """`open` for asyncio: `async with store.aopen(key, source) as blob: ...`.
 
-        Takes and raises what `open` does; it is entering that raises, except for the key.
+        Arguments and errors are those of `open`. Entering the block raises the errors; only a key
+        that is not valid raises here.
         """
         place = self._layout.place(key)
 
@@ -181,7 +186,7 @@ class Store:
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
-        flight = (self.folder, key, source is None)  # who has no source cannot go on without others
+        flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
         return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
 
     def fetch(
@@ -192,10 +197,10 @@ class Store:
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
     ) -> str:
-        """Wait for the whole blob; its path. A later eviction may remove it: open it soon.
+        """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
 
         Raises:
-            As `open`, and as reading a `Blob`.
+            ShmstreamError: as `open`, and as reading a `Blob`.
         """
         with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
             blob.wait()
@@ -209,14 +214,14 @@ class Store:
         *,
         stall_timeout: float | None = None,
     ) -> Passage:
-        """A way for one client of a server to the blob of `key`, with nothing of it kept.
+        """The blob of `key` for one client of a server, straight from the source. Nothing is kept.
 
-        For when opening or reading it fails for want of room, as `InFlightResponse` does. Enter it
-        at once. Does not wait for the source.
+        A server calls it when opening or reading the blob has failed with the error `because`, as
+        `InFlightResponse` does. Enter the result at once. Does not wait for the source.
 
         Raises:
-            ShmstreamError: `because`. It has another reason; or the source can be read only once;
-                or this process has `max_pass_through` of such clients.
+            ShmstreamError: `because` itself, if it does not mean a lack of room, if the source can
+                be read only once, or if this process has `max_pass_through` such clients.
         """
         if source is not None and is_for_want_of_room(because):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
@@ -230,47 +235,80 @@ class Store:
         return isinstance(key, str) and os.path.isfile(self._layout.place(key).path)
 
     def is_in_flight(self, key: str) -> bool:
-        """Whether a flight of `key` is in progress on this host, or waits for another leader."""
+        """Whether there is a flight of `key` on this host, with a leader or waiting for one."""
         return os.path.exists(segment.path_of(self._layout.place(key).stream))
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""
         return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
 
+    def stock(self, recent: int = 0) -> Stock:
+        """How many complete blobs there are, their bytes, and the `recent` last used ones.
+
+        Lists the folder: half a second for 100,000 blobs, so it is not for an event loop.
+        """
+        return take_stock(self._layout, recent)
+
+    def room(self) -> int:
+        """Bytes that this user can still write to the file system of the folder. Blocks for it.
+
+        Raises:
+            OSError: the file system does not tell.
+        """
+        disk = os.statvfs(self.folder)
+        return disk.f_bavail * disk.f_frsize
+
+    def problem(self) -> str | None:
+        """Why the folder cannot be used as a store any more; None if it can.
+
+        For servers that tell whether they are ready: a disk may go, or its locks may. Takes
+        milliseconds, and blocks as long as the file system does, so it is not for an event loop.
+        """
+        if not os.path.isfile(self._layout.mark):
+            return f"the store is gone: {self.folder}"
+        try:
+            Layout(self.folder)
+        except StoreUnusable as error:
+            return str(error)
+        except OSError as error:
+            return f"the store cannot be looked at: {error.strerror}: {self.folder}"
+        return None
+
     def flights(self) -> list[FlightInfo]:
-        """The flights of this store on this host, dead or alive."""
+        """The flights of this store on this host, also those whose leader is dead."""
         return flights.flights(self._layout)
 
     def evict(self, max_bytes: int | None = None) -> list[str]:
-        """Remove the least recently used blobs until `max_bytes` are left; their paths.
+        """Remove the least recently used blobs until at most `max_bytes` are left; their paths.
 
-        None: the store's own limit. Whoever has one open goes on reading it.
+        None: the store's own limit. A blob that is open somewhere stays readable there.
         """
         limit = self.max_bytes if max_bytes is None else max_bytes
         return [] if limit is None else self._upkeep.evict(limit)
 
     def _say(self, event: Event) -> None:
-        """Tell the listener; no trouble of his ends a flight."""
+        """Call `on_event`. An error of it is logged, and ends no flight."""
         if self._on_event is not None:
             try:
                 self._on_event(event)
-            except Exception as error:  # noqa: BLE001  a listener is anybody's code
+            except Exception as error:  # noqa: BLE001  the listener is foreign code
                 _log.error("on_event failed at %s: %s", event, repr(error))
 
     def check(self, *, verify: bool | None = None) -> list[Finding]:
-        """What is not as it should be, in the folder and in shared memory; mends nothing.
+        """Find what is not as it should be, in the folder and in shared memory. Repairs nothing.
 
-        A blob is hashed if it was changed, or put there, since it was last verified, and sealed
-        when it is right (seal.py). So this is cheap, but for bytes that a disk loses by itself:
-        with `verify=True` every blob is hashed, with False none.
+        Hashes the blobs that were changed, or put there, since they were last verified. A blob that
+        is right is sealed (`stream/seal`), and not hashed the next time. So this is cheap, but does
+        not detect bytes that the disk itself loses: `verify=True` hashes every blob, `verify=False`
+        none.
         """
         return check.check(self._layout, verify=verify)
 
     def gc(self, *, partial_age: float = WEEK) -> list[str]:
-        """Remove what dead processes left, here and in shared memory; names and paths of it.
+        """Remove what dead processes left, here and in shared memory; the removed names and paths.
 
-        A partial file that a download can go on with stays for `partial_age` seconds. Nothing that
-        is alive is touched. Cheap, never blocks.
+        A partial file that a download can continue stays for `partial_age` seconds. Nothing of a
+        process that is alive is touched. Cheap, never blocks.
         """
         return gc.gc(self._layout, partial_age=partial_age)
 

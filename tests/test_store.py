@@ -1,4 +1,4 @@
-"""A store's folder: what may be in it, who may use it, what stays and what goes."""
+"""A store's folder: its contents, its user, and which blobs are evicted."""
 
 from __future__ import annotations
 
@@ -50,6 +50,16 @@ def put(store: Store, name: str, size: int, used: float | None = None) -> str:
 
 
 # What it looks like.
+
+
+def test_making_a_store_leaves_the_process_as_it_is(tmp_path: Path) -> None:
+    """The table of descriptors does not grow; a server asks for that itself."""
+    program = (
+        "import re, sys; from shmstream import Store;"
+        "told = lambda: re.findall(r'FDSize:.*', open('/proc/self/status').read());"
+        "before = told(); Store(sys.argv[1]); assert told() == before"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "store")], check=True)
 
 
 def test_other_tools_can_read_it(store: Store) -> None:
@@ -207,7 +217,7 @@ def test_two_users(store: Store, tmp_path: Path) -> None:
         "try: Store(sys.argv[1])\n"
         "except StoreUnusable as error: print(error)"
     )
-    for parent in (tmp_path, *tmp_path.parents):  # pytest keeps its folders to itself
+    for parent in (tmp_path, *tmp_path.parents):  # pytest makes its folders private
         if parent.owner() == "root" and not parent.stat().st_mode & 0o001:
             parent.chmod(0o711)
     unwritable = tmp_path / "unwritable"
@@ -482,7 +492,7 @@ def test_a_store_survives_a_fork_and_a_pickle_of_its_errors(store: Store) -> Non
 
 
 def test_taker_reports_errors(start: Start, folder: str) -> None:
-    """The role that other tests rely on tells of errors as they are."""
+    """The role that other tests use reports errors as they are."""
     taker = start(flights.take, folder, {})
     taker.hear()
     taker.say(["key", "/nowhere", 0])

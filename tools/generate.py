@@ -2,6 +2,7 @@
 
 docs/protocol.md               all of it, from `shmstream.stream.control_block`
 docs/operations.md             its table of metrics, from `shmstream.registry.ops.metrics`
+docs/wings.svg                 the picture of the table of wings in docs/ARCHITECTURE.md
 
 The pages cannot drift from the code: tests compare them with what this program makes.
 """
@@ -28,6 +29,26 @@ from shmstream.stream.control_block import (
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "protocol.md"
 OPERATIONS = DOCS / "operations.md"
+ARCHITECTURE = DOCS / "ARCHITECTURE.md"
+WINGS = DOCS / "wings.svg"
+
+_STEP = 34  # from one box to the next
+_ZONES = {
+    "ground": {"system", "errors"},
+    "core": {"stream", "sources", "storage"},
+    "flight": {"flight", "store", "__init__"},
+}
+_COLOURS = {"ground": "#e9ecef", "core": "#cfe2f3", "flight": "#fbe3c2", "servers": "#d8eedd"}
+_PICTURE = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" font-family="Helvetica, Arial, sans-serif" font-size="13" role="img" aria-label="The wings of shmstream, from the command line at the top to errors, events and units on the ground">
+  <!-- Made by `make docs` from the table of wings in ARCHITECTURE.md. Change that, not this. -->
+  <rect width="760" height="{height}" fill="#ffffff"/>
+  <g fill="#222">
+{boxes}
+  <text x="10" y="{below}" font-size="12" fill="#555">A wing imports only wings below it.</text>
+  </g>
+</svg>
+"""
 
 _PAGE = """\
 # The protocol
@@ -37,16 +58,16 @@ _PAGE = """\
 One stream is a partial file, a control block in shared memory, and one POSIX semaphore for each
 reader. This page is everything that a program in any language needs to read along.
 
-| what | where | who holds the kernel lock |
+| what | where | which process holds the kernel lock |
 | --- | --- | --- |
 | the blob, while it arrives | `<path>.shmstream-partial` | the writer, on the whole file |
-| the blob, once committed | `<path>`, the same inode | nobody |
+| the blob, once committed | `<path>`, the same inode | none |
 | the control block | POSIX shared memory `/shms-<name>` | the writer, on the header; each reader, on its slot |
 | a reader's doorbell | POSIX semaphore `/shmd-<token, 12 hex>.<slot, hex>.<generation, hex>` | |
 
 Locks are open-file-description locks (`F_OFD_SETLK`) on exactly the bytes that their holder
-writes. The kernel frees them when the holder ends, however it ends: **a writer is alive if and only
-if somebody holds the lock on the header**, and a reader if and only if somebody holds the lock on
+writes. The kernel frees a lock when its holder ends, however it ends: **a writer is alive if and only
+if a process holds the lock on the header**, and a reader if and only if a process holds the lock on
 its slot.
 
 ## Invariants
@@ -61,8 +82,9 @@ stateDiagram-v2
 {transitions}
 ```
 
-{terminal} never change. *Orphaned* is observed, not stored: the state is not one of these, and
-nobody holds the lock on the header. A writer may take an orphaned stream over; then it goes on.
+{terminal} never change. *Orphaned* is observed, and not stored: the state is neither of
+these, and no process holds the lock on the header. Another writer may take an orphaned stream over;
+then the stream goes on.
 
 ## The control block
 
@@ -90,10 +112,10 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | commit | verify size and digest; rename the file; store `size`, `published`, `chunk_count`; store COMMITTED; post |
 | abort | store `error`; store ABORTED; post; unlink the partial file |
 | subscribe | lock a slot; create the doorbell; fill the slot; store the membership; load `published` again before the first wait |
-| read | forget old posts; load `published`; if it is not enough load `state`; if that is terminal **load `published` again** and conclude; at least four times a second look at the lock on the header; wait at most 250 ms; begin again |
+| read | forget old posts; load `published`; if it is not enough, load `state`; if that is terminal, **load `published` again** and conclude; look at the lock on the header at least four times a second; wait at most 250 ms; begin again |
 | take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
 | hand over | publish; close the partial file; unlock the header; post: readers look at the lock |
-| succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the one the block names; cut it to `published`; store who writes now and `epoch` + 1; post everybody at the next publish |
+| succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the file that the block names; cut it to `published`; store the identity of the new writer and `epoch` + 1; post all readers at the next publish |
 | reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |
 """
 
@@ -150,6 +172,36 @@ def operations() -> str:
     return "".join([before, begin, comment, "-->\n", "\n".join(lines), "\n", end, after])
 
 
+def wings() -> list[tuple[list[str], str]]:
+    """The rows of the table of wings, from the top to the ground: names, and what they are for."""
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    table = text.partition("<!-- wings")[2].partition("<!-- end of wings -->")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.+?) \|", table, re.MULTILINE)
+    return [(re.findall(r"`(\w+)`", names), purpose) for names, purpose in rows]
+
+
+def picture() -> str:
+    """The wings, one box on top of the other."""
+    rows = wings()
+    boxes = []
+    for index, (names, purpose) in enumerate(rows):
+        colour = _COLOURS[_zone(names[0])]
+        top = 10 + index * _STEP
+        what = purpose.replace("`", "").replace("&", "&amp;").replace("<", "&lt;")
+        boxes.append(
+            f'  <rect x="10" y="{top}" width="740" height="{_STEP - 6}" rx="4" fill="{colour}"/>\n'
+            f'  <text x="24" y="{top + 19}" font-weight="bold">{", ".join(names)}</text>\n'
+            f'  <text x="224" y="{top + 19}">{what}</text>'
+        )
+    height = 36 + len(rows) * _STEP
+    return _PICTURE.format(height=height, below=height - 12, boxes="\n".join(boxes))
+
+
+def _zone(wing: str) -> str:
+    return next((zone for zone, wings in _ZONES.items() if wing in wings), "servers")
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
     OPERATIONS.write_text(operations(), encoding="utf-8")
+    WINGS.write_text(picture(), encoding="utf-8")

@@ -17,7 +17,7 @@ import uvicorn
 
 from shmstream import Store
 from shmstream.asgi.response import InFlightResponse
-from shmstream.server import Protocol
+from shmstream.server import Protocol, make_room
 
 if TYPE_CHECKING:
     from shmstream.asgi.response import Receive, Scope, Send
@@ -39,6 +39,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await InFlightResponse(_store, key, _origin + path)(scope, receive, send)
 
 
+make_room()  # as `shmstream serve` does
 gc.freeze()  # what is here by now stays: a full collection need not go through it (docs/serving.md)
 
 

@@ -4,7 +4,7 @@ response      `InFlightResponse`, an ASGI application
 reply         `BlobReply`, the answer to one request; raises what goes wrong
 conditions    which status, headers and range a request gets
 body          sends the bytes as they arrive
-leaving       what a client that leaves ends
+leaving       ends the work for a client that leaves
 statuses      which status an error means
 messages      the types of ASGI, names of extensions, short answers
 protocol      uvicorn's HTTP/1.1 protocol, with zero-copy bodies and bounds on slow clients

@@ -1,17 +1,17 @@
-"""Sending the body of a response: waits for the client, and for the blob, and mistakes neither.
+"""Sending the body of a response: waits for the client and for the blob, and confuses neither.
 
     by kernel   the server sends spans of the file (`http.response.zerocopysend`), so their bytes
                 never enter this process
-    by hand     the bytes are read and handed on: where the server has no such extension, where the
-                size is not known yet, or where something in between, such as a middleware that
-                compresses, keeps what it does not know to itself
-    passed on   pieces that are in no file at all (passing.py)
+    by hand     the bytes are read and handed on: if the server lacks that extension, if the size is
+                not known yet, or if a middleware, such as one that compresses, drops messages that
+                it does not know
+    passed on   pieces that are in no file at all (`pass_through`)
 
-The last byte is sent only when the blob is complete (I7): its flight may still fail, and a body
-that has come to its end would say that it has not.
+The last byte is sent only when the blob is complete (I7). Until then its flight may fail, and a
+body that has ended would tell the client that it did not.
 
-Whether a client takes anything is asked of the server, if that is ours (server.py), for one write
-may take a slow client long. Of others it is only known that a write has gone through.
+A slow client may take long for one write. So our own server (`protocol`) is asked whether the
+client takes anything. Other servers only show that a write has ended.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import Any
 from shmstream.asgi.messages import SERVER, ZERO_COPY, Message, Send
 from shmstream.flight.async_blob import AsyncBlob
 
-_PIECE = 1 << 17  # bytes; what is read to be handed on at one time
-_SPAN = 2 << 20  # bytes; what the kernel is told to send at one time
+_PIECE = 1 << 17  # bytes; the most that is read and handed on at one time
+_SPAN = 2 << 20  # bytes; the most that the kernel is told to send at one time
 
 
 class Sending:
-    """Sends bytes of a blob to a client, as long as it takes some."""
+    """Sends bytes of a blob to a client, as long as the client takes some."""
 
     def __init__(
         self,
@@ -37,28 +37,28 @@ class Sending:
         timeout: float,
         extensions: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """`timeout`: seconds in which the client must take something."""
+        """`timeout`: seconds in which the client must take some bytes."""
         self._send = send
         self._timeout = timeout
         self._extensions = extensions
         self._server = extensions.get(SERVER, {})
         self._writing_since: float | None = None
-        self.position = 0
+        self.position: int = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle
         self._mark: object = None
         self._marked = 0.0
         self._cut = False
-        self._is_over = False  # the server has the end of the body
+        self._is_over = False  # the server was given the end of the body
 
     async def send(self, blob: AsyncBlob, start: int, end: int | None) -> None:
-        """Send the body, from `start` on; `end` is None where the blob's size is not known.
+        """Send the body, from `start` on; `end` is None if the blob's size is not known.
 
-        Call it when the head was sent.
+        Call it after the head was sent.
 
         Raises:
-            ConnectionAbortedError: the client took nothing for too long.
-            StreamBroken: as `AsyncBlob.read1`. Everything before `position` was sent.
+            ConnectionAbortedError: the client took nothing for `timeout` seconds.
+            StreamBroken: as `AsyncBlob.read1`. All bytes before `position` were sent.
         """
         self.position = start
         await self._watch(self._send_blob(blob, end))
@@ -67,14 +67,14 @@ class Sending:
         """Send the body, or the rest of it after `send` has failed.
 
         Raises:
-            ConnectionAbortedError: the client took nothing for too long.
+            ConnectionAbortedError: the client took nothing for `timeout` seconds.
             ShmstreamError: what `pieces` raises.
         """
         await self._watch(self._send_pieces(pieces))
 
     async def _watch(self, sending: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_soon(self._look_later)  # if it has to wait
+        self._timer = asyncio.get_running_loop().call_soon(self._look_later)  # only if this waits
         try:
             await sending
             if not self._is_over:
@@ -100,14 +100,14 @@ class Sending:
             await self._write({"type": "http.response.body", "body": data, "more_body": True})
 
     def _has_reached_server(self, kind: str) -> bool:
-        """Whether the message that was sent last, of that kind, has; ours can tell."""
+        """Whether the last message, of that kind, reached the server; True if it does not tell."""
         return bool(self._server.get("last", kind) == kind)
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._timeout / 4, self._look)
 
     def _look(self) -> None:
-        """One timer for all writes: they are many, and one that takes too long is rare."""
+        """Cut a client that took nothing. One timer serves all writes, because they are many."""
         now = time.monotonic()
         taken = self._server.get("taken")
         mark = (self._writing_since, taken() if taken else None)
@@ -119,7 +119,7 @@ class Sending:
             self._look_later()
 
     async def _there(self, blob: AsyncBlob, end: int | None) -> int:
-        """How far can be sent, waiting for a byte more than `position`; that itself at the end."""
+        """Wait for a byte past `position`; how far can be sent, which is `position` at the end."""
         position = self.position
         there = await blob.wait_past(position)
         if end is not None:
@@ -141,7 +141,7 @@ class Sending:
             self.position += len(data)
 
     async def _by_kernel(self, blob: AsyncBlob, end: int) -> None:
-        """Not to the end if such messages do not reach the server."""
+        """Stops early if zero-copy messages do not reach the server."""
         while self.position < end:
             count = min(await self._there(blob, end) - self.position, _SPAN)
             if count == 0:
@@ -162,7 +162,7 @@ class Sending:
             self._is_over = is_last
 
     async def _write(self, message: Message) -> None:
-        """Have the server send it."""
+        """Give a message to the server, and note since when it is being written."""
         self._writing_since = time.monotonic()
         await self._send(message)
         self._writing_since = None

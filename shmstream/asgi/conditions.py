@@ -1,13 +1,13 @@
-"""What to answer to a request for a blob: decided from its headers and from what is known of it.
+"""The answer to a request for a blob, decided from its headers and from what is known of the blob.
 
-    If-Match does not name it         412
-    If-None-Match names it            304
-    Range, one, with or without
-      an If-Range that names it       206, or 416 if the blob has no such bytes
+    If-Match that does not name it    412
+    If-None-Match that names it       304
+    one Range, without If-Range or
+      with one that names it          206, or 416 if the blob has no such bytes
     anything else                     200
 
-Several ranges, other units and what is no range get everything, as RFC 9110 (14.2) allows. A blob
-whose size is not known yet is sent whole. Nothing here waits, or sends anything.
+A request for several ranges, for another unit, or for no valid range gets the whole blob, as RFC
+9110 (14.2) allows. So does any request while the size is not known. Nothing here waits or sends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 @dataclass
 class Answer:
-    """What is sent: a status, headers, and which bytes of the blob (`end` None: to its end)."""
+    """What is sent: a status, headers, and bytes `start` to `end` of the blob; None is its end."""
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -31,9 +31,9 @@ class Answer:
 
 
 def etag_of(key: str, validator: str | None = None) -> str | None:
-    """The ETag of a blob: its digest, if that is its key, or else what its source has.
+    """The ETag of a blob: its key if that is a digest, else the validator of its source.
 
-    None where the source has none, or only a weak one, or a date.
+    None if the source has no validator, or a weak one, or a date.
     """
     if key.startswith(("sha256:", "sha512:")):
         return f'"{key}"'
@@ -42,7 +42,7 @@ def etag_of(key: str, validator: str | None = None) -> str | None:
 
 
 def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | None:
-    """The answer to a condition that decides before the blob is needed; None if none does.
+    """The answer to a condition that fails or spares the body; None if the blob has to be sent.
 
     Raises nothing, whatever the headers are.
     """
@@ -54,7 +54,7 @@ def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | N
 
 
 def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None) -> Answer:
-    """The answer to a request without a condition that forbids it; `size` in bytes, if known."""
+    """The answer to a request whose conditions allow one; `size` in bytes, None if not known."""
     if size is None:
         return Answer(200, _tagged(etag, {}), end=None)
     wanted = request.get("range")
@@ -82,7 +82,7 @@ def _tagged(etag: str | None, headers: dict[str, str]) -> dict[str, str]:
 
 
 def _matches(condition: str | None, etag: str | None, *, weak: bool) -> bool:
-    """Whether an `If-Match` or `If-None-Match` names `etag`; one that is not there does."""
+    """Whether an `If-Match` or `If-None-Match` names `etag`; True if the header is absent."""
     if condition is None or condition.strip() == "*":
         return True
     if etag is None:
@@ -98,7 +98,7 @@ def _is_strong(etag: str | None) -> bool:
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:
-    """Start and end of the one range asked for; None for several or none, which get everything."""
+    """Start and end of the one range that is asked for; None for several ranges or none."""
     match = _ONE_RANGE.fullmatch(header)
     if match is None:
         return None

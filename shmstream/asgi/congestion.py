@@ -1,12 +1,16 @@
-"""Connections from this host, to which nothing is gained by sending in measured portions.
+"""The congestion control of connections: no timers for clients on the server's own host.
 
-Where the system's congestion control is BBR, it sets a timer for each portion: for a client on the
-same host that costs more than all else that is done for it. A connection that has begun so keeps
-its timers, whatever is chosen for it later. So the choice is the listener's: what it accepts
-begins without, and a client elsewhere is given the system's own congestion control.
+BBR sends in measured portions and sets a timer for each of them. For a client on the same host the
+timers cost more than all other work for that client, and gain nothing. A connection that began with
+BBR keeps its timers, whatever is chosen for it later. So the listening socket gets another
+congestion control, which accepted connections inherit, and a connection of a client elsewhere gets
+the system's one back.
 
-    listener   reno, from its first client on this host on
-    accepted   reno as well; a connection from elsewhere: what the system has for all
+    listening socket       reno, from the first client on this host on
+    accepted connection    reno; if the client is elsewhere, the system's own
+
+This is done only where the system's congestion control is BBR. `Protocol.congestion` switches it
+off.
 """
 
 from __future__ import annotations
@@ -28,7 +32,7 @@ Address = tuple[str, int | None]
 
 
 class Connection(Protocol):
-    """A socket, or what an event loop shows of one."""
+    """A socket, or the part of one that an event loop shows."""
 
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
         """As `socket.socket`."""
@@ -38,8 +42,8 @@ class Connection(Protocol):
 
 
 def suit(connection: Connection, here: Address, there: Address) -> None:
-    """Suit an accepted connection to its client's address, `there`; `here` is its own."""
-    with suppress(OSError):  # it is no TCP, or may not be changed
+    """Choose for an accepted connection, from its client's address `there` and its own, `here`."""
+    with suppress(OSError):  # the connection is not TCP, or the system forbids the change
         if here[0] == there[0]:
             _unpace_listener(here[1])
         elif _of(connection) == _PLAIN and (system := _of_system()).startswith(_PACED):
@@ -62,9 +66,9 @@ def _of_system() -> bytes:
     return b""
 
 
-@cache  # once for each: the descriptors may be many
+@cache  # once for each port: there may be many descriptors
 def _unpace_listener(port: int | None) -> None:
-    """Find the socket of this process that listens there: servers do not show theirs."""
+    """Find the socket of this process that listens on `port`: servers do not show theirs."""
     for name in os.listdir("/proc/self/fd"):
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(int(name)).st_mode):

@@ -1,4 +1,4 @@
-"""`Leaving`: a client that leaves ends what is done for it."""
+"""`Leaving`: the work for a client ends when the client leaves."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _Undo = Callable[[], object]
 
 
 class Leaving:
-    """Inside, the client's leaving cancels the task, and ends the block without an error.
+    """Inside, a client that leaves cancels the task, and the block ends without an error.
 
-    Our server tells of it (`when_lost`). Of others we ask, in a task of its own; whoever never
-    waits inside is not watched, for that would cost a tenth of a small response.
+    Our own server calls back (`when_lost`). Another server is asked by `receive`, in a second task.
+    That task starts only if the block waits for something, because it costs a tenth of a small
+    response.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Leaving:
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
-            pass  # its request's body, if any, is not looked at
+            pass  # a part of the request's body, which nobody needs
         self._leave()
 
     def _leave(self) -> None:
@@ -53,5 +54,5 @@ class Leaving:
         self._stop()
         if not self._left or self._task is None:
             return False
-        # A cancellation that is not ours as well goes on.
+        # If somebody else has cancelled the task as well, that cancellation goes on.
         return self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError)

@@ -2,18 +2,18 @@
 
     uvicorn.Config(app, http=shmstream.server.Protocol)
 
-`Protocol` is uvicorn's own for httptools, and more:
+`Protocol` is uvicorn's own protocol for httptools, with these additions:
 
     zero-copy   the ASGI extension `http.response.zerocopysend`: the kernel sends a span of a file
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
-    local       no paced sending to clients on this host (congestion.py)
+    local       no paced sending to clients on this host (`congestion`)
 
-And a response that fails ends its connection at once.
+A response that fails ends its connection at once.
 
-A descriptor that is waited for is a duplicate of the connection's, ours until the connection is
-lost: the event loop has the other one for itself.
+To wait until the socket is writable we register a duplicate of its descriptor, which is ours until
+the connection is lost: the event loop has registered the descriptor itself.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 try:
     from uvicorn.protocols.http import httptools_impl
-except ImportError as missing:
-    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from missing
+except ImportError as _missing:
+    raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from _missing
 
 from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
@@ -39,36 +39,47 @@ from shmstream.asgi.messages import SERVER, ZERO_COPY
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from uvicorn._types import (
+        ASGI3Application,
+        ASGIReceiveCallable,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
 
 _FIRST = 64 * 1024  # bytes
-_BODY = (b"content-length", b"transfer-encoding")  # what a request with one has
+_BODY = (b"content-length", b"transfer-encoding")  # headers of a request with a body
 
 
 class Protocol(httptools_impl.HttpToolsProtocol):
-    """One connection. See the module; subclasses may set other bounds."""
+    """One connection. Subclasses may set the switches and bounds below otherwise."""
 
-    zero_copy = True
-    """Whether to offer it, where it is possible."""
+    zero_copy: bool = True
+    """Whether to offer zero-copy bodies. They are possible without TLS only."""
 
-    head_timeout = 20.0
-    """Seconds that a client has for the head of a request, from its connection or first byte; and
-    to take some of the rest of a response that is complete."""
+    congestion: bool = True
+    """Whether to choose the congestion control of connections, and of the socket that accepts them,
+    where the system's is BBR (`congestion` tells how). False leaves all sockets as they are."""
 
-    head_size = 64 * 1024
+    head_timeout: float = 20.0
+    """Seconds that a client has for the head of a request, from its connection or its first byte;
+    also to take some more of a response that is complete but not sent."""
+
+    head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._application, self.app = self.app, self._answer
+        self._application = self.app
+        self.app: ASGI3Application = self._answer
         self._head_timer: asyncio.TimerHandle | None = None
-        self._head_since: float | None = None  # when it began to be awaited
-        self._head_size = 0  # bytes that have come since the last one, or since some body
-        self._is_let_go = False  # lost, or another protocol's by now
-        self._is_first = True  # nothing of the response's file was sent yet
+        self._head_since: float | None = None  # when the wait for a head began
+        self._head_size = 0  # bytes since the last head, or since a part of a body
+        self._is_let_go = False  # the connection is lost, or another protocol has it
+        self._is_first = True  # no bytes of the response's file were sent yet
         self._connection = -1  # its descriptor
         self._file = -1  # a duplicate
-        self._passed = 0  # bytes that went past the transport
+        self._passed = 0  # bytes that the kernel sent, past the transport
         self._when_lost: set[Callable[[], object]] = set()
         self._writable: asyncio.Future[None] | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
@@ -76,14 +87,14 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     # The head of a request.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock."""
+        """Begin to wait for the head of a request."""
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None:
             self._connection = connection.fileno()
         if self._is_plain():
-            transport.set_write_buffer_limits(0)  # what is written goes out at once, or is drained
-        if self.client is not None and self.server is not None:
+            transport.set_write_buffer_limits(0)  # `drain` then waits until the buffer is empty
+        if self.congestion and self.client is not None and self.server is not None:
             congestion.suit(connection, self.server, self.client)
         self._expect_head()
 
@@ -94,7 +105,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _expect_head(self) -> None:
-        """Unless a response is under way: until it is complete nothing more may be read."""
+        """Start the clock, unless a response is under way: until then nothing more is read."""
         if self._is_let_go:
             return
         if self._head_since is None and not self._is_answering():
@@ -103,7 +114,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 self._head_timer = self.loop.call_later(self.head_timeout, self._look_for_head)
 
     def _look_for_head(self) -> None:
-        """One timer for all heads: they are many, and one that is late is rare."""
+        """Refuse a head that is late. One timer serves all heads, because they are many."""
         self._head_timer = None
         if self._head_since is not None:
             left = self._head_since + self.head_timeout - self.loop.time()
@@ -115,30 +126,30 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def _refuse(self, status: int, phrase: bytes) -> None:
         self._head_since = None
         if not self.transport.is_closing():
-            if not self._is_answering():  # else in another's body
+            if not self._is_answering():  # else it would land in the body of a response
                 head = b"content-length: 0\r\nconnection: close\r\n\r\n"
                 self.transport.write(b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, head))
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """What came is no request."""
+        """Refuse bytes that are no request."""
         self._refuse(400, b"Bad Request")
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request; none that come after it was refused."""
+        """Bytes of a request. After a refusal they are dropped."""
         if self.transport.is_closing():
             return
         self._head_size += len(data)
         super().data_received(data)
-        self._expect_head()  # of empty lines before it the parser tells nothing
-        if self._head_size > self.head_size:  # without an end, or it comes after a body
+        self._expect_head()  # the parser does not tell of empty lines before a head
+        if self._head_size > self.head_size:  # a head without an end
             self._refuse_head()
 
     def _refuse_head(self) -> None:
         self._refuse(431, b"Request Header Fields Too Large")
 
     def on_headers_complete(self) -> None:
-        """The head is here: have the application answer."""
+        """The head is complete: have the application answer."""
         self._head_since = None
         if self.transport.is_closing():
             return
@@ -148,7 +159,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             return
         self._is_first = True
         extensions: dict[str, dict[str, Any]] = {SERVER: {"last": None, "taken": self._taken}}
-        if not any(name in _BODY for name, _ in self.headers):  # else nothing is heard unread
+        if not any(name in _BODY for name, _ in self.headers):  # a body that is not read hides it
             extensions[SERVER]["when_lost"] = self._tell_when_lost
         if self._is_plain():
             extensions[ZERO_COPY] = {}
@@ -156,22 +167,22 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         super().on_headers_complete()
 
     def _size_of_head(self) -> int:
-        """Bytes of the one that is here."""
+        """Bytes of the head that is complete."""
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def on_body(self, body: bytes) -> None:
-        """A part of the request's body, if there is one that was not refused."""
+        """A part of the request's body. After a refusal it is dropped."""
         self._head_size = 0
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The end of a request."""
+        """The end of a request. After a refusal it is dropped."""
         if not self.transport.is_closing():
             super().on_message_complete()
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection is another protocol's from now on."""
+        """Another protocol has the connection from now on."""
         if not self.transport.is_closing():
             self._let_go()
             self.transport.set_write_buffer_limits()
@@ -180,9 +191,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     async def _answer(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """The application that uvicorn calls. What ours leaves incomplete ends here and now.
+        """The application that uvicorn calls: ours, and an incomplete response ends at once.
 
-        uvicorn would wait for the client to take what is in its buffer, perhaps for ever.
+        uvicorn would wait until the client has taken what is in the buffer, perhaps for ever.
         """
         cycle = cast("httptools_impl.RequestResponseCycle", cast("MethodType", send).__self__)
         try:
@@ -194,10 +205,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     # The end of a response.
 
     def on_response_complete(self) -> None:
-        """All of it was written, though perhaps not sent: the transport may have some left.
+        """The whole response was written. The transport may still have a part of it to send.
 
-        Nobody else waits for that. A connection that was closed meanwhile would stay for as long as
-        its client likes.
+        Only this class waits for that. Without it, a connection that was closed meanwhile would
+        stay for as long as its client likes.
         """
         super().on_response_complete()
         if self._rest_timer is None and self.transport.get_write_buffer_size():
@@ -233,10 +244,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
-        """Send `count` bytes of `file`, once everything before has gone out.
+        """Send `count` bytes of `file` from `offset` on, after everything that was written before.
 
-        Returns early only when the connection ends. As long as it does not, its descriptor is its
-        own: only this thread closes it, and only afterwards.
+        Returns early only when the connection ends. Until then its descriptor cannot be used again:
+        only this thread closes it, and only after the connection was lost.
 
         Raises:
             EOFError: the file is shorter.
@@ -250,7 +261,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 await self._until_writable()
                 continue
             except ConnectionError:
-                self.transport.abort()  # which notices nothing while it is not to read
+                self.transport.abort()  # a transport that does not read notices nothing itself
                 return
             if not sent:
                 raise EOFError(f"the file is shorter than {offset + count} bytes")
@@ -263,15 +274,15 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                     os.sched_yield()
 
     def _at_once(self, count: int) -> int:
-        """Bytes of a span to send before others have their turn: the first are few.
+        """How many bytes of a span to send in one call: few at the beginning of a response.
 
-        They wake a client on this host, which the system has wait for this processor until we have
-        nothing to do any more: that may be long, if the rest of the span goes out before.
+        The first bytes wake a client on this host. The system lets it wait for this processor until
+        we have nothing to do, which takes long if we send the rest of the span first.
         """
         return min(count, _FIRST) if self._is_first else count
 
     def _taken(self) -> int:
-        """Bytes that the client's machine has acknowledged, but for a constant."""
+        """Bytes that the client's machine has acknowledged, up to a constant."""
         waiting = self.transport.get_write_buffer_size()
         connection = self.transport.get_extra_info("socket")
         if connection is not None and not self.transport.is_closing():
@@ -297,7 +308,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._writable.set_result(None)
 
     def _tell_when_lost(self, callback: Callable[[], object]) -> Callable[[], object]:
-        """Have a response told when its client has left, until it calls what is returned."""
+        """Call `callback` when the client has left, unless the returned function was called."""
         self._when_lost.add(callback)
         if self._is_let_go:
             self.loop.call_soon(self._say_lost)
@@ -308,7 +319,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             callback()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is no more: nobody waits for it any longer."""
+        """The connection is lost: end every wait for it."""
         self._let_go()
         super().connection_lost(exc)
         self._say_lost()

@@ -40,7 +40,7 @@ async def allow(_: AsyncBlob | Description) -> None:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a request says that matters here."""
+    """The parts of a request that decide its answer."""
 
     headers: Mapping[str, str]
     is_get: bool
@@ -49,7 +49,7 @@ class _Request:
 
     @classmethod
     def of(cls, scope: Scope) -> _Request:
-        """Several headers of one name are a list. A range is only ever for a GET."""
+        """Headers of the same name become a list. Only a GET can ask for a range."""
         headers: dict[str, str] = {}
         for raw_name, raw_value in scope["headers"]:
             name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
@@ -66,11 +66,11 @@ class BlobReply:
     Args:
         store, key, source, headers, media_type, stall_timeout, write_timeout: as for
             `InFlightResponse`.
-        authorise: called once the source has answered, before anything is sent, with what is known
-            of the blob; what it raises is raised.
+        authorise: called with what is known of the blob, after the source has answered and before
+            anything is sent. `send` raises what `authorise` raises.
 
     Attributes:
-        status: the status that was sent; None as long as nothing was.
+        status: the status that was sent; None as long as nothing was sent.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class BlobReply:
     async def _stream(
         self, opened: AsyncBlob, request: _Request, send: Send, sending: Sending
     ) -> None:
-        """Answer with the blob: from the store, a flight, or where there is no room, the source."""
+        """Answer with the blob: from the store, from a flight, or without room from the source."""
 
         async def reply(
             about: AsyncBlob | Description, give: Callable[[Answer], Awaitable[None]]
@@ -157,7 +157,7 @@ class BlobReply:
                 await reply(about, partial(_pass, sending, passage, about))
 
     async def _give(self, sending: Sending, blob: AsyncBlob, answer: Answer) -> None:
-        """Send the body; what the flight has no room for, from the source."""
+        """Send the body. The part that the flight has no room for comes from the source."""
         try:
             await sending.send(blob, answer.start, answer.end)
         except ShmstreamError as error:
@@ -168,16 +168,16 @@ class BlobReply:
                 await sending.pass_on(passage)
 
     def _instead(self, error: ShmstreamError) -> Passage:
-        """A way to the blob without a flight, if that has failed for want of room; else raises."""
+        """A way to the blob without a flight. Raises `error` unless it means a lack of room."""
         return self._store.pass_through(
             self._key, self._source, error, stall_timeout=self._stall_timeout
         )
 
     def _open(self) -> AsyncBlob:
-        """Not entered yet.
+        """The blob, not entered yet.
 
         Raises:
-            BlobNotFound: the key is none, so there is no such blob.
+            BlobNotFound: the key is not valid, so there is no such blob.
         """
         try:
             return self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
@@ -185,23 +185,24 @@ class BlobReply:
             raise BlobNotFound(self._key, self._store.folder) from error
 
     async def _described(self) -> Description | None:
-        """What a HEAD request is told, without a download; None if only a download can tell."""
+        """What the source says of the blob, for a HEAD; None if only a download can tell."""
         if self._key in self._store or self._source is None:
             return None
         sources = as_sources(self._source)
         return await in_thread(lambda: describe(sources))
 
     def _without_the_blob(self, request: _Request) -> Answer | None:
-        """The answer to a condition on the digest; None if the blob, or its source, is needed."""
+        """The answer if a condition on the ETag decides; None if source or blob are needed."""
         etag = self._extra.get("etag") or etag_of(self._key)
-        is_any = request.headers.get("if-none-match", "").strip() == "*"  # if there is a blob
+        # `*` asks whether there is any blob, which only the store or the source knows.
+        is_any = request.headers.get("if-none-match", "").strip() == "*"
         if not etag or is_any or (answer := without_the_blob(request.headers, etag)) is None:
             return None
         answer.headers = answer.headers | self._extra
         return answer
 
     def _answer(self, request: _Request, about: Description | AsyncBlob) -> Answer:
-        """What to send, decided from the request and from what is known of the blob."""
+        """What to send for this request, now that the blob or its description is known."""
         etag = self._extra.get("etag") or etag_of(self._key, about.validator)
         headers = request.headers
         answer = without_the_blob(headers, etag) or with_the_blob(headers, etag, about.size)

@@ -3,20 +3,20 @@
     return InFlightResponse(store, key, source)           Starlette, FastAPI
     await InFlightResponse(store, key, source)(scope, receive, send)      any other
 
-What is sent is decided before anything goes out (`conditions`): the status, the range and the
-headers, from the request and from what the source says of the blob. Then come the headers, at once,
-and the bytes as they arrive (`reply`). After the headers there is nothing but the body: if the
-flight fails, the connection ends short of its Content-Length, and no error text is taken for data.
+Status, range and headers are decided before anything is sent (`conditions`): from the request, and
+from what the source says of the blob. Then the headers are sent at once, and the bytes as they
+arrive (`reply`). After the headers only the body follows: if the flight fails, the connection ends
+short of its Content-Length, so no client takes an error text for data.
 
-Bytes are sent by the kernel, straight from the file, where the server has the ASGI extension
-`http.response.zerocopysend` (`protocol` gives it to uvicorn); elsewhere they are read and handed on
-(`body`).
+The kernel sends the bytes straight from the file, if the server has the ASGI extension
+`http.response.zerocopysend` (`protocol` gives it to uvicorn). With other servers the bytes are read
+and handed on (`body`).
 
-A client that leaves cancels its own reading and never the flight. A client that takes nothing for
-`write_timeout` is cut; one that takes a little, now and then, is not.
+A client that leaves ends its own reading, never the flight. A client that takes nothing for
+`write_timeout` seconds is cut; a client that takes a little now and then is not.
 
-Where there is no room for a flight, or not for the rest of it, each client gets what it lacks
-straight from the source (`pass_through`), and notices nothing.
+If there is no room for a flight, or for the rest of it, each client gets the missing bytes straight
+from the source (`pass_through`), and notices nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from shmstream.asgi.statuses import status_of
 from shmstream.errors import ShmstreamError
 
 if TYPE_CHECKING:
+    from starlette.background import BackgroundTask
+
     from shmstream.flight.async_blob import AsyncBlob
     from shmstream.sources.base import Description
     from shmstream.sources.select import AnySource
@@ -42,7 +44,7 @@ try:  # FastAPI tells a response from data by its class
 except ImportError:
 
     class _Response:  # type: ignore[no-redef]
-        """Where there is no Starlette, an application that is called is enough."""
+        """Without Starlette, no framework asks for the class: an ASGI application is enough."""
 
 
 __all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]
@@ -53,19 +55,19 @@ class InFlightResponse(_Response):
 
     GET and HEAD; 200, 206 for one range (also for bytes that have not arrived), 304, 412, 416,
     ETag, If-Range, Content-Length as soon as the size is known and chunked coding until then.
-    Before the headers, errors are answers: 404, 502 (the source), 503 with Retry-After (this
-    machine, or `max_flights`) or 504 (a stall); a subclass may say it otherwise (`refuse`). Other
-    methods get 405. A HEAD, or a condition that a digest answers, begins no download unless its
-    source can say nothing without one.
+    An error before the headers becomes an answer: 404, 502 (the source), 503 with Retry-After (this
+    machine, or `max_flights`) or 504 (a stall). A subclass may answer in its own way (`refuse`).
+    Other methods get 405. A HEAD begins no download, unless its source can tell nothing without
+    one; nor does a condition that the digest decides.
 
     Args:
         store: where the blob is or will be.
         key: as for `Store.open`.
         source: as for `Store.open`.
-        headers: to be sent with a 200, 206 or 304.
-        media_type: Content-Type, if the source says none or another.
+        headers: sent with a 200, 206, 304, 412 or 416.
+        media_type: the Content-Type; None for the one that the source says.
         stall_timeout: seconds without a byte after which the client is cut.
-        write_timeout: seconds in which the client must take something.
+        write_timeout: seconds in which the client must take some bytes.
     """
 
     def __init__(
@@ -89,8 +91,8 @@ class InFlightResponse(_Response):
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
         )
-        self.background = None  # FastAPI may set it
-        self.status_code = 200
+        self.background: BackgroundTask | None = None  # FastAPI may set it
+        self.status_code: int = 200
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -124,10 +126,10 @@ class InFlightResponse(_Response):
         return status, headers, b""
 
     async def authorise(self, blob: AsyncBlob | Description) -> None:
-        """For subclasses: called once the source has answered, before anything is sent.
+        """For subclasses: called after the source has answered, before anything is sent.
 
-        `blob` is what it has said, where there is no room for a flight.
+        `blob` is the blob; without room for a flight it is what the source said of it.
 
         Raises:
-            ShmstreamError: this client is not to have it; `refuse` says so.
+            ShmstreamError: this client may not have the blob. `refuse` makes the answer.
         """

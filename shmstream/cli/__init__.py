@@ -1,14 +1,16 @@
 """The command line: `command` is its door, and each command is a room.
 
-fetch.py        `fetch`; bar.py is its progress bar, output.py where the bytes go
-serve.py        `serve`
-keeping.py      `ls`, `check`, `gc`, `evict`
-top.py          `top`
-demo.py         `demo`
-completion.py   `completion`
-options.py      what several commands take: sizes, durations, `--store`, `--verbose`
-words.py        how blobs and flights are told, to people and as JSON
-guard.py        how every command ends: exit codes, errors, signals
+fetch          `fetch`
+progress       its progress bar
+output         where its bytes go
+serve          `serve`
+maintenance    `ls`, `check`, `gc`, `evict`
+top            `top`
+demo           `demo`
+completion     `completion`
+options        what several commands take: sizes, durations, `--store`, `--verbose`
+formatting     how blobs and flights are shown, to people and as JSON
+exits          how every command ends: exit codes, errors, signals
 
 Results go to standard output, everything that is for people to standard error.
 """
@@ -46,7 +48,7 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
-    command.add_command(each)
+for _each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
+    command.add_command(_each)
 
 __all__ = ["command"]

@@ -77,9 +77,11 @@ def store_option(command: F) -> F:
     )(command)
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="JSON, sizes in bytes, times in UTC."
-)
+def json_option(command: F) -> F:
+    """`--json`."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="JSON, sizes in bytes, times in UTC."
+    )(command)
 
 
 class _Events(logging.Handler):
@@ -100,11 +102,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
         logger.setLevel(logging.DEBUG)
 
 
-verbose_option = click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    expose_value=False,
-    callback=_be_verbose,
-    help="Show on standard error what happens.",
-)
+def verbose_option(command: F) -> F:
+    """`--verbose`."""
+    return click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_be_verbose,
+        help="Show on standard error what happens.",
+    )(command)

@@ -6,7 +6,10 @@
     pull        the third: clients pull an image through a registry, and a worker is killed
     text        `shmstream demo --text`: the concept program again, across interpreters
 
-    process     a process of the demo; readers, the origin and the server are such
+    process     a process of the demo, as its parent sees it: one of the following three
+    reader      reads a blob, hashes it and reports
+    origin      an HTTP server that serves the blob at a given rate
+    server      `shmstream serve`, which ends with the demo
     client      a client of the registry, which verifies what it gets
     scene       what there is to see at one moment
     screen      how it is shown: bars, lines and summary

@@ -35,13 +35,13 @@ class Client(threading.Thread):
         self._path, self._tag = f"/v2/{name}", tag
         self._socket: socket.socket | None = None
         self._stopped = False
-        self.position = 0
-        self.doing = "waits"
+        self.position: int = 0
+        self.doing: str = "waits"
         self.first_byte: float | None = None
-        self.pause = 0.0
+        self.pause: float = 0.0
         self.cuts: list[int] = []
-        self.verified = 0
-        self.error = ""
+        self.verified: int = 0
+        self.error: str = ""
         self._began = self._last = 0.0
 
     def run(self) -> None:

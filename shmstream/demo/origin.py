@@ -45,7 +45,7 @@ class Origin(Child):
     def __init__(self, folder: Path, rate: float) -> None:
         """Serve the layout in `folder` at `rate` bytes a second; 0 is without limit."""
         super().__init__(_main, folder, rate)
-        self.address = f"http://127.0.0.1:{self.hear()}"
+        self.address: str = f"http://127.0.0.1:{self.hear()}"
 
     def requests(self) -> list[Request]:
         """The requests for blobs so far.

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,18 +30,21 @@ class Child:
     processes of the demo, and the parent decides what that means for a child.
     """
 
-    patience = 0.0
+    patience: float = 0.0
     """Seconds that it is given to end when it is closed, before it is killed."""
 
     def __init__(self, main: Callable[..., None], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_run, args=(main, theirs, *arguments), daemon=True)
+        ours, theirs = context.Pipe()
+        self.pipe: Connection = ours
+        self.process: SpawnProcess = context.Process(
+            target=_run, args=(main, theirs, *arguments), daemon=True
+        )
         with undisturbed():
             self.process.start()
         theirs.close()
-        self.pid = self.process.pid or 0
-        self.is_gone = False
+        self.pid: int = self.process.pid or 0
+        self.is_gone: bool = False
 
     def hear(self) -> Any:
         """Its next report, waiting for it; None if it has ended."""

@@ -80,7 +80,7 @@ class Reader(Child):
         super().__init__(_main)
         self.number = number
         self.report: Report | None = None
-        self.is_let_in = False
+        self.is_let_in: bool = False
 
     @property
     def has_joined(self) -> bool:

@@ -17,7 +17,7 @@ from shmstream.registry.settings import Settings, Upstream
 class Server(Child):
     """The parent's hand on it. `url` is where it listens; its store and its log are in `folder`."""
 
-    patience = 15.0
+    patience: float = 15.0
 
     def __init__(self, upstream: str, folder: Path, workers: int) -> None:
         settings = Settings(
@@ -34,7 +34,7 @@ class Server(Child):
         if told is None:
             self.close()
             raise DemoFailed(f"the server has ended: {log.read_text()[-2000:]}")
-        self.url = told[1]
+        self.url: str = told[1]
 
 
 def _main(pipe: Connection, settings: str, log: Path) -> None:

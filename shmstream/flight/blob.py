@@ -75,10 +75,10 @@ class Blob(io.RawIOBase):
         self._told = float("-inf")
         self._file = flight.join() if reader is None else reader
         self._is_forked = False
-        self.joins = 1
+        self.joins: int = 1
         """How many streams or files this blob has read: one more for each leader that died."""
-        self.key = flight.place.key
-        self.path = flight.place.path
+        self.key: str = flight.place.key
+        self.path: str = flight.place.path
         """Where the complete blob is, or will be."""
         self._report()
         register(self, reads=True)

@@ -111,7 +111,7 @@ class Flight:
     ) -> None:
         """`sources` is called only when a source is needed."""
         self.place = place
-        self.role = Role.STORED
+        self.role: Role = Role.STORED
         self._layout = layout
         self._sources = sources
         self._policy = policy

@@ -55,10 +55,10 @@ class Lookout:
         self._leads = False
         self._ended = False
         self.error: BaseException | None = None
-        self.is_open = False
-        self.view = View()
+        self.is_open: bool = False
+        self.view: View = View()
         """Its descriptor stays open until the last user has left."""
-        self.role = Role.FOLLOWS
+        self.role: Role = Role.FOLLOWS
         self.media_type: str | None = None
         self.validator: str | None = None
         self.spans: OrderedDict[int, bytes] = OrderedDict()

@@ -288,9 +288,13 @@ class Leader:
     def _commit(self) -> None:
         place, streamer = self._place, self.streamer
         streamer.commit()
-        if not place.is_given:
-            self._write_record(streamer.digest)
-        self._journal.remove()
+        # From here on the blob is complete: nothing may end as an abort any more.
+        try:
+            if not place.is_given:
+                self._write_record(streamer.digest)
+            self._journal.remove()
+        except OSError as error:  # `check` completes the record, and `gc` removes the journal
+            _log.warning("%s: complete, but not all is noted: %s", place.key, str(error))
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
         self._say(EventKind.COMMITTED, streamer.appended)
 

@@ -26,7 +26,7 @@ class StoredFile(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self.position = 0
+        self.position: int = 0
 
     is_complete = True
 

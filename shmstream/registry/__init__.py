@@ -1,12 +1,13 @@
 """The pull-through OCI registry: `shmstream serve`, or an ASGI application for a server of yours.
 
-settings.py      what it is told: command line, TOML file, environment
-serve.py         `shmstream serve`: what is done once; workers.py starts the workers and others
-                 when they die; worker.py is one; acceptor.py: who takes a connection
-application.py   the application: what goes where, and what happens at start and stop
-app.py           /v2/: manifests, blobs, tags, referrers
-operations.py    the rest: the status page (page.html, of what status.py sees), health, metrics.py
-observer.py      around both: counts responses, and writes access_log.py
+application     the application: which path leads where, and what happens at start and stop
+settings        all settings: command line, TOML file, environment
+notes           small files that all workers share, and may lose
+singleflight    blocking questions for asyncio; identical ones are asked once
+api/            what clients ask: everything under /v2/
+upstream/       what an upstream is asked: repositories, tokens, health
+ops/            what operators see: metrics, health, the status page, the access log
+server/         the processes of `shmstream serve`
 
     uvicorn --factory shmstream.registry:create_app        SHMSTREAM_CONFIG names a TOML file
 """

@@ -1,7 +1,7 @@
 """The application of one worker: /v2/ goes to the registry, everything else to operations.
 
-When the server stops it (the lifespan's end), whatever flights this process leads are handed over:
-servers may end a process by a signal that leaves no time for that later.
+At the end of the lifespan the flights that this process leads are handed over to other processes:
+later there may be no time for it, because a server may end the process by a signal.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from shmstream.system import process
 from shmstream.system.threads import in_thread
 
 _PUBLISH_BYTES = 4 << 20
-_PUBLISH_INTERVAL = 0.2  # s; each wake-up is one of every client at the live tail
-_CLOSER = ("shmstream-close", 1)  # a thread that no upstream keeps busy
+_PUBLISH_INTERVAL = 0.2  # s; each publishing wakes every client at the tail
+_CLOSER = ("shmstream-close", 1)  # a thread of its own: an upstream may keep others busy
 
 
 class Application:
-    """An ASGI application; one for each process."""
+    """An ASGI application. One for each process."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises:
-        StoreUnusable: the store's folder is not fit for one.
+        StoreUnusable: the folder cannot hold a store.
         """
         metrics = Metrics()
         store = Store(
@@ -42,9 +42,9 @@ class Application:
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,
         )
-        self.registry = Registry(settings, store)
+        self.registry: Registry = Registry(settings, store)
         names = Names(Notes(store.folder, "names"))
-        self.operations = Operations(
+        self.operations: Operations = Operations(
             Status(settings, store, metrics, names.of),
             metrics,
             self.registry.problems,
@@ -54,12 +54,12 @@ class Application:
         self._observer = Observer(metrics, names, self._log)
 
     def stop(self) -> None:
-        """The server is about to stop: end what would go on for ever. Idempotent."""
+        """The server is about to stop: end the responses that have no end. Idempotent."""
         self._observer.is_stopping = True
         self.operations.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or one life."""
+        """Serve one request, or the lifespan."""
         if scope["type"] == "http":
             path = scope["path"]
             is_for_registry = path == "/v2" or path.startswith("/v2/")

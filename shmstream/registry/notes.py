@@ -1,10 +1,10 @@
-"""Notes: what all workers are to know of, and may forget, as small files in the store's folder.
+"""Notes: small files in the store's folder that all workers share, and that may be lost.
 
-    <store>/registry/<shelf>/<sha256 of the key>       one note; its time of change says how old
+    <store>/registry/<shelf>/<sha256 of the key>       one note; its time of change tells its age
 
-A note is written beside its place and renamed, so whoever reads gets all of it or none. Nothing of
-a key becomes part of a path. A note that is lost, or cannot be read, costs a question to the
-upstream and nothing else; so nothing is synced, and what is old, or too much, is removed.
+A note is written to a temporary file, which is then renamed: a reader gets the whole note or none.
+No part of a key becomes part of a path. A note that is lost, or cannot be read, costs one question
+to the upstream and nothing else. So notes are not synced to the disk, and old ones are removed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import time
 from dataclasses import dataclass
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_LARGEST = 4096  # bytes of a note
-_TIDY_AFTER = 1000  # notes that this process writes, and after its first
-_FORGOTTEN = 30 * 24 * 3600.0  # s; a note that nobody has renewed for so long goes
-_MOST = 100_000  # notes on a shelf; beyond, the oldest go
-_GRACE = 60.0  # s; what is younger and has no name yet may be about to get it
+_LARGEST = 4096  # bytes; larger notes are not read
+_TIDY_AFTER = 1000  # notes written by this process; the first one tidies as well
+_FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
+_MOST = 100_000  # notes on a shelf; beyond, the oldest are removed
+_GRACE = 60.0  # s; a younger temporary file may be about to be renamed
 
 _log = logging.getLogger("shmstream")
 
 
 @dataclass(frozen=True)
 class Note:
-    """A note and its age in seconds; negative if it is from the future: the clock was set back."""
+    """A note and its age in seconds. The age is negative if the clock was set back."""
 
     text: str
     age: float
@@ -41,7 +41,7 @@ class Notes:
 
     Raises:
         OSError: its folder cannot be made.
-        PermissionError: its folder is not this user's alone to write to.
+        PermissionError: another user owns its folder, or may write to it.
     """
 
     def __init__(self, store: str, shelf: str) -> None:
@@ -62,7 +62,7 @@ class Notes:
         return os.path.join(self._folder, name)
 
     def read(self, key: tuple[str, ...]) -> Note | None:
-        """The note, if there is one that can be read."""
+        """The note; None if there is none that can be read."""
         try:
             fd = os.open(self._path(key), os.O_RDONLY | _FLAGS)
         except OSError:
@@ -79,7 +79,7 @@ class Notes:
         return Note(data.decode("utf-8", "replace"), time.time() - changed)
 
     def write(self, key: tuple[str, ...], text: str) -> None:
-        """Write a note, in place of the one before. Where that fails, the log has it."""
+        """Write a note; the previous one is replaced. A failure is logged, not raised."""
         path = self._path(key)
         temporary = f"{path}.{secrets.token_hex(4)}"
         try:
@@ -95,14 +95,14 @@ class Notes:
             if self._written % _TIDY_AFTER == 1:
                 self.tidy()
         except OSError as error:
-            _log.warning("cannot note something in %s: %s", self._folder, error)
+            _log.warning("cannot write a note in %s: %s", self._folder, error)
 
     def remove(self, key: tuple[str, ...]) -> None:
-        """Forget it. Idempotent."""
+        """Remove a note. Idempotent."""
         _remove(self._path(key))
 
     def tidy(self) -> None:
-        """Remove what nobody renews, and the oldest of what is too much. Cheap, never blocks."""
+        """Remove old notes, and the oldest ones beyond the limit. Cheap, never blocks."""
         now = time.time()
         kept = []
         with os.scandir(self._folder) as entries:

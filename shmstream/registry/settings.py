@@ -1,11 +1,11 @@
-"""`Settings`: everything that the registry can be told, checked once, the same for all workers.
+"""`Settings`: all settings of the registry, checked once, the same for all workers.
 
-    command line   cli/serve.py    options, over what a file says
+    command line   cli/serve       options; they override the file
     a file         from_file       TOML; sizes and durations as text: "100GiB", "90s"
-    environment    to_environment  JSON, from the process that starts workers to its workers
+    environment    to_environment  JSON, from the parent process to its workers
 
-Secrets are not among them: a URL with a password is refused. What an upstream wants to be told is
-in a Docker `config.json`, of which this holds the path.
+Settings hold no secrets: a URL with a password is refused. Credentials for upstreams are in a
+Docker `config.json`; the settings hold its path.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from urllib.parse import urlsplit
 from shmstream import units
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
-"""Where the settings of the workers are, as JSON."""
+"""The environment variable that holds the settings of the workers, as JSON."""
 CONFIG_VARIABLE = "SHMSTREAM_CONFIG"
-"""Where the path of a TOML file is, for whoever brings another server."""
+"""The environment variable that holds the path of a TOML file, for other servers than ours."""
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>\d{1,5})")
 
 
 class BadSetting(ValueError):
-    """A setting is not as it must be. `key` is its name in a file; `where` the file, if any."""
+    """A setting is not valid. `key` is its name in a file, `where` the path of the file, if any."""
 
     def __init__(self, key: str, reason: str, where: str | None = None) -> None:
         super().__init__(key, reason, where)
@@ -42,8 +42,8 @@ class BadSetting(ValueError):
         self.where = where
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        return place + (f"{self.key}: {self.reason}" if self.key else self.reason)
+        file = f"{self.where}: " if self.where else ""
+        return file + (f"{self.key}: {self.reason}" if self.key else self.reason)
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Upstream:
     """A registry that images come from.
 
     Attributes:
-        namespace: what containerd sends as `?ns=`, such as "docker.io"; None for the upstream that
-            is asked when it sends nothing.
+        namespace: the value that containerd sends as `?ns=`, such as "docker.io"; None for the
+            upstream of requests without one.
         url: `https://registry-1.docker.io`.
     """
 
@@ -64,7 +64,7 @@ class Upstream:
         """From `URL` or `NAMESPACE=URL`.
 
         Raises:
-            BadSetting: it is neither.
+            BadSetting: the text is neither.
         """
         before, equals, after = text.partition("=")
         if equals and "://" not in before:
@@ -88,7 +88,7 @@ def _checked_url(url: str) -> str:
     except ValueError:
         good = False
     else:
-        if "@" in parts.netloc:  # not to be repeated in any message
+        if "@" in parts.netloc:  # no message may repeat it
             reason = "a user and password do not belong here: put them into docker_config"
             raise BadSetting("url", reason)
     if not good or parts.query or parts.fragment or not url.isascii() or re.search(r"\s", url):
@@ -102,30 +102,30 @@ def _workers() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the registry is told. Sizes in bytes, times in seconds.
+    """The settings of the registry. Sizes in bytes, times in seconds.
 
     Attributes:
-        upstreams: at least one; no namespace twice.
+        upstreams: at least one; no two with the same namespace.
         store: the folder of the store.
-        max_bytes: of complete blobs in the store; None for no limit.
-        max_flights: downloads at one time, over all workers; None for no limit.
-        max_pass_through: clients of one worker that get what there is no room for straight from the
-            upstream, at one time.
-        tag_ttl: how long what a tag means is not asked again.
-        prefetch: layers of a manifest that was asked for whose flights begin at once; 0 for none.
+        max_bytes: limit of all complete blobs together; None for no limit.
+        max_flights: downloads at one time, of all workers together; None for no limit.
+        max_pass_through: clients of one worker at one time that are served straight from the
+            upstream, because there is no room to keep the blob.
+        tag_ttl: how long the meaning of a tag is believed before the upstream is asked again.
+        prefetch: how many layers are fetched at once when their manifest is asked for; 0 for none.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
-        workers: processes.
+        workers: number of worker processes.
         listen: `HOST:PORT`, `[IPv6]:PORT`; port 0 for any free one.
-        certfile: PEM, to speak TLS; with keyfile, unless the key is in it.
-        keyfile: PEM.
-        max_connections: of one worker; beyond that requests are answered with 503.
+        certfile: path of a certificate in PEM, to serve TLS.
+        keyfile: path of its key in PEM, unless `certfile` contains the key.
+        max_connections: limit for one worker; beyond it requests are answered with 503.
         grace: how long a stopping worker lets its clients finish.
-        access_log: whether there is one, on standard output.
-        x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder: then it
-            sends complete blobs. None: we do.
+        access_log: whether to write an access log, to standard output.
+        x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder; then
+            nginx sends complete blobs. None: we send them.
 
     Raises:
-        BadSetting: one is not as it must be.
+        BadSetting: a setting is not valid.
     """
 
     upstreams: tuple[Upstream, ...]
@@ -180,10 +180,10 @@ class Settings:
 
     @classmethod
     def from_table(cls, table: Mapping[str, object]) -> Self:
-        """From what a TOML file or the command line has; `upstream` is a list of tables.
+        """From the table of a TOML file or of the command line; `upstream` is a list of tables.
 
         Raises:
-            BadSetting: something in it is not as it must be, or nothing that we know.
+            BadSetting: a value is not valid, or a key is unknown.
         """
         values: dict[str, Any] = {}
         for key, value in table.items():
@@ -200,25 +200,25 @@ class Settings:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` made."""
+        """From the text that `to_json` made."""
         values = json.loads(text)
         upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
         return cls(upstreams, **values)
 
     def to_json(self) -> str:
-        """All of it as text."""
+        """All settings as text."""
         return json.dumps(asdict(self))
 
     def to_environment(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        """Leave it there for the processes that are started from now on."""
+        """Put the settings into the environment of processes that are started from now on."""
         environment[SETTINGS_VARIABLE] = self.to_json()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """What `to_environment` left, or else what is in the file that SHMSTREAM_CONFIG names.
+        """The settings of `to_environment`; without them, of the file that SHMSTREAM_CONFIG names.
 
         Raises:
-            BadSetting: there is neither, or the file is not as it must be.
+            BadSetting: the environment has neither, or the file is not valid.
         """
         if (text := environment.get(SETTINGS_VARIABLE)) is not None:
             return cls.from_json(text)
@@ -231,7 +231,7 @@ class Settings:
         """From a TOML file.
 
         Raises:
-            BadSetting: it cannot be read, or something in it is not as it must be.
+            BadSetting: the file cannot be read, or is not valid.
         """
         try:
             return cls.from_table(read_table(path))
@@ -240,10 +240,10 @@ class Settings:
 
 
 def read_table(path: str) -> dict[str, object]:
-    """What a TOML file has.
+    """The table of a TOML file.
 
     Raises:
-        BadSetting: it cannot be read, or is no TOML.
+        BadSetting: the file cannot be read, or is no TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))

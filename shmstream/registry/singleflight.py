@@ -1,8 +1,8 @@
-"""Blocking questions for asyncio: in a few threads, and identical ones asked once.
+"""Blocking questions for asyncio: asked in a few threads, and identical ones asked once.
 
-However many tasks want to know the same thing at the same time, one thread asks, and all of them
-get its answer. A task that is cancelled leaves the others theirs. The threads stay for as long as
-the process, so a task that asks after `close` gets its answer, too.
+However many tasks ask the same question at the same time, one thread asks it, and all tasks get its
+answer. Cancelling one task does not disturb the others. The threads stay as long as the process
+lives, so a task that asks after `close` gets an answer, too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _THREADS = 16
 
 
 class Together:
-    """Asks in at most `threads` threads of that `name`. For one event loop."""
+    """Asks in at most `threads` threads, which have that `name`. For one event loop."""
 
     def __init__(self, name: str, threads: int = _THREADS) -> None:
         self._kind = (name, threads)
         self._asked: dict[Hashable, asyncio.Future[object]] = {}
 
     async def ask(self, key: Hashable, call: Callable[[], T]) -> T:
-        """What `call` returns or raises, or what another call under the same key is about to."""
+        """Return or raise what `call` does, or a call under the same key that is in progress."""
         future = self._asked.get(key)
         if future is None:
             future = self._asked[key] = in_thread(call, self._kind)
@@ -39,7 +39,7 @@ class Together:
             del self._asked[key]
 
     def close(self) -> None:
-        """Cancel what tasks wait for. A call that a thread has begun goes on, and is not heard."""
+        """Cancel all waiting. A call that a thread has begun goes on; its result is dropped."""
         asked, self._asked = self._asked, {}
         for future in asked.values():
             future.cancel()

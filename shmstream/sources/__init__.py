@@ -1,8 +1,17 @@
 """Where bytes come from: files, iterables, HTTP, whatever fsspec knows, or a class of your own.
 
-A *source* opens at an offset and gives a *feed*, an iterable of buffers (`base`). `as_sources`
-tells which sources a user means by a URL, a path, a file object, ... (`select`). `HTTPSource` and
-`FsspecSource` are imported when they are first asked for, because each needs an extra.
+base           a *source* opens at an offset and gives a *feed*, an iterable of buffers
+select         which sources a user means by a URL, a path, a file object, ...
+local          files, file objects, iterables
+http           `HTTPSource`
+http_client    asks over HTTP: redirects, ranges, statuses
+http_body      has the kernel move the body of a response to the file
+fsspec         `FsspecSource`
+download       asks sources in turn, tries again, and never mixes two contents
+retries        how often, and after which pauses
+
+`HTTPSource` and `FsspecSource` are imported when they are first asked for, because each needs an
+extra.
 """
 
 from typing import TYPE_CHECKING

@@ -76,7 +76,7 @@ class Download:
         tell: Callable[[Event], None],
         end: str,
     ) -> None:
-        self.known = Description()
+        self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
         self.binds = False
         """Whether somebody was told of the content, or has bytes of it."""

@@ -20,8 +20,8 @@ from shmstream.system.buffers import buffers
 
 try:
     import fsspec.core
-except ImportError as missing:
-    raise ImportError("such a URL needs fsspec: pip install 'shmstream[fsspec]'") from missing
+except ImportError as _missing:
+    raise ImportError("such a URL needs fsspec: pip install 'shmstream[fsspec]'") from _missing
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class FsspecSource:
     def __init__(self, url: str, **storage_options: Any) -> None:
         self._url = url
         self._options = storage_options
-        self.name = public(url)
+        self.name: str = public(url)
 
     def __repr__(self) -> str:
         return f"FsspecSource({self.name!r})"

@@ -80,7 +80,7 @@ class HTTPSource:
             if "authorization" in self._headers:
                 raise ValueError("either `auth` or a header Authorization")
             self._headers |= valid_headers({"authorization": authorization(auth)})
-        self.name = public(url)
+        self.name: str = public(url)
         self._client = Client(self.name, timeout, pool)
         self._timeout = timeout[1]
 

@@ -26,8 +26,8 @@ from shmstream.errors import SourceError
 
 try:
     import urllib3
-except ImportError as missing:
-    raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from missing
+except ImportError as _missing:
+    raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from _missing
 from urllib3.connection import HTTPConnection
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from shmstream.system.process import PerProcess
 
 try:
     import urllib3
-except ImportError as missing:
-    raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from missing
+except ImportError as _missing:
+    raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from _missing
 from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 

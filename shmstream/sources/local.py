@@ -25,8 +25,8 @@ class PathSource:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.path.abspath(path)
-        self.name = self.path
+        self.path: str = os.path.abspath(path)
+        self.name: str = self.path
 
     def __repr__(self) -> str:
         return f"PathSource({self.path!r})"
@@ -76,7 +76,7 @@ class FileSource:
         buffers(file)
         self._file = file
         given = getattr(file, "name", None)
-        self.name = name or (given if isinstance(given, str) else f"<{type(file).__name__}>")
+        self.name: str = name or (given if isinstance(given, str) else f"<{type(file).__name__}>")
         seekable = getattr(file, "seekable", None)
         self._start = file.tell() if callable(seekable) and seekable() else None
         self._opened = False
@@ -114,7 +114,7 @@ class IterableSource:
 
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
         self._iterable = iterable
-        self.name = name or f"<{type(iterable).__name__}>"
+        self.name: str = name or f"<{type(iterable).__name__}>"
         self._opened = False
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ layout      paths and keys
 record      what is known of a blob whose key is no digest
 journal     what lets a download go on after a restart
 permits     limits how many downloads are in progress
+stock       tells how many complete blobs there are, and which were used last
 flights     lists the downloads that are in progress
 gc          removes what dead processes left
 check       finds everything that is not as it should be

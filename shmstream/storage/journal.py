@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -35,10 +36,10 @@ class Journal:
     def __init__(self, path: str, algorithm: str) -> None:
         self.path = path
         self._algorithm = algorithm
-        self.metadata = Description()
+        self.metadata: Description = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
-        self.exists = True
+        self.exists: bool = True
         """Whether there is a file, or anything else, at `path`."""
         self.defect: str | None = None
         """What is wrong with the file; None if all of it can be read."""
@@ -113,7 +114,15 @@ class Journal:
             json.dumps(header),
             *(f"{offset} {digest}" for offset, digest in self._checkpoints),
         ]
-        self._write("\n".join(lines), os.O_TRUNC)
+        # Beside and renamed: a process that is killed leaves the old journal, or the new one.
+        fresh = f"{self.path}.{secrets.token_hex(4)}"
+        try:
+            self._write("\n".join(lines), os.O_EXCL, fresh)
+            os.rename(fresh, self.path)
+        except OSError:
+            Path(fresh).unlink(missing_ok=True)
+            raise
+        self.exists = True
 
     @property
     def covers(self) -> int:
@@ -129,12 +138,11 @@ class Journal:
         if offset <= self.covers:
             return  # a successor hashes from the beginning, and comes past old checkpoints
         self._checkpoints.append((offset, digest))
-        self._write(f"{offset} {digest}", os.O_APPEND)
+        self._write(f"{offset} {digest}", os.O_APPEND, self.path)
 
-    def _write(self, line: str, flags: int) -> None:
+    def _write(self, line: str, flags: int, path: str) -> None:
         flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.path, flags, 0o600)
-        self.exists = True
+        fd = os.open(path, flags, 0o600)
         try:
             os.write(fd, line.encode() + b"\n")
         finally:

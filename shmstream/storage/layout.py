@@ -116,8 +116,8 @@ class Layout:
         """Raises:
         StoreUnusable: other users may write to the folder, or locks do not work there.
         """
-        self.folder = os.path.realpath(folder)
-        self.mark = os.path.join(self.folder, ".shmstream")
+        self.folder: str = os.path.realpath(folder)
+        self.mark: str = os.path.join(self.folder, ".shmstream")
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
@@ -257,7 +257,7 @@ def _naming(digits: int) -> Callable[[str], str]:
         stem, suffix = name[:digits], name[digits:]
         if not is_blob(stem):
             return "foreign"
-        if suffix not in suffixes and suffix[:-9] in (partial_path(""), RECORD):
+        if suffix not in suffixes and suffix[:-9] in (partial_path(""), JOURNAL, RECORD):
             return "temporary"
         return suffixes.get(suffix, "foreign")
 

@@ -1,11 +1,23 @@
 """One writer and many readers of one blob, in any processes of this host. Usable by itself.
 
-    writer    `BlobStreamer` appends chunks to a partial file, and publishes how many there are
-    reader    `InFlightCopier` waits for the chunks, and copies them from the file
+writer              `BlobStreamer` appends chunks to a partial file, and publishes their number
+reader              `InFlightCopier` waits for the chunks, and copies them from the file
+control_block       what all processes know of a stream, in shared memory
+segment             that shared memory: create, attach, unlink, list
+subscribers         which readers there are, and how each of them is woken
+doorbell            the semaphore of one reader
+pacer               decides when appended bytes are published
+waiter              how a reader waits for bytes without losing a wake-up
+partial             the file that the writer appends to
+digest              the running digest of that file
+seal                the mark of a file whose bytes were verified
+stream              one stream as any process sees it: its segment, its block and its locks
+claims              how streams come to be, and how those of dead processes are removed
+resumable_writer    a writer whose stream another process can go on with
+invariants          whether a stream keeps its invariants, as any process sees it
 
-The chunk count lies in shared memory (`control_block`, `segment`). Each reader has a semaphore that
-the writer posts (`subscribers`, `doorbell`). A kernel lock tells whether a writer or a reader is
-alive (`claims`). docs/protocol.md describes the whole protocol.
+A kernel lock tells whether a writer or a reader is alive. docs/protocol.md describes the whole
+protocol.
 """
 
 from shmstream.stream.claims import sweep

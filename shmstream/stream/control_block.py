@@ -146,74 +146,80 @@ class Block:
     memory is unmapped.
     """
 
-    magic = Word(0, "writer", "creation", "last of all at creation", "`shmstrm` and a zero byte")
-    version = Word(8, "writer", "creation", "", "layout version")
-    slots = Word(16, "writer", "creation", "", "number of subscriber slots")
-    token = Word(24, "writer", "creation", "", "48 random bits that name this stream's doorbells")
-    chunk_size = Word(32, "writer", "creation", "", "bytes of a chunk; the last may be shorter")
-    writer_pid = Word(
+    magic: Word = Word(
+        0, "writer", "creation", "last of all at creation", "`shmstrm` and a zero byte"
+    )
+    version: Word = Word(8, "writer", "creation", "", "layout version")
+    slots: Word = Word(16, "writer", "creation", "", "number of subscriber slots")
+    token: Word = Word(
+        24, "writer", "creation", "", "48 random bits that name this stream's doorbells"
+    )
+    chunk_size: Word = Word(
+        32, "writer", "creation", "", "bytes of a chunk; the last may be shorter"
+    )
+    writer_pid: Word = Word(
         40, "writer", "creation, takeover", "", "the writer's process id, in its pid namespace"
     )
-    writer_started = Word(
+    writer_started: Word = Word(
         48,
         "writer",
         "creation, takeover",
         "",
         "start time of the writer's process, in us since 1970",
     )
-    writer_namespace = Word(
+    writer_namespace: Word = Word(
         56, "writer", "creation, takeover", "", "inode of the writer's pid namespace"
     )
-    device = Word(64, "writer", _FILE_WHEN, "", "device of the partial file")
-    inode = Word(72, "writer", _FILE_WHEN, "", "inode of the partial file")
-    file_generation = Word(
+    device: Word = Word(64, "writer", _FILE_WHEN, "", "device of the partial file")
+    inode: Word = Word(72, "writer", _FILE_WHEN, "", "inode of the partial file")
+    file_generation: Word = Word(
         88, "writer", _FILE_WHEN, "", "generation of that inode: its number may be used again"
     )
-    epoch = Word(80, "writer", "takeover", "", "number of takeovers so far")
-    resumable = Word(
+    epoch: Word = Word(80, "writer", "takeover", "", "number of takeovers so far")
+    resumable: Word = Word(
         96, "writer", "creation", "", "1: the partial file outlives a dead or aborting writer"
     )
-    size = Word(
+    size: Word = Word(
         128,
         "writer",
         "once: at creation, when the source tells it, or at commit",
         "before COMMITTED (I3)",
         "bytes of the blob; all ones: unknown",
     )
-    published = Word(
+    published: Word = Word(
         192,
         "writer",
         "publish",
         "after the bytes are written (I2)",
         "bytes that can be read: the truth (I1)",
     )
-    chunk_count = Word(
+    chunk_count: Word = Word(
         200,
         "writer",
         "publish",
         "after `published`, before the rings",
         "whole chunks that can be read; the short last chunk counts once the end is known",
     )
-    progress = Word(
+    progress: Word = Word(
         208,
         "writer",
         "publish",
         "",
         "time of the last publish, in ns of the host's monotonic clock",
     )
-    state = Word(
+    state: Word = Word(
         216, "writer", "transition", "after all fields that it makes final (I3)", "see States"
     )
-    digest = Text(
+    digest: Text = Text(
         256, 248, "writer", "creation", "", "`algorithm:hex`, the algorithm alone, or empty"
     )
-    path = Text(
+    path: Text = Text(
         512, 4096, "writer", "creation", "", "path of the blob; the partial file is beside it"
     )
-    error = Text(
+    error: Text = Text(
         4616, 2536, "writer", "abort", "before ABORTED (I3)", "reason of the abort, as JSON"
     )
-    metadata = Text(
+    metadata: Text = Text(
         7160,
         1024,
         "writer",
@@ -224,7 +230,7 @@ class Block:
 
     def __init__(self, memory: memoryview) -> None:
         self.memory = memory
-        self.words = memory[: len(memory) // 8 * 8].cast("Q")
+        self.words: memoryview = memory[: len(memory) // 8 * 8].cast("Q")
         self.load_published: Callable[[], int] = partial(
             self.words.__getitem__, Block.published.offset >> 3
         )
@@ -371,25 +377,25 @@ class Slot:
     slot begins a new generation, so that no two readers have doorbells of the same name.
     """
 
-    pid = Word(0, "reader", "subscribe", "before the membership", "the reader's process id")
-    started = Word(
+    pid: Word = Word(0, "reader", "subscribe", "before the membership", "the reader's process id")
+    started: Word = Word(
         8,
         "reader",
         "subscribe",
         "before the membership",
         "start time of that process, in us since 1970",
     )
-    namespace = Word(
+    namespace: Word = Word(
         16, "reader", "subscribe", "before the membership", "inode of its pid namespace"
     )
-    position = Word(
+    position: Word = Word(
         24, "reader", "read", "", "bytes that it has read: for people, not for correctness"
     )
 
     def __init__(self, block: Block, index: int, offset: int) -> None:
         self.index = index
-        self.span = (offset, SLOT_SIZE)
-        self.words = block.words[offset >> 3 : (offset + SLOT_SIZE) >> 3]
+        self.span: tuple[int, int] = (offset, SLOT_SIZE)
+        self.words: memoryview = block.words[offset >> 3 : (offset + SLOT_SIZE) >> 3]
         self._membership = block.words[(HEADER_SIZE >> 3) + index : (HEADER_SIZE >> 3) + index + 1]
 
     @property

@@ -75,14 +75,14 @@ class RunningDigest:
         self._hash = hashlib.new(expected.partition(":")[0])
         self._fd = fd
         self._end = 0
-        self.covered = 0
+        self.covered: int = 0
         """Bytes that are hashed."""
         self._lock = threading.Lock()  # held while `_hash` and `covered` are changed together
         self._bell = threading.Event()
         self._buffer = bytearray()
         self._thread: threads.Call | None = None
         self._closed = False
-        self.is_given = ":" in expected
+        self.is_given: bool = ":" in expected
         """Whether `expected` names a digest, so that the last chunk waits until it is verified."""
         self._not_before = 0.0 if self.is_given else time.monotonic() + _LONG
 

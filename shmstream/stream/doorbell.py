@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 
 import posix_ipc
 
+from shmstream.system.process import fork_lock
+
 _FOLDER = "/dev/shm"
 _PREFIX = "shmd-"
 _NANOSECONDS = 1_000_000_000
@@ -85,7 +87,8 @@ class Doorbell:
     def __init__(self, name: str) -> None:
         self.name = name
         unlink(name)
-        address = _libc.sem_open(name.encode(), os.O_CREAT | os.O_EXCL, 0o600, 0)
+        with fork_lock:  # a fork meanwhile would leave the C library's own lock taken in the child
+            address = _libc.sem_open(name.encode(), os.O_CREAT | os.O_EXCL, 0o600, 0)
         if not address:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), name)
@@ -150,7 +153,8 @@ class Doorbell:
     def _let_go(self) -> None:
         if self._address is not None:
             address, self._address = self._address, None
-            _libc.sem_close(address)
+            with fork_lock:
+                _libc.sem_close(address)
 
     def __repr__(self) -> str:
         return f"<Doorbell {self.name}>"
@@ -169,13 +173,15 @@ class Ringer:
 
     def close(self) -> None:
         """Close the semaphore; its name stays."""
-        self._semaphore.close()
+        with fork_lock:
+            self._semaphore.close()
 
 
 def _open(name: str) -> posix_ipc.Semaphore:
     """Open a semaphore; every failure is an OSError with its number."""
     try:
-        return posix_ipc.Semaphore(name)
+        with fork_lock:
+            return posix_ipc.Semaphore(name)
     except posix_ipc.ExistentialError as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error
     except posix_ipc.PermissionsError as error:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
@@ -35,9 +36,9 @@ class PartialFile:
         self._lock = lock
         self._name = name
         self._final = path
-        self.fd = lock.fd
-        self.path = partial_path(path)
-        self.size = size
+        self.fd: int = lock.fd
+        self.path: str = partial_path(path)
+        self.size: int = size
 
     def append(self, data: Buffer, count: int) -> None:
         """Write all `count` bytes of `data`.
@@ -115,7 +116,8 @@ class PartialFile:
     def move(self, *, durable: bool) -> None:
         """Rename the file to the final name, replacing an older file; then `unlink` does nothing.
 
-        With `durable`, first the bytes and then the name are on the disk when this returns.
+        With `durable`, first the bytes and then the name are on the disk when this returns. Nothing
+        fails after the rename: from then on the blob is complete, and readers must be told so.
 
         Raises:
             DamagedPartial: the file has another size, or another path, than this writer gave it.
@@ -124,11 +126,24 @@ class PartialFile:
         if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
             raise self._damaged("was truncated, replaced or removed")
         os.utime(self.fd)  # now it is the most recently used blob of its store
-        if durable:
-            os.fdatasync(self.fd)
-        os.rename(self.path, self._final)
-        if durable:
-            sync_folder(os.path.dirname(self.path))
+        if not durable:
+            os.rename(self.path, self._final)
+            return
+        os.fdatasync(self.fd)
+        try:
+            folder = open_folder(os.path.dirname(self.path))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            os.rename(self.path, self._final)
+            _libc.syncfs(self.fd)  # the whole file system, by a descriptor that is open already
+            return
+        try:
+            os.rename(self.path, self._final)
+            with suppress(OSError):  # the blob is complete, and only a crash could lose its name
+                os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def unlink(self) -> None:
         """Remove the file, if it is still at its path."""
@@ -143,9 +158,14 @@ class PartialFile:
         return DamagedPartial(self._name, self.size, self.path, f"{how} by somebody else")
 
 
+def open_folder(path: str) -> int:
+    """A descriptor of a folder, for `os.fsync`; the caller closes it."""
+    return os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def sync_folder(path: str) -> None:
     """Write the names in a folder to the disk; returns when they are there."""
-    fd = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = open_folder(path)
     try:
         os.fsync(fd)
     finally:

@@ -93,12 +93,12 @@ class InFlightCopier(io.RawIOBase):
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
-        self.position = 0
+        self.position: int = 0
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
         self._closed: str | None = None
         self._is_settled = False
-        self.name = stream.name
-        self.path = stream.path
+        self.name: str = stream.name
+        self.path: str = stream.path
         register(self, reads=True)
 
     @classmethod
@@ -393,7 +393,7 @@ class InFlightCopier(io.RawIOBase):
         """One step of `copy`: move published bytes, waiting for one; how many, 0 at the end.
 
         Raises:
-            As `copy`.
+            ShmstreamError: as `copy`.
         """
         ahead = self._readable(self.position + 1) - self.position
         if ahead <= 0:

@@ -122,14 +122,27 @@ class ResumableStreamer(BlobStreamer):
     def resume(self) -> None:
         """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
 
+        They are published before the state is STREAMING, because a successor cuts the file of a
+        stream that is STREAMING to `published`:
+
+            this writer                       its successor
+            1 stores `published`
+              is killed                       sees `published` above 0: takes it for STREAMING
+            2 stores STREAMING
+              is killed                       cuts the file to `published`, and loses nothing
+
         Raises:
             IllegalTransition: appending has begun.
         """
         with self._lock:
-            self._begin()
+            self._check_open()
+            self._block.require(State.STREAMING, self.name)
             if self._digest is not None:
                 self._digest.update(self._file.size)
-            if self._publishable() > 0:
+            if (publishable := self._publishable()) > 0:
+                self._store_published(publishable)
+            self._begin()
+            if publishable > 0:
                 self._publish()
 
     def listen(self, listener: Callable[[], None]) -> None:

@@ -85,9 +85,9 @@ class Segment:
     def __init__(self, memory: _Attached, name: str) -> None:
         self._memory = memory
         self.name = name
-        self.memory = memory.buf if memory.buf is not None else memoryview(b"")
-        self.size = memory.size
-        self.fd = memory.descriptor
+        self.memory: memoryview = memory.buf if memory.buf is not None else memoryview(b"")
+        self.size: int = memory.size
+        self.fd: int = memory.descriptor
 
     @classmethod
     def create(cls, name: str, size: int) -> Segment:

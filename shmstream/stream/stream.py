@@ -43,7 +43,7 @@ class Stream:
     """The shared half of one stream, held by its writer or by one of its readers."""
 
     def __init__(self, mapped: Segment, block: Block, lock: KernelLock) -> None:
-        self.name = mapped.name
+        self.name: str = mapped.name
         self.segment = mapped
         self.block = block
         self.lock = lock
@@ -152,6 +152,8 @@ class Stream:
             try:
                 partial = _reclaim_partial(stream)
                 undo.callback(partial.close)
+                if block.state == State.OPENING and block.published:  # killed just before this
+                    block.advance(State.STREAMING, name)
                 if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
                     os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream

@@ -47,14 +47,16 @@ class Subscription:
             NoFreeSlot: live readers have all slots.
             OSError: descriptors or shared memory have run out; nothing is left behind.
         """
-        self.slot = _claim(block, lock, name)
+        self.slot: Slot = _claim(block, lock, name)
         self._lock = lock
         generation, was_active = self.slot.membership
         if was_active:  # the doorbell of a reader that was killed
             doorbell.unlink(doorbell.name_of(block.token, self.slot.index, generation))
         generation = (generation + 1) % GENERATIONS
         try:
-            self.doorbell = Doorbell(doorbell.name_of(block.token, self.slot.index, generation))
+            self.doorbell: Doorbell = Doorbell(
+                doorbell.name_of(block.token, self.slot.index, generation)
+            )
         except BaseException:
             self.slot.membership = (generation, False)
             lock.release(self.slot.span)

@@ -50,7 +50,7 @@ class Tail:
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
-        self.waits = 0
+        self.waits: int = 0
         """How often a reader has gone to sleep."""
 
     def _subscribe(self) -> Subscription | None:

@@ -91,7 +91,7 @@ class BlobStreamer:
         self._block = block
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
-        self.publish_bytes = pacing[0]
+        self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
         self._file = PartialFile(lock, stream.name, stream.path, block.published)
         self.durable = durable
@@ -106,8 +106,8 @@ class BlobStreamer:
         self._streaming = block.state == State.STREAMING
         self._began = time.monotonic()
         self._closed: str | None = None
-        self.name = stream.name
-        self.path = stream.path
+        self.name: str = stream.name
+        self.path: str = stream.path
         self.digest: str | None = None
         """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
         register(self)
@@ -299,7 +299,7 @@ class BlobStreamer:
         It is not closed. Blocks as long as the source does.
 
         Raises:
-            The errors of `source`, `append` and `commit`; the stream is aborted.
+            Exception: what `source`, `append` or `commit` raises; the stream is aborted.
         """
         try:
             for data in buffers(source):

@@ -1,1 +1,11 @@
-"""What the operating system gives: locks, this process, threads, buffers, copying, descriptors."""
+"""What the operating system gives.
+
+locks          kernel locks, which tell whether a writer or a reader is alive
+process        this process: its identity, and what must happen when it ends or forks
+threads        threads that are used again
+buffers        the bytes of any Python object that has bytes
+copying        moves bytes of a file to a destination, by the kernel where that is possible
+descriptors    room for descriptors, made before they are needed
+temporary      a temporary folder of one process, which a later process removes after a kill
+signals        how a signal ends a program in good order
+"""

@@ -49,7 +49,7 @@ class KernelLock:
     """
 
     def __init__(self, path: str, flags: int = 0) -> None:
-        self.fd = -1
+        self.fd: int = -1
         with process.fork_lock:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             process.track(self)

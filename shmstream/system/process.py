@@ -105,7 +105,7 @@ class Closable(Protocol):
         """Close the descriptor. Idempotent."""
 
 
-fork_lock = threading.RLock()
+fork_lock: threading.RLock = threading.RLock()
 """Hold it while a tracked descriptor is opened or closed: a fork in between would leave a copy in
 the child that no object of the child owns, and that keeps the parent's kernel locks."""
 

@@ -96,15 +96,22 @@ async def app(_scope: object, _receive: object, send: uvicorn._types.ASGISendCal
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def test_the_protocol_sees_to_it(listener: socket.socket, controls: tuple[bytes, bytes]) -> None:
-    config = uvicorn.Config(app, http=protocol.Protocol, lifespan="off", log_config=None)
+class LeavingAlone(protocol.Protocol):
+    congestion = False
+
+
+@pytest.mark.parametrize("kind", [protocol.Protocol, LeavingAlone])
+def test_the_protocol_sees_to_it_unless_it_is_told_not_to(
+    kind: type[protocol.Protocol], listener: socket.socket, controls: tuple[bytes, bytes]
+) -> None:
+    config = uvicorn.Config(app, http=kind, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
 
     async def one_request() -> None:
         loop = asyncio.get_running_loop()
         serving = await loop.create_server(
-            lambda: protocol.Protocol(config=config, server_state=state, app_state={}),
+            lambda: kind(config=config, server_state=state, app_state={}),
             sock=listener.dup(),
         )
         async with serving:
@@ -115,4 +122,5 @@ def test_the_protocol_sees_to_it(listener: socket.socket, controls: tuple[bytes,
             await writer.wait_closed()
 
     asyncio.run(one_request())
-    assert control(listener) == controls[1]
+    system, plain = controls
+    assert control(listener) == (plain if kind is protocol.Protocol else system)

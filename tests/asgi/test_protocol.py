@@ -1,4 +1,4 @@
-"""uvicorn with our protocol: what a connection can be made to do, on both event loops."""
+"""uvicorn with our protocol: connections that misbehave, on both event loops."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Client:
         return status, self.rest(length)
 
     def rest(self, length: int = -1) -> bytes:
-        """What comes until the end; with a reset nothing does."""
+        """The bytes until the end; none if the connection is reset."""
         try:
             return self.file.read(length)
         except ConnectionResetError:
@@ -86,11 +86,11 @@ def test_requests_in_a_row(server: Server, store: Store) -> None:
 
 
 def test_a_head_is_not_late_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
-    """The server reads no more until then, so it may be here and not be looked at."""
+    """The server does not read while it answers, so the head may have come unread."""
     origin.change("/blob", stall_after=MIB)
     with Client(server) as client:
         client.send(GET + b"\r\n" + GET + b"\r\n" + GET)
-        with Client(server) as other:  # for whose head there is as much time
+        with Client(server) as other:  # it has as much time for its head
             assert other.answer() == (408, b"")
         origin.release()
         client.send(b"\r\n")
@@ -132,7 +132,7 @@ def test_what_is_no_request_is_refused_once(server: Server) -> None:
             client.send(head)
             assert client.answer() == (status, b"")
             assert client.rest() == b""
-    for before in (b"A: ", b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: "):  # and no end
+    for before in (b"A: ", b"Transfer-Encoding: chunked\r\n\r\n0\r\nA: "):  # a head without an end
         with Client(server) as client, pytest.raises(ConnectionError):
             client.send(b"GET /blob/absent HTTP/1.1\r\nHost: test\r\n" + before)
             for _ in range(1000):
@@ -166,7 +166,7 @@ class Hasty(Protocol):
 
 @contextmanager
 def protocol_of(app: Callable[..., Coroutine[Any, Any, None]]) -> Iterator[Callable[[], Protocol]]:
-    """Makes connections of a server in this process, whose application that is."""
+    """A factory of connections, for a server in this process with the application `app`."""
     config = uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None)
     config.load()
     state = ServerState()
@@ -205,7 +205,7 @@ def test_a_websocket_has_no_heads_to_wait_for() -> None:
 
 
 def test_a_head_has_its_bounds_behind_another_one() -> None:
-    """Also if both come in one read."""
+    """Also if both heads come in one read."""
     asked: list[str] = []
     made: list[Protocol] = []
 
@@ -237,7 +237,7 @@ def test_a_head_has_its_bounds_behind_another_one() -> None:
 
 
 def test_responses_are_told_when_their_client_has_left() -> None:
-    """Each for itself, until it wants no more, and also if the client was faster."""
+    """Each response is told, unless it has withdrawn; also if the client left before it asked."""
     told: list[str] = []
     undo: dict[str, Callable[[], object]] = {}
     over = asyncio.Event()

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from shmstream import Store
-from shmstream.asgi.conditions import with_the_blob, without_the_blob
 from tests.support.asgi_servers import Server
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
@@ -63,7 +62,7 @@ def test_clients_of_all_workers_share_a_flight(server: Server, origin: Origin) -
     clients = [server.open("GET", f"/blob/{KEY}") for _ in range(16)]
     assert {response.getheader("content-type") for _, response in clients} == {"application/x-test"}
     assert {sha256(response.read(900_000)) for _, response in clients} == {sha256(DATA[:900_000])}
-    for connection, response in clients[:5]:  # who leave disturb nobody
+    for connection, response in clients[:5]:  # clients that leave disturb nobody
         response.close()
         connection.close()
     origin.release()
@@ -180,10 +179,10 @@ def test_clients_that_take_nothing_are_cut(
     try:
         before = running.descriptors()
         connections = [running.open("GET", "/blob/key") for _ in range(4)]
-        for each in connections.pop():  # it leaves by itself, in the middle
+        for each in connections.pop():  # a client that leaves in the middle
             each.close()
 
-        wait_until(lambda: not running.connections())  # nobody has taken anything by then
+        wait_until(lambda: not running.connections())  # no client has taken anything
         wait_until(lambda: running.descriptors() <= before + SPARE)
         for connection, response in connections:
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
@@ -224,7 +223,7 @@ def test_the_rest_of_an_answer_is_taken_or_the_client_is_cut(
 def test_a_client_that_takes_a_little_is_not_cut(
     protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
 ) -> None:
-    """So little that what it is sent at one time takes it much longer than it has."""
+    """It takes so little that one write takes much longer than `write_timeout`."""
     data = content(2, 16 * MIB)
     store.fetch("key", [data])
     patience = {"write_timeout": 0.4}
@@ -251,7 +250,7 @@ def test_heads_of_requests_have_bounds(
         before = running.descriptors()
         idle = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(500)]
         dribbling = idle[:5]
-        for number in range(6):  # a client that sends a little, now and then, is late all the same
+        for number in range(6):  # a client that sends a byte now and then is late, too
             for each in dribbling:
                 with suppress(ConnectionError):
                     each.sendall(b"GET /blob/key HT"[number : number + 1])
@@ -284,25 +283,12 @@ def test_several_lines_of_one_name_are_a_list(server: Server, store: Store) -> N
 
 
 def test_a_body_that_nobody_wants_holds_up_nothing(server: Server, origin: Origin) -> None:
-    """It is heard while its answer is under way: the client reads only when it has sent all."""
+    """The body is read while the answer is sent: this client reads only after it has sent all."""
     origin.change("/blob", stall_after=MIB)
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
         connection.request("GET", f"/blob/{KEY}", body=bytes(32 * MIB))
         origin.release()
         assert sha256(connection.getresponse().read()) == sha256(DATA)
-
-
-def test_strong_and_weak_tags() -> None:
-    weak, strong = 'W/"x"', '"x"'
-    for condition in (weak, strong):
-        for etag in (weak, strong):
-            answer = without_the_blob({"if-none-match": condition}, etag)
-            assert answer is not None
-            assert answer.status == 304
-            both = condition == etag == strong
-            assert (without_the_blob({"if-match": condition}, etag) is None) == both
-            request = {"if-range": condition, "range": "bytes=0-0"}
-            assert with_the_blob(request, etag, 5).status == (206 if both else 200)
 
 
 def test_keys_that_are_none(server: Server, origin: Origin) -> None:
@@ -326,7 +312,7 @@ def test_http_1_0_is_told_the_length(server: Server, origin: Origin) -> None:
 
 
 def test_no_body_ends_before_its_blob_does(server: Server, origin: Origin, store: Store) -> None:
-    """All its bytes are there, and then the blob cannot have its name."""
+    """All bytes have come, and then the blob cannot get its final name."""
     origin.serve("/blob", seed=1, size=MIB // 8, rate=MIB // 4)  # each piece is published at once
     connection, response = server.open("GET", "/blob/key")
     [flight] = store.flights()
@@ -372,7 +358,7 @@ def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: 
     """Clients of the other worker see a pause, and the upstream one more request."""
     origin.change("/blob", first=0, count=1, stall_after=MIB)
     clients = [server.open("GET", f"/blob/{KEY}")]
-    while not store.flights()[0].followers:  # who gets a connection is the kernel's choice
+    while not store.flights()[0].followers:  # the kernel chooses the worker
         assert len(clients) < 500, "only one of the workers is given connections"
         clients.append(server.open("GET", f"/blob/{KEY}"))
     [flight] = store.flights()
@@ -383,7 +369,7 @@ def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: 
         try:
             finished += hashlib.sha256(response.read()).hexdigest() == sha256(DATA)
         except (http.client.IncompleteRead, ConnectionError):
-            pass  # it was the killed worker's
+            pass  # a client of the killed worker
         connection.close()
     assert 0 < finished < len(clients)
     first, second = origin.requests("/blob")
@@ -476,10 +462,10 @@ def test_on_other_servers(
         origin.change("/blob", first=0, count=1, stall_after=MIB)
         clients = [running.open("GET", f"/blob/{KEY}") for _ in range(4)]
         assert {response.read(9) for _, response in clients} == {DATA[:9]}
-        if name != "granian":  # which keeps the head until there are bytes
+        if name != "granian":  # granian sends the head together with the first bytes
             ahead = running.open("GET", f"/blob/{KEY}", {"Range": "bytes=-1000"})
             assert ahead[1].status == 206
-        for each in clients.pop(0):  # who leaves disturbs nobody
+        for each in clients.pop(0):  # a client that leaves disturbs nobody
             each.close()
         origin.release()
         for connection, response in clients:

@@ -1,12 +1,15 @@
-"""The house: a wing imports only wings below it, inside a wing there is no circle, rooms are small.
+"""The house: a wing imports only wings below it, and the files of a wing not in a circle.
 
-docs/ARCHITECTURE.md draws the wings; a test compares it with the table below.
+docs/ARCHITECTURE.md draws the wings. A test compares its table with the one below, so there is one
+list of wings. The files of a wing are listed in its `__init__`, and a test compares that with the
+folder.
 """
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import shmstream
+from tools import generate
 
 WINGS = [
     ["errors", "events", "units"],
@@ -92,6 +96,34 @@ def test_inside_a_wing_there_is_no_circle(wing: str) -> None:
     rooms = {each: path for each, path in MODULES.items() if wing_of(each) == wing}
     arrows = {each: {it for it in imports(path) if it in rooms} for each, path in rooms.items()}
     graphlib.TopologicalSorter(arrows).prepare()  # raises CycleError
+
+
+def test_the_page_and_its_picture_have_these_wings() -> None:
+    assert [names for names, _ in generate.wings()] == WINGS[::-1]
+    drawn = (generate.DOCS / "wings.svg").read_text(encoding="utf-8")
+    assert drawn == generate.picture(), "run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "glossary.md"])
+def test_every_file_that_a_page_names_exists(page: str) -> None:
+    text = (generate.DOCS / page).read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    assert len(named) > 20
+    for name in named:
+        assert (HOUSE / name).exists() or (HOUSE.parent / name).exists(), name
+
+
+@pytest.mark.parametrize(
+    "wing", [each for each in MODULES if each.endswith(".__init__")], ids=lambda each: each[:-9]
+)
+def test_a_wing_lists_its_files(wing: str) -> None:
+    told = ast.get_docstring(ast.parse(MODULES[wing].read_text(encoding="utf-8"))) or ""
+    listed = set(re.findall(r"^ *(\w+)/?  ", told, re.MULTILINE))
+    folder = MODULES[wing].parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    folders = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert files | folders <= listed, "a file that the docstring lacks"
+    assert listed <= files | folders, "a file that there is not"
 
 
 def test_only_the_command_line_imports_the_demo() -> None:

@@ -54,7 +54,7 @@ def lookouts() -> int:
 
 @contextmanager
 def no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Inside, none can be started, and whoever needs one fails."""
+    """Inside, no thread can be started."""
 
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -347,7 +347,7 @@ def test_what_the_source_says_is_known_when_the_blob_is_complete(
 def test_whoever_knows_the_size_knows_what_else_the_source_says(
     store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if the source answers while the lookout is looking."""
+    """Even if the source answers while the `Lookout` takes its view."""
     url = origin.serve("/blob", seed=1, size=MIB, media_type="text/x-test", stall_after=0)
     may_ask = threading.Event()
     ask, look = HTTPSource.open, Blob.view
@@ -414,7 +414,7 @@ def test_two_loops_in_two_threads(store: Store, origin: Origin) -> None:
 
 
 def test_who_leads_needs_no_place_among_the_readers(store: Store, origin: Origin) -> None:
-    """One thread leads and looks out, also when all have left, and for those who come then."""
+    """One thread leads and watches, also when all tasks have left, and for tasks that come then."""
     url = origin.serve("/blob", seed=1, size=4 * MIB)
     origin.change("/blob", stall_after=MIB)
     key = digest(1, 4 * MIB)
@@ -548,7 +548,7 @@ asyncio.run(main())
 
 
 def test_who_hands_over_does_not_take_it_back(store: Store, origin: Origin) -> None:
-    """Its readers still have the file open, which is in nobody's way."""
+    """Its readers still have the file open, which hinders no other process."""
     url = origin.serve("/blob", seed=1, size=2 * MIB)
     origin.change("/blob", count=1, stall_after=MIB)
     key = digest(1, 2 * MIB)

@@ -1,4 +1,4 @@
-"""Flights with real processes: one download, whoever leads, however often the leader dies."""
+"""Flights with real processes: one download, whichever process leads, however often it dies."""
 
 from __future__ import annotations
 
@@ -382,7 +382,7 @@ def test_sources_of_all_kinds(store: Store, tmp_path: Path) -> None:
 def test_a_follower_without_a_source(
     start: Start, store: Store, folder: str, origin: Origin
 ) -> None:
-    """It reads what others bring, and says so when nobody brings it any more."""
+    """It reads what other processes download, and raises an error when no process does any more."""
     size = 2 * MIB
     interrupt(start, folder, origin, digest(1, size), size, MIB)
     with pytest.raises(LookupError, match="no source was given"):

@@ -45,6 +45,7 @@ from tests.support.stores import digest, has_published, interrupt
 
 Start = Callable[..., Interpreter]
 MIB = 1 << 20
+DIGEST_OF_ZEROS = "sha256:" + sha256(bytes(3_000_000))
 
 
 def read_blocking(store: Store, key: str, source: str) -> bytes:
@@ -551,3 +552,74 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
     _, second = origin.requests("/blob")
     assert second.range is not None, "what was published is not asked for again"
     assert int(second.range[6:-1]) >= published[0] > 0
+
+
+RESUMES_AND_DIES = """
+import os, signal, sys
+from shmstream import Store
+from shmstream.stream.control_block import Block, State
+
+advance = Block.advance
+
+def then_die(block, state, name):
+    if sys.argv[4] == "after":
+        advance(block, state, name)
+    if state == State.STREAMING:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Block.advance = then_die
+Store(sys.argv[1]).fetch(sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_leader_killed_while_it_resumes_loses_nothing(
+    start: Start, store: Store, origin: Origin, moment: str
+) -> None:
+    """Around storing STREAMING: the bytes that were kept are published by then."""
+    key, url = digest(1, 6 * MIB), origin.url("/blob")
+    interrupt(start, store.folder, origin, key, 6 * MIB, 4 * MIB)
+    store.gc()  # the dead stream goes, and its partial file stays: the next leader resumes it
+    arguments = [store.folder, key, url, moment]
+    dying = subprocess.run([sys.executable, "-c", RESUMES_AND_DIES, *arguments])
+    assert dying.returncode == -signal.SIGKILL
+    [partial_file] = Path(store.folder).rglob("*.shmstream-partial")
+    assert partial_file.stat().st_size > 3 * MIB
+    asked = len(origin.requests("/blob"))
+    assert sha256(Path(store.fetch(key, url)).read_bytes()) == sha256(content(1, 6 * MIB))
+    [last] = origin.requests("/blob")[asked:]
+    assert last.range is not None
+    assert int(last.range.removeprefix("bytes=").removesuffix("-")) > 3 * MIB
+
+
+LEADS_WITHOUT_DESCRIPTORS = """
+import resource, sys
+from shmstream import Feed, Store
+
+class Source:
+    name = "a source"
+    def open(self, offset=0, validator=None):
+        def give():
+            yield bytes(3_000_000)
+            sys.stdin.readline()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, 4096))
+        return Feed(give(), size=3_000_000)
+
+print(Store(sys.argv[1]).fetch(sys.argv[2], Source()), flush=True)
+"""
+
+
+@pytest.mark.parametrize("key", [DIGEST_OF_ZEROS, "a name"])
+def test_a_leader_without_a_free_descriptor_completes_its_blob(store: Store, key: str) -> None:
+    """Nothing that can fail comes between the final name and telling the readers."""
+    command = [sys.executable, "-c", LEADS_WITHOUT_DESCRIPTORS, store.folder, key]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, bufsize=1) as leader:
+        assert leader.stdin is not None
+        assert leader.stdout is not None
+        wait_until(lambda: any(each.published for each in store.flights()))
+        with store.open(key) as blob:
+            leader.stdin.write("\n")
+            assert blob.read() == bytes(3_000_000)
+            assert blob.is_complete
+        assert leader.stdout.readline().strip() == blob.path
+    assert [each for each in store.check() if each.kind != "abandoned"] == []

@@ -53,7 +53,7 @@ def test_notes_that_cannot_be_read(tmp_path: Path) -> None:
     path.unlink()
     path.mkdir()
     assert notes.read(("a",)) is None
-    notes.write(("a",), "x")  # cannot be, and is not worth an error
+    notes.write(("a",), "x")  # fails, and is logged only
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 

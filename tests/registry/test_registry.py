@@ -1,4 +1,4 @@
-"""The registry in front of real ones, with real clients."""
+"""The registry in front of real registries, with real clients."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_all_platforms(docker_registry: DockerRegistry, ours: Registry, tmp_path
 def test_podman_pulls(docker_registry: DockerRegistry, ours: Registry) -> None:
     what = image(6, [1000, 2000])
     docker_registry.push("podman/app", "v1", index({"amd64": what}))
-    with tempfile.TemporaryDirectory() as folder:  # whose path may not be long
+    with tempfile.TemporaryDirectory() as folder:  # podman allows no long path
         folders = ["--root", f"{folder}/root", "--runroot", f"{folder}/run"]
         command = [program("podman", "podman"), *folders, "--storage-driver", "vfs"]
         environment = {**os.environ, "HOME": folder, "XDG_RUNTIME_DIR": f"{folder}/xdg"}
@@ -116,7 +116,7 @@ def test_a_mirror_as_the_documentation_has_it(
     path = tmp_path / "registries.conf"
     path.write_text(snippet.replace("127.0.0.1:5000", ours.host))
     with pytest.MonkeyPatch.context() as patch:
-        for scheme in ("http", "https"):  # nothing may go any further
+        for scheme in ("http", "https"):  # no request may leave this machine
             patch.setenv(f"{scheme}_proxy", "http://127.0.0.1:1")
         patch.setenv("no_proxy", "127.0.0.1")
         options = ("--registries-conf", str(path))
@@ -214,7 +214,7 @@ def test_tags_and_referrers(docker_registry: DockerRegistry, ours: Registry) -> 
     answer = ours.get("/v2/lists/app/tags/list")
     assert json.loads(answer.body) == {"name": "lists/app", "tags": ["v1", "v2"]}
     assert answer.headers["content-type"] == "application/json"
-    # This upstream knows no referrers: what there is has a tag made of the digest.
+    # This upstream has no referrers API: the index has a tag that is made of the digest.
     answer = ours.get(f"/v2/lists/app/referrers/{subject.digest}")
     assert json.loads(answer.body)["manifests"] == []
     signature = image(18, [100])
@@ -280,7 +280,7 @@ def test_a_tag_is_believed_for_a_while_by_all_workers(
 
 
 def test_a_digest_of_another_repository(docker_registry: DockerRegistry, ours: Registry) -> None:
-    """What one repository brought in is given to another only if that has it, too."""
+    """A blob that one repository brought in is sent for another one only if that has it, too."""
     secret = docker_registry.push("secret/app", "v1", image(24, [100_000]))
     docker_registry.push("public/app", "v1", image(25, [100]))
     shared = docker_registry.push("copy/app", "v1", image(24, [100_000]))
@@ -291,7 +291,7 @@ def test_a_digest_of_another_repository(docker_registry: DockerRegistry, ours: R
     for method in ("GET", "HEAD", "GET"):
         assert ours.get(f"/v2/public/app/blobs/{digest}", method).status == 404
         assert ours.get(f"/v2/public/app/manifests/{secret.digest}", method).status == 404
-        # What is a layer is no manifest; this upstream's answer to that is an error of its own.
+        # A layer is no manifest; this upstream answers such a request with an error of its own.
         assert ours.get(f"/v2/secret/app/manifests/{digest}", method).status == 502
     assert docker_registry.requests("GET", f"blobs/{digest}") == []
     assert ours.get(f"/v2/copy/app/blobs/{digest}").body == shared.blobs[1]
@@ -376,7 +376,7 @@ def test_tokens(
     (asked,) = token_server.asked
     fields = {"account": "x", "service": "the registry", "scope": "repository:team/a:pull"}
     assert (asked.method, asked.fields, asked.authorization) == ("GET", fields, None)
-    # What team/a brought in is not for those who may not pull from team/b.
+    # A client that may not pull from team/b does not get a blob of team/a by that name.
     layer = pushed.layers[0]
     answer = ours.get(f"/v2/team/b/blobs/{layer}")
     assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
@@ -384,7 +384,7 @@ def test_tokens(
     assert ours.get(f"/v2/named.test/team/b/blobs/{layer}").status == 200
     assert ours.get(f"/v2/named.test/team/c/blobs/{layer}").code == "UNAUTHORIZED"
     assert ours.get(f"/v2/team/b/blobs/{layer}").code == "UNAUTHORIZED"
-    # An identity token, which a helper program has.
+    # An identity token from a helper program.
     helper = tmp_path / "docker-credential-tests"
     helper.write_text('#!/bin/sh\necho \'{"Username": "<token>", "Secret": "1dentity"}\'\n')
     helper.chmod(0o755)
@@ -430,7 +430,7 @@ def test_a_redirect_to_a_cdn(
     first, second = origin.requests()
     assert (first.path, second.range) == (path, "bytes=100000-")
     assert not {"authorization", "cookie"} & {*first.headers, *second.headers}
-    # A place that gives only what it is meant to give, and no HEAD: a GET of a byte will do.
+    # A server that allows a GET of that URL only, and no HEAD: we ask for one byte instead.
     upstream.push_blob("far/other", data, "me:s3cret")
     origin.change(path, first=2, count=1, status=403)
     assert ours.get(f"/v2/far/other/blobs/{digest}").body == data
@@ -444,7 +444,7 @@ def test_a_redirect_to_a_cdn(
 def test_a_slow_client_holds_up_nobody(
     docker_registry: DockerRegistry, ours: Registry, tmp_path: Path
 ) -> None:
-    """It takes 100 KiB a second, for SHMSTREAM_SLOW_SECONDS; 70 are the whole of it."""
+    """It takes 100 KiB a second for SHMSTREAM_SLOW_SECONDS; after 70 s it has the whole blob."""
     pushed = docker_registry.push("slow/app", "v1", image(34, [32 * MIB]))
     docker_registry.reset()
     connection, response = ours.open(f"/v2/slow/app/blobs/{pushed.layers[0]}")
@@ -455,7 +455,7 @@ def test_a_slow_client_holds_up_nobody(
         assert has_image(tmp_path / name, pushed.layers)
     for _ in range(int(os.environ.get("SHMSTREAM_SLOW_SECONDS", "2"))):
         taken += response.read(100 * 1024)
-        time.sleep(1)  # that is how slow it is
+        time.sleep(1)  # the pace of the slow client
     assert sha256(taken + response.read()) == pushed.layers[0].partition(":")[2]
     connection.close()
     assert len(docker_registry.requests("GET", pushed.layers[0])) == 1
@@ -483,7 +483,7 @@ def test_the_upstream_is_killed_and_back(
     docker_registry.pause()
     wait_until(lambda: not ours.store.flights()[0].published > 90 * MIB)
     docker_registry.stop()
-    time.sleep(3)  # for as long as the upstream is away
+    time.sleep(3)  # the time in which the upstream is away
     docker_registry.reset()
     docker_registry.start()
     for client, name in zip(clients, ("a", "b"), strict=True):
@@ -500,7 +500,7 @@ def has_published(store: Store, key: str, count: int) -> bool:
 def test_the_worker_that_leads_is_killed(
     docker_registry: DockerRegistry, run_registry: registries.Run
 ) -> None:
-    """Its clients are cut; those of the others see a pause, and the upstream one request more."""
+    """Its own clients are cut. Other clients see a pause, and the upstream one more request."""
     pushed = docker_registry.push("worker/app", "v1", image(31, [50 * MIB]))
     digest = pushed.layers[0]
     ours = run_registry(docker_registry.url, workers=2)
@@ -510,7 +510,7 @@ def test_the_worker_that_leads_is_killed(
     clients = [ours.open(path)]
     wait_until(lambda: has_published(ours.store, digest, MIB))
     docker_registry.pause()
-    while not ours.store.flights()[0].followers:  # who gets a connection is chance
+    while not ours.store.flights()[0].followers:  # chance decides which worker gets a connection
         assert len(clients) < 500, "only one of the workers is given connections"
         clients.append(ours.open(path))
     leader = ours.store.flights()[0].leader
@@ -522,7 +522,7 @@ def test_the_worker_that_leads_is_killed(
         try:
             finished += sha256(response.read()) == digest.partition(":")[2]
         except (OSError, IncompleteRead):
-            pass  # it was the killed worker's
+            pass  # a client of the killed worker
         connection.close()
     assert 0 < finished < len(clients)
     assert [each.status for each in docker_registry.requests("GET", digest)][-1] == 206
@@ -540,7 +540,7 @@ def test_wrong_bytes_and_then_right_ones(
     assert client.returncode != 0
     wait_until(lambda: not ours.store.flights())
     assert digest not in ours.store
-    docker_registry.damage(digest)  # which is right again
+    docker_registry.damage(digest)  # the second time repairs it
     succeeds(skopeo("wrong/app:v1", ours.host, tmp_path / "right"))
     assert has_image(tmp_path / "right", pushed.layers)
 

@@ -1,4 +1,4 @@
-"""The registry in front of an upstream that does what a test says, and clients that mean harm."""
+"""The registry in front of an upstream with faults, and with clients that attack it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NONE = f"sha256:{'0' * 64}"
 
 
 def serve_manifest(origin: Origin, repository: str, tag: str, text: str, kind: str) -> str:
-    """A manifest under its tag and its digest, which is returned."""
+    """Serve a manifest under its tag and its digest; the digest is returned."""
     name = digest_of(text.encode())
     told = {"Docker-Content-Digest": name}
     for reference in (tag, name):
@@ -60,7 +60,7 @@ class Asking:
         return self._answers[0]
 
 
-# Getting in.
+# Authorization.
 
 
 def bearer(origin: Origin) -> dict[str, str]:
@@ -68,7 +68,7 @@ def bearer(origin: Origin) -> dict[str, str]:
 
 
 def test_a_token_that_expires_in_the_middle(ours: Registry, origin: Origin) -> None:
-    """The rest is asked for with another one."""
+    """The rest is asked for with a new token."""
     key = digest(100, SIZE)
     path = f"/v2/expiring/app/blobs/{key}"
     realm = "/token?scope=repository%3Aexpiring%2Fapp%3Apull&service=s"
@@ -112,7 +112,7 @@ def test_realms_that_give_no_token(
 
 
 def test_a_page_to_log_in_is_no_answer(ours: Registry, origin: Origin) -> None:
-    """An upstream behind something that wants people to log in: nothing is granted by that."""
+    """An upstream that answers with a login page: that grants nothing."""
     key = digest(101, SIZE)
     origin.serve(f"/v2/page/a/blobs/{key}", seed=101, size=SIZE)
     origin.serve(f"/v2/page/b/blobs/{key}", status=302, headers={"Location": "/login"})
@@ -175,13 +175,13 @@ def test_an_upstream_that_is_not_there(ours: Registry, origin: Origin) -> None:
 
 
 def test_an_upstream_that_swallows_everything(run_registry: registries.Run, origin: Origin) -> None:
-    """Those who ask it need not queue for that, and those who ask another one do not notice."""
+    """Requests to it do not queue, and requests to another upstream are not delayed."""
     origin.serve("/v2/app/tags/list", text='{"tags": []}')
     with ExitStack() as sockets:
         listener = sockets.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        for _ in range(4):  # more than it has room for: from then on it answers nobody
+        for _ in range(4):  # its backlog is full: it accepts no more
             waiting = sockets.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
@@ -201,7 +201,7 @@ def test_an_upstream_that_swallows_everything(run_registry: registries.Run, orig
 
 
 def test_a_flight_of_another_repository(ours: Registry, origin: Origin) -> None:
-    """It is joined by those whose repository has the blob as well, and by nobody else."""
+    """A client joins it only if the client's repository has the blob as well."""
     key = digest(103, SIZE)
     origin.serve(f"/v2/flying/a/blobs/{key}", seed=103, size=SIZE, stall_after=100_000)
     origin.serve(f"/v2/flying/b/blobs/{key}", seed=103, size=SIZE)
@@ -222,7 +222,7 @@ def test_a_flight_of_another_repository(ours: Registry, origin: Origin) -> None:
 
 
 def test_a_flight_of_another_repository_that_is_refused(ours: Registry, origin: Origin) -> None:
-    """Who asks for what is not his to have does not keep others from it."""
+    """A client without access to the blob does not keep other clients from it."""
     key = digest(104, SIZE)
     origin.serve(f"/v2/refused/a/blobs/{key}", status=404, stall_after=-1)
     origin.serve(f"/v2/refused/b/blobs/{key}", seed=104, size=SIZE)
@@ -242,7 +242,7 @@ def test_a_flight_of_another_repository_that_is_refused(ours: Registry, origin: 
 def test_a_flight_of_another_repository_that_begins_in_between(
     complete: bool, store: Store, origin: Origin
 ) -> None:
-    """Between the first look and the first byte. Nothing goes out before the upstream was asked."""
+    """It begins between the first look and the first byte: no byte goes out before the grant."""
     key = digest(114, SIZE)
     stall = None if complete else 100_000
     origin.serve(f"/v2/race/a/blobs/{key}", seed=114, size=SIZE, stall_after=stall)
@@ -290,7 +290,7 @@ def test_a_flight_of_another_repository_that_begins_in_between(
 
 
 def age_grants(registry: Registry, seconds: float) -> None:
-    """Have all grants be older."""
+    """Make all grants older."""
     then = time.time() - seconds
     for path in (Path(registry.store.folder) / "registry" / "grants").iterdir():
         os.utime(path, (then, then))
@@ -348,7 +348,7 @@ def test_an_upstream_that_does_not_tell_the_digest(ours: Registry, origin: Origi
     name = serve_manifest(origin, "silent/app", "v1", text, OCI_MANIFEST)
     for told in ({}, {"Docker-Content-Digest": "sha256:../../../etc/passwd"}):
         origin.change("/v2/silent/app/manifests/v1", headers=told)
-        for accept in ("*/*", OCI_MANIFEST):  # what is noted is noted for each
+        for accept in ("*/*", OCI_MANIFEST):  # each has a note of its own
             kind = f"{accept};q=0.{len(told) + 1}, application/x-{len(told)}"
             answer = ours.get("/v2/fault.test/silent/app/manifests/v1", Accept=kind)
             assert answer.body == text.encode()
@@ -437,7 +437,7 @@ def test_referrers_of_an_upstream_that_has_them(ours: Registry, origin: Origin) 
     assert ours.get(here).code == "DENIED"
 
 
-# Which upstream.
+# Namespaces.
 
 
 def test_namespaces(run_registry: registries.Run, origin: Origin) -> None:
@@ -470,13 +470,13 @@ def test_the_default_upstream_is_also_known_by_its_host(
     assert ours.get("/v2/debian/tags/list?ns=docker.io").code == "NAME_UNKNOWN"
 
 
-# Those who mean harm.
+# Attacks.
 
 
 def test_hostile_names(ours: Registry, origin: Origin) -> None:
     for path, status, code in HOSTILE:
         if not path.startswith("/v2") or "\x00" in path or len(path) > 50_000 or not path.isascii():
-            continue  # not ours, or what the server itself refuses as no request
+            continue  # not for /v2/, or uvicorn refuses it as no request
         answer = ours.get(path)
         assert (answer.status, answer.code) == (status, code), path
         assert "set-cookie" not in answer.headers

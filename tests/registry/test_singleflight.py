@@ -27,7 +27,7 @@ def test_what_is_asked_together_is_asked_once() -> None:
         tasks = [asyncio.ensure_future(together.ask("key", ask)) for _ in range(50)]
         other = asyncio.ensure_future(together.ask("another", lambda: "other"))
         assert await other == "other"
-        tasks[0].cancel()  # who leaves takes nothing from the others
+        tasks[0].cancel()  # a task that leaves takes nothing from the others
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
         gate.set()

@@ -1,4 +1,4 @@
-"""Digests: their one spelling; who waits for a running one, and when bytes are hashed."""
+"""Digests: their one spelling; when the bytes of a growing file are hashed."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 import time
 
@@ -77,3 +79,37 @@ def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OSError, match="Invalid argument"):
         bell.wait(1)
     bell.close(unlink_name=True)
+
+
+FORKS = """
+import os, signal, threading
+from shmstream.stream import doorbell
+
+ending = threading.Event()
+
+def make_and_close() -> None:
+    name = doorbell.name_of(7, threading.get_native_id() & 0xffff, 1)
+    while not ending.is_set():
+        doorbell.Doorbell(name).close(unlink_name=True)
+
+threads = [threading.Thread(target=make_and_close) for _ in range(3)]
+for each in threads:
+    each.start()
+for turn in range(300):
+    if (child := os.fork()) == 0:
+        signal.alarm(10)  # a child that hangs is ended by that
+        doorbell.Doorbell(doorbell.name_of(8, 0, turn)).close(unlink_name=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, f"the child of turn {turn} hung"
+ending.set()
+for each in threads:
+    each.join()
+"""
+
+
+def test_a_child_forked_while_doorbells_are_made_can_make_its_own() -> None:
+    """The C library holds a lock of its own meanwhile, which a child would inherit as taken."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FORKS], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

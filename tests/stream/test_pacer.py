@@ -118,7 +118,7 @@ def test_publishing_goes_on_where_no_thread_can_be_started(
     def refuse(_self: threading.Thread) -> None:
         raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(threads, "_idle", [])  # else one of those would do
+    monkeypatch.setattr(threads, "_idle", [])  # an idle thread would run the call
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with BlobStreamer.create(blob) as streamer:
         for count in range(1, 5):

@@ -14,7 +14,7 @@ from shmstream.sources.base import Feed
 from shmstream.sources.http import HTTPSource
 from tests.support.flights import make_store
 
-if noted := os.environ.get("TEST_SENDS"):  # what the kernel is told to send, and in between
+if noted := os.environ.get("TEST_SENDS"):  # note each sendfile and each sched_yield
 
     def note(call: Callable[..., Any]) -> Callable[..., Any]:
         def noting(*args: Any) -> Any:
@@ -35,13 +35,13 @@ MIB = 1 << 20
 
 
 class Hasty(Protocol):
-    """Bounds that a test can wait for."""
+    """Short bounds, so that a test can wait for them."""
 
     head_timeout = 0.5
 
 
 class ByHand(Protocol):
-    """As where there is TLS."""
+    """Without zero-copy, as with TLS."""
 
     zero_copy = False
 
@@ -51,7 +51,7 @@ class HastyByHand(Hasty, ByHand):
 
 
 class Silent:
-    """A source that says nothing without giving bytes."""
+    """A source that describes nothing without sending bytes."""
 
     name = "silent"
 

@@ -65,11 +65,11 @@ class Server:
         return [server, *server.children(recursive=True)]
 
     def descriptors(self) -> int:
-        """How many its processes have open."""
+        """How many descriptors its processes have open."""
         return sum(each.num_fds() for each in self.processes())
 
     def connections(self) -> int:
-        """How many clients have one with it."""
+        """How many clients are connected."""
         found = [each for process in self.processes() for each in process.net_connections("tcp")]
         return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
 
@@ -113,5 +113,5 @@ def _has_a_loop(process: psutil.Process) -> bool:
     folder = Path(f"/proc/{process.pid}/fd")
     try:
         return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
-    except FileNotFoundError:  # it is just opening and closing some
+    except FileNotFoundError:  # it is closing one just now
         return False

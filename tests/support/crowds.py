@@ -20,9 +20,9 @@ Client = tuple[HTTPConnection, HTTPResponse]
 
 
 def clients_of(workers: set[int], serving: Serving, store: Store, starts: int = 2) -> list[Client]:
-    """Clients of a flight, so many that each worker has one: the kernel chooses who gets which.
+    """Clients of one flight, so many that each of `workers` has one: the kernel chooses the worker.
 
-    First, so many workers must have begun to serve.
+    Waits first until `starts` workers have begun to serve.
     """
     wait_until(lambda: serving.metric("shmstream_worker_starts_total") == starts)
     clients: list[Client] = []
@@ -33,7 +33,7 @@ def clients_of(workers: set[int], serving: Serving, store: Store, starts: int = 
 
 
 def finish(clients: list[Client]) -> int:
-    """Read them to their ends; how many got all of it."""
+    """Read all responses to their ends; how many clients got the whole blob."""
     good = 0
     for connection, response in clients:
         try:

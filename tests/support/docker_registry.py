@@ -1,4 +1,4 @@
-"""Debian's docker-registry as an upstream that nobody here wrote.
+"""Debian's docker-registry as an upstream: a server that we did not write.
 
     docker_registry.push("team/app", "v1", image(1, [1000]))
     docker_registry.requests("GET", "/blobs/")       what it was asked, from its access log
@@ -126,7 +126,7 @@ class DockerRegistry:
         self._process.send_signal(signal.SIGCONT)
 
     def damage(self, digest: str) -> None:
-        """Have another byte in the middle of a blob; the second time, the right one again."""
+        """Change a byte in the middle of a blob; the second call changes it back."""
         algorithm, _, name = digest.partition(":")
         folder = self._storage / "docker/registry/v2/blobs" / algorithm / name[:2] / name
         with (folder / "data").open("r+b") as file:
@@ -143,7 +143,7 @@ class DockerRegistry:
     def push(
         self, repository: str, tag: str, what: images.Image, auth: str | None = None
     ) -> images.Image:
-        """Push an image; it is what is returned."""
+        """Push an image, and return it."""
         context = None
         if self._certificate is not None:
             context = ssl.create_default_context(cafile=str(self._certificate))
@@ -151,14 +151,14 @@ class DockerRegistry:
         return what
 
     def requests(self, method: str = "", part: str = "") -> list[Asked]:
-        """What it has been asked since `reset`, by one method, with that in its path."""
+        """The requests since `reset` with that method, and that text in their paths."""
         lines = self._log.read_text().splitlines()[self._seen :]
         found = [match.groups() for line in lines if (match := _LINE.match(line))]
         asked = [Asked(each[0], each[1], int(each[2]), int(each[3])) for each in found]
         return [each for each in asked if method in ("", each.method) and part in each.path]
 
     def reset(self) -> None:
-        """Nothing asked so far."""
+        """Forget the requests so far."""
         self._seen = len(self._log.read_text().splitlines())
 
     def close(self) -> None:
@@ -170,7 +170,7 @@ Run: TypeAlias = Callable[..., DockerRegistry]
 
 
 def program(name: str, package: str) -> str:
-    """Where a program of Debian is; the test is skipped without, or fails if it must not be."""
+    """The path of a program of Debian. Without it the test is skipped, or fails if it must run."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
     if found is None:
         if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
@@ -192,7 +192,7 @@ def docker_registry(
     docker_registry_process: DockerRegistry,
     direct: None,  # noqa: ARG001
 ) -> Iterator[DockerRegistry]:
-    """One that is up. Every test has repositories of its own: what was pushed stays."""
+    """A running docker-registry. Each test uses repositories of its own, because images stay."""
     docker_registry_process.reset()
     yield docker_registry_process
     if docker_registry_process._has_ended():
@@ -201,7 +201,7 @@ def docker_registry(
 
 @pytest.fixture
 def run_docker_registry(tmp_path: Path, direct: None) -> Iterator[Run]:  # noqa: ARG001
-    """Start one for this test alone."""
+    """Start a docker-registry for this test alone."""
     path = program("docker-registry", "docker-registry")
     started: list[DockerRegistry] = []
 

@@ -46,7 +46,7 @@ class Answer:
 
 
 class Registry:
-    """A running `shmstream serve`; see `Serving`."""
+    """A running `shmstream serve` (`Serving`), and requests to it."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Registry:
         environment: dict[str, str],
         **settings: object,
     ) -> None:
-        """`settings` as a TOML file has them."""
+        """`settings` by their names in a TOML file."""
         folder.mkdir(exist_ok=True)
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         for namespace, url in upstreams.items():
@@ -83,15 +83,15 @@ class Registry:
 
     @property
     def log(self) -> str:
-        """What it wrote, the access log included."""
+        """The log and the access log."""
         return self.serving.log + json.dumps(self.serving.accesses())
 
     def workers(self) -> list[int]:
-        """The processes that serve."""
+        """The process ids of its workers."""
         return self.serving.workers()
 
     def connections(self) -> int:
-        """How many its workers have with clients."""
+        """How many connections with clients its workers have."""
         found = [psutil.Process(pid).net_connections("tcp") for pid in self.workers()]
         ours = [each for some in found for each in some if each.laddr.port == self.port]
         return sum(bool(each.raddr) for each in ours)
@@ -99,7 +99,7 @@ class Registry:
     def open(
         self, path: str, method: str = "GET", **headers: str
     ) -> tuple[HTTPConnection, HTTPResponse]:
-        """A request whose answer is to be read, and its connection closed, by the caller."""
+        """Send a request. The caller reads the response, and closes the connection."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, headers=named)
@@ -117,7 +117,7 @@ class Registry:
         return self.get(path, "HEAD", **headers)
 
     def raw(self, request: bytes) -> bytes:
-        """Whatever comes back for those bytes."""
+        """Send these bytes; all that comes back."""
         with socket.create_connection(("127.0.0.1", self.port), PATIENCE) as connection:
             connection.sendall(request)
             answer = b""
@@ -135,7 +135,7 @@ Run: TypeAlias = Callable[..., Registry]
 
 @pytest.fixture
 def run_registry(folder: str, tmp_path: Path, direct: None) -> Iterator[Run]:  # noqa: ARG001
-    """Start ours with one upstream, or with several by namespace; all have the same store."""
+    """Start registries of ours, each with one upstream or several by namespace, on one store."""
     started: list[Registry] = []
 
     def run(
@@ -177,7 +177,7 @@ def ours(
 ) -> Iterator[Registry]:
     """Ours, in front of the docker-registry; the fault origin is its upstream fault.test.
 
-    It goes on from test to test, so each test has repositories and bytes of its own.
+    One process serves all tests, so each test uses repositories and bytes of its own.
     """
     yield ours_process
     wait_until(lambda: not ours_process.store.flights())
@@ -200,11 +200,11 @@ def skopeo(name: str, host: str, to: Path, *options: str) -> subprocess.Popen[st
 
 
 def succeeds(client: subprocess.Popen[str]) -> None:
-    """Wait for it to end, and see that it succeeded."""
+    """Wait for the end of a client, and check that it succeeded."""
     _, errors = client.communicate(timeout=PATIENCE)
     assert client.returncode == 0, errors
 
 
 def has_image(folder: Path, digests: list[str]) -> bool:
-    """Whether skopeo's folder has all of them."""
+    """Whether skopeo's folder has all these digests."""
     return all((folder / digest.partition(":")[2]).is_file() for digest in digests)

@@ -1,4 +1,4 @@
-"""`shmstream serve` as an operator runs it: its own process, its workers, its log, its end."""
+"""`shmstream serve` as an operator runs it: its process, its workers, its log, its end."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Serving:
             stderr=self._log,
         )
         self.tls: ssl.SSLContext | None = None
-        self._seen: set[int] = set()  # workers, so that none is forgotten
+        self._seen: set[int] = set()  # all workers so far, to check that each one ends
         wait_until(lambda: self._address is not None or self.process.poll() is not None)
         assert self._address is not None, self.log
         self.host, self.port = self._address
@@ -71,16 +71,16 @@ class Serving:
 
     @property
     def log(self) -> str:
-        """What it has told people so far."""
+        """The log so far."""
         return Path(self._log.name).read_text()
 
     def accesses(self) -> list[dict[str, Any]]:
-        """The access log."""
+        """The lines of the access log."""
         lines = Path(self._access.name).read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     def workers(self) -> list[int]:
-        """The processes that serve."""
+        """The process ids of its workers."""
         found = [each.pid for each in psutil.Process(self.process.pid).children()]
         self._seen.update(found)
         return found
@@ -117,19 +117,19 @@ class Serving:
         return sum(each.value for each in samples if labels.items() <= each.labels.items())
 
     def finish(self) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the end; the exit code."""
         code = self.process.wait(PATIENCE)
         assert "Traceback" not in self.log, self.log
         return code
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Have it end; the exit code."""
+        """Send a signal, and wait for the end; the exit code."""
         self.workers()
         self.process.send_signal(number)
         return self.finish()
 
     def is_gone(self) -> bool:
-        """Whether no process of it is left."""
+        """Whether its parent process and all workers have ended."""
         return self.process.poll() is not None and not any(map(_is_alive, self._seen))
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ Serve = Callable[..., Serving]
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start `shmstream serve`; it is gone when the test ends, and nothing is left of it."""
+    """Start `shmstream serve`; at the end of the test it ends, and must leave nothing behind."""
     started: list[Serving] = []
 
     def start_serving(*options: str, upstream: str = "http://127.0.0.1:1") -> Serving:

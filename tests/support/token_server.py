@@ -1,6 +1,6 @@
-"""A token server for docker-registry, as registries have them: it signs what it lets somebody do.
+"""A token server for docker-registry: it signs tokens that allow pulling and pushing.
 
-    tokens.allow("me", "secret", "team/a")    who may pull what; None, None for anybody
+    tokens.allow("me", "secret", "team/a")    who may pull what; None, None without credentials
     tokens.auth                               the configuration of a docker-registry that trusts it
     tokens.asked                              what was asked for, with which Authorization or form
 
@@ -34,7 +34,7 @@ class Asked:
 
 
 class TokenServer:
-    """Gives signed tokens to those who may have them, and says 401 to wrong passwords."""
+    """Gives signed tokens to users with the right password, and answers 401 to others."""
 
     def __init__(self, folder: Path) -> None:
         self._key = folder / "token-key.pem"
@@ -60,12 +60,12 @@ class TokenServer:
         return {"token": {**facts, "rootcertbundle": str(self._certificate)}}
 
     def allow(self, user: str | None, password: str | None, *repositories: str) -> None:
-        """From now on they may pull from, and push to, those and no others."""
+        """Let a user pull from, and push to, these repositories and no others."""
         known = None if user is None or password is None else (user, password)
         self._allowed[known] = set(repositories)
 
     def token(self, repositories: set[str], life: int = 300) -> str:
-        """A token for those."""
+        """A token for these repositories."""
         now = int(time.time())
         access = [
             {"type": "repository", "name": name, "actions": ["pull", "push"]}
@@ -128,7 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Nobody reads it."""
+        """Log nothing."""
 
 
 def _base64(data: bytes) -> str:

@@ -1,124 +1,141 @@
-"""The bytes of any Python object: files, pipes, sockets, iterables, and what is none."""
+"""`buffers`: the bytes of anything that has bytes, in order, as soon as they are there."""
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import io
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 import threading
-from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shmstream import BlobStreamer, InFlightCopier, State
-from tests.support import roles
+from shmstream.system.buffers import buffers
+from tests.support.interpreters import PATIENCE
 from tests.support.roles import content
 
-
-@pytest.mark.parametrize("kind", ["pipe", "buffered pipe", "socket file"])
-def test_a_quiet_source_behind_a_file_object(kind: str, blob: str) -> None:
-    """`transfer` does not wait until its buffer is full."""
-    ours, theirs = socket.socketpair()
-    source: Any
-    if kind == "socket file":
-        source = theirs.makefile("rb")
-    else:
-        source = open(os.dup(theirs.fileno()), "rb", buffering=0 if kind == "pipe" else -1)
-    with ours, theirs, source, BlobStreamer.create(blob) as streamer:
-        pump = threading.Thread(target=streamer.transfer, args=(source,))
-        pump.start()
-        with InFlightCopier.attach(streamer.name) as reader:
-            for word in (b"quiet", b"again"):
-                ours.sendall(word)
-                assert reader.read(5) == word
-            ours.close()
-            assert reader.read() == b""
-        pump.join()
+SIZE = 300_000
+BLOB = content(1, SIZE)
 
 
-def test_sources_of_every_kind(tmp_path: Path) -> None:
-    data = content(1, 500_000)
-    plain = tmp_path / "plain"
-    plain.write_bytes(data)
+def joined(source: Any) -> bytes:
+    return b"".join(bytes(data) for data in buffers(source))
 
-    class OnlyRead:
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "blob"
+    path.write_bytes(BLOB)
+    return path
+
+
+def test_a_buffer_is_given_as_it_is() -> None:
+    for source in (BLOB, bytearray(BLOB), memoryview(BLOB)):
+        (data,) = buffers(source)
+        assert data == BLOB
+
+
+def test_file_objects(path: Path) -> None:
+    with (
+        path.open("rb") as buffered,
+        path.open("rb", buffering=0) as raw,
+        gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(BLOB))) as zipped,
+        tempfile.NamedTemporaryFile() as named,
+        tempfile.SpooledTemporaryFile() as spooled,
+    ):
+        for file in (named, spooled):
+            file.write(BLOB)
+            file.seek(0)
+        for source in (buffered, raw, zipped, io.BytesIO(BLOB), named, spooled):
+            assert joined(source) == BLOB
+            assert not source.closed
+
+
+def test_an_iterable_and_what_only_reads() -> None:
+    class Reading:
         def __init__(self) -> None:
-            self.inner = io.BytesIO(data)
+            self._left = [b"some ", b"bytes"]
 
         def read(self, size: int) -> bytes:
-            return self.inner.read(size)
+            assert size > 0
+            return self._left.pop(0) if self._left else b""
 
-    def stream(source: object) -> bytes:
-        path = tmp_path / "blob"
-        with BlobStreamer.create(path) as streamer:
-            assert streamer.transfer(source) == len(data)  # type: ignore[arg-type]
-        return path.read_bytes()
+    def generate() -> Iterator[bytes]:
+        yield b"some "
+        yield b"bytes"
 
-    with plain.open("rb") as buffered, plain.open("rb", buffering=0) as raw:
-        for source in (
-            io.BytesIO(data),
-            buffered,
-            raw,
-            OnlyRead(),
-            data,
-            bytearray(data),
-            array("B", data),
-            memoryview(data),
-            [data[:1], b"", data[1:]],
-            iter([memoryview(data)]),
-            roles.pieces(1, 500_000),
-        ):
-            assert stream(source) == data
-    with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"import sys; sys.stdout.buffer.write(open({str(plain)!r}, 'rb').read())",
-        ],
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert stream(process.stdout) == data
+    for source in (Reading(), generate(), [b"some ", b"bytes"]):
+        assert joined(source) == b"some bytes"
 
 
-@pytest.mark.parametrize(
-    ("source", "error"),
-    [
-        ("text", TypeError),
-        (io.StringIO("text"), TypeError),
-        (7, TypeError),
-        (["text"], TypeError),
-        ([7], TypeError),
-    ],
-)
-def test_what_is_no_source(source: object, error: type[Exception], blob: str) -> None:
-    with BlobStreamer.create(blob) as streamer:
-        with pytest.raises(error):
-            streamer.transfer(source)  # type: ignore[arg-type]
-        assert streamer.state == State.ABORTED
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_what_trickles_through_a_pipe_is_given_at_once(buffering: int) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering) as file, os.fdopen(writer, "wb", 0) as out:
+        data = buffers(file)
+        for piece in (b"some", b"more", b"last"):
+            out.write(piece)
+            assert bytes(next(data)) == piece
+        out.close()
+        assert list(data) == []
 
 
-def test_a_source_in_non_blocking_mode(blob: str) -> None:
-    receiving, sending = os.pipe()
-    os.set_blocking(receiving, False)
-    with open(receiving, "rb", buffering=0) as source, BlobStreamer.create(blob) as streamer:
-        with pytest.raises(ValueError, match="non-blocking"):
-            streamer.transfer(source)
-    os.close(sending)
-
-
-def test_a_response_that_is_cut_off(blob: str) -> None:
-    """It reads like one that ends; it is not counted as the whole blob."""
+def test_a_socket_is_read_as_a_file() -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        ours.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 400)
-        ours.close()
-        with http.client.HTTPResponse(theirs) as response, BlobStreamer.create(blob) as streamer:
-            response.begin()
-            with pytest.raises(EOFError, match="600 bytes short"):
-                streamer.transfer(response)
-            assert streamer.state == State.ABORTED
+    with ours, theirs, ours.makefile("rb") as file:
+        with pytest.raises(TypeError, match="makefile"):
+            buffers(ours)  # type: ignore[arg-type]
+        data = buffers(file)
+        theirs.sendall(b"some")
+        assert bytes(next(data)) == b"some"
+        theirs.shutdown(socket.SHUT_WR)
+        assert list(data) == []
+
+
+@pytest.mark.parametrize("text", ["text", io.StringIO("text")])
+def test_text_is_refused(text: Any) -> None:
+    with pytest.raises(TypeError, match="binary mode"):
+        buffers(text)
+
+
+def test_what_has_no_bytes_is_refused() -> None:
+    with pytest.raises(TypeError, match="not int"):
+        buffers(5)  # type: ignore[arg-type]
+
+
+def test_a_file_in_non_blocking_mode_is_refused() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with os.fdopen(reader, "rb", 0) as file, os.fdopen(writer, "wb", 0):
+        with pytest.raises(ValueError, match="non-blocking"):
+            next(buffers(file))
+
+
+def answer(connection: socket.socket, length: int, body: bytes) -> None:
+    with connection:
+        while b"\r\n\r\n" not in connection.recv(4096):
+            pass
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
+
+
+@pytest.mark.parametrize("length", [4, 10])
+def test_an_http_response_that_is_cut_off_does_not_just_end(length: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = http.client.HTTPConnection("127.0.0.1", server.getsockname()[1], PATIENCE)
+        client.request("GET", "/")
+        connection, _ = server.accept()
+        thread = threading.Thread(target=answer, args=(connection, length, b"some"))
+        thread.start()
+        with client.getresponse() as response:
+            if length == 4:
+                assert joined(response) == b"some"
+            else:
+                with pytest.raises(EOFError, match="6 bytes short"):
+                    joined(response)
+        client.close()
+        thread.join()

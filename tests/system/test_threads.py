@@ -67,7 +67,7 @@ def test_who_is_idle_for_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_thread_that_was_promised_a_call_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has been taken from those that are idle just before it would have ended."""
+    """`start` took it from the idle threads just before it would have ended."""
     monkeypatch.setattr(threads, "_A_WHILE", 0.0)
     second = threads.Call(lambda: None, "second")
     thread = threads._Thread(second)

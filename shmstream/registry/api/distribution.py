@@ -1,15 +1,16 @@
-"""`Registry`: everything under /v2/, for an ASGI server; see routes.py for what that is.
+"""`Registry`: everything under /v2/, for an ASGI server; `routes` lists it.
 
-How a blob is given:
+How a request for a blob is answered:
 
-    route       what is asked for, or the refusal            routes.py, refusals.py
-    locate      which upstream                               upstream.py, tokens.py, credentials.py
-    pull        see that the repository has it; a flight, or the store
-                                                             pull.py, repository.py, grants.py
+    route       what the request asks for, or a refusal      routes, errors
+    locate      which upstream has it                        upstream/upstream, tokens, credentials
+    pull        check that the repository has the blob, then send it from the store or a flight
+                                                             pull, grants, upstream/repository
 
-A manifest by tag: which digest the tag has (tags.py), then as a blob, read as a whole for what it
-says of itself (manifests.py); its layers' flights may begin (prefetch.py). Lists are asked for
-every time. All that blocks runs in a few threads (together.py).
+For a manifest by tag, `tags` first finds the digest of the tag. A manifest is read as a whole,
+because it tells its media type and its layers (`upstream/manifests`); `prefetch` may begin the
+flights of the layers. Lists are asked for every time. Everything that blocks runs in a few threads
+(`singleflight`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
     Kind.MANIFEST: Code.MANIFEST_UNKNOWN,
     Kind.REFERRERS: Code.MANIFEST_UNKNOWN,
-}  # and for the rest, the repository
+}  # for all other kinds it is the repository that is unknown
 _NEXT = re.compile(r"<([^<>]*)>[^<>]*;\s*rel=\"?next\"?", re.IGNORECASE)
 _JSON = "application/json"
 
@@ -51,7 +52,7 @@ class Registry:
     """A pull-through registry, as an ASGI application for paths that begin with /v2.
 
     Raises:
-        BadSetting: what credentials are to be read from cannot be.
+        BadSetting: the file with credentials, or the environment, cannot be understood.
         OSError: the store's folder cannot be written to.
     """
 
@@ -69,20 +70,20 @@ class Registry:
         self._redirect = settings.x_accel_redirect
 
     def problems(self) -> list[str]:
-        """What is wrong with upstreams, as far as this process knows without asking them."""
+        """What is wrong with upstreams, as this process has last seen them. Asks nobody."""
         told = [upstream.reach.problem for upstream in self._all]
         return [problem for problem in told if problem is not None]
 
     def close(self) -> None:
-        """Ask nobody any more. Flights go on. Idempotent."""
+        """Cancel all questions to upstreams. Flights go on. Idempotent."""
         self._prefetch.close()
         self._shared.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss, stale; and
-        `shmstream.named`: the digest that is given, and what people call it.
+        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss or stale; and
+        `shmstream.named`: the digest that is sent, and its name for people.
         """
         unknown, detail = Code.NAME_UNKNOWN, {}
         try:
@@ -125,7 +126,7 @@ class Registry:
             await self._list_referrers(asked, repository, scope, send)
 
     def _may_redirect(self, scope: Scope) -> bool:
-        """Whether nginx, in front, is to send what is complete. Conditions it cannot judge."""
+        """Whether nginx, in front, sends a complete blob. It cannot judge conditions."""
         if self._redirect is None:
             return False
         return not any(name in (b"if-match", b"if-none-match") for name, _ in scope["headers"])
@@ -150,7 +151,7 @@ class Registry:
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
         media_type = None
-        if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream's word will do
+        if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream tells
             content = manifests.parsed(await pull.read())
             noted = self._shared.grants.media_type(repository, pull.digest)
             media_type = manifests.declared(content) or noted
@@ -174,7 +175,7 @@ class Registry:
         return await self._shared.ask(repository, ("tag", tag, accept), resolve)
 
     def _begin(self, repository: Repository, layers: Iterable[str]) -> None:
-        """Begin the flights of layers, as far as there is room for that."""
+        """Begin the flights of layers, as many as the limit of `prefetch` allows."""
         for digest in layers:
             if not self._prefetch.has_room:
                 return
@@ -208,7 +209,7 @@ class Registry:
 
 
 def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
-    """The upstreams by what clients call them; one without a namespace also by its own host."""
+    """The upstreams by namespace; an upstream without a namespace also by its own host."""
     found: dict[str | None, Upstream] = {}
     for each in upstreams:
         if each.namespace is None:
@@ -229,13 +230,13 @@ def _accept(scope: Scope) -> str:
 
 
 def _about(asked: Route) -> dict[str, str]:
-    """What an error is about."""
+    """What a request was about, for the detail of an error."""
     facts = {"name": asked.name, "reference": asked.reference}
     return {name: value for name, value in facts.items() if value}
 
 
 def _called(asked: Route) -> str:
-    """What people call it."""
+    """A name of the blob or manifest for people."""
     name = asked.name if asked.namespace is None else f"{asked.namespace}/{asked.name}"
     if asked.kind is Kind.MANIFEST:
         return f"{name}, a manifest" if asked.is_digest else f"{name}:{asked.reference}"
@@ -252,7 +253,7 @@ def _headers(digest: str, cache_status: str) -> dict[str, str]:
 
 
 def _cache_status(cache: str, tagged: Tagged | None = None) -> str:
-    """As RFC 9211 has it."""
+    """The value of the header Cache-Status (RFC 9211)."""
     if cache == "stale" and tagged is not None:
         return f"shmstream; hit; ttl={tagged.left:.0f}; detail=upstream-unreachable"
     if cache == "flight":
@@ -266,7 +267,7 @@ def _cache_status(cache: str, tagged: Tagged | None = None) -> str:
 
 
 def _next_page(asked: Route, part: str, listing: Listing) -> dict[str, str]:
-    """The header that leads to the next page, here and not at the upstream."""
+    """The `Link` header to the next page, with a URL of this registry."""
     link = _NEXT.search(listing.link or "")
     if link is None:
         return {}

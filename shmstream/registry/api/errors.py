@@ -1,11 +1,11 @@
-"""What the registry answers when it does not give what was asked for.
+"""The answers of the registry that are errors.
 
-A `Refusal` is a status, a code and a body as the distribution specification has them:
+A `Refusal` is a status, a code and a body in the form of the distribution specification:
 
     {"errors": [{"code": "BLOB_UNKNOWN", "message": "...", "detail": {...}}]}
 
-`because` finds the one for any error of a store, a flight or an upstream. What the upstream's
-address is, and what exactly it said, is for the log and not for clients.
+`because` finds the refusal for any error of a store, a flight or an upstream. The address of the
+upstream, and its exact words, are logged, but not sent to clients.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from shmstream.asgi.statuses import status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
-"""A header that every answer has: older clients ask for it."""
+"""A header of every answer: older clients look for it."""
 
-_SOON = 5.0  # s; to come again in, where nobody says when
+_SOON = 5.0  # s; the Retry-After if the upstream names no time
 _PATIENCE = "retry-after"
 
 
 class Code(StrEnum):
-    """The error codes of the distribution specification, and two that registries have besides."""
+    """The error codes of the distribution specification, and two more that registries use."""
 
     BLOB_UNKNOWN = "BLOB_UNKNOWN"
     DENIED = "DENIED"
@@ -45,7 +45,7 @@ class Code(StrEnum):
 
 @dataclass(eq=False)
 class Refusal(ShmstreamError):
-    """An answer that is an error: `message` is for people, `detail` says what it is about."""
+    """An answer that is an error: `message` is for people, `detail` is what it is about."""
 
     status: int
     code: Code
@@ -57,7 +57,7 @@ class Refusal(ShmstreamError):
         return f"{self.status} {self.code}: {self.message}"
 
     def body(self) -> bytes:
-        """The JSON that clients look for."""
+        """The body: JSON that clients understand."""
         error: dict[str, object] = {"code": self.code, "message": self.message}
         if self.detail:
             error["detail"] = dict(self.detail)
@@ -72,7 +72,7 @@ def because(
         return error
     status, code, message = _meaning(error, unknown)
     headers = {}
-    if status == 401:  # a 401 has to say how; what is to be told is the upstream's to know
+    if status == 401:  # the header is required, though only the upstream knows how to get in
         headers["www-authenticate"] = 'Basic realm="the upstream of this cache"'
     elif status in (429, 503):
         wait = error.retry_after if isinstance(error, SourceError) else None

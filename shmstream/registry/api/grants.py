@@ -1,13 +1,14 @@
-"""Grants: which repository was confirmed to have which digest, so that no other one gives it away.
+"""Grants: which repository has which digest, as its upstream has confirmed.
 
-A store is by digest, and knows no repositories. Whoever may pull from repository B must not get
-out of it what repository A brought in, unless B has it, too. So before anything with a digest goes
-to a client of B, or B joins its flight, the upstream itself has said that B has it: by the answer
-to B's own GET, or to a HEAD. That is a grant. It is a note (notes.py) that all workers share.
+The store knows digests, and no repositories. A client that may pull from repository B must not get
+a blob that repository A brought into the store, unless B has that blob, too. So before B joins a
+flight, and before bytes go to a client of B, the upstream itself must have confirmed that B has the
+digest: by the answer to B's own GET, or to a HEAD. That confirmation is a grant. It is a note
+(`notes`) that all workers share.
 
-A grant is good for `_FRESH`, twelve hours, which is how long the longest-lived of the tokens of
-well-known registries are good for: a withdrawal takes effect here no later than it might upstream.
-Then the upstream is asked again; where it does not answer, what it last said stands.
+A grant is valid for `_FRESH`, twelve hours. The longest-lived tokens of well-known registries live
+as long, so access that the upstream withdraws ends here no later than it may end there. After that
+the upstream is asked again; if it does not answer, its last answer stays valid.
 """
 
 from __future__ import annotations
@@ -28,28 +29,29 @@ class Grants:
         self._notes = notes
 
     def is_known(self, repository: Repository, kind: str, digest: str) -> bool:
-        """Whether the upstream need not be asked."""
+        """Whether there is a fresh grant, so that the upstream need not be asked."""
         note = self._notes.read(_key(repository, kind, digest))
         return note is not None and 0 <= note.age < _FRESH
 
     def media_type(self, repository: Repository, digest: str) -> str | None:
-        """What the upstream said that a manifest is; None if it did not."""
+        """The media type of a manifest, as the upstream said; None if it said none."""
         note = self._notes.read(_key(repository, "manifests", digest))
         return None if note is None else note.text or None
 
     def record(
         self, repository: Repository, kind: str, digest: str, media_type: str | None = None
     ) -> None:
-        """The upstream has said that `repository` has `digest`."""
+        """Note that the upstream has confirmed that `repository` has `digest`."""
         self._notes.write(_key(repository, kind, digest), media_type or "")
 
     def confirm(
         self, repository: Repository, kind: str, digest: str, size: int | None = None
     ) -> None:
-        """Ask the upstream; `size` is what it has to have, where that is known. Blocks.
+        """Ask the upstream for a grant; `size` in bytes, if it is known, must be the same. Blocks.
 
         Raises:
-            SourceError: it has not, or does not give it; or it does not answer and never said so.
+            SourceError: the upstream does not have it or refuses; or it does not answer, and there
+                is no older grant.
         """
         key = _key(repository, kind, digest)
         note = self._notes.read(key)

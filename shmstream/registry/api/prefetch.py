@@ -1,8 +1,7 @@
 """Prefetch: the flights of an image's layers begin when its manifest is asked for.
 
-A client asks for them a moment later anyway, and finds them on their way. There is a bound to how
-many of them this process has begun and not yet seen complete; what has no place then is left to
-the client.
+The client asks for the layers a moment later, and then joins their flights. This process follows at
+most `limit` such flights at one time. The flights of further layers begin when the client asks.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _log = logging.getLogger("shmstream")
 
 
 class Prefetch:
-    """At most `limit` flights at one time, begun in advance."""
+    """Begins flights in advance, at most `limit` at one time."""
 
     def __init__(self, store: Store, limit: int) -> None:
         self._store = store
@@ -31,7 +30,7 @@ class Prefetch:
         return len(self._tasks) < self._limit
 
     def begin(self, digest: str, source: RepositorySource) -> None:
-        """Begin the flight of `digest`, unless it is here, or has begun."""
+        """Begin the flight of `digest`, unless the blob is complete or in flight."""
         if digest not in self._store and not self._store.is_in_flight(digest):
             task = asyncio.ensure_future(self._follow(digest, source))
             self._tasks.add(task)
@@ -41,11 +40,11 @@ class Prefetch:
         try:
             async with self._store.aopen(digest, source) as blob:
                 await blob.wait()
-        except ShmstreamError as error:  # whoever asks for it will be told
+        except ShmstreamError as error:  # a client that asks for it gets the error
             _log.info("%s: begun in advance, and failed: %s", digest, str(error))
 
     def close(self) -> None:
-        """Follow them no longer, and begin no more; the flights go on."""
+        """Stop following the flights, which go on, and begin no more."""
         self._limit = 0
         for task in self._tasks:
             task.cancel()

@@ -1,9 +1,9 @@
-"""`Pull`: what has a digest, out of one repository, for one request.
+"""`Pull`: a blob or manifest with a digest, from one repository, for one request.
 
-    admit       a grant is known: go on. Else, if the digest is here or in flight: ask the upstream
-                first, because another repository may have brought it
-    send, read  a flight with the repository as its source; when that answers, the repository has a
-                grant. Before the first byte goes out that is looked at again
+    admit       with a grant: go on. Without one, if the digest is complete or in flight: ask the
+                upstream first, because another repository may have brought it here
+    send, read  a flight with the repository as its source; the answer of the source is a grant.
+                Before the first byte is sent, the grant is looked up again
 
     this request, repository B             another one, repository A
     1 admit: not here, not in flight
@@ -12,8 +12,8 @@
     3 looks again: B has no grant;
       asks the upstream, and goes on or not
 
-A flight that fails before anything was sent was perhaps another repository's, which the upstream
-refused. So our own upstream is asked; if it has the digest there is a second try.
+A flight that fails before anything was sent may belong to another repository, which the upstream
+refused. Then our repository's upstream is asked; if it has the digest, there is a second try.
 """
 
 from __future__ import annotations
@@ -39,26 +39,27 @@ T = TypeVar("T")
 
 
 class Shared:
-    """What all requests of this process share. Each upstream has threads of its own that ask it:
-    one that hangs holds up no other.
+    """What all requests of this process share.
+
+    Each upstream has threads of its own, so an upstream that hangs does not delay the others.
     """
 
     def __init__(self, store: Store, upstreams: Iterable[Upstream]) -> None:
         """Raises:
-        OSError: notes cannot be written beside the store.
+        OSError: the store's folder cannot be written to.
         """
         self.store = store
-        self.grants = Grants(Notes(store.folder, "grants"))
+        self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
     ) -> T:
-        """What `call` returns or raises, for all of this process who ask this repository `what`."""
+        """Return or raise what `call` does; once for all requests that ask `what` just now."""
         return await self._together[repository.upstream].ask((repository.key, *what), call)
 
     def close(self) -> None:
-        """Ask nobody any more."""
+        """Cancel all questions to upstreams."""
         for each in self._together.values():
             each.close()
 
@@ -66,7 +67,7 @@ class Shared:
 class Pull:
     """The bytes of `digest` in `repository`; `kind` is blobs or manifests.
 
-    `known` is what the upstream has said of it already.
+    `known` is what the upstream has already said of it.
     """
 
     def __init__(
@@ -86,35 +87,35 @@ class Pull:
 
     @cached_property
     def cache(self) -> str:
-        """Where its bytes come from, at first sight: `hit` (the store), `flight`, or `miss`."""
+        """Where the bytes come from: `hit` (complete), `flight`, or `miss`; looked up once."""
         if self.digest in self._shared.store:
             return "hit"
         return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
 
     def source(self) -> RepositorySource:
-        """For a flight; its answer is a grant."""
+        """The source for a flight. When the upstream answers it, that is a grant."""
         record = partial(self._shared.grants.record, self._repository, self._kind, self.digest)
         return self._repository.source(self._kind, self.digest, record, self._known)
 
     async def admit(self) -> None:
-        """See that what is here, or in flight, is for this repository as well.
+        """Check that this repository has a blob that is complete or in flight here.
 
         Raises:
-            SourceError: it is not, or the upstream does not say so.
+            SourceError: the repository does not have it, or the upstream does not confirm it.
         """
         if self.cache != "miss":
             await self._see_grant()
 
     async def use(self) -> bool:
-        """Whether it is complete, and then it has just been used.
+        """Mark the complete blob as used just now; False if it is not complete.
 
         Raises:
-            SourceError: it is not for this repository.
+            SourceError: as `admit`.
         """
         await self.admit()
         try:
             self._shared.store.open(self.digest).close()
-        except BlobNotFound:  # it has just been evicted
+        except BlobNotFound:  # it was evicted meanwhile
             return False
         return True
 
@@ -137,7 +138,7 @@ class Pull:
                 with self._shared.store.open(self.digest) as blob:
                     size = blob.size
             except BlobNotFound:
-                pass  # it has just been evicted
+                pass  # it was evicted meanwhile
         self._shared.grants.confirm(self._repository, self._kind, self.digest, size)
 
     async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
@@ -152,10 +153,10 @@ class Pull:
         return await use(self.source())
 
     async def read(self) -> bytes:
-        """A manifest as a whole.
+        """The bytes of a manifest.
 
         Raises:
-            ShmstreamError: it cannot be had.
+            ShmstreamError: the manifest cannot be read, or is too large.
         """
         return await self._attempt(self._read)
 
@@ -188,7 +189,7 @@ class Pull:
 
         Raises:
             ShmstreamError: nothing was sent.
-            BrokenOff: less was sent than was promised.
+            BrokenOff: the response ends short of its Content-Length.
         """
 
         async def use(source: RepositorySource) -> None:
@@ -211,4 +212,4 @@ class Pull:
 
 
 class BrokenOff(Exception):
-    """A response ends short of what its headers promise: the server closes the connection."""
+    """A response ends short of its Content-Length. The server must close the connection."""

@@ -2,13 +2,13 @@
 
     /v2/                                 whether this is a registry
     /v2/<name>/manifests/<tag|digest>    an image manifest or index
-    /v2/<name>/blobs/<digest>            a layer, or whatever else has a digest
+    /v2/<name>/blobs/<digest>            a layer, or any other blob
     /v2/<name>/tags/list                 the tags of a repository
-    /v2/<name>/referrers/<digest>        what was attached to a manifest
+    /v2/<name>/referrers/<digest>        the artifacts that refer to a manifest
 
-Everything is matched against the grammars of the distribution specification, after percent-escapes
-were undone once. What matches none of them never gets any further, so neither a path of this
-machine nor a request to an upstream is ever made of anything else.
+Percent-escapes are decoded once, then every part is matched against the grammar of the distribution
+specification. A request that does not match is refused here, so no other text can become part of a
+path on this machine or of a request to an upstream.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LONGEST_QUERY = 2048  # bytes
 
 
 class Kind(StrEnum):
-    """What is asked for; also the name of a route in metrics and logs."""
+    """The kind of a request; also the name of its route in metrics and logs."""
 
     BASE = "base"
     MANIFEST = "manifest"
@@ -53,10 +53,10 @@ class Route:
     """What a request asks for.
 
     Attributes:
-        kind: which of the above.
-        name: of the repository, as the client has it.
+        kind: the kind of the request.
+        name: the name of the repository, as the client writes it.
         reference: a tag or a digest.
-        namespace: the registry that the client means (`?ns=`), None if it does not say.
+        namespace: the registry that the client means (`?ns=`); None if it names none.
         query: the other parameters, in order.
     """
 
@@ -73,10 +73,10 @@ class Route:
 
 
 def route(method: str, raw_path: bytes, query: bytes) -> Route:
-    """What is asked for.
+    """What a request asks for.
 
     Raises:
-        Refusal: nothing that there could be.
+        Refusal: the request asks for nothing that can exist.
     """
     if method not in ("GET", "HEAD"):
         message = "this is a cache: it gives, and takes nothing"
@@ -113,13 +113,13 @@ def _path(raw: bytes) -> str:
     text = raw.decode("latin-1")
     if len(text) > _LONGEST_PATH:
         raise Refusal(400, Code.NAME_INVALID, "no name and no reference is that long")
-    if _ENCODED_SEPARATOR.search(text):  # whether these are separators, servers do not agree
+    if _ENCODED_SEPARATOR.search(text):  # servers do not agree whether these are separators
         raise Refusal(400, Code.NAME_INVALID, "an encoded slash, backslash or NUL")
     return unquote(text, errors="replace")
 
 
 def _query(raw: bytes) -> tuple[str | None, tuple[tuple[str, str], ...]]:
-    """The namespace, and the rest."""
+    """The namespace, and the other parameters."""
     if not raw:
         return None, ()
     try:
@@ -146,13 +146,13 @@ def _check_reference(kind: Kind, reference: str) -> None:
 
 
 def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
-    """Which of the upstreams, by namespace, is meant, and the name of the repository there.
+    """Which upstream a request means, and the name of the repository there.
 
-    The client says it by `?ns=`, as containerd does, or by the first part of the name, as in
-    `docker.io/library/debian`. Where it says nothing, the upstream without a namespace is meant.
+    A client names the upstream by `?ns=`, as containerd does, or by the first part of the name, as
+    in `docker.io/library/debian`. If it names none, it means the upstream without a namespace.
 
     Raises:
-        Refusal: it means one that there is not.
+        Refusal: there is no such upstream.
     """
     first, slash, rest = asked.name.partition("/")
     if asked.namespace is not None:

@@ -1,11 +1,12 @@
-"""Tags: which manifest a tag has, as the upstream last said it, for all workers.
+"""Tags: which manifest a tag means, as the upstream last said. All workers share the notes.
 
-    younger than `ttl`        as it is noted
-    older                     HEAD: the upstream says which one it is now
-    upstream does not answer  as it is noted, marked as stale
-    upstream refuses          forgotten
+    the note is younger than `ttl`     the note is believed
+    the note is older, or missing      HEAD: the upstream says which manifest it is now
+    the upstream does not answer       the note is used, marked as stale
+    the upstream refuses               the note is removed
 
-What a tag has depends on what a client accepts, so that is part of the note's key.
+The meaning of a tag depends on the media types that a client accepts, so these are part of the
+note's key.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _MOST_TYPES = 32
 
 @dataclass(frozen=True)
 class Tagged:
-    """The manifest of a tag, and for how many seconds that is to be believed; none are left when
-    the upstream could not be asked.
+    """The manifest of a tag, and for how many more seconds that is believed.
+
+    `left` is negative if the upstream could not be asked.
     """
 
     manifest: Manifest
@@ -36,12 +38,12 @@ class Tagged:
 
     @property
     def is_stale(self) -> bool:
-        """Whether it may be another one by now."""
+        """Whether the tag may mean another manifest by now."""
         return self.left < 0
 
 
 def acceptable(header: str) -> str:
-    """What a client accepts, in one spelling: its media types, sorted; all known ones for none."""
+    """The media types that a client accepts, sorted; all known types if it names none."""
     types = {each.partition(";")[0].strip().lower() for each in header.split(",")} - {""}
     return ", ".join(sorted(types)[:_MOST_TYPES] or manifests.KNOWN)
 
@@ -54,7 +56,7 @@ class Tags:
         self._ttl = ttl
 
     def known(self, repository: Repository, tag: str, accept: str) -> Tagged | None:
-        """What is noted and fresh; asks nobody."""
+        """The meaning of a tag from a fresh note; None without one. Does not ask the upstream."""
         note = self._notes.read(_key(repository, tag, accept))
         manifest = None if note is None else _manifest(note)
         if note is None or manifest is None or not 0 <= note.age < self._ttl:
@@ -62,11 +64,11 @@ class Tags:
         return Tagged(manifest, self._ttl - note.age)
 
     def resolve(self, repository: Repository, tag: str, accept: str) -> Tagged:
-        """Ask the upstream; where it does not answer, what is noted. Blocks.
+        """Ask the upstream; if it does not answer, use the note. Blocks.
 
         Raises:
-            SourceError: it has no such tag, or does not give it; or it does not answer and nothing
-                is noted.
+            SourceError: the upstream has no such tag, or refuses; or it does not answer, and there
+                is no note.
         """
         key = _key(repository, tag, accept)
         note = self._notes.read(key)

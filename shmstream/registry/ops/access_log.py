@@ -1,9 +1,9 @@
-"""The access log: one JSON line for each response, on standard output, off the hot path.
+"""The access log: one JSON line for each response, on standard output. No request waits for it.
 
-A response only leaves its facts. Ten times a second, if there are any, a thread makes lines of
-them and writes those. Lines of several workers do not mix: each is written at once, and is no
-longer than what a pipe takes at once. Whoever does not read them for long loses some, and the next
-line says how many; no request ever waits for that.
+A response adds its facts to a queue. Ten times a second, if the queue is not empty, a thread writes
+them as lines. Lines of several workers do not mix: each line is one write, and no longer than what
+a pipe takes in one write. If nobody reads the lines for long, some are dropped, and the next line
+says how many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 from shmstream.system.threads import in_thread
 
 _INTERVAL = 0.1  # s
-_KEPT = 20_000  # responses that may wait to be written
+_KEPT = 20_000  # responses that may wait in the queue
 _LONGEST_LINE = select.PIPE_BUF  # bytes
 _TEXT, _SHORT_TEXT = 1000, 64  # characters of a path, a user agent and the like
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("shmstream")
 class Entry:
     """A response that has ended; times in seconds, `ended` since 1970.
 
-    `complete`: whether all of the body went out. `cache` and `route` as in the metrics.
+    `complete`: whether the whole body was sent. `cache` and `route` as in the metrics.
     """
 
     ended: float
@@ -52,7 +52,7 @@ class Entry:
     cache: str | None
 
     def line(self, lost: int = 0) -> bytes:
-        """As JSON, with a line's end: one short line of ASCII, whatever is in it."""
+        """The line as JSON with its line feed: short, and ASCII, whatever the texts are."""
         line = self._line(lost, _TEXT)
         return line if len(line) <= _LONGEST_LINE else self._line(lost, _SHORT_TEXT)
 
@@ -82,17 +82,17 @@ class AccessLog:
     """Writes entries to a descriptor. For one event loop."""
 
     def __init__(self, lost: Callable[[int], None], descriptor: int = 1) -> None:
-        """`lost` is told how many entries were dropped."""
+        """`lost` is called with the number of entries that were dropped."""
         self._tell_lost = lost
         self._descriptor = descriptor
         self._entries: deque[Entry] = deque()
         self._lost = 0
         self._is_due = False
         self._is_broken = False
-        self._thread = (f"shmstream-access-log-{descriptor}", 1)  # so lines stay in their order
+        self._thread = (f"shmstream-access-log-{descriptor}", 1)  # one thread keeps the order
 
     def add(self, entry: Entry) -> None:
-        """Have it written soon."""
+        """Have an entry written soon. For the event loop; does not block."""
         if len(self._entries) >= _KEPT:
             self._lost += 1
             self._tell_lost(1)
@@ -120,7 +120,7 @@ class AccessLog:
                 lost = 0
         except OSError as error:
             self._tell_lost(len(entries))
-            if not self._is_broken:  # said once
+            if not self._is_broken:  # warn once
                 self._is_broken = True
                 _log.warning("the access log cannot be written: %s", error)
 
@@ -128,18 +128,18 @@ class AccessLog:
         while line:
             try:
                 line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # somebody who has it too does not want to wait
+            except BlockingIOError:  # another process made the shared pipe non-blocking
                 select.select([], [self._descriptor], [])
 
     async def close(self, patience: float = 1.0) -> None:
-        """Write what is left, if that takes no longer than `patience` seconds.
+        """Write the entries that are left, for at most `patience` seconds.
 
-        What is added later is still written, if the process lives long enough.
+        An entry that is added later is still written, if the process lives long enough.
         """
         count = len(self._entries)
         try:
             async with asyncio.timeout(patience):
-                await self._hand_over()  # behind what the thread is writing just now
+                await self._hand_over()  # ends after the write that is in progress
                 while count := len(self._entries):
                     await self._hand_over()
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""What operators look at.
+"""The pages for operators: everything beside /v2/.
 
     /healthz    this process is alive: 200
     /readyz     it can serve: 200, or 503 with what is wrong; as JSON
@@ -6,8 +6,8 @@
     /           the status page (page.html)
     /events     what it shows: server-sent events, one snapshot a second
 
-What looks at disks and shared memory runs in a thread, one look at a time, and whoever asks while
-it does waits for the same answer. A disk that hangs makes this process unready; no loop waits.
+A thread looks at disks and shared memory, one look at a time, and requests that come meanwhile get
+the same answer. A disk that hangs makes this process unready, but blocks no event loop.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 _PATIENCE = 5.0  # s; a look at the disk that takes longer counts as failed
 _SNAPSHOT_EVERY = 1.0  # s
-_VIEWERS = 64  # of the events of this worker, at one time
-_LONGEST_VIEW = 60.0  # s; then the page comes again, perhaps to another worker
-_VIEWER_PATIENCE = 20.0  # s; a viewer that takes nothing for so long is cut
+_VIEWERS = 64  # requests for events that this worker answers at one time
+_LONGEST_VIEW = 60.0  # s; then the page connects again, perhaps to another worker
+_VIEWER_PATIENCE = 20.0  # s; a viewer that does not take an event in that time is cut
 _ROUTES = {
     "/": "status",
     "/events": "events",
@@ -54,7 +54,7 @@ class Operations:
     def __init__(
         self, status: Status, metrics: Metrics, upstream_problems: Callable[[], list[str]]
     ) -> None:
-        """`upstream_problems` tells what is known of them, and asks nobody."""
+        """`upstream_problems` returns the known problems of upstreams, and asks no upstream."""
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
@@ -64,15 +64,15 @@ class Operations:
         self._page, self._policy = _page()
         self._viewers = 0
         self._newest: asyncio.Task[bytes] | None = None
-        self._due = 0.0  # when the next snapshot may be made, on the loop's clock
+        self._due = 0.0  # the time for the next snapshot, on the loop's clock
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
-        """End all events: a server that stops waits for its responses. Idempotent."""
+        """End all event streams, because a server that stops waits for them. Idempotent."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Wait for no look any more. Idempotent."""
+        """Cancel all waiting for a look. Idempotent."""
         self.stop()
         if self._newest is not None:
             self._newest.cancel()
@@ -100,10 +100,10 @@ class Operations:
             await self._tell_events(scope, receive, send)
 
     async def _look(self, what: Hashable, look: Callable[[], T]) -> T:
-        """What `look` returns, in the thread for that.
+        """What `look` returns, called in the thread for looks.
 
         Raises:
-            TimeoutError: it takes too long. It goes on, and no other begins before it ends.
+            TimeoutError: it takes too long. The look goes on, and the next one waits for its end.
         """
         async with asyncio.timeout(_PATIENCE):
             return await self._looker.ask(what, look)
@@ -162,7 +162,7 @@ class Operations:
         await finish(send)
 
     async def _show(self, send: Send) -> None:
-        """Send the newest snapshot, again and again; one that takes too long to send is missed."""
+        """Send one snapshot after another, until one cannot be sent in time."""
         await send({"type": "http.response.body", "body": b"retry: 1000\n\n", "more_body": True})
         while True:
             event = await asyncio.shield(self._snapshot())
@@ -173,7 +173,7 @@ class Operations:
                 return
 
     def _snapshot(self) -> asyncio.Task[bytes]:
-        """The next one, which all viewers share."""
+        """The task that makes the next snapshot, which all viewers share."""
         if self._newest is None or self._newest.done():
             self._newest = asyncio.create_task(self._make_snapshot())
         return self._newest
@@ -196,7 +196,7 @@ def _event(kind: str, data: object) -> bytes:
 
 
 def _page() -> tuple[bytes, str]:
-    """The page, and the policy that lets nothing run or be loaded but what is in it."""
+    """The page, and a policy that allows only the style and the script in the page."""
     page = files("shmstream.registry.ops").joinpath("page.html").read_text(encoding="utf-8")
     [style] = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     [script] = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)

@@ -1,9 +1,9 @@
-"""What Prometheus is told, over all workers from any of them.
+"""Metrics for Prometheus: any worker tells the sums over all workers.
 
-Each worker counts into memory-mapped files of its own, in a folder that all of them read when they
-are asked (prometheus-client's multiprocess mode). The files are named by the worker's place and not
-by its process, so a worker that is started anew counts on where the dead one was. What can be seen
-instead of counted (flights, followers, the store) is looked at when it is asked for.
+Each worker counts into memory-mapped files of its own, in a folder. A worker that is asked reads
+the files of all workers (prometheus-client's multiprocess mode). The names of the files contain the
+worker's number and not its process id, so a new worker continues the counts of the dead one.
+Flights, followers and the store are not counted but looked at, when a client asks.
 
 Without PROMETHEUS_MULTIPROC_DIR a process counts for itself alone.
 """
@@ -24,18 +24,18 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from shmstream.events import Event, EventKind
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""To be set before this is imported: prometheus-client decides then."""
-PLACE_VARIABLE = "SHMSTREAM_WORKER"
-"""The place of this worker among its kind: a small number, used by one process at a time."""
+"""Set it before this module is imported: prometheus-client reads it at its import."""
+NUMBER_VARIABLE = "SHMSTREAM_WORKER"
+"""Holds the number of this worker: a small number, used by one process at a time."""
 
-if FOLDER_VARIABLE in os.environ and PLACE_VARIABLE in os.environ:
-    _place = os.environ[PLACE_VARIABLE]
-    values.ValueClass = values.MultiProcessValue(lambda: _place)  # type: ignore[no-untyped-call]
+if FOLDER_VARIABLE in os.environ and NUMBER_VARIABLE in os.environ:
+    _number = os.environ[NUMBER_VARIABLE]
+    values.ValueClass = values.MultiProcessValue(lambda: _number)  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
 class Described:
-    """A metric: its kind, its labels, and what it tells."""
+    """A metric: its kind, its labels, and its help text."""
 
     name: str
     kind: str
@@ -103,7 +103,7 @@ METRICS = (
         "Lines of the access log that nobody took in time",
     ),
 )  # fmt: skip
-"""All that there are."""
+"""All metrics."""
 
 _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.LED: ("shmstream_flights_led_total", None),
@@ -116,7 +116,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.PASSED_THROUGH: ("shmstream_passed_through_total", None),
     EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
 }
-"""What an event of a flight adds one to, and what it adds its bytes to."""
+"""For each event of a flight: the counter of events, and the counter of bytes, if any."""
 
 _TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers")
 _ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics"))
@@ -130,7 +130,7 @@ class _Incremented(Protocol):
 
 
 class Metrics:
-    """The counters of this process, and the sums over all. Any thread may use it."""
+    """The counters of this process, and the sums over all processes. For any thread."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -194,7 +194,7 @@ class Metrics:
         self._counters["shmstream_access_log_lost_total"].inc(count)
 
     def flew(self, event: Event) -> None:
-        """Count what happened to a flight: for `Store(on_event=...)`."""
+        """Count an event of a flight: for `Store(on_event=...)`."""
         if event.kind is EventKind.RECEIVED:
             self._counters["shmstream_upstream_bytes_total"].inc(event.count)
             return
@@ -206,19 +206,19 @@ class Metrics:
     # Telling.
 
     def _collected(self) -> list[Metric]:
-        """What all workers have counted. Reads their files."""
+        """The counts of all workers. Reads their files."""
         if self._folder is None:
             return list(self._registry.collect())
-        # A worker that begins makes its files empty, for an instant, which merging does not take.
+        # A worker that begins makes empty files, for an instant, and merging fails on them.
         files = [str(each) for each in Path(self._folder).glob("*.db") if _size(each)]
         return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
 
     def totals(self) -> Totals:
-        """The sums that people want to see. Reads files: not for an event loop."""
+        """The sums for the status page. Reads files: not for an event loop."""
         return Totals.of(self._collected())
 
     def render(self, accept: str, seen: Mapping[str, float]) -> tuple[str, bytes]:
-        """Content type and body of an answer to Prometheus, with the gauges that were `seen`.
+        """Content type and body for Prometheus; `seen` has the values of gauges.
 
         Reads files: not for an event loop.
         """
@@ -233,7 +233,7 @@ class Metrics:
 
 
 class _Collected:
-    """Metrics that are known already, for an encoder."""
+    """Metrics in the form that an encoder takes."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics
@@ -245,7 +245,7 @@ class _Collected:
 def _in_order(
     collected: list[Metric], described: Described, gauges: Mapping[str, float]
 ) -> Metric | None:
-    """The samples of a metric; those that were seen now are gauges."""
+    """The samples of a metric; a gauge if it is in `gauges`."""
     if described.name in gauges:
         return GaugeMetricFamily(described.name, described.help, gauges[described.name])
     for metric in collected:
@@ -257,12 +257,12 @@ def _in_order(
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over all workers since they were started; bytes where nothing else is said."""
+    """Sums over all workers since the server was started."""
 
-    served: float = 0  # of blobs and manifests
+    served: float = 0  # bytes of blobs and manifests
     upstream: float = 0
-    requests: float = 0  # to the registry, of blobs and manifests
-    hits: float = 0  # ... that began no download
+    requests: float = 0  # for blobs and manifests
+    hits: float = 0  # requests that began no download
     clients: float = 0
     takeovers: float = 0
     aborts: float = 0
@@ -271,12 +271,12 @@ class Totals:
 
     @property
     def saved(self) -> float:
-        """What clients were sent, less what was pulled for that."""
+        """Bytes that were sent to clients, less the bytes that came from upstreams."""
         return self.served - self.upstream
 
     @classmethod
     def of(cls, collected: Iterable[Metric]) -> Totals:
-        """The sums of what was counted."""
+        """The sums of collected samples."""
         sums = dict.fromkeys(("served", "requests", "hits"), 0.0)
         plain: dict[str, float] = {}
         for sample in (each for metric in collected for each in metric.samples):
@@ -303,12 +303,12 @@ class Totals:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # a gauge of one that has died
+    except FileNotFoundError:  # a gauge of a worker that has died
         return 0
 
 
 def _known(route: str | None) -> str:
-    """A label must not be whatever somebody asks for."""
+    """The label of a route; "other" for any text that is no route of ours."""
     return route if route in _ROUTES else "other"
 
 

@@ -1,4 +1,4 @@
-"""The observer: stands around the application, and sees every response for metrics and the log."""
+"""The observer: wraps the application, and counts and logs every response."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from shmstream.registry.ops.names import Names
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_COUNTED_AT_ONCE = 1 << 20  # bytes; a long body is counted while it goes out
-_CLIENT_LEFT = 499  # as nginx has it: before there was a status
+_COUNTED_AT_ONCE = 1 << 20  # bytes; a long body is counted in steps while it is sent
+_CLIENT_LEFT = 499  # as nginx: the client left before there was a status
 _NAMESPACE = re.compile(rb"(?:^|&)ns=([^&]{1,256})")
 
 _log = logging.getLogger("shmstream")
 
 
 class Response:
-    """One response, as it goes out. `send` stands before the server's."""
+    """One response while it is sent. Its `send` wraps the server's."""
 
     __slots__ = (
         "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete", "has_body",
@@ -39,15 +39,15 @@ class Response:
         self._metrics = metrics
         self._names = names
         self._uncounted = 0
-        self.has_body = scope["method"] != "HEAD"
-        self.began = time.perf_counter()
-        self.status = 0
-        self.sent = 0
+        self.has_body: bool = scope["method"] != "HEAD"
+        self.began: float = time.perf_counter()
+        self.status: int = 0
+        self.sent: int = 0
         self.ttfb: float | None = None
-        self.complete = False
+        self.complete: bool = False
 
     async def send(self, message: Message) -> None:
-        """Note what goes out, and pass it on."""
+        """Note a message, and pass it to the server."""
         kind = message["type"]
         if kind == "http.response.body":
             count = len(message.get("body", b""))
@@ -77,7 +77,7 @@ class Response:
             self.complete = True
 
     def count(self) -> None:
-        """Tell the metrics of the bytes that were sent since the last time."""
+        """Add the bytes that were sent since the last call to the metrics."""
         if self._uncounted:
             self._metrics.served(self._scope.get("shmstream.route"), self._uncounted)
             self._uncounted = 0
@@ -102,13 +102,13 @@ class Observer:
         self._names = names
         self._log = log
         self.is_stopping = False
-        """Whether the server is: then it cancels those whose time is over."""
+        """True while the server stops: a CancelledError then means that the grace period ended."""
 
     async def observe(self, app: App, scope: Scope, receive: Receive, send: Send) -> None:
         """Have `app` answer one request.
 
-        A body that breaks off is told in the log, and the server closes its connection, short of
-        what was promised.
+        A body that breaks off is logged, and the server closes its connection, short of the
+        Content-Length.
         """
         response = Response(scope, send, self._metrics, self._names)
         try:
@@ -120,13 +120,13 @@ class Observer:
                 raise
             await self._cut(scope, response)
         except Exception:
-            response.status = response.status or 500  # which the server answers
+            response.status = response.status or 500  # the server's answer
             raise
         finally:
             self._conclude(scope, response)
 
     async def _cut(self, scope: Scope, response: Response) -> None:
-        """End a response whose time is over, without the error that a server would make of it."""
+        """End a response after the grace period, so that the server logs no error for it."""
         if response.status:
             _log.info("%s %r was cut: the server stops", scope["method"], scope["path"])
             return
@@ -166,6 +166,6 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _namespace(query: bytes) -> str | None:
-    """All of the query that is logged: the rest may be a secret."""
+    """The `ns` of a query. Nothing else of a query is logged: it may be a secret."""
     found = _NAMESPACE.search(query)
     return unquote(found[1].decode("latin-1")) if found else None

@@ -1,7 +1,7 @@
-"""What people call a blob: the repository that it was last given out of, for the status page.
+"""Names of blobs for people: the repository that a blob was last sent from, for the status page.
 
-A store knows digests only. Whoever gives a blob or a manifest to a client leaves a note (notes.py),
-which all workers may read. It is for people; nothing is decided by it.
+A store knows digests only. When a worker sends a blob or a manifest, it leaves a note (`notes`),
+which all workers can read. No decision depends on it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import partial
 from shmstream.registry.notes import Notes
 from shmstream.system.threads import in_thread
 
-_REMEMBERED = 4096  # names that this process need not read or write again
+_REMEMBERED = 4096  # names that this process keeps in memory
 _WRITER = ("shmstream-names", 1)  # a thread
 
 
@@ -25,12 +25,12 @@ class Names:
         self._lock = threading.Lock()  # guards `_known`
 
     def note(self, digest: str, name: str) -> None:
-        """Note it, soon, unless that is known. For an event loop; does not block."""
+        """Write a note soon, unless the name is known. For an event loop; does not block."""
         if self._remember(digest, name):
             in_thread(partial(self._notes.write, (digest,), name), _WRITER)
 
     def of(self, digest: str) -> str | None:
-        """What it was called last, as far as this process knows. May read a file."""
+        """The last name of `digest`, None if it has none. May read a file."""
         name = self._known.get(digest)
         if name is None and (note := self._notes.read((digest,))) is not None:
             name = note.text
@@ -38,7 +38,7 @@ class Names:
         return name
 
     def _remember(self, digest: str, name: str) -> bool:
-        """Whether that is news."""
+        """Remember a name; whether it is new."""
         with self._lock:
             if self._known.get(digest) == name:
                 return False

@@ -1,44 +1,39 @@
-"""What there is to see of a registry at one moment: its flights, its store, what it has saved.
+"""`Status`: a registry at one moment: its flights, its store, the bytes that it has saved.
 
-A `Status` looks, and remembers enough of its last looks to tell rates. Looking reads shared memory,
-the store's folder (at most once in 30 s) and the workers' counters: it is for a thread, one at a
-time, not for an event loop.
+It remembers earlier looks, to tell rates. A look reads shared memory, the workers' counters, and,
+at most once in 30 s, the store's folder. So it is for one thread at a time, not for an event loop.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from shmstream import __version__
-from shmstream.errors import StoreUnusable
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
-from shmstream.storage.layout import Entry, Layout
+from shmstream.storage.stock import Stock
 from shmstream.store import Store
 
-_STORE_EVERY = 30.0  # s; how often all files of the store are counted, if that is quick
-_STORE_SOON = 2.0  # s; when there are others
-_SHOWN = 50  # flights, and followers of one, at most
+_STORE_EVERY = 30.0  # s; pause between two counts of the store's files, if counting is quick
+_STORE_SOON = 2.0  # s; pause if blobs have come or gone
+_SHOWN = 50  # flights at most, and followers of each
 _RECENT = 12  # blobs
 LEAST_ROOM = 64 << 20
-"""Bytes: with less room than that a registry is not ready."""
+"""Bytes. With less room on its disk, a registry is not ready."""
 
 
 @dataclass
-class _Stock:
-    """The complete blobs of the store, as they were when they were counted."""
+class _Counted:
+    """The last count of the store's complete blobs."""
 
-    counted: float = float("-inf")  # on the monotonic clock
+    when: float = float("-inf")  # on the monotonic clock
     took: float = 0.0  # s
-    commits: float = -1  # how many blobs had been brought by then
-    size: int = 0
-    blobs: int = 0
-    recent: list[tuple[str, Entry]] = field(default_factory=list)
+    commits: float = -1  # how many blobs had come or gone by then
+    stock: Stock = field(default_factory=Stock)
 
 
 class Status:
@@ -51,18 +46,17 @@ class Status:
         metrics: Metrics,
         name_of: Callable[[str], str | None],
     ) -> None:
-        """`name_of` tells what people call what has a digest."""
+        """`name_of` returns the name of a digest for people."""
         self._name_of = name_of
         self._settings = settings
         self._store = store
         self._metrics = metrics
-        self._layout = Layout(store.folder)
         self._watch = Watch(store.flights)
-        self._stock = _Stock()
-        self.folder = store.folder
+        self._counted = _Counted()
+        self.folder: str = store.folder
 
     def gauges(self) -> dict[str, float]:
-        """For the metrics: what can be seen instead of counted."""
+        """The gauges of the metrics: values that are looked at, and not counted."""
         flights = self._store.flights()
         others = [follower for flight in flights for follower in followers_of(flight)]
         stock = self._take_stock(commits=None)
@@ -71,14 +65,14 @@ class Status:
             "shmstream_followers": len(others),
             "shmstream_lag_bytes": max((each.lag for each in others), default=0),
             "shmstream_store_bytes": stock.size,
-            "shmstream_store_blobs": stock.blobs,
+            "shmstream_store_blobs": stock.count,
             "shmstream_store_limit_bytes": self._settings.max_bytes or 0,
-            "shmstream_store_free_bytes": self._room(),
+            "shmstream_store_free_bytes": self._store.room(),
             "shmstream_workers": self._settings.workers,
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """For the status page, as JSON has it: sizes in bytes, rates in bytes a second."""
+        """The facts of the status page, for JSON: sizes in bytes, rates in bytes a second."""
         sights = self._watch.look()
         totals = self._metrics.totals()
         stock = self._take_stock(totals.commits + totals.evictions)
@@ -103,20 +97,21 @@ class Status:
             },
             "store": {
                 "bytes": stock.size,
-                "blobs": stock.blobs,
+                "blobs": stock.count,
                 "limit": self._settings.max_bytes,
-                "room": self._room(),
+                "room": self._store.room(),
             },
             "flights": [self._flight(each) for each in sights[:_SHOWN]],
             "more_flights": max(len(sights) - _SHOWN, 0),
             "recent": [
                 {
-                    "key": key,
-                    "name": self._name_of(key),
+                    "key": each.key,
+                    "name": self._name_of(each.key),
                     "size": each.size,
                     "age": max(now - each.used, 0.0),
                 }
-                for key, each in stock.recent
+                for each in stock.recent
+                if each.key is not None
             ],
         }
 
@@ -138,39 +133,28 @@ class Status:
         }
 
     def problems(self) -> list[str]:
-        """Why this registry cannot serve, if it cannot; looks at the disk."""
-        folder = self._store.folder
-        if not os.path.isfile(os.path.join(folder, ".shmstream")):
-            return [f"the store is gone: {folder}"]
+        """Why this registry cannot serve; empty if it can. Looks at the disk."""
+        if (problem := self._store.problem()) is not None:
+            return [problem]
         try:
-            Layout(folder)
-            room = self._room()
-        except StoreUnusable as error:
-            return [str(error)]
+            room = self._store.room()
         except OSError as error:
-            return [f"the store cannot be looked at: {error.strerror}: {folder}"]
+            return [f"the store cannot be looked at: {error.strerror}: {self.folder}"]
         if room < LEAST_ROOM:
-            return [f"the store's file system has only {room >> 20} MiB left: {folder}"]
+            return [f"the store's file system has only {room >> 20} MiB left: {self.folder}"]
         return []
 
-    def _room(self) -> int:
-        facts = os.statvfs(self._store.folder)
-        return facts.f_bavail * facts.f_frsize
-
-    def _take_stock(self, commits: float | None) -> _Stock:
-        """Count the blobs anew if that was long ago, or `commits` tells that there are others."""
-        stock, now = self._stock, time.monotonic()
-        changed = commits is not None and commits != stock.commits
-        pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * stock.took)
-        if now - stock.counted > pause:
-            entries = self._layout.blobs()
-            keyed = ((self._layout.key_of(each.path), each) for each in entries[-_RECENT:])
-            self._stock = _Stock(
-                counted=now,
+    def _take_stock(self, commits: float | None) -> Stock:
+        """The last count; a new one if it is old, or if `commits` tells of other blobs."""
+        counted, now = self._counted, time.monotonic()
+        changed = commits is not None and commits != counted.commits
+        pause = max(_STORE_SOON if changed else _STORE_EVERY, 50 * counted.took)
+        if now - counted.when > pause:
+            stock = self._store.stock(_RECENT)
+            self._counted = _Counted(
+                when=now,
                 took=time.monotonic() - now,
-                commits=stock.commits if commits is None else commits,
-                size=sum(each.size for each in entries),
-                blobs=len(entries),
-                recent=[(key, each) for key, each in keyed if key is not None][::-1],
+                commits=counted.commits if commits is None else commits,
+                stock=stock,
             )
-        return self._stock
+        return self._counted.stock

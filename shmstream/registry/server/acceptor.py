@@ -1,15 +1,16 @@
-"""Which worker takes a connection: the one that has the fewest.
+"""Which worker takes a connection: the worker with the fewest connections.
 
-All workers wait at one socket, so a dead or busy one holds up nobody. But the kernel wakes them
-all, and left to chance the same one is first again and again. So whoever has more than another one
-waits for a moment, and then looks whether the connection is still there:
+All workers wait at one socket, so a dead or busy worker delays nobody. But the kernel wakes all of
+them, and by chance the same worker is first again and again. So a worker that has more connections
+than another worker waits for a moment, and then looks whether the connection is still there:
 
-    this worker, which has 5                another one, which has 3
-    woken; 5 > 3: sleeps for 2 ms           woken; takes it, tells that it has 4
-    looks again: gone
+    this worker, with 5 connections         another worker, with 3 connections
+    woken; 5 > 3: sleeps for 2 ms           woken; accepts, and tells that it has 4
+    looks again: the connection is gone
 
-How many each has is in a file that all of them share, 8 bytes for each place: one more than the
-number, or 0 for a place where nobody takes any. It is only advice: what is torn or old costs 2 ms.
+The counts are in a file that all workers share, 8 bytes for each worker's number: the count plus
+one, or 0 if no worker of that number accepts. The counts are only hints: a torn or old one costs
+2 ms.
 """
 
 from __future__ import annotations
@@ -25,39 +26,39 @@ from collections.abc import Callable, Sized
 
 _DEFERENCE = 0.002  # s
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAUSE = 1.0  # s; when there are no descriptors
+_PAUSE = 1.0  # s; if the process has no descriptors left
 _COUNT = struct.Struct("=Q")
-_PLACES = 1024  # at most
+_MOST_WORKERS = 1024
 
 _log = logging.getLogger("shmstream")
 
 
 class Counts:
-    """How many connections each worker has; `place` is ours."""
+    """How many connections each worker has. `number` is the number of this worker."""
 
-    def __init__(self, path: str, place: int) -> None:
+    def __init__(self, path: str, number: int) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self._place = place
+        self._number = number
 
     def tell(self, count: int | None) -> None:
-        """How many we have; None: we take none."""
+        """Tell how many connections this worker has; None: it accepts none."""
         told = 0 if count is None else count + 1
-        os.pwrite(self._fd, _COUNT.pack(told), self._place * _COUNT.size)
+        os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
 
     def least(self) -> int | None:
-        """The fewest that anybody has; None if nobody takes any."""
-        data = os.pread(self._fd, _PLACES * _COUNT.size, 0)
+        """The smallest count of all workers; None if no worker accepts."""
+        data = os.pread(self._fd, _MOST_WORKERS * _COUNT.size, 0)
         whole = len(data) // _COUNT.size * _COUNT.size
         told = [count for [count] in _COUNT.iter_unpack(data[:whole]) if count]
         return min(told) - 1 if told else None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 
 class Acceptor:
-    """Takes connections from `listener`. For one event loop; `close` before the loop ends."""
+    """Accepts connections from `listener`. For one event loop; `close` it before the loop ends."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Acceptor:
         connections: Sized,
         counts: Counts,
     ) -> None:
-        """`connections` are those that are open, as `protocol` keeps them."""
+        """`connections` has the open connections; each `protocol` adds and removes its own."""
         self._listener = listener
         self._protocol = protocol
         self._tls = tls
@@ -87,7 +88,7 @@ class Acceptor:
         return len(self._connections) + len(self._beginning)
 
     def tell(self) -> None:
-        """Let the others know, if that is another number: to be called now and then."""
+        """Tell the other workers, if the count has changed. Call it now and then."""
         if not self._is_closed and (count := self.count) != self._told:
             self._told = count
             self._counts.tell(count)
@@ -98,7 +99,7 @@ class Acceptor:
         self._loop.add_reader(self._listener, self._see)
 
     def _see(self) -> None:
-        """There is a connection, or was a moment ago."""
+        """A connection has come. Another worker may have it by now."""
         least = self._counts.least()
         if least is not None and self.count > least:
             self._loop.remove_reader(self._listener)
@@ -113,7 +114,7 @@ class Acceptor:
     def _take(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # somebody else has it, or it has gone
+        except (BlockingIOError, ConnectionError):  # another worker has it, or the client left
             return
         except OSError as error:
             if error.errno not in _SCARCE:
@@ -133,12 +134,12 @@ class Acceptor:
     def _has_begun(self, task: asyncio.Task[object]) -> None:
         self._beginning.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, OSError):  # which is the client's fault
+        if error is not None and not isinstance(error, OSError):  # an OSError is the client's fault
             _log.error("a connection cannot begin: %r", error)
         self.tell()
 
     def close(self) -> None:
-        """Take no more. Those that have come stay. Idempotent."""
+        """Accept no more connections; accepted ones stay. Idempotent."""
         if not self._is_closed:
             self._counts.tell(None)
             self._counts.close()

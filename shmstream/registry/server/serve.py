@@ -1,10 +1,10 @@
-"""Serving: everything that is done once, around the workers.
+"""`serve`: the parent process does once what its workers need.
 
-limits     as many descriptors as the system allows
-check      the store, the files of the settings, the address: before any worker starts
-folder     of the metrics, for all workers; one that a killed server left is removed
-run        workers.py, until a signal
-tidy up    what the last flights left in shared memory
+check      the store, the files that the settings name, the address, before any worker starts
+limits     as many open files as the system allows
+folder     for the metrics of all workers; removes the folder of a server that was killed
+run        starts the workers (`supervisor`), until a signal
+tidy up    removes what the last flights left in shared memory
 """
 
 from __future__ import annotations
@@ -13,39 +13,34 @@ import importlib.util
 import logging
 import os
 import resource
-import shutil
 import socket
 import ssl
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
-from shmstream.system.locks import WHOLE_FILE, KernelLock
+from shmstream.system.temporary import temporary_folder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
-_LOCK = "lock"
 
 _log = logging.getLogger("shmstream")
 
 
 def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
-    """Serve until SIGTERM or Ctrl-C; whether that is what ended it. For a process of its own.
+    """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is given the lines for whoever has started it.
+    `tell` is called with lines for the person who started the server.
 
     Raises:
-        ImportError: the extra is not installed.
-        StoreUnusable: the store's folder is not fit for one.
-        BadSetting: a file that it names cannot be used, or it cannot listen there.
+        ImportError: the extra `serve` is not installed.
+        StoreUnusable: the folder cannot hold a store.
+        BadSetting: a file that the settings name, or the address, cannot be used.
     """
     _require_extra()
     log_to_stderr("", "INFO")
@@ -55,7 +50,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
-        folder = undo.enter_context(_metrics_folder())
+        folder = undo.enter_context(temporary_folder(_FOLDER))
         _tidy(store)
         environment = {
             **os.environ,
@@ -67,7 +62,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             settings.grace,
             listener,
             environment,
-            gone=lambda place: _forget(place, folder),
+            gone=lambda number: _forget(number, folder),
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
@@ -82,10 +77,10 @@ def _require_extra() -> None:
 
 
 def check_files(settings: Settings) -> None:
-    """Whether the files that settings name can be used, and the credentials be read.
+    """Check that the files that the settings name can be used, and the credentials be read.
 
     Raises:
-        BadSetting: one cannot.
+        BadSetting: a file cannot be used.
     """
     from shmstream.registry.upstream import credentials
 
@@ -117,7 +112,7 @@ def _may_renew(settings: Settings) -> bool:
 
 
 def _raise_limits(settings: Settings) -> None:
-    """As many open files as we may have: a client takes two or three."""
+    """Allow as many open files as the system allows: a client needs two or three."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -133,7 +128,7 @@ def listen(settings: Settings) -> socket.socket:
     """The socket that all workers accept connections from.
 
     Raises:
-        BadSetting: it cannot be had.
+        BadSetting: this process cannot listen on that address.
     """
     host, port = settings.address
     try:
@@ -150,12 +145,12 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         told = error.strerror or str(error)
         if error.errno and not isinstance(error, socket.gaierror):
-            told = os.strerror(error.errno)  # Python has added what it tried, which we say
+            told = os.strerror(error.errno)  # without the address, which Python adds
         raise BadSetting("listen", f"cannot listen on {settings.listen}: {told}") from error
 
 
 def _tidy(store: Store) -> None:
-    """Remove what workers that were killed may have left."""
+    """Remove what killed workers may have left."""
     try:
         store.gc()
     except OSError as error:
@@ -174,48 +169,11 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
 
-# The folder of the metrics.
-
-
-@contextmanager
-def _metrics_folder() -> Iterator[str]:
-    """A folder that is there inside. It is locked, so that others know that it is in use."""
-    _remove_abandoned()
-    folder = tempfile.mkdtemp(prefix=_FOLDER)
-    try:
-        with closing(KernelLock(os.path.join(folder, _LOCK), os.O_CREAT)) as lock:
-            lock.try_acquire(WHOLE_FILE)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_abandoned() -> None:
-    """Remove what servers have left that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(_FOLDER + "*"):
-        try:
-            if folder.stat().st_uid != os.geteuid():
-                continue
-            with closing(KernelLock(str(folder / _LOCK))) as lock:
-                is_abandoned = lock.try_acquire(WHOLE_FILE)
-        except FileNotFoundError:  # just being made, or removed; or somebody was killed there
-            is_abandoned = time.time() - _changed(folder) > 60.0
-        if is_abandoned:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _changed(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
-
-
-def _forget(place: int, folder: str) -> None:
-    """What a worker that has ended counted as being there is there no more."""
+def _forget(number: int, folder: str) -> None:
+    """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(place, folder)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder, CONNECTIONS), place)
+    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder, CONNECTIONS), number)
     counts.tell(None)
     counts.close()

@@ -1,16 +1,17 @@
-"""The parent of the workers: starts them, starts another one when one dies, ends them.
+"""The parent of the workers: starts them, replaces a worker that dies, ends them.
 
-    SIGTERM, SIGINT    stop: each worker lets its clients finish for `grace` seconds; what is left a
-                       little later is killed, and all of it at once at the second such signal
-    SIGHUP             other workers, which read certificates anew, in place of these, which stop as
-                       above; from a terminal that was closed it means to stop
+    SIGTERM, SIGINT    stop: each worker lets its clients finish for `grace` seconds; a worker that
+                       lives a little longer is killed. The second such signal kills all at once
+    SIGHUP             start new workers, which read the certificates anew, and stop the old ones as
+                       above. If a terminal was closed, SIGHUP means to stop
 
-Why not uvicorn's own: it kills a worker that is too busy to answer it, waits without bound for one
-that does not end, leaves all of them alone when it is killed itself, and has them print tracebacks
-when Ctrl-C meets them starting. Here each worker reads from a pipe that ends with the parent, and
-has a process group of its own, so that a terminal's Ctrl-C is for the parent to deal with.
+uvicorn's own supervisor is not used: it kills a worker that is too busy to answer, waits for ever
+for a worker that does not end, leaves its workers alone when it is killed itself, and its workers
+print tracebacks when Ctrl-C meets them while they start. Here each worker reads from a pipe that
+ends with the parent, and has a process group of its own, so that Ctrl-C in a terminal reaches only
+the parent.
 
-A worker has a place, a small number that no other has at the same time. Its metrics have it too.
+A worker has a number, which no other worker has at the same time. Its metrics have the same number.
 """
 
 from __future__ import annotations
@@ -28,12 +29,10 @@ from pathlib import Path
 
 from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE
 
-_ROOT = str(Path(__file__).parents[2])  # where workers find the very package that we are
+_ROOT = str(Path(__file__).parents[2])  # workers import the package from here
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
-_SHORT_LIFE = (
-    10.0  # s; whoever dies earlier is not replaced at once, if that happens again and again
-)
+_SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
 
 _log = logging.getLogger("shmstream")
@@ -41,16 +40,16 @@ _log = logging.getLogger("shmstream")
 
 @dataclass(eq=False)
 class Worker:
-    """One worker process, from its start until it was seen to have ended."""
+    """One worker process, from its start until the parent has seen its end."""
 
-    place: int
+    number: int
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.monotonic)
     deadline: float | None = None
-    """When it is killed if it has not ended; None while it is to run."""
+    """The time at which it is killed if it has not ended; None while it should run."""
 
     def stop(self, patience: float) -> None:
-        """Ask it to end in so many seconds; at once if it was asked already."""
+        """Ask it to end within `patience` seconds; at once if it was asked before."""
         if self.deadline is None:
             self.deadline = time.monotonic() + patience
             self.process.terminate()
@@ -59,7 +58,7 @@ class Worker:
 
 
 class Workers:
-    """All of them. `run` is for the main thread of a process without other threads."""
+    """All workers. Call `run` in the main thread of a process without other threads."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class Workers:
         environment: Mapping[str, str],
         gone: Callable[[int], None],
     ) -> None:
-        """`gone` is told the place of each that has ended."""
+        """`gone` is called with the number of each worker that has ended."""
         self._count = count
         self._patience = grace + LAST_PATIENCE
         self._listener = listener
@@ -83,9 +82,10 @@ class Workers:
         self._not_before = 0.0  # on the monotonic clock, for the next start
 
     def run(self, started: Callable[[], None], may_renew: Callable[[], bool]) -> bool:
-        """Keep the workers running until a signal; False if it was that they cannot start.
+        """Keep the workers running until a signal; False if the workers cannot start.
 
-        `started` is called once they are; `may_renew` at SIGHUP, whether new ones could start.
+        `started` is called after the first start; `may_renew` at SIGHUP: whether new workers could
+        start.
         """
         ignored = {each for each in _WATCHED if signal.getsignal(each) == signal.SIG_IGN}
         watched = _WATCHED - ignored
@@ -95,11 +95,11 @@ class Workers:
             started()
             while self._workers or not self._is_stopping:
                 info = signal.sigtimedwait(watched, self._wait())
-                number = None if info is None else info.si_signo
-                if number in _STOPPING or (number == signal.SIGHUP and _has_terminal()):
+                signalled = None if info is None else info.si_signo
+                if signalled in _STOPPING or (signalled == signal.SIGHUP and _has_terminal()):
                     self._stop()
-                elif number == signal.SIGHUP and not self._is_stopping and may_renew():
-                    _log.info("SIGHUP: other workers take the place of these")
+                elif signalled == signal.SIGHUP and not self._is_stopping and may_renew():
+                    _log.info("SIGHUP: other workers replace these")
                     for worker in self._workers:
                         worker.stop(self._patience)
                 self._reap()
@@ -109,13 +109,13 @@ class Workers:
             for worker in list(self._workers):
                 worker.process.kill()
                 self._forget(worker)
-            while signal.sigtimedwait(watched, 0) is not None:  # we have stopped already
+            while signal.sigtimedwait(watched, 0) is not None:  # the server has stopped already
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return not self._cannot_start
 
     def _wait(self) -> float:
-        """Seconds until there is something to do without a signal."""
+        """Seconds until the next deadline or start."""
         due = [each.deadline for each in self._workers if each.deadline is not None]
         if self._are_missing():
             due.append(self._not_before)
@@ -126,20 +126,20 @@ class Workers:
         return wanted < self._count and not self._is_stopping
 
     def _fill(self) -> None:
-        """Start workers until there are as many as there should be."""
+        """Start workers until there are `count` that should run."""
         while self._are_missing() and time.monotonic() >= self._not_before:
             try:
                 self._workers.append(self._start())
-            except OSError as error:  # no memory, no more processes: perhaps in a moment
+            except OSError as error:  # no memory, or too many processes: try again soon
                 _log.error("no worker can be started: %s", error)
                 self._not_before = time.monotonic() + 1.0
 
     def _start(self) -> Worker:
-        place = min(set(range(len(self._workers) + 1)) - {each.place for each in self._workers})
+        number = min(set(range(len(self._workers) + 1)) - {each.number for each in self._workers})
         descriptor = self._listener.fileno()
         module = "shmstream.registry.server.worker"
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(place), str(descriptor)],
+            [sys.executable, "-P", "-m", module, str(number), str(descriptor)],
             stdin=subprocess.PIPE,
             stdout=None if sys.stdout is not None else subprocess.DEVNULL,
             stderr=None if sys.stderr is not None else subprocess.DEVNULL,
@@ -147,7 +147,7 @@ class Workers:
             process_group=0,
             env=self._environment,
         )
-        return Worker(place, process)
+        return Worker(number, process)
 
     def _reap(self) -> None:
         for worker in [each for each in self._workers if each.process.poll() is not None]:
@@ -156,28 +156,28 @@ class Workers:
                 self._mourn(worker)
 
     def _mourn(self, worker: Worker) -> None:
-        """One has died that was to run."""
+        """A worker that should run has died."""
         code, now = worker.process.returncode, time.monotonic()
         if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
-            self._cannot_start = True  # nor can the others: none of them has served for long
+            self._cannot_start = True  # and none of the other workers has served for long
             self._stop()
             return
         is_short = now - worker.started < _SHORT_LIFE
         self._short_lives = self._short_lives + 1 if is_short else 0
         pause = 0.0
-        if self._short_lives > self._count:  # not just all of them, killed once
+        if self._short_lives > self._count:  # more than all workers, killed once
             doubled = 2 ** min(self._short_lives - self._count, 10)
             pause = min(0.1 * doubled, _LONGEST_PAUSE)
         self._not_before = now + pause
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        _log.error("worker %d died %s; another one takes its place", worker.process.pid, how)
+        _log.error("worker %d died %s; another one replaces it", worker.process.pid, how)
 
     def _forget(self, worker: Worker) -> None:
         worker.process.wait()
         assert worker.process.stdin is not None
         worker.process.stdin.close()
         self._workers.remove(worker)
-        self._gone(worker.place)
+        self._gone(worker.number)
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -195,5 +195,5 @@ class Workers:
 
 
 def _has_terminal() -> bool:
-    """Whether SIGHUP means that a terminal was closed."""
+    """Whether this process has a terminal, so that SIGHUP means that it was closed."""
     return sys.stdin is not None and sys.stdin.isatty()

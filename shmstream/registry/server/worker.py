@@ -1,13 +1,12 @@
-"""One worker process: `python -m shmstream.registry.server.worker PLACE LISTENER`.
+"""One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`.
 
-The settings are in the environment, the listening socket is the inherited descriptor LISTENER. It
-ends by SIGTERM; or when standard input ends, for then the parent has gone. Its clients then have
-`grace` seconds to finish; flights that it leads are handed over to the other workers.
+The settings are in the environment; LISTENER is the descriptor of the listening socket. The worker
+ends at SIGTERM, or when its standard input ends, because then the parent is gone. Its clients have
+`grace` seconds to finish. The flights that it leads are handed over to other workers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
@@ -18,37 +17,37 @@ import time
 from functools import partial
 
 from shmstream.errors import ShmstreamError
-from shmstream.registry.server.acceptor import Acceptor, Counts
+from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.settings import BadSetting, Settings
+from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
 
 CANNOT_START = 3
-"""Exit code: it has told why, and another one could not either, now."""
+"""Exit code: start-up failed and was logged; restarting would fail the same way."""
 CONNECTIONS = "connections"
-"""The file, beside the metrics, in which workers tell how many they have."""
+"""The file, beside the metrics, in which workers tell their counts of connections."""
 LAST_PATIENCE = 10.0
 """Seconds after `grace` in which a worker must have ended."""
-_LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
 
 _log = logging.getLogger("shmstream")
 
 
 def main() -> None:
-    """Be a worker."""
-    place, listener = sys.argv[1:]
-    os.environ["SHMSTREAM_WORKER"] = place
+    """Run one worker."""
+    number, listener = sys.argv[1:]
+    os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
-    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(place))
+    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:
         code = _serve(settings, connections, counts)
     logging.shutdown()
-    os._exit(code)  # a thread that waits for a disk or an upstream is not to hold up the end
+    os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
 
 
 def log_to_stderr(prefix: str, level: str) -> None:
-    """For parent and workers: one line for each event."""
+    """Set up the log of the parent or of a worker: one line for each event."""
     form = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(form)
@@ -57,83 +56,36 @@ def log_to_stderr(prefix: str, level: str) -> None:
 
 
 def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
-    import uvicorn
-
-    from shmstream.asgi.protocol import Protocol
+    """Serve until a signal; the exit code."""
     from shmstream.registry.application import Application
+    from shmstream.registry.server.accepting import Server, configuration
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    make_room()
     try:
         app = Application(settings)
-        config = uvicorn.Config(
-            app,
-            http=Protocol,
-            loop="uvloop",
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=settings.max_connections,
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=round(settings.grace),
-            ssl_certfile=settings.certfile,
-            ssl_keyfile=settings.keyfile,
-        )
-        config.load()
-        gc.freeze()  # a full collection need not go through what is here for good
+        config = configuration(settings, app)
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
-
-    class Server(uvicorn.Server):
-        """Takes its share of the connections, and in the end turns away nobody who has just come.
-
-        uvicorn closes connections without a request as soon as it stops.
-        """
-
-        acceptor: Acceptor | None = None
-
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-            await super().startup(sockets=[])  # it takes none by itself
-            begin = partial(
-                Protocol,
-                config=config,
-                server_state=self.server_state,
-                app_state=self.lifespan.state,
-            )
-            connections = self.server_state.connections
-            self.acceptor = Acceptor(listener, begin, config.ssl, connections, counts)
-
-        async def on_tick(self, counter: int) -> bool:
-            if self.acceptor is not None:
-                self.acceptor.tell()
-            return await super().on_tick(counter)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.stop()
-            if self.acceptor is not None:
-                self.acceptor.close()
-            await asyncio.sleep(min(_LAST_REQUESTS, settings.grace))
-            await super().shutdown(sockets)
-
-    server = Server(config)
-    # uvicorn puts this back in the end, and raises the signal anew: then it does nothing.
+    gc.freeze()  # the objects so far stay for good; collections need not visit them
+    server = Server(config, app, listener, counts, settings.grace)
+    # At its end uvicorn restores this handler and raises the signal again, which does nothing then.
     signal.signal(signal.SIGTERM, server.handle_exit)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent has them blocked: it waits for them
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them, to wait for them
     server.run(sockets=[listener])
     return 0
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what the application has said already, of each response that was cut."""
+    """False for a message about a response that was cut: the application has logged it."""
     return record.msg != "ASGI callable returned without completing response." and (
         record.msg != "Cancel %s running task(s), timeout graceful shutdown exceeded"
     )
 
 
 def _end_with_parent(grace: float) -> None:
-    """Wait for the end of standard input, which only the parent holds."""
+    """Wait for the end of standard input, whose other end only the parent has."""
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

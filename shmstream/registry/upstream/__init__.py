@@ -1,1 +1,9 @@
-"""What the registry asks of an upstream: its repositories, its tokens, its health."""
+"""What the registry asks of an upstream.
+
+upstream       one registry that is asked for what is not here
+repository     one repository of it: what is asked, and a digest as a source
+tokens         what a 401 leads to: basic credentials, or a token from the realm that it names
+credentials    which user and password this cache has for an upstream
+health         whether an upstream answers, as this process has seen it
+manifests      what the bytes of a manifest tell: media type, layers, referrers
+"""

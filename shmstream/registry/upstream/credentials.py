@@ -1,14 +1,14 @@
-"""Which credentials this cache has for an upstream. They are looked up anew whenever they are used.
+"""The credentials of this cache for an upstream. They are looked up at every use.
 
-In this order, and the first that has any counts:
+The first of these that has credentials for the upstream counts:
 
     SHMSTREAM_AUTH                   user:password, for the upstream without a namespace
-    SHMSTREAM_AUTH_DOCKER_IO         ... for that of the namespace docker.io
+    SHMSTREAM_AUTH_DOCKER_IO         the same, for the upstream of the namespace docker.io
     a Docker config.json             `credHelpers` and `credsStore` (the programs
                                      docker-credential-*), then `auths`
-    DOCKER_AUTH_CONFIG               the text of such a file, as GitLab has it
+    DOCKER_AUTH_CONFIG               the text of such a file, as GitLab sets it
 
-No credentials are ever part of an error, a log line or a `repr`.
+No error, log line or `repr` contains credentials.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from typing import Any
 from shmstream.sources.http_client import has_control_characters
 
 _HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
-_HUB_ADDRESS = "https://index.docker.io/v1/"  # what Docker calls it in its configuration
+_HUB_ADDRESS = "https://index.docker.io/v1/"  # its name in Docker's configuration
 _CONFIG_VARIABLE = "DOCKER_AUTH_CONFIG"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HELPER_TIME = 30.0  # s
-_TOKEN_USER = "<token>"  # the user that helpers give with an identity token
+_TOKEN_USER = "<token>"  # the user name that helpers return with an identity token
 _NOT_FOUND = "credentials not found"
 
 
 class CredentialsError(Exception):
-    """Where credentials should be, something is wrong; the message has none in it."""
+    """Credentials cannot be read. The message contains none."""
 
 
 class Means(StrEnum):
-    """What a secret is good for."""
+    """What a secret can be used for."""
 
     PASSWORD = "password"
-    """For basic authentication, and to get tokens with."""
+    """For basic authentication, and to get tokens."""
     IDENTITY = "identity token"
-    """To get tokens with, and nothing else."""
+    """Only to get tokens."""
     TOKEN = "token"
-    """A bearer token as it is."""
+    """As a bearer token itself."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class Credential:
 
 
 def is_hub(host: str) -> bool:
-    """Whether that is Docker Hub, which has several names."""
+    """Whether `host` is one of the names of Docker Hub."""
     return host in _HUB
 
 
 def check(
     namespaces: Iterable[str | None], config: str | None, environment: Mapping[str, str]
 ) -> None:
-    """See that what is there can be read, without asking any helper.
+    """Check that all credentials can be read, without running any helper.
 
     Raises:
-        CredentialsError: it cannot.
+        CredentialsError: something cannot be read.
     """
     for namespace in namespaces:
         _in_environment(namespace, environment)
@@ -81,9 +81,9 @@ def check(
 def find(
     host: str, namespace: str | None, config: str | None, environment: Mapping[str, str]
 ) -> Credential | None:
-    """The credential for the registry at `host` (with its port, if it has one), None without.
+    """The credential for the registry at `host`, which includes its port; None if there is none.
 
-    Blocks for the disk, and as long as a helper runs.
+    Blocks for the disk, and while a helper runs.
 
     Raises:
         CredentialsError: a file cannot be read or understood, or a helper fails.
@@ -131,7 +131,7 @@ def _read(config: str) -> dict[str, Any]:
 def _parsed(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except (ValueError, RecursionError):  # whose message would show what is there
+    except (ValueError, RecursionError):  # their messages would show the text
         found = None
     if not isinstance(found, dict):
         raise CredentialsError(f"{where} is not the JSON of a Docker configuration")
@@ -157,7 +157,7 @@ def _in_config(
 
 
 def _is_same(address: str, host: str) -> bool:
-    """Whether an address as Docker writes it, such as https://index.docker.io/v1/, is that host."""
+    """Whether `address`, such as https://index.docker.io/v1/ in Docker's file, is `host`."""
     written = address.partition("://")[2] or address
     written = written.partition("/")[0].lower()
     return written == host or (is_hub(written) and is_hub(host))
@@ -203,7 +203,7 @@ def _ask_helper(helper: Any, address: str, environment: Mapping[str, str]) -> Cr
             check=False,
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        kind = type(error).__name__  # its text might show what the program has said
+        kind = type(error).__name__  # its text might contain the output
         raise CredentialsError(f"{program} does not run: {kind}") from None
     if done.returncode:
         if _NOT_FOUND in done.stdout:

@@ -1,8 +1,8 @@
 """`Reach`: whether an upstream answers, as this process has seen it.
 
-An upstream that did not answer is left alone for as long as it took to see that: whoever has an
-answer without it goes on with that at once. One that could not even be connected to is asked no
-other question in that time, so that a queue of them does not wait for it one after the other.
+After an upstream did not answer, it is quiet for as long as that question took. In that time a
+request that can be answered from notes does not ask it. If there was not even a connection, no
+request asks it in that time: a queue of questions would wait for it one after the other.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import time
 
 from shmstream.errors import FailureKind, SourceError
 
-_REMEMBERED = 300.0  # s; how long the last failure is worth telling
+_REMEMBERED = 300.0  # s; how long operators are told of the last failure
 
 
 class Reach:
-    """Of one upstream, whose name is `name`. Any thread may use it: what it says is a hint."""
+    """For the upstream `name`. Any thread may use it, because its answers are only hints."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._problem: str | None = None  # of the last question
-        self._seen = 0.0  # when, on the monotonic clock
+        self._problem: str | None = None  # why the last question failed
+        self._seen = 0.0  # the time of the problem, on the monotonic clock
         self._quiet_until = 0.0
         self._kind = FailureKind.BROKEN
 
     def answered(self) -> None:
-        """It has, whatever it was."""
+        """Note that the upstream has answered; a refusal is an answer, too."""
         self._problem, self._quiet_until = None, 0.0
 
     def failed(self, error: SourceError, began: float) -> None:
-        """A question that was asked at `began` (monotonic) has failed; perhaps with an answer."""
+        """Note that a question has failed that was asked at `began`, on the monotonic clock."""
         status = error.status
         if status is not None and status != 429 and status < 500:
             self.answered()
@@ -42,14 +42,14 @@ class Reach:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether to go on without it, for those who can."""
+        """Whether a request that can be answered without the upstream should not ask it."""
         return time.monotonic() < self._quiet_until
 
     def check(self) -> None:
-        """See that there is a point in asking.
+        """Check that asking makes sense.
 
         Raises:
-            SourceError: it has just been seen that nobody can connect.
+            SourceError: a connection has just failed.
         """
         problem = self._problem
         if problem is not None and self._kind.is_without_connection and self.is_quiet:
@@ -57,7 +57,7 @@ class Reach:
 
     @property
     def problem(self) -> str | None:
-        """Why it could not be had when it was last asked, if that was not long ago."""
+        """Why the last question failed; None if it succeeded, or was long ago."""
         problem = self._problem
         if problem is None or time.monotonic() - self._seen > _REMEMBERED:
             return None

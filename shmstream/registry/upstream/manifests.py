@@ -1,4 +1,4 @@
-"""What can be told from the bytes of a manifest: its media type, its layers, its referrers."""
+"""What the bytes of a manifest or an index tell: media type, layers, referrers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from shmstream.stream.digest import is_digest
 
-LARGEST = 4 << 20  # bytes; what the distribution specification has registries accept
+LARGEST = 4 << 20  # bytes; registries must accept as many (distribution specification)
 INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
 KNOWN = (
@@ -18,7 +18,7 @@ KNOWN = (
     "application/vnd.docker.distribution.manifest.v2+json",
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
-"""What an upstream is told to be acceptable where a client does not matter."""
+"""The media types that we accept from an upstream."""
 
 UNTOLD = "application/octet-stream"
 _MEDIA_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -26,7 +26,7 @@ _MEDIA_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is known of a manifest: what it is, and its size in bytes; None for what is not."""
+    """What is known of a manifest: digest, media type, size in bytes; None if not known."""
 
     digest: str
     media_type: str | None = None
@@ -34,10 +34,10 @@ class Manifest:
 
 
 def media_type(text: object) -> str | None:
-    """The media type of a manifest, without parameters; None if that is no such media type.
+    """The media type of a manifest, without parameters; None if `text` is no such media type.
 
-    It may come from whoever made the image, and is sent to clients: it is nothing that a browser
-    would take for a page.
+    The author of an image may choose the text, and clients get it. So only types are accepted that
+    no browser takes for a page.
     """
     if not isinstance(text, str):
         return None
@@ -46,7 +46,7 @@ def media_type(text: object) -> str | None:
 
 
 def parsed(data: bytes) -> dict[str, Any]:
-    """The JSON object that it is; an empty one if it is none."""
+    """The JSON object in `data`; an empty one if there is none."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
@@ -55,7 +55,7 @@ def parsed(data: bytes) -> dict[str, Any]:
 
 
 def declared(manifest: dict[str, Any]) -> str | None:
-    """The media type that a manifest says it has, or that its structure shows; None without."""
+    """The media type that a manifest names, or that its structure shows; None if neither."""
     if (told := media_type(manifest.get("mediaType"))) is not None:
         return told
     if isinstance(manifest.get("manifests"), list):
@@ -66,7 +66,7 @@ def declared(manifest: dict[str, Any]) -> str | None:
 
 
 def layers(manifest: dict[str, Any]) -> list[str]:
-    """The digests of an image's layers, without those that lie elsewhere than in its repository."""
+    """The digests of an image's layers, without layers that lie outside its repository."""
     entries = manifest.get("layers")
     found = []
     for each in entries if isinstance(entries, list) else ():
@@ -77,7 +77,7 @@ def layers(manifest: dict[str, Any]) -> list[str]:
 
 
 def referrers(index: dict[str, Any], artifact_type: str | None) -> bytes:
-    """The index of referrers, of one artifact type or of all, as a client gets it."""
+    """The index of referrers for a client: of one artifact type, or of all for None."""
     entries = index.get("manifests")
     found = [
         each

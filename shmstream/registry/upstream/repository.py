@@ -1,13 +1,13 @@
-"""One repository of an upstream: what is asked of it, and what has a digest there as a source.
+"""One repository of an upstream: the questions to it, and its blobs and manifests as sources.
 
-All of it blocks. What the upstream refuses is a `SourceError` with its `status`; what it does not
-answer is one without.
-
-    resolve     HEAD of a manifest: which digest a tag has
-    about       HEAD of what has a digest: whether this repository has it
-    source      the bytes of what has a digest, for a flight
+    resolve     HEAD of a manifest: which digest a tag means
+    about       HEAD of a digest: whether this repository has it
+    source      the bytes of a digest, for a flight
     tags        a page of its tags
-    referrers   what refers to a manifest
+    referrers   the artifacts that refer to a manifest
+
+Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
+answer, the error has none.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ _LARGEST_LIST = 16 << 20  # bytes
 
 @dataclass(frozen=True)
 class Listing:
-    """A list as the upstream gives it; `link` is its `Link` header."""
+    """A list of the upstream; `link` is its `Link` header."""
 
     content: dict[str, Any]
     link: str | None = None
 
 
 class Repository:
-    """The repository of an upstream that a client means by `name`, which is not always its name."""
+    """The repository that a client calls `name`; the upstream may have a longer name for it."""
 
     def __init__(self, upstream: Upstream, name: str) -> None:
-        self.upstream = upstream
-        self.name = upstream.full_name(name)
+        self.upstream: Upstream = upstream
+        self.name: str = upstream.full_name(name)
 
     def __repr__(self) -> str:
         return f"<Repository {self.name} of {self.upstream.name}>"
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What identifies it in this process and on disk.
+        """Identifies the repository in this process and on disk.
 
-        One registry may be there under several namespaces, each with credentials of its own.
+        One registry may be configured for several namespaces, with credentials of their own.
         """
         return self.upstream.namespace or "", self.upstream.name, self.name
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
-        """Of a part of it."""
+        """The URL of a part of the repository."""
         return self.upstream.url(f"{self.name}/{part}", query)
 
     def resolve(self, tag: str, accept: str) -> Manifest:
-        """Which manifest a tag has now, of those that are acceptable.
+        """Which manifest a tag means now, among the media types in `accept`.
 
         Raises:
-            SourceError: the upstream has none, does not give it, or does not answer.
+            SourceError: the upstream has none, refuses, or does not answer.
         """
         url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
         headers, _ = self.upstream.ask("HEAD", self.name, url, accepting)
@@ -82,7 +82,7 @@ class Repository:
         """What the upstream says of `digest` in this repository; `kind` is blobs or manifests.
 
         Raises:
-            SourceError: it is not in this repository, or the upstream does not say so.
+            SourceError: the repository does not have it, or the upstream does not tell.
         """
         url = self.url(f"{kind}/{digest}")
         headers, _ = self.upstream.ask("HEAD", self.name, url, _accepting(kind))
@@ -99,8 +99,8 @@ class Repository:
     ) -> RepositorySource:
         """The bytes of `digest`, by GET; `kind` is blobs or manifests.
 
-        `answered` is called, with the media type, when the upstream has said that this repository
-        has it. What is `known` already is not asked for.
+        `answered` is called with the media type when the upstream has confirmed that this
+        repository has it. With `known`, `describe` asks nobody.
         """
         return RepositorySource(self, kind, digest, answered, known)
 
@@ -108,17 +108,17 @@ class Repository:
         """The tags of this repository, or the page of them that `query` means.
 
         Raises:
-            SourceError: the upstream does not give them.
+            SourceError: the upstream refuses, or does not answer.
         """
         return self._listing("tags/list", query, "application/json")
 
     def referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
-        """The index of what refers to `digest`; an empty one if nothing does.
+        """The index of the artifacts that refer to `digest`; an empty one if there are none.
 
-        An upstream that knows no referrers may have them under a tag made of the digest.
+        An upstream without the referrers API may have the index under a tag made of the digest.
 
         Raises:
-            SourceError: the upstream does not give it.
+            SourceError: the upstream refuses, or does not answer.
         """
         fallback = f"manifests/{digest.replace(':', '-')}"
         for part, its_query in ((f"referrers/{digest}", query), (fallback, {})):
@@ -139,16 +139,16 @@ class Repository:
         return Listing(content, headers.get("link"))
 
     def _check_media_type(self, told: str | None) -> None:
-        """A page to log in, with the status 200, is not what a repository has."""
+        """Refuse an HTML page: some servers answer with a login page and the status 200."""
         if told is not None and told.strip().lower().startswith("text/html"):
             reason = "it answers with a page"
             raise SourceError(self.upstream.name, 0, reason, retryable=False, status=404)
 
 
 class RepositorySource:
-    """What has a digest, in one repository; see `Source`. It gets in anew whenever it is opened.
+    """A blob or manifest in one repository; see `Source`. Each opening is authorised anew.
 
-    `was_asked` tells whether it was used at all, `failure` why it was not opened the last time.
+    `was_asked`: whether the upstream was asked at all. `failure`: why the last opening failed.
     """
 
     def __init__(
@@ -164,9 +164,9 @@ class RepositorySource:
         self._digest = digest
         self._answered = answered
         self._known = known
-        self.was_asked = False
+        self.was_asked: bool = False
         self.failure: SourceError | None = None
-        self.name = repository.url(f"{kind}/{digest}")  # the URL, which has nothing to hide
+        self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
 
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"
@@ -174,8 +174,8 @@ class RepositorySource:
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Begin at `offset`; see `Source.open`.
 
-        Whatever `validator` an earlier answer had, the digest tells more: the same bytes may come
-        from another place by now.
+        The `validator` of an earlier answer is ignored: the digest decides, and a redirect may now
+        lead to another server with the same bytes.
         """
         self.was_asked = True
         headers = _accepting(self._kind)
@@ -188,7 +188,7 @@ class RepositorySource:
             feed = self._repository.upstream.authorised(self._repository.name, call)
         except SourceError as error:
             if error.status == 429 and not offset:
-                error.retryable = False  # the client waits for the first byte: let it know
+                error.retryable = False  # the client waits for the first byte: tell it at once
             self.failure = error
             raise
         self.failure = None
@@ -217,7 +217,7 @@ class RepositorySource:
         return SourceError(self.name, 0, reason, retryable=False)
 
     def describe(self) -> Description:
-        """What is known, or a HEAD request tells."""
+        """What is `known`; without it, what a HEAD request tells."""
         if (known := self._known) is not None:
             return Description(known.size, f'"{known.digest}"', known.media_type)
         self.was_asked = True
@@ -236,7 +236,7 @@ def _accepting(kind: str) -> dict[str, str]:
 
 
 def _size(headers: Mapping[str, str]) -> int | None:
-    """Of the whole, of which an answer to a range tells it elsewhere."""
+    """The size of the whole; the answer to a range has it in Content-Range."""
     length = headers.get("content-range", "/" + headers.get("content-length", "")).rpartition("/")[
         2
     ]

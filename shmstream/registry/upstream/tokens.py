@@ -1,14 +1,14 @@
-"""What proves to an upstream who asks: the value of `Authorization` for each of its repositories.
+"""The value of the header `Authorization` for each repository of an upstream.
 
-    ask                      without, the first time
+    ask                      the first time without the header
     401, WWW-Authenticate    the challenge: `Basic`, or `Bearer` with the realm that gives tokens
-    renew                    basic: the credentials themselves; bearer: ask the realm for a token,
-                             good for pulling from this repository, with credentials if there are
-                             any, else as anybody
-    ask again                with it; from then on until it expires everything is asked with it
+    renew                    basic: the credentials themselves; bearer: ask the realm for a token
+                             that allows pulling from this repository, with credentials if there
+                             are any, else anonymously
+    ask again                with the header; so are all further questions, until it expires
 
-A realm is asked only because the upstream itself has named it (`SourceError.challenge`), and over
-https if the upstream is. A token is kept in memory, for a little less time than it is good for.
+A realm is asked only if the upstream itself has named it (`SourceError.challenge`). If the upstream
+speaks https, so must the realm. A token is kept in memory, for a little less than its life.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from shmstream.sources.http_client import (
     parse,
 )
 
-_LIFE = 60.0  # s; of a token whose realm does not say: that is what its specification says
-_MARGIN = 0.1  # of its life before the end of which a token is not used any more
+_LIFE = 60.0  # s; of a token without `expires_in`, as the specification says
+_MARGIN = 0.1  # part of a token's life, at its end, in which it is not used
 _LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_CHALLENGE = 8192  # characters
 _MOST = 10_000  # repositories whose tokens are kept
@@ -47,14 +47,14 @@ _PARAMETER = re.compile(
 
 @dataclass(frozen=True)
 class Challenge:
-    """One way to authenticate: the scheme, and its parameters; both names in lower case."""
+    """One way to authenticate: the scheme and its parameters, with names in lower case."""
 
     scheme: str
     parameters: dict[str, str]
 
 
 def challenges(header: str) -> list[Challenge]:
-    """What a WWW-Authenticate header offers, as far as it can be understood."""
+    """The challenges of a WWW-Authenticate header, up to the first that is not understood."""
     text, position, found = header[:_LONGEST_CHALLENGE], 0, []
     while scheme := _SCHEME.match(text, position):
         position = scheme.end()
@@ -70,7 +70,7 @@ def challenges(header: str) -> list[Challenge]:
 
 @dataclass
 class _Held:
-    """What is held for one repository. Who renews it has the lock; others wait, and then look."""
+    """The authorization for one repository. A thread that renews it holds the lock."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     value: str | None = None
@@ -84,7 +84,7 @@ class Tokens:
     """The authorizations for the repositories of one upstream. Any thread may use it."""
 
     def __init__(self, name: str, scheme: str, find: Callable[[], Credential | None]) -> None:
-        """`scheme` is the upstream's, http or https; `find` looks its credential up."""
+        """`scheme` of the upstream: http or https; `find` looks up its credential."""
         self._name = name
         self._scheme = scheme
         self._find = find
@@ -95,30 +95,32 @@ class Tokens:
     def _of(self, repository: str) -> _Held:
         with self._lock:
             held = self._held.pop(repository, None) or _Held()
-            self._held[repository] = held  # now the last to go
+            self._held[repository] = held  # at the end: the most recently used
             while len(self._held) > _MOST:
                 del self._held[next(iter(self._held))]
             return held
 
     def current(self, repository: str) -> str | None:
-        """The authorization to ask with; None while none is known to be needed.
+        """The authorization for the next question; None while the upstream has asked for none.
 
-        Where a token will be needed, as it was before, one is got at once. Blocks for that.
+        If an earlier question needed a token, a missing token is fetched at once. Blocks for that.
         """
         held, usual = self._of(repository), self._usual
         if (value := held.current()) is not None or usual is None:
             return value
         try:
             return self._renewed(held, repository, usual)
-        except SourceError:  # it may be another realm by now: the upstream will say which
+        except SourceError:  # the upstream may have another realm by now, and will name it
             self._usual = None
             return None
 
     def renew(self, repository: str, header: str, refused: str | None) -> str | None:
-        """Another authorization than that which was `refused`, with a challenge; None without any.
+        """A new authorization after a refusal with the challenges in `header`; None if none helps.
+
+        `refused` is the authorization that was refused.
 
         Raises:
-            SourceError: the realm cannot be asked, or gives none.
+            SourceError: the realm cannot be asked, or gives no token.
         """
         offered = {each.scheme: each for each in reversed(challenges(header))}
         chosen = offered.get("bearer") or offered.get("basic")
@@ -137,7 +139,7 @@ class Tokens:
         with held.lock:
             current = held.current()
             if current is not None and current != refused:
-                return current  # somebody was faster
+                return current  # another thread has renewed it
             try:
                 credential = self._find()
             except CredentialsError as error:
@@ -162,7 +164,7 @@ class Tokens:
     def _token(
         self, repository: str, challenge: Challenge, credential: Credential | None
     ) -> tuple[str, float]:
-        """A token for pulling, and the seconds that it is good for."""
+        """A token for pulling, and its life in seconds."""
         realm = challenge.parameters.get("realm", "")
         try:
             url = parse(realm)._replace(auth=None, fragment=None)

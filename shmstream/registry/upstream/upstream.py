@@ -1,10 +1,10 @@
-"""A registry that is asked for what is not here.
+"""`Upstream`: a registry that is asked for what is not here.
 
-    authorised   ask with what proves who we are, and once more if the answer is that it does not
+    authorised   ask with an authorization, and once more if the upstream wants another one
     ask          a short answer, read as a whole
 
-All of it blocks. What an upstream refuses is a `SourceError` with its `status`; what it does not
-answer is one without.
+Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
+answer, the error has none.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from shmstream.sources.http_client import Client, Reply, discard, parse
 
 T = TypeVar("T")
 
-_PATIENCE = (5.0, 20.0)  # s; to connect, and to answer a question that is no download
+_PATIENCE = (5.0, 20.0)  # s; to connect, and to answer a question (not a download)
 _AGENT = {"user-agent": "shmstream"}
-_HUB = "registry-1.docker.io"  # where the API of Docker Hub is
+_HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
 
 NO_SUCH_METHOD = (405, 501)
-"""Statuses of those who do not know what was asked for."""
+"""Statuses of a server that does not know the method."""
 
 
 class Upstream:
@@ -36,8 +36,8 @@ class Upstream:
 
     Args:
         url: http or https, perhaps with a path before `/v2/`.
-        namespace: what clients call it; None for the one that is meant where they do not say.
-        config: the path of a Docker config.json, for credentials.
+        namespace: the name that clients use; None for the upstream of requests without one.
+        config: the path of a Docker config.json with credentials.
     """
 
     def __init__(self, url: str, namespace: str | None = None, config: str | None = None) -> None:
@@ -48,14 +48,14 @@ class Upstream:
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
         self._base = parts._replace(path=(parts.path or "").rstrip("/"))
-        self.name = self._base.url
-        self.host = parts.netloc or ""
+        self.name: str = self._base.url
+        self.host: str = parts.netloc or ""
         self.namespace = namespace
-        self.is_hub = is_hub(self.host) or (namespace is not None and is_hub(namespace))
+        self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
         self._client = Client(self.name, _PATIENCE)
-        self.reach = Reach(self.name)
+        self.reach: Reach = Reach(self.name)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
@@ -64,19 +64,19 @@ class Upstream:
         return find(self.host, self.namespace, self._config, os.environ)
 
     def full_name(self, name: str) -> str:
-        """Its own name for the repository that a client means by `name`."""
+        """The upstream's own name for the repository that a client calls `name`."""
         return f"library/{name}" if self.is_hub and "/" not in name else name
 
     def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
-        """Of a part of its API."""
+        """The URL of a part of its API."""
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
 
     def authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
-        """What `call` gives when it is called with the headers that are needed to be let in.
+        """What `call` returns for the headers with the authorization for `repository`.
 
-        It is called again with others if the upstream wants others, for example because a token
-        has expired.
+        It is called once more with new headers if the upstream wants a new authorization, for
+        example because a token has expired.
         """
         began = time.monotonic()
         try:
@@ -102,10 +102,10 @@ class Upstream:
     def ask(
         self, method: str, repository: str, url: str, headers: Mapping[str, str], limit: int = 0
     ) -> tuple[Mapping[str, str], bytes]:
-        """The headers and at most `limit` bytes of an answer that is what was asked for.
+        """The headers, and at most `limit` bytes of the body, of a good answer (200 or 206).
 
         Raises:
-            SourceError: there is none.
+            SourceError: the upstream refuses, or does not answer.
         """
 
         def call(authorization: dict[str, str]) -> tuple[Mapping[str, str], bytes]:
@@ -128,9 +128,9 @@ class Upstream:
 
 
 def _wants_get(reply: Reply) -> bool:
-    """Whether a HEAD request was refused for what it is.
+    """Whether a HEAD request was refused because it is no GET.
 
-    The place that a registry redirects to may know only the very request it is meant for.
+    A server that a registry redirects to may allow only the one request that the URL was made for.
     """
     status = reply.response.status
     return status in NO_SUCH_METHOD or (not reply.is_home and status in (400, 403))

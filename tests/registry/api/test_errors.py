@@ -55,7 +55,7 @@ ERRORS: list[tuple[ShmstreamError, int, Code]] = [
 
 
 def test_what_errors_become() -> None:
-    """Also when another process tells: pickled, or as the text in the control block."""
+    """Also after the error came from another process: pickled, or as text in a control block."""
     for error, status, code in ERRORS:
         copied = because(pickle.loads(pickle.dumps(error)), Code.BLOB_UNKNOWN)
         assert (copied.status, copied.code) == (status, code)

@@ -1,4 +1,4 @@
-"""Which request asks for what, and which requests never get any further."""
+"""What each request asks for, and which requests are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client accepts, as part of the key under which a tag is noted."""
+"""The media types that a client accepts: they are part of the key of a tag's note."""
 
 from __future__ import annotations
 

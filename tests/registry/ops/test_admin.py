@@ -98,7 +98,7 @@ def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:
     viewers = [Events(serving) for _ in range(64)]
     assert serving.ask("/events").status == 503
     seen: list[set[float]] = [set() for _ in viewers]
-    while not set.intersection(*seen):  # until there is one that all of them got
+    while not set.intersection(*seen):  # until all viewers have got the same snapshot
         for viewer, times in zip(viewers, seen, strict=True):
             times.add(viewer.next()["time"])
             assert len(times) < 20

@@ -1,4 +1,4 @@
-"""Metrics of all workers, whichever of them is asked."""
+"""Any worker tells the metrics of all workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The status page in a real browser: it lives, fits a phone, and takes nobody's text for markup."""
+"""The status page in a real browser: it updates, fits a phone, and takes no text for markup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = '<img src=x onerror="window.harmed=1"><script>window.harmed=1</script>
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    """A headless Chromium with nothing in it."""
+    """A headless Chromium with an empty profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = program("chromium", "chromium")
     for flag in (
@@ -57,7 +57,7 @@ class Page:
         return str(self.run(f"document.getElementById('{id_}').innerText"))
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
-        """As on a device of that size."""
+        """Show the page as on a device of that size."""
         size = {"width": width, "height": height}
         device = {**size, "deviceScaleFactor": 2, "mobile": width < 500}
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -71,7 +71,7 @@ class Page:
         return list(self.run(f"{bars}.map(bar => ({fill}) / bar.getBoundingClientRect().width)"))
 
     def sticks_out(self) -> list[str]:
-        """What is wider than the window, or cut off."""
+        """The elements that are wider than the window, or cut off."""
         return list(
             self.run(
                 "[...document.querySelectorAll('body *')].filter(each => {"
@@ -84,13 +84,13 @@ class Page:
         )
 
     def keep(self, name: str) -> None:
-        """For people who want to look at it."""
+        """Save a picture, for people who want to look at it."""
         if folder := os.environ.get("SHMSTREAM_SCREENSHOTS"):
             self.browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
 def begin(serving: Serving, origin: Origin, seed: int, **behaviour: Any) -> Any:
-    """A client of a blob that is coming."""
+    """A client of a blob in flight."""
     path = f"/v2/team/app/blobs/{digest(seed, SIZE)}"
     origin.serve(path, seed=seed, size=SIZE, **behaviour)
     return serving.open(path)
@@ -129,12 +129,12 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     assert page.text("recent").startswith("team/app")
     wait_until(lambda: page.text("flights").count("team/app") == 2)
 
-    # Nobody's text is markup.
+    # No text becomes markup.
     assert "<img src=x" in page.text("flights")
     assert page.run("window.harmed === undefined")
     assert page.run("document.querySelectorAll('img, main script').length") == 0
 
-    # Good on every screen.
+    # It fits every screen.
     for name, width, height, dark in [
         ("desktop", 1280, 900, False),
         ("desktop-dark", 1280, 900, True),
@@ -147,7 +147,7 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
         assert page.sticks_out() == [], name
         assert page.run("document.documentElement.scrollWidth") <= width
 
-    # What a screen reader is told.
+    # What a screen reader gets.
     assert page.run("document.querySelector('[role=progressbar]').getAttribute('aria-valuenow')")
     assert page.run("document.documentElement.lang") == "en"
 
@@ -159,7 +159,7 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     wait_until(lambda: store.flights() == [])
     wait_until(lambda: page.text("flights") == "Nothing is being pulled right now.")
 
-    # It comes again by itself.
+    # It connects again by itself.
     first = page.run("seen.length")
     assert first > 2
     for worker in serving.workers():

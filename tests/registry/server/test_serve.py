@@ -26,7 +26,7 @@ STARTS = "shmstream_worker_starts_total"
 
 
 def both_run(serving: Serving, starts: int = 2) -> bool:
-    """Whether there are two workers, and as many as that have been up so far."""
+    """Whether two workers run, and `starts` workers have begun to serve so far."""
     return len(serving.workers()) == 2 and serving.metric(STARTS) == starts
 
 
@@ -43,9 +43,9 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
         os.kill(worker, signal.SIGKILL)
     wait_until(lambda: both_run(serving, starts=4))
     assert not first & set(serving.workers())
-    assert serving.log.count("died by SIGKILL; another one takes its place") == 2
+    assert serving.log.count("died by SIGKILL; another one replaces it") == 2
     assert serving.metric("shmstream_requests_total", route="health") == 20
-    assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each place"
+    assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each worker's number"
 
 
 def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
@@ -61,14 +61,14 @@ def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
 def test_workers_that_die_at_once_are_not_started_in_a_hurry(serve: Serve) -> None:
     serving = serve("--workers", "1")
     wait_until(lambda: serving.metric(STARTS) == 1)
-    fault = serving.folder / "sitecustomize.py"  # which every interpreter runs as it begins
+    fault = serving.folder / "sitecustomize.py"  # every interpreter runs it at its start
     fault.write_text(
         "import os, sys\nif 'shmstream.registry.server.worker' in sys.orig_argv: os._exit(7)"
     )
     os.kill(serving.workers()[0], signal.SIGKILL)
     wait_until(lambda: serving.log.count("died with exit code 7") == 3)
     fault.unlink()
-    wait_until(lambda: serving.ask("/healthz").status == 200)  # who asks waits
+    wait_until(lambda: serving.ask("/healthz").status == 200)  # the request waits for the worker
     assert serving.log.count("died with exit code 7") <= 4
 
 
@@ -85,9 +85,19 @@ def test_every_worker_has_its_share(serve: Serve) -> None:
 
 
 def established(worker: int) -> int:
-    """How many connections it has."""
+    """How many connections a worker has."""
     found = psutil.Process(worker).net_connections("tcp")
     return sum(each.status == psutil.CONN_ESTABLISHED for each in found)
+
+
+def test_workers_have_room_for_descriptors_before_their_first_client(serve: Serve) -> None:
+    serving = serve()
+    wait_until(lambda: both_run(serving))
+    for worker in serving.workers():
+        soft, _ = psutil.Process(worker).rlimit(psutil.RLIMIT_NOFILE)
+        status = Path(f"/proc/{worker}/status").read_text()
+        [places] = re.findall(r"FDSize:\s*(\d+)", status)
+        assert int(places) >= min(soft, 4096)
 
 
 def test_descriptors_are_as_many_as_allowed_and_without_it_waits(serve: Serve) -> None:
@@ -207,7 +217,7 @@ def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
 
 
 def refused(running: subprocess.Popen[str]) -> tuple[int, str]:
-    """Exit code, and what it told."""
+    """Exit code and error output."""
     out, errors = running.communicate(timeout=PATIENCE)
     assert out == ""
     assert "Traceback" not in errors

@@ -82,7 +82,7 @@ esac
 
 @pytest.fixture
 def helper(tmp_path: Path) -> dict[str, str]:
-    """The environment in which there is a docker-credential-test."""
+    """An environment with the program docker-credential-test."""
     program = tmp_path / "docker-credential-test"
     program.write_text(HELPER)
     program.chmod(0o755)

@@ -14,6 +14,9 @@ from shmstream.errors import (
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
 from shmstream.registry.upstream.tokens import Challenge, Tokens, challenges
 
+BASIC = "Basic " + base64.b64encode(b"me:one").decode()
+TOKEN = "Bearer t0ken"
+
 CHALLENGES = [
         ('Bearer realm="https://a/token",service="s",scope="repository:x:pull,push"',
          [Challenge("bearer", {"realm": "https://a/token", "service": "s",
@@ -37,7 +40,47 @@ def test_challenges() -> None:
 @example("a=" * 10_000)
 @example('B a="' + "\\" * 20_000)
 def test_whatever_a_challenge_is(header: str) -> None:
-    challenges(header)
+    """It is understood, or not, and nothing else happens: no realm that it names is asked."""
+    for each in challenges(header):
+        assert each.scheme == each.scheme.lower()
+        assert all(name == name.lower() for name in each.parameters)
+    password, token = Credential("me", "one"), Credential("", "t0ken", Means.TOKEN)
+    for credential, known in ((None, {None}), (password, {None, BASIC}), (token, {None, TOKEN})):
+        try:
+            value = _holding(credential).renew("a", header, None)
+        except SourceError as error:
+            is_final = not error.retryable
+        else:
+            is_final = value in known
+        assert is_final, (credential, header)
+
+
+def _holding(credential: Credential | None) -> Tokens:
+    return Tokens("upstream", "https", lambda: credential)
+
+
+NAMES = some.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
+VALUES = some.text(some.characters(codec="latin-1", exclude_characters="\r\n\0"), max_size=20)
+
+
+@given(
+    some.lists(
+        some.builds(Challenge, some.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True),
+                    some.dictionaries(NAMES, VALUES, max_size=4)),
+        max_size=4,
+    )
+)  # fmt: skip
+def test_every_good_challenge_is_understood(offered: list[Challenge]) -> None:
+    told = [
+        f"{each.scheme.title()} "
+        + ", ".join(f'{name}="{_quoted(value)}"' for name, value in each.parameters.items())
+        for each in offered
+    ]
+    assert challenges(", ".join(told)) == offered
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def test_basic_authentication_is_looked_up_when_it_is_refused() -> None:

@@ -1,0 +1,215 @@
+"""An HTTP source: a feed gives the blob's bytes, whatever the origin answers, or says why not."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from shmstream.errors import SourceError
+from shmstream.sources.http import HTTPSource
+from tests.support.feeds import (
+    BLOB,
+    OTHER,
+    SIZE,
+    everything,
+    fails_to_open,
+    fails_to_read,
+    given,
+    read,
+)
+from tests.support.nginx import Nginx
+from tests.support.origin import Origin
+from tests.support.roles import content
+
+OLD = "Mon, 02 Jan 2023 03:04:05 GMT"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_the_whole_blob(origin: Origin, framing: str) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, framing=framing, media_type="image/png")
+    feed = HTTPSource(url).open()
+    assert feed.offset == 0
+    assert feed.size == (SIZE if framing == "length" else None)
+    assert feed.validator == '"1-300000"'
+    assert feed.media_type == "image/png"
+    assert everything(feed) == BLOB
+    (request,) = origin.requests()
+    assert request.headers["accept-encoding"] == "identity"
+    assert request.range is None
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_resuming(origin: Origin, framing: str) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, framing=framing))
+    feed = source.open(1000, '"1-300000"')
+    assert (feed.offset, feed.size, feed.validator) == (1000, SIZE, '"1-300000"')
+    assert everything(feed) == BLOB[1000:]
+    (request,) = origin.wait("/blob", lambda requests: requests[0].over)
+    assert (request.status, request.sent) == (206, SIZE - 1000)
+    assert request.range == "bytes=1000-"
+    assert request.headers["if-range"] == '"1-300000"'
+
+
+def test_resuming_without_a_validator_asks_for_the_range_alone(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, etag=None))
+    with source.open() as feed:
+        assert feed.validator is None
+    assert read(source, 5) == BLOB[5:]
+    assert "if-range" not in origin.requests()[-1].headers
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_the_validator_is_a_date_where_there_is_no_strong_tag(
+    origin: Origin, etag: str | None
+) -> None:
+    source = HTTPSource(
+        origin.serve("/blob", seed=1, size=SIZE, etag=etag, last_modified=OLD, media_type=None)
+    )
+    with source.open() as feed:
+        assert feed.validator == OLD
+        assert feed.media_type is None
+    assert read(source, 7, OLD) == BLOB[7:]
+    assert origin.requests()[-1].headers["if-range"] == OLD
+
+
+def test_a_date_of_this_very_second_is_no_validator(origin: Origin) -> None:
+    later = "Fri, 01 Jan 2100 00:00:00 GMT"
+    source = HTTPSource(origin.serve("/blob", size=10, etag=None, last_modified=later))
+    with source.open() as feed:
+        assert feed.validator is None
+
+
+def test_other_content_by_now_begins_at_0(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE))
+    origin.change("/blob", first=1, seed=2)
+    with source.open() as first:
+        before = first.validator
+    feed = source.open(1000, before)
+    assert feed.offset == 0
+    assert feed.validator != before
+    assert everything(feed) == OTHER
+    assert [request.status for request in origin.requests()] == [200, 200]
+
+
+@pytest.mark.parametrize("tagged", [True, False])
+def test_other_content_by_now_from_an_origin_that_ignores_if_range(
+    origin: Origin, tagged: bool
+) -> None:
+    facts = {} if tagged else {"etag": None, "last_modified": OLD}
+    source = HTTPSource(origin.serve("/blob", seed=2, size=SIZE, if_range=False, **facts))
+    other = '"1-300000"' if tagged else "Sun, 01 Jan 2023 03:04:05 GMT"
+    feed = source.open(1000, other)
+    assert feed.offset == 0
+    assert everything(feed) == OTHER
+    assert [request.status for request in origin.requests()] == [206, 200]
+
+
+@pytest.mark.parametrize("validator", ["1700000000-300000-12", "a\r\nX: b", '"\r\n', ""])
+def test_a_validator_of_another_source_begins_at_0(origin: Origin, validator: str) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE))
+    assert read(source, 1000, validator) == BLOB
+    assert origin.requests()[0].range is None
+
+
+def test_a_part_of_nobody_knows_what_begins_at_0(origin: Origin) -> None:
+    """A server that knows ranges, not If-Range, and does not say whose bytes they are."""
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, last_modified=OLD))
+    origin.change("/blob", etag=None, if_range=False)
+    with source.open(1000, '"1-300000"') as feed:
+        assert feed.offset == 0
+
+
+def test_an_origin_without_ranges_begins_at_0(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, ranges=False))
+    feed = source.open(1000, '"1-300000"')
+    assert (feed.offset, feed.size) == (0, SIZE)
+    assert everything(feed) == BLOB
+
+
+def test_nothing_left_is_an_empty_feed(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE))
+    feed = source.open(SIZE, '"1-300000"')
+    assert (feed.offset, feed.size, feed.validator) == (SIZE, SIZE, '"1-300000"')
+    assert everything(feed) == b""
+    assert origin.requests()[0].status == 416
+
+
+def test_an_offset_behind_the_end_begins_at_0(origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE))
+    feed = source.open(SIZE + 1)
+    assert feed.offset == 0
+    assert everything(feed) == BLOB
+
+
+@pytest.mark.parametrize(
+    "told", ["bytes 0-299999/300000", "bytes 999-299999/300000", "bytes 1000-299999/*", "1000"]
+)
+def test_a_range_that_was_not_asked_for(origin: Origin, told: str) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, content_range=told))
+    error = fails_to_open(source, 1000)
+    assert not error.retryable
+    assert told in error.reason
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_a_part_of_the_range_is_not_the_end_of_the_blob(origin: Origin, framing: str) -> None:
+    told = "bytes 1000-1999/300000"
+    source = HTTPSource(
+        origin.serve("/blob", seed=1, size=2000, framing=framing, content_range=told)
+    )
+    got, error = fails_to_read(source.open(1000))
+    assert got == content(1, 2000)[1000:]
+    assert error.retryable
+
+
+def test_more_than_the_range(origin: Origin) -> None:
+    told = "bytes 1000-1999/2000"
+    source = HTTPSource(
+        origin.serve("/blob", seed=1, size=SIZE, framing="chunked", content_range=told)
+    )
+    with source.open(1000) as feed, pytest.raises(SourceError, match="more than its 2000"):
+        for _ in given(feed):
+            pass
+
+
+def test_a_length_that_is_too_long(origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, content_length="300001", close_after=SIZE)
+    got, error = fails_to_read(HTTPSource(url).open())
+    assert got == BLOB
+    assert error.retryable
+
+
+@pytest.mark.parametrize("length", ["many", "-1", "300000, 300000", "1e3"])
+def test_a_length_that_is_none(origin: Origin, length: str) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, content_length=length)
+    assert not fails_to_open(HTTPSource(url)).retryable
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Content-Encoding": "gzip"}, {"Transfer-Encoding": "gzip, chunked"}]
+)
+def test_an_encoded_body_is_refused(origin: Origin, headers: dict[str, str]) -> None:
+    error = fails_to_open(HTTPSource(origin.serve("/blob", size=10, headers=headers)))
+    assert not error.retryable
+    assert "gzip" in error.reason
+
+
+def test_nginx(nginx: Nginx) -> None:
+    (nginx.folder / "blob").write_bytes(BLOB)
+    os.utime(nginx.folder / "blob", (1e9, 1e9))
+    source = HTTPSource(nginx.url("blob"))
+    first = source.open()
+    assert (first.size, first.media_type) == (SIZE, "application/octet-stream")
+    assert everything(first) == BLOB
+    assert read(source, 123, first.validator) == BLOB[123:]
+    assert read(source, SIZE, first.validator) == b""
+    (nginx.folder / "blob").write_bytes(OTHER)
+    assert read(source, 123, first.validator) == OTHER
+    assert not fails_to_open(HTTPSource(nginx.url("nothing"))).retryable
+    served = nginx.wait(5)
+    assert [each.status for each in served] == [200, 206, 416, 200, 404]
+    assert served[1].range == "bytes=123-"
+    assert served[1].if_range == first.validator
+    assert served[1].bytes == SIZE - 123
+    assert len({each.connection for each in served}) == 1
