@@ -168,10 +168,10 @@ class Client:
     def explain(self, error: Exception, offset: int) -> SourceError:
         """The error for what urllib3 and the network raise."""
         cause, kind = _root(error), FailureKind.BROKEN
-        if isinstance(error, exceptions.ConnectTimeoutError):
-            kind = FailureKind.CONNECT_TIMEOUT
-        elif isinstance(error, exceptions.NewConnectionError):
+        if isinstance(error, exceptions.NewConnectionError):  # for urllib3, also a timeout
             kind = FailureKind.UNREACHABLE
+        elif isinstance(error, exceptions.ConnectTimeoutError):
+            kind = FailureKind.CONNECT_TIMEOUT
         elif isinstance(cause, TimeoutError):
             kind = FailureKind.TIMEOUT
         if isinstance(cause, TimeoutError):
