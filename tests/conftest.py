@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import isolation
 from tests.support.interpreters import Interpreter
@@ -29,6 +30,9 @@ pytest_plugins = [
 def pytest_configure() -> None:
     isolation.heed_signals()
     isolation.take_own_shared_memory()
+    # An example that takes long proves only that the machine is busy.
+    settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("steady")
 
 
 def pytest_xdist_auto_num_workers() -> int:
