@@ -18,8 +18,10 @@ than the bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from functools import cache
@@ -28,6 +30,7 @@ from pathlib import Path
 from shmstream.sources.base import Description
 
 _STEP = 1 << 20  # bytes
+_CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
 
 
 class Journal:
@@ -47,9 +50,8 @@ class Journal:
 
     def _read(self) -> None:
         try:
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
-                text = file.read()
+            with io.FileIO(self.path, opener=_open_to_read) as file:
+                text = file.read().decode("utf-8", "replace")
         except FileNotFoundError:
             self.exists = False
             return
@@ -159,11 +161,15 @@ def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:
     """The checkpoints in `lines`, up to the first line that is none or does not ascend."""
     last = 0
     for line in lines:
-        offset, _, digest = line.partition(" ")
-        if not offset.isdecimal() or int(offset) <= last:
+        found = _CHECKPOINT.fullmatch(line)
+        if found is None or int(found[1]) <= last:
             return
-        last = int(offset)
-        yield last, digest
+        last = int(found[1])
+        yield last, found[2]
+
+
+def _open_to_read(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 @cache

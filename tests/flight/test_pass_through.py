@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Iterator[str]:
     if (mounted / "filling").exists():
         (mounted / "filling").unlink()
     store = Store(mounted / "store")
-    wait_until(lambda: not store.flights(), patience=5)
+    wait_until(lambda: not store.flights())
     store.gc(partial_age=0)
     assert store.check() == []
     close_pools()

@@ -33,7 +33,7 @@ Start = Callable[..., Interpreter]
 
 
 def forge(name: str, size: int, change: Callable[[Block], None] | None = None) -> Path:
-    """A segment that no writer made: a valid block, then changed."""
+    """A segment that no writer made: a valid block, with changes."""
     path = Path(segment.path_of(name))
     path.touch(0o600)
     with path.open("r+b") as file:
@@ -223,7 +223,7 @@ def test_a_partial_file_that_is_replaced(how: str, blob: str) -> None:
 
 
 def test_a_doorbell_that_is_removed(start: Start, blob: str) -> None:
-    """The reader arrives all the same (I4)."""
+    """The reader reads everything all the same (I4)."""
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         reader = start(roles.read, streamer.name, {})
         assert [reader.hear(), reader.hear()] == ["starting", "attached"]
@@ -269,7 +269,7 @@ def test_a_doorbell_posted_to_its_limit(blob: str) -> None:
 
 
 def test_a_segment_removed_underneath(start: Start, blob: str) -> None:
-    """Somebody empties /dev/shm: those who are attached finish."""
+    """Another program empties /dev/shm: the readers that are attached read everything."""
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         reader = start(roles.read, streamer.name, {})
         assert [reader.hear(), reader.hear()] == ["starting", "attached"]

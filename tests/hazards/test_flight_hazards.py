@@ -1,4 +1,4 @@
-"""The narrow places of a flight, each forced: what once went wrong must not again."""
+"""The narrow places of a flight, each forced: nothing that once went wrong goes wrong again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -63,7 +62,7 @@ def read_in_a_loop(store: Store, key: str, source: str) -> bytes:
 
 
 class Ranged:
-    """A source as good as any: ranges, a validator; it breaks for good at `stop`."""
+    """A source with ranges and a validator that breaks at `stop`, and cannot be tried again."""
 
     def __init__(self, data: bytes, validator: str | None, stop: int | None = None) -> None:
         self.name = f"source of {validator}"
@@ -111,7 +110,7 @@ def test_a_slow_reader_of_an_aborted_flight_reads_no_other_content(store: Store)
 def test_the_journal_vouches_only_for_what_is_left(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed right after the new journal was begun: the file behind it has no old bytes."""
+    """A leader is killed right after it began a new journal: the file has no old bytes then."""
     before, after = content(1, 3 * MIB), content(2, 3 * MIB)
     give_up(store, "a name", Ranged(before, "v1", stop=2 * MIB))
     child = os.fork()
@@ -170,7 +169,7 @@ def left_of(store: Store) -> list[str]:
 def test_a_small_blob_is_asked_for_anew(
     size: int, kept: int, left: list[str], store: Store
 ) -> None:
-    """It has no journal, and so its flight leaves nothing to go on with."""
+    """Such a blob has no journal, so its flight leaves nothing that can be resumed."""
     key, data = digest(1, size), content(1, size)
     give_up(store, key, Ranged(data, "v", stop=size - 1 if size <= 65536 else 65536))
     assert left_of(store) == left
@@ -208,7 +207,7 @@ def test_what_an_earlier_version_kept_of_a_small_blob(store: Store) -> None:
 
 
 def test_a_journal_of_other_content_vouches_for_no_small_blob(store: Store) -> None:
-    """Killed while a small blob arrives: the journal of what was there before is gone, too."""
+    """A leader is killed while a small blob arrives: the old journal is gone by then."""
     key, data = digest(1, 60_000), content(1, 60_000)
     place = store._layout.place(key)
     Journal(place.journal, "sha256").begin(Description(70_000, "old"))
@@ -230,7 +229,7 @@ def test_a_journal_of_other_content_vouches_for_no_small_blob(store: Store) -> N
 
 
 def test_a_part_without_validator_is_not_believed(store: Store, origin: Origin) -> None:
-    """The second server knows ranges, not If-Range, says no ETag, and has another file."""
+    """The second server has another file. It knows ranges, but no If-Range, and has no ETag."""
     first = origin.serve("/first", seed=1, size=MIB)
     origin.change("/first", first=0, count=1, close_after=MIB // 2)
     origin.change("/first", first=1, status=503)
@@ -274,14 +273,14 @@ def test_the_space_stays_reserved_and_is_given_back(store: Store, origin: Origin
 
 
 def test_published_never_decreases_after_a_takeover(tmp_path: Path) -> None:
-    """With a digest and without a size, a successor alone would withhold one chunk more (I1)."""
+    """With a digest and no size, a successor by itself would withhold one more chunk (I1)."""
     data = content(1, MIB)
     path = str(tmp_path / "blob")
     key = f"sha256:{sha256(data)}"
     first = ResumableStreamer.create(path, name="handed-over", digest=key, publish_interval=0)
     with Stream.attach("handed-over", timeout=0) as watching:
         slot = watching.block.slot(0)
-        assert watching.lock.try_acquire(slot.span)  # a reader, for whom it is handed over
+        assert watching.lock.try_acquire(slot.span)  # as a reader, so that the writer hands over
         first.append(data)
         published = first.published
         first.close()
@@ -310,7 +309,7 @@ def test_the_blob_just_brought_is_not_evicted(folder: str, origin: Origin) -> No
 def test_a_succession_that_cannot_be_does_not_spin(
     start: Start, store: Store, folder: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reaper was stopped while it held its lock."""
+    """A reaper has stopped while it holds the writer's lock."""
     url = origin.serve("/blob", seed=1, size=2 * MIB)
     origin.change("/blob", count=1, stall_after=MIB)
     leader = start(flights.take, folder, {})
@@ -331,23 +330,21 @@ def test_a_succession_that_cannot_be_does_not_spin(
         blob.read(flight.published)
         reaper = KernelLock(segment.path_of(flight.stream))
         leader.kill()
-        assert_soon(lambda: reaper.try_acquire((0, 1)))
+        wait_until(lambda: reaper.try_acquire((0, 1)))
         with pytest.raises(WriterStalled):
             blob.read(1)
         assert len(joins) < 30
         reaper.close()
+        with store.open(digest(1, 2 * MIB), url) as patient:  # the takeover may take its time
+            assert sha256(patient.read()) == sha256(content(1, 2 * MIB))
         blob.seek(0)
         assert sha256(blob.read()) == sha256(content(1, 2 * MIB))
-
-
-def assert_soon(condition: Callable[[], bool]) -> None:
-    wait_until(condition, patience=5)
 
 
 def test_who_has_no_source_finds_what_has_just_come(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """We look in the store; a whole flight lands; we find no flight, and look again."""
+    """The reader looks in the store; a whole flight lands; it finds no flight, and looks again."""
     follow = Flight._follow
 
     def follow_later(self: Flight, patience: float) -> Any:
@@ -365,7 +362,7 @@ def test_who_has_no_source_finds_what_has_just_come(
 def test_killed_between_the_rename_and_the_end(
     start: Start, store: Store, folder: str, origin: Origin
 ) -> None:
-    """A reader of a blob without digest or validator goes on in the very same file."""
+    """A reader of a blob without digest or validator goes on in the same file only."""
     url = origin.serve("/blob", seed=1, size=MIB, etag=None, rate=4 * MIB)
     doomed = start(flights.take, folder, {}, "after the rename")
     doomed.hear()
@@ -401,13 +398,13 @@ def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
 
     def silent() -> Iterator[bytes]:
         yield b"x" * 100
-        released.wait(30)
+        released.wait()
         yield b"y"
 
     with store.open("key", silent(), linger=False) as blob:
         assert blob.read(100) == b"x" * 100
     try:
-        wait_until(lambda: store.flights() == [], patience=10)
+        wait_until(lambda: store.flights() == [])
     finally:
         released.set()
 
@@ -415,17 +412,17 @@ def test_a_silent_source_does_not_keep_a_lonely_flight(store: Store) -> None:
 def test_what_came_before_a_source_broke_does_not_wait_for_the_next_try(
     folder: str, origin: Origin
 ) -> None:
-    """Who has the kernel move bytes comes back in time to publish them; now he does not."""
-    patient = Retries(first_pause=PATIENCE, longest_pause=PATIENCE)
+    """A leader whose bytes the kernel moves must publish them before it pauses."""
+    patient = Retries(first_pause=30, longest_pause=30)
     store = Store(folder, retries=patient, publish_interval=0.5)
     url = origin.serve("/blob", seed=1, size=MIB, rate=2 * MIB, close_after=200_000)
-    with store.open("key", url, stall_timeout=5, linger=False) as blob:
+    with store.open("key", url, stall_timeout=20, linger=False) as blob:
         assert sha256(blob.read(200_000)) == sha256(content(1, 200_000))
     wait_until(lambda: store.flights() == [])
 
 
 def test_a_leader_that_hands_over_has_not_failed(folder: str, origin: Origin) -> None:
-    """Though the only try that its source has ends with it."""
+    """The end of the process ends the only try that the source has, but that is no failure."""
     told: list[Event] = []
     store = Store(folder, retries=Retries(attempts=1), on_event=told.append)
     url = origin.serve("/blob", seed=1, size=MIB, stall_after=1000)
@@ -436,7 +433,7 @@ def test_a_leader_that_hands_over_has_not_failed(folder: str, origin: Origin) ->
 
 
 def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) -> None:
-    """Whoever ends it finds no feed to close."""
+    """The source has not answered yet, so there is no feed to close."""
     told: list[Event] = []
     store = make_store(folder, {"on_event": told.append})
     asked, answers, closed = threading.Event(), threading.Event(), threading.Event()
@@ -465,12 +462,12 @@ def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) 
         assert asked.wait(PATIENCE)
     wait_until(lambda: store.flights() == [])
     answers.set()
-    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER, patience=5)
+    wait_until(lambda: told[-1].kind == EventKind.HANDED_OVER)
     assert closed.is_set()
 
 
 def test_exiting_while_standard_input_is_read(folder: str) -> None:
-    """The interpreter would find it locked by the leader's thread, and abort."""
+    """Else the interpreter finds standard input locked by the leader's thread, and aborts."""
     program = (
         "import sys; from shmstream import Store\n"
         "blob = Store(sys.argv[1]).open('key', sys.stdin.buffer)\n"
@@ -495,10 +492,8 @@ def test_exiting_waits_for_no_silent_source(start: Start, folder: str, origin: O
     origin.change("/blob", stall_after=1000)
     leader = start(flights.lead_many, folder, url, 8)
     assert leader.hear() == "leads"
-    began = time.monotonic()
     leader.say("exit")
-    leader.finish()
-    assert time.monotonic() - began < 5
+    leader.finish()  # though the source says nothing until the test ends
 
 
 def test_many_tries_do_not_overflow(folder: str) -> None:
@@ -528,7 +523,7 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
     opens: Callable[[Store, str, str], bytes],
     is_followed: bool,
 ) -> None:
-    """We look for a flight: none. One begins, publishes a little, is orphaned; then we claim."""
+    """A reader finds no flight; one begins, publishes, and is orphaned; then the reader claims."""
     key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
     leader = start(flights.take, folder, {}, "before the journal")  # by then it has published
     follower = start(flights.take, folder, {})
@@ -544,7 +539,7 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
         [flight] = store.flights()
         published.append(flight.published)
         if is_followed:
-            follower.say([key, None, 0])  # it waits a second for somebody who has a source
+            follower.say([key, None, 0])  # it waits a second for a process that has a source
             wait_until(lambda: store.flights()[0].followers != ())
         return begin(self)
 
@@ -581,10 +576,10 @@ Store(sys.argv[1]).fetch(sys.argv[2], sys.argv[3])
 def test_a_leader_killed_while_it_resumes_loses_nothing(
     start: Start, store: Store, origin: Origin, moment: str
 ) -> None:
-    """Around storing STREAMING: the bytes that were kept are published by then."""
+    """Around the store of STREAMING: the kept bytes must be published by then."""
     key, url = digest(1, 6 * MIB), origin.url("/blob")
     interrupt(start, store.folder, origin, key, 6 * MIB, 4 * MIB)
-    store.gc()  # the dead stream goes, and its partial file stays: the next leader resumes it
+    store.gc()  # it removes the stream, and keeps the partial file for the next leader
     arguments = [store.folder, key, url, moment]
     dying = subprocess.run([sys.executable, "-c", RESUMES_AND_DIES, *arguments])
     assert dying.returncode == -signal.SIGKILL
@@ -616,7 +611,7 @@ print(Store(sys.argv[1]).fetch(sys.argv[2], Source()), flush=True)
 
 @pytest.mark.parametrize("key", [DIGEST_OF_ZEROS, "a name"])
 def test_a_leader_without_a_free_descriptor_completes_its_blob(store: Store, key: str) -> None:
-    """Nothing that can fail comes between the final name and telling the readers."""
+    """Nothing that can fail comes between the rename and the wake-up of the readers."""
     command = [sys.executable, "-c", LEADS_WITHOUT_DESCRIPTORS, store.folder, key]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True, bufsize=1) as leader:
         assert leader.stdin is not None

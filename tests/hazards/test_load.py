@@ -1,4 +1,4 @@
-"""`shmstream serve` under load, with four workers: one download each, and nothing is left of it.
+"""`shmstream serve` under load, with four workers: one download a blob, and no leaks.
 
 `SHMSTREAM_PULLS` is the number of pulls in sequence, 2,000 for the whole of it.
 """
@@ -29,7 +29,7 @@ Serve = Callable[..., Serving]
 
 
 class Held(NamedTuple):
-    """What a server holds, over all its processes."""
+    """What all processes of a server hold together."""
 
     processes: int
     threads: int
@@ -51,14 +51,14 @@ def held(serving: Serving) -> Held:
 
 
 def blob(origin: Origin, seed: int, size: int) -> str:
-    """The path of a blob that the origin has, here and there."""
+    """The path of a new blob, which is the same at the origin and at our server."""
     path = f"/v2/load/test/blobs/{digest(seed, size)}"
     origin.serve(path, seed=seed, size=size)
     return path
 
 
 def pull(serving: Serving, path: str) -> None:
-    """Read it to its end, and see that it is right."""
+    """Read the blob to its end, and check its bytes."""
     connection, response = serving.open(path)
     with closing(connection), response:
         assert response.status == 200
@@ -73,7 +73,7 @@ def test_load_leaves_nothing(serve: Serve, origin: Origin) -> None:
     serving = serve("--workers", "4", "--max-flights", "64", upstream=origin.url("").rstrip("/"))
     wait_until(lambda: len(serving.workers()) == 4)
     with ThreadPoolExecutor(32) as clients:
-        # Every worker has done everything once, and what is kept for ever is there.
+        # Let every worker do everything once, so that it has all that it keeps for ever.
         warm = [blob(origin, seed, 3 * MIB) for seed in range(16)]
         list(clients.map(partial(pull, serving), warm * 4))
         wait_until(lambda: segment.names() == [])
@@ -87,7 +87,7 @@ def test_load_leaves_nothing(serve: Serve, origin: Origin) -> None:
         pull(serving, blob(origin, 1000 + number, 4096))
     for path in (one, *many):
         assert sum(each.method == "GET" for each in origin.requests(path)) == 1
-    # Threads that have nothing to do stay for a while, and connections to the origin are kept.
+    # Idle threads live for a while, and connections to the origin are kept.
     allowed = before._replace(
         threads=before.threads + 16,
         descriptors=before.descriptors + 40,

@@ -59,11 +59,11 @@ class Model:
         self.writer = start(roles.write, blob, options)
         self.name = self.writer.hear()
         self.local: list[InFlightCopier] = []
-        self.remote: dict[Interpreter, tuple[int, bytes | None]] = {}  # position, what it waits for
+        self.remote: dict[Interpreter, tuple[int, bytes | None]] = {}  # position, awaited bytes
 
     @property
     def published(self) -> int:
-        """What must be readable now: with a digest, all but the last chunk (I5)."""
+        """The bytes that must be readable now: with a digest, all but the last chunk (I5)."""
         if self.digest is None:
             return len(self.bytes)
         end = self.size if self.knows_size else len(self.bytes)
@@ -150,7 +150,7 @@ class Model:
         self.end()
 
     def end(self) -> None:
-        """Commit, abort or kill; then every reader reads on to what it must find."""
+        """Commit, abort or kill; then every reader reads on to the end that it must find."""
         complete = len(self.bytes) == self.size
         endings = ["abort", "kill"] + ["commit"] * 3 * (complete or not self.knows_size)
         ending = self.chance.choice(endings)

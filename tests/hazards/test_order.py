@@ -1,4 +1,4 @@
-"""The order of stores, which is what the protocol is made of: recorded, and compared as a list."""
+"""The protocol is an order of stores: the stores are recorded, and compared with a list."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
 
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All stores to shared memory, and what else the outside can see, in order."""
+    """All stores to shared memory, and all else that other processes can see, in order."""
     events: list[str] = []
 
     def note(owner: Any, name: str, event: Callable[..., str]) -> None:
@@ -202,7 +202,7 @@ def test_a_reader_looks_again_before_it_waits_and_before_it_concludes(
 def test_a_kill_between_published_and_the_ring_costs_a_quarter_of_a_second(
     monkeypatch: pytest.MonkeyPatch, blob: str
 ) -> None:
-    """A ring that never comes (I4)."""
+    """A ring never comes (I4)."""
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name) as reader:
             monkeypatch.setattr(Subscribers, "ring", lambda _: None)

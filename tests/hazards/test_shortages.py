@@ -1,4 +1,4 @@
-"""What runs out: the disk, shared memory, slots, descriptors. A clear error, and nothing leaked."""
+"""Disk, shared memory, slots or descriptors run out: a clear error, and no leak."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_mounts = pytest.mark.skipif(
 
 
 def with_shared_memory_of(size: str) -> tuple[str, ...]:
-    """A command prefix: a mount namespace whose /dev/shm is that small."""
+    """A command prefix: it runs a command in a mount namespace with so small a /dev/shm."""
     script = f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"'
     return ("unshare", "--mount", "sh", "-c", script, "sh")
 
@@ -83,7 +83,7 @@ def test_shared_memory_full_at_create(start: Start, blob: str) -> None:
 
 @needs_mounts
 def test_shared_memory_full_at_attach(start: Start, blob: str) -> None:
-    """The segment just fits, and there is no room for a doorbell."""
+    """The segment just fits, but no doorbell does."""
     full = start(roles.attach_without_room, blob, within=with_shared_memory_of("12k"))
     outcome = full.hear()
     assert outcome["error"] == "OutOfResources"
@@ -102,14 +102,14 @@ def test_no_free_slot(blob: str) -> None:
             second.close()
             InFlightCopier.attach(streamer.name).close()
         streamer.transfer([b"data"])
-        copiers = [InFlightCopier.attach(streamer.name) for _ in range(3)]  # these need none
+        copiers = [InFlightCopier.attach(streamer.name) for _ in range(3)]  # without a slot
         for copier in copiers:
             assert copier.read() == b"data"
             copier.close()
 
 
 def test_who_subscribes_late_is_told_late(blob: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there can be read without a slot; waiting for more needs one, and says so again."""
+    """Bytes that are there can be read without a slot. A wait needs a slot, and fails each time."""
     with BlobStreamer.create(blob, max_subscribers=1, publish_interval=0) as streamer:
         streamer.append(b"data")
         with InFlightCopier.attach(streamer.name, subscribes_late=True) as late:
@@ -131,7 +131,7 @@ def test_who_subscribes_late_is_told_late(blob: str, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("what", ["create", "attach"])
 def test_every_shortage_of_descriptors(what: str, start: Start, blob: str) -> None:
-    """Room for none, one, two, ... descriptors, until it works: never a leak on the way."""
+    """Room for no, one, two, ... descriptors, until it works; no try leaks anything."""
     with BlobStreamer.create(blob + ".other", publish_interval=0) as streamer:
         short = start(roles.run_short_of_descriptors, what, blob, streamer.name)
         for _ in range(30):

@@ -93,15 +93,13 @@ def test_bytes_after_the_end(origin: Origin) -> None:
 @pytest.mark.parametrize("after", [-1, 0, 1000])
 def test_an_origin_that_stalls(origin: Origin, after: int) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=after)
-    source = HTTPSource(url, timeout=(60, 0.1))
-    began = time.monotonic()
+    source = HTTPSource(url, timeout=(3600, 0.1 if after < 0 else 1))
     if after < 0:
         error = fails_to_open(source)
     else:
         got, error = fails_to_read(source.open())
         assert got == BLOB[:after]
     assert error.retryable
-    assert time.monotonic() - began < 5
     assert "no answer in time" in error.reason
     origin.wait("/blob", lambda requests: requests[0].over)  # the connection was dropped
 
@@ -229,16 +227,14 @@ def test_bytes_gather_until_it_is_time_or_there_are_enough(origin: Origin) -> No
 
 def test_a_stall_while_bytes_may_gather_is_one(origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
-    with HTTPSource(url, timeout=(60, 0.1)).open() as feed, tempfile.TemporaryFile() as file:
+    with HTTPSource(url, timeout=(3600, 1)).open() as feed, tempfile.TemporaryFile() as file:
         kernel = feed.by_kernel
         assert kernel is not None
         assert kernel.wait(0, 1)
         while os.fstat(file.fileno()).st_size < 1000:
             kernel.move(file.fileno(), SIZE)
-        began = time.monotonic()
         with pytest.raises(SourceError, match="no answer in time"):
-            kernel.wait(PATIENCE, SIZE)
-        assert time.monotonic() - began < 5
+            kernel.wait(3600, SIZE)
 
 
 def test_patience_without_end(origin: Origin) -> None:
@@ -252,7 +248,7 @@ def test_looking_waits_for_nothing_whatever_sockets_do_by_default(
 ) -> None:
     monkeypatch.setattr(http_body._Pipe, "make", lambda: None)
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(3600)
     try:
         with HTTPSource(url).open() as feed, tempfile.TemporaryFile() as file:
             kernel, fd = feed.by_kernel, file.fileno()
@@ -260,10 +256,8 @@ def test_looking_waits_for_nothing_whatever_sockets_do_by_default(
             while os.fstat(fd).st_size < 1000:
                 assert kernel.wait(0, 1)
                 kernel.move(fd, SIZE)
-            began = time.monotonic()
             assert kernel.wait(0.01, 1)
             assert kernel.move(fd, SIZE) == 0
-            assert time.monotonic() - began < 5
     finally:
         socket.setdefaulttimeout(None)
 

@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import socket
-import time
 from collections.abc import Callable
 from email.utils import formatdate
 from itertools import chain
@@ -83,10 +82,8 @@ def test_no_connection_in_time(direct: None) -> None:  # noqa: ARG001
         for client in (first, second):  # nobody accepts: the next one gets no answer
             client.setblocking(False)
             client.connect_ex(full.getsockname())
-        began = time.monotonic()
-        source = HTTPSource(f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=(0.1, 60))
+        source = HTTPSource(f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=(0.1, 3600))
         error = fails_to_open(source)
-        assert time.monotonic() - began < 5
     assert error.retryable
     assert "no answer in time" in error.reason
 

@@ -303,7 +303,7 @@ def test_shared_memory_that_is_no_stream(store: Store) -> None:
     [
         ("\n", "its first line is not that of a journal"),
         ("\0" * 100 + "\n", "its first line is not that of a journal"),
-        ('{"algorithm": "sha256", "boot": "b", "metadata": "{}"}\n7 seven\nx\n8 ', "line 3 is no"),
+        ('{"algorithm": "sha256", "boot": "b", "metadata": "{}"}\n7 5e7e\nx\n8 ', "line 3 is no"),
     ],
 )
 def test_a_journal_that_cannot_be_read(

@@ -1,7 +1,8 @@
 """Kill this very process with SIGKILL at a named point of the protocol.
 
-The library has no hooks for this. A point is the moment before or after one of its functions, or
-one store to shared memory, wrapped in the process that is to die.
+The library has no hooks for this. A point is the moment before or after a call of one of its
+functions, or before or after one store to shared memory. The process that is to die wraps that
+function or that store.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def _die() -> None:
 
 
 def before(owner: Any, name: str) -> Callable[[int], None]:
-    """Die at the nth call of `owner.name`, before it does anything."""
+    """Die at the nth call of `owner.name`, before the call does anything."""
     return lambda nth: _wrap(owner, name, nth, dies_before=True)
 
 
 def after(owner: Any, name: str) -> Callable[[int], None]:
-    """Die at the nth call of `owner.name`, when it has done everything."""
+    """Die at the nth call of `owner.name`, when the call has done everything."""
     return lambda nth: _wrap(owner, name, nth, dies_before=False)
 
 

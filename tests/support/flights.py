@@ -1,7 +1,7 @@
 """What interpreters do in the tests of stores and flights, and where they are killed.
 
-As in `roles`, each role runs in a process of its own; a *taker* opens blobs of a store as it is
-told, over and over.
+As in `roles`, each role runs in a process of its own. A *taker* opens the blobs of a store that the
+test names, one after the other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support import faults
 from tests.support.interpreters import Link
 
 HASTY = Retries(first_pause=0.01, longest_pause=0.05)
-"""As often as by default, but not as patient."""
+"""As many tries as by default, with short pauses."""
 
 LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the second look": faults.after(resumable_writer.ResumableStreamer, "create"),
@@ -58,15 +58,15 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
 
 
 def make_store(folder: str, options: dict[str, Any]) -> Store:
-    """A store whose retries do not keep a test waiting."""
+    """A store whose retries keep no test waiting."""
     return Store(folder, **{"retries": HASTY, "durable": False, **options})
 
 
 def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth: int = 1) -> None:
-    """A taker: says who it is, then for each [key, source, hurry] what came of it.
+    """A taker: it says its pid. Then it opens the blob of each [key, source, hurry] that it hears,
+    says its role as soon as that is known, and says the outcome at the end.
 
-    With `hurry` (seconds) it begins at a random moment in so many. Says the role as soon as it is
-    known, then the outcome.
+    It begins at a random moment in the next `hurry` seconds. With a point it dies there.
     """
     store = make_store(folder, options)
     if point:
@@ -107,7 +107,7 @@ def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
 
 
 def open_and_leave(link: Link, folder: str, key: str, source: str, how: str) -> None:
-    """Opens a blob, and ends in the way that it is told while it leads."""
+    """Opens a blob, and ends as `how` tells while it leads."""
     if how == "handled SIGTERM":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     store = make_store(folder, {})
@@ -121,7 +121,7 @@ def open_and_leave(link: Link, folder: str, key: str, source: str, how: str) -> 
 
 
 def fetch_in_a_fork(link: Link, folder: str, key: str, source: str) -> None:
-    """Forks while it leads: the child opens the blob for itself, and neither disturbs the other."""
+    """Forks while it leads. The child opens the blob, too, and neither disturbs the other."""
     store = make_store(folder, {})
     with store.open(key, source) as blob:
         first = blob.read(1)
@@ -140,7 +140,7 @@ def fetch_in_a_fork(link: Link, folder: str, key: str, source: str) -> None:
 
 
 def lead_many(link: Link, folder: str, url: str, count: int) -> None:
-    """Leads so many flights of a silent source, and ends when it is told."""
+    """Leads `count` flights of a silent source, and ends when it hears anything."""
     store = make_store(folder, {})
     blobs = [store.open(f"key {number}", url) for number in range(count)]
     for blob in blobs:

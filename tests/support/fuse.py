@@ -1,15 +1,16 @@
-"""A file system of our own, in user space, whose locks are as bad as a test wants them.
+"""A file system in user space whose locks are as bad as a test wants them.
 
-The kernel asks it for every lock. What it holds lies in a folder; how it answers is one of:
+The kernel asks this file system for every lock. Its files lie in a folder. Its answers are:
 
-    ENOSYS, ENOLCK, EOPNOTSUPP   refuses, with that error
-    everybody                    grants every lock to everybody
-    for ever                     frees a lock when it is told to, and never by itself: when its
-                                 holder closes the file, or dies, the kernel tells of classic locks
-                                 only
-    until release                also frees it when the file that it was taken on is released: good
+    ENOSYS, ENOLCK, EOPNOTSUPP   it refuses each lock, with that error
+    everybody                    it grants every lock to everybody
+    for ever                     it frees a lock when it is told to, and never by itself: when the
+                                 holder closes the file, or dies, the kernel tells the file system
+                                 of classic locks only
+    until release                as it should be: it also frees a lock when the file is released on
+                                 which the lock was taken
 
-It runs in an interpreter of its own. The kernel's half is Linux's, the library is Debian's fuse3.
+It runs in an interpreter of its own, with the fuse3 library of Debian.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ Mount = Callable[[str], "Fuse"]
 
 
 class Fuse:
-    """A file system that is mounted, and the folder that it shows."""
+    """A mounted file system, and the folder that it shows."""
 
     def __init__(self, mounted: Path, folder: Path, server: Interpreter) -> None:
         self.mounted = mounted
@@ -41,7 +42,7 @@ class Fuse:
         self._server = server
 
     def locks(self) -> list[list[Any]]:
-        """What it was asked so far: command, kind, start, length, and who: two make two holders."""
+        """What it was asked so far: command, kind, start, length, owner. Holders are owners."""
         self._server.say("locks")
         asked: list[list[Any]] = self._server.hear()
         return asked
@@ -49,14 +50,14 @@ class Fuse:
 
 @pytest.fixture
 def fuse(tmp_path: Path) -> Iterator[Mount]:
-    """Mounts a file system that answers so."""
+    """A function that mounts a file system which answers as told."""
     require()
     with ExitStack() as mounted:
         yield lambda answer: mounted.enter_context(_mount(tmp_path, answer))
 
 
 def require() -> None:
-    """Skip where there is no FUSE; fail where there must be."""
+    """Skip the test where there is no FUSE; fail it where there must be."""
     try:
         import mfusepy  # noqa: F401  # looks for the library
     except OSError as error:
@@ -85,7 +86,7 @@ def _mount(tmp_path: Path, answer: str) -> Iterator[Fuse]:
 
 
 def serve(link: Link, folder: str, mounted: str, answer: str) -> None:
-    """The file system: passes everything through to `folder`, but for the locks."""
+    """The file system: it passes everything but the locks through to `folder`."""
     import threading
 
     import mfusepy
@@ -148,7 +149,7 @@ def serve(link: Link, folder: str, mounted: str, answer: str) -> None:
             os.fsync(fi.fh)
 
         def fsyncdir(self, path: str, datasync: int, fi: Any) -> None:
-            """Nothing: what is here is gone with the test."""
+            """Do nothing: no file outlives the test."""
 
         def utimens(self, path: str, times: tuple[int, int]) -> None:
             os.utime(self.at(path), ns=times)
@@ -160,7 +161,7 @@ def serve(link: Link, folder: str, mounted: str, answer: str) -> None:
 
         def lock(self, path: str, fi: Any, command: int, lock: Any) -> None:
             wanted = lock.contents
-            if fi.flush:  # the kernel frees all that is classic, whether there is any or not
+            if fi.flush:  # the kernel frees all classic locks, even if there are none
                 return
             kind, start, length, owner = wanted.l_type, wanted.l_start, wanted.l_len, fi.lock_owner
             asked.append([command, kind, start, length, owner])

@@ -1,9 +1,9 @@
-"""Interpreters of their own, in step with a test by lines over pipes.
+"""Interpreters of their own, which talk with a test in lines over pipes.
 
-A test starts a *role*, a module-level function of `roles`, in a fresh `python` that shares
-nothing with the test but its arguments. The two talk in JSON lines: `say` on one side, `hear` on
-the other. Hearing is what synchronises; nothing sleeps. Every wait is bounded, and a role that
-fails shows its traceback in the test.
+A test starts a *role*, a function of a module, in a fresh `python` that shares nothing with the
+test but the arguments. The two talk in JSON lines: one side says a line, the other side hears it.
+Hearing synchronises them; nothing sleeps. Every wait is bounded. If a role fails, the test shows
+its traceback.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import psutil
 
 from shmstream.system import threads
 
-PATIENCE = 30.0  # s; the longest that any step of a test may take
+PATIENCE = 60.0  # s; a step of a test that takes longer has failed, however busy the machine is
 _ROOT = Path(__file__).parents[2]
 
 
@@ -84,7 +84,7 @@ class Interpreter:
         self.process.stdin.flush()
 
     def hear(self, patience: float = PATIENCE) -> Any:
-        """The next message; an assertion error if none comes."""
+        """The next message. An AssertionError if the role ends or says nothing."""
         assert self.process.stdout is not None
         out = self.process.stdout.fileno()
         while b"\n" not in self._heard:
@@ -106,7 +106,7 @@ class Interpreter:
         os.kill(self.pid, number)
 
     def stop(self) -> None:
-        """SIGSTOP, and wait until it has."""
+        """Send SIGSTOP, and wait until the process has stopped."""
         self.signal(signal.SIGSTOP)
         wait_until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED)
 
@@ -114,17 +114,17 @@ class Interpreter:
         self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
+        """Send SIGKILL, and wait for the end of the process."""
         self.process.kill()
         self.process.wait(PATIENCE)
 
     def wait_killed(self) -> None:
-        """Wait until it has ended by SIGKILL."""
+        """Wait until the process has ended by SIGKILL."""
         if self.process.wait(PATIENCE) != -signal.SIGKILL:
             raise AssertionError(f"{self.role} was not killed{self._autopsy()}")
 
     def finish(self) -> str:
-        """Wait for a clean end; what it wrote to standard error."""
+        """End the role's input, and wait for its clean end; what it wrote to standard error."""
         assert self.process.stderr is not None
         assert self.process.stdin is not None
         self.process.stdin.close()
@@ -159,7 +159,7 @@ class Interpreter:
 
 
 def run() -> None:
-    """In the fresh interpreter: run the role that the command line names."""
+    """Run the role that the command line names; called in the fresh interpreter."""
     module, name, arguments = sys.argv[1:]
     role = getattr(importlib.import_module(module), name)
     link = Link()
@@ -168,7 +168,7 @@ def run() -> None:
 
 
 def live_threads() -> list[str]:
-    """The names of this process's, but for those that wait to be used again."""
+    """The names of the threads of this process, without those that wait for their next use."""
     return [
         thread.name
         for thread in threading.enumerate()
@@ -177,7 +177,7 @@ def live_threads() -> list[str]:
 
 
 def wait_until(condition: Callable[[], bool], patience: float = PATIENCE) -> None:
-    """Wait for something that nobody can announce, such as what the kernel does."""
+    """Wait until `condition` holds: for a fact that no process announces."""
     deadline = time.monotonic() + patience
     while not condition():
         assert time.monotonic() < deadline, "it never came true"

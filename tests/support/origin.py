@@ -8,11 +8,13 @@ any number of client processes can hit it. The test drives it through `Origin`:
     origin.refuse(), origin.accept()                               no server there for a while
     origin.requests("/blob")                                       what it was asked, and gave
 
-What a path does is a `Behaviour`; `change` replaces fields of it for some of its requests, counted
-from 0. A stall lasts until `release`, the client's leaving, or the test's. It is a proxy as well:
-for absolute URLs that are served as paths, and for CONNECT to wherever a client likes.
-The process ends with the test, even a killed one: then its standard input ends, or it has another
-parent.
+A path answers as its `Behaviour` says. `change` replaces fields of the behaviour for some of the
+path's requests, which are counted from 0. A stall ends at `release`, when the client leaves, or
+with the test. The origin is a proxy as well: for absolute URLs that are served as paths, and for
+CONNECT to any address.
+
+The process ends with the test process, even if that is killed: then its standard input ends, or it
+has another parent.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ _content = lru_cache(8)(content)
 
 @dataclass
 class Request:
-    """One request, and how far its answer came."""
+    """One request, and how much of its answer was sent."""
 
     number: int  # among those for its path
     method: str
@@ -122,7 +124,7 @@ class _Server:
         self.listener: socket.socket | None = None
         self.accept()
 
-    # Orders; each returns what is to be told to the test.
+    # Orders of the test. The result of each is told to the test.
 
     def serve(self, path: str, **behaviour: Any) -> None:
         with self.lock:
@@ -154,7 +156,7 @@ class _Server:
             self.accepting.start()
 
     def cut(self) -> None:
-        """End every connection as a crash does."""
+        """End every connection with a reset, as a crash does."""
         with self.lock:
             for connection in self.connections:
                 with suppress(OSError):
@@ -217,7 +219,7 @@ class _Server:
                 self.connections.discard(connection)
 
     def _answer_one(self, channel: socket.socket, incoming: BinaryIO, number: int) -> bool:
-        """Hear a request and answer it; whether the connection goes on."""
+        """Read a request and answer it; False if the connection ends after that."""
         line = incoming.readline(65536).decode("latin-1").split()
         if len(line) != 3:
             return False
@@ -251,7 +253,7 @@ class _Server:
 
 
 class _Answer:
-    """One answer: its head by the rules, its body until a fault."""
+    """One answer: the head follows HTTP, the body goes on until a fault."""
 
     def __init__(
         self, server: _Server, channel: socket.socket, request: Request, behaviour: Behaviour
@@ -340,7 +342,7 @@ class _Answer:
         return True
 
     def _goes_on(self, position: int) -> bool:
-        """Do the fault of this position; whether the answer goes on."""
+        """Do the fault of this position, if any; False if the answer ends with it."""
         if self.does.stall_after == position:
             self._stall()
         if self.does.urgent_after == position:
@@ -351,7 +353,7 @@ class _Answer:
         return self.does.close_after != position
 
     def _stall(self) -> None:
-        """Until the time is over, the test releases it, or the client has gone."""
+        """Wait until the time is over or the test calls `release`; an error if the client left."""
         deadline = time.monotonic() + (self.does.stall_for or float("inf"))
         while not self.released.is_set() and (left := deadline - time.monotonic()) > 0:
             if select.select([self.channel], [], [], min(left, 0.01))[0]:
@@ -359,7 +361,7 @@ class _Answer:
 
 
 def _tunnel(channel: socket.socket, place: str) -> None:
-    """Be a proxy: pass on both ways, until one side ends."""
+    """Pass bytes on in both directions, as a proxy does, until one side ends."""
     host, _, port = place.rpartition(":")
     with socket.create_connection((host, int(port))) as there:
         channel.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
@@ -387,7 +389,7 @@ def _http_date(seconds: float) -> str:
 
 
 def serve(link: Link, certificate: str | None) -> None:
-    """The origin's interpreter: say the port, then do what the test says until it ends."""
+    """The role of the origin: it says its port, then obeys the orders of the test."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     server = _Server(certificate)
     link.say(server.port)
@@ -400,7 +402,7 @@ def serve(link: Link, certificate: str | None) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """A process that the test forked may keep our standard input open for longer than it lives."""
+    """End with the test process, even if its forked child keeps the standard input open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
@@ -410,7 +412,7 @@ def _end_with(parent: int) -> None:
 
 
 class Origin:
-    """The test's hand on a fault origin."""
+    """A fault origin, as the test sees it."""
 
     def __init__(self, certificate: Path | None = None) -> None:
         self._interpreter = Interpreter(serve, certificate and str(certificate))
@@ -429,25 +431,25 @@ class Origin:
         return self.url(path)
 
     def change(self, path: str, first: int = 0, count: int | None = None, **fields: Any) -> None:
-        """Other fields of its `Behaviour` for `count` requests from `first` on, or for all."""
+        """Change `fields` of its `Behaviour` for `count` requests (None: all) from `first` on."""
         self._order("change", path=path, first=first, count=count, fields=fields)
 
     def requests(self, path: str | None = None) -> list[Request]:
-        """What it has heard so far."""
+        """The requests so far."""
         heard = (Request(**each) for each in self._order("requests"))
         return [request for request in heard if path is None or request.path == path]
 
     def wait(self, path: str, condition: Callable[[list[Request]], bool]) -> list[Request]:
-        """Wait until it has heard what `condition` looks for."""
+        """Wait until `condition` holds for the requests of this path; these requests."""
         wait_until(lambda: condition(self.requests(path)))
         return self.requests(path)
 
     def refuse(self) -> None:
-        """No server on this port: connections end, new ones are refused."""
+        """Let there be no server: connections end, and new ones are refused."""
         self._order("refuse")
 
     def accept(self) -> None:
-        """The server is back, on the same port."""
+        """Let the server be back, on the same port."""
         self._order("accept")
 
     def cut(self) -> None:
@@ -455,11 +457,11 @@ class Origin:
         self._order("cut")
 
     def release(self) -> None:
-        """End the stalls of all requests that have begun, those yet to come included."""
+        """End the stalls of all requests that have begun, also those that are yet to come."""
         self._order("release")
 
     def reset(self) -> None:
-        """As new: no connections, paths, log."""
+        """Forget all connections, paths and requests."""
         self._order("reset")
 
     def _order(self, order: str, **arguments: Any) -> Any:
@@ -473,7 +475,7 @@ class Origin:
 
 
 def certificate(folder: Path) -> Path:
-    """A key and a certificate of its own authority for localhost, in one file."""
+    """A file with a key and a self-signed certificate for localhost."""
     path = folder / "certificate.pem"
     key = folder / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
@@ -512,7 +514,7 @@ def tls_origin_process(tls_certificate: Path) -> Iterator[Origin]:
 
 @pytest.fixture
 def direct(as_found: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  # noqa: ARG001
-    """No proxy in between, and no connection kept when the test ends."""
+    """No proxy in between; at the end of the test no connection is kept."""
     for scheme in ("http", "https", "all", "no"):
         monkeypatch.delenv(f"{scheme}_proxy", raising=False)
         monkeypatch.delenv(f"{scheme}_proxy".upper(), raising=False)
@@ -522,20 +524,20 @@ def direct(as_found: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:  
 
 @pytest.fixture
 def origin(origin_process: Origin, direct: None) -> Origin:  # noqa: ARG001
-    """A fault origin without a past."""
+    """A fault origin that serves nothing yet."""
     origin_process.reset()
     return origin_process
 
 
 @pytest.fixture
 def elsewhere(elsewhere_process: Origin, direct: None) -> Origin:  # noqa: ARG001
-    """Another one, on another port."""
+    """Another fault origin, on another port."""
     elsewhere_process.reset()
     return elsewhere_process
 
 
 @pytest.fixture
 def tls_origin(tls_origin_process: Origin, direct: None) -> Origin:  # noqa: ARG001
-    """One that speaks TLS, with `tls_certificate`, as localhost."""
+    """A fault origin that speaks TLS as localhost, with `tls_certificate`."""
     tls_origin_process.reset()
     return tls_origin_process

@@ -1,4 +1,4 @@
-"""What interpreters do in the tests: each function runs in a process of its own."""
+"""What interpreters do in the tests of streams: each function runs in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from shmstream import BlobStreamer, InFlightCopier, ShmstreamError, StreamBroken
+from shmstream.stream.doorbell import Doorbell
 from tests.support import faults
 from tests.support.interpreters import Link
 
 
 def content(seed: int, size: int) -> bytes:
-    """The same bytes in every process."""
+    """`size` bytes that are the same in every process."""
     return random.Random(seed).randbytes(size)
 
 
@@ -25,10 +26,10 @@ def sha256(data: bytes) -> str:
 
 
 def write(link: Link, path: str, options: dict[str, object], point: str = "", nth: int = 1) -> None:
-    """A writer on a leash: does what it hears, until it hears `close`.
+    """A writer that does what it hears, until it hears `close`.
 
-    ["append", seed, size], ["commit"], ["abort", reason], ["close"], ["exit"]; answers each with
-    its name. With a point it dies there.
+    It hears ["append", seed, size], ["commit"], ["abort", reason], ["close"] or ["exit"], and says
+    the name of the order once it has obeyed. With a point it dies there.
     """
     if point:
         faults.WRITER_POINTS[point](nth)
@@ -61,13 +62,13 @@ def write(link: Link, path: str, options: dict[str, object], point: str = "", nt
 
 
 def read(link: Link, name: str, options: dict[str, object], point: str = "", nth: int = 1) -> None:
-    """A reader that reads to the end; says when it is attached, then what came of it."""
+    """A reader that reads to the end. It says when it is attached, and then the outcome."""
     if point:
         faults.READER_POINTS[point](nth)
     link.say("starting")
     read_bytes = hashlib.sha256()
     position = 0
-    began = time.monotonic()
+    waits = note_waits()
     try:
         with InFlightCopier.attach(name, **options) as copier:  # type: ignore[arg-type]
             link.say("attached")
@@ -82,14 +83,26 @@ def read(link: Link, name: str, options: dict[str, object], point: str = "", nth
     outcome |= {
         "bytes": position,
         "sha256": read_bytes.hexdigest(),
-        "seconds": time.monotonic() - began,
-        "ended": time.monotonic(),
+        "longest_wait": max(waits, default=0.0),
     }
     link.say(outcome)
 
 
+def note_waits() -> list[float]:
+    """For how long readers of this process wait for a ring at most, wait by wait, in seconds."""
+    wait = Doorbell.wait
+    waits: list[float] = []
+
+    def noted(self: Doorbell, seconds: float) -> bool:
+        waits.append(seconds)
+        return wait(self, seconds)
+
+    Doorbell.wait = noted  # type: ignore[method-assign]
+    return waits
+
+
 def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
-    """A reader on a leash: ["read1"], ["read", n], ["seek", n], ["leak"]; says what came of it."""
+    """A reader that does what it hears: read1, read n, seek n, leak, close; says the result."""
     copier = InFlightCopier.attach(name, **options)  # type: ignore[arg-type]
     link.say("attached")
     while True:
@@ -138,7 +151,7 @@ def pieces(seed: int, size: int) -> Iterator[bytes]:
 
 
 def forking_writer(link: Link, path: str) -> None:
-    """A writer that forks a child which outlives it."""
+    """A writer that forks a child; the child outlives it."""
     streamer = BlobStreamer.create(path)
     streamer.append(b"some bytes")
     child = os.fork()
@@ -154,13 +167,13 @@ def forking_writer(link: Link, path: str) -> None:
 
 
 def read_as_user(link: Link, user: int, name: str) -> None:
-    """A reader of another user."""
+    """A reader that runs as another user."""
     os.setuid(user)
     read_once(link, name)
 
 
 def read_once(link: Link, name: str) -> None:
-    """Attach and read all; say what came of it."""
+    """Attach, read everything, and say the outcome."""
     try:
         with InFlightCopier.attach(name, timeout=0.1) as copier:
             link.say({"error": None, "sha256": sha256(copier.read())})
@@ -173,7 +186,7 @@ def _ours() -> list[str]:
 
 
 def create_once(link: Link, path: str) -> None:
-    """Try to create; say what came of it and what is left."""
+    """Try to create a stream; say the outcome, and what is left in shared memory."""
     try:
         BlobStreamer.create(path)
     except ShmstreamError as error:
@@ -181,7 +194,7 @@ def create_once(link: Link, path: str) -> None:
 
 
 def attach_without_room(link: Link, path: str) -> None:
-    """Create where a segment has room, attach where a doorbell has none, and write on."""
+    """Create a stream, try to attach where /dev/shm has no room for a doorbell, and write on."""
     with BlobStreamer.create(path, max_subscribers=1) as streamer:
         try:
             InFlightCopier.attach(streamer.name)
@@ -193,7 +206,7 @@ def attach_without_room(link: Link, path: str) -> None:
 
 
 def write_beyond_the_file_size_limit(link: Link, path: str) -> None:
-    """Write more than the limit on a file's size allows."""
+    """Write more than the limit on the size of a file allows."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         with BlobStreamer.create(path) as streamer:
@@ -207,7 +220,7 @@ def _descriptors() -> set[str]:
 
 
 def run_short_of_descriptors(link: Link, what: str, path: str, name: str) -> None:
-    """Try with room for ever more descriptors, until it works."""
+    """Try again and again, each time with room for one more descriptor, until it works."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with BlobStreamer.create(path + ".warm"), InFlightCopier.attach(name):
         pass  # imports and caches open files of their own, once
@@ -235,7 +248,7 @@ def run_short_of_descriptors(link: Link, what: str, path: str, name: str) -> Non
 
 
 def write_short_of_descriptors(link: Link, path: str) -> None:
-    """A writer that at some moment has no descriptor left to open a doorbell with."""
+    """A writer that has no descriptor left to open a doorbell, from a moment that it hears."""
     with BlobStreamer.create(path, publish_interval=0) as streamer:
         link.say(streamer.name)
         while (order := link.hear()) != "end":
@@ -253,7 +266,7 @@ def write_short_of_descriptors(link: Link, path: str) -> None:
 
 
 def stress_writer(link: Link) -> None:
-    """Blob after blob: hears where and which, says its SHA-256 in advance, streams it, waits."""
+    """Writes blob after blob: hears path, name and seed, says the SHA-256, streams, waits."""
     while True:
         path, name, seed = link.hear()
         chance = random.Random(seed)
@@ -275,7 +288,7 @@ def stress_writer(link: Link) -> None:
 
 
 def stress_reader(link: Link) -> None:
-    """Blob after blob: reads it in one way or another, and notes whatever shrinks."""
+    """Reads blob after blob in random ways, and notes every figure that shrinks."""
     while True:
         name, seed = link.hear()
         chance = random.Random(seed)

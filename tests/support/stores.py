@@ -21,14 +21,14 @@ Start = Callable[..., Interpreter]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[str]:
-    """A store's folder. In the end all of it is as it should be."""
+    """The folder of a store. At the end of the test `check` must find nothing."""
     path = tmp_path / "store"
     yield str(path)
     store = Store(path)
-    wait_until(lambda: not store.flights(), patience=5)
+    wait_until(lambda: not store.flights())
     assert store.check() == []
     shutil.rmtree(path)
-    close_pools()  # what is kept alive in between
+    close_pools()  # they keep connections to origins
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def digest(seed: int, size: int) -> str:
 
 
 def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at: int) -> None:
-    """Let a flight of /blob be killed when `at` bytes have arrived and nobody is left."""
+    """Kill the only process of a flight of /blob, about `at` bytes after its beginning."""
     origin.serve("/blob", seed=1, size=size)
     origin.change("/blob", first=0, count=1, stall_after=at)
     taker = start(flights.take, folder, {})
@@ -54,6 +54,6 @@ def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at
 
 
 def has_published(store: Store, count: int, epoch: int = 0) -> bool:
-    """Whether a living leader has published so much."""
+    """Whether a live leader of this `epoch` has published `count` bytes."""
     [flight] = store.flights()
     return flight.leader is not None and flight.published >= count and flight.epoch == epoch
