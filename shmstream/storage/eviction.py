@@ -26,6 +26,7 @@ from shmstream.storage.layout import RECORD, Entry, Layout
 from shmstream.system import threads
 from shmstream.system.process import register
 
+_UNTOLD = 1_000_000_000  # ns; longer than a flight needs from its commit to telling its end
 _REST = 3.0  # times as long as the look took
 _LAST_LOOK = 10.0  # s; the end of the process waits so long for the last look
 _TIDY_EVERY = 3600.0  # s; `gc` runs after a flight if no process has run it for so long
@@ -100,6 +101,8 @@ class Upkeep:
         """As `evict`, of these `blobs`; but the blob at `latest` and all that came later stay."""
         completed = {each.path: each.facts.st_mtime_ns for each in blobs}
         since, now = completed.get(latest, math.inf), time.time_ns()
+        if latest in completed and since > now:  # the clock was set back: nothing is younger
+            since = now - _UNTOLD
         excess = sum(each.size for each in blobs) - limit
         if excess <= 0:
             return []

@@ -124,6 +124,23 @@ def test_a_clock_that_was_set_back_spares_nothing(folder: str) -> None:
     wait_until(lambda: [key for key, _ in store.blobs()] == ["new"])
 
 
+def test_a_look_before_a_flight_tells_its_end_when_the_clock_was_set_back(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latest blob that was told of has a time in the future; the new one is spared."""
+    store = make_store(folder, {"max_bytes": 3000})
+    os.utime(store.fetch("old", [bytes(300)]), (1, time.time() + 3600))
+    ended = Upkeep.ended
+
+    def look_first(self: Upkeep, path: str) -> None:
+        self._look()
+        ended(self, path)
+
+    monkeypatch.setattr(Upkeep, "ended", look_first)
+    store.fetch("new", [bytes(2800)])
+    assert "new" in store
+
+
 def test_a_process_that_ends_has_kept_to_the_limit(folder: str) -> None:
     program = (
         "import sys; from shmstream import Store\n"
