@@ -1,7 +1,7 @@
-"""What happens to the flights that this process leads, for whoever counts or watches.
+"""Events: what happens to the flights that this process leads, for metrics and progress.
 
-A store tells its `on_event` each of these, as they happen, from whatever thread they happen in;
-the log tells them to people. A listener must not block: a flight waits for it.
+A store calls its `on_event` with each event, at once, in the thread in which it happened. The log
+has the same events for people. A listener must not block: the flight waits for it.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from enum import StrEnum
 
 
 class EventKind(StrEnum):
-    """What happened, and what an event of that kind counts (in bytes)."""
+    """What happened, and which bytes the event's `count` has."""
 
     LED = "led"
-    """A flight began here."""
+    """A flight began in this process."""
     RESUMED = "resumed"
-    """It goes on with what an earlier one has left; counts the bytes kept."""
+    """The flight goes on with the partial file of an earlier flight; counts the bytes kept."""
     TOOK_OVER = "took over"
-    """We succeeded a leader; counts the bytes that were published by then."""
+    """This process succeeded a leader; counts the bytes that were published by then."""
     RECEIVED = "received"
-    """Bytes came from a source; counts those since the event before."""
+    """Bytes came from a source; counts the bytes since the last such event."""
     FAILED_OVER = "failed over"
-    """A source was given up for the next one."""
+    """A source was given up; the next source is asked."""
     COMMITTED = "committed"
     """The blob is complete and in the store; counts its size."""
     ABORTED = "aborted"
-    """The flight was given up; counts the bytes that were there."""
+    """The flight was given up; counts the bytes that had come by then."""
     HANDED_OVER = "handed over"
-    """We ended before the flight did; counts the bytes that were there."""
+    """This process ended before the flight did; counts the bytes that had come by then."""
     EVICTED = "evicted"
     """A complete blob was removed to make room; counts the bytes freed."""
     PASSED_THROUGH = "passed through"
-    """A client gets it straight from its source, for want of room; counts what it had already."""
+    """There is no room: one client gets the blob from its source; counts the bytes it had."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to the blob of `key`. `count` is in bytes, see `EventKind`."""
+    """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`."""
 
     kind: EventKind
     key: str

@@ -15,7 +15,7 @@ def size(text: str) -> int:
     """A number of bytes: `1234`, `500MB` (a thousand to the kilo), `10GiB` or `10G` (1024).
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no size.
     """
     if not (found := _SIZE.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is no size, such as 1234, 500MB or 10GiB")
@@ -28,7 +28,7 @@ def duration(text: str) -> float:
     """A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`, `2w`.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no duration.
     """
     if not (found := _DURATION.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is no duration, such as 90s, 30m, 12h or 7d")

@@ -3,13 +3,13 @@
     source.open(offset, validator) -> Feed    begin there, or at 0 where that cannot be
     for data in feed                          buffers in order, each as soon as its bytes are there
 
-A feed that ends has given the whole blob. Whatever else happens is a `SourceError`, which says how
-far it came and whether trying again makes sense; trying again is up to the caller. A *validator*
-is a text that stays the same only while the bytes do: whoever resumes hands it back, and gets the
-blob from its beginning when it is another by now.
+A feed that ends has given the whole blob. Everything else is a `SourceError`, which says how far
+the feed came and whether to try again makes sense; the caller decides whether it does. A
+*validator* is a text that changes whenever the bytes change. A caller that resumes hands it back,
+and gets the blob from its beginning if the content is another one by now.
 
 `local`, `http` and `fsspec` have the sources of this library; `select` tells which of them a user
-means.
+means. `Source` says what a source of your own has to do, and `conformance` tests it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-# Trying again changes nothing about these.
+# To try again after one of these errors changes nothing.
 _HOPELESS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
     ValueError, TypeError, ImportError, NotImplementedError,
@@ -42,50 +42,52 @@ _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
 def _nothing_to_close() -> None:
-    """There is nothing to let go of."""
+    """The `close` of a feed that holds nothing."""
 
 
 class KernelFeed(Protocol):
-    """The bytes of a feed, on a way to a file that does not lead through this process."""
+    """The bytes of a feed, moved to a file by the kernel: they never enter this process."""
 
     def wait(self, gather: float, enough: int) -> bool:
-        """Wait until there are bytes to move; False at the end, when all were moved.
+        """Wait until there are bytes to move; False at the end, when all bytes were moved.
 
-        With `gather` they may, for so many seconds, unless there are `enough`; then it returns even
-        if none are there.
+        With `gather` > 0, bytes gather for at most so many seconds, or until `enough` bytes are
+        there. After that time it returns True even if none are there.
 
         Raises:
-            SourceError: they do not come.
+            SourceError: no bytes came in time, or the source failed.
         """
 
     def move(self, fd: int, limit: int) -> int:
-        """Write what is there, at most `limit` bytes, to a file at its position; how many.
+        """Write the bytes that are there to the file `fd`, at its position; their number.
 
-        Waits for the file only.
+        At most `limit` bytes. Waits for the file only.
 
         Raises:
             SourceError: the source fails.
-            OSError: the file does.
+            OSError: the file cannot be written to.
         """
 
 
 @dataclass
 class Feed:
-    """An opened source: an iterable of buffers, each valid until the next is asked for.
+    """An opened source: an iterable of buffers, each valid until the next one is asked for.
 
     Iterating blocks as long as the source does. A normal end means that the source says that the
-    blob is complete. One thread iterates; `close` may be called by any, any number of times. Close
-    it when done, or use it as a context manager: it may hold a file or a connection.
+    blob is complete. One thread iterates; any thread may call `close`, any number of times. Close
+    the feed when done, or use it as a context manager: it may hold a file or a connection.
 
     Attributes:
-        data: the bytes from `offset` on; raises `SourceError`.
-        offset: where in the blob the first byte is: what was asked for, or 0 if the content has
-            changed or the source cannot begin anywhere else.
+        data: the bytes from `offset` on, in buffers that are not empty; raises `SourceError`.
+        offset: where in the blob the first byte is: the offset that was asked for, or 0 if the
+            content has changed or the source cannot begin anywhere else.
         size: of the whole blob in bytes; None if the source does not say.
-        validator: what `Source.open` takes to resume this very content; None if there is nothing.
+        validator: the text with which `Source.open` resumes this very content; None if the source
+            has none.
         media_type: as the source declares it; None if it does not.
-        close: lets go of what the feed holds.
-        by_kernel: another way to the same bytes, if there is one: all are taken in one of the two.
+        close: closes the file or connection that the feed holds.
+        by_kernel: another way to the same bytes, or None. The caller takes all bytes in one of the
+            two ways.
     """
 
     data: Iterator[Buffer] = field(repr=False)
@@ -113,7 +115,7 @@ class Feed:
 
 @dataclass(frozen=True)
 class Description:
-    """What a source says of its blob without giving any of it; None for what it does not say.
+    """What a source says of its blob; None for each fact that it does not say.
 
     `size` is in bytes. `validator` is a text that changes whenever the bytes change, such as an
     ETag. `media_type` is what the source declares, such as `application/gzip`.
@@ -124,7 +126,7 @@ class Description:
     media_type: str | None = None
 
     def to_text(self, limit: int) -> bytes:
-        """JSON of at most `limit` bytes; what is too long is left out, the media type first."""
+        """JSON of at most `limit` bytes; facts that are too long are left out, media type first."""
         facts = dict(vars(self))
         for name in ("", "media_type", "validator"):
             if name:
@@ -135,7 +137,7 @@ class Description:
 
     @classmethod
     def from_text(cls, text: bytes | str) -> Self:
-        """What `to_text` wrote; nothing but Nones from anything else."""
+        """The description that `to_text` wrote; an empty description from any other text."""
         try:
             facts = json.loads(text)
             found = {each.name: facts.get(each.name) for each in fields(cls)}
@@ -149,32 +151,46 @@ class Description:
 
 
 class Source(Protocol):
-    """Where the bytes of one blob come from. Anything with these two members is a source.
+    """Where the bytes of one blob come from. Any object with these two members is a source.
 
     It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+
+    To write a source:
+
+    - `open` returns a `Feed` as soon as the size and the validator are known. Its `data` gives the
+      bytes as they come, and its `close` ends the wait of a thread that iterates, if that can be.
+    - Every failure is a `SourceError` with the source's name, the offset that the feed had reached,
+      and a `kind`. `retryable=False` if to try again is hopeless. Other exceptions are taken for
+      hopeless failures.
+    - A feed ends normally only if the whole blob was given. A connection that breaks off is an
+      error.
+    - A validator is worth having: without it, a resumed download asks for all bytes again and
+      compares them. Use a text that the origin changes whenever the bytes change, such as a strong
+      ETag; never one that two contents may share.
+    - `shmstream.sources.conformance` has tests for all of this, and an example.
     """
 
     @property
     def name(self) -> str:
-        """For people and logs: it never has credentials in it."""
+        """What people and logs call the source. It never has credentials in it."""
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
-        """Begin at `offset` (bytes), provided that the content is what `validator` says.
+        """Begin at `offset` (bytes), provided that the content still has this `validator`.
 
-        If it is not, or if the source cannot begin there, the feed begins at 0: look at its
-        `offset`. Without a validator nobody checks. Blocks until the source has answered.
+        If it has another one, or if the source cannot begin there, the feed begins at 0: look at
+        its `offset`. Without a validator nothing is compared. Blocks until the source has answered.
 
         Raises:
-            SourceError: it cannot be opened.
+            SourceError: the source cannot be opened.
             ValueError: `offset` is negative.
         """
 
 
 def describe(sources: Iterable[Source]) -> Description | None:
-    """What the first source that can tell without giving bytes says; None if none of them can.
+    """The description by the first source that has one; None if no source can describe its blob.
 
     Raises:
-        SourceError: the last one that was asked cannot be had.
+        SourceError: every source that can describe its blob failed; this is the last error.
     """
     failure = None
     for source in sources:
@@ -192,7 +208,7 @@ def describe(sources: Iterable[Source]) -> Description | None:
 
 
 def open_at(source: Source, offset: int, validator: str | None) -> Feed:
-    """`source.open`; whatever it raises, for a source is anybody's code, is a `SourceError`."""
+    """`source.open`, for a source that may be foreign code: every exception is a `SourceError`."""
     try:
         return source.open(offset, validator)
     except SourceError:
@@ -206,17 +222,20 @@ def open_at(source: Source, offset: int, validator: str | None) -> Feed:
 
 
 def check_offset(offset: int) -> None:
-    """An offset is a number of bytes.
+    """Refuse an offset that is no number of bytes.
 
     Raises:
-        ValueError: it is negative.
+        ValueError: `offset` is negative.
     """
     if offset < 0:
         raise ValueError(f"an offset is a number of bytes from the beginning, not {offset}")
 
 
 def begin(offset: int, size: int | None, asked: str | None, validator: str | None) -> int:
-    """Where to begin: at `offset` if that exists in what was `asked` for, else at 0."""
+    """Where a feed begins: at `offset` if the validator matches and the blob is that long, else 0.
+
+    `asked` is the validator that the caller handed back, `validator` the current one.
+    """
     same = asked is None or asked == validator
     return offset if same and (size is None or offset <= size) else 0
 
@@ -258,7 +277,7 @@ def _is_url(text: str) -> bool:
 
 
 def explain(error: Exception, offset: int, *, name: str, retryable: bool = True) -> SourceError:
-    """What went wrong at `offset`, as a `SourceError`: no file or no permission stays that way."""
+    """The `SourceError` for what went wrong at `offset`; a missing file is not `retryable`."""
     reason, number = str(error), None
     if isinstance(error, OSError):
         reason, number = error.strerror or reason, error.errno
@@ -279,7 +298,10 @@ def checked(
     size: int | None,
     explained: Callable[[Exception, int], SourceError],
 ) -> Iterator[Buffer]:
-    """The buffers of `data`; every failure, and an end that is not at `size`, is a SourceError."""
+    """The buffers of `data`; each failure, and an end before or after `size`, is a SourceError.
+
+    `data` begins at `offset` of the blob; `explained` makes the error.
+    """
     while True:
         try:
             given = next(data)
@@ -295,9 +317,3 @@ def checked(
         yield given
     if size is not None and offset < size:
         raise explained(EOFError(f"it ended {size - offset} bytes short of its {size}"), offset)
-
-
-# The sources.
-
-
-# Reading whatever has bytes.

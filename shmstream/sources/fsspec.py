@@ -1,10 +1,10 @@
 """`FsspecSource`: a blob on any file system that fsspec knows, such as `s3://`, `gs://`, `sftp://`.
 
     open(offset, validator)   info() for size and validator, then open and seek
-      iterate                 read, and info() once more at the end: it is still the same
+      iterate                 read; at the end info() again, to see that nothing has changed
 
-What fsspec builds on ranged requests is read 4 MiB at a time, each one request, past fsspec's
-caches; what is a real file underneath gives bytes as soon as they are there.
+A file that fsspec reads by ranged requests is read 4 MiB at a time, one request each, without
+fsspec's caches. A real file gives bytes as soon as they are there.
 
 Needs fsspec, the extra `fsspec`, and for most schemes a package that fsspec names in its error.
 """
@@ -27,7 +27,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_REQUEST_SIZE = 4 << 20  # bytes; a request takes its round trip whatever it asks for
+_REQUEST_SIZE = 4 << 20  # bytes; each request costs a round trip, whatever its size
 _IDENTITIES = (
     "ETag",
     "etag",
@@ -42,11 +42,11 @@ _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "date
 
 
 class FsspecSource:
-    """A blob on a file system of fsspec. Its validator is what `info` tells of its content.
+    """A blob on a file system of fsspec. Its validator comes from what `info` says of the content.
 
     Args:
         url: as fsspec takes it, chains (`zip://a::s3://b/c.zip`) included.
-        storage_options: for the file system, such as credentials.
+        storage_options: options of the file system, such as credentials.
     """
 
     def __init__(self, url: str, **storage_options: Any) -> None:
@@ -58,7 +58,7 @@ class FsspecSource:
         return f"FsspecSource({self.name!r})"
 
     def describe(self) -> Description:
-        """Size and validator, as `info` has them."""
+        """Size and validator, from `info`."""
         try:
             system, path = fsspec.core.url_to_fs(self._url, **self._options)
             return Description(*_look(system, path))
@@ -66,11 +66,11 @@ class FsspecSource:
             raise explain(error, 0, name=self.name) from error
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
-        """Open the file at `offset`; see `Source.open`. What it blocks for is the file system's.
+        """Open the file at `offset`; see `Source.open`. Blocks as long as the file system does.
 
-        A file that cannot seek begins at 0. One that changes while it is read is a `SourceError`
-        at its end, if `info` tells. Retryable is all but a missing file, a missing permission and
-        what fsspec calls a mistake.
+        A file that cannot seek begins at 0. If the file changes while it is read, and `info` shows
+        that, the feed ends with a `SourceError`. Every error is `retryable` but a missing file, a
+        missing permission and a mistake such as an unknown scheme.
         """
         check_offset(offset)
         try:
@@ -94,7 +94,7 @@ class FsspecSource:
 
 
 def _look(system: AbstractFileSystem, path: str) -> tuple[int | None, str | None]:
-    """The file's size and validator now, whatever fsspec remembers of it."""
+    """The file's size and validator now, not those that fsspec remembers."""
     system.invalidate_cache(path)
     info: Mapping[str, Any] = system.info(path)
     if info.get("type") == "directory":
@@ -110,7 +110,7 @@ def _look(system: AbstractFileSystem, path: str) -> tuple[int | None, str | None
 def _open(system: AbstractFileSystem, path: str) -> BinaryIO:
     try:
         file: BinaryIO = system.open(path, "rb", cache_type="none")
-    except TypeError:  # a file system that knows of no caches
+    except TypeError:  # a file system without the argument `cache_type`
         file = system.open(path, "rb")
     return file
 

@@ -2,14 +2,15 @@
 
     describe()                HEAD
     open(offset, validator)   GET, with `Range` and `If-Range` when it begins behind 0
-      200                     the whole blob from 0: no range asked for, not supported, or changed
-      206                     the rest, if Content-Range says that it is what was asked for
-      416                     nothing left, if the blob has just `offset` bytes
-      3xx                     ask there; to another origin nothing goes that the user gave
-      anything else           SourceError, and whether it may pass
+      200                     the whole blob from 0: no range was asked for or supported, or the
+                              content has changed
+      206                     the rest, if Content-Range begins at the offset that was asked for
+      416                     nothing is left, if the blob has exactly `offset` bytes
+      3xx                     ask there; another origin is not sent what the user gave
+      anything else           SourceError, which says whether to try again
 
-Needs urllib3, the extra `http`. How it asks, and which connections it keeps: http_client.py. How
-the bytes get to the file: http_body.py.
+Needs urllib3, the extra `http`. `http_client` asks and keeps connections; `http_body` takes the
+bytes to the file.
 """
 
 from __future__ import annotations
@@ -49,17 +50,17 @@ class HTTPSource:
 
     TLS certificates are verified, against those of SSL_CERT_FILE where that is set. Proxies come
     from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
-    followed, though not from https to http. The body is taken as it is stored, never decoded.
-    Nothing is tried twice: that is up to the caller. Any thread may use it, and a forked child.
+    followed, but not from https to http. The body is taken as it is stored, never decoded. No
+    request is tried twice: that is up to the caller. Any thread may use it, and a forked child.
 
     Args:
         url: user and password in it are sent as basic authentication, and appear nowhere else.
-        headers: sent with every request. After a redirect to another scheme, host or port only
-            Accept, Accept-Language and User-Agent are.
-        auth: a pair (user, password), or the text of a bearer token. Goes to no other origin.
-        timeout: seconds to wait for a connection, and for the next bytes. Looking up a name takes
-            as long as the system's resolver does.
-        pool: a PoolManager to use for everything, in place of this process's own.
+        headers: sent with every request. After a redirect to another scheme, host or port, only
+            Accept, Accept-Language and User-Agent are sent.
+        auth: a pair (user, password), or the text of a bearer token. Not sent to another origin.
+        timeout: seconds to wait for a connection, and for the next bytes. To look up a name takes
+            as long as the system's resolver needs.
+        pool: a PoolManager for all requests, instead of the pools of this process.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -93,14 +94,14 @@ class HTTPSource:
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """Ask for the blob from `offset` on; see `Source.open`.
 
-        Blocks until the head of the answer is there. Then an iteration of the feed blocks until
-        some bytes are, and fails when none came for the read timeout. The feed's `close` drops the
-        connection unless the body was read to its end, and makes a thread that waits for bytes
-        fail at once. It cannot do so to a thread that is still in `open`.
+        Blocks until the head of the answer is there. Then each iteration of the feed blocks until
+        bytes are there, and fails if none came within the read timeout. The feed's `close` drops
+        the connection unless the body was read to its end, and a thread that waits for bytes fails
+        at once. It cannot do that to a thread that is still in `open`.
 
-        The feed's validator is a strong ETag, else a Last-Modified at least a second older than
-        the answer. An answer with neither Content-Length nor chunks ends where its connection
-        does, cut off or not: only a digest can tell.
+        The feed's validator is a strong ETag, or else a Last-Modified at least a second older than
+        the answer. An answer with neither Content-Length nor chunks ends with its connection. If it
+        was cut off, only a digest can show that.
 
         Raises:
             SourceError: retryable if the network or the server may do better in a moment.
@@ -113,7 +114,7 @@ class HTTPSource:
         return feed or cast("Feed", self._ask(0, None))
 
     def describe(self) -> Description:
-        """What a HEAD request tells. Blocks until the answer is there.
+        """Size, validator and media type, by a HEAD request. Blocks until the answer is there.
 
         Raises:
             SourceError: as `open`.
@@ -130,7 +131,7 @@ class HTTPSource:
             discard(response)
 
     def _ask(self, offset: int, validator: str | None) -> Feed | None:
-        """The feed from `offset`; None if there is nothing to be had but from 0."""
+        """The feed from `offset`; None if the blob can be had only from 0."""
         reply = self._request("GET", offset, validator)
         try:
             feed = self._judge(reply, offset, validator)
@@ -150,13 +151,13 @@ class HTTPSource:
         return self._client.ask(method, self._url, headers, offset=offset)
 
     def _judge(self, reply: Reply, offset: int, validator: str | None) -> Feed | None:
-        """What the head of an answer promises; None if it is not what `validator` says."""
+        """The feed that an answer promises; None if the content does not have `validator`."""
         response = reply.response
         headers, status = response.headers, response.status
         current = _validator(headers)
         start, size = _content_range(headers)
         if offset and status in (206, 416):
-            # A 416 brings no bytes, and need not say whose it is: the size will do.
+            # A 416 has no bytes of the blob, so the size is proof enough.
             if not (size == offset if status == 416 else _is_same(validator, headers)):
                 return None
             current = validator or current
@@ -180,7 +181,7 @@ class HTTPSource:
         return Feed(data, offset, size, current, headers.get("content-type"), body.close, by_kernel)
 
     def _check_coding(self, headers: Mapping[str, str], offset: int) -> None:
-        """Refuse a body whose bytes are not the blob's, or whose end cannot be known."""
+        """Refuse an encoded body, which has other bytes, and a length that is no number."""
         for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
             coding = headers.get(header, plain).strip()
             if coding.lower() != plain:
@@ -191,7 +192,7 @@ class HTTPSource:
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """What `If-Range` takes: what is strong enough (RFC 9110, 8.8.1 and 8.8.2.2)."""
+    """A validator that is strong enough for `If-Range` (RFC 9110, 8.8.1 and 8.8.2.2)."""
     etag = headers.get("etag", "")
     if etag.startswith('"'):
         return etag
@@ -201,24 +202,24 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 
 
 def _is_for_if_range(validator: str) -> bool:
-    """Whether it can have come from `_validator`, and not from a source of another kind."""
+    """Whether `validator` can come from `_validator`, not from a source of another kind."""
     if has_control_characters(validator):
         return False
     return validator.startswith('"') or date(validator) is not None
 
 
 def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
-    """Whether a partial answer is of the content that was asked for, as far as it says so.
+    """Whether a partial answer says that it is of the content that was asked for.
 
-    A server that knows ranges but not `If-Range` would let two contents be put together, so one
-    that does not say is not believed.
+    A server that supports ranges but not `If-Range` may send a part of another content. So an
+    answer without a validator is not believed.
     """
     field = "etag" if validator is not None and validator.startswith('"') else "last-modified"
     return validator is None or headers.get(field) == validator
 
 
 def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Where a partial answer begins, and the size of the whole."""
+    """Where a partial answer begins, and the size of the whole blob."""
     told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     if told is None:
         return None, None
@@ -226,6 +227,6 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
 
 
 def _size(headers: Mapping[str, str]) -> int | None:
-    """Of the body that follows, or would; `_check_coding` has seen that it is a number."""
+    """The size of the body; `_check_coding` has made sure that the length is a number."""
     length = headers.get("content-length")
     return int(length) if length and "transfer-encoding" not in headers else None

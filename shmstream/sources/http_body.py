@@ -1,13 +1,13 @@
-"""The body of one HTTP answer, on its way to a file: through the kernel where that can be.
+"""The body of one HTTP answer, on its way to a file: through the kernel if that is possible.
 
-    by kernel   the bytes go from the connection through a pipe to the file (`splice`): they are
-                copied once, and never enter this process. For connections without TLS, and bodies
-                whose length is known
-    by hand     urllib3 reads, and hands on: for all others
+    by kernel   the kernel moves the bytes from the connection through a pipe to the file
+                (`splice`): they are copied once, and never enter this process. For connections
+                without TLS, and bodies with a known length
+    by hand     urllib3 reads the bytes and hands them on: for all other bodies
 
-By kernel, what comes may gather in the connection: whoever has no use for it before a certain time,
-or for less than so many bytes, is not woken before (SO_RCVLOWAT). The first bytes, those that came
-with the head, are urllib3's to read; it gets the connection back when the body is at its end.
+By kernel, bytes may gather in the connection: the thread that takes them is woken only after a
+certain time, or when enough bytes are there (SO_RCVLOWAT). The first bytes came together with the
+head, so urllib3 reads them; it gets the connection back at the end of the body.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from urllib3.connection import HTTPConnection
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_LITTLE = 128 * 1024  # bytes to ask for while they trickle: memory for more costs 10 us each time
-_MUCH = 512 * 1024  # ... and while they pour in: a quarter of the steps, each as dear
-_PIPE = 1 << 20  # bytes; with less in one go, the steps cost more than the copy that is saved
-_LONGEST = (2**31 - 1) / 1000  # s; what `poll` can wait for: 24 days
-# Neither this connection, nor this process if it is watched over, may give anything to a pipe.
+_LITTLE = 128 * 1024  # bytes to read while few come: memory for more costs 10 us each time
+_MUCH = 512 * 1024  # bytes to read while many come: a quarter of the steps, at the same cost each
+_PIPE = 1 << 20  # bytes; with a smaller pipe, the steps cost more than the saved copy
+_LONGEST = (2**31 - 1) / 1000  # s; `poll` cannot wait longer than these 24 days
+# This kind of connection cannot give bytes to a pipe; or a sandbox forbids that to this process.
 _REFUSED = (errno.EINVAL, errno.EPERM, errno.ENOSYS)
 
 
 class Body:
-    """The body of `response`: taken by one thread, in one of the two ways; closed by any."""
+    """The body of `response`. One thread takes it, in one of the two ways; any thread closes it."""
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class Body:
         timeout: float,
         explain: Callable[[Exception, int], SourceError],
     ) -> None:
-        """`offset`: where in the blob it begins; `timeout`: seconds to wait for the next bytes.
+        """The body begins at `offset` of the blob; `timeout`: seconds to wait for the next bytes.
 
-        `explain` says what has failed there, as a `SourceError`.
+        `explain` makes a `SourceError` of an exception and the offset where it happened.
         """
         self._response = response
         self._position = offset
         self._timeout = timeout
         self._explain = explain
-        self._lock = threading.RLock()  # held by whoever takes from the response, or closes it
+        self._lock = threading.RLock()  # held to take bytes from the response, and to close it
         self._closed = False
         # By kernel only:
         self._first: bytes | None = None
@@ -69,8 +69,8 @@ class Body:
 
     @property
     def length(self) -> int | None:
-        """Bytes of it, if it can be taken by kernel; else None."""
-        plain = type(self._response.connection) is HTTPConnection  # that with TLS is a kind of it
+        """The number of bytes, if the body can be taken by kernel; else None."""
+        plain = type(self._response.connection) is HTTPConnection  # one with TLS is a subclass
         return getattr(self._response, "length_remaining", None) if plain else None
 
     # By hand.
@@ -86,7 +86,7 @@ class Body:
             yield data
 
     def _read(self, size: int) -> bytes:
-        # Closing shuts the socket down first: what comes out of it then is no data.
+        # `close` shuts the socket down first: then the end that is read is not the body's.
         data = b"" if self._closed else self._response.read1(size, False)
         self._check_open()
         return data
@@ -113,10 +113,10 @@ class Body:
 
     def _begin(self) -> None:
         self._end = self._position + (self.length or 0)
-        self._first = self._read(_LITTLE)  # after that, urllib3 has nothing in a buffer of its own
+        self._first = self._read(_LITTLE)  # then urllib3's own buffer is empty
         if self._position + len(self._first) < self._end:
             self._connection = socket.socket(fileno=os.dup(self._response.fileno()))
-            self._connection.setblocking(False)  # as it is, whatever the default timeout may be
+            self._connection.setblocking(False)  # whatever the default timeout of sockets is
             self._pipe = _Pipe.make()
 
     def _wait(self, gather: float, enough: int) -> None:
@@ -124,12 +124,13 @@ class Body:
         gather = min(gather, timeout)
         if gather > 0 and self._poll(gather, min(enough, _PIPE, self._end - self._position)):
             return
-        # There is not enough. Nothing for `timeout` is a failure, however long it may gather.
+        # Not enough bytes came. If none came within `timeout` that is a failure, also if bytes
+        # were allowed to gather for longer.
         if gather in (0, timeout) and not self._poll(timeout - gather, 1):
             raise TimeoutError
 
     def _poll(self, timeout: float, enough: int) -> bool:
-        """Wait for so many bytes, or for the end of the connection; False: not in that time."""
+        """Wait for `enough` bytes, or for the end of the connection; False if it takes longer."""
         connection = self._socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
         poll = select.poll()
@@ -174,13 +175,13 @@ class Body:
         return count
 
     def _give_back(self) -> None:
-        """All of it was taken: let urllib3 have the connection as it was, for the next request."""
-        if self._connection is not None:  # else it has seen the end itself
+        """At the end of the body: give the connection back to urllib3, for the next request."""
+        if self._connection is not None:  # else urllib3 has read the whole body itself
             self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             self._let_go()
             response = cast("urllib3.HTTPResponse", self._response)
             if (original := response._original_response) is not None:
-                original.close()  # it believes that what went past it is still to come
+                original.close()  # it did not see the bytes, and would wait for them
                 response.release_conn()
 
     # The end.
@@ -193,18 +194,21 @@ class Body:
             pipe.close()
 
     def close(self) -> None:
-        """Drop the connection, unless all was read; who waits for bytes fails. Idempotent."""
+        """Drop the connection unless the body was read to its end. Idempotent.
+
+        A thread that waits for bytes fails at once.
+        """
         self._closed = True
         if not self._lock.acquire(blocking=False):
             try:
-                self._response.shutdown()  # ends the wait of the thread that has the lock
+                self._response.shutdown()  # ends the wait of the thread that holds the lock
             except (ValueError, RuntimeError, OSError):
-                pass  # it has just come to its end
+                pass  # the body has just come to its end
             self._lock.acquire()
         try:
             self._let_go()
             self._response.close()
-            self._response.release_conn()  # a pool that is bounded counts it, closed or not
+            self._response.release_conn()  # a bounded pool counts closed connections as well
         finally:
             self._lock.release()
 
@@ -213,12 +217,12 @@ class Body:
             if not self._closed and self._response.connection is not None:
                 reason = "a feed of an HTTPSource was not closed"
                 warnings.warn(reason, ResourceWarning, stacklevel=2)
-        finally:  # a warning may be an error
+        finally:  # the warning may be raised as an error
             self._let_go()
 
 
 class _Pipe:
-    """Bytes on their way from one descriptor to another; empty but for the time in between."""
+    """A pipe between two descriptors. It is empty except between `fill` and `empty`."""
 
     def __init__(self) -> None:
         self._out, self._in = os.pipe()
@@ -238,9 +242,9 @@ class _Pipe:
         return pipe
 
     def fill(self, fd: int, limit: int) -> int:
-        """Take up to `limit` bytes that are there; how many.
+        """Take up to `limit` bytes that are there, without waiting; their number.
 
-        0: there are none, or none that can be taken so, such as those behind a byte out of band.
+        0 if there are none, or none that `splice` can take, for example behind an out-of-band byte.
         """
         try:
             return os.splice(fd, self._in, limit, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
@@ -252,14 +256,14 @@ class _Pipe:
             return 0
 
     def empty(self, fd: int, count: int) -> None:
-        """Write all `count` bytes to a file, at its position."""
+        """Write all `count` bytes to the file, at its position."""
         while count:
             try:
                 count -= os.splice(self._out, fd, count, flags=os.SPLICE_F_MOVE)
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                data = os.read(self._out, count)  # a file system without it
+                data = os.read(self._out, count)  # a file system without `splice`
                 _write_all(fd, data)
                 count -= len(data)
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class PathSource:
     """A regular file. Its validator is its time of change, size and inode.
 
-    Links are followed. What is no regular file is refused, so a FIFO does not block and a device
-    is not read for ever. A file that changes while it is read is a `SourceError` at its end.
+    Links are followed. Everything else than a regular file is refused, so that a FIFO does not
+    block and a device is not read for ever. If the file changes while it is read, the feed ends
+    with a `SourceError`.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -45,7 +46,7 @@ class PathSource:
         """Open the file at `offset`; see `Source.open`. Blocks for the disk only."""
         check_offset(offset)
         try:
-            # O_NONBLOCK: opening a FIFO would wait for somebody who writes to it.
+            # O_NONBLOCK: to open a FIFO would wait for a process that writes to it.
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:
             raise explain(error, offset, name=self.name) from error
@@ -63,13 +64,13 @@ class PathSource:
 
 
 class FileSource:
-    """A binary file object. The blob begins where it stands now.
+    """A binary file object. The blob begins at the file's current position.
 
-    If it can seek it can be opened any number of times, one feed at a time; else once, from the
-    beginning. It is never closed: it belongs to whoever opened it.
+    A file that can seek can be opened any number of times, one feed at a time; another file only
+    once, from the beginning. The file is never closed: it belongs to the caller.
 
     Raises:
-        TypeError: it is in text mode, or cannot be read.
+        TypeError: the file is in text mode, or cannot be read.
     """
 
     def __init__(self, file: BinaryIO, name: str | None = None) -> None:
@@ -85,7 +86,7 @@ class FileSource:
         return f"FileSource({self.name!r})"
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
-        """Read the file from `offset`; see `Source.open`. What it blocks for is the file's."""
+        """Read the file from `offset`; see `Source.open`. Blocks as long as the file does."""
         check_offset(offset)
         file, start = self._file, self._start
         size = current = None
@@ -109,7 +110,7 @@ class FileSource:
 class IterableSource:
     """An iterable of buffers: it can be opened once, from the beginning.
 
-    An exception that it raises, of whatever kind, is a `SourceError` that cannot be retried.
+    Every exception that the iterable raises becomes a `SourceError` that is not `retryable`.
     """
 
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
@@ -145,7 +146,10 @@ def _unchanged(file: BinaryIO | io.FileIO, validator: str | None) -> Iterator[Bu
 
 
 def _size_and_validator(file: BinaryIO, start: int) -> tuple[int | None, str | None]:
-    """What can be told without reading: of others, such as a GzipFile, seeking reads it all."""
+    """Size and validator of a file, as far as they are known without reading it.
+
+    A file of another kind, such as a GzipFile, would read everything to seek to its end.
+    """
     inner = getattr(file, "file", file)  # what the wrappers of `tempfile` wrap
     if isinstance(inner, io.BytesIO):
         return max(inner.seek(0, os.SEEK_END) - start, 0), None

@@ -1,12 +1,11 @@
 """Attempts: which of several sources is asked, how often, and after which pause.
 
-    a source fails     the same one again, after a pause that grows; one that has brought something
-                       since the last time begins to count anew
-    again and again    the next source
-    there is none      `SourceFailed`, with the last word of each
+    a source fails            the same source again, after a pause that grows; if bytes came since
+                              its last failure, its failures are counted from 1 again
+    it fails too often        the next source
+    no source is left         `SourceFailed`, with the last error of each source
 
-Who asks waits for himself, and decides where to go on: a leader (leader.py), or a client that is
-served without one (passing.py).
+The caller (`download`) waits for the pause, and decides at which offset to go on.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 class Retries:
     """How often a source is tried in a row without any progress, and the pauses in between.
 
-    The last source is tried `attempts` times, one that has another behind it `with_others` times.
-    A pause is twice the one before, from `first_pause` to `longest_pause` seconds; a source that
-    says when to come again (`Retry-After`, up to 30 s) is given that time.
+    The last source is tried `attempts` times, a source with another one behind it `with_others`
+    times. Each pause is twice the pause before, from `first_pause` to `longest_pause` seconds. A
+    source that says when to ask again (`Retry-After`, up to 30 s) is given that time.
     """
 
     attempts: int = 8
@@ -36,7 +35,10 @@ class Retries:
 
 
 class Attempts:
-    """To get one blob from `sources`, in this order; `name` is what an error calls it."""
+    """Counts the tries to get one blob from `sources`, in this order.
+
+    `name` is what errors call the blob. For one thread at a time.
+    """
 
     def __init__(self, name: str, sources: Sequence[Source], retries: Retries) -> None:
         self._name = name
@@ -49,21 +51,21 @@ class Attempts:
 
     @property
     def source(self) -> Source:
-        """The one to ask."""
+        """The source to ask now."""
         return self._sources[self._current]
 
     @property
     def is_first(self) -> bool:
-        """Whether no source was given up yet."""
+        """Whether `source` is the first one: no source was given up yet."""
         return self._current == 0
 
     def failed(self, error: SourceError, offset: int) -> float | None:
-        """Note that `source` failed, when `offset` bytes had come in all.
+        """Note that `source` failed after `offset` bytes of the blob had come in all.
 
-        Seconds after which to ask it again; None if it is another one by now.
+        Returns the seconds after which to ask it again; None if `source` is the next one now.
 
         Raises:
-            SourceFailed: there is no other.
+            SourceFailed: there is no next source.
         """
         retries = self._retries
         self._last_words[error.source] = str(error)

@@ -1,13 +1,13 @@
-"""`as_sources`: which sources a user means.
+"""`as_sources`: which sources a user means by a URL, a path, a file object, ...
 
 "https://..."                    HTTPSource      (extra `http`)
 "scheme://...", "a::b://..."     FsspecSource    (extra `fsspec`)
 other text, a PathLike           PathSource
 a binary file object             FileSource
 a buffer such as bytes           FileSource of it
-an object with `name` and `open(offset, ...)`    is a source
+an object with `name` and `open(offset, ...)`    is a source already
 an iterable of buffers           IterableSource
-a list or tuple of the above     each, tried in order; one of buffers is an iterable of buffers
+a list or tuple of the above     each in turn; a list of buffers is an iterable of buffers
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
 def as_sources(source: AnySource) -> list[Source]:
-    """The sources that `source` means, in the order in which they are to be tried.
+    """The sources that `source` means, in the order in which to try them.
 
-    Opens nothing and asks nobody.
+    Opens nothing and asks no server.
 
     Raises:
-        TypeError: it is none of those that this module names.
-        ValueError: it is a URL that is not valid, or a list of nothing.
-        ImportError: the extra for such a URL is not installed; the message names it.
+        TypeError: `source` is nothing that this module's table names.
+        ValueError: a URL is not valid, or the list is empty.
+        ImportError: the extra for such a URL is not installed; the message names the extra.
     """
     if isinstance(source, list | tuple):
         if not source:
