@@ -12,26 +12,26 @@ error, with the same facts, as the writer that aborted.
     |   |-- ForeignSegment        the shared memory of that name belongs to another user
     |   |-- DamagedSegment        ... or is no control block of ours
     |   |-- NoFreeSlot            every subscriber slot is taken
-    |   |-- TooManyFlights        as many as the store allows are in progress
+    |   |-- TooManyFlights        as many flights as the store allows are in progress
     |   `-- OutOfResources        disk, shared memory or descriptors have run out
     |-- StreamBroken              a stream that will not go on; `offset` tells how far it came
     |   |-- WriterDied            the writer ended without commit and without abort
-    |   |-- WriterStalled         no progress for `stall_timeout`: waiting again is allowed
-    |   |-- DamagedPartial        the file was truncated, replaced or removed underneath
+    |   |-- WriterStalled         no progress for `stall_timeout`; the reader may wait again
+    |   |-- DamagedPartial        another program truncated, replaced or removed the file
     |   `-- BlobAborted           the writer gave up, and this is why
     |       |-- SizeMismatch      the source gave more or less than its size
-    |       |-- DigestMismatch    the bytes are not the ones that the digest names
-    |       |-- SourceFailed      no source had the rest of it
-    |       |-- OutOfRoom         there is no room to keep it
-    |       `-- ContentChanged    the source has other bytes by now than those it began with
-    |-- SourceError               one source, once: inside a flight, and from `Source.open`
+    |       |-- DigestMismatch    the bytes do not have the digest of the key
+    |       |-- SourceFailed      no source had the rest of the blob
+    |       |-- OutOfRoom         there is no room to keep the blob
+    |       `-- ContentChanged    the source has other bytes by now than at the beginning
+    |-- SourceError               one source failed once: inside a flight, and from `Source.open`
     `-- StoreError                a store, before there is a flight
-        |-- BlobNotFound          it is not in the store, and there is no source for it
+        |-- BlobNotFound          the blob is not in the store, and no source was given
         |-- StoreUnusable         the folder cannot hold a store
-        `-- DamagedBlob           a complete blob is not what its key says
+        `-- DamagedBlob           a complete blob does not have the digest of its key
 
 Misuse (an argument of the wrong kind, a closed object) is a `ValueError` or `TypeError`, as
-everywhere in Python; `IllegalTransition` and `StreamClosed` are the two with a name.
+everywhere in Python. Two kinds of misuse have a class: `IllegalTransition` and `StreamClosed`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamErro
 
 @dataclass(eq=False)
 class ShmstreamError(Exception):
-    """The root: `except ShmstreamError` catches whatever can go wrong with a stream."""
+    """The root: `except ShmstreamError` catches every error of a stream, source or store."""
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class StreamNotFound(CannotStart):
 
 @dataclass(eq=False)
 class StreamExists(CannotStart):
-    """A live writer has that name, or is writing to that path."""
+    """A live writer has that stream name, or is writing to that path."""
 
     what: str
     writer: str
@@ -101,7 +101,7 @@ class StreamExists(CannotStart):
 
 @dataclass(eq=False)
 class ForeignSegment(CannotStart):
-    """The shared memory of that name belongs to another user, or lets others write."""
+    """The shared memory of that name belongs to another user, or other users may write to it."""
 
     reason: str
 
@@ -137,7 +137,7 @@ class NoFreeSlot(CannotStart):
 
 @dataclass(eq=False)
 class TooManyFlights(CannotStart):
-    """The store's `max_flights` are in progress on this host; try again when one has ended."""
+    """The store's `max_flights` are in progress on this host; try again when a flight has ended."""
 
     max_flights: int
 
@@ -165,7 +165,7 @@ _SHORTAGES_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 @contextmanager
 def naming_shortages(name: str, place: str) -> Iterator[None]:
-    """Turn an OSError inside that means a shortage into `OutOfResources`; `place` is what fills."""
+    """Raise `OutOfResources` for an OSError inside that means a shortage of room in `place`."""
     try:
         yield
     except OSError as error:
@@ -179,7 +179,7 @@ def naming_shortages(name: str, place: str) -> Iterator[None]:
 
 
 def is_for_want_of_room(error: BaseException) -> bool:
-    """Whether disk or shared memory are full: what cannot be kept here may still be had."""
+    """Whether disk or shared memory is full. The source may still give what cannot be kept here."""
     if isinstance(error, OutOfResources):
         return error.number in _SHORTAGES_OF_ROOM
     if isinstance(error, OSError):
@@ -192,7 +192,7 @@ def is_for_want_of_room(error: BaseException) -> bool:
 
 @dataclass(eq=False)
 class StreamBroken(ShmstreamError):
-    """The stream does not go on from `offset`, the number of bytes this process had."""
+    """The stream does not go on behind `offset`, the number of bytes that this process had."""
 
     name: str
     offset: int
@@ -291,7 +291,7 @@ class BlobAborted(StreamBroken):
 
 @dataclass(eq=False)
 class SizeMismatch(BlobAborted):
-    """The source gave more or less than the `expected` bytes; `got` is what it gave."""
+    """The source gave `got` bytes instead of the `expected` number."""
 
     expected: int
     got: int
@@ -299,7 +299,7 @@ class SizeMismatch(BlobAborted):
 
 @dataclass(eq=False)
 class DigestMismatch(BlobAborted):
-    """The bytes do not have the `expected` digest but `got`: they are not that blob."""
+    """The bytes have the digest `got`, not the `expected` one: they are another blob."""
 
     expected: str
     got: str
@@ -353,12 +353,15 @@ class SourceFailed(BlobAborted):
 
 @dataclass(eq=False)
 class OutOfRoom(BlobAborted):
-    """There is no room for the rest of it, on the disk or in memory. The source may have it."""
+    """Disk or memory has no room for the rest of the blob. The source may still have it."""
 
 
 @dataclass(eq=False)
 class ContentChanged(BlobAborted):
-    """The source has other bytes by now than those the flight began with; ask again for them."""
+    """The source has another content by now than at the beginning of the flight.
+
+    The next request begins a new flight, with the new content.
+    """
 
 
 # Sources and stores.
@@ -391,7 +394,7 @@ class SourceError(ShmstreamError):
 
 @dataclass(eq=False)
 class StoreError(ShmstreamError):
-    """A store cannot do what it was asked for."""
+    """A store cannot do what its caller asked for."""
 
 
 @dataclass(eq=False)
@@ -418,7 +421,7 @@ class StoreUnusable(StoreError):
 
 @dataclass(eq=False)
 class DamagedBlob(StoreError):
-    """A complete blob is not, or no longer, what its key says."""
+    """A complete blob does not have, or has no longer, the digest of its key."""
 
     key: str
     path: str
@@ -436,7 +439,7 @@ class DamagedBlob(StoreError):
 
 @dataclass(eq=False)
 class IllegalTransition(ShmstreamError, ValueError):
-    """A state cannot follow another: nothing was changed."""
+    """The stream's state cannot become the other one; nothing was changed."""
 
     name: str
     state: str
@@ -448,7 +451,7 @@ class IllegalTransition(ShmstreamError, ValueError):
 
 @dataclass(eq=False)
 class StreamClosed(ShmstreamError, ValueError):
-    """The object was closed, or belongs to the process that this one was forked from."""
+    """The object was closed, or belongs to the process that this process was forked from."""
 
     name: str
     reason: str

@@ -47,7 +47,7 @@ _log = logging.getLogger("shmstream")
 
 
 class Leader:
-    """Brings the blob of `place` into `streamer`, which it owns, to its commit or abort."""
+    """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
 
     def __init__(
         self,
@@ -62,12 +62,13 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
     ) -> None:
-        """Then `start` it, or `run` it, or `discard` it, which also closes `held`.
+        """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
-        `upkeep` is told what will come, and when it has.
+        `upkeep` is told how many bytes will come, and when the flight has ended. With `lingers`
+        False, the flight ends after 1 s without a reader.
         """
         self.streamer = streamer
-        """How far it is; the leader's to change."""
+        """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
         self._download = Download(
@@ -91,17 +92,17 @@ class Leader:
         register(self)
 
     def start(self) -> None:
-        """Lead, in another thread.
+        """Lead in another thread.
 
         Raises:
-            RuntimeError: there is no thread to be had. Discard it.
+            RuntimeError: no thread can be started. The caller calls `discard`.
         """
         if not self._lingers:
             threads.Call(self._end_when_alone, "shmstream-alone").start()
         threads.Call(self.run, "shmstream-flight").start()
 
     def discard(self) -> None:
-        """Let go of all that it owns. Idempotent."""
+        """Close everything that the leader owns. Idempotent."""
         if self._over.is_set():
             return
         self._download.stop()
@@ -113,9 +114,10 @@ class Leader:
                 ending.callback(self._held.close)
 
     def close(self) -> None:
-        """Stop, and hand over to whoever reads; the partial file stays. Idempotent.
+        """Stop, so that a reader in another process can succeed. The partial file stays.
 
-        If the blob is complete, this waits a moment for the thread to clear up after it.
+        If the blob is complete, this waits up to 1 s for the leader's thread to clear up.
+        Idempotent.
         """
         self._download.stop()
         self.streamer.close()
@@ -123,7 +125,7 @@ class Leader:
             self.join(1.0)
 
     def abandon(self) -> None:
-        """In a forked child: the thread is not here, and the flight is the parent's."""
+        """In a forked child: the flight, and the thread that leads it, are the parent's."""
         self._over = threading.Event()  # that thread may hold the old one
         self._over.set()
 
@@ -134,18 +136,21 @@ class Leader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the flight has still to end, and its leader to clear up."""
+        """Whether the flight is still going on, or its leader still clears up."""
         return not self._over.is_set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for that, at most `timeout` seconds; not at all in the thread that leads."""
+        """Wait until `is_alive` is False, at most `timeout` seconds.
+
+        In the thread that leads it returns at once.
+        """
         if self._thread is not threading.current_thread():
             self._over.wait(timeout)
 
     # One flight, from its beginning to its end.
 
     def run(self) -> None:
-        """Lead, in this thread, until the blob is complete, given up, or handed over."""
+        """Lead in this thread, until the blob is complete, given up, or handed over."""
         self._thread = threading.current_thread()
         place, streamer = self._place, self.streamer
         try:
@@ -168,7 +173,7 @@ class Leader:
         self._tell(Event(kind, self._place.key, count))
 
     def _begin(self) -> Feed | None:
-        """The feed that goes on; None if all bytes are there already."""
+        """The feed of the bytes that are missing; None if all bytes are there already."""
         streamer, download = self.streamer, self._download
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
             known = Description.from_text(streamer.metadata)
@@ -199,7 +204,7 @@ class Leader:
         return feed
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
-        """Whether the feed goes on with the bytes that were kept."""
+        """Whether the feed goes on behind the `kept` bytes, with the same content."""
         known = self.metadata
         return (
             feed.offset == kept
@@ -208,7 +213,7 @@ class Leader:
         )
 
     def _announce(self, kept: int) -> None:
-        """Have everybody know what is coming, and read what is there."""
+        """Tell all readers what the blob is, and publish the `kept` bytes."""
         streamer, metadata, place = self.streamer, self.metadata, self._place
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
         if kept:
@@ -239,7 +244,7 @@ class Leader:
         self.streamer.set_size(size)
 
     def _pump(self, feed: Feed) -> Feed | None:
-        """Append all that `feed` has; None when that was the end, else the feed to go on with."""
+        """Append the bytes of `feed`; None after the last byte of the blob, else the next feed."""
         streamer, download = self.streamer, self._download
         try:
             if streamer.size is None and feed.size is not None:
@@ -257,7 +262,7 @@ class Leader:
         return None
 
     def _receive(self, feed: KernelFeed) -> None:
-        """Have the kernel move all of it to the file."""
+        """Have the kernel move all bytes of the feed to the file."""
         streamer = self.streamer
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
@@ -270,7 +275,7 @@ class Leader:
         self._download.check_going_on()  # a stop makes a feed end, too
 
     def _append(self, feed: Feed) -> None:
-        """Append all of it that is new."""
+        """Append the bytes of the feed that are new."""
         for data in self._download.new(feed, self.streamer.appended, self):
             if data:
                 self.streamer.append(data)
@@ -320,7 +325,7 @@ class Leader:
             _log.warning("%s: no journal: %s", self._place.key, str(error))
 
     def _note_checkpoint(self) -> None:
-        """Now and then, note in the journal how far the file is hashed."""
+        """Every 16 MiB, note in the journal how far the file is hashed."""
         streamer = self.streamer
         if (
             streamer.appended - self._noted >= _CHECKPOINT
@@ -334,7 +339,7 @@ class Leader:
                     _log.warning("%s: no checkpoint: %s", self._place.key, str(error))
 
     def _end_when_alone(self) -> None:
-        """Hand over to nobody when nobody has read for a while, also if the source is silent."""
+        """End the flight after 1 s without a reader, even while the source is silent."""
         alone_since: float | None = None
         try:
             while not self._download.wait(_LONELY / 4):

@@ -1,26 +1,28 @@
-"""Passing through: a blob from its sources to one client, where there is no room to keep it.
+"""Passing through: a blob from its sources to one client, if there is no room to keep it.
 
-A flight that has no room ends (`OutOfRoom`), or cannot begin. The sources can still give the blob,
-so each client is given it by a download of its own, from where it is, and nothing is kept:
+A flight that has no room ends (`OutOfRoom`), or cannot begin. The sources can still give the blob.
+So each client gets it by a download of its own, from its position on, and nothing is kept:
 
     ask      what the source says of the blob, for the head of an answer
-    give     begin to give its bytes from some offset on; iterating has them, as they come
-    fail     as with a leader: the same source again, then the next one (attempts.py)
-    leave    the client has gone: whatever the thread waits for fails at once
+    give     begin to give the bytes from an offset on; iterate to get them as they come
+    leave    the client has gone: the thread that waits for the source fails at once
 
-What a client gets is of one content. What proves that decides where the source has to begin:
+`Download` asks the sources in turn. All bytes that a client gets are of one content. What proves
+that depends on the key and on the range, and decides where the source has to begin:
 
-    a digest, and all up to the end      every byte from 0 on is hashed: those that the client has
-                                         already from the flight's file, where I2 holds for them;
-                                         the last chunk is withheld until the digest is right (I5)
-    a digest, and a part before the end  nothing: the digest is of the whole. Nobody who was told
-                                         so takes a part for the whole
-    another key, with a validator        the source still says the same one
-    another key, without                 it is read from 0 on, and what comes again has the digest
-                                         of what came before
+    a digest, up to the end of the blob  the digest of all bytes from 0 on; the bytes that the
+                                         client has already are hashed from the flight's file, where
+                                         I2 holds for them. The last chunk is withheld until the
+                                         digest is right (I5)
+    a digest, a part before the end      nothing: the digest is of the whole blob. The client was
+                                         told that it gets a part, and does not take it for the
+                                         whole
+    another key, with a validator        the source still says the same validator
+    another key, without a validator     the source is read from 0 on, and the bytes that come again
+                                         have the digest of the bytes that came before
 
-Reading blocks, so it is done by a thread, one for each client; there is a bound to how many clients
-a process has at one time. A client that is slow is waited for with nothing read ahead.
+To read blocks, so each client has a thread. A process has a limit for such clients. Nothing is read
+ahead for a slow client.
 """
 
 from __future__ import annotations
@@ -64,19 +66,19 @@ _log = logging.getLogger("shmstream")
 
 
 def again(sources: Sequence[Source]) -> list[Source]:
-    """Those that every client can read for itself: an iterable or a file object is everybody's."""
+    """The sources that each client can read for itself: no iterables, and no file objects."""
     return [each for each in sources if not isinstance(each, FileSource | IterableSource)]
 
 
 class Passage:
     """One client's own way to a blob. An async context manager and iterator; one task uses it.
 
-    Being cancelled leaves nothing behind.
+    A task that is cancelled leaves nothing behind.
 
     Raises from entering to the end:
-        SourceFailed: no source has it, or the rest of it.
-        ContentChanged, DigestMismatch: it is another blob by now, or was never this one.
-        WriterStalled: nothing came for `stall_timeout`.
+        SourceFailed: no source has the blob, or the rest of it.
+        ContentChanged, DigestMismatch: the source has another blob by now, or had one all along.
+        WriterStalled: no byte came for `stall_timeout` seconds.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Passage:
         self._given: Iterator[bytes] = iter(())
 
     def begin(self, limit: int) -> bool:
-        """Be one of at most `limit` in this process, until it is left; whether that can be."""
+        """Whether this is one of at most `limit` passages of this process, until it is left."""
         with _passages.held() as passages:
             if not self._sources or len(passages) >= limit:
                 return False
@@ -127,14 +129,15 @@ class Passage:
         return await self._run(self._bytes.ask)
 
     def give(self, start: int, end: int | None, known: Description, file: int = -1) -> None:
-        """Begin to give the bytes from `start` to `end`, None for the end of the blob.
+        """Begin to give the bytes from `start` to `end`; None is the end of the blob.
 
-        `known` is what the client was told of the blob. What it has of it already is in `file`.
+        `known` is what the client was told of the blob. `file` has the bytes before `start`, which
+        the client has already.
         """
         self._given = self._bytes.give(start, end, known, os.dup(file) if file >= 0 else -1)
 
     async def read(self, known: Description, limit: int) -> bytes:
-        """All of the blob; at least `limit` bytes where it has more."""
+        """The whole blob; of a longer one at least the first `limit` bytes."""
         self.give(0, known.size, known)
         data = b""
         async for piece in self:
@@ -210,14 +213,17 @@ class _Bytes:
         self._download.stop()
 
     def close(self) -> None:
-        """Let go of everything, when no thread reads any more."""
+        """Close the feed and the file, when no thread reads any more."""
         self._download.close()
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def give(self, start: int, end: int | None, known: Description, file: int) -> Iterator[bytes]:
-        """The bytes from `start` to `end`; an empty piece where others had to be read. Blocks."""
+        """The bytes from `start` to `end`. Blocks.
+
+        An empty piece means that bytes came which are not for the client.
+        """
         self._download.known, self._download.binds, self._file = known, True, file
         _log.warning("%s: no room: a client gets it from its source, from %d on", self.key, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))

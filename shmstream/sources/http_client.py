@@ -1,9 +1,10 @@
-"""One HTTP request and its answer, after all redirects. What the user gave stays at home.
+"""One HTTP request and its answer, after all redirects. The user's headers stay at their origin.
 
-    ask         through the pools of this process; 3xx: ask there, where only harmless headers go
-    read        a short body as a whole
-    refused     an answer that is not what was asked for, as a SourceError
-    explain     no answer, or one that breaks off, as a SourceError
+    ask         send a request through the pools of this process, and follow redirects; another
+                origin is sent only harmless headers
+    read        read a short body as a whole
+    refused     the SourceError for an answer that is not what was asked for
+    explain     the SourceError for no answer, and for an answer that breaks off
 
 Needs urllib3, the extra `http`. Connections are kept for reuse in pools, one for this process and
 one for each proxy that its environment names; `close_pools` closes them.
@@ -49,17 +50,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Reply(NamedTuple):
-    """An answer; `is_home` unless a redirect has led to another scheme, host or port."""
+    """An answer. `is_home` is False if a redirect led to another scheme, host or port."""
 
     response: urllib3.BaseHTTPResponse
     is_home: bool
 
 
 class Client:
-    """Asks, in the name of one source, which is what its errors call it. Any thread may use it.
+    """Asks for one source; errors have its `name`. Any thread may use it.
 
-    `timeout`: seconds to wait for a connection, and for the next bytes. `pool`: to be used for
-    everything, in place of this process's own.
+    `timeout`: seconds to wait for a connection, and for the next bytes. `pool`: for all requests,
+    instead of the pools of this process.
     """
 
     def __init__(
@@ -81,12 +82,12 @@ class Client:
         offset: int = 0,
         body: bytes | None = None,
     ) -> Reply:
-        """The answer, after all redirects, its body not yet read: that, or `discard`, is to do.
+        """The answer, after all redirects. The caller reads its body, or calls `discard`.
 
-        Blocks until its head is there. A request with a body is not sent on to anywhere.
+        Blocks until the head is there. A request with a `body` follows no redirect.
 
         Raises:
-            SourceError: there is no answer, or a redirect that is not to be followed.
+            SourceError: there is no answer, or a redirect that must not be followed.
         """
         home = origin_of(url)
         headers = {"accept-encoding": "identity", **headers}
@@ -131,10 +132,10 @@ class Client:
         return self._pool if self._pool is not None else _pool_for(url.scheme, _proxy_for(url))
 
     def read(self, reply: Reply, limit: int) -> bytes:
-        """The whole body, of at most `limit` bytes, as it was sent. Blocks until it is here.
+        """The whole body, of at most `limit` bytes, as it was sent. Blocks until all of it came.
 
         Raises:
-            SourceError: it is longer, or breaks off.
+            SourceError: the body is longer, or breaks off.
         """
         data = bytearray()
         try:
@@ -149,7 +150,7 @@ class Client:
     def refused(self, reply: Reply, offset: int = 0) -> SourceError:
         """The error for an answer with a status that is of no use.
 
-        A challenge of another origin is not told: nobody is to answer it with what is ours.
+        It has no challenge of another origin: our credentials must not answer that.
         """
         response = reply.response
         status = response.status
@@ -164,11 +165,11 @@ class Client:
         )
 
     def failed(self, offset: int, reason: str) -> SourceError:
-        """The error for an answer that will be of no use next time either."""
+        """The error for an answer that will be of no use the next time either."""
         return SourceError(self.name, offset, reason, retryable=False)
 
     def explain(self, error: Exception, offset: int) -> SourceError:
-        """The error for what urllib3 and the network raise."""
+        """The error for an exception of urllib3 or of the network."""
         cause, kind = _root(error), FailureKind.BROKEN
         if isinstance(error, exceptions.NewConnectionError):  # for urllib3, also a timeout
             kind = FailureKind.UNREACHABLE
@@ -196,7 +197,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def discard(response: urllib3.BaseHTTPResponse) -> None:
-    """Let go of an answer whose body nobody wants."""
+    """Close an answer whose body is not needed; keep its connection if little is left to read."""
     length = getattr(response, "length_remaining", None)
     if length is not None and length <= _WORTH_DRAINING:
         response.drain_conn()
@@ -211,7 +212,7 @@ def parse(url: str) -> Url:
     """The parts of an http or https URL.
 
     Raises:
-        ValueError: it is none; the message shows no credentials.
+        ValueError: `url` is no such URL; the message shows no credentials.
     """
     if _CONTROL.search(url):
         raise ValueError("a URL has no line breaks or other control characters")
@@ -230,7 +231,7 @@ def origin_of(url: Url) -> tuple[str | None, str | None, int]:
 
 
 def credentials_in(url: Url) -> tuple[str, str] | None:
-    """User and password, if there are any in it."""
+    """User and password, if the URL has any."""
     if url.auth is None:
         return None
     user, _, password = url.auth.partition(":")
@@ -238,10 +239,10 @@ def credentials_in(url: Url) -> tuple[str, str] | None:
 
 
 def valid_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """The same, with names in lower case.
+    """The same headers, with names in lower case.
 
     Raises:
-        ValueError: one is not valid, has a line break in it, or is not the user's to set.
+        ValueError: a header is not valid, has a line break in it, or is set by the client itself.
     """
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
@@ -252,15 +253,15 @@ def valid_headers(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether it has any, such as line breaks."""
+    """Whether `text` has control characters, such as line breaks."""
     return _CONTROL.search(text) is not None
 
 
 def authorization(auth: tuple[str, str] | str) -> str:
-    """The header's value for a pair (user, password), or for the text of a bearer token.
+    """The value of the header Authorization for (user, password), or for a bearer token.
 
     Raises:
-        ValueError: such a user cannot be told.
+        ValueError: the user has a colon in it, which basic authentication cannot express.
     """
     if isinstance(auth, str):
         return f"Bearer {auth}"
@@ -274,7 +275,7 @@ def authorization(auth: tuple[str, str] | str) -> str:
 
 
 def date(text: str | None) -> int | None:
-    """A date in a header, as seconds since 1970; None if it is none."""
+    """A date in a header, as seconds since 1970; None if `text` is no date."""
     try:
         parts = parsedate_tz(text) if text else None
         seconds = mktime_tz(parts) if parts else None
@@ -284,7 +285,7 @@ def date(text: str | None) -> int | None:
 
 
 def _seconds(text: str | None) -> float | None:
-    """`Retry-After` in seconds: it is a number of them, or a date."""
+    """`Retry-After` in seconds from now: the header has a number of seconds, or a date."""
     if text is None:
         return None
     if text.isascii() and text.isdigit():
@@ -307,7 +308,7 @@ def _proxy_for(url: Url) -> str | None:
 
 
 def _named(kind: str) -> str | None:
-    """The proxy of the environment, as `getproxies` has it, which looks at all variables for it."""
+    """The proxy of the environment, as `getproxies` finds it, which reads all variables."""
     lower = f"{kind}_proxy"
     upper = lower.upper()
     if upper == "HTTP_PROXY" and "REQUEST_METHOD" in os.environ:
@@ -334,9 +335,9 @@ def _new_pool(proxy: str | None, options: dict[str, Any]) -> urllib3.PoolManager
 
 
 def close_pools() -> None:
-    """Close the idle connections of this process; those in use are closed after use.
+    """Close the idle connections of this process; a connection in use is closed after use.
 
-    Sources go on to work: the next `open` connects anew, and reads SSL_CERT_FILE again.
+    Sources still work: the next `open` makes a new connection, and reads SSL_CERT_FILE again.
     """
     with _pools.held() as pools:
         closing = list(pools.values())
