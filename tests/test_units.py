@@ -1,4 +1,4 @@
-"""Sizes and durations: what people write is read back, and what is none is refused."""
+"""Sizes and durations: what people write is read back, and everything else is refused."""
 
 from __future__ import annotations
 

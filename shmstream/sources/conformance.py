@@ -1,4 +1,4 @@
-"""`SourceConformance`: tests that every source passes, for whoever writes one of their own.
+"""`SourceConformance`: tests that every source passes, for programmers of sources.
 
 Subclass it in a test module, tell it how to make a source, and pytest runs the tests:
 
@@ -128,7 +128,7 @@ class SourceConformance:
             while (data := next(buffers, None)) is not None:
                 with memoryview(data) as view, view.cast("B") as there:
                     end = position + len(there)
-                    assert end > position, "an empty buffer tells nobody anything"
+                    assert end > position, "an empty buffer is of no use"
                     assert there == _CONTENT[position:end], f"wrong bytes at {position}"
                 position = end
         assert position == len(_CONTENT), f"the feed ended after {position} bytes"
@@ -186,10 +186,12 @@ class SourceConformance:
             assert _read(feed) == _CONTENT[begin:]
 
     @pytest.mark.parametrize("validator", [_NO_VALIDATOR, "", '"\r\n'])
-    def test_a_validator_of_somebody_else(self, validator: str) -> None:
+    def test_a_validator_of_another_source(self, validator: str) -> None:
         """A feed for a validator that the source does not know begins at 0."""
         with self.make_source(_CONTENT).open(_OFFSETS[1], validator) as feed:
-            assert feed.offset == 0, "nobody knows whether that is the content that was asked for"
+            assert feed.offset == 0, (
+                "the content may be another one than the one that was asked for"
+            )
             assert _read(feed) == _CONTENT
 
     def test_a_content_that_changed(self) -> None:

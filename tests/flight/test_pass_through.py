@@ -1,4 +1,4 @@
-"""Where there is no room for a blob: clients get it straight from the source, and nobody is cut.
+"""A blob without room: each client gets it straight from the source, and no client is cut off.
 
 The store is on a disk of 2 MiB; the blob has 4. Where its size is known there is no flight at all,
 where it is not, the flight ends in the middle.
@@ -45,7 +45,7 @@ LAST = SIZE - 65536  # where the last chunk begins
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[str]:
-    """Of a store on a small disk. In the end all of it is as it should be."""
+    """The folder of a store on a small disk. At the end its check finds nothing."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
@@ -65,7 +65,7 @@ Serving = Callable[..., Server]
 
 @pytest.fixture
 def serving(store: Store, origin: Origin, tmp_path: Path) -> Iterator[Serving]:
-    """Start a server, by default with zero-copy. The blob is there, and its size known."""
+    """Start a server, by default with zero-copy. The origin has the blob, and tells its size."""
     running: list[Server] = []
     origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
 
@@ -84,7 +84,7 @@ def serving(store: Store, origin: Origin, tmp_path: Path) -> Iterator[Serving]:
 
 
 def gets(server: Server, key: str = KEY, **headers: str) -> bytes:
-    """What a client gets that is cut."""
+    """The bytes that a client gets before its answer is cut off."""
     connection, response = server.open("GET", f"/blob/{key}", headers)
     with closing(connection), pytest.raises((http.client.IncompleteRead, ConnectionError)) as cut:
         response.read()
@@ -92,7 +92,7 @@ def gets(server: Server, key: str = KEY, **headers: str) -> bytes:
 
 
 def fill(folder: str) -> None:
-    """Leave no room at all."""
+    """Fill the disk to the last byte."""
     with (Path(folder).parent / "filling").open("wb", buffering=0) as file:
         try:
             while file.write(bytes(4096)):
@@ -183,7 +183,7 @@ def test_wrong_bytes_complete_no_client(serving: Serving, origin: Origin) -> Non
 
 def test_what_breaks_is_gone_on_with(serving: Serving, origin: Origin) -> None:
     server = serving()
-    origin.change("/blob", first=1, count=1, close_after=MIB)  # the first one is the flight's
+    origin.change("/blob", first=1, count=1, close_after=MIB)  # the first request is the flight's
     assert sha256(server.request("GET", f"/blob/{KEY}").body) == sha256(DATA)
     assert origin.requests("/blob")[2].range == f"bytes={MIB}-"
     count = len(origin.requests("/blob"))
@@ -199,7 +199,7 @@ def test_what_breaks_is_gone_on_with(serving: Serving, origin: Origin) -> None:
 
 def test_shared_memory_is_full(serving: Serving, origin: Origin, store: Store) -> None:
     server = serving(within=with_shared_memory_of("16k"))
-    origin.serve("/blob", seed=1, size=MIB)  # for which the disk has room
+    origin.serve("/blob", seed=1, size=MIB)  # this one fits on the disk
     key = digest(1, MIB)
     assert sha256(server.request("GET", f"/blob/{key}").body) == key.removeprefix("sha256:")
     assert key not in store
@@ -229,7 +229,7 @@ def test_clients_of_a_flight_go_on_without_it(
     own = origin.requests("/blob")[1:]
     assert len(own) == 4
     offsets = [int((each.range or "bytes=0-").strip("bytes=-")) for each in own]
-    if key == "name" and etag is None:  # nothing but the bytes themselves shows that it is the same
+    if key == "name" and etag is None:  # only the bytes show that it is the same
         assert set(offsets) == {0}
     else:
         assert min(offsets) >= MIB
@@ -247,7 +247,7 @@ def test_bytes_of_two_contents_are_never_mixed(
 
 
 def test_wrong_bytes_that_a_client_has_already(serving: Serving, origin: Origin) -> None:
-    """What comes after them is right, and so is the rest of what its own request brings."""
+    """The bytes that follow are right, and so is all that the client's own request brings."""
     server = serving()
     origin.change("/blob", framing="chunked")
     origin.change("/blob", first=0, count=1, wrong_at=1000)
@@ -260,7 +260,7 @@ def test_wrong_bytes_that_a_client_has_already(serving: Serving, origin: Origin)
 def test_what_a_client_has_already_and_the_file_no_longer(
     key: str, folder: str, tmp_path: Path
 ) -> None:
-    """Another flight has begun, and kept less. No digest can be had of what the client has."""
+    """Another flight kept fewer bytes: the bytes that the client has cannot be hashed any more."""
 
     class Plain:
         name = "plain"
@@ -290,7 +290,7 @@ def test_what_a_client_has_already_and_the_file_no_longer(
 def test_a_flight_that_was_promised_its_room(
     key: str, protocol: str, serving: Serving, origin: Origin, tmp_path: Path
 ) -> None:
-    """Its files may not grow beyond 2 MB, though the disk has reserved more."""
+    """The server's files cannot grow beyond 2 MB, although the disk has reserved more."""
     folder = tmp_path / "roomy"
     limited = ("prlimit", "--fsize=2000000")
     server = serving(protocol, folder=str(folder), within=limited)
@@ -328,7 +328,8 @@ def test_a_client_that_leaves_ends_its_own(serving: Serving, origin: Origin) -> 
         count = len(origin.requests("/blob"))
         origin.change("/blob", first=count, count=2, stall_after=MIB)
         connection, response = server.open("GET", f"/blob/{KEY}")
-        assert sha256(response.read(MIB)) == sha256(DATA[:MIB])  # now it waits for the source
+        first = response.read(MIB)  # from now on the client waits for the source
+        assert sha256(first) == sha256(DATA[:MIB])
         response.close()
         connection.close()
         origin.wait("/blob", lambda heard: len(heard) >= 2 and all(each.over for each in heard))
@@ -361,7 +362,7 @@ def test_none_at_all(serving: Serving, origin: Origin) -> None:
     assert len(gets(server)) < 2 * MIB
 
 
-def test_a_slow_client_holds_up_nobody(serving: Serving) -> None:
+def test_a_slow_client_holds_up_no_other(serving: Serving) -> None:
     server = serving()
     connection, slow = server.open("GET", f"/blob/{KEY}")
     with closing(connection):
@@ -374,7 +375,7 @@ def test_what_can_be_read_only_once_is_not_passed_through(serving: Serving, fold
     server = serving()
     assert len(gets(server, "once")) < 2 * MIB
     wait_until(lambda: not Store(folder).flights())
-    Store(folder).gc(partial_age=0)  # or it gives its room to the next one
+    Store(folder).gc(partial_age=0)  # the partial file would give its room to the next flight
     fill(folder)
     answer = server.request("GET", "/blob/once")
     assert (answer.status, answer.getheader("retry-after")) == (503, "5")

@@ -30,8 +30,8 @@ SECRET = "s3cret"
 words = some.text(alphabet="abcxyz01.-_", min_size=1, max_size=6)
 users = some.text(alphabet="!$&'()*+,;=:%ab", max_size=4).map(lambda text: SECRET + text)
 secrets = some.text(alphabet="!$&'()*+,;=:@/?#%ab", max_size=4).map(lambda text: SECRET + text)
-"""Whatever the mark is: a password may have it, escaped or not. After a user without a password
-"/", "?" and "#" end the host of a valid URL: nobody can tell that it was meant to be a user.
+"""A password may have any of these marks, although "/", "?" and "#" should be escaped. In a user
+without a password those three make another valid URL, which hides nothing.
 """
 
 
@@ -94,7 +94,7 @@ descriptions = some.builds(Description, some.none() | some.integers(0, 2**63), f
 @settings(deadline=None, max_examples=200)
 @given(descriptions, some.integers(100, 2000))
 def test_a_description_as_text(description: Description, limit: int) -> None:
-    """What is too long is left out, the media type first; what is kept is what it was."""
+    """Facts that are too long are left out, the media type first; the others are kept."""
     text = description.to_text(limit)
     assert len(text) <= limit
     copy = Description.from_text(text)

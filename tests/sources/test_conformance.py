@@ -40,7 +40,7 @@ class InFolder(SourceConformance):
 
     def overwrite(self, path: str, content: bytes) -> None:
         Path(path).write_bytes(content)
-        os.utime(path, (1, 1))  # whatever the clock's grain is
+        os.utime(path, (1, 1))  # also within one tick of the clock
 
 
 class TestPathSource(InFolder):
@@ -94,7 +94,7 @@ class TestFileSourceInMemory(SourceConformance):
 
 
 class Unseekable(io.RawIOBase):
-    """As a pipe."""
+    """A file that cannot seek, as a pipe."""
 
     def __init__(self, content: bytes) -> None:
         self._content = io.BytesIO(content)
@@ -259,7 +259,7 @@ def test_the_example_of_the_documentation_passes(tmp_path: Path) -> None:
     ("right", "wrong", "failing"),
     [
         ("if validator not in (None, current) or offset > size:", "if offset > size:",
-         {"test_a_validator_of_somebody_else", "test_a_content_that_changed"}),
+         {"test_a_validator_of_another_source", "test_a_content_that_changed"}),
         (" or offset > size", "", {"test_open_behind_the_end"}),
         ("raise ValueError", "raise SourceError('s', 0, 'r') #", {"test_a_negative_offset"}),
         ("raise SourceError(self.name, offset, \"there is none\", retryable=False)",

@@ -75,7 +75,7 @@ class RemoteFile(AbstractBufferedFile):  # type: ignore[misc]
 
 
 class RemoteFileSystem(AbstractFileSystem):  # type: ignore[misc]
-    """A store that gives ranges, as those of the clouds do."""
+    """A store that gives ranges, as cloud stores do."""
 
     protocol = "remote"
     data = content(3, 10_000_000)

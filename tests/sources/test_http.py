@@ -114,8 +114,8 @@ def test_a_validator_of_another_source_begins_at_0(origin: Origin, validator: st
     assert origin.requests()[0].range is None
 
 
-def test_a_part_of_nobody_knows_what_begins_at_0(origin: Origin) -> None:
-    """A server that knows ranges, not If-Range, and does not say whose bytes they are."""
+def test_a_part_without_a_validator_begins_at_0(origin: Origin) -> None:
+    """The server supports ranges but not If-Range, and sends no validator with a part."""
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, last_modified=OLD))
     origin.change("/blob", etag=None, if_range=False)
     with source.open(1000, '"1-300000"') as feed:
@@ -270,7 +270,7 @@ def test_whatever_tells_of_the_content(etag: str, changed: str, now: str) -> Non
 def test_headers_that_no_number_can_hold(origin: Origin, headers: dict[str, str]) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, etag=None, **headers)
     source = HTTPSource(url)
-    if "last_modified" in headers:  # no validator, and that is all
+    if "last_modified" in headers:  # the blob just has no validator
         assert read(source, 5) == BLOB[5:]
     else:
         assert not fails_to_open(source, 0 if "content_length" in headers else 5).retryable

@@ -68,7 +68,7 @@ def test_an_answer_that_is_cut_off(origin: Origin, fault: str, framing: str, aft
     if fault == "close_after":
         assert len(got) == after
     else:
-        assert len(got) <= after  # a kernel that hears of a reset throws away what it has
+        assert len(got) <= after  # at a reset the kernel drops bytes that were not yet read
     assert read(source) == BLOB
 
 
@@ -85,7 +85,7 @@ def test_bytes_after_the_end(origin: Origin) -> None:
         try:
             assert read(source) == BLOB
         except SourceError as error:
-            errors.append(error)  # they came late, and the next answer began with them
+            errors.append(error)  # the bytes came late, before the head of the next answer
     assert all(error.retryable for error in errors)
     assert len(errors) < 10
 
@@ -112,7 +112,7 @@ def test_a_stall_that_passes(origin: Origin) -> None:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("after", [0, 1000, SIZE - 1])
 def test_a_byte_out_of_band_is_none_of_the_body(origin: Origin, after: int) -> None:
-    """The kernel moves nothing past it, and calls what is behind it readable all the time."""
+    """`splice` moves nothing past it, while `poll` says that the bytes behind it are readable."""
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=500, urgent_after=after)
     with HTTPSource(url).open() as feed:
         got = bytearray()
@@ -217,7 +217,7 @@ def test_bytes_gather_until_it_is_time_or_there_are_enough(origin: Origin) -> No
         origin.release()
         assert kernel.wait(PATIENCE, 100_000)
         assert kernel.move(fd, SIZE) >= 100_000
-        until(SIZE, PATIENCE, SIZE)  # more than there will be
+        until(SIZE, PATIENCE, SIZE)  # more bytes than will come
         assert not kernel.wait(0, 1)
         assert os.pread(fd, SIZE + 1, 0) == BLOB
     origin.change("/blob", stall_after=None)
@@ -238,7 +238,7 @@ def test_a_stall_while_bytes_may_gather_is_one(origin: Origin) -> None:
 
 
 def test_patience_without_end(origin: Origin) -> None:
-    """More milliseconds than `poll` can wait for."""
+    """The timeout has more milliseconds than `poll` can wait for."""
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE), timeout=(60, 1e7))
     assert read(source) == BLOB
 
@@ -266,7 +266,7 @@ def test_looking_waits_for_nothing_whatever_sockets_do_by_default(
 def test_a_connection_that_gives_nothing_to_a_pipe(
     number: int, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of another kind; or whoever watches over this process does not let it."""
+    """It is of another kind, or a sandbox forbids `splice` to this process."""
 
     def refuse(*_args: Any, **_named: Any) -> int:
         raise OSError(number, os.strerror(number))

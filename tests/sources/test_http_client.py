@@ -55,7 +55,7 @@ def test_a_pool_of_the_users_own(origin: Origin) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_pool_that_is_bounded_has_every_connection_back(origin: Origin) -> None:
-    """Who asks it for one more than it has waits for ever."""
+    """A request for one connection more than the pool has would wait for ever."""
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
     origin.serve("/refused", seed=1, size=SIZE, headers={"Content-Encoding": "gzip"})
     with urllib3.PoolManager(maxsize=1, block=True) as pool:
@@ -79,7 +79,7 @@ def test_no_connection_in_time(direct: None) -> None:  # noqa: ARG001
     with socket.socket() as full, socket.socket() as first, socket.socket() as second:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
-        for client in (first, second):  # nobody accepts: the next one gets no answer
+        for client in (first, second):  # the server never accepts: the next client gets no answer
             client.setblocking(False)
             client.connect_ex(full.getsockname())
         source = HTTPSource(f"http://127.0.0.1:{full.getsockname()[1]}/", timeout=(0.1, 3600))
@@ -404,7 +404,7 @@ def test_a_forked_child_makes_its_own_connections(origin: Origin) -> None:
 
 
 def fetch(link: Link, url: str) -> None:
-    """A client process: say what came of it, as often as it is told to."""
+    """A client process: fetch the blob as often as it is told to, and say the outcome."""
     source = HTTPSource(url)
     while link.hear() == "fetch":
         try:
@@ -486,7 +486,7 @@ def test_whatever_a_date_is(text: str) -> None:
 @hypothesis.example("http://me:s3cret/x@host")
 @hypothesis.example("me:s3cret@host")
 def test_whatever_a_url_is(text: str) -> None:
-    """It is one, or a ValueError that shows no password."""
+    """The text is a URL, or a ValueError that shows no password."""
     try:
         http_client.parse(text)
     except ValueError as error:

@@ -45,7 +45,7 @@ def reboot(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path) -> str:
-    """A journal with all that is `NOTED`; its text."""
+    """The text of a journal that has every line of `NOTED`."""
     path.unlink(missing_ok=True)
     written = Journal(str(path), "sha256")
     written.begin(METADATA)

@@ -1,4 +1,4 @@
-"""Reading the feeds of sources in tests, in the way that is tried."""
+"""Reads the feeds of sources in tests, in the way that the test asks for."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _way = "by hand"
 
 
 def use(way: str) -> None:
-    """From now on take what has another way, such as a body of HTTP, in this one.
+    """From now on read feeds `by hand`, `by kernel` or `by kernel, no pipe`.
 
-    `by hand`, `by kernel` or `by kernel, no pipe`.
+    A feed that the kernel cannot move is read by hand in any case.
     """
     global _way
     _way = way
 
 
 def given(feed: Feed) -> Iterator[Buffer]:
-    """What `feed` gives, piece by piece, in the way that is tried; by hand if it has no other."""
+    """The buffers of `feed`, read in the current way."""
     by_kernel = None if _way == "by hand" else feed.by_kernel
     return feed.data if by_kernel is None else _moved(by_kernel)
 
@@ -69,7 +69,7 @@ def fails_to_open(source: Source, offset: int = 0, validator: str | None = None)
 
 
 def fails_to_read(feed: Feed) -> tuple[bytes, SourceError]:
-    """What came before it failed; every byte counts."""
+    """The bytes that came before the feed failed, and the error."""
     got = bytearray()
     with feed, pytest.raises(SourceError) as caught:
         for data in given(feed):
@@ -79,7 +79,7 @@ def fails_to_read(feed: Feed) -> tuple[bytes, SourceError]:
 
 
 def fails(source: Source) -> tuple[bytes, SourceError]:
-    """Whether to open or to read."""
+    """As `fails_to_read`, for a source that may fail to open as well."""
     try:
         feed = source.open()
     except SourceError as error:

@@ -40,7 +40,7 @@ class Nginx(Origin):
 
 
 def needed() -> None:
-    """Skip the test where there is no nginx, or fail it where all that is real is required."""
+    """Skip the test without nginx; with SHMSTREAM_REQUIRE_REAL=1, fail it."""
     if find_program("nginx") is None:
         if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
             pytest.fail(f"nginx is not installed: apt-get install {PACKAGE}")
