@@ -20,6 +20,8 @@ import sys
 from collections.abc import Callable
 from multiprocessing import resource_tracker, shared_memory
 
+from shmstream.errors import DamagedSegment
+
 _FOLDER = "/dev/shm"
 _PREFIX = "shms-"
 
@@ -108,17 +110,21 @@ class Segment:
         os.posix_fallocate(self.fd, 0, self.size)
 
     @classmethod
-    def attach(cls, name: str) -> Segment:
-        """Map the segment of that name.
+    def attach(cls, name: str, most: int) -> Segment:
+        """Map the segment of that name, which has at most so many bytes.
 
         Raises:
+            DamagedSegment: it has more, or is no file.
             FileNotFoundError: there is none, or another process is just making it.
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
         facts = os.stat(path_of(name), follow_symlinks=False)
-        if stat.S_ISREG(facts.st_mode):
-            _refuse_foreign(facts, name)
+        if not stat.S_ISREG(facts.st_mode):
+            raise DamagedSegment(name, "it is no file")
+        _refuse_foreign(facts, name)
+        if facts.st_size > most:
+            raise DamagedSegment(name, f"it has {facts.st_size} bytes, more than any stream")
         try:
             memory = _attach(name)
         except ValueError as error:  # "cannot mmap an empty file": made, but not yet sized

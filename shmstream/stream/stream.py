@@ -26,7 +26,15 @@ from shmstream.errors import (
 )
 from shmstream.stream import segment
 from shmstream.stream.claims import can_go_on, claim_segment, is_abandoned
-from shmstream.stream.control_block import MAGIC, TERMINAL, UNKNOWN, VERSION, Block, State
+from shmstream.stream.control_block import (
+    MAGIC,
+    MAX_SLOTS,
+    TERMINAL,
+    UNKNOWN,
+    VERSION,
+    Block,
+    State,
+)
 from shmstream.stream.partial import claim_partial, partial_path, reserve
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
@@ -83,7 +91,7 @@ class Stream:
         if claim is None:
             raise StreamExists(name, "the name", _writer_of(name))
         mapped, lock = claim
-        block = Block(mapped.memory)
+        block = Block(mapped.memory, name, mapped.fd)
         with ExitStack() as undo:
             stream = cls(mapped, block, lock)
             undo.callback(stream.close)
@@ -204,10 +212,10 @@ class Stream:
     def _try_attach(cls, name: str) -> Stream | None:
         """The stream; None if there is none, or if its writer is still making it."""
         try:
-            mapped = Segment.attach(name)
+            mapped = Segment.attach(name, Block.size_for(MAX_SLOTS))
         except FileNotFoundError:
             return None
-        block = Block(mapped.memory)
+        block = Block(mapped.memory, name, mapped.fd)
         try:
             if block.validate(name):
                 return cls(mapped, block, KernelLock.reopen(mapped.fd))
@@ -220,7 +228,7 @@ class Stream:
     @property
     def path(self) -> str:
         """Where the complete blob will be."""
-        return os.fsdecode(self.block.path)
+        return self.block.file_path
 
     @property
     def size(self) -> int | None:
@@ -231,7 +239,7 @@ class Stream:
     @property
     def state(self) -> State:
         """The stream's state as stored now."""
-        return State(self.block.state)
+        return self.block.known_state()
 
     @property
     def writer(self) -> Identity:
@@ -345,6 +353,6 @@ def _naming_causes(name: str) -> Iterator[None]:
         reason = error.strerror if error.errno == errno.EPERM else "another user owns it"
         raise ForeignSegment(name, f"its shared memory is not ours: {reason}") from error
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL):
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO):
             raise
         raise DamagedSegment(name, f"it is no file ({error.strerror})") from error
