@@ -34,7 +34,7 @@ from contextlib import ExitStack, suppress
 from shmstream.errors import DamagedSegment
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
-from shmstream.stream.partial import REAPER, partial_path, remove_partial
+from shmstream.stream.partial import REAPER, Patience, partial_path, remove_partial
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
@@ -78,10 +78,12 @@ def claim_segment(
     (see `reap`), the answer is None too.
 
     Raises:
+        StreamExists: a process has been removing that stream for a second: it may be stopped.
         DamagedSegment: the segment of that name was not made by this version.
         PermissionError: it belongs to another user.
         OSError: shared memory or descriptors have run out; nothing is left behind.
     """
+    patience = Patience(name, "the name")
     while True:
         try:
             mapped = Segment.create(name, size)
@@ -96,8 +98,10 @@ def claim_segment(
                     return mapped, lock
         except FileExistsError:
             # A reaper may be removing it. A caller with `spare` always inspects the stream anyway.
-            if not reap(name, spare) and (spare is not None or not is_abandoned(name)):
-                return None
+            if not reap(name, spare):
+                if spare is not None or not is_abandoned(name):
+                    return None
+                patience.wait()
         except OSError as error:
             error.with_traceback(None)  # frees a half-made mapping, and its descriptor with it
             with suppress(OSError, DamagedSegment):

@@ -28,6 +28,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
 
@@ -37,6 +39,7 @@ from shmstream.system.process import fork_lock
 
 _FOLDER = "/dev/shm"
 _PREFIX = "shmd-"
+_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{12}}\.[0-9a-f]+\.[0-9a-f]+")
 _NANOSECONDS = 1_000_000_000
 
 _SIZE = 4 * ctypes.sizeof(ctypes.c_long)  # bytes of a `sem_t`, of glibc and of musl
@@ -251,16 +254,27 @@ def unlink(name: str) -> bool:
 
 def names(token: int | None = None) -> Iterator[tuple[int, str]]:
     """Token and name of every doorbell of this user on the host, or of one stream's doorbells."""
-    prefix = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
+    wanted = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
+    for _, bare, is_file in _found(wanted):
+        if is_file and _NAME.fullmatch(bare):
+            yield int(bare.removeprefix(_PREFIX).partition(".")[0], 16), "/" + bare
+
+
+def strangers() -> list[str]:
+    """Paths that begin like those of doorbells, and are none: folders, pipes, impossible names."""
+    found = _found(_PREFIX)
+    return sorted(path for path, bare, is_file in found if not (is_file and _NAME.fullmatch(bare)))
+
+
+def _found(wanted: str) -> Iterator[tuple[str, str, bool]]:
+    """Of all that this user has whose name begins so: path, name, and whether it is a file."""
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
             bare = entry.name.removeprefix("sem.")  # glibc adds that prefix, musl does not
-            if not bare.startswith(prefix):
-                continue
-            try:
-                owner = entry.stat(follow_symlinks=False).st_uid
-                found = int(bare.removeprefix(_PREFIX).partition(".")[0], 16)
-            except (FileNotFoundError, ValueError):
-                continue
-            if owner == os.geteuid():
-                yield found, "/" + bare
+            if bare.startswith(wanted):
+                try:
+                    facts = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if facts.st_uid == os.geteuid():
+                    yield entry.path, bare, stat.S_ISREG(facts.st_mode)

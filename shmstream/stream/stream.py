@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -44,7 +43,6 @@ ATTACH_TIMEOUT = 5.0
 """Seconds that `attach` waits for a writer to appear if the caller gives no timeout."""
 
 _HALF_MADE_GRACE = 0.2  # s; how long a segment may have neither magic nor a locked header
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{segment.NAME_LIMIT - 1}}}")
 
 
 class Stream:
@@ -303,7 +301,7 @@ class Stream:
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not segment.is_name(name):
         raise ValueError(
             f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
             f"underscores, and begins with a letter or digit: {name!r} is no such name"
@@ -333,7 +331,9 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
 def _writer_of(name: str) -> str:
     try:
         with Stream.attach(name, timeout=0) as stream:
-            return str(stream.writer)
+            if not stream.is_orphaned():
+                return str(stream.writer)
+            return f"a process that removes what {stream.writer} left, or takes it over"
     except (StreamNotFound, WriterDied):
         return "a writer that is just starting"
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import posix_ipc
@@ -27,10 +30,13 @@ from shmstream import (
     InFlightCopier,
     ShmstreamError,
     Store,
+    StreamExists,
     sweep,
 )
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block, State
+from shmstream.stream.partial import REAPER
+from shmstream.system.locks import KernelLock
 from tests.support import roles
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.roles import content, sha256
@@ -289,6 +295,74 @@ def test_a_segment_that_is_a_link_or_a_folder(tmp_path: Path, blob: str) -> None
     BlobStreamer.create(blob).close()
     link.unlink()
     folder.rmdir()
+
+
+def plant(path: Path, kind: str) -> None:
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path, 0o600)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "a link":
+        path.symlink_to("/somewhere")
+    else:
+        path.touch(0o600)
+
+
+KINDS = ["a folder", "a pipe", "a socket", "a link"]
+OUR_NAMES = ["shms-{}", "sem.shmd-00000000abcd.1.1"]
+IMPOSSIBLE_NAMES = ["shms-no name", "sem.shmd-x", "shms-"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*product(KINDS, OUR_NAMES), *product([*KINDS, "a file"], IMPOSSIBLE_NAMES)],
+)
+def test_what_has_a_name_of_ours_and_is_not_ours(kind: str, name: str, store: Store) -> None:
+    """It is overlooked, reported, and left alone; only its own name cannot be had."""
+    place = store._layout.place("a name")
+    path = Path("/dev/shm", name.format(place.stream))
+    plant(path, kind)
+    try:
+        assert store.fetch("other", [b"data"])
+        if "{}" in name:
+            with pytest.raises(DamagedSegment):
+                store.fetch("a name", [b"data"])
+            with pytest.raises(DamagedSegment):
+                InFlightCopier.attach(place.stream, timeout=0)
+        else:
+            assert store.fetch("a name", [b"data"])
+        wait_until(lambda: store.flights() == [])
+        assert (sweep(), store.gc()) == ([], [])
+        [finding] = store.check()
+        assert (finding.kind, finding.path) == ("foreign", str(path))
+        assert os.path.lexists(path)
+    finally:
+        path.rmdir() if kind == "a folder" else path.unlink()
+
+
+@pytest.mark.parametrize("what", ["the name", "the partial file"])
+def test_a_reaper_that_has_stopped(what: str, blob: str) -> None:
+    """It holds a lock, and is no writer: to wait for it must neither spin nor last."""
+    partial_file = Path(blob + ".shmstream-partial")
+    if what == "the name":
+        held = forge("forged", GOOD, setting(path=os.fsencode(blob)))
+    else:
+        partial_file.touch()
+        held = partial_file
+    reaper = KernelLock(str(held))
+    assert reaper.try_acquire(REAPER)
+    used, began = time.process_time(), time.monotonic()
+    with pytest.raises(StreamExists, match="is it stopped"):
+        BlobStreamer.create(blob, name="forged")
+    assert time.monotonic() - began < 5
+    assert time.process_time() - used < 0.5 * (time.monotonic() - began)
+    goes_on = threading.Timer(0.1, reaper.close)
+    goes_on.start()
+    BlobStreamer.create(blob, name="forged").close()
+    goes_on.join()
 
 
 @pytest.mark.parametrize("late", [False, True])
