@@ -71,7 +71,6 @@ class Leader:
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
-        streamer.vouch_by(self._vouch)
         self._download = Download(
             place.key,
             streamer.name,
@@ -90,6 +89,7 @@ class Leader:
         self._noted = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        streamer.vouch_by(self._vouch)
         register(self)
 
     def start(self) -> None:

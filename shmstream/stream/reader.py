@@ -87,18 +87,21 @@ class InFlightCopier(io.RawIOBase):
         stream: Stream,
         opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
+        owner: ExitStack,
     ) -> None:
-        """Internal: use `attach`."""
+        """Internal: use `attach`. From here on this object closes all that `owner` would close."""
         self._stream = stream
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
         self.position: int = 0
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
-        self._closed: str | None = None
         self._is_settled = False
         self.name: str = stream.name
         self.path: str = stream.path
+        # Next to each other: an exception that a signal raises here may not have all closed twice.
+        owner.pop_all()
+        self._closed: str | None = None
         register(self, reads=True)
 
     @classmethod
@@ -138,9 +141,7 @@ class InFlightCopier(io.RawIOBase):
             undo.callback(os.close, opened[0])
             tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
             undo.callback(tail.close)
-            copier = cls(stream, opened, tail)
-            undo.pop_all()
-        return copier
+            return cls(stream, opened, tail, undo)
 
     # How far the stream is.
 
