@@ -261,7 +261,7 @@ class Block:
         """Raises:
         DamagedSegment: another program has cut the shared memory off.
         """
-        if not self.is_whole:
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
             raise DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
 
     @property
