@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_APART = 2.0  # s; a leader that is found dead so long after the last one is another one
+_PATIENCE = 60.0  # s; how long no process may be able to take over
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -270,15 +272,18 @@ class Blob(io.RawIOBase):
 
     def _go(self, act: Callable[[], T]) -> T:
         deaths = 0
-        began = time.monotonic()
+        began = last = float("-inf")
         while True:
             try:
                 result = act()
             except WriterDied as error:
                 error.name = self.key
+                now = time.monotonic()
+                if now - last > _APART:
+                    deaths, began = 0, now
                 if deaths:  # another process may be succeeding, and has not finished yet
                     self._be_patient(deaths, began, error)
-                deaths += 1
+                deaths, last = deaths + 1, time.monotonic()
                 self._rejoin(error)
             except StreamBroken as error:
                 error.name = self.key  # people know the key, and not the stream's name
@@ -289,7 +294,7 @@ class Blob(io.RawIOBase):
 
     def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
         patience, waited = self._flight.stall_timeout, time.monotonic() - began
-        if patience is not None and waited >= patience:
+        if waited >= (_PATIENCE if patience is None else patience):
             raise WriterStalled(self.key, death.offset, waited) from death
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 

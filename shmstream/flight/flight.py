@@ -145,6 +145,7 @@ class Flight:
                 if (copier := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 # Perhaps the leader is in a container with another /dev/shm. Then the file grows.
                 if size != (size := self._layout.size_of(self.place.partial)):
                     began = time.monotonic()

@@ -42,6 +42,12 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_known(text: bytes) -> bool:
+    """Whether a control block may have this digest: one, the name of an algorithm, or none."""
+    digest = text.decode("ascii", "replace")
+    return not digest or digest in ALGORITHMS or is_digest(digest)
+
+
 def check_digest(digest: str) -> None:
     """Check that `digest` is a digest or the name of an algorithm.
 

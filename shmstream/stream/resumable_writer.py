@@ -24,6 +24,7 @@ from shmstream.errors import (
     BlobAborted,
     ContentChanged,
     DamagedPartial,
+    DamagedSegment,
     DigestMismatch,
     OutOfResources,
     SizeMismatch,
@@ -117,7 +118,7 @@ class ResumableStreamer(BlobStreamer):
         self._close_file()
         self._file = PartialFile(lock, self.name, self.path)
         if self._digest is not None:
-            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+            self._digest = RunningDigest(self._given, lock.fd)
 
     def resume(self) -> None:
         """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
@@ -246,7 +247,11 @@ class ResumableStreamer(BlobStreamer):
         """The error that readers of an aborted stream get; None if it is not aborted."""
         if self._block.state != State.ABORTED:
             return None
-        return BlobAborted.from_text(self._block.error)
+        try:
+            return BlobAborted.from_text(self._block.error)
+        except ValueError as error:
+            reason = f"its error cannot be read: {error}"
+            raise DamagedSegment(self.name, reason) from error
 
     @property
     def hashed(self) -> int:
@@ -259,9 +264,11 @@ class ResumableStreamer(BlobStreamer):
             return None if self._digest is None else self._digest.so_far()
 
     def has_readers(self) -> bool:
-        """Whether a live reader has a slot."""
+        """Whether a live reader has a slot; True if another program has cut the block off."""
         with self._lock:
             self._check_open()
+            if not self._block.is_sound:
+                return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def commit(self) -> None:
@@ -286,7 +293,9 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             if self._closed is not None:
                 return
-            if self._block.state in TERMINAL or not self.has_readers():
+            if not self._block.is_sound:  # nobody can succeed, but another flight can go on
+                self._end(aborting=False)
+            elif self._block.state in TERMINAL or not self.has_readers():
                 if self._block.state not in TERMINAL and not self._is_worth_keeping():
                     self._file.unlink()
                 self._end(aborting=False)
