@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
 from shmstream.flight.flight import Flight, Reader, Role
-from shmstream.sources.base import Description
+from shmstream.sources.base import Description, Source
+from shmstream.sources.local import rereadable
 from shmstream.stream.reader import InFlightCopier, View
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
@@ -45,6 +47,13 @@ class Progress:
     role: Role
 
 
+class Opens(Protocol):
+    """Opens the same key once more; a `Store` gives it."""
+
+    def __call__(self, *, source: Sequence[Source] | None) -> Blob:
+        """The blob, at its beginning."""
+
+
 class Blob(io.RawIOBase):
     """A readable, seekable binary file: the blob of `key`.
 
@@ -55,7 +64,9 @@ class Blob(io.RawIOBase):
     kernel. Use it as a context manager; leaving it does not end the flight.
 
     One thread at a time may use it. A forked child may use it too, each from its own position; of
-    a blob in flight, it joins the flight at the first use.
+    a blob in flight, it joins the flight at the first use. A pickled blob opens its key again, in
+    the process that unpickles it and at the same position; `progress` stays behind, and so does a
+    source that cannot be pickled, such as a file object.
 
     Raises from every way of reading:
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
@@ -68,9 +79,14 @@ class Blob(io.RawIOBase):
         flight: Flight,
         progress: Callable[[Progress], None] | None = None,
         reader: Reader | None = None,
+        opens: Opens | None = None,
     ) -> None:
-        """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now."""
+        """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now.
+
+        `opens` is what opens the blob again where it is unpickled.
+        """
         self._flight = flight
+        self._opens = opens
         self._tell = progress
         self._told = float("-inf")
         self._file = flight.join() if reader is None else reader
@@ -346,6 +362,27 @@ class Blob(io.RawIOBase):
             self._told = now
             self._tell(Progress(self.key, self.published, self.size, self.role))
 
+    # In another process.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the key again in the process that unpickles this, and go to the same position.
+
+        Raises:
+            TypeError: the store cannot be pickled; the message tells what to do.
+            ValueError: the blob was closed.
+        """
+        if self.closed:
+            raise ValueError(f"the blob {self.key[:80]!r} was closed, and cannot be pickled")
+        if (trouble := _trouble_with_pickling(self._opens)) is not None:
+            raise TypeError(
+                f"the blob {self.key[:80]!r} cannot be pickled, because its store cannot "
+                f"({trouble}): give `Store` an `on_event` that is a function of a module, or hand "
+                "on the key, and open it in the other process"
+            )
+        sources = rereadable(self._flight.sources())
+        sources = [each for each in sources if _trouble_with_pickling(each) is None]
+        return _open_again, (self._opens, sources, self.position)
+
     # The end.
 
     def close(self) -> None:
@@ -365,3 +402,19 @@ class Blob(io.RawIOBase):
             return f"<Blob {self.key[:80]!r} closed>"
         size = "?" if self.size is None else self.size
         return f"<Blob {self.key[:80]!r} {self.role} at {self.position}, {self.published}/{size}>"
+
+
+def _trouble_with_pickling(thing: object) -> str | None:
+    """Why `thing` cannot be pickled; None if it can."""
+    try:
+        pickle.dumps(thing)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        return str(error)
+    return None
+
+
+def _open_again(opens: Opens, sources: Sequence[Source], position: int) -> Blob:
+    """The blob that was pickled."""
+    blob = opens(source=sources or None)
+    blob.seek(position)
+    return blob

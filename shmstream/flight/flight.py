@@ -113,7 +113,7 @@ class Flight:
         self.place = place
         self.role: Role = Role.STORED
         self._layout = layout
-        self._sources = sources
+        self.sources = sources
         self._policy = policy
         self.stall_timeout = stall_timeout
         self._lingers = lingers
@@ -219,7 +219,7 @@ class Flight:
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
-        if not self._sources():
+        if not self.sources():
             raise error
         _log.error("%s; downloading it anew", str(error))
         with suppress(FileNotFoundError):
@@ -266,7 +266,7 @@ class Flight:
         Raises:
             BlobNotFound: this process has no source, and no other process succeeds.
         """
-        sources = self._sources()
+        sources = self.sources()
         if not sources:
             deadline = time.monotonic() + _SUCCESSION
             while copier.is_orphaned:
@@ -322,7 +322,7 @@ class Flight:
             StreamExists: another process holds the name or the partial file.
             TooManyFlights: no flight permit is free.
         """
-        sources = self._sources()
+        sources = self.sources()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None

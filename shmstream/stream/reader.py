@@ -14,7 +14,7 @@ import sys
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
@@ -79,7 +79,8 @@ class InFlightCopier(io.RawIOBase):
     error comes after them. An error leaves the position where it was, so reading again tries again.
 
     One thread at a time may use a copier; each further thread attaches a copier of its own. A
-    forked child must attach for itself: there an inherited copier raises `StreamClosed`.
+    forked child must attach for itself: there an inherited copier raises `StreamClosed`. A pickled
+    copier attaches again, in the process that unpickles it and at the same position.
     """
 
     def __init__(
@@ -463,6 +464,13 @@ class InFlightCopier(io.RawIOBase):
         finally:
             self.position = here
 
+    # In another process.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Attach in the process that unpickles this, and go to the same position."""
+        self._check_open()
+        return _attach_again, (self.name, self._tail.stall_timeout, self.position)
+
     # The end.
 
     def _check_open(self) -> None:
@@ -505,6 +513,13 @@ class InFlightCopier(io.RawIOBase):
             f"<InFlightCopier {self.name!r} {self.state.name} at {self.position}, "
             f"{self.published}/{size} bytes published>"
         )
+
+
+def _attach_again(name: str, stall_timeout: float | None, position: int) -> InFlightCopier:
+    """The copier that was pickled."""
+    copier = InFlightCopier.attach(name, stall_timeout=stall_timeout)
+    copier.seek(position)
+    return copier
 
 
 def _open_blob(stream: Stream) -> tuple[int, tuple[int, int, int]]:

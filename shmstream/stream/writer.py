@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from shmstream.errors import (
     BlobAborted,
@@ -471,6 +471,15 @@ class BlobStreamer:
                 self.abort(error)
         finally:
             self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises:
+        TypeError: always, because one process writes a stream.
+        """
+        raise TypeError(
+            f"stream {self.name!r} is written by this process, and a BlobStreamer cannot be "
+            "pickled: hand on its `name`, and attach an InFlightCopier in the other process"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():

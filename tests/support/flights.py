@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
 import random
 import signal
 import sys
@@ -147,3 +148,13 @@ def lead_many(link: Link, folder: str, url: str, count: int) -> None:
         blob.read(1000)
     link.say(blobs[-1].role)
     link.hear()
+
+
+def unpickle(link: Link) -> None:
+    """Unpickles what it hears as hex digits, and reads it to its end."""
+    try:
+        with pickle.loads(bytes.fromhex(link.hear())) as file:
+            link.say({"position": file.tell(), "role": getattr(file, "role", None)})
+            link.say({"sha256": hashlib.sha256(file.read()).hexdigest()})
+    except ShmstreamError as error:
+        link.say({"error": type(error).__name__, "text": str(error)})
