@@ -26,7 +26,7 @@ from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
 

@@ -20,7 +20,8 @@ from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterD
 from shmstream.flight.flight import Flight, Reader, Role
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
-from shmstream.stream.reader import InFlightCopier, View
+from shmstream.stream.growing_file import View
+from shmstream.stream.reader import InFlightCopier
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
 

@@ -11,7 +11,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system.copying import Mover
 from shmstream.system.locks import file_identity
 
