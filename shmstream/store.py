@@ -25,6 +25,7 @@ from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.pass_through import Passage
 from shmstream.sources.local import rereadable
@@ -240,7 +241,8 @@ class Store:
 
     def is_in_flight(self, key: str) -> bool:
         """Whether there is a flight of `key` on this host, with a leader or waiting for one."""
-        return os.path.exists(segment.path_of(self._layout.place(key).stream))
+        place = self._layout.place(key)
+        return os.path.exists(segment.path_of(place.stream)) or FileFollower.finds(place)
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""

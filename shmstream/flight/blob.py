@@ -17,7 +17,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
-from shmstream.flight.flight import Flight, Reader, Role
+from shmstream.flight.file_follower import FileFollower
+from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
+from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
 from shmstream.stream.growing_file import View
@@ -32,6 +34,7 @@ T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -279,24 +282,33 @@ class Blob(io.RawIOBase):
         Raises:
             io.UnsupportedOperation: it was in flight: reading its descriptor may end too early.
         """
-        if isinstance(self._file, InFlightCopier):
+        if not isinstance(self._file, StoredFile):
             raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
         return self._file.fileno()
 
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
-        deaths = 0
+        deaths, died = 0, 0.0
+        death: WriterDied | None = None
         began = time.monotonic()
         while True:
             try:
+                if death is not None:
+                    self._rejoin()
                 result = act()
-            except WriterDied as error:
+            except WriterDied as error:  # perhaps of the next leader, before it published a byte
                 error.name = self.key
                 if deaths:  # another process may be succeeding, and has not finished yet
                     self._be_patient(deaths, began, error)
-                deaths += 1
-                self._rejoin(error)
+                deaths, died = deaths + 1, died or time.monotonic()
+                death = error
+            except BlobNotFound as error:
+                if death is None:
+                    raise
+                if time.monotonic() - died > SUCCESSION:
+                    raise death from error
+                time.sleep(0.01)  # a process that has a source may be about to lead
             except StreamBroken as error:
                 error.name = self.key  # people know the key, and not the stream's name
                 raise
@@ -310,13 +322,10 @@ class Blob(io.RawIOBase):
             raise WriterStalled(self.key, death.offset, waited) from death
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
-    def _rejoin(self, death: WriterDied | None) -> None:
+    def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
         old = self._file
-        try:
-            fresh = self._flight.join()
-        except BlobNotFound as error:
-            raise (error if death is None else death) from error
+        fresh = self._flight.join()
         try:
             if old.position:
                 self._require_same(old, fresh)
@@ -333,29 +342,49 @@ class Blob(io.RawIOBase):
         """What reads the bytes. In a forked child it has yet to join the flight."""
         if self._is_forked:
             self._flight.begin_anew()
-            self._rejoin(None)
+            self._rejoin()
             self._is_forked = False
         return self._file
 
     def _require_same(self, old: Reader, fresh: Reader) -> None:
-        """Without a digest, require that the bytes of another stream have the same validator.
+        """Require that another stream, or another file, has the bytes that were read of the old.
+
+        Of a name with a validator, the same validator shows it. Else the bytes before the position
+        are compared: with a digest, the new flight proves its own bytes, and not those of the old.
 
         Raises:
-            ContentChanged: they have another validator, or none.
+            ContentChanged: it has other bytes.
+            StreamBroken: the bytes to compare do not arrive.
         """
-        if self._flight.place.is_given or not isinstance(old, InFlightCopier):
+        if isinstance(old, StoredFile):
             return
         if isinstance(fresh, InFlightCopier):
-            if fresh.is_same_stream(old):
+            if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
-        elif fresh.identity == old.identity:
-            return  # the leader had moved the file before it died
-        if isinstance(fresh, InFlightCopier):
-            fresh.wait(1)  # with the first byte the validator is known
+            fresh.wait(1)  # with the first byte the file and the validator are known
+            fresh.view()
+        if fresh.identity == old.identity:
+            return
+        if self._flight.place.is_given:
+            self._compare(old, fresh)
+            return
+        if isinstance(fresh, FileFollower):
+            fresh.wait(1)
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
             reason = f"the validator was {before!r} and is {now!r}"
             raise ContentChanged(self.key, old.position, reason)
+
+    def _compare(self, old: Reader, fresh: Reader) -> None:
+        end, offset = min(old.position, old.published), 0
+        while offset < end:
+            count = min(_COMPARED, end - offset)
+            fresh.wait(offset + count)
+            data = old.pread(count, offset)
+            if len(data) < count or data != fresh.pread(count, offset):
+                reason = "another flight has other bytes than those that were read"
+                raise ContentChanged(self.key, offset, reason)
+            offset += count
 
     def _report(self, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -390,13 +419,13 @@ class Blob(io.RawIOBase):
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
             file.close()
-            if isinstance(file, InFlightCopier):
+            if not isinstance(file, StoredFile):
                 self._flight.leave()  # this may be the last reader of a flight without a leader
         super().close()
 
     def abandon(self) -> None:
         """In a forked child: join the flight at the first use. Of a stored blob nothing changes."""
-        self._is_forked = isinstance(self._file, InFlightCopier)
+        self._is_forked = not isinstance(self._file, StoredFile)
 
     def __repr__(self) -> str:
         if self.closed:

@@ -98,6 +98,11 @@ class StoredFile(io.RawIOBase):
         self.position += len(data)
         return data
 
+    def pread(self, count: int, offset: int) -> bytes:
+        """Bytes of the file; the position stays."""
+        self._check_open()
+        return os.pread(self._fd, count, offset)
+
     def move(self, mover: Mover, /) -> int:
         """Move some of what is left; how many bytes, 0 at the end. Blocks for the destination."""
         self._check_open()

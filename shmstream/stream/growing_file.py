@@ -203,6 +203,11 @@ class GrowingFile(io.RawIOBase):
             return 0
         return self._advance(mover.move(self._fd, self.position, min(ahead, _SPAN)))
 
+    def pread(self, count: int, offset: int) -> bytes:
+        """Bytes of the file, as they are there now; the position stays. Never waits."""
+        self._check_open()
+        return os.pread(self._fd, count, offset)
+
     def _pread(self, count: int) -> bytes:
         if count <= 0:
             return b""

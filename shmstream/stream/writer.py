@@ -93,12 +93,13 @@ class BlobStreamer:
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
-        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
+        self._file = PartialFile(lock, stream.name, stream.path, there)
         self.durable = durable
         self._digest: RunningDigest | None = None
         if block.digest:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
-            self._digest.update(block.published)
+            self._digest.update(there)
         # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
