@@ -3,10 +3,10 @@
 Every process calls `Flight.join`. It repeats these steps until it has a reader:
 
     1 if the blob is complete, open it
-    2 if there is a stream of that name, follow it. If its writer has died, try to succeed first;
-      follow in any case, because now either this process leads or another one does. If there is no
-      stream, or its writer has died, and yet a live process writes the partial file, that process
-      has another /dev/shm: follow the file (`file_follower`)
+    2 if there is a stream of that name, follow it. If its writer has died, first try to take over.
+      Then follow in any case, because now either this process leads or another process does. If
+      there is no stream, or its writer has died, and yet a live process writes the partial file,
+      that process has another /dev/shm: follow the file (`file_follower`)
     3 claim the name, which only one process can. Look again whether the blob is complete, because
       its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 
