@@ -20,13 +20,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
 
@@ -284,6 +284,15 @@ class AsyncBlob:
             raise ValueError(f"a position is not negative: {base + offset}")
         self._position = base + offset
         return self._position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises:
+        TypeError: always, because an event loop belongs to one process.
+        """
+        raise TypeError(
+            f"the blob {self.key[:80]!r} belongs to tasks of this process, and an AsyncBlob cannot "
+            "be pickled: hand on the key, and call `Store.aopen` in the other process"
+        )
 
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size

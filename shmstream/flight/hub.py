@@ -34,7 +34,7 @@ from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
 from shmstream.stream.control_block import State
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.process import PerProcess
 

@@ -45,7 +45,6 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed
 from shmstream.sources.download import Download
-from shmstream.sources.local import FileSource, IterableSource
 from shmstream.sources.retries import Retries
 from shmstream.stream.partial import remove_partial
 from shmstream.system.locks import file_identity
@@ -63,11 +62,6 @@ _STEP = 1 << 18  # bytes; what is read of a file at one time
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
-
-
-def again(sources: Sequence[Source]) -> list[Source]:
-    """The sources that each client can read for itself: no iterables, and no file objects."""
-    return [each for each in sources if not isinstance(each, FileSource | IterableSource)]
 
 
 class Passage:

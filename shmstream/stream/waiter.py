@@ -53,7 +53,7 @@ class Tail:
         """
         self._stream = stream
         self._block = stream.block
-        self._stall_timeout = stall_timeout
+        self.stall_timeout: float | None = stall_timeout
         self._subscription: Subscription | None = None
         self._position = 0  # as last given to `note`
         if not subscribes_late:
@@ -107,10 +107,10 @@ class Tail:
                 seen = published
                 now = last_progress = time.monotonic()
             pause = _SLICE
-            if self._stall_timeout is not None:
-                pause = min(pause, last_progress + self._stall_timeout - now)
+            if self.stall_timeout is not None:
+                pause = min(pause, last_progress + self.stall_timeout - now)
                 if pause <= 0:
-                    raise WriterStalled(self._stream.name, position, self._stall_timeout)
+                    raise WriterStalled(self._stream.name, position, self.stall_timeout)
             self.waits += 1
             rung = doorbell.wait(pause)
             block.require_whole()
