@@ -42,6 +42,7 @@ _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _LIFE = (1, HEADER_SIZE - 1)
 
 _SWEEP_INTERVAL = 0.1  # s
+_YOUNG = 10_000_000_000  # ns; so long a dead leader's stream waits for the next call
 _swept = float("-inf")  # when this process swept last
 
 Spare = Callable[[Block, KernelLock], bool]
@@ -183,13 +184,14 @@ def _remove_remains(block: Block, ready: bool) -> None:
         doorbell.unlink(bell)
 
 
-def sweep(but: str = "") -> list[str]:
+def sweep(but: str = "", spare: Spare = is_read) -> list[str]:
     """Remove what dead processes of this user have left on this host; names of what was removed.
 
     This removes dead streams without readers, with their doorbells and partial files, and doorbells
     whose stream is gone. It touches nothing that is alive, nothing that this version of shmstream
-    did not make, and not the stream of the name `but`. It is cheap, never blocks, and any process
-    may call it at any time. `BlobStreamer.create` calls it, at most ten times a second.
+    did not make, not the stream of the name `but`, and no dead stream that `spare` leaves alone (by
+    default those with readers). It is cheap, never blocks, and any process may call it at any
+    time. `BlobStreamer.create` calls it, at most ten times a second.
     """
     global _swept
     _swept = time.monotonic()
@@ -199,7 +201,7 @@ def sweep(but: str = "") -> list[str]:
     for name in segment.names():
         try:
             is_alive, token = _look_at(name)
-            if is_alive or name == but or not reap(name, is_read):
+            if is_alive or name == but or not reap(name, spare):
                 tokens.add(token)
             else:
                 removed.append(name)
@@ -214,9 +216,20 @@ def sweep(but: str = "") -> list[str]:
 
 
 def sweep_again(but: str) -> None:
-    """`sweep`, unless this process has just done so: it opens every stream of the host."""
+    """`sweep`, unless this process has just done so: it opens every stream of the host.
+
+    A stream is spared that another process may be about to go on with: its leader was killed
+    moments ago, perhaps before anything but the stream told how much of its file can be trusted.
+    """
     if time.monotonic() - _swept >= _SWEEP_INTERVAL:
-        sweep(but)
+        sweep(but, spare=_is_wanted)
+
+
+def _is_wanted(block: Block, lock: KernelLock) -> bool:
+    if is_read(block, lock):
+        return True
+    is_young = time.monotonic_ns() - block.progress < _YOUNG
+    return is_young and can_go_on(block, lock)
 
 
 def _look_at(name: str) -> tuple[bool, int]:

@@ -26,7 +26,7 @@ import re
 import threading
 import time
 
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 
 ALGORITHMS = {"sha256": 64, "sha512": 128}
 """The algorithms that a digest may name, and the number of hex digits of each."""
@@ -146,6 +146,7 @@ class RunningDigest:
             with self._lock, view[:count] as data:
                 self._hash.update(data)
                 self.covered += count
+        greenlets.give_way()
         return count > 0
 
     def close(self) -> None:

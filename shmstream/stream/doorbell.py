@@ -15,26 +15,31 @@ first, which nothing tells apart from the file of another program:
 
     sem_open                                this module
     1 make `sem.XXXXXX`, a random name      1 make `sem.shmd-...`, a name that `sweep` knows
-    2 store the value, map the file         2 store an initialised semaphore
-    3 link it to its name, unlink 1         3 have `sem_open` map it
+    2 store the value, map the file         2 store an initialised semaphore, map the file
+    3 link it to its name, unlink 1
 
 A process that is killed between 1 and 3 of `sem_open` leaves a file that nothing may ever remove
 (I8). Here it leaves a file that the next reader of the slot, `sweep` or the end of the stream
-removes. No process opens the file before 3, because the slot names it only after that.
+removes. No process opens the file before 2 is done, because the slot names it only after that. If
+the stream ends meanwhile, its writer may remove the name: then no ring comes, and the reader checks
+by itself (I4).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 import re
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import posix_ipc
 
+from shmstream.system import greenlets
 from shmstream.system.process import fork_lock
 
 _FOLDER = "/dev/shm"
@@ -44,6 +49,7 @@ _NANOSECONDS = 1_000_000_000
 
 _SIZE = 4 * ctypes.sizeof(ctypes.c_long)  # bytes of a `sem_t`, of glibc and of musl
 
+_SHORTEST, _LONGEST = 0.001, 0.05  # s; pauses of a greenlet that waits
 _ENOUGH = 1 << 16  # rings to forget at one time; more make the next waits spurious (I4)
 
 GENERATIONS = 1 << 20
@@ -55,10 +61,13 @@ class _Timespec(ctypes.Structure):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.sem_open.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+]  # fmt: skip
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.sem_init.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
-_libc.sem_close.argtypes = [ctypes.c_void_p]
+_FAILED = ctypes.c_void_p(-1).value  # MAP_FAILED
 _libc.sem_post.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
@@ -83,7 +92,7 @@ _FILE_PREFIX = "sem." if hasattr(_libc, "gnu_get_libc_version") else ""
 
 
 def _make(name: str) -> ctypes.c_void_p:
-    """Make a semaphore of that name, which does not exist, and map it.
+    """Make a semaphore of that name, which does not exist; where it is mapped.
 
     Raises:
         OSError: shared memory or descriptors have run out; nothing is left behind.
@@ -91,20 +100,19 @@ def _make(name: str) -> ctypes.c_void_p:
     value = ctypes.create_string_buffer(_SIZE)
     _libc.sem_init(value, 1, 0)  # 1: shared between processes
     path = path_of(name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    with fork_lock:  # a fork meanwhile would leave the C library's own lock taken in the child
-        fd = os.open(path, flags, 0o600)
-        try:
-            os.write(fd, value.raw)  # a tmpfs takes all of so few bytes, or none
-            address = _libc.sem_open(name.encode(), 0)
-            if not address:
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), name)
-        except BaseException:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, value.raw)  # a tmpfs takes all of so few bytes, or none
+        address = _libc.mmap(None, _SIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        if address == _FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), name)
+    except BaseException:
+        with suppress(FileNotFoundError):  # the stream has ended, and its writer removes doorbells
             os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
+        raise
+    finally:
+        os.close(fd)
     return ctypes.c_void_p(address)
 
 
@@ -141,6 +149,7 @@ class Doorbell:
         self._address: ctypes.c_void_p | None = _make(name)
         self._busy = False
         self._closed = False
+        self._rest = _SHORTEST
         self._deadline = _Timespec()
         self._arguments = (
             self._address, *_said_of_clock, ctypes.byref(self._deadline),
@@ -152,6 +161,8 @@ class Doorbell:
         A signal also ends the wait, after its handler has run; then this returns True, or raises
         what the handler raised.
         """
+        if (pause := greenlets.pausing()) is not None:
+            return self._poll(seconds, pause)
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
         self._busy = True  # from here on `close` leaves the unmapping to us
@@ -168,6 +179,23 @@ class Doorbell:
         if code == errno.EINTR:
             return True
         raise OSError(code, os.strerror(code), self.name)
+
+    def _poll(self, seconds: float, pause: Callable[[float], object]) -> bool:
+        """`wait` for a greenlet: the longer no ring comes, the longer it pauses in between."""
+        deadline = time.monotonic() + seconds
+        self._busy = True
+        try:
+            while not self._closed and _trywait(self._address):
+                if (left := deadline - time.monotonic()) <= 0:
+                    return False
+                pause(min(self._rest, left))
+                self._rest = min(self._rest * 1.5, _LONGEST)
+            self._rest = _SHORTEST
+            return True
+        finally:
+            self._busy = False
+            if self._closed:
+                self._let_go()
 
     def drain(self) -> int:
         """Forget the rings so far, at most 65,536; how many were forgotten. Never blocks."""
@@ -205,8 +233,12 @@ class Doorbell:
     def _let_go(self) -> None:
         if self._address is not None:
             address, self._address = self._address, None
-            with fork_lock:
-                _libc.sem_close(address)
+            _libc.munmap(address, _SIZE)
+
+    def abandon(self) -> None:
+        """In a forked child: unmap it. The threads that may wait for it are the parent's."""
+        self._closed = True
+        self._let_go()
 
     def __repr__(self) -> str:
         return f"<Doorbell {self.name}>"

@@ -56,6 +56,8 @@ class ResumableStreamer(BlobStreamer):
     """Whether the partial file is kept if the stream ends before the blob is complete. False if
     nothing could prove later what the file contains."""
 
+    _vouch: Callable[[], None] | None = None
+
     @classmethod
     def succeed(
         cls,
@@ -151,6 +153,13 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             self._subscribers.here = listener
+
+    def vouch_by(self, vouch: Callable[[], None]) -> None:
+        """Call `vouch` before the partial file is kept, while its lock is held.
+
+        It notes what proves the file's bytes later, or clears `keeps`.
+        """
+        self._vouch = vouch
 
     def due_in(self) -> float:
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
@@ -276,10 +285,14 @@ class ResumableStreamer(BlobStreamer):
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._is_worth_keeping() and not isinstance(reason, _SPOILING)
+        return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
     def _is_worth_keeping(self) -> bool:
-        return self._file.trim() > 0 and self.keeps
+        if self._file.trim() > 0 and self.keeps:
+            if self._vouch is not None:
+                self._vouch()
+            return self.keeps
+        return False
 
     def close(self) -> None:
         """Hand the stream over: a reader can succeed, unless the stream has ended.

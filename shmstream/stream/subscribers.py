@@ -78,7 +78,8 @@ class Subscription:
 
     def abandon(self) -> None:
         """In a forked child: release the memory; slot and doorbell belong to the parent."""
-        self.slot.release()  # not the doorbell: a thread of the parent may have held glibc's lock
+        self.slot.release()
+        self.doorbell.abandon()
 
 
 def _claim(block: Block, lock: KernelLock, name: str) -> Slot:

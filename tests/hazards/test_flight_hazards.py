@@ -32,12 +32,14 @@ from shmstream import (
     WriterStalled,
 )
 from shmstream.flight.flight import Flight, Reader
+from shmstream.flight.leader import Leader
 from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal
 from shmstream.stream import segment
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.stream import Stream
 from shmstream.system.locks import KernelLock
+from shmstream.system.process import close_all
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
@@ -582,6 +584,38 @@ def test_an_aborted_stream_whose_reaper_has_stopped(
     assert time.process_time() - used < 0.5 * (time.monotonic() - began)
     reaper.close()
     assert Path(store.fetch("a name", [b"data"])).read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_what_was_published_before_the_journal_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its leader is killed, or ends in good order, right before; and another flight sweeps."""
+    key, data = digest(1, MIB), content(1, MIB)
+    child = os.fork()
+    if child == 0:
+        reached = threading.Event()
+
+        def stop(*_: object) -> None:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            reached.set()
+            threading.Event().wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Leader, "_keep_journal", stop)
+            blob = store.open(key, Ranged(data, "v"))
+            reached.wait(PATIENCE)
+            blob.close()
+            close_all()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if how == "killed" else 0)
+    monkeypatch.setattr("shmstream.stream.claims._swept", float("-inf"))
+    store.fetch("another", [b"data"])
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [65536]
 
 
 RESUMES_AND_DIES = """
