@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
 from shmstream.flight.stored_file import StoredFile
@@ -49,6 +50,18 @@ class Progress:
     published: int
     size: int | None
     role: Role
+
+
+@dataclass
+class _Trouble:
+    """What has gone wrong in one call, which `began` then; times are of `time.monotonic`."""
+
+    began: float
+    deaths: int = 0
+    died: float = 0.0
+    """When the first leader was found dead."""
+    death: WriterDied | None = None
+    """The last leader's, while the blob has not joined the flight anew."""
 
 
 class Opens(Protocol):
@@ -84,11 +97,14 @@ class Blob(io.RawIOBase):
         progress: Callable[[Progress], None] | None = None,
         reader: Reader | None = None,
         opens: Opens | None = None,
+        goes_past: bool = True,
     ) -> None:
         """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now.
 
-        `opens` is what opens the blob again where it is unpickled.
+        `opens` is what opens the blob again where it is unpickled. With `goes_past` False, only the
+        caller of `go_past` decides that the leader is stalled.
         """
+        self._goes_past = goes_past and flight.stall_timeout is not None
         self._flight = flight
         self._opens = opens
         self._tell = progress
@@ -286,35 +302,92 @@ class Blob(io.RawIOBase):
             raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
         return self._file.fileno()
 
+    # Going past a leader that makes no progress.
+
+    def go_past(self) -> bool:
+        """Read on without the leader, which is another process and makes no progress.
+
+        Returns False, and changes nothing, if this process leads, has no source, or cannot keep the
+        blob. The leader notices nothing, and may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        fresh = self._flight.go_past(self._file)
+        if fresh is None:
+            return False
+        self._replace(fresh)
+        return True
+
+    def stop(self) -> None:
+        """If this blob went past its leader, make the thread that reads it fail soon."""
+        if isinstance(self._file, Beside):
+            self._file.stop()
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the leader made progress; 0 if this blob needs no leader."""
+        file = self._file
+        return file.quiet_for if isinstance(file, InFlightCopier | FileFollower) else 0.0
+
+    def _count_from_progress(self) -> None:
+        """Have the next wait end when the leader has made no progress for `stall_timeout`.
+
+        So a reader that comes later does not wait as long as the first reader did.
+        """
+        file, patience = self._file, self._flight.stall_timeout
+        if isinstance(file, InFlightCopier | FileFollower) and patience is not None:
+            file.stall_timeout = max(patience - file.quiet_for, 0.0)
+
+    def _is_past(self, stall: WriterStalled) -> bool:
+        """Whether to try again after a stall, perhaps without the leader."""
+        file, patience = self._file, self._flight.stall_timeout
+        if patience is None or not isinstance(file, InFlightCopier | FileFollower):
+            return False
+        waited, stall.seconds = stall.seconds, patience
+        if self._goes_past:
+            if file.quiet_for < patience or self.go_past():
+                return True
+            self._goes_past = False  # from now on each read waits for the leader
+            file.stall_timeout = patience - waited
+            return waited < patience
+        file.stall_timeout = patience
+        return False
+
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
-        deaths, died = 0, 0.0
-        death: WriterDied | None = None
-        began = time.monotonic()
+        trouble = _Trouble(time.monotonic())
         while True:
             try:
-                if death is not None:
+                if trouble.death is not None:
                     self._rejoin()
+                    trouble.death = None
+                if self._goes_past:
+                    self._count_from_progress()
                 result = act()
-            except WriterDied as error:  # perhaps of the next leader, before it published a byte
-                error.name = self.key
-                if deaths:  # another process may be succeeding, and has not finished yet
-                    self._be_patient(deaths, began, error)
-                deaths, died = deaths + 1, died or time.monotonic()
-                death = error
-            except BlobNotFound as error:
-                if death is None:
-                    raise
-                if time.monotonic() - died > SUCCESSION:
-                    raise death from error
-                time.sleep(0.01)  # a process that has a source may be about to lead
-            except StreamBroken as error:
-                error.name = self.key  # people know the key, and not the stream's name
-                raise
+            except (StreamBroken, BlobNotFound) as error:
+                self._bear(error, trouble)
             else:
                 self._report()
                 return result
+
+    def _bear(self, error: StreamBroken | BlobNotFound, trouble: _Trouble) -> None:
+        """Return if it makes sense to try again; else raise the error."""
+        if isinstance(error, StreamBroken):
+            error.name = self.key  # people know the key, and not the stream's name
+        if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
+            if trouble.deaths:  # another process may be succeeding, and has not finished yet
+                self._be_patient(trouble.deaths, trouble.began, error)
+            trouble.deaths += 1
+            trouble.died = trouble.died or time.monotonic()
+            trouble.death = error
+        elif isinstance(error, BlobNotFound) and trouble.death is not None:
+            if time.monotonic() - trouble.died > SUCCESSION:
+                raise trouble.death from error
+            time.sleep(0.01)  # a process that has a source may be about to lead
+        elif not (isinstance(error, WriterStalled) and self._is_past(error)):
+            raise error
 
     def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
         patience, waited = self._flight.stall_timeout, time.monotonic() - began
@@ -324,8 +397,11 @@ class Blob(io.RawIOBase):
 
     def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
+        self._replace(self._flight.join())
+
+    def _replace(self, fresh: Reader) -> None:
+        """Read on in another stream or file, at the same position."""
         old = self._file
-        fresh = self._flight.join()
         try:
             if old.position:
                 self._require_same(old, fresh)
@@ -356,8 +432,8 @@ class Blob(io.RawIOBase):
             ContentChanged: it has other bytes.
             StreamBroken: the bytes to compare do not arrive.
         """
-        if isinstance(old, StoredFile):
-            return
+        if isinstance(old, StoredFile) or isinstance(fresh, Beside):
+            return  # what reads beside the leader has checked it
         if isinstance(fresh, InFlightCopier):
             if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
