@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.errors import BlobNotFound, ContentChanged, ShmstreamError, WriterDied, WriterStalled
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
+from shmstream.flight.naming import name_key, naming
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
@@ -129,7 +130,8 @@ class Blob(io.RawIOBase):
 
         The descriptor belongs to this blob.
         """
-        return self._reader().view()
+        with naming(self._flight.place):
+            return self._reader().view()
 
     @property
     def size(self) -> int | None:
@@ -187,7 +189,8 @@ class Blob(io.RawIOBase):
 
         The caller closes it. After the leader has changed, this blob may read another file.
         """
-        return self._reader().duplicate()
+        with naming(self._flight.place):
+            return self._reader().duplicate()
 
     # Reading.
 
@@ -283,7 +286,8 @@ class Blob(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""
-        return self._reader().tell()
+        with naming(self._flight.place):
+            return self._reader().tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the last byte that has arrived; the new position.
@@ -366,16 +370,15 @@ class Blob(io.RawIOBase):
                 if self._goes_past:
                     self._count_from_progress()
                 result = act()
-            except (StreamBroken, BlobNotFound) as error:
+            except ShmstreamError as error:
+                name_key(error, self._flight.place)
                 self._bear(error, trouble)
             else:
                 self._report()
                 return result
 
-    def _bear(self, error: StreamBroken | BlobNotFound, trouble: _Trouble) -> None:
+    def _bear(self, error: ShmstreamError, trouble: _Trouble) -> None:
         """Return if it makes sense to try again; else raise the error."""
-        if isinstance(error, StreamBroken):
-            error.name = self.key  # people know the key, and not the stream's name
         if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
             if trouble.deaths:  # another process may be succeeding, and has not finished yet
                 self._be_patient(trouble.deaths, trouble.began, error)

@@ -53,6 +53,7 @@ from shmstream.events import Event, EventKind
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import naming
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
@@ -134,6 +135,10 @@ class Flight:
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        with naming(self.place):
+            return self._join()
+
+    def _join(self) -> Reader:
         began = time.monotonic()
         patience = 0.0
         while True:
@@ -167,7 +172,8 @@ class Flight:
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
         try:
-            self._leader = self._begin()
+            with naming(self.place):
+                self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
         if self._leader is not None:
@@ -179,7 +185,8 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        copier = self._attach(0, subscribes_late=True)
+        with naming(self.place):
+            copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None

@@ -30,10 +30,12 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from shmstream.errors import StreamClosed, WriterStalled
+from shmstream.errors import ShmstreamError, StreamClosed, WriterStalled
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import name_key
+from shmstream.storage.layout import Place
 from shmstream.stream.control_block import State
 from shmstream.stream.growing_file import View
 from shmstream.system import threads
@@ -173,7 +175,7 @@ class Lookout:
     def _run(self, flight: Flight, blob: Blob | None) -> None:
         try:
             if blob is None and (leader := flight.lead()) is not None:
-                self._lead(flight.place.key, leader)
+                self._lead(flight.place, leader)
             else:
                 self._follow(blob or Blob(flight, goes_past=False))
         except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
@@ -181,23 +183,23 @@ class Lookout:
         else:
             self._end(None)
 
-    def _lead(self, key: str, leader: Leader) -> None:
+    def _lead(self, place: Place, leader: Leader) -> None:
         self.role = Role.LEADS
         with _lookouts.held():
             self._leads = not self._ended
         try:
             with suppress(StreamClosed):  # `close_all` was faster: this process is ending
-                leader.streamer.listen(partial(self._hear, leader))
+                leader.streamer.listen(partial(self._hear, leader, place))
                 self.is_open = True
                 self._tell()
                 leader.run()
         finally:
             leader.discard()
         if (error := leader.streamer.error) is not None:
-            error.name = key
+            name_key(error, place)
             raise error
         if not self.is_complete:
-            raise StreamClosed(key, "its flight was handed over: this process ends")
+            raise StreamClosed(place.key, "its flight was handed over: this process ends")
 
     def _follow(self, blob: Blob) -> None:
         try:
@@ -243,12 +245,14 @@ class Lookout:
         self.role = blob.role
         self._note(view)
 
-    def _hear(self, leader: Leader) -> None:
+    def _hear(self, leader: Leader, place: Place) -> None:
         """The streamer calls this when readers are woken. An error ends this, not the flight."""
         if not self._ended:
             try:
                 self._look_at_leader(leader)
             except Exception as error:  # noqa: BLE001  such as a lack of descriptors
+                if isinstance(error, ShmstreamError):
+                    name_key(error, place)
                 # Without the lock of `_lookouts`: a signal handler may be closing the streamer.
                 self.error = error
                 self._ended = True
