@@ -138,8 +138,10 @@ class Store:
                 only a blob that is complete or in flight.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
                 that reads or waits, at most ten times a second.
-            stall_timeout: seconds without a new byte after which a read raises `WriterStalled`,
-                although the leader is alive. None: wait for as long as the leader lives.
+            stall_timeout: seconds without a new byte after which this process goes on without the
+                leader, although that is alive, by a download of its own. A read raises
+                `WriterStalled` if this process leads or has no source. None: wait for as long as
+                the leader lives.
             linger: continue the download to its end when no reader is left.
 
         Raises:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.errors import BlobNotFound, ContentChanged, ShmstreamError, WriterDied, WriterStalled
+from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
+from shmstream.flight.naming import name_key, naming
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
@@ -86,11 +88,14 @@ class Blob(io.RawIOBase):
         progress: Callable[[Progress], None] | None = None,
         reader: Reader | None = None,
         opens: Opens | None = None,
+        goes_past: bool = True,
     ) -> None:
         """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now.
 
-        `opens` is what opens the blob again where it is unpickled.
+        `opens` is what opens the blob again where it is unpickled. With `goes_past` False, only the
+        caller of `go_past` decides that the leader is stalled.
         """
+        self._goes_past = goes_past and flight.stall_timeout is not None
         self._flight = flight
         self._opens = opens
         self._tell = progress
@@ -115,7 +120,8 @@ class Blob(io.RawIOBase):
 
         The descriptor belongs to this blob.
         """
-        return self._reader().view()
+        with naming(self._flight.place):
+            return self._reader().view()
 
     @property
     def size(self) -> int | None:
@@ -173,7 +179,8 @@ class Blob(io.RawIOBase):
 
         The caller closes it. After the leader has changed, this blob may read another file.
         """
-        return self._reader().duplicate()
+        with naming(self._flight.place):
+            return self._reader().duplicate()
 
     # Reading.
 
@@ -269,7 +276,8 @@ class Blob(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""
-        return self._reader().tell()
+        with naming(self._flight.place):
+            return self._reader().tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the last byte that has arrived; the new position.
@@ -288,6 +296,58 @@ class Blob(io.RawIOBase):
             raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
         return self._file.fileno()
 
+    # Going past a leader that makes no progress.
+
+    def go_past(self) -> bool:
+        """Read on without the leader, which is another process and makes no progress.
+
+        Returns False, and changes nothing, if this process leads, has no source, or cannot keep the
+        blob. The leader notices nothing, and may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        fresh = self._flight.go_past(self._file)
+        if fresh is None:
+            return False
+        self._replace(fresh)
+        return True
+
+    def stop(self) -> None:
+        """If this blob went past its leader, make the thread that reads it fail soon."""
+        if isinstance(self._file, Beside):
+            self._file.stop()
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the leader made progress; 0 if this blob needs no leader."""
+        file = self._file
+        return file.quiet_for if isinstance(file, InFlightCopier | FileFollower) else 0.0
+
+    def _count_from_progress(self) -> None:
+        """Have the next wait end when the leader has made no progress for `stall_timeout`.
+
+        So a reader that comes later does not wait as long as the first reader did.
+        """
+        file, patience = self._file, self._flight.stall_timeout
+        if isinstance(file, InFlightCopier | FileFollower) and patience is not None:
+            file.stall_timeout = max(patience - file.quiet_for, 0.0)
+
+    def _is_past(self, stall: WriterStalled) -> bool:
+        """Whether to try again after a stall, perhaps without the leader."""
+        file, patience = self._file, self._flight.stall_timeout
+        if patience is None or not isinstance(file, InFlightCopier | FileFollower):
+            return False
+        waited, stall.seconds = stall.seconds, patience
+        if self._goes_past:
+            if file.quiet_for < patience or self.go_past():
+                return True
+            self._goes_past = False  # from now on each read waits for the leader
+            file.stall_timeout = patience - waited
+            return waited < patience
+        file.stall_timeout = patience
+        return False
+
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
@@ -296,22 +356,33 @@ class Blob(io.RawIOBase):
             try:
                 if deaths.error is not None:
                     self._rejoin()
+                    deaths.error = None
+                if self._goes_past:
+                    self._count_from_progress()
                 result = act()
-            except WriterDied as error:  # perhaps of the next leader, before it published a byte
-                deaths.add(error)
-            except BlobNotFound as error:
-                deaths.wait_for_a_source(error)
-            except StreamBroken as error:
-                error.name = self.key  # people know the key, and not the stream's name
-                raise
+            except ShmstreamError as error:
+                name_key(error, self._flight.place)
+                self._bear(error, deaths)
             else:
                 self._report()
                 return result
 
+    def _bear(self, error: ShmstreamError, deaths: _Deaths) -> None:
+        """Return if it makes sense to try again; else raise the error."""
+        if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
+            deaths.add(error)
+        elif isinstance(error, BlobNotFound) and deaths.error is not None:
+            deaths.wait_for_a_source(deaths.error)
+        elif not (isinstance(error, WriterStalled) and self._is_past(error)):
+            raise error
+
     def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
+        self._replace(self._flight.join())
+
+    def _replace(self, fresh: Reader) -> None:
+        """Read on in another stream or file, at the same position."""
         old = self._file
-        fresh = self._flight.join()
         try:
             if old.position:
                 self._require_same(old, fresh)
@@ -342,8 +413,8 @@ class Blob(io.RawIOBase):
             ContentChanged: it has other bytes.
             StreamBroken: the bytes to compare do not arrive.
         """
-        if isinstance(old, StoredFile):
-            return
+        if isinstance(old, StoredFile) or isinstance(fresh, Beside):
+            return  # what reads beside the leader has checked it
         if isinstance(fresh, InFlightCopier):
             if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
@@ -445,7 +516,7 @@ class _Deaths:
         self._count = 0
         self._began = self._last = float("-inf")
         self.error: WriterDied | None = None
-        """The last one."""
+        """The last one, until the flight is joined again."""
 
     def add(self, error: WriterDied) -> None:
         """A leader has died. If another has just died, wait a moment: a third may be beginning.
@@ -453,7 +524,6 @@ class _Deaths:
         Raises:
             WriterStalled: no process could take over for as long as the blob may stall.
         """
-        error.name = self._key
         now = time.monotonic()
         if now - self._last > _APART:
             self._count, self._began = 0, now
@@ -463,15 +533,12 @@ class _Deaths:
             time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
         self._count, self._last, self.error = self._count + 1, time.monotonic(), error
 
-    def wait_for_a_source(self, error: BlobNotFound) -> None:
+    def wait_for_a_source(self, death: WriterDied) -> None:
         """This process has no source: wait a moment, as a process that has a source may lead.
 
         Raises:
-            WriterDied: none did so in time.
-            BlobNotFound: no leader has died.
+            WriterDied: `death`, because no process did so in time.
         """
-        if self.error is None:
-            raise error
         if time.monotonic() - self._last > SUCCESSION:
-            raise self.error from error
+            raise death
         time.sleep(0.01)

@@ -55,8 +55,11 @@ class FileFollower(GrowingFile):
         """Own the descriptor `fd` of the partial file."""
         self._place = place
         self._fd = fd
-        self._stall_timeout = stall_timeout
+        self.stall_timeout: float | None = stall_timeout
         self._published = 0
+        facts = os.fstat(fd)
+        self._there = facts.st_size  # bytes of the file, as last seen, and when it grew:
+        self._moved = time.monotonic() - max(time.time() - facts.st_mtime, 0.0)
         self._journal: tuple[int, ...] = ()  # which journal `description` is from
         self.position: int = 0
         self.is_complete: bool = False
@@ -109,7 +112,8 @@ class FileFollower(GrowingFile):
     @property
     def quiet_for(self) -> float:
         """Seconds since the file last grew."""
-        return max(time.time() - os.fstat(self._fd).st_mtime, 0.0)
+        self._note_growth(os.fstat(self._fd).st_size)
+        return time.monotonic() - self._moved
 
     def view(self) -> View:
         """How far the blob is now, without waiting."""
@@ -139,7 +143,6 @@ class FileFollower(GrowingFile):
 
     def _wait(self, position: int, want: int) -> int:
         began = time.monotonic()
-        seen = -1
         while True:
             now = time.monotonic()  # before the look, so that a pause of this process is no stall
             is_over = not self._look()
@@ -150,14 +153,13 @@ class FileFollower(GrowingFile):
                     return self._published
                 offset = min(position, self._published)
                 raise WriterDied(self._place.key, offset, _LEADER)
-            if (there := os.fstat(self._fd).st_size) != seen:
-                seen = there
+            if self._moved > began:
                 now = began = time.monotonic()
             pause = _LOOK
-            if self._stall_timeout is not None:
-                pause = min(pause, began + self._stall_timeout - now)
+            if self.stall_timeout is not None:
+                pause = min(pause, began + self.stall_timeout - now)
                 if pause <= 0:
-                    raise WriterStalled(self._place.key, position, self._stall_timeout)
+                    raise WriterStalled(self._place.key, position, self.stall_timeout)
             time.sleep(pause)
 
     def _look(self) -> bool:
@@ -186,6 +188,7 @@ class FileFollower(GrowingFile):
 
     def _note_published(self) -> None:
         there = os.fstat(self._fd).st_size
+        self._note_growth(there)
         if there < self._published:
             raise self._too_short()
         if there and self._is_vouched_for():
@@ -194,6 +197,10 @@ class FileFollower(GrowingFile):
                 end = there if size is None else size
                 there = min(there, max(end - 1, 0) // _CHUNK * _CHUNK)
             self._published = max(there, self._published)
+
+    def _note_growth(self, there: int) -> None:
+        if there != self._there:
+            self._there, self._moved = there, time.monotonic()
 
     def _is_vouched_for(self) -> bool:
         """Whether the journal says that the leader goes on with the bytes of the file."""

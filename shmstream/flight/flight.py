@@ -35,7 +35,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shmstream.errors import (
@@ -50,8 +50,11 @@ from shmstream.errors import (
     WriterDied,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import naming
+from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
@@ -73,7 +76,7 @@ SUCCESSION = 1.0  # s; how long a reader without a source waits until another pr
 
 _log = logging.getLogger("shmstream")
 
-Reader = StoredFile | InFlightCopier | FileFollower
+Reader = StoredFile | InFlightCopier | FileFollower | Beside
 
 
 class Role(StrEnum):
@@ -132,6 +135,10 @@ class Flight:
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        with naming(self.place):
+            return self._join()
+
+    def _join(self) -> Reader:
         began = time.monotonic()
         patience = 0.0
         while True:
@@ -166,7 +173,8 @@ class Flight:
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
         try:
-            self._leader = self._begin()
+            with naming(self.place):
+                self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
         if self._leader is not None:
@@ -178,7 +186,8 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        copier = self._attach(0, subscribes_late=True)
+        with naming(self.place):
+            copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None
@@ -407,11 +416,35 @@ class Flight:
             held=permit,
         )
 
+    def go_past(self, old: Reader) -> StoredFile | Beside | None:
+        """A reader that goes on where `old` is, without the leader; None if there can be none.
+
+        The leader is another process, which makes no progress. It may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside) or not self.sources():
+            return None
+        if (stored := self._stored()) is not None:
+            self.role = Role.STORED
+            return stored
+        policy, place = self._policy, self.place
+        known = self.metadata(old)
+        if known.size is None:
+            known = replace(known, size=old.size)
+        try:
+            own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
+            return Beside.begin(place, own, known, old, durable=policy.durable)
+        except OSError as error:
+            _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
+            return None
+
     def metadata(self, reader: Reader) -> Description:
         """What the source said about the bytes that `reader` reads, as far as it is still known."""
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
-        if isinstance(reader, FileFollower):
+        if isinstance(reader, FileFollower | Beside):
             return reader.description
         return self._layout.metadata(self.place, reader.fileno())
 

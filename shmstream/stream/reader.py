@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -130,6 +131,20 @@ class InFlightCopier(GrowingFile):
     def published(self) -> int:
         """Bytes that can be read without waiting."""
         return self._block.published
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the writer published, or created the stream, or took it over."""
+        return max((time.monotonic_ns() - self._block.progress) / 1e9, 0.0)
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """As given to `attach`; it can be changed between two calls."""
+        return self._tail.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float | None) -> None:
+        self._tail.stall_timeout = seconds
 
     @property
     def chunk_count(self) -> int:
@@ -258,7 +273,7 @@ class InFlightCopier(GrowingFile):
     def __reduce__(self) -> tuple[Any, ...]:
         """Attach in the process that unpickles this, and go to the same position."""
         self._check_open()
-        return _attach_again, (self.name, self._tail.stall_timeout, self.position)
+        return _attach_again, (self.name, self.stall_timeout, self.position)
 
     # The end.
 

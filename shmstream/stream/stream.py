@@ -119,6 +119,7 @@ class Stream:
         me = Identity.mine()
         self.block.writer_pid, self.block.writer_started = me.pid, me.started
         self.block.writer_namespace = me.namespace
+        self.block.progress = time.monotonic_ns()
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
