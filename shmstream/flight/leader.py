@@ -26,6 +26,7 @@ from dataclasses import replace
 
 from shmstream.errors import SourceError, StreamClosed
 from shmstream.events import Event, EventKind
+from shmstream.flight.naming import told
 from shmstream.sources.base import Description, Feed, KernelFeed, Source
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
@@ -205,7 +206,7 @@ class Leader:
         return feed
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
-        """Whether the feed goes on behind the `kept` bytes, with the same content."""
+        """Whether the feed goes on after the `kept` bytes, with the same content."""
         known = self.metadata
         return (
             feed.offset == kept
@@ -312,7 +313,9 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
+        _log.warning(
+            "%s: given up at %d bytes: %s", place.key, streamer.appended, told(error, place)
+        )
         self._say(EventKind.ABORTED, streamer.appended)
         try:
             streamer.abort(error)

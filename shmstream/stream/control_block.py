@@ -210,9 +210,9 @@ class Block:
     progress: Word = Word(
         208,
         "writer",
-        "publish",
+        "creation, takeover, publish",
         "",
-        "time of the last publish, in ns of the host's monotonic clock",
+        "time of the last of these, in ns of the host's monotonic clock",
     )
     state: Word = Word(
         216, "writer", "transition", "after all fields that it makes final (I3)", "see States"

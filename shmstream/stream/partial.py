@@ -28,6 +28,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 REAPER = (0, 1)  # a reaper locks only byte 0: the free bytes after it still show a dead writer
+LIFE = (1, 0)  # only a writer locks these
 
 
 class Patience:
@@ -281,6 +282,6 @@ def is_written(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return lock.is_held_elsewhere((1, 0))
+        return lock.is_held_elsewhere(LIFE)
     finally:
         lock.close()

@@ -5,8 +5,8 @@ Its partial file outlives its writer, and its readers stay attached:
     create     keep a partial file that exists already
     cut        keep only the first bytes of that file
     resume     publish the kept bytes, and append to them
-    succeed    take over where a dead writer stopped: lock the header, lock the partial file, cut it
-               to `published`, add one to the epoch
+    succeed    take over where a dead writer stopped: lock the header, lock the partial file, add
+               one to the epoch, publish the bytes that the dead writer had not published yet
     close      before the end of the blob: publish all bytes, release the locks, ring; a reader then
                succeeds
     abort      keep the partial file, unless the reason says that its bytes are wrong
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Self
 
 from shmstream.errors import (
@@ -67,10 +67,9 @@ class ResumableStreamer(BlobStreamer):
         publish_interval: float = 0.02,
         durable: bool = False,
     ) -> Self:
-        """Take over a stream whose writer died or handed it over, at the offset `published`.
+        """Take over a stream whose writer died or handed it over, behind its last byte.
 
-        Its readers see a pause and nothing else. Bytes that were written but not published are cut
-        off.
+        Its readers see a pause and nothing else.
 
         Raises:
             StreamExists: it has a live writer: perhaps another successor was faster.
@@ -82,9 +81,7 @@ class ResumableStreamer(BlobStreamer):
         with naming_shortages(name, "shared memory (/dev/shm)"):
             stream, lock = Stream.succeed(name)
         streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
-        if streamer.size is not None:
-            with suppress(OutOfResources):  # the cut gave back the space that was reserved
-                streamer._file.reserve(streamer.size)
+        streamer._publish()
         return streamer
 
     def cut(self, keep: int) -> None:

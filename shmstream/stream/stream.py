@@ -119,6 +119,7 @@ class Stream:
         me = Identity.mine()
         self.block.writer_pid, self.block.writer_started = me.pid, me.started
         self.block.writer_namespace = me.namespace
+        self.block.progress = time.monotonic_ns()
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
@@ -135,8 +136,10 @@ class Stream:
               stop
             3 lock the partial file; it must be the
               file that the block names
-            4 cut the file to `published`, and store
-              this process as the writer
+            4 store this process as the writer
+
+        The file keeps all its bytes, also those that the dead writer had not published yet: readers
+        in another container, which see the file and not the block, may have read them.
 
         Raises:
             StreamExists: a live writer or a reaper holds the stream.
@@ -160,7 +163,7 @@ class Stream:
                 undo.callback(partial.close)
                 if block.state == State.OPENING and block.published:  # killed just before this
                     block.advance(State.STREAMING, name)
-                if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
+                if os.fstat(partial.fd).st_size > block.size:  # another program appended to it
                     os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 stream.unlink()

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from shmstream.errors import (
     BlobAborted,
@@ -93,13 +93,14 @@ class BlobStreamer:
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
-        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
+        self._file = PartialFile(lock, stream.name, stream.path, there)
         self.durable = durable
         self._given = block.digest.decode()
         self._digest: RunningDigest | None = None
         if self._given:
             self._digest = RunningDigest(self._given, lock.fd)
-            self._digest.update(block.published)
+            self._digest.update(there)
         # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
@@ -487,6 +488,15 @@ class BlobStreamer:
                 self.abort(error)
         finally:
             self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises:
+        TypeError: always, because one process writes a stream.
+        """
+        raise TypeError(
+            f"stream {self.name!r} is written by this process, and a BlobStreamer cannot be "
+            "pickled: hand on its `name`, and attach an InFlightCopier in the other process"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
