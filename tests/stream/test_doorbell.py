@@ -183,7 +183,7 @@ def make_and_close() -> None:
 threads = [threading.Thread(target=make_and_close) for _ in range(3)]
 for each in threads:
     each.start()
-for turn in range(300):
+for turn in range(100):
     if (child := os.fork()) == 0:
         signal.alarm(10)  # a child that hangs is ended by that
         doorbell.Doorbell(doorbell.name_of(8, 0, turn)).close(unlink_name=True)
