@@ -96,7 +96,7 @@ def test_a_stopped_leader_is_a_stall(
     reader: Reader, containers: tuple[Container, Container], origin: Origin, folder: str
 ) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE)
-    origin.change("/blob", stall_after=2 * MIB)
+    origin.change("/blob", first=0, count=1, stall_after=2 * MIB)
     leader = reader(containers[0], KEY, url)
     assert leader.hear()["role"] == "leads"
     wait_until(partial(has_come, folder, 2 * MIB))
@@ -108,6 +108,9 @@ def test_a_stopped_leader_is_a_stall(
         heard = read(follower, 2 * MIB)
         assert (heard["error"], heard["at"]) == ("WriterStalled", MIB)
         assert KEY in heard["text"]
+    past = reader(containers[1], KEY, url, 0.3)
+    assert past.hear()["role"] == "follows"
+    assert read(past, -1)["sha256"] == sha256(DATA), "it has a source of its own"
     origin.release()
     send(leader, signal.SIGCONT)
     assert read(leader, -1)["sha256"] == sha256(DATA)
