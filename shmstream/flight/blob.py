@@ -44,6 +44,8 @@ T = TypeVar("T")
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
 _COMPARED = 1 << 20  # bytes; what is compared of two files at one time
+_APART = 2.0  # s; a leader that is found dead so long after the last one is another one
+_PATIENCE = 60.0  # s; how long no process may be able to take over
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -62,12 +64,14 @@ class Progress:
 
 @dataclass
 class _Trouble:
-    """What has gone wrong in one call, which `began` then; times are of `time.monotonic`."""
+    """What has gone wrong in one call; times are of `time.monotonic`."""
 
-    began: float
     deaths: int = 0
-    died: float = 0.0
-    """When the first leader was found dead."""
+    """Leaders that were found dead, one soon after the other."""
+    began: float = float("-inf")
+    """When the first of these was found dead."""
+    last: float = float("-inf")
+    """When the last was."""
     death: WriterDied | None = None
     """The last leader's, while the blob has not joined the flight anew."""
 
@@ -369,7 +373,7 @@ class Blob(io.RawIOBase):
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
-        trouble = _Trouble(time.monotonic())
+        trouble = _Trouble()
         while True:
             try:
                 if trouble.death is not None:
@@ -388,13 +392,15 @@ class Blob(io.RawIOBase):
     def _bear(self, error: ShmstreamError, trouble: _Trouble) -> None:
         """Return if it makes sense to try again; else raise the error."""
         if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
+            now = time.monotonic()
+            if now - trouble.last > _APART:
+                trouble.deaths, trouble.began = 0, now
             if trouble.deaths:  # another process may be succeeding, and has not finished yet
                 self._be_patient(trouble.deaths, trouble.began, error)
-            trouble.deaths += 1
-            trouble.died = trouble.died or time.monotonic()
+            trouble.deaths, trouble.last = trouble.deaths + 1, time.monotonic()
             trouble.death = error
         elif isinstance(error, BlobNotFound) and trouble.death is not None:
-            if time.monotonic() - trouble.died > SUCCESSION:
+            if time.monotonic() - trouble.last > SUCCESSION:
                 raise trouble.death from error
             time.sleep(0.01)  # a process that has a source may be about to lead
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
@@ -402,7 +408,7 @@ class Blob(io.RawIOBase):
 
     def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
         patience, waited = self._flight.stall_timeout, time.monotonic() - began
-        if patience is not None and waited >= patience:
+        if waited >= (_PATIENCE if patience is None else patience):
             raise WriterStalled(self.key, death.offset, waited) from death
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 

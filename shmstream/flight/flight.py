@@ -156,6 +156,7 @@ class Flight:
             except StreamExists:
                 if time.monotonic() - began > _PATIENCE:
                     raise
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 patience = min(patience + 0.01, 0.5)
                 continue
             if reader is not None:

@@ -70,6 +70,7 @@ def test_both_stream_one_download(
     reader: Reader,
     containers: tuple[Container, Container],
     origin: Origin,
+    folder: str,
 ) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE)
     origin.change("/blob", stall_after=2 * MIB)
@@ -84,6 +85,7 @@ def test_both_stream_one_download(
     assert heard["size"] == SIZE
     assert heard["told"] >= 2 * MIB - 65536, "progress"
     assert containers[1].streams() == []
+    assert Store(folder).is_in_flight(key), "here, too, where neither stream is"
     origin.release()
     assert read(follower, -1)["sha256"] == sha256(DATA[2 * MIB - 65536 :])
     assert read(leader, -1)["sha256"] == sha256(DATA[MIB:])
