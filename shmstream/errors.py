@@ -285,9 +285,15 @@ class BlobAborted(StreamBroken):
             kinds = (
                 BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
             )  # fmt: skip
-            return {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            found = {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            if not all(isinstance(getattr(found, name), kind) for name, kind in _FACTS.items()):
+                raise TypeError("a fact of another type")
+            return found
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
+
+
+_FACTS = {"name": str, "offset": int, "reason": str}
 
 
 @dataclass(eq=False)

@@ -62,20 +62,6 @@ class Progress:
     role: Role
 
 
-@dataclass
-class _Trouble:
-    """What has gone wrong in one call; times are of `time.monotonic`."""
-
-    deaths: int = 0
-    """Leaders that were found dead, one soon after the other."""
-    began: float = float("-inf")
-    """When the first of these was found dead."""
-    last: float = float("-inf")
-    """When the last was."""
-    death: WriterDied | None = None
-    """The last leader's, while the blob has not joined the flight anew."""
-
-
 class Opens(Protocol):
     """Opens the same key once more; a `Store` gives it."""
 
@@ -373,44 +359,30 @@ class Blob(io.RawIOBase):
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
-        trouble = _Trouble()
+        deaths = _Deaths(self.key, self._flight.stall_timeout)
         while True:
             try:
-                if trouble.death is not None:
+                if deaths.error is not None:
                     self._rejoin()
-                    trouble.death = None
+                    deaths.error = None
                 if self._counts:
                     self._count_from_progress()
                 result = act()
             except ShmstreamError as error:
                 name_key(error, self._flight.place)
-                self._bear(error, trouble)
+                self._bear(error, deaths)
             else:
                 self._report()
                 return result
 
-    def _bear(self, error: ShmstreamError, trouble: _Trouble) -> None:
+    def _bear(self, error: ShmstreamError, deaths: _Deaths) -> None:
         """Return if it makes sense to try again; else raise the error."""
         if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
-            now = time.monotonic()
-            if now - trouble.last > _APART:
-                trouble.deaths, trouble.began = 0, now
-            if trouble.deaths:  # another process may be succeeding, and has not finished yet
-                self._be_patient(trouble.deaths, trouble.began, error)
-            trouble.deaths, trouble.last = trouble.deaths + 1, time.monotonic()
-            trouble.death = error
-        elif isinstance(error, BlobNotFound) and trouble.death is not None:
-            if time.monotonic() - trouble.last > SUCCESSION:
-                raise trouble.death from error
-            time.sleep(0.01)  # a process that has a source may be about to lead
+            deaths.add(error)
+        elif isinstance(error, BlobNotFound) and deaths.error is not None:
+            deaths.wait_for_a_source(deaths.error)
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
             raise error
-
-    def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
-        patience, waited = self._flight.stall_timeout, time.monotonic() - began
-        if waited >= (_PATIENCE if patience is None else patience):
-            raise WriterStalled(self.key, death.offset, waited) from death
-        time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
     def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
@@ -544,3 +516,40 @@ def _open_again(opens: Opens, sources: Sequence[Source], position: int) -> Blob:
     blob = opens(source=sources or None)
     blob.seek(position)
     return blob
+
+
+class _Deaths:
+    """The deaths of leaders, one after the other, while one method of a blob waits."""
+
+    def __init__(self, key: str, stall_timeout: float | None) -> None:
+        self._key = key
+        self._patience = _PATIENCE if stall_timeout is None else stall_timeout
+        self._count = 0
+        self._began = self._last = float("-inf")
+        self.error: WriterDied | None = None
+        """The last one, until the flight is joined again."""
+
+    def add(self, error: WriterDied) -> None:
+        """A leader has died. If another has just died, wait a moment: a third may be beginning.
+
+        Raises:
+            WriterStalled: no process could take over for as long as the blob may stall.
+        """
+        now = time.monotonic()
+        if now - self._last > _APART:
+            self._count, self._began = 0, now
+        if self._count:
+            if (waited := now - self._began) >= self._patience:
+                raise WriterStalled(self._key, error.offset, waited) from error
+            time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
+        self._count, self._last, self.error = self._count + 1, time.monotonic(), error
+
+    def wait_for_a_source(self, death: WriterDied) -> None:
+        """This process has no source: wait a moment, as a process that has a source may lead.
+
+        Raises:
+            WriterDied: `death`, because no process did so in time.
+        """
+        if time.monotonic() - self._last > SUCCESSION:
+            raise death
+        time.sleep(0.01)

@@ -36,7 +36,7 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.resumable_writer import ResumableStreamer
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import register
 
@@ -72,6 +72,7 @@ class Leader:
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
+        streamer.vouch_by(self._vouch)
         self._download = Download(
             place.key,
             streamer.name,
@@ -281,15 +282,20 @@ class Leader:
             if data:
                 self.streamer.append(data)
                 self._keep_journal()
+            greenlets.give_way()
 
     def is_same(self, data: memoryview, offset: int) -> bool:
         """Whether the partial file has `data` at `offset`."""
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
+        self._vouch()
+        self._note_checkpoint()
+
+    def _vouch(self) -> None:
+        """Begin the journal if there is none. The streamer calls this if it ends early."""
         if self.streamer.keeps and not self._journal.exists:
             self._begin_journal()
-        self._note_checkpoint()
 
     def _commit(self) -> None:
         place, streamer = self._place, self.streamer

@@ -155,7 +155,7 @@ class InFlightCopier(GrowingFile):
     @property
     def state(self) -> State:
         """The state of the stream, as stored now."""
-        return State(self._block.state)
+        return self._block.known_state()
 
     @property
     def is_complete(self) -> bool:
@@ -214,7 +214,7 @@ class InFlightCopier(GrowingFile):
             StreamBroken: as `readinto`.
         """
         self._check_open()
-        published, before = self._block.load_published(), -1
+        published, before = self.published, -1
         while before < published < want:  # if no more came, the blob is complete
             self._tail.note(published)  # a reader that waits for more lags behind nothing
             before, published = published, self._ask(published, published + 1)
@@ -313,10 +313,11 @@ class InFlightCopier(GrowingFile):
                 self.close()
 
     def __repr__(self) -> str:
-        size = "?" if self.size is None else self.size
+        now = self._block.snapshot()
+        size = "?" if now.size == UNKNOWN else now.size
         return (
-            f"<InFlightCopier {self.name!r} {self.state.name} at {self.position}, "
-            f"{self.published}/{size} bytes published>"
+            f"<InFlightCopier {self.name!r} {now.known_state().name} at {self.position}, "
+            f"{now.published}/{size} bytes published>"
         )
 
 

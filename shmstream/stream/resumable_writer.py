@@ -24,6 +24,7 @@ from shmstream.errors import (
     BlobAborted,
     ContentChanged,
     DamagedPartial,
+    DamagedSegment,
     DigestMismatch,
     OutOfResources,
     SizeMismatch,
@@ -54,6 +55,8 @@ class ResumableStreamer(BlobStreamer):
     keeps = True
     """Whether the partial file is kept if the stream ends before the blob is complete. False if
     nothing could prove later what the file contains."""
+
+    _vouch: Callable[[], None] | None = None
 
     @classmethod
     def succeed(
@@ -114,7 +117,7 @@ class ResumableStreamer(BlobStreamer):
         self._close_file()
         self._file = PartialFile(lock, self.name, self.path)
         if self._digest is not None:
-            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+            self._digest = RunningDigest(self._given, lock.fd)
 
     def resume(self) -> None:
         """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
@@ -150,6 +153,13 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             self._subscribers.here = listener
+
+    def vouch_by(self, vouch: Callable[[], None]) -> None:
+        """Call `vouch` before the partial file is kept, while its lock is held.
+
+        It notes what proves the file's bytes later, or clears `keeps`.
+        """
+        self._vouch = vouch
 
     def due_in(self) -> float:
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
@@ -243,7 +253,11 @@ class ResumableStreamer(BlobStreamer):
         """The error that readers of an aborted stream get; None if it is not aborted."""
         if self._block.state != State.ABORTED:
             return None
-        return BlobAborted.from_text(self._block.error)
+        try:
+            return BlobAborted.from_text(self._block.error)
+        except ValueError as error:
+            reason = f"its error cannot be read: {error}"
+            raise DamagedSegment(self.name, reason) from error
 
     @property
     def hashed(self) -> int:
@@ -256,9 +270,11 @@ class ResumableStreamer(BlobStreamer):
             return None if self._digest is None else self._digest.so_far()
 
     def has_readers(self) -> bool:
-        """Whether a live reader has a slot."""
+        """Whether a live reader has a slot; True if another program has cut the block off."""
         with self._lock:
             self._check_open()
+            if not self._block.is_sound:
+                return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def commit(self) -> None:
@@ -269,10 +285,14 @@ class ResumableStreamer(BlobStreamer):
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._is_worth_keeping() and not isinstance(reason, _SPOILING)
+        return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
     def _is_worth_keeping(self) -> bool:
-        return self._file.trim() > 0 and self.keeps
+        if self._file.trim() > 0 and self.keeps:
+            if self._vouch is not None:
+                self._vouch()
+            return self.keeps
+        return False
 
     def close(self) -> None:
         """Hand the stream over: a reader can succeed, unless the stream has ended.
@@ -283,7 +303,9 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             if self._closed is not None:
                 return
-            if self._block.state in TERMINAL or not self.has_readers():
+            if not self._block.is_sound:  # nobody can succeed, but another flight can go on
+                self._end(aborting=False)
+            elif self._block.state in TERMINAL or not self.has_readers():
                 if self._block.state not in TERMINAL and not self._is_worth_keeping():
                     self._file.unlink()
                 self._end(aborting=False)

@@ -82,8 +82,10 @@ class Tail:
         Raises:
             BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
             WriterStalled: no byte came for `stall_timeout`.
+            DamagedSegment: another program has cut the shared memory off, or written to it.
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
+        self._block.require_whole()
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want, published)
 
@@ -95,10 +97,11 @@ class Tail:
         while True:
             now = time.monotonic()  # before the load, so that a pause of this process is no stall
             doorbell.drain()
+            block.require_whole()
             published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL or self._sees_writer_dead(now, doorbell):
+            if block.known_state() in TERMINAL or self._sees_writer_dead(now, doorbell):
                 return self._conclude(position)
             if published != seen:
                 seen = published
@@ -110,6 +113,7 @@ class Tail:
                     raise WriterStalled(self._stream.name, position, self.stall_timeout)
             self.waits += 1
             rung = doorbell.wait(pause)
+            block.require_whole()
             published = block.load_published()
             if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
@@ -138,7 +142,7 @@ class Tail:
 
         Every reader that wants both asks here, because the order of the two loads matters (I3).
         """
-        state = State(self._block.state)
+        state = self._block.known_state()
         return state, self._block.load_published()
 
     def _conclude(self, position: int) -> int:
@@ -154,7 +158,7 @@ class Tail:
     def note(self, position: int) -> None:
         """Store how far this reader has read, for the writer's statistics."""
         self._position = position
-        if self._subscription is not None:
+        if self._subscription is not None and self._block.is_whole:
             self._subscription.slot.position = position
 
     def close(self) -> None:
