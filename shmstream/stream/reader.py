@@ -136,7 +136,8 @@ class InFlightCopier(GrowingFile):
     @property
     def quiet_for(self) -> float:
         """Seconds since the writer published, or created the stream, or took it over."""
-        return max((time.monotonic_ns() - self._block.progress) / 1e9, 0.0)
+        progress = self._block.progress  # 0: its writer is of an older version
+        return max((time.monotonic_ns() - progress) / 1e9, 0.0) if progress else 0.0
 
     @property
     def stall_timeout(self) -> float | None:
