@@ -269,7 +269,7 @@ class Leader:
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
                 count = streamer.receive(feed.move)
-                self._download.count(count)
+                self._download.count(count, streamer.appended)
                 self._keep_journal()
         except SourceError:
             streamer.pause()

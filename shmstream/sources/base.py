@@ -153,7 +153,8 @@ class Description:
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 
-    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`; and
+    `is_live = True` if its bytes are made while they are read, and may come slowly.
 
     To write a source:
 

@@ -26,12 +26,18 @@ class Retries:
     The last source is tried `attempts` times, a source with another source after it `with_others`
     times. Each pause is twice the pause before, from `first_pause` to `longest_pause` seconds. A
     source that says when to ask again (`Retry-After`, up to 30 s) is given that time.
+
+    A source that gives fewer than `least_rate` bytes a second, over `slow_for` seconds, crawls. It
+    is asked again once, because another connection may be faster; if it crawls again, it counts as
+    failed. Sources that are `is_live` may be slow: what they give is made just then. 0: all may be.
     """
 
     attempts: int = 8
     with_others: int = 2
     first_pause: float = 0.1
     longest_pause: float = 2.0
+    least_rate: float = 1024.0
+    slow_for: float = 15.0
 
 
 class Attempts:

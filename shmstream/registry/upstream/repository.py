@@ -131,13 +131,13 @@ class Repository:
         self,
         kind: str,
         digest: str,
-        answered: Callable[[str | None], None],
+        answered: Callable[[str | None, int | None], None],
         known: Manifest | None = None,
     ) -> RepositorySource:
         """The bytes of `digest`, by GET; `kind` is blobs or manifests.
 
-        `answered` is called with the media type when the upstream has confirmed that this
-        repository has it. With `known`, `describe` asks nobody.
+        `answered` is called with the media type and the size, when the upstream has confirmed that
+        this repository has it. With `known`, `describe` asks nobody.
         """
         return RepositorySource(self, kind, digest, answered, known)
 
@@ -229,7 +229,7 @@ class RepositorySource:
         repository: Repository,
         kind: str,
         digest: str,
-        answered: Callable[[str | None], None],
+        answered: Callable[[str | None, int | None], None],
         known: Manifest | None,
     ) -> None:
         self._repository = repository
@@ -277,7 +277,7 @@ class RepositorySource:
             if isinstance(error, SourceError):
                 self.failure = error
             raise
-        self._answered(feed.media_type)
+        self._answered(feed.media_type, feed.size)
         return feed
 
     def _manifest(self, feed: Feed) -> Feed:
@@ -323,7 +323,7 @@ class RepositorySource:
         media_type = about.media_type
         if self._kind == "manifests":
             media_type = manifests.media_type(media_type)
-        self._answered(media_type)
+        self._answered(media_type, about.size)
         return Description(about.size, about.validator, media_type)
 
 
