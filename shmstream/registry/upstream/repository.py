@@ -157,8 +157,11 @@ class Repository:
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
+        bad: BadAnswer | None = None
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
+        except BadAnswer as error:  # a page for a path that the upstream does not know, perhaps
+            bad = error
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
@@ -167,6 +170,8 @@ class Repository:
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
+        if bad is not None:
+            raise bad
         return Listing({})
 
     def _tagged_referrers(self, digest: str) -> list[dict[str, Any]]:
