@@ -194,7 +194,7 @@ class Leader:
             feed = download.open(kept)
             if kept and not self._is_same(feed, kept):
                 kept = 0
-                if feed.offset:
+                if feed.offset or feed.size != known.size:  # a part, or what may be one
                     download.close()
                     feed = download.open(0)
             size = feed.size if feed.size is not None or not kept else known.size

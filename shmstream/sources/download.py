@@ -5,7 +5,7 @@ the same way. Each of them has a *position*: the number of bytes that it has. Th
 
     open    ask the source for the bytes from the position on. Ask for all bytes from 0 instead if
             nothing would show that the content has changed: the key is no digest, and the source
-            gave no validator
+            gave no validator; or if the answer to a part was of no use (sources/retries.py)
     new     give the bytes behind the position. All bytes before it have to be what they were
     fail    ask the same source again, after a pause that grows; then ask the next source; then end
             with `SourceFailed`, which has the last words of each source
@@ -89,6 +89,7 @@ class Download:
         self._end = end
         self._stopping = threading.Event()
         self._feed: Feed | None = None
+        self._asks_part = False  # whether the source was asked for a part of the blob last
         self._received = 0  # bytes since the last report
 
     # Asking.
@@ -115,9 +116,11 @@ class Download:
             return feed
 
     def _where_to_begin(self, position: int) -> int:
-        return position if self._is_given or self.known.validator is not None else 0
+        is_guarded = self._is_given or self.known.validator is not None
+        return position if is_guarded and not self._attempts.is_whole else 0
 
     def _try_open(self, source: Source, offset: int, position: int) -> Feed:
+        self._asks_part = offset > 0
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
@@ -136,11 +139,11 @@ class Download:
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
         if None not in (size, feed.size) and size != feed.size:
-            raise self.other(f"it has {feed.size} bytes by now, not {size}", position)
+            raise self.other(f"it has {feed.size} bytes by now, not {size}", position, feed)
         unproved = feed.offset > 0 or not self.compares
         if unproved and not self._is_given and feed.validator != validator:
             reason = f"its validator is {feed.validator!r} by now, not {validator!r}"
-            raise self.other(reason, position)
+            raise self.other(reason, position, feed)
 
     # Taking.
 
@@ -160,7 +163,7 @@ class Download:
                 self.count(count)
                 again = min(max(position - at, 0), count)
                 if again and prefix is not None and not prefix.is_same(view[:again], at):
-                    raise self.other(f"other bytes than before are at {at}", position)
+                    raise self.other(f"other bytes than before are at {at}", position, feed)
                 at += count
                 position = max(position, at)
                 with view[again:] as rest:
@@ -195,9 +198,14 @@ class Download:
         """The error for the source that is asked now."""
         return SourceError(self._attempts.source.name, position, reason, retryable)
 
-    def other(self, reason: str, position: int) -> SourceError | ContentChanged:
-        """The error for another blob: the source is hopeless, or it is the end."""
-        if self._is_given:
+    def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
+        """The error for another blob in `feed`: the source is hopeless, or it is the end.
+
+        It is not the end yet if the source was asked for a part, and says that the content is the
+        same: some servers give the wrong part. Then it is asked for the whole blob.
+        """
+        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
 
@@ -210,7 +218,7 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
-        pause = self._attempts.failed(error, position)
+        pause = self._attempts.failed(error, position, with_part=self._asks_part)
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             following = self._attempts.source.name

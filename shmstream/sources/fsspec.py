@@ -87,6 +87,8 @@ class FsspecSource:
                 file.seek(offset)
         except Exception as error:
             file.close()
+            if offset:  # it says that it can seek, and cannot
+                return self.open()
             raise explain(error, offset, name=self.name) from error
         data = _read(system, path, file, (size, current))
         explained = partial(explain, name=self.name)

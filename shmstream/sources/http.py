@@ -4,10 +4,15 @@
     open(offset, validator)   GET, with `Range` and `If-Range` when it begins behind 0
       200                     the whole blob from 0: no range was asked for or supported, or the
                               content has changed
-      206                     the rest, if Content-Range begins at the offset that was asked for
+      206                     the rest, if Content-Range begins at the offset that was asked for; a
+                              HEAD asks for the size if Content-Range has none
       416                     nothing is left, if the blob has exactly `offset` bytes
       3xx                     ask there; another origin is not sent what the user gave
       anything else           SourceError, which says whether to try again
+
+Many servers have ranges that do not work: they refuse them, or give another part. So whatever a
+range request is answered, if the answer is of no use and waiting would not help, `open` asks for
+the whole blob once more, before it fails.
 
 Needs urllib3, the extra `http`. `http_client` asks and keeps connections; `http_body` takes the
 bytes to the file.
@@ -19,6 +24,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
+from shmstream.errors import SourceError
 from shmstream.sources.base import Description, Feed, check_offset, checked, public
 from shmstream.sources.http_body import Body
 from shmstream.sources.http_client import (
@@ -40,8 +46,9 @@ if TYPE_CHECKING:
 __all__ = ["HTTPSource", "close_pools"]
 
 _CONTENT_RANGE = re.compile(
-    r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18})", re.IGNORECASE | re.ASCII
+    r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
 )
+_UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
 
 
@@ -130,11 +137,24 @@ class HTTPSource:
         finally:
             discard(response)
 
-    def _ask(self, offset: int, validator: str | None) -> Feed | None:
-        """The feed from `offset`; None if the blob can be had only from 0."""
+    def _ask(self, offset: int, validator: str | None, total: int | None = None) -> Feed | None:
+        """The feed from `offset`; None if the blob can perhaps be had from 0.
+
+        `total` is the size of the blob, in case that the answer does not tell it.
+        """
         reply = self._request("GET", offset, validator)
+        if total is None and offset and _is_without_size(reply.response, offset):
+            # Without the size nothing would show whether the part is all that is left.
+            discard(reply.response)
+            total = self._total(validator)
+            return None if total is None else self._ask(offset, validator, total)
         try:
-            feed = self._judge(reply, offset, validator)
+            feed = self._judge(reply, offset, validator, total)
+        except SourceError as error:
+            discard(reply.response)
+            if not offset or error.retryable or error.status == _UNAUTHORIZED:
+                raise
+            return None
         except BaseException:
             discard(reply.response)
             raise
@@ -150,8 +170,22 @@ class HTTPSource:
                 headers["if-range"] = validator
         return self._client.ask(method, self._url, headers, offset=offset)
 
-    def _judge(self, reply: Reply, offset: int, validator: str | None) -> Feed | None:
-        """The feed that an answer promises; None if the content does not have `validator`."""
+    def _total(self, validator: str | None) -> int | None:
+        """The size of the blob, if it has this `validator`; None if the server does not tell."""
+        try:
+            about = self.describe()
+        except SourceError:
+            return None
+        return about.size if validator in (None, about.validator) else None
+
+    def _judge(
+        self, reply: Reply, offset: int, validator: str | None, total: int | None
+    ) -> Feed | None:
+        """The feed that an answer promises; None if the content does not have `validator`.
+
+        Raises:
+            SourceError: the answer is of no use.
+        """
         response = reply.response
         headers, status = response.headers, response.status
         current = _validator(headers)
@@ -175,6 +209,8 @@ class HTTPSource:
         if status == 200:
             offset = 0
             size = _size(headers)
+        elif size is None:
+            size = total
         body = Body(response, offset, self._timeout, self._client.explain)
         data = checked(iter(body), offset, size, self._client.explain)
         by_kernel = body if size is not None and body.length == size - offset else None
@@ -218,12 +254,17 @@ def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
     return validator is None or headers.get(field) == validator
 
 
+def _is_without_size(response: urllib3.BaseHTTPResponse, offset: int) -> bool:
+    """Whether this is the part from `offset` on of a blob whose size it does not tell."""
+    return response.status == 206 and _content_range(response.headers) == (offset, None)
+
+
 def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Where a partial answer begins, and the size of the whole blob."""
+    """Where a partial answer begins, and the size of the whole blob; None if it does not tell."""
     told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     if told is None:
         return None, None
-    return int(told[1]) if told[1] else None, int(told[2])
+    return int(told[1]) if told[1] else None, int(told[2]) if told[2] else None
 
 
 def _size(headers: Mapping[str, str]) -> int | None:

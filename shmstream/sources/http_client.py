@@ -38,7 +38,8 @@ from urllib3.util import Timeout, Url, make_headers, parse_url
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
-_MAY_PASS = frozenset((408, 425, 429))  # and all 5xx
+_MAY_PASS = frozenset((408, 425, 429))  # and 5xx
+_NEVER_PASS = frozenset((501, 505))  # the server cannot do what it is asked for
 _GO_ANYWHERE = frozenset(("accept", "accept-language", "user-agent"))
 _OURS = frozenset(
     ("range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding")
@@ -158,7 +159,7 @@ class Client:
             self.name,
             offset,
             f"it answered {status} {response.reason or ''}".rstrip(),
-            retryable=status in _MAY_PASS or 500 <= status <= 599,
+            retryable=status in _MAY_PASS or (500 <= status <= 599 and status not in _NEVER_PASS),
             retry_after=_seconds(response.headers.get("retry-after")),
             status=status,
             challenge=response.headers.get("www-authenticate") if reply.is_home else None,

@@ -116,6 +116,18 @@ def test_fsspec_asks_for_each_byte_once_and_never_for_all(store: RemoteFileSyste
     assert [end for _, end in store.asked] == [*starts[1:], 10_000_000]
 
 
+def test_fsspec_that_cannot_seek_though_it_says_so(
+    store: RemoteFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seek(*_: object) -> None:
+        raise ValueError("no ranges here")
+
+    monkeypatch.setattr(RemoteFile, "seek", seek)
+    feed = FsspecSource("remote://blob").open(1000, '"a"')
+    assert feed.offset == 0
+    assert everything(feed) == store.data
+
+
 def test_fsspec_that_fails_or_changes(store: RemoteFileSystem) -> None:
     source = FsspecSource("remote://blob")
     with source.open() as feed:
