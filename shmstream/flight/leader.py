@@ -12,21 +12,28 @@
 A source that goes on must have the same bytes: see `Download`. Where it begins at 0 again, the
 leader compares what comes with the partial file. Other bytes end the flight with `ContentChanged`;
 the next call begins anew.
+
+A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
+by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
+because the last chunk is withheld. So if there is another source, such a blob is verified before
+its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import chain
 
-from shmstream.errors import SourceError, StreamClosed
+from shmstream.errors import DigestMismatch, SizeMismatch, SourceError, StreamClosed
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed, KernelFeed, Source
+from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
@@ -71,10 +78,13 @@ class Leader:
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
+        self._journal = Journal(place.journal, place.algorithm)
+        self._sources = sources
+        self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            sources,
+            _wrong_last(sources, self._journal.wrong),
             retries,
             is_given=place.is_given,
             compares=True,
@@ -85,7 +95,6 @@ class Leader:
         self._tell = tell
         self._lingers = lingers
         self._held = held
-        self._journal = Journal(place.journal, place.algorithm)
         self._noted = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -179,7 +188,7 @@ class Leader:
             known = Description.from_text(streamer.metadata)
             download.known = known if known.size is not None else replace(known, size=streamer.size)
             download.binds = True
-            streamer.keeps = self._journal.exists or self._is_worth_a_journal()
+            streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             done = streamer.appended == streamer.size
             return None if done else download.open(streamer.appended)
         kept = self._journal.trusted(streamer.descriptor)
@@ -191,17 +200,71 @@ class Leader:
         if kept and kept == known.size:
             feed = None
         else:
-            feed = download.open(kept)
+            feed = self._open(kept)
             if kept and not self._is_same(feed, kept):
                 kept = 0
                 if feed.offset or feed.size != known.size:  # a part, or what may be one
                     download.close()
-                    feed = download.open(0)
+                    feed = self._open(0)
+            self._described_by = name_hash(download.source)
             size = feed.size if feed.size is not None or not kept else known.size
             download.known = Description(size, feed.validator, feed.media_type)
         self._announce(kept)
         download.binds = True
         return feed
+
+    def _open(self, kept: int) -> Feed:
+        """A feed that begins at `kept`, or at 0 if that is all that can be had.
+
+        A whole blob of one chunk is verified first if another source is left.
+        """
+        download, most = self._download, self.streamer.chunk_size
+        while True:
+            feed = download.open(kept)
+            may_ask_another = self._place.is_given and download.has_another
+            if not may_ask_another or feed.offset or (feed.size or 0) > most:
+                return feed
+            data = bytearray()
+            try:
+                while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
+                    data += piece
+                if len(data) > most:
+                    return replace(feed, data=chain([data], feed.data), by_kernel=None)
+                if len(data) < (feed.size or 0):
+                    raise download.error(f"it ended after {len(data)} bytes", 0)
+                if (got := self._digest_of(data)) == self._place.digest:
+                    return replace(feed, data=iter([data]), size=len(data), by_kernel=None)
+                self._blame(name_hash(download.source))
+                reason = f"its digest is {got}, not {self._place.digest}"
+                raise download.error(reason, 0, retryable=False)
+            except SourceError as error:
+                download.fail(error, kept)
+
+    def _digest_of(self, data: bytes | bytearray) -> str:
+        algorithm = self._place.algorithm
+        return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+
+    def _blame_for(self, error: BaseException) -> None:
+        """If a source gave a wrong blob, note which one.
+
+        If several sources gave a part, it is the source of the first byte: then the next flight
+        begins with another one.
+        """
+        current = name_hash(self._download.source)
+        if not self._place.is_given or len(self._sources) < 2:
+            return
+        if isinstance(error, SizeMismatch):
+            self._blame(current)
+        elif isinstance(error, DigestMismatch) or self._download.disagreed:
+            self._blame(self._journal.first or self._described_by or current)
+
+    def _blame(self, source: str) -> None:
+        """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        names = {name_hash(each): each.name for each in self._sources}
+        name = names.get(source, "a source of an earlier process")
+        _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
+        with suppress(OSError):  # then it is asked in its turn
+            self._journal.blame(source)
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
         """Whether the feed goes on behind the `kept` bytes, with the same content."""
@@ -219,7 +282,7 @@ class Leader:
         if kept:
             self._journal.begin(metadata, kept)
         else:
-            self._journal.remove()  # another is begun when there are bytes, which readers wait for
+            self._journal.forget()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
         if not place.is_given:
             self._write_record(None)
@@ -246,6 +309,8 @@ class Leader:
     def _pump(self, feed: Feed) -> Feed | None:
         """Append the bytes of `feed`; None after the last byte of the blob, else the next feed."""
         streamer, download = self.streamer, self._download
+        if not streamer.appended:
+            self._journal.first = name_hash(download.source)
         try:
             if streamer.size is None and feed.size is not None:
                 self._set_size(feed.size)
@@ -286,7 +351,7 @@ class Leader:
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
-        if self.streamer.keeps and not self._journal.exists:
+        if self.streamer.keeps and not self._journal.is_begun:
             self._begin_journal()
         self._note_checkpoint()
 
@@ -308,12 +373,13 @@ class Leader:
         # Errors are logged as text: a record that is kept must not keep a connection open.
         _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
         self._say(EventKind.ABORTED, streamer.appended)
+        self._blame_for(error)
         try:
             streamer.abort(error)
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
-            self._journal.remove()
+            self._journal.forget()
             if not place.is_given and not os.path.lexists(place.path):
                 self._layout.remove(place.record)
 
@@ -352,3 +418,9 @@ class Leader:
                     self.close()
         except StreamClosed:
             return  # it has ended
+
+
+def _wrong_last(sources: Sequence[Source], wrong: Sequence[str]) -> list[Source]:
+    """The sources in their order; those in `wrong` last, and of these the latest last."""
+    rank = {each: number for number, each in enumerate(wrong, 1)}
+    return sorted(sources, key=lambda each: rank.get(name_hash(each), 0))

@@ -89,6 +89,8 @@ class Download:
         self._end = end
         self._stopping = threading.Event()
         self._feed: Feed | None = None
+        self.disagreed = False
+        """Whether a source told another size than the source before it."""
         self._asks_part = False  # whether the source was asked for a part of the blob last
         self._received = 0  # bytes since the last report
 
@@ -139,11 +141,22 @@ class Download:
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
         if None not in (size, feed.size) and size != feed.size:
+            self.disagreed = True
             raise self.other(f"it has {feed.size} bytes by now, not {size}", position, feed)
         unproved = feed.offset > 0 or not self.compares
         if unproved and not self._is_given and feed.validator != validator:
             reason = f"its validator is {feed.validator!r} by now, not {validator!r}"
             raise self.other(reason, position, feed)
+
+    @property
+    def source(self) -> Source:
+        """The source that is asked now."""
+        return self._attempts.source
+
+    @property
+    def has_another(self) -> bool:
+        """Whether another source is left for when this one fails."""
+        return self._attempts.has_another
 
     # Taking.
 
@@ -157,7 +170,7 @@ class Download:
             ContentChanged: the same, of a key that is a name.
         """
         at = feed.offset
-        for data in self._buffers(feed, position):
+        while (data := self.take(feed, position)) is not None:
             with memoryview(data) as raw, raw.cast("B") as view:
                 count = len(view)
                 self.count(count)
@@ -168,18 +181,26 @@ class Download:
                 position = max(position, at)
                 with view[again:] as rest:
                     yield rest
-        self.check_going_on()  # a stop makes a feed end, too
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
-    def _buffers(self, feed: Feed, position: int) -> Iterator[Buffer]:
+    def take(self, feed: Feed, position: int) -> Buffer | None:
+        """The next bytes of `feed`, at `position`, for a caller that looks at them first.
+
+        None at the end. Blocks as long as the source does.
+
+        Raises:
+            SourceError: the source broke.
+        """
         try:
-            yield from feed
+            data = next(feed.data, None)
         except SourceError:
             raise
         except Exception as error:  # a source is anybody's code
             reason = f"{type(error).__name__}: {error}"
             raise self.error(reason, position, retryable=False) from error
+        self.check_going_on()  # a stop makes a feed end, too
+        return data
 
     def count(self, received: int) -> None:
         """Note that so many bytes came from the source."""

@@ -71,6 +71,11 @@ class Attempts:
         return self._turns[self._current].source
 
     @property
+    def has_another(self) -> bool:
+        """Whether a source is left for when `source` fails."""
+        return self._current + 1 < len(self._turns)
+
+    @property
     def is_whole(self) -> bool:
         """Whether to ask `source` for the whole blob, because a part was of no use."""
         return self._turns[self._current].is_whole

@@ -154,6 +154,11 @@ class ResumableStreamer(BlobStreamer):
             self._check_open()
             self._subscribers.here = listener
 
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk; with a digest, the last chunk is withheld until it is verified."""
+        return self._chunk_size
+
     def due_in(self) -> float:
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
         return self._pacer.due_in()
