@@ -19,13 +19,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from functools import cache
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
+from shmstream.flight import offers
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
 from shmstream.flight.flight import Flight, Policy
+from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import Passage, again
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
@@ -151,13 +152,16 @@ class Store:
         return Blob(self._flight(self._layout.place(key), source, stall_timeout, linger), progress)
 
     def _flight(
-        self, place: Place, source: AnySource | None, stall_timeout: float | None, linger: bool
+        self,
+        place: Place,
+        source: Offer | AnySource | None,
+        stall_timeout: float | None,
+        linger: bool,
     ) -> Flight:
-        sources = cache(lambda: [] if source is None else as_sources(source))
         return Flight(
             self._layout,
             place,
-            sources,
+            source if isinstance(source, Offer) else Offer(source),
             self._policy,
             stall_timeout=stall_timeout,
             lingers=linger,
@@ -177,9 +181,13 @@ class Store:
         that is not valid raises here.
         """
         place = self._layout.place(key)
+        sources = Offer(source)
 
         def flight_for_all(tick: float) -> Flight:
-            return self._flight(place, source, tick, linger)
+            return self._flight(place, sources, tick, linger)
+
+        def offer() -> None:
+            offers.add(place.stream, sources)
 
         def open_stored() -> Stored | None:
             stored = self._layout.open(place)
@@ -187,7 +195,7 @@ class Store:
 
         stored = None if self._policy.verify else open_stored
         flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
-        return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
+        return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout, offer)
 
     def fetch(
         self,

@@ -2,6 +2,8 @@
 
 flight          decides by kernel locks whether this process leads, follows or succeeds
 leader          downloads the blob, in one thread
+offers          which sources the readers of a process have, beside the leader's
+last_words      how a leader that gives up hands over to a reader with another source
 blob            a readable file that goes on when its leader dies
 stored_file     a reader of a complete blob, with the methods of a reader of one in flight
 hub             watches one flight for all asyncio tasks of a process

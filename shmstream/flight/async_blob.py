@@ -57,8 +57,13 @@ class AsyncBlob:
         stored: Callable[[], Stored | None] | None,
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
+        offer: Callable[[], None],
     ) -> None:
-        """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`."""
+        """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
+
+        `offer` offers the sources of this blob to the leader of the flight.
+        """
+        self._offer = offer
         self.key = key
         self._flight = flight
         self._stored = stored
@@ -80,6 +85,7 @@ class AsyncBlob:
                 return self
             lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
         self._lookout = lookout
+        self._offer()
         try:
             if is_new and threads.is_ready():
                 lookout.start()

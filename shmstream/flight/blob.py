@@ -146,6 +146,10 @@ class Blob(io.RawIOBase):
     def _wait_past(self, seen: int) -> None:
         self._reader().wait(seen + 1)
 
+    def offer(self) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        self._flight.offer(self._file)
+
     def duplicate(self) -> int:
         """Another descriptor of the file that this blob reads now, to read published bytes.
 
@@ -297,9 +301,11 @@ class Blob(io.RawIOBase):
         """Join the flight again, and read on at the same position."""
         old = self._file
         try:
-            fresh = self._flight.join()
+            fresh = self._flight.join(None if death is None else old)
         except BlobNotFound as error:
             raise (error if death is None else death) from error
+        if fresh is old:
+            return  # its flight was aborted meanwhile, and it raises why
         try:
             if old.position:
                 self._require_same(old, fresh)

@@ -24,6 +24,7 @@ leader needs no reader.
 Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
 All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
 others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
+A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ from shmstream.errors import (
     WriterDied,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight import offers
+from shmstream.flight.last_words import LastWords
 from shmstream.flight.leader import Leader
+from shmstream.flight.offers import Offer
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
@@ -63,6 +67,7 @@ from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
+from shmstream.system.process import Identity
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
 _PATIENCE = 60.0  # s; how long a process may hold a name without a byte that this process sees
@@ -103,13 +108,13 @@ class Flight:
         self,
         layout: Layout,
         place: Place,
-        sources: Callable[[], Sequence[Source]],
+        sources: Offer,
         policy: Policy,
         *,
         stall_timeout: float | None,
         lingers: bool,
     ) -> None:
-        """`sources` is called only when a source is needed."""
+        """The sources are made only when a source is needed."""
         self.place = place
         self.role: Role = Role.STORED
         self._layout = layout
@@ -119,8 +124,11 @@ class Flight:
         self._lingers = lingers
         self._leader: Leader | None = None
 
-    def join(self) -> Reader:
+    def join(self, before: Reader | None = None) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
+
+        `before` is the reader whose leader ended. If its flight was aborted meanwhile, the answer
+        is `before` itself, which then raises why.
 
         Raises:
             BlobNotFound: the blob is not here and not in flight, and there is no source.
@@ -130,6 +138,7 @@ class Flight:
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        self._forget_ended_leader()
         began = time.monotonic()
         patience = 0.0
         size = -1
@@ -137,7 +146,8 @@ class Flight:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
                 return stored
-            if (copier := self._follow(patience)) is not None:
+            offers.add(self.place.stream, self._sources)
+            if (copier := self._follow(patience) or _if_aborted(before)) is not None:
                 return copier
             try:
                 copier = self._lead()
@@ -155,6 +165,10 @@ class Flight:
             if copier is not None:
                 return copier
 
+    def _forget_ended_leader(self) -> None:
+        if self._leader is not None and not self._leader.is_alive:
+            self._leader, self.role = None, Role.FOLLOWS
+
     def lead(self) -> Leader | None:
         """Begin the flight; the caller runs the leader at once. None if `join` is needed instead.
 
@@ -166,12 +180,14 @@ class Flight:
         """
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
+        offers.add(self.place.stream, self._sources)
         try:
             self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
         if self._leader is not None:
             self.role = Role.LEADS
+            self._leader.takes_a_seat = True
         return self._leader
 
     def follow(self) -> InFlightCopier | None:
@@ -179,6 +195,7 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
+        offers.add(self.place.stream, self._sources)
         copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
@@ -252,6 +269,7 @@ class Flight:
                 timeout=patience,
                 stall_timeout=self.stall_timeout,
                 subscribes_late=subscribes_late,
+                sources=offers.crew(self.place.stream),
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
@@ -263,16 +281,14 @@ class Flight:
     def _succeed(self, copier: InFlightCopier) -> None:
         """Lead the flight of `copier`, whose leader died, unless another process is faster.
 
+        If this process has no source to try, and no other process succeeds, end the flight with the
+        last words of its leader.
+
         Raises:
-            BlobNotFound: this process has no source, and no other process succeeds.
+            BlobNotFound: this process has no source, no other process succeeds, and the leader left
+                no last words.
         """
-        sources = self._sources()
-        if not sources:
-            deadline = time.monotonic() + _SUCCESSION
-            while copier.is_orphaned:
-                if time.monotonic() > deadline:
-                    raise BlobNotFound(self.place.key, self._layout.folder)
-                time.sleep(0.01)
+        if not self._untried(copier.last_words) and not self._must_end(copier):
             return
         try:
             streamer = ResumableStreamer.succeed(
@@ -283,16 +299,59 @@ class Flight:
             )
         except (StreamExists, StreamNotFound):
             return  # another process leads, or the stream has ended: the copier will see it
+        words, sources = (
+            LastWords.from_text(streamer.last_words),
+            self._untried(streamer.last_words),
+        )
+        if not sources:
+            self._end(streamer, words)
+            return
+        streamer.forget_last_words()
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
-        leader = self._leader_of(streamer, sources, permit)
+        leader = self._leader_of(streamer, sources, permit, words)
         try:
             leader.start()
         except BaseException:
             leader.discard()
             raise
         self.role, self._leader = Role.LEADS, leader
+
+    def _untried(self, last_words: bytes) -> Sequence[Source]:
+        """The sources with which this process can go on after a leader with these last words."""
+        words = LastWords.from_text(last_words)
+        if words is None:
+            return self._sources()
+        return offers.untried(self.place.stream, words.tried)
+
+    def _must_end(self, copier: InFlightCopier) -> bool:
+        """Wait for another process to succeed; True if none does, and there are last words.
+
+        Raises:
+            BlobNotFound: none does, and there are no last words.
+        """
+        deadline, here = time.monotonic() + _SUCCESSION, Identity.mine()
+        while copier.is_orphaned:
+            words = LastWords.from_text(copier.last_words)
+            if words is not None:
+                crews = words.crews | {0, offers.crew(self.place.stream)}
+                readers = copier.subscribers()
+                if all(each.identity == here or each.sources in crews for each in readers):
+                    return True
+            if time.monotonic() > deadline:
+                if words is None:
+                    raise BlobNotFound(self.place.key, self._layout.folder)
+                return True
+            time.sleep(0.01)
+        return False
+
+    def _end(self, streamer: ResumableStreamer, words: LastWords | None) -> None:
+        """End the flight with the last words of its leader; without any, hand it over again."""
+        if words is None:
+            streamer.close()
+        else:
+            self._leader_of(streamer, [], None, words).end(words.error)
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
@@ -363,7 +422,11 @@ class Flight:
         )
 
     def _leader_of(
-        self, streamer: ResumableStreamer, sources: Sequence[Source], permit: KernelLock | None
+        self,
+        streamer: ResumableStreamer,
+        sources: Sequence[Source],
+        permit: KernelLock | None,
+        words: LastWords | None = None,
     ) -> Leader:
         return Leader(
             streamer,
@@ -375,7 +438,13 @@ class Flight:
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
             held=permit,
+            words=words,
         )
+
+    def offer(self, reader: Reader) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        if isinstance(reader, InFlightCopier):
+            reader.offer(offers.crew(self.place.stream))
 
     def metadata(self, reader: Reader) -> Description:
         """What the source said about the bytes that `reader` reads, as far as it is still known."""
@@ -398,3 +467,10 @@ class Flight:
             return  # it clears up itself
         with suppress(ShmstreamError, OSError):
             reap(self.place.stream, is_read)
+
+
+def _if_aborted(reader: Reader | None) -> InFlightCopier | None:
+    """The reader, if its stream was aborted; else None."""
+    if isinstance(reader, InFlightCopier) and reader.state == State.ABORTED:
+        return reader
+    return None

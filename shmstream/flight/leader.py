@@ -5,7 +5,9 @@
     pump       append the bytes that come, or have the kernel move them; note a checkpoint in the
                journal every 16 MiB
     fail       ask again, or ask the next source, at the same offset (sources/download.py); if there
-               is none, abort with the last words of each source, which every reader gets
+               is none, ask those of other readers of this process (`offers`); hand over to a reader
+               in another process that has another source (`last_words`); or abort with the last
+               words of each source, which every reader gets
     commit     verify the blob, move it to its name, tell the readers; remove the journal
     close      when this process ends: hand over, so that a reader in another process goes on
 
@@ -31,20 +33,31 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
 
-from shmstream.errors import DigestMismatch, SizeMismatch, SourceError, StreamClosed
+from shmstream.errors import (
+    DigestMismatch,
+    ShmstreamError,
+    SizeMismatch,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
 from shmstream.events import Event, EventKind
+from shmstream.flight import offers
+from shmstream.flight.last_words import LastWords
 from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
+from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
+from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system import threads
 from shmstream.system.locks import KernelLock
-from shmstream.system.process import register
+from shmstream.system.process import Identity, register
 
 _CHECKPOINT = 16 << 20  # bytes
 _WORTH_A_JOURNAL = 64 * 1024  # bytes; to ask for less once more takes no longer than for its rest
@@ -68,11 +81,12 @@ class Leader:
         upkeep: Upkeep,
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
+        words: LastWords | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` is told how many bytes will come, and when the flight has ended. With `lingers`
-        False, the flight ends after 1 s without a reader.
+        False, the flight ends after 1 s without a reader. `words` are those of the leader before.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -90,7 +104,17 @@ class Leader:
             compares=True,
             tell=tell,
             end="it was handed over",
+            others=self._others_here,
         )
+        self._tried = {fingerprint(each) for each in sources}
+        self._crews: frozenset[int] = frozenset()
+        if words is not None:
+            self._tried |= words.tried
+            self._crews = words.crews
+        self.takes_a_seat = False
+        """Whether to keep a reader of the stream after giving way, for a caller without one."""
+        self.seat: InFlightCopier | None = None
+        """That reader, which the caller closes."""
         self._upkeep = upkeep
         self._tell = tell
         self._lingers = lingers
@@ -174,9 +198,45 @@ class Leader:
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+            if not (isinstance(error, SourceFailed) and self._gives_way(error)):
+                self._abort(error)
+        finally:
+            self.discard()
+
+    def end(self, error: BaseException) -> None:
+        """Abort the flight for the reason that an earlier leader had; close everything."""
+        try:
+            self.streamer.keeps = self._journal.is_begun or not self._place.is_given
             self._abort(error)
         finally:
             self.discard()
+
+    def _others_here(self) -> list[Source]:
+        """The sources of other readers in this process that were not tried yet."""
+        found = offers.untried(self.streamer.name, self._tried)
+        self._tried.update(fingerprint(each) for each in found)
+        self._sources = [*self._sources, *found]
+        return found
+
+    def _gives_way(self, error: SourceFailed) -> bool:
+        """Hand over if a reader in another process has other sources; whether it has."""
+        streamer, here = self.streamer, Identity.mine()
+        crews = self._crews | {0, offers.crew(streamer.name)}
+        try:
+            readers = streamer.statistics().subscribers
+            if all(each.identity == here or each.sources in crews for each in readers):
+                return False
+            if self.takes_a_seat:
+                self.seat = InFlightCopier.attach(streamer.name, timeout=0)
+            words = LastWords(error, frozenset(self._tried), frozenset(crews))
+            streamer.give_way(words.to_text(Block.error.capacity))
+        except (ShmstreamError, OSError, ValueError) as trouble:
+            _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
+            return False
+        reason = "another process has another source"
+        _log.warning("%s: handed over, because %s: %s", self._place.key, reason, str(error))
+        self._say(EventKind.HANDED_OVER, streamer.appended)
+        return True
 
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
@@ -250,9 +310,9 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        current = name_hash(self._download.source)
         if not self._place.is_given or len(self._sources) < 2:
             return
+        current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
             self._blame(current)
         elif isinstance(error, DigestMismatch) or self._download.disagreed:

@@ -154,7 +154,9 @@ class Description:
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 
-    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`. And
+    `identity`, a text that two sources share only if one can do no better than the other; without
+    it, that is the name. It is never shown.
 
     To write a source:
 

@@ -62,6 +62,7 @@ class Download:
             from 0 on must have the same validator, too.
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
+        others: called when no source is left; gives further sources.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Download:
         compares: bool,
         tell: Callable[[Event], None],
         end: str,
+        others: Callable[[], Sequence[Source]] = tuple,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -82,7 +84,7 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries)
+        self._attempts = Attempts(name, sources, retries, others)
         self._is_given = is_given
         self.compares = compares
         self._tell = tell
@@ -239,7 +241,8 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
-        pause = self._attempts.failed(error, position, with_part=self._asks_part)
+        with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
+        pause = self._attempts.failed(error, position, with_part=with_part)
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             following = self._attempts.source.name

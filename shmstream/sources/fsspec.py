@@ -53,6 +53,9 @@ class FsspecSource:
         self._url = url
         self._options = storage_options
         self.name: str = public(url)
+        given = sorted(storage_options.items())
+        self.identity: str = f"{url} {given}" if given else url
+        """Tells this source from others. It may have secrets in it, and is never shown."""
 
     def __repr__(self) -> str:
         return f"FsspecSource({self.name!r})"

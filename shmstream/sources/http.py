@@ -83,6 +83,9 @@ class HTTPSource:
         pool: urllib3.PoolManager | None = None,
     ) -> None:
         parts = parse(url)
+        given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
+        self.identity: str = url + given
+        """Tells this source from others. It may have secrets in it, and is never shown."""
         self._url = parts._replace(auth=None, fragment=None)
         self._headers = valid_headers(headers or {})
         if auth is None and "authorization" not in self._headers:

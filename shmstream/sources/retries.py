@@ -5,15 +5,16 @@
     it fails too often        the next source
     a part is of no use       if a source was asked for a part of the blob, and its answer can never
                               be used, it is asked for the whole blob at once
-    no source is left         each source that failed with a part only is asked for the whole blob
-    that fails, too           `SourceFailed`, with the last error of each source
+    no source is left         each source that failed with a part only is asked for the whole blob;
+                              then the caller may have found other sources
+    there are none            `SourceFailed`, with the last error of each source
 
 The caller (`download`) waits for the pause, and decides at which offset to go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmstream.errors import SourceError, SourceFailed
@@ -53,17 +54,29 @@ class _Turn:
 class Attempts:
     """Counts the tries to get one blob from `sources`, in this order.
 
-    `name` is what errors call the blob. For one thread at a time.
+    `name` is what errors call the blob. `others` is called when no source is left, and gives
+    further sources. For one thread at a time.
     """
 
-    def __init__(self, name: str, sources: Sequence[Source], retries: Retries) -> None:
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        retries: Retries,
+        others: Callable[[], Sequence[Source]] = tuple,
+    ) -> None:
         self._name = name
-        self._turns = [_Turn(each, each is sources[-1]) for each in sources]
+        self._turns: list[_Turn] = []
+        self._add(sources)
+        self._others = others
         self._retries = retries
         self._current = 0
         self._tries = 0
         self._progress = 0
         self._last_words: dict[str, str] = {}
+
+    def _add(self, sources: Sequence[Source]) -> None:
+        self._turns += [_Turn(each, each is sources[-1]) for each in sources]
 
     @property
     def source(self) -> Source:
@@ -109,6 +122,8 @@ class Attempts:
             return pause
         if with_part and not turn.is_whole and not error.kind.is_without_connection:
             self._turns.append(_Turn(turn.source, is_whole=True))
+        if self._current + 1 == len(self._turns):
+            self._add(self._others())
         if self._current + 1 == len(self._turns):
             reason = "; ".join(self._last_words.values())
             raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error

@@ -12,6 +12,7 @@ a list or tuple of the above     each in turn; a list of buffers is an iterable 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import os
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 from shmstream.sources.base import Source
 from shmstream.sources.local import FileSource, IterableSource, PathSource
+from shmstream.system.process import Identity
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -54,6 +56,33 @@ def as_sources(source: AnySource) -> list[Source]:
     if isinstance(source, Iterable):
         return [IterableSource(cast("Iterable[Buffer]", source))]
     raise _no_source(source)
+
+
+def fingerprints(source: AnySource) -> list[str]:
+    """The `fingerprint` of each source that `source` means. Makes none of them, and never fails."""
+    if isinstance(source, list | tuple) and any(_is_one(item) for item in source):
+        return [fingerprint(item) for item in source]
+    return [fingerprint(source)]
+
+
+def fingerprint(source: object) -> str:
+    """A short text that two sources, or what means them, share only if they are the same source.
+
+    It tells no secret. Files and iterables belong to one process, so each is a source of its own.
+    """
+    if isinstance(source, FileSource):
+        source = source._file
+    elif isinstance(source, IterableSource):
+        source = source._iterable
+    if isinstance(source, str):
+        text = source if _URL.match(source) else os.path.abspath(source)
+    elif isinstance(source, os.PathLike):
+        text = os.path.abspath(os.fsdecode(source))
+    elif _is_source(source):
+        text = str(getattr(source, "identity", source.name))
+    else:
+        text = f"{id(source)} in {Identity.mine()!r}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def _as_source(source: object) -> Source:

@@ -20,6 +20,7 @@ from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_sh
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.partial import partial_path
 from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import Subscriber, present
 from shmstream.stream.waiter import Tail
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
@@ -109,6 +110,7 @@ class InFlightCopier(io.RawIOBase):
         timeout: float | None = None,
         stall_timeout: float | None = None,
         subscribes_late: bool = False,
+        sources: int = 0,
     ) -> InFlightCopier:
         """Join the stream of that name, at its beginning.
 
@@ -120,6 +122,7 @@ class InFlightCopier(io.RawIOBase):
             subscribes_late: take a slot only when this reader has to wait. Until then the writer
                 does not know of this reader, and `NoFreeSlot` and `OutOfResources` are raised by
                 the method that waits.
+            sources: a number for the sources that this reader has, if it can succeed the writer.
 
         Raises:
             StreamNotFound: no such stream appeared in time.
@@ -136,7 +139,7 @@ class InFlightCopier(io.RawIOBase):
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 opened = _open_blob(stream)
             undo.callback(os.close, opened[0])
-            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
+            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late, sources=sources)
             undo.callback(tail.close)
             copier = cls(stream, opened, tail)
             undo.pop_all()
@@ -184,6 +187,21 @@ class InFlightCopier(io.RawIOBase):
         """Whether the stream has not ended, and no live writer holds it at this moment."""
         self._check_open()
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    @property
+    def last_words(self) -> bytes:
+        """What the writer left in the place of an error; empty if it left nothing."""
+        return self._block.error
+
+    def subscribers(self) -> list[Subscriber]:
+        """The live readers of the stream, this one included."""
+        self._check_open()
+        return present(self._block, self._stream.lock)
+
+    def offer(self, sources: int) -> None:
+        """Tell a writer that gives up which sources this reader has; see `attach`."""
+        self._check_open()
+        self._tail.offer(sources)
 
     def is_same_stream(self, other: InFlightCopier) -> bool:
         """Whether both read the same stream, and not two streams of the same name."""

@@ -7,6 +7,7 @@ Its partial file outlives its writer, and its readers stay attached:
     resume     publish the kept bytes, and append to them
     succeed    take over where a dead writer stopped: lock the header, lock the partial file, cut it
                to `published`, add one to the epoch
+    give_way   leave last words, then close: a reader that can do better succeeds
     close      before the end of the blob: publish all bytes, release the locks, ring; a reader then
                succeeds
     abort      keep the partial file, unless the reason says that its bytes are wrong
@@ -252,6 +253,29 @@ class ResumableStreamer(BlobStreamer):
         if self._block.state != State.ABORTED:
             return None
         return BlobAborted.from_text(self._block.error)
+
+    @property
+    def last_words(self) -> bytes:
+        """What an earlier writer left in `give_way`; empty if it left nothing."""
+        return self._block.error
+
+    def forget_last_words(self) -> None:
+        """Remove the last words of an earlier writer, because this one goes on."""
+        with self._lock:
+            self._check_open()
+            self._block.error = b""
+
+    def give_way(self, last_words: bytes) -> None:
+        """Store `last_words` for the reader that succeeds this writer, then `close`.
+
+        Raises:
+            ValueError: they do not fit into the place of an error.
+            StreamClosed: it is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._block.error = last_words  # before the lock on the header is free
+        self.close()
 
     @property
     def hashed(self) -> int:
