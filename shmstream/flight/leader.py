@@ -34,6 +34,7 @@ from dataclasses import replace
 from itertools import chain
 
 from shmstream.errors import (
+    BlobAborted,
     DigestMismatch,
     ShmstreamError,
     SizeMismatch,
@@ -431,7 +432,9 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
+        told = error.reason if isinstance(error, BlobAborted) else str(error)
+        name = "" if place.key in told else f"{place.key}: "  # the key is often a URL
+        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, told)
         self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:

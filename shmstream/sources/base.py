@@ -35,6 +35,13 @@ _HOPELESS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
     ValueError, TypeError, ImportError, NotImplementedError,
 )  # fmt: skip
+_MEANINGS = {
+    FileNotFoundError: "there is no such file: ",
+    PermissionError: "permission denied: ",
+    IsADirectoryError: "it is a directory: ",
+    NotADirectoryError: "a part of its path is no directory: ",
+    FileExistsError: "it exists: ",
+}
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
@@ -288,7 +295,11 @@ def explain(error: Exception, offset: int, *, name: str, retryable: bool = True)
     """The `SourceError` for what went wrong at `offset`; a missing file is not `retryable`."""
     reason, number = str(error), None
     if isinstance(error, OSError):
-        reason, number = error.strerror or reason, error.errno
+        # Many file systems of fsspec tell only the path.
+        what = next((text for kind, text in _MEANINGS.items() if isinstance(error, kind)), "")
+        reason, number = error.strerror or f"{what}{reason}", error.errno
+    elif isinstance(error, LookupError | NotImplementedError | AttributeError):
+        reason = f"{type(error).__name__}: {reason}"  # by itself that says nothing
     kind = FailureKind.BROKEN
     if isinstance(error, TimeoutError):
         kind = FailureKind.TIMEOUT

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _REPORT = 1 << 20  # bytes; received bytes are reported at least so often, so that rates are visible
+
+_PATIENCE = 1.0  # s; for longer, no source fails without a warning
 
 _log = logging.getLogger("shmstream")
 
@@ -93,6 +96,8 @@ class Download:
         self._feed: Feed | None = None
         self.disagreed = False
         """Whether a source told another size than the source before it."""
+        self._failing_since: float | None = None  # without progress, of this source
+        self._failing_at = 0
         self._asks_part = False  # whether the source was asked for a part of the blob last
         self._received = 0  # bytes since the last report
 
@@ -245,12 +250,22 @@ class Download:
         pause = self._attempts.failed(error, position, with_part=with_part)
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
-            following = self._attempts.source.name
-            _log.warning("%s: %s; going on with %s", self._key, str(error), following)
+            self._failing_since = None
+            self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
-        _log.info("%s: %s; again in %.1f s", self._key, str(error), pause)
+        now = time.monotonic()
+        if self._failing_since is None or position > self._failing_at:
+            self._failing_since, self._failing_at = now, position
+        is_long = now + pause - self._failing_since >= _PATIENCE
+        tries, allowed = self._attempts.tries
+        text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
+        self._say(logging.WARNING if is_long else logging.INFO, text)
         self._stopping.wait(pause)
         self.check_going_on(error)
+
+    def _say(self, level: int, text: str) -> None:
+        """Log what happens to the blob; the key is often a URL, which the text names already."""
+        _log.log(level, "%s", text if self._key in text else f"{self._key}: {text}")
 
     # Ending.
 

@@ -103,7 +103,7 @@ def _look(system: AbstractFileSystem, path: str) -> tuple[int | None, str | None
     system.invalidate_cache(path)
     info: Mapping[str, Any] = system.info(path)
     if info.get("type") == "directory":
-        raise IsADirectoryError(f"{path} is a directory")
+        raise IsADirectoryError(path)
     size = info.get("size")
     identity = next((f"{info[key]}" for key in _IDENTITIES if info.get(key)), None)
     time = next((f"{info[key]}-{size}" for key in _TIMES if info.get(key)), None)

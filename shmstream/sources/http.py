@@ -136,7 +136,7 @@ class HTTPSource:
                 raise self._client.refused(reply)
             headers = response.headers
             self._check_coding(headers, 0)
-            return Description(_size(headers), _validator(headers), headers.get("content-type"))
+            return Description(_size(headers), _validator(headers), _media_type(headers))
         finally:
             discard(response)
 
@@ -217,7 +217,7 @@ class HTTPSource:
         body = Body(response, offset, self._timeout, self._client.explain)
         data = checked(iter(body), offset, size, self._client.explain)
         by_kernel = body if size is not None and body.length == size - offset else None
-        return Feed(data, offset, size, current, headers.get("content-type"), body.close, by_kernel)
+        return Feed(data, offset, size, current, _media_type(headers), body.close, by_kernel)
 
     def _check_coding(self, headers: Mapping[str, str], offset: int) -> None:
         """Refuse an encoded body, which has other bytes, and a length that is no number."""
@@ -233,11 +233,17 @@ class HTTPSource:
 def _validator(headers: Mapping[str, str]) -> str | None:
     """A validator that is strong enough for `If-Range` (RFC 9110, 8.8.1 and 8.8.2.2)."""
     etag = headers.get("etag", "")
-    if etag.startswith('"'):
+    if etag.startswith('"') and not has_control_characters(etag):
         return etag
     changed, now = date(headers.get("last-modified")), date(headers.get("date"))
     old_enough = changed is not None and now is not None and changed + 1 <= now
     return headers["last-modified"] if old_enough else None
+
+
+def _media_type(headers: Mapping[str, str]) -> str | None:
+    """What the server declares; None if it could not be sent on in a header."""
+    told = headers.get("content-type")
+    return None if told is None or has_control_characters(told) else told
 
 
 def _is_for_if_range(validator: str) -> bool:

@@ -73,7 +73,7 @@ class Attempts:
         self._current = 0
         self._tries = 0
         self._progress = 0
-        self._last_words: dict[str, str] = {}
+        self._last_words: dict[str, tuple[str, int]] = {}  # and how often each source failed
 
     def _add(self, sources: Sequence[Source]) -> None:
         self._turns += [_Turn(each, each is sources[-1]) for each in sources]
@@ -82,6 +82,14 @@ class Attempts:
     def source(self) -> Source:
         """The source to ask now."""
         return self._turns[self._current].source
+
+    @property
+    def tries(self) -> tuple[int, int]:
+        """How often `source` has failed in a row without progress, and how often it may."""
+        return self._tries, self._allowed(self._turns[self._current])
+
+    def _allowed(self, turn: _Turn) -> int:
+        return self._retries.attempts if turn.is_last else self._retries.with_others
 
     @property
     def has_another(self) -> bool:
@@ -108,7 +116,8 @@ class Attempts:
             SourceFailed: there is no next source.
         """
         turn = self._turns[self._current]
-        self._last_words[error.source] = str(error)
+        _, failures = self._last_words.get(error.source, ("", 0))
+        self._last_words[error.source] = str(error), failures + 1
         if offset > self._progress:
             self._progress = offset
             self._tries = 0
@@ -116,16 +125,18 @@ class Attempts:
         if with_part and not turn.is_whole and not error.retryable:
             turn.is_whole, self._tries = True, 0
             return 0.0
-        allowed = self._retries.attempts if turn.is_last else self._retries.with_others
         pause = self._pause(error)
-        if error.retryable and self._tries < allowed and pause <= _LONGEST_RETRY_AFTER:
+        if error.retryable and self._tries < self._allowed(turn) and pause <= _LONGEST_RETRY_AFTER:
             return pause
         if with_part and not turn.is_whole and not error.kind.is_without_connection:
             self._turns.append(_Turn(turn.source, is_whole=True))
         if self._current + 1 == len(self._turns):
             self._add(self._others())
         if self._current + 1 == len(self._turns):
-            reason = "; ".join(self._last_words.values())
+            reason = "; ".join(
+                text if count == 1 else f"{text} (it failed {count} times)"
+                for text, count in self._last_words.values()
+            )
             raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error
         self._current += 1
         self._tries = 0

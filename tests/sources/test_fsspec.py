@@ -50,6 +50,7 @@ def test_fsspec_on_files(path: Path, tmp_path: Path) -> None:
     assert read(source, SIZE) == b""
     os.utime(path, (1, 1))
     assert read(source, 1000, feed.validator) == BLOB
+    assert "there is no such file: /gone" in fails_to_open(FsspecSource("memory://gone")).reason
     for mistake in (f"file://{tmp_path}/nothing", f"file://{tmp_path}", "nosuch://a"):
         assert not fails_to_open(FsspecSource(mistake)).retryable
 

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as some
 
-from shmstream.errors import SourceError
+from shmstream.errors import SourceError, SourceFailed
 from shmstream.sources.http import HTTPSource, _content_range, _is_for_if_range, _validator
 from tests.support.feeds import (
     BLOB,
@@ -223,6 +223,18 @@ def test_an_encoded_body_is_refused(origin: Origin, headers: dict[str, str]) -> 
     error = fails_to_open(HTTPSource(origin.serve("/blob", size=10, headers=headers)))
     assert not error.retryable
     assert "gzip" in error.reason
+
+
+def test_the_words_of_a_server_are_escaped(origin: Origin) -> None:
+    """A terminal or a log would obey them."""
+    hostile = "\x1b]0;owned\x07\x9b31m"
+    source = HTTPSource(origin.serve("/blob", status=404, reason=hostile))
+    for error in (fails_to_open(source), SourceFailed("a stream", 0, f"it said {hostile}")):
+        assert "\\x1b]0;owned\\x07\\x9b31m" in str(error)
+        assert str(error).isprintable()
+    facts = {"etag": hostile, "media_type": f"text/{hostile}"}
+    with HTTPSource(origin.serve("/blob", seed=1, size=SIZE, **facts)).open() as feed:
+        assert (feed.validator, feed.media_type) == (None, None)
 
 
 def test_nginx(nginx: Nginx) -> None:

@@ -60,6 +60,7 @@ class Behaviour:
     framing: str = "length"  # or "chunked" or "close"
     content_length: str | None = None  # a lie
     content_range: str | None = None  # a lie
+    reason: str | None = None  # behind the status
     status: int | None = None  # instead of the blob, with a short text
     range_status: int | None = None  # for requests with a range, with a short text
     range_resets: bool = False  # a request with a range ends with RST, before the head
@@ -284,7 +285,7 @@ class _Answer:
         else:
             headers["Content-Length"] = self.does.content_length or str(len(body))
         self.request.status = status
-        head = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Whatever')}"]
+        head = [f"HTTP/1.1 {status} {self.does.reason or _REASONS.get(status, 'Whatever')}"]
         head += [f"{name}: {value}" for name, value in (headers | self.does.headers).items()]
         self.channel.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
         if self.request.method == "HEAD":
