@@ -190,13 +190,18 @@ class Store:
         def offer() -> None:
             offers.add(place.stream, sources)
 
+        def withdraw() -> None:
+            offers.withdraw(sources)
+
         def open_stored() -> Stored | None:
             stored = self._layout.open(place)
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
         flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
-        return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout, offer)
+        return AsyncBlob(
+            key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
+        )
 
     def fetch(
         self,

@@ -73,7 +73,11 @@ class Blob(io.RawIOBase):
         self._flight = flight
         self._tell = progress
         self._told = float("-inf")
-        self._file = flight.join() if reader is None else reader
+        try:
+            self._file = flight.join() if reader is None else reader
+        except BaseException:
+            flight.withdraw()
+            raise
         self._is_forked = False
         self.joins: int = 1
         """How many streams or files this blob has read: one more for each leader that died."""
@@ -301,7 +305,8 @@ class Blob(io.RawIOBase):
         """Join the flight again, and read on at the same position."""
         old = self._file
         try:
-            fresh = self._flight.join(None if death is None else old)
+            self._flight.before = None if death is None else old
+            fresh = self._flight.join()
         except BlobNotFound as error:
             raise (error if death is None else death) from error
         if fresh is old:
@@ -357,6 +362,7 @@ class Blob(io.RawIOBase):
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
+            self._flight.withdraw()
             file.close()
             if isinstance(file, InFlightCopier):
                 self._flight.leave()  # this may be the last reader of a flight without a leader

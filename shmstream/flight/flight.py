@@ -123,12 +123,12 @@ class Flight:
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._leader: Leader | None = None
+        self.before: Reader | None = None
+        """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
+        returns this reader, which then raises why."""
 
-    def join(self, before: Reader | None = None) -> Reader:
+    def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
-
-        `before` is the reader whose leader ended. If its flight was aborted meanwhile, the answer
-        is `before` itself, which then raises why.
 
         Raises:
             BlobNotFound: the blob is not here and not in flight, and there is no source.
@@ -147,7 +147,7 @@ class Flight:
                 self.role = Role.STORED
                 return stored
             offers.add(self.place.stream, self._sources)
-            if (copier := self._follow(patience) or _if_aborted(before)) is not None:
+            if (copier := self._follow(patience) or _if_aborted(self.before)) is not None:
                 return copier
             try:
                 copier = self._lead()
@@ -451,6 +451,10 @@ class Flight:
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
         return self._layout.metadata(self.place, reader.fileno())
+
+    def withdraw(self) -> None:
+        """The reader is closed: its sources are no more for the flight's other readers."""
+        offers.withdraw(self._sources)
 
     def begin_anew(self) -> None:
         """In a forked child: what leads, if this flight does, is the parent's."""

@@ -201,7 +201,8 @@ class Lookout:
         """The blob after this process has given way; `seat` was its reader meanwhile."""
         with ExitStack() as leaving:
             leaving.callback(seat.close)
-            reader = flight.join(seat)
+            flight.before = seat
+            reader = flight.join()
             if reader is seat:  # the flight was aborted
                 leaving.pop_all()
             return Blob(flight, reader=reader)

@@ -8,7 +8,7 @@ leader's has expired. So before a leader gives up, other readers' sources are as
                          same sources have. If there is another crew, the leader leaves its last
                          words in the control block and hands over; see `last_words`
 
-An offer lasts as long as the reader that made it is in memory.
+An offer lasts until its reader is closed, or is in memory no more.
 """
 
 from __future__ import annotations
@@ -75,6 +75,15 @@ def add(stream: str, offer: Offer) -> None:
             offer.room = room
             room.offers.add(offer)
             room.crew = None
+
+
+def withdraw(offer: Offer) -> None:
+    """Offer these sources no more. Idempotent."""
+    with _rooms.held():
+        if offer.room is not None:
+            offer.room.offers.discard(offer)
+            offer.room.crew = None
+            offer.room = None
 
 
 def _offers(stream: str) -> tuple[_Room | None, list[Offer]]:

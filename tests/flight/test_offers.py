@@ -54,6 +54,9 @@ def test_the_offers_of_a_process() -> None:
     wrong = Offer("ftp9://nothing\0")
     offers.add("a stream", wrong)
     assert len(offers.untried("a stream", tried)) >= 1
+    offers.withdraw(second)
+    assert offers.crew("a stream") not in (0, *numbers)
+    assert offers.untried("a stream", ()) != []
     del none, first, second, offer, wrong
     gc.collect()
     assert offers.crew("a stream") == 0
