@@ -57,8 +57,9 @@ class HTTPSource:
 
     TLS certificates are verified, against those of SSL_CERT_FILE where that is set. Proxies come
     from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
-    followed, but not from https to http. The body is taken as it is stored, never decoded. No
-    request is tried twice: that is up to the caller. Any thread may use it, and a forked child.
+    followed, but not from https to http, and not from a public server to a private address. The
+    body is taken as it is stored, never decoded. No request is tried twice: that is up to the
+    caller. Any thread may use it, and a forked child.
 
     Args:
         url: user and password in it are sent as basic authentication, and appear nowhere else.
@@ -68,6 +69,8 @@ class HTTPSource:
         timeout: seconds to wait for a connection, and for the next bytes. To look up a name takes
             as long as the system's resolver needs.
         pool: a PoolManager for all requests, instead of the pools of this process.
+        private_redirects: follow redirects from a public server to a private address, too. So does
+            the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -81,6 +84,7 @@ class HTTPSource:
         auth: tuple[str, str] | str | None = None,
         timeout: tuple[float, float] = (10.0, 30.0),
         pool: urllib3.PoolManager | None = None,
+        private_redirects: bool = False,
     ) -> None:
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
@@ -95,7 +99,7 @@ class HTTPSource:
                 raise ValueError("either `auth` or a header Authorization")
             self._headers |= valid_headers({"authorization": authorization(auth)})
         self.name: str = public(url)
-        self._client = Client(self.name, timeout, pool)
+        self._client = Client(self.name, timeout, pool, private_redirects=private_redirects)
         self._timeout = timeout[1]
 
     def __repr__(self) -> str:
