@@ -335,6 +335,7 @@ class Flight:
         while copier.is_orphaned:
             words = LastWords.from_text(copier.last_words)
             if words is not None:
+                self._offer_nothing(copier)
                 crews = words.crews | {0, offers.crew(self.place.stream)}
                 readers = copier.subscribers()
                 if all(each.identity == here or each.sources in crews for each in readers):
@@ -344,7 +345,14 @@ class Flight:
                     raise BlobNotFound(self.place.key, self._layout.folder)
                 return True
             time.sleep(0.01)
+        self.offer(copier)
         return False
+
+    def _offer_nothing(self, copier: InFlightCopier) -> None:
+        """Let no other process wait for this one, which has no source that was not tried."""
+        for reader in (copier, self.before):
+            if isinstance(reader, InFlightCopier):
+                reader.offer(0)
 
     def _end(self, streamer: ResumableStreamer, words: LastWords | None) -> None:
         """End the flight with the last words of its leader; without any, hand it over again."""

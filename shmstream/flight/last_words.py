@@ -24,6 +24,9 @@ words in the control block, in the place of an error, and hands the stream over:
 
     L's process joins again, as G does: its readers have no other source.
 
+    A process that finds that all its sources were tried, though its crew is another one, stores 0
+    as its crew: then two such processes do not wait for each other.
+
     G aborts while H, another reader, still looks for the stream: the name is gone. H looks at the
     stream that it had: it is aborted. So H raises the error, and does not begin a flight of its own
     with the same sources.

@@ -121,6 +121,7 @@ class Leader:
         self._lingers = lingers
         self._held = held
         self._noted = 0
+        self._has_given_way = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         register(self)
@@ -170,8 +171,8 @@ class Leader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the flight is still going on, or its leader still clears up."""
-        return not self._over.is_set()
+        """Whether this leads a flight that is still going on, or still clears up after it."""
+        return not (self._over.is_set() or self._has_given_way)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until `is_alive` is False, at most `timeout` seconds.
@@ -230,8 +231,11 @@ class Leader:
             if self.takes_a_seat:
                 self.seat = InFlightCopier.attach(streamer.name, timeout=0)
             words = LastWords(error, frozenset(self._tried), frozenset(crews))
-            streamer.give_way(words.to_text(Block.error.capacity))
+            text = words.to_text(Block.error.capacity)
+            self._has_given_way = True  # first: then readers of this process join again
+            streamer.give_way(text)
         except (ShmstreamError, OSError, ValueError) as trouble:
+            self._has_given_way = False
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
         reason = "another process has another source"

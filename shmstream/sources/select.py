@@ -74,15 +74,23 @@ def fingerprint(source: object) -> str:
         source = source._file
     elif isinstance(source, IterableSource):
         source = source._iterable
-    if isinstance(source, str):
-        text = source if _URL.match(source) else os.path.abspath(source)
-    elif isinstance(source, os.PathLike):
-        text = os.path.abspath(os.fsdecode(source))
-    elif _is_source(source):
-        text = str(getattr(source, "identity", source.name))
+    given = getattr(source, "identity", None) or getattr(source, "name", None)
+    if isinstance(source, str) and _URL.match(source):
+        text = source
+    elif isinstance(source, str | os.PathLike):
+        text = _full_path(os.fsdecode(source))
+    elif isinstance(given, str) and callable(getattr(source, "open", None)):
+        text = given
     else:
         text = f"{id(source)} in {Identity.mine()!r}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _full_path(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # this process's folder is gone
+        return path
 
 
 def _as_source(source: object) -> Source:

@@ -122,6 +122,20 @@ def test_two_sources_fail_one_after_the_other(start: Start, store: Store, origin
     assert len(origin.requests("/expires")) == 3, "what was tried is not tried again"
 
 
+def test_two_followers_with_sources_that_were_tried_do_not_wait_for_each_other(
+    start: Start, store: Store, origin: Origin
+) -> None:
+    key, bad = digest(1, MIB), expires(origin)
+    worse = origin.serve("/worse", seed=1, size=MIB, status=404)
+    takers = [takes(start, store.folder, key, [bad, worse], "leads")]
+    wait_until(partial(has_published, store, HALF - 65536))
+    takers += [takes(start, store.folder, key, each, "follows") for each in (bad, worse)]
+    wait_until(partial(has_readers, store, 2))
+    origin.cut()
+    assert {finish(taker)["error"] for taker in takers} == {"SourceFailed"}
+    assert len(origin.requests("/worse")) == 2, "a part, then the whole"
+
+
 def test_readers_of_one_process_have_their_own_sources(store: Store, origin: Origin) -> None:
     key, good = digest(1, MIB), origin.serve("/good", seed=1, size=MIB)
     with store.open(key, expires(origin)) as bad:
