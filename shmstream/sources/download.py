@@ -134,6 +134,8 @@ class Download:
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
         feed = open_at(source, offset, validator)
+        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
+            self._asks_part = False
         try:
             if self.binds:
                 self._require_same(feed, position)
