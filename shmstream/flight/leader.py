@@ -112,7 +112,7 @@ class Leader:
         if words is not None:
             self._tried |= words.tried
             self._crews = words.crews
-        self.takes_a_seat = False
+        self.takes_a_seat: bool = False
         """Whether to keep a reader of the stream after giving way, for a caller without one."""
         self.seat: InFlightCopier | None = None
         """That reader, which the caller closes."""

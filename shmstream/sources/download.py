@@ -94,7 +94,7 @@ class Download:
         self._end = end
         self._stopping = threading.Event()
         self._feed: Feed | None = None
-        self.disagreed = False
+        self.disagreed: bool = False
         """Whether a source told another size than the source before it."""
         self._failing_since: float | None = None  # without progress, of this source
         self._failing_at = 0

@@ -46,7 +46,7 @@ class Journal:
         self.metadata: Description = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
-        self.first = ""
+        self.first: str = ""
         """The source of the first byte, as a hash of its name; empty if it is not known."""
         self.wrong: list[str] = []
         """The sources that gave a wrong blob, as hashes of their names, the latest last."""

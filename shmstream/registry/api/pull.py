@@ -119,9 +119,15 @@ class Pull:
             return False
         return True
 
-    async def _see_grant(self) -> None:
+    async def _see_grant(self, source: RepositorySource | None = None) -> None:
+        """Look whether this repository may have the digest.
+
+        If its own `source` has led the flight and failed, the flight goes on with another one.
+        """
         if self._is_granted:
             return
+        if source is not None and source.failure is not None:
+            raise source.failure
         if self._shared.grants.is_known(self._repository, self._kind, self.digest):
             self._is_granted = True
         else:
@@ -165,12 +171,12 @@ class Pull:
         try:
             async with store.aopen(self.digest, source) as blob:
                 await blob.known()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await blob.read(limit) if (blob.size or 0) < limit else None
         except ShmstreamError as error:
             async with store.pass_through(self.digest, source, error) as passage:
                 about = await passage.ask()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await passage.read(about, limit)
         if data is not None and len(data) < limit:
             return data
@@ -199,7 +205,7 @@ class Pull:
                 source,
                 headers=headers,
                 media_type=media_type,
-                authorise=lambda _: self._see_grant(),
+                authorise=lambda _: self._see_grant(source),
             )
             try:
                 await reply.send(scope, receive, send)
