@@ -19,15 +19,18 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import offers
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.offers import Offer
-from shmstream.flight.pass_through import Passage, again
+from shmstream.flight.pass_through import Passage
+from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
 from shmstream.storage import check, flights, gc
@@ -138,8 +141,10 @@ class Store:
                 only a blob that is complete or in flight.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
                 that reads or waits, at most ten times a second.
-            stall_timeout: seconds without a new byte after which a read raises `WriterStalled`,
-                although the leader is alive. None: wait for as long as the leader lives.
+            stall_timeout: seconds without a new byte after which this process goes on without the
+                leader, although that is alive, by a download of its own. A read raises
+                `WriterStalled` if this process leads or has no source. None: wait for as long as
+                the leader lives.
             linger: continue the download to its end when no reader is left.
 
         Raises:
@@ -150,7 +155,9 @@ class Store:
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
             ValueError, TypeError: the key or the source is not valid.
         """
-        return Blob(self._flight(self._layout.place(key), source, stall_timeout, linger), progress)
+        flight = self._flight(self._layout.place(key), source, stall_timeout, linger)
+        opens = partial(self.open, key, stall_timeout=stall_timeout, linger=linger)
+        return Blob(flight, progress, opens=opens)
 
     def _flight(
         self,
@@ -239,7 +246,8 @@ class Store:
         """
         if source is not None and is_for_want_of_room(because):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
-            passage = Passage(place, again(sources), policy.retries, policy.tell, stall_timeout)
+            sources = rereadable(sources)
+            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
@@ -250,7 +258,8 @@ class Store:
 
     def is_in_flight(self, key: str) -> bool:
         """Whether there is a flight of `key` on this host, with a leader or waiting for one."""
-        return os.path.exists(segment.path_of(self._layout.place(key).stream))
+        place = self._layout.place(key)
+        return os.path.exists(segment.path_of(place.stream)) or FileFollower.finds(place)
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""

@@ -45,6 +45,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
 from shmstream.flight.last_words import LastWords
+from shmstream.flight.naming import told
 from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
@@ -56,7 +57,7 @@ from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
 
@@ -96,6 +97,7 @@ class Leader:
         self._journal = Journal(place.journal, place.algorithm)
         self._sources = sources
         self._described_by = ""  # the source that told the size, as a hash of its name
+        streamer.vouch_by(self._vouch)
         self._download = Download(
             place.key,
             streamer.name,
@@ -410,15 +412,20 @@ class Leader:
             if data:
                 self.streamer.append(data)
                 self._keep_journal()
+            greenlets.give_way()
 
     def is_same(self, data: memoryview, offset: int) -> bool:
         """Whether the partial file has `data` at `offset`."""
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
+        self._vouch()
+        self._note_checkpoint()
+
+    def _vouch(self) -> None:
+        """Begin the journal if there is none. The streamer calls this if it ends early."""
         if self.streamer.keeps and not self._journal.is_begun:
             self._begin_journal()
-        self._note_checkpoint()
 
     def _commit(self) -> None:
         place, streamer = self._place, self.streamer
@@ -436,9 +443,9 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        told = error.reason if isinstance(error, BlobAborted) else str(error)
-        name = "" if place.key in told else f"{place.key}: "  # the key is often a URL
-        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, told)
+        reason = error.reason if isinstance(error, BlobAborted) else told(error, place)
+        name = "" if place.key in reason else f"{place.key}: "  # the key is often a URL
+        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
         self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:
