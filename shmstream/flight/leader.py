@@ -270,7 +270,8 @@ class Leader:
             feed = self._open(kept)
             if kept and not self._is_same(feed, kept):
                 kept = 0
-                if feed.offset or feed.size != known.size:  # a part, or what may be one
+                is_whole = not feed.offset and feed.size is not None and feed.size == known.size
+                if not is_whole:  # a part, or what may be one
                     download.close()
                     feed = self._open(0)
             self._described_by = name_hash(download.source)

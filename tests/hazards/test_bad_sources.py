@@ -30,6 +30,7 @@ BROKEN_RANGES: dict[str, dict[str, Any]] = {
     "an earlier part": {"content_range": f"bytes 0-{SIZE - 1}/{SIZE}"},
     "a part of something": {"content_range": f"bytes {HALF}-{SIZE - 1}/*"},
     "the rest as the whole": {"rest_is_all": True},
+    "the rest as the whole, in chunks": {"rest_is_all": True, "framing": "chunked"},
     "reset": {"range_resets": True},
 }
 
