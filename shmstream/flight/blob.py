@@ -107,7 +107,11 @@ class Blob(io.RawIOBase):
         self._opens = opens
         self._tell = progress
         self._told = float("-inf")
-        self._file = flight.join() if reader is None else reader
+        try:
+            self._file = flight.join() if reader is None else reader
+        except BaseException:
+            flight.withdraw()
+            raise
         self._is_forked = False
         self.joins: int = 1
         """How many streams or files this blob has read: one more for each leader that died."""
@@ -180,6 +184,10 @@ class Blob(io.RawIOBase):
 
     def _wait_past(self, seen: int) -> None:
         self._reader().wait(seen + 1)
+
+    def offer(self) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        self._flight.offer(self._file)
 
     def duplicate(self) -> int:
         """Another descriptor of the file that this blob reads now, to read published bytes.
@@ -386,7 +394,11 @@ class Blob(io.RawIOBase):
 
     def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
-        self._replace(self._flight.join())
+        old = self._file
+        self._flight.before = None if self._is_forked else old
+        fresh = self._flight.join()
+        if fresh is not old:  # else its flight was aborted meanwhile, and it raises why
+            self._replace(fresh)
 
     def _replace(self, fresh: Reader) -> None:
         """Read on in another stream or file, at the same position."""
@@ -486,6 +498,7 @@ class Blob(io.RawIOBase):
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
+            self._flight.withdraw()
             file.close()
             if not isinstance(file, StoredFile):
                 self._flight.leave()  # this may be the last reader of a flight without a leader

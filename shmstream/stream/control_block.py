@@ -226,7 +226,12 @@ class Block:
         512, 4096, "writer", "creation", "", "path of the blob; the partial file is beside it"
     )
     error: Text = Text(
-        4616, 2536, "writer", "abort", "before ABORTED (I3)", "reason of the abort, as JSON"
+        4616,
+        2536,
+        "writer",
+        "abort; hand-over to a reader with other sources",
+        "before ABORTED (I3)",
+        "reason of the abort, as JSON",
     )
     metadata: Text = Text(
         7160,
@@ -461,6 +466,13 @@ class Slot:
     )
     position: Word = Word(
         24, "reader", "read", "", "bytes that it has read: for people, not for correctness"
+    )
+    sources: Word = Word(
+        32,
+        "reader",
+        "subscribe; again when its sources change",
+        "before the membership",
+        "a number that readers with other sources have not; 0: no source to lead with",
     )
 
     def __init__(self, block: Block, index: int, offset: int) -> None:

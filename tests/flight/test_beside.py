@@ -120,7 +120,7 @@ def test_its_own_source_fails_or_is_wrong(
 ) -> None:
     stopped(KEY)
     origin.change("/blob", first=1, count=1, wrong_at=3 * MIB)
-    origin.change("/blob", first=2, count=1, status=404)
+    origin.change("/blob", first=2, count=2, status=404)  # of a part, and of the whole
     with store.open(KEY, url, stall_timeout=0.3) as blob:
         with pytest.raises(DigestMismatch):
             blob.read()
