@@ -133,7 +133,10 @@ class _Watcher:
 
     def _run(self, poll: _Poll) -> None:
         while True:
-            ready = poll.epoll.poll()
+            try:
+                ready = poll.epoll.poll()
+            except ValueError:  # closed: a signal handler raised while this thread was started
+                return
             with fork_lock:
                 for fd, _ in ready:
                     watched = self._by_fd.get(fd)

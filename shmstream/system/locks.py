@@ -48,8 +48,9 @@ class KernelLock:
     may lie beyond the end of the file. No method blocks.
     """
 
+    fd: int = -1
+
     def __init__(self, path: str, flags: int = 0) -> None:
-        self.fd: int = -1
         with process.fork_lock:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
             process.track(self)

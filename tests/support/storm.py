@@ -47,6 +47,7 @@ _BASE = content(5, SIZE)
 _HTTP = content(HTTP_SEED, SIZE)
 _MOMENT = 0.012  # s; the longest from one signal to the next
 _STOPPED = 0.05  # s; the longest that a worker is stopped
+_AGAIN = 10.0  # s; a worker that goes on for so long is asked again to end
 _RECENT = 64  # keys whose positions are remembered
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _KINDS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
@@ -193,7 +194,8 @@ def live(place: int, board: Board, folder: str, url: str, seed: str, *, handles:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             work(place, board, folder, url, seed)
         except (KeyboardInterrupt, SystemExit):
-            pass
+            for each in _ENDING:
+                signal.signal(each, signal.SIG_IGN)
         close_all()
         code = 0
     except BaseException:  # noqa: BLE001  nothing of the parent may go on in the child
@@ -201,6 +203,14 @@ def live(place: int, board: Board, folder: str, url: str, seed: str, *, handles:
     finally:
         sys.stderr.flush()
         os._exit(code)
+
+
+class Asked:
+    """When a worker was asked to end, first and last, and by which signal; 0: by the board."""
+
+    def __init__(self, kind: int = 0) -> None:
+        self.kind = kind
+        self.first = self.last = time.monotonic()
 
 
 def storm(link: Link, folder: str, url: str, seed: str, signals: int) -> None:
@@ -211,7 +221,7 @@ def storm(link: Link, folder: str, url: str, seed: str, signals: int) -> None:
     store = make(folder)
     wrong: list[str] = []
     places = {spawn(place, board, folder, url, chance): place for place in range(WORKERS)}
-    ending: dict[int, float] = {}  # pid -> when it was asked to end
+    ending: dict[int, Asked] = {}  # by pid
     stopped: dict[int, float] = {}  # pid -> when it is to go on
     removed = 0
     for _ in range(signals):
@@ -226,7 +236,7 @@ def storm(link: Link, folder: str, url: str, seed: str, signals: int) -> None:
             stopped.setdefault(victim, time.monotonic() + chance.random() * _STOPPED)
         else:
             place = places.pop(victim)
-            ending[victim] = time.monotonic()
+            ending[victim] = Asked(kind)
             places[spawn(place, board, folder, url, chance)] = place
         wrong += ended(ending)
         while removed < board.first - 2 * KEYS:  # or the disk fills up
@@ -235,7 +245,7 @@ def storm(link: Link, folder: str, url: str, seed: str, signals: int) -> None:
         if len(wrong) > 20:
             break
     board.end()
-    ending |= dict.fromkeys(places, time.monotonic())
+    ending |= {pid: Asked() for pid in places}
     while ending:
         go_on(stopped, at_once=True)
         wrong += ended(ending)
@@ -256,18 +266,26 @@ def go_on(stopped: dict[int, float], *, at_once: bool = False) -> None:
                 continue
 
 
-def ended(ending: dict[int, float]) -> list[str]:
-    """What was wrong with the workers that have ended by now, or should have."""
+def ended(ending: dict[int, Asked]) -> list[str]:
+    """What was wrong with the workers that have ended by now, or should have.
+
+    A worker is asked again if it goes on: Python drops an exception that a signal handler raises
+    while an object is finalized.
+    """
     wrong = []
-    for pid, since in list(ending.items()):
+    now = time.monotonic()
+    for pid, asked in list(ending.items()):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             del ending[pid]
             if status not in (0, signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
                 wrong.append(f"a worker ended with {status}")
-        elif time.monotonic() - since > 2 * PATIENCE:
+        elif now - asked.first > 2 * PATIENCE:
             os.kill(pid, signal.SIGKILL)
             wrong.append("a worker does not end")
+        elif asked.kind and now - asked.last > _AGAIN:
+            os.kill(pid, asked.kind)
+            asked.last = now
     return wrong
 
 
