@@ -390,7 +390,9 @@ def test_an_image_is_pulled_through_a_full_disk(
 ) -> None:
     layer = f"/v2/team/app/blobs/{KEY}"
     origin.serve(layer, seed=1, size=SIZE)
-    text = json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []})
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": KEY, "size": SIZE}
+    manifest = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": []}
+    text = json.dumps(manifest)
     name = digest_of(text.encode())
     for reference in ("v1", name):
         path = f"/v2/team/app/manifests/{reference}"
