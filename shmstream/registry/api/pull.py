@@ -151,9 +151,15 @@ class Pull:
             return False
         return True
 
-    async def _see_grant(self) -> None:
+    async def _see_grant(self, source: RepositorySource | None = None) -> None:
+        """Look whether this repository may have the digest.
+
+        If its own `source` has led the flight and failed, the flight goes on with another one.
+        """
         if self._is_granted:
             return
+        if source is not None and source.failure is not None:
+            raise source.failure
         if self._shared.grants.is_known(self.repository, self._kind, self.digest):
             self._is_granted = True
         else:
@@ -173,13 +179,13 @@ class Pull:
                 pass  # it was evicted meanwhile
         self._shared.grants.confirm(self.repository, self._kind, self.digest, size)
 
-    async def _authorise(self, blob: AsyncBlob | Description) -> None:
+    async def _authorise(self, source: RepositorySource, blob: AsyncBlob | Description) -> None:
         """See that this repository has the blob, and that it is the blob of the flight.
 
         Raises:
             SizeMismatch: the flight is of another size than our upstream tells.
         """
-        await self._see_grant()
+        await self._see_grant(source)
         if isinstance(blob, Description) or blob.is_complete:
             return
         ours = self._shared.grants.size(self.repository, self._kind, self.digest)
@@ -211,7 +217,7 @@ class Pull:
         try:
             async with store.aopen(self.digest, source, stall_timeout=_STALL) as blob:
                 await blob.known()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await blob.read(limit) if (blob.size or 0) < limit else None
         except ShmstreamError as error:
             anyway = isinstance(error, WriterStalled) and self._goes_past(source)
@@ -219,7 +225,7 @@ class Pull:
                 self.digest, source, error, stall_timeout=_STALL, anyway=anyway
             ) as passage:
                 about = await passage.ask()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await passage.read(about, limit)
         if data is not None and len(data) < limit:
             return data
@@ -248,7 +254,7 @@ class Pull:
                 source,
                 headers=headers,
                 media_type=media_type,
-                authorise=self._authorise,
+                authorise=partial(self._authorise, source),
                 goes_past=partial(self._goes_past, source),
             )
             try:
