@@ -9,7 +9,7 @@ from types import TracebackType
 from shmstream.asgi.messages import Receive
 
 _Undo = Callable[[], object]
-_DROPPED = 1 << 20  # bytes of a request's body; for a longer one, the client is not watched
+_DROPPED = 64 << 20  # bytes of a request's body; with a longer one, the client is not watched
 
 
 class Leaving:

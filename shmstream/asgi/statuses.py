@@ -9,23 +9,19 @@
 
 from __future__ import annotations
 
-import re
-
 from shmstream.errors import (
-    BlobAborted,
     BlobNotFound,
     CannotStart,
     ContentChanged,
-    DamagedPartial,
     DigestMismatch,
     OutOfResources,
-    OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     SourceError,
     SourceFailed,
-    StoreUnusable,
-    WriterDied,
+    StoreError,
+    StreamBroken,
+    StreamClosed,
     WriterStalled,
 )
 
@@ -37,23 +33,16 @@ _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (ContentChanged, 502),
     (SourceFailed, 502),
     (SourceError, 502),
-    (OutOfRoom, 503),
+    (StreamBroken, 503),
     (CannotStart, 503),
-    (StoreUnusable, 503),
-    (DamagedPartial, 503),
-    (WriterDied, 503),
+    (StoreError, 503),
+    (StreamClosed, 503),
 )
 _NO_THREAD = "can't start new thread"
-_SHORTAGE = re.compile(
-    rf"(?:OutOfResources|StoreUnusable|MemoryError)\b|RuntimeError: {_NO_THREAD}|\w+: \[Errno \d+\]"
-)
-"""The reason of a flight that was given up because this machine lacks something."""
 
 
 def status_of(error: ShmstreamError) -> int:
     """404, 502 (the source), 503 (this machine), 504 (a stall), or 500 for anything else."""
-    if type(error) is BlobAborted and _SHORTAGE.match(error.reason):
-        return 503
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
 
 

@@ -46,7 +46,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
-_LAST_CONNECTIONS = 0.5  # s; in which the workers take the connections that have come
+_LAST_CONNECTIONS = 1.0  # s; in which the workers take the connections that have come
 
 _log = logging.getLogger("shmstream")
 
