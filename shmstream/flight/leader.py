@@ -41,6 +41,7 @@ from shmstream.errors import (
     SourceError,
     SourceFailed,
     StreamClosed,
+    names,
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
@@ -445,7 +446,7 @@ class Leader:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = error.reason if isinstance(error, BlobAborted) else told(error, place)
-        name = "" if place.key in reason else f"{place.key}: "  # the key is often a URL
+        name = "" if names(place.key, reason) else f"{place.key}: "
         _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
         self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
