@@ -102,7 +102,7 @@ class Leader:
         self._download = Download(
             place.key,
             streamer.name,
-            _wrong_last(sources, self._journal.wrong),
+            self._journal.wrong_last(sources),
             retries,
             is_given=place.is_given,
             compares=True,
@@ -494,9 +494,3 @@ class Leader:
                     self.close()
         except StreamClosed:
             return  # it has ended
-
-
-def _wrong_last(sources: Sequence[Source], wrong: Sequence[str]) -> list[Source]:
-    """The sources in their order; those in `wrong` last, and of these the latest last."""
-    rank = {each: number for number, each in enumerate(wrong, 1)}
-    return sorted(sources, key=lambda each: rank.get(name_hash(each), 0))
