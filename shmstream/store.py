@@ -234,17 +234,19 @@ class Store:
         because: ShmstreamError,
         *,
         stall_timeout: float | None = None,
+        anyway: bool = False,
     ) -> Passage:
         """The blob of `key` for one client of a server, straight from the source. Nothing is kept.
 
         A server calls it when opening or reading the blob has failed with the error `because`, as
         `InFlightResponse` does. Enter the result at once. Does not wait for the source.
+        `anyway`: whatever `because` means, for example that the flight of another source broke.
 
         Raises:
             ShmstreamError: `because` itself, if it does not mean a lack of room, if the source can
                 be read only once, or if this process has `max_pass_through` such clients.
         """
-        if source is not None and is_for_want_of_room(because):
+        if source is not None and (anyway or is_for_want_of_room(because)):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
             passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)

@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from shmstream.errors import BlobNotFound, ContentChanged, ShmstreamError, WriterDied, WriterStalled
+from shmstream.errors import (
+    BlobNotFound,
+    ContentChanged,
+    ShmstreamError,
+    StreamClosed,
+    WriterDied,
+    WriterStalled,
+)
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
@@ -36,9 +43,9 @@ T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _APART = 2.0  # s; a leader that is found dead so long after the last one is another one
 _PATIENCE = 60.0  # s; how long no process may be able to take over
-_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -95,7 +102,7 @@ class Blob(io.RawIOBase):
         `opens` is what opens the blob again where it is unpickled. With `goes_past` False, only the
         caller of `go_past` decides that the leader is stalled.
         """
-        self._goes_past = goes_past and flight.stall_timeout is not None
+        self._goes_past = self._counts = goes_past and flight.stall_timeout is not None
         self._flight = flight
         self._opens = opens
         self._tell = progress
@@ -344,13 +351,14 @@ class Blob(io.RawIOBase):
     def _is_past(self, stall: WriterStalled) -> bool:
         """Whether to try again after a stall, perhaps without the leader."""
         file, patience = self._file, self._flight.stall_timeout
-        if patience is None or not isinstance(file, InFlightCopier | FileFollower):
+        if not self._goes_past or not isinstance(file, InFlightCopier | FileFollower):
             return False
+        assert patience is not None
         waited, stall.seconds = stall.seconds, patience
-        if self._goes_past:
-            if file.quiet_for < patience or self.go_past():
-                return True
-            self._goes_past = False  # from now on each read waits for the leader
+        if file.quiet_for < patience or self.go_past():
+            return True
+        if self._counts:  # from now on each read waits for the leader
+            self._counts = False
             file.stall_timeout = patience - waited
             return waited < patience
         file.stall_timeout = patience
@@ -365,7 +373,7 @@ class Blob(io.RawIOBase):
                 if deaths.error is not None:
                     self._rejoin()
                     deaths.error = None
-                if self._goes_past:
+                if self._counts:
                     self._count_from_progress()
                 result = act()
             except ShmstreamError as error:
@@ -449,7 +457,10 @@ class Blob(io.RawIOBase):
         while offset < end:
             count = min(_COMPARED, end - offset)
             fresh.wait(offset + count)
-            data = old.pread(count, offset)
+            try:
+                data = old.pread(count, offset)
+            except StreamClosed:  # of the process that this one was forked from
+                data = b""
             if len(data) < count or data != fresh.pread(count, offset):
                 reason = "another flight has other bytes than those that were read"
                 raise ContentChanged(self.key, offset, reason)

@@ -49,6 +49,7 @@ from shmstream.errors import (
     StreamNotFound,
     TooManyFlights,
     WriterDied,
+    is_for_want_of_room,
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
@@ -164,9 +165,9 @@ class Flight:
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
-                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 if time.monotonic() - began > _PATIENCE:
                     raise
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 patience = min(patience + 0.01, 0.5)
                 continue
             if reader is not None:
@@ -504,19 +505,24 @@ class Flight:
         Raises:
             ShmstreamError: no source of this process has the blob, or has other bytes by now.
         """
-        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside) or not self.sources():
+        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside):
             return None
-        if (stored := self._stored()) is not None:
+        if (stored := self._stored()) is not None:  # another process went past the leader
             self.role = Role.STORED
             return stored
+        if not self.sources():
+            return None
         policy, place = self._policy, self.place
         known = self.metadata(old)
         if known.size is None:
             known = replace(known, size=old.size)
         try:
             own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
-            return Beside.begin(place, own, known, old, durable=policy.durable)
+            ended = policy.upkeep.ended
+            return Beside.begin(place, own, known, old, ended, durable=policy.durable)
         except OSError as error:
+            if is_for_want_of_room(error):  # then a server gives it to each client without keeping
+                raise BlobAborted.because(error, place.key, old.published) from error
             _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
             return None
 

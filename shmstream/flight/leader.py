@@ -98,7 +98,6 @@ class Leader:
         self._journal = Journal(place.journal, place.algorithm)
         self._sources = sources
         self._described_by = ""  # the source that told the size, as a hash of its name
-        streamer.vouch_by(self._vouch)
         self._download = Download(
             place.key,
             streamer.name,
@@ -127,6 +126,7 @@ class Leader:
         self._has_given_way = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        streamer.vouch_by(self._vouch)
         register(self)
 
     def start(self) -> None:
@@ -401,7 +401,7 @@ class Leader:
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
                 count = streamer.receive(feed.move)
-                self._download.count(count)
+                self._download.count(count, streamer.appended)
                 self._keep_journal()
         except SourceError:
             streamer.pause()

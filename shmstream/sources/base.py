@@ -161,7 +161,8 @@ class Description:
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 
-    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`. And
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`; and
+    `is_live = True` if its bytes are made while they are read, and may come slowly. And it may have
     `identity`, a text that two sources share only if one can do no better than the other; without
     it, that is the name. It is never shown.
 

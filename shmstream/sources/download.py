@@ -7,6 +7,8 @@ the same way. Each of them has a *position*: the number of bytes that it has. Th
             nothing would show that the content has changed: the key is no digest, and the source
             gave no validator; or if the answer to a part was of no use (sources/retries.py)
     new     give the bytes after the position. All bytes before it have to be what they were
+    count   note what comes. A source that gives next to nothing (`Retries.least_rate`) has failed,
+            or it could hold up all that wait for the blob for as long as it likes
     fail    ask the same source again, after a pause that grows; then ask the next source; then end
             with `SourceFailed`, which has the last words of each source
 
@@ -30,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from shmstream.errors import ContentChanged, SourceError, StreamClosed, names
+from shmstream.errors import ContentChanged, FailureKind, SourceError, StreamClosed, names
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
@@ -38,6 +40,7 @@ from shmstream.sources.retries import Attempts, Retries
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_CRAWLS = 2  # how often a source may be too slow, in a row
 _REPORT = 1 << 20  # bytes; received bytes are reported at least so often, so that rates are visible
 
 _PATIENCE = 1.0  # s; for longer, no source fails without a warning
@@ -100,6 +103,10 @@ class Download:
         self._failing_at = 0
         self._asks_part = False  # whether the source was asked for a part of the blob last
         self._received = 0  # bytes since the last report
+        self._retries = retries
+        self._since = 0.0  # when the rate began to be measured, on the monotonic clock
+        self._came = 0  # bytes since then
+        self._crawls = 0  # how often the source was too slow, in a row
 
     # Asking.
 
@@ -121,6 +128,7 @@ class Download:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
+            self._since, self._came = time.monotonic(), 0
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -182,14 +190,16 @@ class Download:
         while (data := self.take(feed, position)) is not None:
             with memoryview(data) as raw, raw.cast("B") as view:
                 count = len(view)
-                self.count(count)
+                self.count(count, position)
                 again = min(max(position - at, 0), count)
                 if again and prefix is not None and not prefix.is_same(view[:again], at):
                     raise self.other(f"other bytes than before are at {at}", position, feed)
                 at += count
                 position = max(position, at)
                 with view[again:] as rest:
+                    given = time.monotonic()
                     yield rest
+                    self._since += time.monotonic() - given  # the taker's time, not the source's
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
@@ -211,11 +221,31 @@ class Download:
         self.check_going_on()  # a stop makes a feed end, too
         return data
 
-    def count(self, received: int) -> None:
-        """Note that so many bytes came from the source."""
+    def count(self, received: int, position: int) -> None:
+        """Note that so many bytes came from the source; `position` is for the error.
+
+        Raises:
+            SourceError: it crawls. These bytes count all the same.
+        """
         self._received += received
+        self._came += received
         if self._received >= _REPORT:
             self._report()
+        took = time.monotonic() - self._since
+        if took >= self._retries.slow_for:
+            self._check_rate(took, position)
+
+    def _check_rate(self, took: float, position: int) -> None:
+        came, least = self._came, self._retries.least_rate
+        self._since, self._came = self._since + took, 0
+        if came >= least * took or getattr(self._attempts.source, "is_live", False):
+            self._crawls = 0
+            return
+        self._crawls += 1
+        reason = f"it gave only {came} bytes in {took:.0f} s"
+        error = self.error(reason, position, retryable=self._crawls < _CRAWLS)
+        error.kind = FailureKind.TIMEOUT
+        raise error
 
     def _report(self) -> None:
         received, self._received = self._received, 0

@@ -31,12 +31,18 @@ class Retries:
     times. Each pause is twice the pause before, from `first_pause` to `longest_pause` seconds. A
     source that says when to ask again (`Retry-After`, up to 30 s) is given that time. Before a
     source is given up that was asked for the rest of a blob only, it is asked for the whole blob.
+
+    A source that gives fewer than `least_rate` bytes a second, over `slow_for` seconds, crawls. It
+    is asked again once, because another connection may be faster; if it crawls again, it counts as
+    failed. Sources that are `is_live` may be slow: what they give is made just then. 0: all may be.
     """
 
     attempts: int = 8
     with_others: int = 2
     first_pause: float = 0.1
     longest_pause: float = 2.0
+    least_rate: float = 1024.0
+    slow_for: float = 15.0
 
 
 @dataclass
@@ -122,13 +128,15 @@ class Attempts:
             self._progress = offset
             self._tries = 0
         self._tries += 1
-        if with_part and not turn.is_whole and not error.retryable:
+        crawls = error.kind.is_timeout and not error.retryable  # and so would the whole blob
+        with_part = with_part and not turn.is_whole and not crawls
+        if with_part and not error.retryable:
             turn.is_whole, self._tries = True, 0
             return 0.0
         pause = self._pause(error)
         if error.retryable and self._tries < self._allowed(turn) and pause <= _LONGEST_RETRY_AFTER:
             return pause
-        if with_part and not turn.is_whole and not error.kind.is_without_connection:
+        if with_part and not error.kind.is_without_connection:
             self._turns.append(_Turn(turn.source, is_whole=True))
         if self._current + 1 == len(self._turns):
             self._add(self._others())

@@ -46,6 +46,7 @@ from typing import Any, ClassVar, Protocol, Self, overload
 
 from shmstream.errors import DamagedSegment, IllegalTransition
 from shmstream.stream.digest import is_known
+from shmstream.stream.partial import partial_path
 
 MAGIC = int.from_bytes(b"shmstrm\0", "little")
 VERSION = 1
@@ -78,6 +79,7 @@ header of a stream that is not terminal) and never stored."""
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 
+_PARTIAL = os.fsencode(partial_path(""))
 _FILE_WHEN = "creation; again before STREAMING if another file is begun"
 
 
@@ -266,7 +268,7 @@ class Block:
         """Raises:
         DamagedSegment: another program has cut the shared memory off.
         """
-        if not self.is_whole:
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
             raise DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
 
     @property
@@ -498,7 +500,8 @@ class Slot:
 
 def is_path(text: bytes) -> bool:
     """Whether a block may have this text as the path of its blob."""
-    return text.startswith(b"/") and b"\0" not in text
+    longest = max(map(len, (text + _PARTIAL).split(b"/")))  # no file system has longer names
+    return text.startswith(b"/") and b"\0" not in text and longest <= 255
 
 
 def fields_of(structure: type[Any]) -> dict[str, Word | Text]:

@@ -66,18 +66,21 @@ class InFlightCopier(GrowingFile):
         stream: Stream,
         opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
+        owner: ExitStack,
     ) -> None:
-        """Internal: use `attach`."""
+        """Internal: use `attach`. From here on this object closes all that `owner` would close."""
         self._stream = stream
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
         self.position: int = 0
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
-        self._closed: str | None = None
         self._is_settled = False
         self.name: str = stream.name
         self.path: str = stream.path
+        # Next to each other: an exception that a signal raises here may not have all closed twice.
+        owner.pop_all()
+        self._closed: str | None = None
         register(self, reads=True)
 
     @classmethod
@@ -119,9 +122,7 @@ class InFlightCopier(GrowingFile):
             undo.callback(os.close, opened[0])
             tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late, sources=sources)
             undo.callback(tail.close)
-            copier = cls(stream, opened, tail)
-            undo.pop_all()
-        return copier
+            return cls(stream, opened, tail, undo)
 
     # How far the stream is.
 
@@ -138,7 +139,8 @@ class InFlightCopier(GrowingFile):
     @property
     def quiet_for(self) -> float:
         """Seconds since the writer published, or created the stream, or took it over."""
-        return max((time.monotonic_ns() - self._block.progress) / 1e9, 0.0)
+        progress = self._block.progress  # 0: its writer is of an older version
+        return max((time.monotonic_ns() - progress) / 1e9, 0.0) if progress else 0.0
 
     @property
     def stall_timeout(self) -> float | None:
