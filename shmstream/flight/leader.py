@@ -239,10 +239,13 @@ class Leader:
             streamer.give_way(text)
         except (ShmstreamError, OSError, ValueError) as trouble:
             self._has_given_way = False
+            if self.seat is not None:
+                self.seat.close()
+                self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
-        reason = "another process has another source"
-        _log.warning("%s: handed over, because %s: %s", self._place.key, reason, str(error))
+        reason = f"handed over to a process with another source: {error.reason}"
+        _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
         return True
 
@@ -329,8 +332,8 @@ class Leader:
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
-        names = {name_hash(each): each.name for each in self._sources}
-        name = names.get(source, "a source of an earlier process")
+        known = {name_hash(each): each.name for each in self._sources}
+        name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
         with suppress(OSError):  # then it is asked in its turn
             self._journal.blame(source)
