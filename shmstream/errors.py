@@ -55,6 +55,11 @@ def escaped(text: str) -> str:
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def names(key: str, reason: str) -> bool:
+    """Whether `reason`, by sources, names the key already: it is often the URL of a source."""
+    return f"{key} at offset " in reason
+
+
 def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamError:
     return kind(**facts)
 
@@ -372,8 +377,7 @@ class SourceFailed(BlobAborted):
         self.kind = _kind_of(self.kind, self.status)
 
     def __str__(self) -> str:
-        # The key of a blob is often the URL, and the reason names each URL.
-        name = "the blob" if self.name in self.reason else repr(self.name)
+        name = "the blob" if names(self.name, self.reason) else repr(self.name)
         return f"{name} was aborted after {self.offset} bytes: {self.reason}"
 
 

@@ -95,11 +95,26 @@ class _Events(logging.Handler):
         say(self.format(record))
 
 
+class _Retries(_Events):
+    """Prints that a source fails for longer than a second: people would wait and not know why."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "is_retry", False) and record.levelno >= logging.WARNING:
+            super().emit(record)
+
+
+def show_retries() -> None:
+    """Print the retries of this command on standard error, unless `--verbose` does."""
+    logger = logging.getLogger("shmstream")
+    if not any(isinstance(each, _Events) for each in logger.handlers):
+        logger.addHandler(_Retries())
+
+
 def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:  # noqa: ARG001
     logger = logging.getLogger("shmstream")
     if not logger.handlers:
         logger.addHandler(logging.NullHandler())  # a command that fails prints its error itself
-    if verbose and not any(isinstance(each, _Events) for each in logger.handlers):
+    if verbose and not any(type(each) is _Events for each in logger.handlers):
         events = _Events()
         events.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         logger.addHandler(events)

@@ -165,7 +165,6 @@ class Flight:
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
-                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 if time.monotonic() - began > _PATIENCE:
                     raise
                 time.sleep(patience)  # a stream may stay that is neither to be followed nor begun

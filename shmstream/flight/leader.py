@@ -41,6 +41,7 @@ from shmstream.errors import (
     SourceError,
     SourceFailed,
     StreamClosed,
+    names,
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
@@ -100,7 +101,7 @@ class Leader:
         self._download = Download(
             place.key,
             streamer.name,
-            _wrong_last(sources, self._journal.wrong),
+            self._journal.wrong_last(sources),
             retries,
             is_given=place.is_given,
             compares=True,
@@ -238,10 +239,13 @@ class Leader:
             streamer.give_way(text)
         except (ShmstreamError, OSError, ValueError) as trouble:
             self._has_given_way = False
+            if self.seat is not None:
+                self.seat.close()
+                self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
-        reason = "another process has another source"
-        _log.warning("%s: handed over, because %s: %s", self._place.key, reason, str(error))
+        reason = f"handed over to a process with another source: {error.reason}"
+        _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
         return True
 
@@ -328,8 +332,8 @@ class Leader:
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
-        names = {name_hash(each): each.name for each in self._sources}
-        name = names.get(source, "a source of an earlier process")
+        known = {name_hash(each): each.name for each in self._sources}
+        name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
         with suppress(OSError):  # then it is asked in its turn
             self._journal.blame(source)
@@ -445,7 +449,7 @@ class Leader:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = error.reason if isinstance(error, BlobAborted) else told(error, place)
-        name = "" if place.key in reason else f"{place.key}: "  # the key is often a URL
+        name = "" if names(place.key, reason) else f"{place.key}: "
         _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
         self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
@@ -493,9 +497,3 @@ class Leader:
                     self.close()
         except StreamClosed:
             return  # it has ended
-
-
-def _wrong_last(sources: Sequence[Source], wrong: Sequence[str]) -> list[Source]:
-    """The sources in their order; those in `wrong` last, and of these the latest last."""
-    rank = {each: number for number, each in enumerate(wrong, 1)}
-    return sorted(sources, key=lambda each: rank.get(name_hash(each), 0))

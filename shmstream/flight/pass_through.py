@@ -46,6 +46,7 @@ from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
+from shmstream.storage.journal import Journal
 from shmstream.stream.partial import remove_partial
 from shmstream.system.locks import file_identity
 from shmstream.system.process import PerProcess
@@ -184,7 +185,7 @@ class OwnBytes:
         self._download = Download(
             place.key,
             place.key,
-            sources,
+            Journal(place.journal, place.algorithm).wrong_last(sources),
             retries,
             is_given=place.is_given,
             compares=False,

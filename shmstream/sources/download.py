@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from shmstream.errors import ContentChanged, FailureKind, SourceError, StreamClosed
+from shmstream.errors import ContentChanged, FailureKind, SourceError, StreamClosed, names
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
@@ -291,13 +291,13 @@ class Download:
         is_long = now + pause - self._failing_since >= _PATIENCE
         tries, allowed = self._attempts.tries
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
-        self._say(logging.WARNING if is_long else logging.INFO, text)
+        self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
         self.check_going_on(error)
 
-    def _say(self, level: int, text: str) -> None:
-        """Log what happens to the blob; the key is often a URL, which the text names already."""
-        _log.log(level, "%s", text if self._key in text else f"{self._key}: {text}")
+    def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:
+        text = text if names(self._key, text) else f"{self._key}: {text}"
+        _log.log(level, "%s", text, extra={"is_retry": is_retry})
 
     # Ending.
 

@@ -128,13 +128,15 @@ class Attempts:
             self._progress = offset
             self._tries = 0
         self._tries += 1
-        if with_part and not turn.is_whole and not error.retryable:
+        crawls = error.kind.is_timeout and not error.retryable  # and so would the whole blob
+        with_part = with_part and not turn.is_whole and not crawls
+        if with_part and not error.retryable:
             turn.is_whole, self._tries = True, 0
             return 0.0
         pause = self._pause(error)
         if error.retryable and self._tries < self._allowed(turn) and pause <= _LONGEST_RETRY_AFTER:
             return pause
-        if with_part and not turn.is_whole and not error.kind.is_without_connection:
+        if with_part and not error.kind.is_without_connection:
             self._turns.append(_Turn(turn.source, is_whole=True))
         if self._current + 1 == len(self._turns):
             self._add(self._others())

@@ -25,12 +25,12 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from shmstream.sources.base import Description
+from shmstream.sources.base import Description, Source, name_hash
 
 _STEP = 1 << 20  # bytes
 _MOST_NOTES = 32  # sources that gave a wrong blob; of more, the latest
@@ -138,6 +138,11 @@ class Journal:
         others = [each for each in self.wrong if each != source]
         self.wrong = [*others, source][-_MOST_NOTES:]
         self._write_anew()
+
+    def wrong_last(self, sources: Sequence[Source]) -> list[Source]:
+        """The sources in their order; those that gave a wrong blob last, the latest last of all."""
+        rank = {each: number for number, each in enumerate(self.wrong, 1)}
+        return sorted(sources, key=lambda each: rank.get(name_hash(each), 0))
 
     def forget(self) -> None:
         """Keep only the notes on sources; if there are none, or no room for them, no file."""

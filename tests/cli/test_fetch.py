@@ -133,6 +133,17 @@ def test_what_was_interrupted_goes_on(begin: Begin, run: Run, origin: Origin, ur
     assert [each.range for each in origin.requests("/blob")] == [None, "bytes=200000-"]
 
 
+def test_retries_are_told(run: Run, origin: Origin, url: str) -> None:
+    """Who waits for more than a second is told why; with --quiet nothing is told."""
+    busy = {"status": 503, "headers": {"Retry-After": "1"}}
+    for quiet in ((), ("--quiet",)):
+        origin.change("/blob", first=len(origin.requests("/blob")), count=1, **busy)
+        code, _, told = run("fetch", url, "--key", f"key of {quiet}", *quiet)
+        assert code == 0
+        line = f"{re.escape(url)} at offset 0: it answered 503 Whatever; that was try 1 of 8, the "
+        assert bool(re.search(f"{line}next is in 1.0 s\n", told)) == (not quiet), told
+
+
 def test_a_limit_evicts(run: Run, origin: Origin, url: str, store: Store) -> None:
     assert run("fetch", url)[0] == 0
     other = origin.serve("/other", seed=2, size=SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from shmstream import DigestMismatch, Retries, SourceFailed, Store
+from shmstream import DigestMismatch, OutOfRoom, Retries, SourceFailed, Store
+from shmstream.sources.base import Description
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
@@ -123,6 +125,22 @@ def test_wrong_sources_are_never_dropped(store: Store, origin: Origin) -> None:
         store.fetch(digest(1, SIZE), urls)
     wait_until(lambda: store.flights() == [])
     assert Path(store.fetch(digest(1, SIZE), urls)).read_bytes() == content(1, SIZE)
+
+
+def test_a_client_without_a_flight_asks_a_wrong_source_last(store: Store, origin: Origin) -> None:
+    key = digest(1, SIZE)
+    urls = [origin.serve("/bad", seed=1, size=SIZE, wrong_at=9)]
+    urls.append(origin.serve("/good", seed=1, size=SIZE))
+    with pytest.raises(DigestMismatch):
+        store.fetch(key, urls)
+    wait_until(lambda: store.flights() == [])
+
+    async def read() -> bytes:
+        async with store.pass_through(key, urls, OutOfRoom(key, 0, "full")) as passage:
+            return await passage.read(Description(), SIZE)
+
+    assert asyncio.run(read()) == content(1, SIZE)
+    assert [each.path for each in origin.requests()] == ["/bad", "/good"]
 
 
 def test_notes_on_sources_stay_for_a_day(store: Store, origin: Origin) -> None:
