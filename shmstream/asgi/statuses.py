@@ -7,11 +7,13 @@ from shmstream.errors import (
     CannotStart,
     ContentChanged,
     DigestMismatch,
-    OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     SourceError,
     SourceFailed,
+    StoreError,
+    StreamBroken,
+    StreamClosed,
     WriterStalled,
 )
 
@@ -23,8 +25,10 @@ _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (ContentChanged, 502),
     (SourceFailed, 502),
     (SourceError, 502),
-    (OutOfRoom, 503),
+    (StreamBroken, 503),
     (CannotStart, 503),
+    (StoreError, 503),
+    (StreamClosed, 503),
 )
 
 

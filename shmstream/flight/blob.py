@@ -15,9 +15,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.errors import (
+    BlobNotFound,
+    ContentChanged,
+    DamagedPartial,
+    StreamBroken,
+    WriterDied,
+    WriterStalled,
+)
 from shmstream.flight.flight import Flight, Reader, Role
 from shmstream.sources.base import Description
+from shmstream.stream.partial import partial_path
 from shmstream.stream.reader import InFlightCopier, View
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
@@ -321,18 +329,24 @@ class Blob(io.RawIOBase):
         return self._file
 
     def _require_same(self, old: Reader, fresh: Reader) -> None:
-        """Without a digest, require that the bytes of another stream have the same validator.
+        """Require that the bytes of another stream are the same; without a digest the validator is.
 
         Raises:
             ContentChanged: they have another validator, or none.
+            DamagedPartial: this blob may have read what another program has written.
         """
-        if self._flight.place.is_given or not isinstance(old, InFlightCopier):
+        if not isinstance(old, InFlightCopier):
             return
         if isinstance(fresh, InFlightCopier):
             if fresh.is_same_stream(old):
                 return
         elif fresh.identity == old.identity:
             return  # the leader had moved the file before it died
+        if old.was_written_to:
+            reason = "was written to by somebody else"
+            raise DamagedPartial(self.key, old.position, partial_path(self.path), reason)
+        if self._flight.place.is_given:
+            return
         if isinstance(fresh, InFlightCopier):
             fresh.wait(1)  # with the first byte the validator is known
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))

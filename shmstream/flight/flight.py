@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NoReturn
 
 from shmstream.errors import (
     BlobAborted,
@@ -42,6 +43,7 @@ from shmstream.errors import (
     DamagedBlob,
     DamagedPartial,
     ShmstreamError,
+    StoreUnusable,
     StreamExists,
     StreamNotFound,
     TooManyFlights,
@@ -53,6 +55,7 @@ from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
+from shmstream.storage.folder import trouble
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.permits import take_permit
 from shmstream.storage.record import Record
@@ -62,6 +65,7 @@ from shmstream.stream.control_block import State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
@@ -119,6 +123,12 @@ class Flight:
         self._lingers = lingers
         self._leader: Leader | None = None
 
+    def _explain(self, error: Exception) -> NoReturn:
+        """Raise `error`, or the error that says what this machine lacks."""
+        if (named := trouble(error, self.place.key, self._layout.folder)) is None:
+            raise error
+        raise named from error
+
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
 
@@ -128,8 +138,14 @@ class Flight:
             StreamExists: another process has held the name or the partial file for a minute; there
                 is no stream to follow, and the file does not grow.
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
-            CannotStart: a flight cannot begin; see its subclasses.
+            CannotStart, StoreUnusable: a flight cannot begin; see the subclasses of the first.
         """
+        try:
+            return self._join()
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._explain(error)
+
+    def _join(self) -> Reader:
         began = time.monotonic()
         patience = 0.0
         size = -1
@@ -162,7 +178,7 @@ class Flight:
         is to end when its last reader leaves.
 
         Raises:
-            BlobNotFound, CannotStart: as `join`.
+            BlobNotFound, CannotStart, StoreUnusable: as `join`.
         """
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
@@ -170,6 +186,8 @@ class Flight:
             self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._explain(error)
         if self._leader is not None:
             self.role = Role.LEADS
         return self._leader
@@ -179,7 +197,10 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        copier = self._attach(0, subscribes_late=True)
+        try:
+            copier = self._attach(0, subscribes_late=True)
+        except (OSError, RuntimeError, MemoryError) as error:
+            self._explain(error)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None
@@ -215,16 +236,22 @@ class Flight:
             if record is None or record.digest is None:
                 return True  # its digest was never known
             digest = record.digest
-        got = digest_of(fd, self.place.algorithm)
+        got = "not known, because it has large holes"
+        if not is_hollow(fd):
+            got = digest_of(fd, self.place.algorithm)
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
         if not self._sources():
             raise error
         _log.error("%s; downloading it anew", str(error))
-        with suppress(FileNotFoundError):
+        try:
             if os.path.samestat(os.stat(self.place.path), os.fstat(fd)):
                 os.unlink(self.place.path)
+        except FileNotFoundError:
+            pass
+        except OSError:  # it cannot be removed, as from a read-only disk
+            raise error from None
         return False
 
     def _follow(self, patience: float) -> InFlightCopier | None:
@@ -233,8 +260,9 @@ class Flight:
         if copier is None:
             return None
         try:
-            if copier.is_orphaned:
-                self._succeed(copier)
+            if copier.is_orphaned and not self._succeed(copier):
+                copier.close()
+                return None
         except BaseException:
             copier.close()
             raise
@@ -260,8 +288,10 @@ class Flight:
             return None
         return copier
 
-    def _succeed(self, copier: InFlightCopier) -> None:
+    def _succeed(self, copier: InFlightCopier) -> bool:
         """Lead the flight of `copier`, whose leader died, unless another process is faster.
+
+        False if its partial file is not what the leader wrote, so that a new flight has to begin.
 
         Raises:
             BlobNotFound: this process has no source, and no other process succeeds.
@@ -273,7 +303,7 @@ class Flight:
                 if time.monotonic() > deadline:
                     raise BlobNotFound(self.place.key, self._layout.folder)
                 time.sleep(0.01)
-            return
+            return True
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -281,8 +311,10 @@ class Flight:
                 publish_bytes=self._policy.pacing[0],
                 publish_interval=self._policy.pacing[1],
             )
-        except (StreamExists, StreamNotFound):
-            return  # another process leads, or the stream has ended: the copier will see it
+        except StreamExists:
+            return True  # another process leads
+        except StreamNotFound:
+            return not copier.is_orphaned  # if it has ended, the copier will see it
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
@@ -293,6 +325,7 @@ class Flight:
             leader.discard()
             raise
         self.role, self._leader = Role.LEADS, leader
+        return True
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
@@ -321,12 +354,24 @@ class Flight:
             BlobNotFound: there is no source.
             StreamExists: another process holds the name or the partial file.
             TooManyFlights: no flight permit is free.
+            StoreUnusable: the store is read-only.
         """
         sources = self._sources()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
             raise BlobNotFound(self.place.key, self._layout.folder)
+        if self._layout.is_read_only:
+            reason = "it is read-only: what is complete can be opened, and nothing can be kept"
+            raise StoreUnusable(self._layout.folder, reason)
+        try:
+            return self._begin_with(sources)
+        except FileNotFoundError:  # somebody has removed a folder of the store
+            self._layout.restore()
+            self.place = self._layout.place(self.place.key)
+            return self._begin_with(sources)
+
+    def _begin_with(self, sources: Sequence[Source]) -> Leader | None:
         place, policy = self.place, self._policy
         with ExitStack() as undo:
             permit = self._take_permit()

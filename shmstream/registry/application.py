@@ -38,6 +38,7 @@ class Application:
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
+            shared_group=settings.shared_group,
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,

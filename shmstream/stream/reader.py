@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
-from shmstream.stream.partial import partial_path
+from shmstream.stream.partial import is_untouched, partial_path
 from shmstream.stream.stream import Stream
 from shmstream.stream.waiter import Tail
 from shmstream.system.copying import Destination, Mover
@@ -184,6 +184,16 @@ class InFlightCopier(io.RawIOBase):
         """Whether the stream has not ended, and no live writer holds it at this moment."""
         self._check_open()
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    @property
+    def was_written_to(self) -> bool:
+        """Whether another program has changed the file of a stream whose writer has died.
+
+        False if this copier was closed, or is of the process that this one was forked from.
+        """
+        if self._closed is not None or os.fstat(self._fd).st_nlink == 0:  # replaced: nobody can
+            return False
+        return not is_untouched(self._fd, self._block)
 
     def is_same_stream(self, other: InFlightCopier) -> bool:
         """Whether both read the same stream, and not two streams of the same name."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Self
 
 from shmstream.errors import (
@@ -32,13 +32,13 @@ from shmstream.errors import (
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.digest import RunningDigest
 from shmstream.stream.pacer import check_pacing
-from shmstream.stream.partial import PartialFile
 from shmstream.stream.seal import seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.writer import BlobStreamer
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
-_AT_ONCE = 1 << 20  # bytes
+AT_ONCE = 1 << 20
+"""Bytes that one `receive` takes at most."""
 _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
 """After these errors the partial file is removed, because its bytes are wrong."""
 
@@ -54,6 +54,9 @@ class ResumableStreamer(BlobStreamer):
     keeps = True
     """Whether the partial file is kept if the stream ends before the blob is complete. False if
     nothing could prove later what the file contains."""
+    vouch: Callable[[int], None] = staticmethod(lambda _fd: None)
+    """Called with the descriptor of the partial file when it is kept after the stream's end: what
+    it has are the bytes of the blob, and from now on nobody looks after it."""
 
     @classmethod
     def succeed(
@@ -78,11 +81,7 @@ class ResumableStreamer(BlobStreamer):
         check_pacing(publish_bytes, publish_interval)
         with naming_shortages(name, "shared memory (/dev/shm)"):
             stream, lock = Stream.succeed(name)
-        streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
-        if streamer.size is not None:
-            with suppress(OutOfResources):  # the cut gave back the space that was reserved
-                streamer._file.reserve(streamer.size)
-        return streamer
+        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
 
     def cut(self, keep: int) -> None:
         """Before the first append: keep the first `keep` bytes of the partial file.
@@ -115,7 +114,7 @@ class ResumableStreamer(BlobStreamer):
         block = self._block
         block.device, block.inode, block.file_generation = file_identity(lock.fd)
         self._close_file()
-        self._file = PartialFile(lock, self.name, self.path)
+        self._file = self._file_of(lock, 0)
         if self._digest is not None:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
 
@@ -171,7 +170,7 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             if not self._streaming:
                 self._begin()
-            room = min(self._limit - self._file.size, _AT_ONCE)
+            room = min(self._limit - self._file.size, AT_ONCE)
             if not room:
                 raise self._fail_size(self._limit + 1)
             try:
@@ -205,24 +204,30 @@ class ResumableStreamer(BlobStreamer):
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def set_size(self, size: int) -> None:
-        """Set the blob's size in bytes, as soon as the source tells it, and reserve the space.
+        """Set the blob's size in bytes, as soon as the source tells it.
 
         Raises:
             SizeMismatch: another size was set, or there are more bytes. The stream is aborted.
-            OutOfResources: the disk has less free space. The stream is aborted.
         """
         with self._lock:
             self._check_open()
             if self._limit not in (UNKNOWN, size) or size < self._file.size:
                 raise self._fail_size(size)
             if self._limit == UNKNOWN:
-                try:
-                    self._file.reserve(size)
-                except BaseException as error:
-                    self.abort(error)
-                    raise
                 self._block.size = self._limit = size
                 self._subscribers.tell_here()
+
+    def reserve(self, size: int) -> None:
+        """Reserve the disk space for the first `size` bytes of the blob.
+
+        What is not written is given back when the stream ends.
+
+        Raises:
+            OutOfResources: the disk has less free space. The stream goes on.
+        """
+        with self._lock:
+            self._check_open()
+            self._file.reserve(min(size, self._limit))
 
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: store for every reader what the source says about the blob.
@@ -272,10 +277,19 @@ class ResumableStreamer(BlobStreamer):
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._is_worth_keeping() and not isinstance(reason, _SPOILING)
+        return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
     def _is_worth_keeping(self) -> bool:
-        return self._file.trim() > 0 and self.keeps
+        """Whether the partial file is kept; then its reserved space is given back first.
+
+        Before STREAMING the file is what an earlier stream left, and stays as it is.
+        """
+        if self._block.state == State.OPENING:
+            return self.keeps and os.fstat(self._file.fd).st_size > 0
+        if self._file.trim() == 0 or not self.keeps:
+            return False
+        self.vouch(self._file.fd)
+        return True
 
     def close(self) -> None:
         """Hand the stream over: a reader can succeed, unless the stream has ended.

@@ -27,7 +27,13 @@ from shmstream.errors import (
 from shmstream.stream import segment
 from shmstream.stream.claims import can_go_on, claim_segment, is_abandoned
 from shmstream.stream.control_block import MAGIC, TERMINAL, UNKNOWN, VERSION, Block, State
-from shmstream.stream.partial import claim_partial, partial_path, reserve
+from shmstream.stream.partial import (
+    Changing,
+    claim_partial,
+    is_untouched,
+    partial_path,
+    reserve,
+)
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
@@ -128,14 +134,15 @@ class Stream:
               leads elsewhere, the stream is over:      name; step 2 sees that)
               stop
             3 lock the partial file; it must be the
-              file that the block names
+              file that the block names, and no
+              other program may have written to it
             4 cut the file to `published`, and store
               this process as the writer
 
         Raises:
             StreamExists: a live writer or a reaper holds the stream.
-            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone;
-                in the last case this call has removed the name.
+            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone or
+                was changed; in the last case this call has removed the name.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
         """
         with ExitStack() as undo:
@@ -155,7 +162,8 @@ class Stream:
                 if block.state == State.OPENING and block.published:  # killed just before this
                     block.advance(State.STREAMING, name)
                 if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
-                    os.ftruncate(partial.fd, block.published)
+                    with Changing(partial.fd, block):
+                        os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
@@ -316,6 +324,9 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
             raise DamagedPartial(stream.name, stream.block.published, path, reason)
         if os.fstat(partial.fd).st_size < stream.block.published:
             raise DamagedPartial(stream.name, stream.block.published, path, "was truncated")
+        if stream.block.published and not is_untouched(partial.fd, stream.block):
+            reason = "was written to by somebody else"
+            raise DamagedPartial(stream.name, stream.block.published, path, reason)
         if not partial.try_acquire(WHOLE_FILE):
             raise StreamExists(stream.name, path, "another writer")
         undo.pop_all()

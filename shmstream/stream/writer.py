@@ -93,7 +93,7 @@ class BlobStreamer:
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
-        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        self._file = self._file_of(lock, block.published)
         self.durable = durable
         self._digest: RunningDigest | None = None
         if block.digest:
@@ -111,6 +111,10 @@ class BlobStreamer:
         self.digest: str | None = None
         """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
         register(self)
+
+    def _file_of(self, lock: KernelLock, size: int) -> PartialFile:
+        noted = self._block if self._resumable else None
+        return PartialFile(lock, self._stream.name, self._stream.path, size, noted)
 
     @classmethod
     def create(
@@ -381,11 +385,12 @@ class BlobStreamer:
                 return
             self._block.require(State.ABORTED, self.name)
             error = BlobAborted.because(reason, self.name, self._file.size)
+            keeps = self._keeps(reason)  # first: after ABORTED no successor looks after the file
             self._block.error = error.to_text(Block.error.capacity)  # I3
             self._streaming = False
             self._block.advance(State.ABORTED, self.name)
             self._subscribers.ring()
-            if not self._keeps(reason):
+            if not keeps:
                 self._file.unlink()
 
     def _keeps(self, _reason: str | BaseException) -> bool:

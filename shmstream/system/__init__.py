@@ -5,6 +5,7 @@ process        this process: its identity, and what must happen when it ends or 
 threads        threads that are used again
 buffers        the bytes of any Python object that has bytes
 copying        moves bytes of a file to a destination, by the kernel where that is possible
+files          opens files that other programs may have put there
 descriptors    room for descriptors, made before they are needed
 temporary      a temporary folder of one process, which a later process removes after a kill
 signals        how a signal ends a program in good order

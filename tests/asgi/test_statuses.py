@@ -16,8 +16,14 @@ STATUSES: list[tuple[errors.ShmstreamError, int]] = [
     (errors.OutOfRoom("n", 0, "r"), 503),
     (errors.TooManyFlights("n", 3), 503),
     (errors.NoFreeSlot("n", 3), 503),
-    (errors.BlobAborted("n", 0, "OSError: the disk of this machine"), 500),
-    (errors.DamagedBlob("k", "p", "r"), 500),
+    (errors.BlobAborted("n", 0, "OSError: the disk of this machine"), 503),
+    (errors.DamagedPartial("n", 0, "p", "was truncated"), 503),
+    (errors.WriterDied("n", 0, "pid 1"), 503),
+    (errors.OutOfResources("n", "threads", 11, "no"), 503),
+    (errors.StoreUnusable("f", "it is read-only"), 503),
+    (errors.DamagedBlob("k", "p", "r"), 503),
+    (errors.StreamClosed("n", "this process ends"), 503),
+    (errors.ShmstreamError(), 500),
 ]
 
 
