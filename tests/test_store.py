@@ -202,7 +202,7 @@ def test_a_symbolic_link_for_a_blob(store: Store, tmp_path: Path) -> None:
     planted.unlink()
     partial = Path(f"{planted}.shmstream-partial")
     partial.symlink_to(secret)
-    with pytest.raises(OSError, match="symbolic"):
+    with pytest.raises(StoreUnusable, match="symbolic"):
         store.open(digest(1, 5000), [content(1, 5000)])
     assert secret.read_text() == "secret"
     partial.unlink()

@@ -213,7 +213,7 @@ class Leader:
         return feed
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
-        """Whether the feed goes on behind the `kept` bytes, with the same content."""
+        """Whether the feed goes on after the `kept` bytes, with the same content."""
         known = self.metadata
         return (
             feed.offset == kept

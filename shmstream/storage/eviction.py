@@ -1,8 +1,8 @@
 """Eviction keeps a store within its limit, and runs `gc` now and then.
 
 A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
-second. A flight only tells how far it will come next, and when it has ended. One look then answers
-for all flights that have told so, and after the look the thread rests for three times as long as
+second. A flight only tells how far it will come next, and its end. One look serves all flights that
+have told something since the last look. After the look the thread rests for three times as long as
 the look took, so that a store of many blobs does not spend a processor on looking. If no flight has
 told anything by then, the thread ends.
 
@@ -133,7 +133,10 @@ class Upkeep:
         return completed if completed <= time.time_ns() else 0  # the clock was set back
 
     def evict(self, limit: int) -> list[str]:
-        """Remove what goes first (see above) down to `limit` bytes; the paths of what went."""
+        """Remove what goes first (see above), also the newest blobs, until `limit` bytes stay.
+
+        Returns the paths of what was removed.
+        """
         entries = self._entries()
         excess = sum(self._layout.space(each) for each in entries) - limit
         return self._evict(entries, excess, {}, "")

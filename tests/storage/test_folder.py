@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from shmstream import BlobAborted, BlobNotFound, DamagedBlob, Store, StoreUnusable
+from shmstream.asgi import InFlightResponse, Message
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
@@ -143,6 +144,48 @@ def test_a_store_that_is_unmounted_is_not_made_on_the_disk_below(
     mount(disk, "size=8m,mode=0700")
     assert Path(store.fetch(KEY, [DATA])).read_bytes() == DATA
     assert store.problem() is None
+    unmount(disk)
+
+
+def answer_of(store: Store, key: str) -> tuple[int, str | None]:
+    """Status and Retry-After of the answer to a GET of `key`."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "headers": [], "http_version": "1.1"}
+    asyncio.run(InFlightResponse(store, key, [DATA])(scope, receive, send))
+    headers = dict(sent[0]["headers"])
+    return sent[0]["status"], headers.get(b"retry-after", b"").decode() or None
+
+
+@needs_root
+def test_a_server_answers_503(tmp_path: Path) -> None:
+    """Whatever is wrong with the folder: no traceback, and nothing about the source."""
+    disk = tmp_path / "disk"
+    mount(disk)
+    store = make_store(str(disk / "store"), {})
+    assert answer_of(store, KEY) == (200, None)
+    for plant in (link, a_folder, fifo):
+        place = store._layout.place("a name")
+        for path in (place.partial, place.path):
+            plant(path)
+            assert answer_of(store, "a name") == (503, "5")
+            unplant(path)
+    assert answer_of(store, "a name") == (200, None)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    assert answer_of(store, KEY) == (200, None)
+    assert answer_of(store, "missing") == (503, "5")
+    unmount(disk)
+    for key in (KEY, "missing"):
+        assert answer_of(store, key) == (503, "5")
+    mount(disk)
+    assert answer_of(store, KEY) == (200, None)
     unmount(disk)
 
 
