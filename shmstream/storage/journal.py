@@ -1,7 +1,9 @@
 """The journal of a partial file: it lets a download go on after a restart or a reboot.
 
 The journal is a small text file beside the partial file. Its first line holds what the source said
-of the blob, and the boot of the machine in which the line was written. Each further line is one of:
+of the blob, the boot of the machine in which the line was written, which source gave the first
+byte, and which sources once gave a wrong blob of this key: these are asked last. Such notes stay
+when the partial file is removed, for a day at least. Each further line is one of:
 
     <offset> <digest>                            a checkpoint: the digest of the first bytes
     seal <inode> <generation> <size> <time>      nobody leads any more, and all bytes are right
@@ -31,17 +33,20 @@ import logging
 import os
 import re
 import secrets
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from shmstream.sources.base import Description
 from shmstream.storage.layout import JOURNAL, algorithm_at
 from shmstream.stream.claims import when_removed
+from shmstream.stream.partial import REAPER, partial_path
 from shmstream.system.files import is_hollow, open_file, read_file
-from shmstream.system.locks import file_identity
+from shmstream.system.locks import KernelLock, file_identity
 
 _STEP = 1 << 20  # bytes
 _LARGEST = 1 << 26  # bytes of a journal; a blob of 4 TiB has as many checkpoints
+_MOST_NOTES = 32  # sources that gave a wrong blob; of more, the latest
 _CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
 _SEAL = re.compile(r"seal ([0-9]{1,20} [0-9]{1,20} [0-9]{1,20} [0-9]{1,20})")
 
@@ -58,6 +63,10 @@ class Journal:
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
         self._seal = ""
+        self.first: str = ""
+        """The source of the first byte, as a hash of its name; empty if it is not known."""
+        self.wrong: list[str] = []
+        """The sources that gave a wrong blob, as hashes of their names, the latest last."""
         self.exists: bool = True
         """Whether there is a file, or anything else, at `path`."""
         self.defect: str | None = None
@@ -80,6 +89,8 @@ class Journal:
             header = json.loads(lines[0])
             if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):
                 self._boot = header["boot"]
+                self.first = str(header.get("first", ""))
+                self.wrong = [str(each) for each in header.get("wrong", ())][-_MOST_NOTES:]
                 self.metadata = Description.from_text(header["metadata"])
                 self._read_lines(lines[1:])
         except (ValueError, LookupError, TypeError, RecursionError):
@@ -99,9 +110,19 @@ class Journal:
             self._checkpoints.append((int(found[1]), found[2]))
 
     @property
+    def is_begun(self) -> bool:
+        """Whether it is of the present partial file; else it has only notes, or there is none."""
+        return self.exists and bool(self._boot)
+
+    @property
     def vouches(self) -> bool:
         """Whether any byte of the partial file may be right. Does not look at the partial file."""
         return bool(self._checkpoints) or self._boot == boot_id()
+
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether it was written since the machine was booted."""
+        return self._boot == boot_id()
 
     def trusted(self, fd: int) -> int:
         """How many bytes of the partial file `fd` can be trusted; reads them if it has no seal."""
@@ -134,17 +155,42 @@ class Journal:
         """
         self.metadata, self._boot = metadata, boot_id()
         self._checkpoints = [each for each in self._checkpoints if each[0] <= kept]
+        self._seal = _facts_of(fd) if fd >= 0 else ""
+        self._write_anew()
+
+    def blame(self, source: str) -> None:
+        """Note that `source`, the hash of its name, gave a wrong blob.
+
+        Raises:
+            OSError: the journal cannot be written.
+        """
+        others = [each for each in self.wrong if each != source]
+        self.wrong = [*others, source][-_MOST_NOTES:]
+        self._write_anew()
+
+    def forget(self) -> None:
+        """Keep only the notes on sources; if there are none, or no room for them, no file."""
+        self.metadata, self._boot, self._checkpoints, self.first = Description(), "", [], ""
+        self._seal = ""
+        if self.wrong:
+            with suppress(OSError):
+                self._write_anew()
+                return
+        self.remove()
+
+    def _write_anew(self) -> None:
         header = {
             "algorithm": self._algorithm,
             "boot": self._boot,
-            "metadata": metadata.to_text(1 << 16).decode(),
+            "first": self.first,
+            "wrong": self.wrong,
+            "metadata": self.metadata.to_text(1 << 16).decode(),
         }
         lines = [
             json.dumps(header),
             *(f"{offset} {digest}" for offset, digest in self._checkpoints),
         ]
-        if fd >= 0:
-            self._seal = _facts_of(fd)
+        if self._seal:
             lines.append(f"seal {self._seal}")
         # Beside and renamed: a process that is killed leaves the old journal, or the new one.
         fresh = f"{self.path}.{secrets.token_hex(4)}"
@@ -212,6 +258,22 @@ def _facts_of(fd: int) -> str:
 def _seal_at(path: str, fd: int) -> None:
     """Seal the partial file `fd` of the blob at `path`, in its journal."""
     Journal(path + JOURNAL, algorithm_at(path)).seal(fd)
+
+
+def seal_for_the_dead(path: str, identity: tuple[int, int, int]) -> None:
+    """Seal the partial file of the blob at `path`, whose leader has died.
+
+    For a process that has looked after the file until just before, and has no stream that tells.
+    """
+    try:
+        lock = KernelLock(partial_path(path))
+    except OSError:  # it is gone, or cannot be opened: nobody vouches for it
+        return
+    try:
+        if file_identity(lock.fd) == identity and lock.try_acquire(REAPER):
+            _seal_at(path, lock.fd)
+    finally:
+        lock.close()
 
 
 when_removed(_seal_at)

@@ -39,6 +39,8 @@ from shmstream.stream.segment import NAME_LIMIT
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
 _ALGORITHM = "sha256"  # of the digest that a named blob gets
 
+_BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
+
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
 
@@ -227,7 +229,8 @@ class Layout:
         taken = entry.facts.st_blocks * 512
         if not self._home.tells_space:
             return entry.size
-        return taken if entry.kind == "partial" else max(min(taken, entry.size), entry.size > 0)
+        space = max(min(taken, entry.size), entry.size > 0)
+        return max(space, taken - _BLOCK) if entry.kind == "partial" else space
 
     def remove(self, path: str) -> bool:
         """Remove a file. False if there was none."""

@@ -25,16 +25,16 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
-from shmstream.stream.control_block import Block
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_PATIENCE = 1.0  # s; so long a process waits for a reaper
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
@@ -44,15 +44,38 @@ _TICK = 20_000_000  # ns; the kernel's clock for files is coarser than that of p
 _CHANGE = 1_000_000_000  # ns; a change begins in less, after its time was stored in `writing`
 
 
+class Noting(Protocol):
+    """What of a control block notes the changes of its file."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be stored to: another program may have cut it off."""
+
+    @property
+    def changed(self) -> int:
+        """When it was changed last."""
+
+    @changed.setter
+    def changed(self, value: int, /) -> None: ...
+
+    @property
+    def writing(self) -> int:
+        """When the change in progress began; 0 between changes."""
+
+    @writing.setter
+    def writing(self, value: int, /) -> None: ...
+
+
 class Changing:
     """Around each change of the partial file `fd`: notes in `block` when it was changed."""
 
-    def __init__(self, fd: int, block: Block) -> None:
+    def __init__(self, fd: int, block: Noting) -> None:
         self._fd = fd
         self._block = block
 
     def __enter__(self) -> None:
-        self._block.writing = time.time_ns()
+        if self._block.is_sound:
+            self._block.writing = time.time_ns()
 
     def __exit__(
         self,
@@ -60,11 +83,12 @@ class Changing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._block.changed = os.fstat(self._fd).st_ctime_ns
-        self._block.writing = 0
+        if self._block.is_sound:
+            self._block.changed = os.fstat(self._fd).st_ctime_ns
+            self._block.writing = 0
 
 
-def is_untouched(fd: int, block: Block) -> bool:
+def is_untouched(fd: int, block: Noting) -> bool:
     """Whether only writers of the stream have changed the partial file `fd`, as far as is known.
 
     True if the writer noted nothing.
@@ -75,11 +99,41 @@ def is_untouched(fd: int, block: Block) -> bool:
     return began > 0 and -_TICK < changed - began < _CHANGE
 
 
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
+"""Errors of opening a file that is not there, or where something else lies."""
+LIFE = (1, 0)  # only a writer locks these
+
+
+class Patience:
+    """Waits for a reaper that has locked what this process wants to claim.
+
+    A reaper needs microseconds, unless it was stopped (SIGSTOP) or the disk hangs.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name = name
+        self._what = what
+        self._until = time.monotonic() + _PATIENCE
+        self._pause = 0.001
+
+    def wait(self) -> None:
+        """Wait a moment: a millisecond at first.
+
+        Raises:
+            StreamExists: a second has passed since the construction.
+        """
+        if time.monotonic() > self._until:
+            reaper = "a process that has not finished removing what a dead writer left: is it "
+            raise StreamExists(self._name, self._what, reaper + "stopped, or does its disk hang?")
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 2, 0.05)
+
+
 class PartialFile:
     """The file beside `path`, locked for this writer; `size` bytes were appended to it."""
 
     def __init__(
-        self, lock: KernelLock, name: str, path: str, size: int = 0, block: Block | None = None
+        self, lock: KernelLock, name: str, path: str, size: int = 0, block: Noting | None = None
     ) -> None:
         """Own `lock` and its descriptor, to which bytes are written; `size` bytes exist already.
 
@@ -246,21 +300,27 @@ def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
     A file that a dead writer left there is removed first; with `adopt` it is kept and locked.
 
     Raises:
-        StreamExists: a live writer holds it.
+        StreamExists: a live writer holds it; or a process has been removing it for a second.
         OSError: the folder cannot be written to, or the path is not a regular file.
     """
+    patience = Patience(name, path)
     while True:
         try:
             lock = KernelLock(path, os.O_CREAT | (0 if adopt else os.O_EXCL))
         except FileExistsError:
-            if not remove_partial(path) and is_written(path):
-                raise StreamExists(name, path, "another writer") from None
+            if not remove_partial(path):
+                if is_written(path):
+                    raise StreamExists(name, path, "another writer") from None
+                patience.wait()
             continue
-        if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
+        is_locked = lock.try_acquire(WHOLE_FILE)
+        if is_locked and lock.is_at(path):
             return lock
         lock.close()
         if adopt and is_written(path):
             raise StreamExists(name, path, "another writer")
+        if not is_locked:
+            patience.wait()
 
 
 def reserve(fd: int, size: int) -> None:
@@ -287,7 +347,7 @@ def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
     """
     try:
         lock = KernelLock(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     try:
         if only not in (None, file_identity(lock.fd)):
@@ -305,9 +365,9 @@ def is_written(path: str) -> bool:
     """Whether the partial file at `path` has a live writer."""
     try:
         lock = KernelLock(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
-        return lock.is_held_elsewhere((1, 0))
+        return lock.is_held_elsewhere(LIFE)
     finally:
         lock.close()

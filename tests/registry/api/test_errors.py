@@ -47,10 +47,10 @@ ERRORS: list[tuple[ShmstreamError, int, Code]] = [
     (SizeMismatch("n", 0, "r", 5, 6), 502, Code.UNAVAILABLE),
     (ContentChanged("n", 0, "r"), 502, Code.UNAVAILABLE),
     (OutOfRoom("n", 0, "r"), 503, Code.UNAVAILABLE),
-    (BlobAborted("n", 0, "OSError: the disk of this machine"), 503, Code.UNAVAILABLE),
+    (BlobAborted("n", 0, "OSError: the disk of this machine"), 500, Code.UNKNOWN),
     (TooManyFlights("n", 3), 503, Code.UNAVAILABLE),
     (BlobNotFound("k", "f"), 404, Code.BLOB_UNKNOWN),
-    (DamagedBlob("k", "p", "r"), 503, Code.UNAVAILABLE),
+    (DamagedBlob("k", "p", "r"), 500, Code.UNKNOWN),
 ]
 
 
