@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
@@ -37,6 +38,7 @@ from shmstream.storage import check, flights, gc
 from shmstream.storage.check import Finding
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
+from shmstream.storage.folder import trouble
 from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
 from shmstream.storage.stock import Stock, take_stock
@@ -55,10 +57,11 @@ class Store:
 
     Args:
         folder: the path; a missing folder is made, with mode 0700. `~` is the user's home.
-        max_bytes: limit of all complete blobs together, in bytes or as a text such as `"10GiB"`;
-            beyond it the least recently used blobs are evicted. None: no limit. A blob in flight is
-            not evicted, nor is the blob that was just completed; and an evicted blob stays readable
-            where it is open.
+        max_bytes: limit of all blobs together, complete or partial, in bytes or as a text such as
+            `"10GiB"`; beyond it abandoned partial files go first, then the least recently used
+            blobs. None: no limit. A blob in flight is not evicted, nor is the blob that was just
+            completed; and an evicted blob stays readable where it is open. A larger blob is not
+            kept (`OutOfRoom`).
         durable: sync a blob to the disk before it counts as complete. If False, a crash of the
             machine may leave wrong blobs, which only `check` or `verify` detects.
         verify: hash every complete blob before it is opened, and download a damaged blob anew.
@@ -72,6 +75,10 @@ class Store:
             One more is refused (`TooManyFlights`). A takeover is not a new flight. None: no limit.
         max_pass_through: clients of this process at one time that are served without a flight, each
             by a download of its own, because there is no room to keep the blob; see `pass_through`.
+        shared_group: let all users of the folder's group use the store, and trust them: folders are
+            2770, files 0660. Users share blobs and partial files, and only one of all downloads a
+            blob; shared memory is each user's own, so a user sees blobs in flight of another one
+            only when they are complete. A folder that is there already must have that mode.
         on_event: called with every event of the flights that this process leads, at once and in the
             thread where it happens; it must not block.
 
@@ -93,6 +100,7 @@ class Store:
         publish_interval: float = 0.02,
         max_flights: int | None = None,
         max_pass_through: int = 64,
+        shared_group: bool = False,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         max_bytes = _bytes(max_bytes, "max_bytes")
@@ -101,7 +109,7 @@ class Store:
         if max_pass_through < 0:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
-        self._layout = Layout(os.path.expanduser(folder))
+        self._layout = Layout(os.path.expanduser(folder), shared_group=shared_group)
         self.folder: str = self._layout.folder
         self.max_bytes: int | None = max_bytes
         self._max_pass_through = max_pass_through
@@ -201,7 +209,10 @@ class Store:
             offers.withdraw(sources)
 
         def open_stored() -> Stored | None:
-            stored = self._layout.open(place)
+            try:
+                stored = self._layout.open(place)
+            except OSError as error:
+                raise trouble(error, key, self.folder) or error from error
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
@@ -265,14 +276,16 @@ class Store:
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""
-        return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
+        with self._naming_troubles():
+            return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
 
     def stock(self, recent: int = 0) -> Stock:
         """How many complete blobs there are, their bytes, and the `recent` last used ones.
 
         Lists the folder: half a second for 100,000 blobs, so it is not for an event loop.
         """
-        return take_stock(self._layout, recent)
+        with self._naming_troubles():
+            return take_stock(self._layout, recent)
 
     def room(self) -> int:
         """Bytes that this user can still write to the file system of the folder. Blocks for it.
@@ -289,25 +302,23 @@ class Store:
         For servers that tell whether they are ready: a disk may go, or its locks may. Takes
         milliseconds, and blocks as long as the file system does, so it is not for an event loop.
         """
-        if not os.path.isfile(self._layout.mark):
-            return f"the store is gone: {self.folder}"
+        if not self._layout.is_read_only and not os.path.isfile(self._layout.mark):
+            return f"the store is gone: {self.folder}"  # the next flight makes it anew, if it can
         try:
-            Layout(self.folder)
+            self._layout.restore()
         except StoreUnusable as error:
             return str(error)
-        except OSError as error:
-            return f"the store cannot be looked at: {error.strerror}: {self.folder}"
-        return None
+        return f"the store is read-only: {self.folder}" if self._layout.is_read_only else None
 
     def flights(self) -> list[FlightInfo]:
         """The flights of this store on this host, also those whose leader is dead."""
         return flights.flights(self._layout)
 
     def evict(self, max_bytes: int | str | None = None) -> list[str]:
-        """Remove the least recently used blobs until at most `max_bytes` are left; their paths.
+        """Remove abandoned partial files, then the least recently used blobs; their paths.
 
-        A number of bytes, or a text such as `"10GiB"`; None: the store's own limit. A blob that is
-        open somewhere stays readable there.
+        Until at most `max_bytes` are left: a number of bytes, or a text such as `"10GiB"`; None:
+        the store's own limit. A blob that is open somewhere stays readable there.
 
         Raises:
             ValueError: `max_bytes` is no size, for example a key.
@@ -318,7 +329,8 @@ class Store:
                 "remove the blob of one key, unlink `store.fetch(key)`"
             )
         limit = self.max_bytes if max_bytes is None else _bytes(max_bytes, "max_bytes")
-        return [] if limit is None else self._upkeep.evict(limit)
+        with self._naming_troubles():
+            return [] if limit is None else self._upkeep.evict(limit)
 
     def _say(self, event: Event) -> None:
         """Call `on_event`. An error of it is logged, and ends no flight."""
@@ -336,7 +348,8 @@ class Store:
         not detect bytes that the disk itself loses: `verify=True` hashes every blob, `verify=False`
         none.
         """
-        return check.check(self._layout, verify=verify)
+        with self._naming_troubles():
+            return check.check(self._layout, verify=verify)
 
     def gc(self, *, partial_age: float = WEEK) -> list[str]:
         """Remove what dead processes left, here and in shared memory; the removed names and paths.
@@ -344,7 +357,16 @@ class Store:
         A partial file that a download can continue stays for `partial_age` seconds. Nothing of a
         process that is alive is touched. Cheap, never blocks.
         """
-        return gc.gc(self._layout, partial_age=partial_age)
+        with self._naming_troubles():
+            return gc.gc(self._layout, partial_age=partial_age)
+
+    @contextmanager
+    def _naming_troubles(self) -> Iterator[None]:
+        """Raise `StoreUnusable` or `OutOfResources` for an OSError inside."""
+        try:
+            yield
+        except OSError as error:
+            raise trouble(error, self.folder, self.folder) or error from error
 
     def __repr__(self) -> str:
         return f"<Store {self.folder}>"

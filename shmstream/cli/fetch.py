@@ -18,7 +18,7 @@ import click
 from shmstream.cli import output
 from shmstream.cli.exits import Command
 from shmstream.cli.options import digest as digest_of_text
-from shmstream.cli.options import show_retries, size, store_option, verbose_option
+from shmstream.cli.options import is_shared, show_retries, size, store_option, verbose_option
 from shmstream.cli.output import STANDARD_OUTPUT
 from shmstream.cli.printing import PEOPLE
 from shmstream.cli.progress import telling
@@ -106,7 +106,7 @@ def fetch(
         raise click.UsageError(f"{error}.") from error
     if not quiet:
         show_retries()
-    store = Store(folder, max_bytes=max_bytes)
+    store = Store(folder, max_bytes=max_bytes, shared_group=is_shared())
     with ExitStack() as stack:
         target = None if out is None else stack.enter_context(output.opened(out))
         blob = stack.enter_context(_opened(store, name, sources))

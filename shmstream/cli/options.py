@@ -65,11 +65,31 @@ def existing_store(folder: str) -> Store:
     """
     if not os.path.isfile(os.path.join(folder, ".shmstream")):
         raise click.ClickException(f"there is no store in {folder!r}; `shmstream fetch` makes one")
-    return Store(folder)
+    return Store(folder, shared_group=is_shared())
+
+
+_SHARED = "shmstream.shared_group"
+
+
+def is_shared() -> bool:
+    """Whether the command that runs was given `--shared-group`."""
+    return bool(click.get_current_context().meta.get(_SHARED))
+
+
+def _note_shared(ctx: click.Context, param: click.Parameter, shared: bool) -> None:  # noqa: ARG001
+    ctx.meta[_SHARED] = shared
 
 
 def store_option(command: F) -> F:
-    """`--store DIR`."""
+    """`--store DIR`, and `--shared-group`: see `is_shared`."""
+    command = click.option(
+        "--shared-group",
+        is_flag=True,
+        expose_value=False,
+        callback=_note_shared,
+        help="The users of the folder's group share the store, and trust each other; its mode must "
+        "be 2770.",
+    )(command)
     return click.option(
         "--store",
         "folder",

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from shmstream.cli.exits import Command
-from shmstream.cli.options import duration, size, store_option
+from shmstream.cli.options import duration, is_shared, size, store_option
 from shmstream.cli.printing import say
 from shmstream.registry.settings import BadSetting, Settings, Upstream, read_table
 
@@ -195,6 +195,8 @@ def _settings(
     if not is_default or "store" not in table:
         table["store"] = folder
     table.update((name, value) for name, value in options.items() if value is not None)
+    if is_shared():
+        table["shared_group"] = True
     if upstreams:
         table["upstream"] = [_upstream(each) for each in upstreams]
     try:

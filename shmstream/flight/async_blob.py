@@ -22,10 +22,11 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
+from shmstream.errors import DamagedPartial, OutOfResources, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
+from shmstream.storage.folder import no_memory
 from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
@@ -79,6 +80,12 @@ class AsyncBlob:
         """Where the complete blob is, or will be."""
 
     async def __aenter__(self) -> Self:
+        try:
+            return await self._enter()
+        except MemoryError as error:
+            raise no_memory(self.key, error) from error
+
+    async def _enter(self) -> Self:
         is_new = False
         if (lookout := Lookout.find(self._flight)) is None:
             if self._stored is not None and (stored := self._stored()) is not None:
@@ -223,6 +230,12 @@ class AsyncBlob:
 
     async def read1(self, size: int = -1) -> bytes:
         """Bytes that have arrived, waiting for one, at most `size` (or 128 KiB); b"" at the end."""
+        try:
+            return await self._read1(size)
+        except MemoryError as error:
+            raise no_memory(self.key, error) from error
+
+    async def _read1(self, size: int) -> bytes:
         ahead = await self._readable(self._position + 1) - self._position
         count = min(ahead, _SPAN if size < 0 else size)
         if count <= 0:
@@ -336,10 +349,16 @@ async def _pread(fd: int, count: int, offset: int) -> bytes:
         pass
     except OSError:  # a file system without RWF_NOWAIT, such as tmpfs, which is in memory
         return os.pread(fd, count, offset)
-    mine = os.dup(fd)  # the thread reads from it even if the task is cancelled and closes `fd`
+    try:
+        mine = os.dup(fd)  # the thread reads from it even if the task is cancelled and closes `fd`
+    except OSError:  # no descriptor is left: a moment's wait is better than no bytes
+        return os.pread(fd, count, offset)
     with ExitStack() as undo:
         undo.callback(os.close, mine)
-        reading = in_thread(partial(_pread_and_close, mine, count, offset), _READERS)
+        try:
+            reading = in_thread(partial(_pread_and_close, mine, count, offset), _READERS)
+        except OutOfResources:  # no thread: likewise
+            return os.pread(fd, count, offset)
         undo.pop_all()
     return await reading
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from shmstream.errors import (
     BlobNotFound,
     ContentChanged,
+    DamagedPartial,
     ShmstreamError,
     StreamClosed,
     WriterDied,
@@ -32,6 +33,7 @@ from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
 from shmstream.stream.growing_file import View
+from shmstream.stream.partial import partial_path
 from shmstream.stream.reader import InFlightCopier
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
@@ -431,6 +433,7 @@ class Blob(io.RawIOBase):
 
         Raises:
             ContentChanged: it has other bytes.
+            DamagedPartial: this blob may have read what another program has written.
             StreamBroken: the bytes to compare do not arrive.
         """
         if isinstance(old, StoredFile) or isinstance(fresh, Beside):
@@ -438,6 +441,9 @@ class Blob(io.RawIOBase):
         if isinstance(fresh, InFlightCopier):
             if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
+            if isinstance(old, InFlightCopier) and old.was_written_to:
+                reason = "was written to by somebody else"
+                raise DamagedPartial(self.key, old.position, partial_path(self.path), reason)
             fresh.wait(1)  # with the first byte the file and the validator are known
             fresh.view()
         if fresh.identity == old.identity:

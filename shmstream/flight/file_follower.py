@@ -14,6 +14,9 @@ file itself:
     end           the final name leads to this very file: it was verified before it got that name
     alive         the leader holds the kernel lock on the file
 
+If it finds the leader dead, it seals the file (`storage/journal`): it has looked after it, and the
+leader's stream, which else tells that nobody has changed the file, cannot be seen from here.
+
 Nothing rings, so it looks at the file every 20 ms while it waits. A leader commits, aborts and
 begins anew while it holds the lock:
 
@@ -37,13 +40,14 @@ import time
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, WriterStalled
 from shmstream.sources.base import Description
-from shmstream.storage.journal import Journal
+from shmstream.storage.journal import Journal, seal_for_the_dead
 from shmstream.storage.layout import Place
 from shmstream.stream.growing_file import GrowingFile, View
 from shmstream.stream.partial import LIFE
 from shmstream.system.locks import file_identity, is_held
 
 _LOOK = 0.02  # s; the pause between two looks at the file
+_WATCHED = 1.0  # s; a file that was looked at so recently is vouched for when its leader dies
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _LEADER = "a process with another /dev/shm"
 
@@ -60,6 +64,8 @@ class FileFollower(GrowingFile):
         facts = os.fstat(fd)
         self._there = facts.st_size  # bytes of the file, as last seen, and when it grew:
         self._moved = time.monotonic() - max(time.time() - facts.st_mtime, 0.0)
+        self._alive = time.monotonic()  # when the leader was last seen alive
+        self._has_vouched = False
         self._journal: tuple[int, ...] = ()  # which journal `description` is from
         self.position: int = 0
         self.is_complete: bool = False
@@ -177,6 +183,14 @@ class FileFollower(GrowingFile):
             self._published = os.fstat(self._fd).st_size
             return False
         self._note_published()
+        now = time.monotonic()
+        if is_alive:
+            self._alive = now
+        elif is_partial and not self._has_vouched:
+            self._has_vouched = True
+            # A digest guards the bytes in any case.
+            if self._place.is_given or now - self._alive < _WATCHED:
+                seal_for_the_dead(self._place.path, self.identity)
         return is_alive and is_partial
 
     def _is_at(self, path: str) -> bool:

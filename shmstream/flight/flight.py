@@ -34,10 +34,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import NoReturn
 
 from shmstream.errors import (
     BlobAborted,
@@ -45,6 +46,7 @@ from shmstream.errors import (
     DamagedBlob,
     DamagedPartial,
     ShmstreamError,
+    StoreUnusable,
     StreamExists,
     StreamNotFound,
     TooManyFlights,
@@ -64,6 +66,7 @@ from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
 from shmstream.storage.eviction import Upkeep
+from shmstream.storage.folder import trouble
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.permits import take_permit
 from shmstream.storage.record import Record
@@ -73,6 +76,7 @@ from shmstream.stream.control_block import State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
 
@@ -134,6 +138,21 @@ class Flight:
         """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
         returns this reader, which then raises why."""
 
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Have errors inside name the key; and an error of the system say what is lacking."""
+        with naming(self.place):
+            try:
+                yield
+            except (OSError, RuntimeError, MemoryError) as error:
+                self._explain(error)
+
+    def _explain(self, error: Exception) -> NoReturn:
+        """Raise `error`, or the error that says what this machine lacks."""
+        if (named := trouble(error, self.place.key, self._layout.folder)) is None:
+            raise error
+        raise named from error
+
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
 
@@ -142,10 +161,10 @@ class Flight:
             DamagedBlob: `verify` is set, the complete blob is wrong, and there is no source.
             StreamExists: another process has held the name for a minute without making the stream.
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
-            CannotStart: a flight cannot begin; see its subclasses.
+            CannotStart, StoreUnusable: a flight cannot begin; see the subclasses of the first.
         """
         self._forget_ended_leader()
-        with naming(self.place):
+        with self._naming():
             return self._join()
 
     def _join(self) -> Reader:
@@ -184,13 +203,13 @@ class Flight:
         is to end when its last reader leaves.
 
         Raises:
-            BlobNotFound, CannotStart: as `join`.
+            BlobNotFound, CannotStart, StoreUnusable: as `join`.
         """
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
         offers.add(self.place.stream, self.sources)
         try:
-            with naming(self.place):
+            with self._naming():
                 self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
@@ -205,7 +224,7 @@ class Flight:
         The reader takes its slot when it first waits.
         """
         offers.add(self.place.stream, self.sources)
-        with naming(self.place):
+        with self._naming():
             copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
@@ -242,16 +261,22 @@ class Flight:
             if record is None or record.digest is None:
                 return True  # its digest was never known
             digest = record.digest
-        got = digest_of(fd, self.place.algorithm)
+        got = "not known, because it has large holes"
+        if not is_hollow(fd):
+            got = digest_of(fd, self.place.algorithm)
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
         if not self.sources():
             raise error
         _log.error("%s; downloading it anew", str(error))
-        with suppress(FileNotFoundError):
+        try:
             if os.path.samestat(os.stat(self.place.path), os.fstat(fd)):
                 os.unlink(self.place.path)
+        except FileNotFoundError:
+            pass
+        except OSError:  # it cannot be removed, as from a read-only disk
+            raise error from None
         return False
 
     def _follow(self, patience: float) -> InFlightCopier | FileFollower | None:
@@ -264,6 +289,8 @@ class Flight:
             follower = None
             if copier.is_orphaned:
                 follower = self._follow_file(copier) or self._succeed(copier)
+                if follower is None and copier.is_orphaned and copier.was_written_to:
+                    return None  # nobody can go on with that file: a new flight has to begin
             if follower is not None:
                 return follower
             undo.pop_all()
@@ -431,12 +458,24 @@ class Flight:
             BlobNotFound: there is no source.
             StreamExists: another process holds the name or the partial file.
             TooManyFlights: no flight permit is free.
+            StoreUnusable: the store is read-only.
         """
         sources = self.sources()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
             raise BlobNotFound(self.place.key, self._layout.folder)
+        if self._layout.is_read_only:
+            reason = "it is read-only: what is complete can be opened, and nothing can be kept"
+            raise StoreUnusable(self._layout.folder, reason)
+        try:
+            return self._begin_with(sources)
+        except FileNotFoundError:  # somebody has removed a folder of the store
+            self._layout.restore()
+            self.place = self._layout.place(self.place.key)
+            return self._begin_with(sources)
+
+    def _begin_with(self, sources: Sequence[Source]) -> Leader | None:
         place, policy = self.place, self._policy
         with ExitStack() as undo:
             permit = self._take_permit()

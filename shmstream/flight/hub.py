@@ -36,6 +36,7 @@ from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
 from shmstream.flight.naming import name_key
+from shmstream.storage.folder import trouble
 from shmstream.storage.layout import Place
 from shmstream.stream.control_block import State
 from shmstream.stream.growing_file import View
@@ -133,12 +134,19 @@ class Lookout:
 
     def _end(self, error: BaseException | None) -> None:
         """The thread ends, or could not be started: tell the tasks."""
+        self.error = self.error or error  # first, and once more with a name: memory may be short
+        self._ended = self._ended or error is not None
         with _lookouts.held() as lookouts:
-            self.error = self.error or error
+            self.error = self._named(self.error)
             self._ended = True
             fds = [] if self._users else self._forget(lookouts, is_over=True)
         _close(fds)
         self._tell()
+
+    def _named(self, error: BaseException | None) -> BaseException | None:
+        """The error that says what this machine lacks, if that is what `error` means."""
+        folder, key = str(self._key[0]), str(self._key[1])
+        return trouble(error, key, folder) or error if isinstance(error, Exception) else error
 
     def _forget(self, lookouts: _Lookouts, *, is_over: bool) -> list[int]:
         """No task can join any more. If the thread is over too, the descriptors to be closed."""
@@ -158,21 +166,24 @@ class Lookout:
         Joining takes half a millisecond, less than handing over to another thread. But this waits
         if a thread has to be started (`threads.is_ready`), and then no event loop should call it.
         """
+        try:
+            self._start()
+        except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
+            self._end(error)
+
+    def _start(self) -> None:
         if self._ended:  # all users left before it was started
             self._end(None)
             return
         with ExitStack() as undo:
-            try:
-                flight = self._flight_for_all(_TICK)
-                blob = None
-                if (reader := flight.follow()) is not None:
-                    blob = Blob(flight, reader=reader, goes_past=False)
-                    undo.callback(blob.close)
-                    self._look_at(blob)
-                threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
-                undo.pop_all()
-            except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
-                self._end(error)
+            flight = self._flight_for_all(_TICK)
+            blob = None
+            if (reader := flight.follow()) is not None:
+                blob = Blob(flight, reader=reader, goes_past=False)
+                undo.callback(blob.close)
+                self._look_at(blob)
+            threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
+            undo.pop_all()
 
     def _run(self, flight: Flight, blob: Blob | None) -> None:
         try:
@@ -275,7 +286,7 @@ class Lookout:
                 if isinstance(error, ShmstreamError):
                     name_key(error, place)
                 # Without the lock of `_lookouts`: a signal handler may be closing the streamer.
-                self.error = error
+                self.error = self._named(error)
                 self._ended = True
                 self._tell()
 

@@ -36,6 +36,8 @@ from itertools import chain
 from shmstream.errors import (
     BlobAborted,
     DigestMismatch,
+    OutOfResources,
+    OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     SourceError,
@@ -57,12 +59,14 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.reader import InFlightCopier
-from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.resumable_writer import AT_ONCE, ResumableStreamer
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
 
 _CHECKPOINT = 16 << 20  # bytes
+_LEAST, _MOST = 1 << 20, 16 << 20  # bytes; so much space is taken ahead of what has come
+_NOTES = 1 << 16  # bytes; space for record and journal
 _WORTH_A_JOURNAL = 64 * 1024  # bytes; to ask for less once more takes no longer than for its rest
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
@@ -88,8 +92,9 @@ class Leader:
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
-        `upkeep` is told how many bytes will come, and when the flight has ended. With `lingers`
-        False, the flight ends after 1 s without a reader. `words` are those of the leader before.
+        `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
+        `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
+        before.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -123,6 +128,7 @@ class Leader:
         self._lingers = lingers
         self._held = held
         self._noted = 0
+        self._space = 0  # bytes of the blob for which there is space
         self._has_given_way = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -264,6 +270,11 @@ class Leader:
             return None if done else download.open(streamer.appended)
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
+        if self._journal.vouches and kept < (there := os.fstat(streamer.descriptor).st_size):
+            _log.warning(
+                "%s: uses %d of %d bytes that are here: nothing proves the others",
+                self._place.key, kept, there,
+            )  # fmt: skip
         if kept and (self._place.is_given or known.validator):
             download.known = known
         else:
@@ -350,9 +361,12 @@ class Leader:
     def _announce(self, kept: int) -> None:
         """Tell all readers what the blob is, and publish the `kept` bytes."""
         streamer, metadata, place = self.streamer, self.metadata, self._place
+        if metadata.size is not None:
+            self._require_fit(metadata.size)
+        self._upkeep.make_room(_NOTES)
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
         if kept:
-            self._journal.begin(metadata, kept)
+            self._journal.begin(metadata, kept, streamer.descriptor)
         else:
             self._journal.forget()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
@@ -360,7 +374,7 @@ class Leader:
             self._write_record(None)
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
-            self._set_size(metadata.size)
+            streamer.set_size(metadata.size)
         streamer.resume()
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
@@ -374,9 +388,46 @@ class Leader:
         size = self.metadata.size
         return not self._place.is_given or size is None or size > _WORTH_A_JOURNAL
 
-    def _set_size(self, size: int) -> None:
-        self._upkeep.expect(size, self._place.path)
-        self.streamer.set_size(size)
+    def _require_fit(self, size: int) -> None:
+        """Require that the store can keep a blob of so many bytes, if it evicts all it may.
+
+        Raises:
+            OutOfRoom: it cannot. Nothing was evicted.
+        """
+        if (reason := self._upkeep.misfit(size, self._place.path)) is not None:
+            raise OutOfRoom(self.streamer.name, self.streamer.appended, reason)
+
+    def _take_space(self, count: int) -> None:
+        """Before `count` more bytes: have space for them, and for some that come after them.
+
+        The steps grow with the blob, so a slow source does not keep much from others. Only the
+        space of a blob of known size is reserved, because that never has to be given back.
+
+        Raises:
+            OutOfRoom, OutOfResources: there is no room for them.
+        """
+        streamer, size = self.streamer, self.streamer.size
+        end = streamer.appended + count
+        end = end if size is None else min(end, size)
+        if end <= self._space:
+            return
+        upto = max(end, streamer.appended + min(max(streamer.appended, _LEAST), _MOST))
+        most = size
+        if size is None:
+            self._require_fit(end)
+            most = self._upkeep.max_bytes
+        upto = upto if most is None else min(upto, most)
+        sure = upto if size is not None else end
+        for is_last in (False, True):
+            self._upkeep.expect(sure, self._place.path, upto - max(streamer.appended, self._space))
+            try:
+                if size is not None:
+                    streamer.reserve(upto)
+                break
+            except OutOfResources:  # another flight was faster
+                if is_last:
+                    raise
+        self._space = upto
 
     def _pump(self, feed: Feed) -> Feed | None:
         """Append the bytes of `feed`; None after the last byte of the blob, else the next feed."""
@@ -385,7 +436,8 @@ class Leader:
             self._journal.first = name_hash(download.source)
         try:
             if streamer.size is None and feed.size is not None:
-                self._set_size(feed.size)
+                self._require_fit(feed.size)
+                streamer.set_size(feed.size)
                 download.known = replace(download.known, size=feed.size)
             if feed.by_kernel is not None and feed.offset == streamer.appended:
                 self._receive(feed.by_kernel)
@@ -403,6 +455,7 @@ class Leader:
         streamer = self.streamer
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
+                self._take_space(AT_ONCE)
                 count = streamer.receive(feed.move)
                 self._download.count(count, streamer.appended)
                 self._keep_journal()
@@ -415,6 +468,7 @@ class Leader:
         """Append the bytes of the feed that are new."""
         for data in self._download.new(feed, self.streamer.appended, self):
             if data:
+                self._take_space(len(data))
                 self.streamer.append(data)
                 self._keep_journal()
             greenlets.give_way()
@@ -424,11 +478,18 @@ class Leader:
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
-        self._vouch()
+        self._begin_journal_once()
         self._note_checkpoint()
 
     def _vouch(self) -> None:
-        """Begin the journal if there is none. The streamer calls this if it ends early."""
+        """Begin the journal if there is none, and seal the file.
+
+        The streamer calls this if it ends early, and keeps the file.
+        """
+        self._begin_journal_once()
+        self._journal.seal(self.streamer.descriptor)
+
+    def _begin_journal_once(self) -> None:
         if self.streamer.keeps and not self._journal.is_begun:
             self._begin_journal()
 
@@ -460,7 +521,8 @@ class Leader:
         if not os.path.lexists(place.partial):
             self._journal.forget()
             if not place.is_given and not os.path.lexists(place.path):
-                self._layout.remove(place.record)
+                with suppress(OSError):  # else `gc` removes it; or it is no record
+                    self._layout.remove(place.record)
 
     def _begin_journal(self) -> None:
         try:

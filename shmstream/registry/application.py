@@ -39,6 +39,7 @@ class Application:
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
+            shared_group=settings.shared_group,
             retries=Retries(least_rate=settings.min_rate),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,

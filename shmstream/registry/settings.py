@@ -124,6 +124,8 @@ class Settings:
         access_log: whether to write an access log, to standard output.
         x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder; then
             nginx sends complete blobs. None: we send them.
+        shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
+            itself is of one user.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -146,6 +148,7 @@ class Settings:
     grace: float = 30.0
     access_log: bool = True
     x_accel_redirect: str | None = None
+    shared_group: bool = False
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
@@ -315,6 +318,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "grace": _duration,
     "access_log": _flag,
     "x_accel_redirect": _text,
+    "shared_group": _flag,
 }
 """How each setting is read from a table."""
 

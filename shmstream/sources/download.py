@@ -26,13 +26,22 @@ them with its file, a client without a flight compares a digest, or has no need 
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from shmstream.errors import ContentChanged, FailureKind, SourceError, StreamClosed, names
+from shmstream.errors import (
+    ContentChanged,
+    FailureKind,
+    OutOfResources,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+    names,
+)
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
@@ -213,7 +222,7 @@ class Download:
         """
         try:
             data = next(feed.data, None)
-        except SourceError:
+        except (SourceError, MemoryError):
             raise
         except Exception as error:  # a source is anybody's code
             reason = f"{type(error).__name__}: {error}"
@@ -274,12 +283,18 @@ class Download:
 
         Raises:
             SourceFailed: there is no other source.
+            OutOfResources: the same, and the last one failed because this machine lacks something.
             StreamClosed: the download was stopped.
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
-        pause = self._attempts.failed(error, position, with_part=with_part)
+        try:
+            pause = self._attempts.failed(error, position, with_part=with_part)
+        except SourceFailed:
+            if (shortage := _shortage(error, self._name)) is not None:
+                raise shortage from error
+            raise
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
@@ -329,3 +344,19 @@ class Download:
         if feed is not None:
             feed.close()
         self._report()
+
+
+def _shortage(error: BaseException, name: str) -> OutOfResources | None:
+    """What this machine lacks, if that is why a source failed: descriptors or memory."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.EMFILE, errno.ENFILE):
+            what = "file descriptors: raise `ulimit -n`, or close some"
+            return OutOfResources(name, what, number, str(cause))
+        if number in (errno.ENOMEM, errno.ENOBUFS):
+            return OutOfResources(name, "memory", errno.ENOMEM, str(cause))
+        cause = cause.__cause__ or cause.__context__
+    return None

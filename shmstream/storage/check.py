@@ -11,8 +11,8 @@ blob that it has hashed and found right, and the digest of a named blob that was
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -31,6 +31,7 @@ from shmstream.stream.invariants import MOMENT, Glance, breaches
 from shmstream.stream.seal import is_sealed, seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import deaf, forsaken
+from shmstream.system.files import is_hollow, open_file
 
 _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 
@@ -71,9 +72,7 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
 
 def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
     found = []
-    facts = entry.facts
-    exposed = stat.S_ISREG(facts.st_mode) and facts.st_mode & 0o022
-    if facts.st_uid != os.geteuid() or exposed:
+    if layout.is_exposed(entry.facts):
         found.append(Finding("exposed", entry.path, "others own it, or may write to it"))
     if entry.kind == "foreign":
         found.append(Finding("foreign", entry.path, "no file of a store"))
@@ -102,6 +101,8 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
     if verify is None and is_sealed(entry.path, entry.facts, digest):
         return []
     got = _verify(entry.path, digest)
+    if got is None:
+        return [Finding("damaged", entry.path, "it has large holes, and was not hashed")]
     return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
 
 
@@ -112,7 +113,7 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
     except ValueError:  # somebody has changed the record
         return
     with _opened(path) as fd:
-        if fd is None or path != place.path:
+        if fd is None or path != place.path or layout.is_read_only or is_hollow(fd):
             return
         digest = digest_of(fd, place.algorithm)
         with suppress(FileNotFoundError):
@@ -120,11 +121,16 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
                 replace(record, digest=digest).write(place.record)
 
 
-def _verify(path: str, digest: str) -> str:
-    """The digest that the bytes of a blob really have. Seals the blob if `digest` is right."""
+def _verify(path: str, digest: str) -> str | None:
+    """The digest that the bytes of a blob really have. Seals the blob if `digest` is right.
+
+    None if it has large holes: reading them may take for ever.
+    """
     with _opened(path) as fd:
         if fd is None:
             return digest
+        if is_hollow(fd):
+            return None
         got = digest_of(fd, digest.partition(":")[0])
         if got == digest:
             os.fdatasync(fd)
@@ -136,9 +142,11 @@ def _verify(path: str, digest: str) -> str:
 def _opened(path: str) -> Iterator[int | None]:
     """A descriptor of a blob; None if the blob was evicted."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        yield None
+        fd = open_file(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENXIO):
+            raise
+        yield None  # gone, or something else is there by now
         return
     try:
         yield fd
@@ -230,7 +238,7 @@ def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
     """
     path = segment.path_of(name)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_file(path)
     except OSError:  # gone, or no file
         return []
     try:

@@ -1,13 +1,21 @@
 """Eviction keeps a store within its limit, and runs `gc` now and then.
 
 A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
-second. A flight only tells its size, as soon as the size is known, and its end. One look serves all
-flights that have told something since the last look. After the look the thread rests for three
-times as long as the look took, so that a store of many blobs does not spend a processor on looking.
-If no flight has told anything by then, the thread ends.
+second. A flight only tells how far it will come next, and its end. One look serves all flights that
+have told something since the last look. After the look the thread rests for three times as long as
+the look took, so that a store of many blobs does not spend a processor on looking. If no flight has
+told anything by then, the thread ends.
 
-In one case a flight waits: the disk has no space for the bytes that are coming. Then the flight
-itself evicts blobs first.
+In one case a flight waits: the disk has no space for the bytes that come next. Then the flight
+itself makes room first.
+
+Everything counts that takes space: complete blobs, and partial files with what is reserved for
+them. A flight takes its space in steps, as its bytes come, so a source that announces more than it
+sends evicts nothing for it. What goes, in this order:
+
+    1 partial files that nobody writes to or waits for, the oldest first; also of a store without a
+      limit, if the disk is full
+    2 the least recently used blobs; not those that have come just now
 """
 
 from __future__ import annotations
@@ -17,16 +25,21 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from shmstream.events import Event, EventKind
+from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
 from shmstream.storage.layout import RECORD, Entry, Layout
+from shmstream.stream.claims import is_read
+from shmstream.stream.control_block import State
+from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.system import threads
 from shmstream.system.process import register
 
 _UNTOLD = 1_000_000_000  # ns; longer than a flight needs from its commit to telling its end
+_LETTING_GO = 0.5  # s; a writer that has aborted needs less to close its file
 _REST = 3.0  # times as long as the look took
 _LAST_LOOK = 10.0  # s; the end of the process waits so long for the last look
 _TIDY_EVERY = 3600.0  # s; `gc` runs after a flight if no process has run it for so long
@@ -41,34 +54,63 @@ class Upkeep:
         self, layout: Layout, max_bytes: int | None, tell: Callable[[Event], None]
     ) -> None:
         self._layout = layout
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._tell = tell
         self._begin()
         register(self)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # guards all below
-        self._coming: dict[str, int] = {}  # path -> bytes, of flights that this process leads
+        # Of flights that this process leads: path -> how many bytes the blob has, or will have next
+        self._coming: dict[str, int] = {}
         self._latest = ""
         self._wanted = False
         self._tidying = False
         self._thread: threads.Call | None = None
         self._ending = threading.Event()
 
-    def expect(self, size: int, path: str) -> None:
-        """A flight will bring `size` bytes to `path`: make room for them.
+    def misfit(self, size: int, path: str) -> str | None:
+        """Why a blob of `size` bytes can never be kept at `path`; None if it can, as it seems.
 
-        Blocks only if the disk lacks that space. A failure to make room is logged, and the flight
-        goes on.
+        Looks at all files, and blocks for that, only if the disk has less free space. Nothing is
+        evicted.
         """
-        if self._max_bytes is None:
-            return
+        limit = self.max_bytes
+        if limit is not None and size > limit:
+            return f"it has {size} bytes, and this store keeps {limit} at most"
+        free = self._free()
+        if free is None or size <= free:
+            return None
+        entries = self._entries()
+        own = sum(self._layout.space(each) for each in entries if each.path == partial_path(path))
+        idle = sum(self._layout.space(each) for each in self._idle(entries)) - own
+        stored = sum(self._layout.space(each) for each in entries if each.kind == "blob")
+        most = free + own + max(idle, 0) + (0 if limit is None else stored)
+        if size <= most:
+            return None
+        return f"it has {size} bytes, and its disk has space for {most} at most"
+
+    def expect(self, count: int, path: str, more: int) -> None:
+        """A flight will soon have `count` bytes of the blob at `path`: keep to the limit then.
+
+        It will write `more` bytes for which it has no space yet. Blocks only if the disk lacks that
+        space. A failure to make room is logged, and the flight goes on.
+        """
         with self._lock:
-            self._coming[path] = size
+            self._coming[path] = count
             self._latest = ""
-        self._want()
-        if self._has_no_space(size):
-            self._look()
+        if self.max_bytes is not None:
+            self._want()
+        self.make_room(more)
+
+    def make_room(self, count: int) -> None:
+        """Evict what is needed so that `count` more bytes can be written to the disk.
+
+        Returns at once if they can.
+        """
+        free = self._free()
+        if free is not None and free < count:
+            self._look(count - free)
 
     def ended(self, path: str) -> None:
         """The flight to `path` has ended, with a blob or without."""
@@ -78,7 +120,7 @@ class Upkeep:
             # Flights may report their end out of order.
             self._latest = max(path, self._latest, key=self._completed)
             self._tidying |= is_time
-        if self._max_bytes is not None or is_time:
+        if self.max_bytes is not None or is_time:
             self._want()
 
     @staticmethod
@@ -91,32 +133,62 @@ class Upkeep:
         return completed if completed <= time.time_ns() else 0  # the clock was set back
 
     def evict(self, limit: int) -> list[str]:
-        """Remove the least recently used blobs, also the newest, until `limit` bytes stay.
+        """Remove what goes first (see above), also the newest blobs, until `limit` bytes stay.
 
         Returns the paths of what was removed.
         """
-        return self._evict(self._blobs(), limit)
+        entries = self._entries()
+        excess = sum(self._layout.space(each) for each in entries) - limit
+        return self._evict(entries, excess, {}, "")
 
-    def _blobs(self) -> list[Entry]:
-        return [each for each in self._layout.entries() if each.kind == "blob"]
+    def _entries(self) -> list[Entry]:
+        """All files that take space: complete blobs and partial files."""
+        return [each for each in self._layout.entries() if each.kind in ("blob", "partial")]
 
-    def _evict(self, blobs: list[Entry], limit: int, latest: str = "") -> list[str]:
-        """As `evict`, of these `blobs`; but never `latest`, nor a blob that was complete later."""
-        completed = {each.path: each.facts.st_mtime_ns for each in blobs}
-        since, now = completed.get(latest, math.inf), time.time_ns()
-        if latest in completed and since > now:  # the clock was set back: nothing is younger
-            since = now - _UNTOLD
-        excess = sum(each.size for each in blobs) - limit
-        if excess <= 0:
+    def _idle(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The partial files that nobody writes to, and that no reader waits for; the oldest first.
+
+        Locks tell, not ages: see `stream/claims`.
+        """
+        partials = [each for each in entries if each.kind == "partial"]
+        if not partials:
             return []
-        gone = []
-        for entry in sorted(blobs, key=lambda each: (each.used, each.path)):
+        ending, waited_for = set(), set()
+        for stream in streams():
+            if stream.state == State.ABORTED:  # its writer is about to let go of the file
+                ending.add(partial_path(stream.path))
+            elif is_read(stream.block, stream.lock):  # a reader may be taking over just now
+                waited_for.add(partial_path(stream.path))
+        found = []
+        deadline = time.monotonic() + _LETTING_GO
+        for each in partials:
+            while (is_free := _is_free(each.path)) is False and each.path in ending:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.005)
+            if is_free and each.path not in waited_for:
+                found.append(each)
+        return sorted(found, key=lambda each: each.facts.st_mtime_ns)
+
+    def _evict(
+        self, entries: list[Entry], excess: int, coming: dict[str, int], latest: str
+    ) -> list[str]:
+        """Remove `excess` bytes; but blobs in `coming`, at `latest` and after it stay."""
+        gone: list[str] = []
+        if excess <= 0:
+            return gone
+        for entry in self._idle(entries):
+            if excess <= 0:
+                return gone
+            if remove_partial(entry.path):  # `gc` removes its journal
+                _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
+                excess -= self._layout.space(entry)
+                gone.append(entry.path)
+        for entry in self._by_use(entries, coming, latest):
             if excess <= 0:
                 break
-            # The flight of a younger blob may not have told yet that it has ended.
-            if entry.path == latest or since < completed[entry.path] <= now:
-                continue
-            excess -= entry.size  # also if another process removes it: it counts the same blobs
+            # Also if another process removes it: it counts the same blobs.
+            excess -= self._layout.space(entry)
             key = self._layout.key_of(entry.path)
             if self._layout.remove(entry.path):
                 self._layout.remove(entry.path + RECORD)
@@ -125,12 +197,29 @@ class Upkeep:
                 gone.append(entry.path)
         return gone
 
-    def _has_no_space(self, size: int) -> bool:
+    @staticmethod
+    def _by_use(entries: list[Entry], coming: dict[str, int], latest: str) -> list[Entry]:
+        """The blobs that may go, the least recently used first."""
+        blobs = [each for each in entries if each.kind == "blob" and each.path not in coming]
+        completed = {each.path: each.facts.st_mtime_ns for each in blobs}
+        since, now = completed.get(latest, math.inf), time.time_ns()
+        if latest in completed and since > now:  # the clock was set back: nothing is younger
+            since = now - _UNTOLD
+        # The flight of a younger blob may not have told yet that it has ended.
+        may_go = [
+            each
+            for each in blobs
+            if each.path != latest and not since < completed[each.path] <= now
+        ]
+        return sorted(may_go, key=lambda each: (each.used, each.path))
+
+    def _free(self) -> int | None:
+        """Bytes that this user can write to the disk; None if the file system does not tell."""
         try:
             disk = os.statvfs(self._layout.folder)
         except OSError:
-            return False
-        return disk.f_bavail * disk.f_frsize < size
+            return None
+        return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
     def _is_time_to_tidy(self) -> bool:
         try:
@@ -167,14 +256,23 @@ class Upkeep:
             self._look()
             self._ending.wait(_REST * (time.monotonic() - began))
 
-    def _look(self) -> None:
+    def _look(self, short: int = 0) -> None:
+        """Evict what is above the limit, or `short` bytes if that is more. Now and then run `gc`.
+
+        Without a limit no blob is evicted, only partial files.
+        """
         try:
-            if self._max_bytes is not None:
-                blobs = self._blobs()
-                with self._lock:  # a blob that has come meanwhile is in `blobs`, or in `_coming`
+            if self.max_bytes is not None or short > 0:
+                entries = self._entries()
+                with self._lock:  # a blob that has come meanwhile is an entry, or in `_coming`
                     coming, latest = dict(self._coming), self._latest
-                limit = self._max_bytes - sum(coming.values())
-                self._evict([each for each in blobs if each.path not in coming], limit, latest)
+                limit = self.max_bytes
+                if limit is None:
+                    entries = [each for each in entries if each.kind == "partial"]
+                    limit = sum(self._layout.space(each) for each in entries)
+                self._evict(
+                    entries, max(self._total(entries, coming) - limit, short), coming, latest
+                )
             with self._lock:
                 tidying, self._tidying = self._tidying, False
             if tidying:
@@ -182,6 +280,14 @@ class Upkeep:
                     _log.info("removed %s, which no download goes on with", gone)
         except OSError as error:
             _log.warning("%s: cannot make room: %s", self._layout.folder, error)
+
+    def _total(self, entries: list[Entry], coming: dict[str, int]) -> int:
+        """Bytes that are taken or coming: of a flight the larger number counts."""
+        taken = {each.path: self._layout.space(each) for each in entries}
+        more = 0
+        for path, count in coming.items():
+            more += max(count - taken.get(path, 0) - taken.get(partial_path(path), 0), 0)
+        return sum(taken.values()) + more
 
     def close(self) -> None:
         """At the end of the process: wait for the last look."""
@@ -194,4 +300,12 @@ class Upkeep:
         self._begin()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._layout, self._max_bytes, self._tell)
+        return type(self), (self._layout, self.max_bytes, self._tell)
+
+
+def _is_free(partial: str) -> bool:
+    """Whether a partial file has no live writer, as far as this user can know."""
+    try:
+        return not is_written(partial)
+    except OSError:
+        return False

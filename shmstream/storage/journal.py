@@ -3,14 +3,22 @@
 The journal is a small text file beside the partial file. Its first line holds what the source said
 of the blob, the boot of the machine in which the line was written, which source gave the first
 byte, and which sources once gave a wrong blob of this key: these are asked last. Such notes stay
-when the partial file is removed, for a day at least. Each further line is a
-checkpoint, `offset digest`: the hex digest of the first `offset` bytes.
+when the partial file is removed, for a day at least. Each further line is one of:
 
-While the machine stays up, the page cache keeps every byte that was written, so the whole partial
-file can be trusted. After a reboot nothing is sure, because nothing was synced: the tail may be
-torn, zeros, or old bytes of another blob. Then the partial file can be trusted up to the last
-checkpoint whose digest its bytes still have. The journal itself may be torn too: a line that cannot
-be read counts for nothing, and neither do the lines after it.
+    <offset> <digest>                            a checkpoint: the digest of the first bytes
+    seal <inode> <generation> <size> <time>      nobody leads any more, and all bytes are right
+
+While the machine stays up, the page cache keeps every byte that was written. So a partial file that
+is still the sealed one can be trusted as a whole: nobody has replaced it, and nobody has written to
+it since. Its last change (st_ctime) tells, which no program can set back. The seal is written when
+the flight ends or is given up, and by the process that removes the stream of a leader that was
+killed.
+
+In any other case the partial file can be trusted up to the last checkpoint whose digest its bytes
+still have: if another program has changed it, if the shared memory of a killed leader was lost, and
+after a reboot, because nothing was synced: the tail may be torn, zeros, or old bytes of another
+blob. The journal itself may be torn too: a line that cannot be read counts for nothing, and neither
+do the lines after it.
 
 A small blob whose key is a digest has no journal; after a restart it is downloaded from its
 beginning. No reader has seen a byte of it before its end, and writing a journal would cost more
@@ -20,21 +28,30 @@ than the bytes.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from shmstream.sources.base import Description, Source, name_hash
+from shmstream.storage.layout import JOURNAL, algorithm_at
+from shmstream.stream.claims import when_removed
+from shmstream.stream.partial import REAPER, partial_path
+from shmstream.system.files import is_hollow, open_file, read_file
+from shmstream.system.locks import KernelLock, file_identity
 
 _STEP = 1 << 20  # bytes
+_LARGEST = 1 << 26  # bytes of a journal; a blob of 4 TiB has as many checkpoints
 _MOST_NOTES = 32  # sources that gave a wrong blob; of more, the latest
 _CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
+_SEAL = re.compile(r"seal ([0-9]{1,20} [0-9]{1,20} [0-9]{1,20} [0-9]{1,20})")
+
+_log = logging.getLogger("shmstream")
 
 
 class Journal:
@@ -46,6 +63,7 @@ class Journal:
         self.metadata: Description = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
+        self._seal = ""
         self.first: str = ""
         """The source of the first byte, as a hash of its name; empty if it is not known."""
         self.wrong: list[str] = []
@@ -58,8 +76,7 @@ class Journal:
 
     def _read(self) -> None:
         try:
-            with io.FileIO(self.path, opener=_open_to_read) as file:
-                text = file.read().decode("utf-8", "replace")
+            text = read_file(self.path, _LARGEST).decode("utf-8", "replace")
         except FileNotFoundError:
             self.exists = False
             return
@@ -76,12 +93,22 @@ class Journal:
                 self.first = str(header.get("first", ""))
                 self.wrong = [str(each) for each in header.get("wrong", ())][-_MOST_NOTES:]
                 self.metadata = Description.from_text(header["metadata"])
-                self._checkpoints = list(_ascending(lines[1:]))
-                if (good := 1 + len(self._checkpoints)) < len(lines):
-                    self.defect = f"its line {good + 1} is no checkpoint"
+                self._read_lines(lines[1:])
         except (ValueError, LookupError, TypeError, RecursionError):
             self._boot = ""
             self.defect = "its first line is not that of a journal"
+
+    def _read_lines(self, lines: list[str]) -> None:
+        """Take seals and ascending checkpoints, up to the first line that is neither."""
+        for number, line in enumerate(lines, start=2):
+            if (seal := _SEAL.fullmatch(line)) is not None:
+                self._seal = seal[1]
+                continue
+            found = _CHECKPOINT.fullmatch(line)
+            if found is None or int(found[1]) <= self.covers:
+                self.defect = f"its line {number} is no checkpoint"
+                return
+            self._checkpoints.append((int(found[1]), found[2]))
 
     @property
     def is_begun(self) -> bool:
@@ -90,7 +117,7 @@ class Journal:
 
     @property
     def vouches(self) -> bool:
-        """Whether any byte of the partial file may be trusted. Does not read the partial file."""
+        """Whether any byte of the partial file may be right. Does not look at the partial file."""
         return bool(self._checkpoints) or self._boot == boot_id()
 
     @property
@@ -99,10 +126,11 @@ class Journal:
         return self._boot == boot_id()
 
     def trusted(self, fd: int) -> int:
-        """How many bytes of the partial file `fd` can be trusted. After a reboot it reads them."""
-        size = os.fstat(fd).st_size
-        if self._boot == boot_id():
-            return size
+        """How many bytes of the partial file `fd` can be trusted; reads them if it has no seal."""
+        if self._boot == boot_id() and self._seal == _facts_of(fd):
+            return os.fstat(fd).st_size
+        if is_hollow(fd):
+            return 0
         running = hashlib.new(self._algorithm)
         good = position = 0
         for offset, digest in self._checkpoints:
@@ -117,16 +145,18 @@ class Journal:
             good = offset
         return good
 
-    def begin(self, metadata: Description, kept: int = 0) -> None:
+    def begin(self, metadata: Description, kept: int = 0, fd: int = -1) -> None:
         """Write the journal anew: `metadata` is what the source says of the blob.
 
-        The first `kept` bytes of the partial file stay, and so do their checkpoints.
+        The first `kept` bytes of the partial file stay, and so do their checkpoints. If `fd` is
+        given, it is the partial file, which has these bytes and no others, and is sealed.
 
         Raises:
             OSError: the journal cannot be written.
         """
         self.metadata, self._boot = metadata, boot_id()
         self._checkpoints = [each for each in self._checkpoints if each[0] <= kept]
+        self._seal = _facts_of(fd) if fd >= 0 else ""
         self._write_anew()
 
     def blame(self, source: str) -> None:
@@ -147,6 +177,7 @@ class Journal:
     def forget(self) -> None:
         """Keep only the notes on sources; if there are none, or no room for them, no file."""
         self.metadata, self._boot, self._checkpoints, self.first = Description(), "", [], ""
+        self._seal = ""
         if self.wrong:
             with suppress(OSError):
                 self._write_anew()
@@ -165,6 +196,8 @@ class Journal:
             json.dumps(header),
             *(f"{offset} {digest}" for offset, digest in self._checkpoints),
         ]
+        if self._seal:
+            lines.append(f"seal {self._seal}")
         # Beside and renamed: a process that is killed leaves the old journal, or the new one.
         fresh = f"{self.path}.{secrets.token_hex(4)}"
         try:
@@ -191,34 +224,65 @@ class Journal:
         self._checkpoints.append((offset, digest))
         self._write(f"{offset} {digest}", os.O_APPEND, self.path)
 
+    def seal(self, fd: int) -> None:
+        """Note that all bytes of the partial file `fd` are right, and that nobody leads any more.
+
+        Only for a journal that exists. A failure to write it is logged: then less can be trusted.
+        """
+        facts = _facts_of(fd)
+        if self.exists and self._boot == boot_id() and self._seal != facts:
+            try:
+                self._write(f"seal {facts}", os.O_APPEND, self.path)
+                self._seal = facts
+            except OSError as error:
+                _log.warning("%s: no seal: %s", self.path, str(error))
+
     def _write(self, line: str, flags: int, path: str) -> None:
-        flags |= os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(path, flags, 0o600)
+        fd = open_file(path, flags | os.O_WRONLY | os.O_CREAT)
         try:
             os.write(fd, line.encode() + b"\n")
         finally:
             os.close(fd)
 
     def remove(self) -> None:
-        """Remove the file. Idempotent."""
+        """Remove the file. Idempotent. What is no file stays, and vouches for nothing."""
         if self.exists:
-            Path(self.path).unlink(missing_ok=True)
-            self.exists = False
+            try:
+                Path(self.path).unlink(missing_ok=True)
+                self.exists = False
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", self.path, error.strerror)
 
 
-def _ascending(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """The checkpoints in `lines`, up to the first line that is none or does not ascend."""
-    last = 0
-    for line in lines:
-        found = _CHECKPOINT.fullmatch(line)
-        if found is None or int(found[1]) <= last:
-            return
-        last = int(found[1])
-        yield last, found[2]
+def _facts_of(fd: int) -> str:
+    """What changes with each change of a file, and which file it is."""
+    _, inode, generation = file_identity(fd)
+    facts = os.fstat(fd)
+    return f"{inode} {generation} {facts.st_size} {facts.st_ctime_ns}"
 
 
-def _open_to_read(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _seal_at(path: str, fd: int) -> None:
+    """Seal the partial file `fd` of the blob at `path`, in its journal."""
+    Journal(path + JOURNAL, algorithm_at(path)).seal(fd)
+
+
+def seal_for_the_dead(path: str, identity: tuple[int, int, int]) -> None:
+    """Seal the partial file of the blob at `path`, whose leader has died.
+
+    For a process that has looked after the file until just before, and has no stream that tells.
+    """
+    try:
+        lock = KernelLock(partial_path(path))
+    except OSError:  # it is gone, or cannot be opened: nobody vouches for it
+        return
+    try:
+        if file_identity(lock.fd) == identity and lock.try_acquire(REAPER):
+            _seal_at(path, lock.fd)
+    finally:
+        lock.close()
+
+
+when_removed(_seal_at)
 
 
 @cache

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
-from shmstream.storage.folder import prepare
+from shmstream.storage.folder import Folder
 from shmstream.storage.record import Record
 from shmstream.stream.digest import is_digest
 from shmstream.stream.partial import partial_path
@@ -38,6 +38,8 @@ from shmstream.stream.segment import NAME_LIMIT
 
 _SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
 _ALGORITHM = "sha256"  # of the digest that a named blob gets
+
+_BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -112,9 +114,11 @@ class Entry(NamedTuple):
 class Layout:
     """The folder of a store. Makes the folder if it is missing, and keeps no file open."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Raises:
-        StoreUnusable: other users may write to the folder, or locks do not work there.
+    def __init__(self, folder: str | os.PathLike[str], *, shared_group: bool = False) -> None:
+        """`shared_group` as in `Store`.
+
+        Raises:
+            StoreUnusable: other users may write to the folder, or locks do not work there.
         """
         self.folder: str = os.path.realpath(folder)
         self.mark: str = os.path.join(self.folder, ".shmstream")
@@ -122,16 +126,35 @@ class Layout:
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
         inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
-        prepare(self.folder, self.mark, inner)
-        facts = os.stat(self.folder)
-        self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
+        self._home = Folder(self.folder, self.mark, inner, shared_group=shared_group)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether complete blobs can be opened, and nothing can be written."""
+        return self._home.is_read_only
+
+    def is_exposed(self, facts: os.stat_result) -> bool:
+        """Whether users may write to a file who may not write to the store."""
+        return self._home.is_exposed(facts)
+
+    def look(self) -> None:
+        """Make the folder anew if it is gone, or is another one; see `Folder.look`."""
+        self._home.look()
+
+    def restore(self) -> None:
+        """Make what is missing in the folder, and check all; see `Folder.prepare`."""
+        self._home.prepare()
 
     def place(self, key: str) -> Place:
         """Where the blob of `key` lies, or will lie.
 
+        If the folder is gone, it is made anew.
+
         Raises:
             ValueError: the key is empty, or begins like a digest and is none.
+            StoreUnusable: the folder is gone, and cannot be made anew.
         """
+        self.look()
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
         if key.startswith(("sha256:", "sha512:")):
@@ -146,7 +169,8 @@ class Layout:
             raw = key.encode("utf-8", "surrogatepass")
             path = self._named + hashlib.sha256(raw).hexdigest()
             digest = _ALGORITHM
-        return Place(key, path, digest, self._identity)
+        device, inode = self._home.identity
+        return Place(key, path, digest, f"{os.geteuid()}/{device}/{inode}/")
 
     def open(self, place: Place) -> tuple[int, int] | None:
         """Open the complete blob: its descriptor and its size. None if there is no such blob.
@@ -162,14 +186,20 @@ class Layout:
         except FileNotFoundError:
             return None
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            what = {errno.ELOOP: "a symbolic link", errno.ENXIO: "a socket"}.get(error.errno or 0)
+            if what is None:
                 raise
-            raise DamagedBlob(place.key, place.path, "it is a symbolic link") from error
+            raise DamagedBlob(place.key, place.path, f"it is {what}") from error
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             os.close(fd)
             raise DamagedBlob(place.key, place.path, "it is no file")
-        os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # `noatime` changes nothing
+        try:
+            os.utime(fd, ns=(time.time_ns(), facts.st_mtime_ns))  # `noatime` changes nothing
+        except OSError as error:  # read-only, or another user of the group has made it
+            if error.errno not in (errno.EROFS, errno.EPERM, errno.EACCES):
+                os.close(fd)
+                raise
         return fd, facts.st_size
 
     def metadata(self, place: Place, fd: int) -> Description:
@@ -189,6 +219,18 @@ class Layout:
             return os.stat(path, follow_symlinks=False).st_size
         except FileNotFoundError:
             return -1
+
+    def space(self, entry: Entry) -> int:
+        """Bytes of the disk that a file takes.
+
+        A partial file takes what is reserved for it, too. A file with holes takes less than its
+        size. Where the file system does not tell, it is the size.
+        """
+        taken = entry.facts.st_blocks * 512
+        if not self._home.tells_space:
+            return entry.size
+        space = max(min(taken, entry.size), entry.size > 0)
+        return max(space, taken - _BLOCK) if entry.kind == "partial" else space
 
     def remove(self, path: str) -> bool:
         """Remove a file. False if there was none."""
@@ -213,9 +255,17 @@ class Layout:
         """All files of the store. With `blobs=False` it leaves out the complete blobs.
 
         A symbolic link or a folder counts as a foreign file.
+
+        Raises:
+            StoreUnusable: the file system of the store is not mounted any more.
         """
         for shelf, kind_of in _KINDS.items():
-            with os.scandir(os.path.join(self.folder, shelf)) as found:
+            try:
+                found = os.scandir(os.path.join(self.folder, shelf))
+            except FileNotFoundError:  # somebody has removed it
+                self._home.require_mount()
+                continue
+            with found:
                 for each in found:
                     kind = kind_of(each.name)
                     if kind == "blob" and not blobs:

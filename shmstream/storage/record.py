@@ -11,13 +11,14 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from shmstream.sources.base import Description
 from shmstream.stream.digest import is_digest
+from shmstream.system.files import open_file, read_file
 
 _LONGEST = 1 << 16  # bytes of what a source said
+_LARGEST = 1 << 24  # bytes of a record; a key may be long
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Record:
     def read(cls, path: str) -> Self | None:
         """The record in the file at `path`; None if there is none that can be read."""
         try:
-            facts = json.loads(Path(path).read_text(encoding="utf-8"))
+            facts = json.loads(read_file(path, _LARGEST).decode())
             metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
             if digest is not None and not is_digest(digest):
                 return None
@@ -54,8 +55,7 @@ class Record:
             "metadata": self.metadata.to_text(_LONGEST).decode(),
         }
         temporary = f"{path}.{secrets.token_hex(4)}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        fd = os.open(temporary, flags, 0o600)
+        fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 json.dump(facts, file)

@@ -20,6 +20,10 @@ have begun, and lost its writer, after that process looked for a stream.
 
 The partial file that a dead writer left is unlinked, never truncated for a new stream. So readers
 that still have it open keep their bytes (I2).
+
+The partial file of a resumable stream stays, and with its block goes the proof that no other
+program has written to it. So a reaper that removes such a block tells whoever keeps notes of
+partial files (`when_removed`).
 """
 
 from __future__ import annotations
@@ -34,7 +38,14 @@ from contextlib import ExitStack, suppress
 from shmstream.errors import DamagedSegment
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
-from shmstream.stream.partial import GONE, REAPER, Patience, partial_path, remove_partial
+from shmstream.stream.partial import (
+    GONE,
+    REAPER,
+    Patience,
+    is_untouched,
+    partial_path,
+    remove_partial,
+)
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
@@ -47,6 +58,16 @@ _swept = float("-inf")  # when this process swept last
 
 Spare = Callable[[Block, KernelLock], bool]
 """Decides from its block and its locks whether a dead stream is left alone."""
+
+_notes: list[Callable[[str, int], None]] = []
+
+
+def when_removed(note: Callable[[str, int], None]) -> None:
+    """Call `note(path, fd)` when a dead resumable stream is removed, and its partial file stays.
+
+    `path` is where the blob would be; the file `fd`, which is locked, has only bytes of the blob.
+    """
+    _notes.append(note)
 
 
 def is_read(block: Block, lock: KernelLock) -> bool:
@@ -177,15 +198,33 @@ def reap(name: str, spare: Spare | None = None) -> bool:
 
 def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; a half-made block names at most a path."""
+    if ready and block.resumable and block.state == State.STREAMING:
+        _vouch(block)
     if is_path(block.path) and block.state != State.COMMITTED and not block.resumable:
-        partial = partial_path(block.file_path)
         try:
+            partial = partial_path(block.file_path)
             remove_partial(partial, only=block.file if ready else None)
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.EISDIR):
+            if error.errno not in GONE:
                 raise  # else a link or a folder lies there, which is not ours
     for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
+
+
+def _vouch(block: Block) -> None:
+    """Tell that the partial file of a dead stream has the bytes of the blob, if that is sure."""
+    path = block.file_path
+    try:
+        lock = KernelLock(partial_path(path), os.O_NONBLOCK)
+    except OSError:  # it is gone, or no file, or cannot be opened now: nobody vouches for it
+        return
+    try:
+        is_it = block.changed > 0 and file_identity(lock.fd) == block.file
+        if is_it and lock.try_acquire(REAPER) and is_untouched(lock.fd, block):
+            for note in _notes:
+                note(path, lock.fd)
+    finally:
+        lock.close()
 
 
 def sweep(but: str = "", spare: Spare = is_read) -> list[str]:

@@ -195,6 +195,20 @@ class Block:
         "before COMMITTED (I3)",
         "bytes of the blob; all ones: unknown",
     )
+    changed: Word = Word(
+        136,
+        "writer",
+        "after each change of the partial file, of a resumable stream",
+        "after the change, before `writing`",
+        "time of its last change (st_ctime), in ns since 1970; 0: not noted",
+    )
+    writing: Word = Word(
+        144,
+        "writer",
+        "around each change of the partial file, of a resumable stream",
+        "before the change, and after `changed`",
+        "when the change in progress began, in ns since 1970; 0 between changes",
+    )
     published: Word = Word(
         192,
         "writer",

@@ -3,6 +3,17 @@
 Other programs can truncate, replace or remove the file at any time. So the writer compares its
 length with the number of bytes written before every write, and checks its name before it gives it
 the final name. Either the published bytes are the appended bytes (I2), or there is an error.
+
+The file of a resumable stream outlives its writer, and then nobody looks after it. So the writer
+notes in the block when it changed the file last (`Changing`), and a successor compares:
+
+    writer                                    successor, or reaper
+    1 store the time in `writing`             the file's time is `changed`: only writers had it
+    2 change the file                         else a writer died between 2 and 3, if the time is
+    3 store the file's time in `changed`        that of `writing`, within a second
+    4 store 0 in `writing`                    else another program has written to the file
+
+The time is `st_ctime`, because every program may set `st_mtime` to what it was.
 """
 
 from __future__ import annotations
@@ -12,8 +23,9 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext, suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
@@ -28,8 +40,67 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 REAPER = (0, 1)  # a reaper locks only byte 0: the free bytes after it still show a dead writer
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-"""Errors of opening a file that is not there, or where a link lies."""
+_TICK = 20_000_000  # ns; the kernel's clock for files is coarser than that of processes
+_CHANGE = 1_000_000_000  # ns; a change begins in less, after its time was stored in `writing`
+
+
+class Noting(Protocol):
+    """What of a control block notes the changes of its file."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether it can be stored to: another program may have cut it off."""
+
+    @property
+    def changed(self) -> int:
+        """When it was changed last."""
+
+    @changed.setter
+    def changed(self, value: int, /) -> None: ...
+
+    @property
+    def writing(self) -> int:
+        """When the change in progress began; 0 between changes."""
+
+    @writing.setter
+    def writing(self, value: int, /) -> None: ...
+
+
+class Changing:
+    """Around each change of the partial file `fd`: notes in `block` when it was changed."""
+
+    def __init__(self, fd: int, block: Noting) -> None:
+        self._fd = fd
+        self._block = block
+
+    def __enter__(self) -> None:
+        if self._block.is_sound:
+            self._block.writing = time.time_ns()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._block.is_sound:
+            self._block.changed = os.fstat(self._fd).st_ctime_ns
+            self._block.writing = 0
+
+
+def is_untouched(fd: int, block: Noting) -> bool:
+    """Whether only writers of the stream have changed the partial file `fd`, as far as is known.
+
+    True if the writer noted nothing.
+    """
+    changed, began = os.fstat(fd).st_ctime_ns, block.writing
+    if block.changed in (0, changed):
+        return True
+    return began > 0 and -_TICK < changed - began < _CHANGE
+
+
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
+"""Errors of opening a file that is not there, or where something else lies."""
 LIFE = (1, 0)  # only a writer locks these
 
 
@@ -61,9 +132,17 @@ class Patience:
 class PartialFile:
     """The file beside `path`, locked for this writer; `size` bytes were appended to it."""
 
-    def __init__(self, lock: KernelLock, name: str, path: str, size: int = 0) -> None:
-        """Own `lock` and its descriptor, to which bytes are written; `size` bytes exist already."""
+    def __init__(
+        self, lock: KernelLock, name: str, path: str, size: int = 0, block: Noting | None = None
+    ) -> None:
+        """Own `lock` and its descriptor, to which bytes are written; `size` bytes exist already.
+
+        Changes of the file are noted in `block`, if it is given.
+        """
         self._lock = lock
+        self._changing: AbstractContextManager[None] = (
+            nullcontext() if block is None else Changing(lock.fd, block)
+        )
         self._name = name
         self._final = path
         self.fd: int = lock.fd
@@ -81,11 +160,12 @@ class PartialFile:
         """
         try:
             self._check()
-            written = os.write(self.fd, data)
-            if written < count:
-                with memoryview(data) as whole, whole.cast("B") as view:
-                    while written < count:
-                        written += os.write(self.fd, view[written:])
+            with self._changing:
+                written = os.write(self.fd, data)
+                if written < count:
+                    with memoryview(data) as whole, whole.cast("B") as view:
+                        while written < count:
+                            written += os.write(self.fd, view[written:])
         except BufferError as error:
             raise TypeError("data is one contiguous buffer; this one has gaps") from error
         except OSError:
@@ -103,7 +183,8 @@ class PartialFile:
         """
         self._check()
         try:
-            count = move(self.fd, limit)
+            with self._changing:
+                count = move(self.fd, limit)
         except OSError:
             with naming_shortages(self._name, os.path.dirname(self.path)):
                 raise
@@ -121,7 +202,7 @@ class PartialFile:
         Raises:
             OutOfResources: the disk has less free space.
         """
-        with naming_shortages(self._name, os.path.dirname(self.path)):
+        with naming_shortages(self._name, os.path.dirname(self.path)), self._changing:
             reserve(self.fd, size)
 
     def truncate(self, size: int) -> None:
@@ -133,14 +214,16 @@ class PartialFile:
         there = os.fstat(self.fd).st_size
         if there < size:
             raise self._damaged(f"is shorter than {size} bytes")
-        if there > size:  # truncating to the same size would give reserved space back
-            os.ftruncate(self.fd, size)
+        with self._changing:
+            if there > size:  # truncating to the same size would give reserved space back
+                os.ftruncate(self.fd, size)
         self.size = size
 
     def trim(self) -> int:
         """Give back the space that is reserved beyond the file's end; the file's size in bytes."""
         there = os.fstat(self.fd).st_size
-        os.ftruncate(self.fd, there)
+        with self._changing:
+            os.ftruncate(self.fd, there)
         return there
 
     def move(self, *, durable: bool) -> None:
@@ -155,7 +238,8 @@ class PartialFile:
         """
         if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
             raise self._damaged("was truncated, replaced or removed")
-        os.utime(self.fd)  # now it is the most recently used blob of its store
+        with self._changing:
+            os.utime(self.fd)  # now it is the most recently used blob of its store
         if not durable:
             os.rename(self.path, self._final)
             return

@@ -17,7 +17,7 @@ from typing import Any
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.growing_file import GrowingFile, View
-from shmstream.stream.partial import partial_path
+from shmstream.stream.partial import is_untouched, partial_path
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscriber, present
 from shmstream.stream.waiter import Tail
@@ -181,6 +181,18 @@ class InFlightCopier(GrowingFile):
         """Whether the stream has not ended, and no live writer holds it at this moment."""
         self._check_open()
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    @property
+    def was_written_to(self) -> bool:
+        """Whether another program has changed the file of a stream whose writer has died.
+
+        False if this copier was closed, or is of the process that this one was forked from.
+        """
+        if self._closed is not None or not self._block.is_sound:
+            return False
+        if os.fstat(self._fd).st_nlink == 0:  # it was replaced, and nobody finds it
+            return False
+        return not is_untouched(self._fd, self._block)
 
     @property
     def last_words(self) -> bytes:

@@ -34,13 +34,13 @@ from shmstream.errors import (
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.digest import RunningDigest
 from shmstream.stream.pacer import check_pacing
-from shmstream.stream.partial import PartialFile
 from shmstream.stream.seal import seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.writer import BlobStreamer
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
-_AT_ONCE = 1 << 20  # bytes
+AT_ONCE = 1 << 20
+"""Bytes that one `receive` takes at most."""
 _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
 """After these errors the partial file is removed, because its bytes are wrong."""
 
@@ -116,7 +116,7 @@ class ResumableStreamer(BlobStreamer):
         block = self._block
         block.device, block.inode, block.file_generation = file_identity(lock.fd)
         self._close_file()
-        self._file = PartialFile(lock, self.name, self.path)
+        self._file = self._file_of(lock, 0)
         if self._digest is not None:
             self._digest = RunningDigest(self._given, lock.fd)
 
@@ -184,7 +184,7 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             if not self._streaming:
                 self._begin()
-            room = min(self._limit - self._file.size, _AT_ONCE)
+            room = min(self._limit - self._file.size, AT_ONCE)
             if not room:
                 raise self._fail_size(self._limit + 1)
             try:
@@ -218,24 +218,30 @@ class ResumableStreamer(BlobStreamer):
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def set_size(self, size: int) -> None:
-        """Set the blob's size in bytes, as soon as the source tells it, and reserve the space.
+        """Set the blob's size in bytes, as soon as the source tells it.
 
         Raises:
             SizeMismatch: another size was set, or there are more bytes. The stream is aborted.
-            OutOfResources: the disk has less free space. The stream is aborted.
         """
         with self._lock:
             self._check_open()
             if self._limit not in (UNKNOWN, size) or size < self._file.size:
                 raise self._fail_size(size)
             if self._limit == UNKNOWN:
-                try:
-                    self._file.reserve(size)
-                except BaseException as error:
-                    self.abort(error)
-                    raise
                 self._block.size = self._limit = size
                 self._subscribers.tell_here()
+
+    def reserve(self, size: int) -> None:
+        """Reserve the disk space for the first `size` bytes of the blob.
+
+        What is not written is given back when the stream ends.
+
+        Raises:
+            OutOfResources: the disk has less free space. The stream goes on.
+        """
+        with self._lock:
+            self._check_open()
+            self._file.reserve(min(size, self._limit))
 
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: store for every reader what the source says about the blob.
@@ -317,11 +323,17 @@ class ResumableStreamer(BlobStreamer):
         return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
     def _is_worth_keeping(self) -> bool:
-        if self._file.trim() > 0 and self.keeps:
-            if self._vouch is not None:
-                self._vouch()
-            return self.keeps
-        return False
+        """Whether the partial file is kept; then its reserved space is given back first.
+
+        Before STREAMING the file is what an earlier stream left, and stays as it is.
+        """
+        if self._block.is_sound and self._block.state == State.OPENING:
+            return self.keeps and os.fstat(self._file.fd).st_size > 0
+        if self._file.trim() == 0 or not self.keeps:
+            return False
+        if self._vouch is not None:
+            self._vouch()
+        return self.keeps
 
     def close(self) -> None:
         """Hand the stream over: a reader can succeed, unless the stream has ended.

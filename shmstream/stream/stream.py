@@ -34,7 +34,14 @@ from shmstream.stream.control_block import (
     Block,
     State,
 )
-from shmstream.stream.partial import GONE, claim_partial, partial_path, reserve
+from shmstream.stream.partial import (
+    GONE,
+    Changing,
+    claim_partial,
+    is_untouched,
+    partial_path,
+    reserve,
+)
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
@@ -135,7 +142,8 @@ class Stream:
               leads elsewhere, the stream is over:      name; step 2 sees that)
               stop
             3 lock the partial file; it must be the
-              file that the block names
+              file that the block names, and no
+              other program may have written to it
             4 store this process as the writer
 
         The file keeps all its bytes, also those that the dead writer had not published yet: readers
@@ -143,8 +151,8 @@ class Stream:
 
         Raises:
             StreamExists: a live writer or a reaper holds the stream.
-            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone;
-                in the last case this call has removed the name.
+            StreamNotFound: there is no such stream, or it has ended, or its partial file is gone or
+                was changed; in the last case this call has removed the name.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
         """
         with ExitStack() as undo:
@@ -164,7 +172,8 @@ class Stream:
                 if block.state == State.OPENING and block.published:  # killed just before this
                     block.advance(State.STREAMING, name)
                 if os.fstat(partial.fd).st_size > block.size:  # another program appended to it
-                    os.ftruncate(partial.fd, block.published)
+                    with Changing(partial.fd, block):
+                        os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
@@ -327,6 +336,9 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
             raise DamagedPartial(stream.name, stream.block.published, path, reason)
         if os.fstat(partial.fd).st_size < stream.block.published:
             raise DamagedPartial(stream.name, stream.block.published, path, "was truncated")
+        if not is_untouched(partial.fd, stream.block):
+            reason = "was written to by somebody else"
+            raise DamagedPartial(stream.name, stream.block.published, path, reason)
         if not partial.try_acquire(WHOLE_FILE):
             raise StreamExists(stream.name, path, "another writer")
         undo.pop_all()

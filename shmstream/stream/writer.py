@@ -94,7 +94,7 @@ class BlobStreamer:
         self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
         there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
-        self._file = PartialFile(lock, stream.name, stream.path, there)
+        self._file = self._file_of(lock, there)
         self.durable = durable
         self._given = block.digest.decode()
         self._digest: RunningDigest | None = None
@@ -114,6 +114,10 @@ class BlobStreamer:
         self.digest: str | None = None
         """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
         register(self)
+
+    def _file_of(self, lock: KernelLock, size: int) -> PartialFile:
+        noted = self._block if self._resumable else None
+        return PartialFile(lock, self._stream.name, self._stream.path, size, noted)
 
     @classmethod
     def create(
@@ -392,11 +396,13 @@ class BlobStreamer:
                 return
             self._block.require(State.ABORTED, self.name)
             error = BlobAborted.because(reason, self.name, self._file.size)
+            keeps = self._keeps(reason)  # first: after ABORTED no successor looks after the file
             self._block.error = error.to_text(Block.error.capacity)  # I3
             self._streaming = False
             self._block.advance(State.ABORTED, self.name)
             self._subscribers.ring()
-            self._discard_file(reason)
+            if not keeps:
+                self._file.unlink()
 
     def _discard_file(self, reason: str | BaseException) -> None:
         if not self._keeps(reason):

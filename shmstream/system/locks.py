@@ -26,6 +26,7 @@ import sys
 import time
 
 from shmstream.system import process
+from shmstream.system.files import open_file
 
 if not hasattr(fcntl, "F_OFD_SETLK"):  # pragma: no cover
     raise ImportError("shmstream needs open-file-description locks: Linux 3.15 or later")
@@ -52,7 +53,7 @@ class KernelLock:
 
     def __init__(self, path: str, flags: int = 0) -> None:
         with process.fork_lock:
-            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+            self.fd = open_file(path, os.O_RDWR | flags)
             process.track(self)
 
     @classmethod

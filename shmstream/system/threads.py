@@ -18,13 +18,15 @@ The threads of `Call` are daemons: the interpreter does not wait for them when i
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from shmstream.errors import OutOfResources
 from shmstream.system import greenlets, process
 from shmstream.system.process import PerProcess
 
@@ -133,13 +135,44 @@ _ASKERS = ("shmstream-ask", 8)  # threads that ask a source, which may take long
 def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio.Future[T]:
     """Run `call` in a pool of threads; the future has what it returns or raises.
 
-    `kind` is the name of the pool, and the greatest number of its threads.
+    `kind` is the name of the pool, and the greatest number of its threads. If no thread can be
+    started, the call waits for those that the pool has.
+
+    Raises:
+        OutOfResources: no thread can be started, and the pool has none.
     """
     name, threads = kind
     with _executors.held() as executors:
         if (executor := executors.get(name)) is None:
             executor = executors[name] = ThreadPoolExecutor(threads, name)
-    return asyncio.get_running_loop().run_in_executor(executor, call)
+    done: Future[T] = Future()
+    try:
+        executor.submit(_run, call, done)
+    except RuntimeError as error:
+        if "new thread" not in str(error):
+            raise
+        if not executor._threads:  # else one of them runs it: it is in their queue
+            done.cancel()
+            raise no_thread(name, error) from error
+    return asyncio.wrap_future(done)
+
+
+def _run(call: Callable[[], T], done: Future[T]) -> None:
+    """As the pool itself would; the pool keeps its own future if it fails to start a thread."""
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    except BaseException as error:  # noqa: BLE001  the task that awaits it gets it
+        done.set_exception(error)
+    else:
+        done.set_result(result)
+
+
+def no_thread(name: str, error: RuntimeError) -> OutOfResources:
+    """The error for what `threading` raises if no thread can be started for `name`."""
+    what = "threads: raise `ulimit -u`, or the limit of processes of the container"
+    return OutOfResources(name, what, errno.EAGAIN, str(error))
 
 
 _executors: PerProcess[dict[str, ThreadPoolExecutor]] = PerProcess(dict)

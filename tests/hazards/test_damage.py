@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -29,19 +30,23 @@ from shmstream import (
     ForeignSegment,
     InFlightCopier,
     ShmstreamError,
+    SourceFailed,
     Store,
     StreamExists,
     WriterDied,
     sweep,
 )
+from shmstream.storage.journal import Journal
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block, State
 from shmstream.stream.partial import REAPER
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock, file_identity
-from tests.support import roles
+from tests.support import flights, roles
 from tests.support.interpreters import Interpreter, wait_until
+from tests.support.origin import Origin
 from tests.support.roles import content, sha256
+from tests.support.stores import digest, interrupt
 
 Start = Callable[..., Interpreter]
 
@@ -527,3 +532,146 @@ def test_names_that_nobody_has() -> None:
     for wrong in ("nobody", "x" * 24):
         with pytest.raises(ShmstreamError):
             InFlightCopier.attach(wrong, timeout=0)
+
+
+# The partial file of a flight that nobody leads.
+
+
+def wrong_in_place(path: Path) -> None:
+    """Other bytes in the middle; then the time of change is set back."""
+    facts = path.stat()
+    with path.open("r+b") as file:
+        file.seek(100_000)
+        file.write(b"wrong" * 100)
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def wrong_and_longer(path: Path) -> None:
+    wrong_in_place(path)
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def another_file(path: Path) -> None:
+    other = path.with_name("other")
+    other.write_bytes(bytes(path.stat().st_size))
+    shutil.copystat(path, other)
+    other.replace(path)
+
+
+CHANGES: list[Callable[[Path], None]] = [wrong_in_place, wrong_and_longer, another_file]
+ENDS = ("given up", "handed over", "killed", "killed and swept", "killed and wiped")
+MIB = 1 << 20
+
+
+def end_flight(end: str, start: Start, store: Store, origin: Origin, key: str, at: int) -> Path:
+    """Have a flight of /blob end after about `at` bytes; its partial file, which nobody leads."""
+    if end == "given up":
+        origin.serve("/blob", seed=1, size=4 * MIB)
+        origin.change("/blob", first=0, count=1, close_after=at)
+        origin.change("/blob", first=1, count=2, status=404)
+        with pytest.raises(SourceFailed):
+            store.fetch(key, origin.url("/blob"))
+    elif end == "handed over":
+        origin.serve("/blob", seed=1, size=4 * MIB)
+        origin.change("/blob", first=0, count=1, stall_after=at)
+        leader = start(flights.open_and_leave, store.folder, key, origin.url("/blob"), "exit")
+        leader.hear()
+        wait_until(lambda: store.flights()[0].published > at - 65536)
+        leader.say("exit")
+        leader.finish()
+    else:
+        interrupt(start, store.folder, origin, key, 4 * MIB, at)
+    wait_until(lambda: end.startswith("killed") or store.flights() == [])
+    if end == "killed and swept":
+        store.gc()
+    elif end == "killed and wiped":  # as when a container ends that had its own /dev/shm
+        for name in segment.names():
+            segment.unlink(name)
+        sweep()  # the doorbells
+    [partial] = Path(store.folder).rglob("*.shmstream-partial")
+    return partial
+
+
+@pytest.mark.parametrize(
+    ("end", "change", "named"),
+    [
+        *((end, wrong_in_place, True) for end in ENDS),
+        *(("given up", change, True) for change in CHANGES[1:]),
+        *(("killed", change, False) for change in CHANGES),
+    ],
+)
+def test_a_partial_file_that_is_changed_while_nobody_leads(
+    end: str,
+    change: Callable[[Path], None],
+    named: bool,
+    start: Start,
+    store: Store,
+    origin: Origin,
+) -> None:
+    """The next download has the right bytes, at once, and says what it does not believe."""
+    key = "a name" if named else digest(1, 4 * MIB)
+    change(end_flight(end, start, store, origin, key, 2 * MIB))
+    asked = len(origin.requests("/blob"))
+    with store.open(key, origin.url("/blob")) as blob:
+        assert blob.read() == roles.content(1, 4 * MIB)
+    assert [each.range for each in origin.requests("/blob")[asked:]] == [None]
+
+
+@pytest.mark.parametrize(
+    ("end", "named"), [*((end, True) for end in ENDS[:-1]), ("handed over", False)]
+)
+def test_nothing_is_lost_of_a_partial_file_that_nobody_changed(
+    end: str, named: bool, start: Start, store: Store, origin: Origin
+) -> None:
+    key = "a name" if named else digest(1, 4 * MIB)
+    end_flight(end, start, store, origin, key, 2 * MIB).read_bytes()  # reading changes nothing
+    asked = len(origin.requests("/blob"))
+    with store.open(key, origin.url("/blob")) as blob:
+        assert blob.read() == roles.content(1, 4 * MIB)
+    [last] = origin.requests("/blob")[asked:]
+    assert 2 * MIB - 65536 <= int((last.range or "")[6:-1]) <= 2 * MIB
+
+
+def test_a_changed_file_is_used_up_to_its_last_good_checkpoint(
+    start: Start, store: Store, origin: Origin
+) -> None:
+    key, data = digest(1, 4 * MIB), roles.content(1, 4 * MIB)
+    partial = end_flight("given up", start, store, origin, key, 3 * MIB)
+    journal = Journal(store._layout.place(key).journal, "sha256")
+    checkpoints = [MIB, 2 * MIB, 5 * MIB // 2]
+    for offset in checkpoints:
+        journal.note(offset, sha256(data[:offset]))
+    with partial.open("r+b") as file:
+        file.seek(checkpoints.pop())
+        file.seek(-1, os.SEEK_CUR)
+        file.write(b"wrong")
+    asked = len(origin.requests("/blob"))
+    with store.open(key, origin.url("/blob")) as blob:
+        assert blob.read() == roles.content(1, 4 * MIB)
+    assert [each.range for each in origin.requests("/blob")[asked:]] == [
+        f"bytes={checkpoints[-1]}-"
+    ]
+
+
+def test_a_follower_is_told_that_the_file_was_changed_before_the_takeover(
+    start: Start, store: Store, origin: Origin
+) -> None:
+    """What it has read may be wrong, and it must not take the rest for the blob."""
+    key = "a name"
+    origin.serve("/blob", seed=1, size=4 * MIB)
+    origin.change("/blob", first=0, count=1, stall_after=2 * MIB)
+    taker = start(flights.take, store.folder, {})
+    taker.hear()
+    taker.say([key, origin.url("/blob"), 0])
+    taker.hear()
+    wait_until(lambda: bool(store.flights()) and store.flights()[0].published > 2 * MIB - 65536)
+    with store.open(key, origin.url("/blob")) as follower:
+        assert follower.role == "follows"
+        [partial] = Path(store.folder).rglob("*.shmstream-partial")
+        taker.kill()
+        wrong_in_place(partial)
+        follower.seek(100_000)
+        with pytest.raises(DamagedPartial, match="written to by somebody else"):
+            follower.read()
+    assert Path(store.fetch(key, origin.url("/blob"))).read_bytes() == roles.content(1, 4 * MIB)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from shmstream import BlobStreamer, InFlightCopier, NoFreeSlot, OutOfResources, OutOfRoom
+from shmstream import (
+    BlobStreamer,
+    InFlightCopier,
+    NoFreeSlot,
+    OutOfResources,
+    OutOfRoom,
+    sweep,
+)
 from shmstream.stream import waiter
 from tests.support import roles
 from tests.support.interpreters import Interpreter
@@ -167,3 +177,117 @@ def test_a_writer_without_descriptors_still_wakes_those_it_knows(start: Start, b
     writer.say("end")
     assert writer.hear() == "append"
     writer.finish()
+
+
+# A store whose process lacks something.
+
+BEGIN = """
+import asyncio, collections, os, resource, sys
+import encodings.ascii, encodings.idna, shmstream.http_source
+from shmstream import *
+from shmstream.asgi.statuses import status_of
+from shmstream.system import threads
+
+threads._A_WHILE = 0.1  # an idle thread ends after that time
+DATA = bytes(300_000)
+
+class Source:
+    name = "a source"
+    def open(self, offset=0, validator=None):
+        return Feed(iter([DATA[offset:]]), offset=offset, size=len(DATA))
+
+async def read(store, key, source=None):
+    async with store.aopen(key, source) as blob:
+        return await blob.read()
+
+def told(call):
+    try:
+        assert call() == DATA
+    except ShmstreamError as error:
+        return status_of(error), type(error).__name__, str(error)
+    return 200, "", ""
+
+def ways(store, key, source=None):
+    yield told(lambda: store.open(key, source).read())
+    yield told(lambda: asyncio.run(read(store, key, source)))
+
+if len(sys.argv) > 2:  # to be another user
+    os.setgroups([]); os.setgid(int(sys.argv[2])); os.setuid(int(sys.argv[2]))
+store = Store(sys.argv[1], durable=False)
+store.fetch("stored", Source())
+"""
+
+WITHOUT_THREADS = """
+import time
+deadline = time.monotonic() + 20
+while len(os.listdir("/proc/self/task")) > 1:
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+for status, kind, text in ways(store, "missing", Source()):
+    assert (status, kind) == (503, "OutOfResources"), (status, kind, text)
+    assert "out of threads: raise `ulimit -u`" in text, text
+assert not store.flights()
+assert [each[0] for each in ways(store, "stored")] == [200, 200]
+"""
+
+WITHOUT_DESCRIPTORS = """
+asyncio.run(read(store, "stored"))
+loop = asyncio.new_event_loop()
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+def ways(store, key, source=None):
+    yield told(lambda: store.open(key, source).read())
+    yield told(lambda: loop.run_until_complete(read(store, key, source)))
+found = [*ways(store, "stored"), *ways(store, "missing", Source())]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+for status, kind, text in found:
+    assert (status, kind) == (503, "OutOfResources"), (status, kind, text)
+    assert "out of file descriptors" in text, text
+assert [each[0] for each in ways(store, "missing", Source())] == [200, 200]
+loop.close()
+"""
+
+WITHOUT_MEMORY = """
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (40 << 20), size + (40 << 20)))
+
+async def one(number):
+    try:
+        return 200 if await read(store, f"key {number}", Source()) == DATA else "wrong"
+    except ShmstreamError as error:
+        return status_of(error)
+
+async def all():
+    return await asyncio.wait_for(asyncio.gather(*map(one, range(60))), 60)
+
+found = collections.Counter(asyncio.run(all()))
+assert set(found) <= {200, 503}, found
+assert found[503], found
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "user"),
+    [
+        pytest.param(WITHOUT_THREADS, "54321", marks=needs_mounts, id="threads"),
+        pytest.param(WITHOUT_DESCRIPTORS, None, id="descriptors"),
+        pytest.param(WITHOUT_MEMORY, None, id="memory"),
+    ],
+)
+def test_a_store_that_lacks_something_says_so(program: str, user: str | None) -> None:
+    """Never a hang, a traceback, wrong bytes, or another status than 503; and then it works."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o711)
+        home = folder / "home"
+        home.mkdir(0o700)
+        if user is not None:
+            os.chown(home, int(user), int(user))
+        command = [sys.executable, "-c", BEGIN + program, str(home / "store")]
+        command += [user] if user else []
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    finally:
+        shutil.rmtree(folder)
+    assert sweep() == []

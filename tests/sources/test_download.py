@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from shmstream import (
     Event,
     EventKind,
     Feed,
+    OutOfResources,
+    ShmstreamError,
     SourceError,
     SourceFailed,
     StreamClosed,
@@ -237,3 +241,22 @@ def test_a_stop_is_no_end() -> None:
         client.download.open(0)
     with pytest.raises(StreamClosed):
         client.download.fail(refuses(), 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EMFILE, OutOfResources),
+        (errno.ENOMEM, OutOfResources),
+        (errno.ECONNREFUSED, SourceFailed),
+    ],
+)
+def test_what_this_machine_lacks_is_no_failure_of_the_source(
+    number: int, expected: type[ShmstreamError]
+) -> None:
+    """The error that a source raises has it among its causes, which may even be a circle."""
+    error = refuses("it cannot be reached", retryable=False)
+    lack, between = OSError(number, os.strerror(number)), ValueError("no connection")
+    error.__cause__, between.__cause__, lack.__context__ = between, lack, between
+    with pytest.raises(expected, match=r"cannot be reached|out of"):
+        Client(Scripted("it", error)).download.open(0)

@@ -8,21 +8,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from shmstream import Store
+from shmstream import Feed, InFlightCopier, OutOfRoom, SourceError, SourceFailed, Store
 from shmstream.storage import eviction
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Entry, Layout
+from tests.support import flights
 from tests.support.flights import make_store
-from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
-from tests.support.stores import digest
+from tests.support.stores import digest, has_published
 
+Start = Callable[..., Interpreter]
 MIB = 1 << 20
 
 
@@ -176,3 +178,156 @@ def test_a_store_can_be_sent_to_another_process(folder: str) -> None:
     for number in range(3):
         copy.fetch(str(number), [bytes(1000)])
     wait_until(lambda: [key for key, _ in store.blobs()] == ["2"])
+
+
+# What does not fit, and what is in the way.
+
+
+class Announcing:
+    """A source that tells a size, gives some bytes, and then breaks or waits to be let go."""
+
+    name = "a source"
+
+    def __init__(self, size: int | None, data: bytes, gate: threading.Event | None = None) -> None:
+        self._size = size
+        self._data = data
+        self._gate = gate
+        self.given = 0
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+        return Feed(self._give(offset), offset, self._size, '"v"')
+
+    def _give(self, offset: int) -> Iterator[bytes]:
+        for start in range(offset, len(self._data), 65536):
+            self.given = start + 65536
+            yield self._data[start : start + 65536]
+        if self._gate is not None:
+            assert self._gate.wait(PATIENCE)
+        if self._size is None or len(self._data) < self._size:
+            raise SourceError(self.name, len(self._data), "it broke", retryable=False)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, with a folder for a store."""
+    if os.geteuid() != 0 and not os.environ.get("SHMSTREAM_REQUIRE_REAL"):
+        pytest.skip("mounts need root")
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", mounted], check=True)
+    yield mounted / "store"
+    store = Store(mounted / "store")
+    wait_until(lambda: store.flights() == [])
+    store.gc(partial_age=0)
+    assert store.check() == []
+    # A thread that looks at the folder may keep the mount busy for a moment.
+    wait_until(lambda: subprocess.run(["umount", mounted], check=False).returncode == 0)
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "size", "reason"),
+    [
+        (6 * MIB, 7 * MIB, "this store keeps 6291456 at most"),
+        (6 * MIB, 1 << 50, "this store keeps 6291456 at most"),
+        (1 << 60, 20 << 30, "its disk has space for"),
+        (None, 1 << 50, "its disk has space for"),
+    ],
+)
+def test_what_can_never_fit_evicts_nothing_and_fails_at_once(
+    max_bytes: int | None, size: int, reason: str, disk: Path
+) -> None:
+    store = make_store(str(disk), {"max_bytes": max_bytes})
+    for number in range(3):
+        store.fetch(str(number), [bytes(MIB)])
+    source = Announcing(size, bytes(MIB))
+    for key in ("a name", digest(1, 100)):
+        with pytest.raises(OutOfRoom, match=reason):
+            store.fetch(key, source)
+    assert source.given == 0
+    assert [key for key, _ in store.blobs()] == ["0", "1", "2"]
+
+
+def test_a_size_that_is_announced_evicts_only_for_what_comes(disk: Path) -> None:
+    store = make_store(str(disk), {"max_bytes": 6 * MIB})
+    for number in range(6):
+        store.fetch(str(number), [bytes(MIB)])
+    with pytest.raises(SourceFailed):
+        store.fetch("announced", Announcing(6 * MIB, bytes(100_000)))
+    wait_until(lambda: total(store) < 6 * MIB)
+    store.evict()
+    assert [key for key, _ in store.blobs()] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_blob_of_unknown_size_is_given_up_above_the_limit(disk: Path) -> None:
+    store = make_store(str(disk), {"max_bytes": 3 * MIB})
+    source = Announcing(None, bytes(5 * MIB))
+    with pytest.raises(OutOfRoom, match="this store keeps 3145728 at most"):
+        store.fetch("a name", source)
+    assert source.given <= 3 * MIB + 65536
+
+
+def test_a_drip_keeps_no_space_from_others(disk: Path) -> None:
+    gate = threading.Event()
+    store = make_store(str(disk), {"max_bytes": 7 * MIB})
+    drip = Announcing(6 * MIB, bytes(100_000), gate)
+    with store.open("a drip", drip) as blob:
+        blob.read(1000)
+        path = store.fetch("another", Announcing(6 * MIB, bytes(6 * MIB)))
+        assert Path(path).stat().st_size == 6 * MIB
+        gate.set()
+        with pytest.raises(SourceFailed):
+            blob.read()
+
+
+@pytest.mark.parametrize("max_bytes", [None, 1 << 40, 7 * MIB])
+def test_an_abandoned_partial_file_makes_way(max_bytes: int | None, disk: Path) -> None:
+    """It is the first to go; also where there is no limit, and no blob would go."""
+    store = make_store(str(disk), {"max_bytes": max_bytes})
+    stored = store.fetch("stored", [bytes(MIB)])
+    with pytest.raises((SourceFailed, OutOfRoom)):  # it fills the disk
+        store.fetch("too large", Announcing(None, bytes(9 * MIB)))
+    [left] = disk.rglob("*.shmstream-partial")
+    assert left.stat().st_size > 5 * MIB
+    for number in range(2):
+        path = store.fetch(str(number), Announcing(2 * MIB, bytes(2 * MIB)))
+        assert Path(path).stat().st_size == 2 * MIB
+    assert not left.exists()
+    assert max_bytes or Path(stored).exists()
+
+
+def test_abandoned_partial_files_count(folder: str) -> None:
+    store = make_store(folder, {"max_bytes": 3_000_000})
+    for number in range(10):
+        with pytest.raises(SourceFailed):
+            store.fetch(f"p{number}", Announcing(2_900_000, bytes(1_000_000)))
+    store.fetch("last", [bytes(1000)])
+    store.evict()
+    left = [each.stat().st_size for each in Path(folder).rglob("*.shmstream-partial")]
+    assert sum(left) + 1000 <= 3_000_000
+    assert left
+    gone = store.evict(500)
+    assert len(gone) == len(left) + 1, "first the partial files, then the blob"
+    assert gone[-1] == store._layout.place("last").path
+
+
+def test_a_partial_file_that_somebody_writes_or_waits_for_does_not_go(
+    folder: str, start: Start, origin: Origin
+) -> None:
+    store = make_store(folder, {"max_bytes": 3 * MIB})
+    origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", stall_after=MIB)
+    taker = start(flights.take, folder, {})
+    taker.hear()
+    taker.say(["a name", origin.url("/blob"), 0])
+    taker.hear()
+    wait_until(lambda: has_published(store, MIB))
+    assert store.evict(0) == []
+    with InFlightCopier.attach(store._layout.place("a name").stream) as reader:
+        reader.read(MIB)
+        wait_until(lambda: store.flights()[0].followers != ())
+        taker.kill()
+        assert store.evict(0) == []
+    origin.release()
+    with store.open("a name", origin.url("/blob")) as blob:
+        assert blob.read() == content(1, 2 * MIB)
+    assert [each.range for each in origin.requests("/blob")][1:] == [f"bytes={MIB}-"]

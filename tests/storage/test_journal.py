@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -66,12 +67,82 @@ def trusted(path: Path, partial: Path) -> int:
 # What is written is read.
 
 
-def test_while_the_machine_is_up_every_byte_counts(path: Path, partial: Path) -> None:
+def sealed(path: Path, partial: Path) -> None:
+    fd = os.open(partial, os.O_RDONLY)
+    try:
+        Journal(str(path), "sha256").seal(fd)
+    finally:
+        os.close(fd)
+
+
+def test_while_the_machine_is_up_every_byte_of_a_sealed_file_counts(
+    path: Path, partial: Path
+) -> None:
     write(path)
+    assert trusted(path, partial) == 900, "without a seal, the checkpoints"
+    for _ in range(2):
+        sealed(path, partial)
     read = Journal(str(path), "sha256")
     assert (read.metadata, read.covers, read.defect) == (METADATA, 900, None)
     assert read.vouches
     assert trusted(path, partial) == len(DATA)
+    assert path.read_text().count("seal ") == 1
+
+
+def test_a_seal_is_of_one_file_as_it_was(path: Path, partial: Path) -> None:
+    """Whatever sets the times back: the kernel's own time of change tells."""
+    write(path)
+    for damaged, good in ((950, 900), (500, 400)):
+        partial.write_bytes(DATA)
+        sealed(path, partial)
+        assert trusted(path, partial) == len(DATA)
+        facts = partial.stat()
+        with partial.open("r+b") as file:
+            file.seek(damaged)
+            file.write(b"?")
+        os.utime(partial, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+        assert trusted(path, partial) == good
+    partial.write_bytes(DATA)
+    sealed(path, partial)
+    os.replace(shutil.copy2(partial, f"{partial}.copy"), partial)
+    assert trusted(path, partial) == 900
+    sealed(path, partial)
+    partial.open("ab").close()
+    assert trusted(path, partial) == len(DATA)
+    with partial.open("ab") as file:
+        file.write(b"!")
+    assert trusted(path, partial) == 900
+
+
+def test_a_seal_is_of_one_boot(path: Path, partial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the page cache had may be lost, and nothing tells."""
+    write(path)
+    sealed(path, partial)
+    monkeypatch.setattr(journal, "boot_id", lambda: "another boot")
+    assert trusted(path, partial) == 900
+    sealed(path, partial)
+    assert trusted(path, partial) == 900, "a journal of another boot is not sealed"
+
+
+def test_a_seal_survives_further_checkpoints_and_a_new_beginning(path: Path, partial: Path) -> None:
+    write(path)
+    sealed(path, partial)
+    Journal(str(path), "sha256").note(950, digest_up_to(950))
+    assert trusted(path, partial) == len(DATA)
+    os.truncate(partial, 900)
+    assert trusted(path, partial) == 900
+    fd = os.open(partial, os.O_RDONLY)
+    Journal(str(path), "sha256").begin(METADATA, 900, fd)
+    os.close(fd)
+    read = Journal(str(path), "sha256")
+    assert (read.covers, read.defect) == (900, None)
+    path.write_text(path.read_text().partition("\n")[0] + "\nseal 1 1 1 1\n")
+    assert trusted(path, partial) == 0
+
+
+def test_nothing_is_sealed_without_a_journal(path: Path, partial: Path) -> None:
+    sealed(path, partial)
+    assert not path.exists()
 
 
 def test_after_a_reboot_the_last_good_checkpoint_counts(
@@ -241,4 +312,4 @@ def test_a_line_that_is_no_checkpoint_spoils_none_before_it(path: Path, partial:
         read = Journal(str(path), "sha256")
         assert (read.covers, read.defect) == (900, "its line 5 is no checkpoint")
         assert read.vouches
-        assert trusted(path, partial) == len(DATA), "this boot of the machine wrote it"
+        assert trusted(path, partial) == 900

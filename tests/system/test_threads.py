@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import shmstream
+from shmstream.errors import OutOfResources
 from shmstream.system import threads
 from tests.support.interpreters import live_threads, wait_until
 
@@ -127,3 +129,35 @@ def test_the_engine_starts_threads_in_one_room_only() -> None:
         if re.search(r"\b(Thread|Timer|ThreadPoolExecutor|to_thread)\(", room.read_text())
     }
     assert starting == {"system/threads.py"}
+
+
+def test_where_no_thread_can_be_started_a_pool_does_with_those_that_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And a pool without any says so, and never runs the call later."""
+    ran = []
+    gate = threading.Event()
+
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def run(kind: tuple[str, int]) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_more)
+            with pytest.raises(OutOfResources, match="out of threads"):
+                threads.in_thread(lambda: ran.append("never"), kind)
+        first = threads.in_thread(lambda: gate.wait(20), kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_more)
+            second = threads.in_thread(lambda: ran.append("later"), kind)
+            third = threads.in_thread(lambda: 1 // 0, kind)
+        gate.set()
+        assert await first
+        await second
+        with pytest.raises(ZeroDivisionError):
+            await third
+
+    asyncio.run(run(("a pool", 4)))
+    assert ran == ["later"]
+    with threads._executors.held() as executors:
+        executors.pop("a pool").shutdown()

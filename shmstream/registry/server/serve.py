@@ -44,7 +44,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     """
     _require_extra()
     log_to_stderr("", "INFO")
-    store = Store(settings.store)
+    store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
     _raise_limits(settings)
     with ExitStack() as undo:
