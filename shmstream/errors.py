@@ -256,11 +256,8 @@ class BlobAborted(StreamBroken):
 
     reason: str
 
-    def __post_init__(self) -> None:
-        self.reason = escaped(self.reason)
-
     def __str__(self) -> str:
-        return f"{self.name!r} was aborted after {self.offset} bytes: {self.reason}"
+        return f"{self.name!r} was aborted after {self.offset} bytes: {escaped(self.reason)}"
 
     @staticmethod
     def because(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
@@ -373,12 +370,11 @@ class SourceFailed(BlobAborted):
     kind: FailureKind = FailureKind.BROKEN
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         self.kind = _kind_of(self.kind, self.status)
 
     def __str__(self) -> str:
         name = "the blob" if names(self.name, self.reason) else repr(self.name)
-        return f"{name} was aborted after {self.offset} bytes: {self.reason}"
+        return f"{name} was aborted after {self.offset} bytes: {escaped(self.reason)}"
 
 
 @dataclass(eq=False)

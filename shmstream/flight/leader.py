@@ -43,6 +43,7 @@ from shmstream.errors import (
     SourceError,
     SourceFailed,
     StreamClosed,
+    escaped,
     names,
 )
 from shmstream.events import Event, EventKind
@@ -509,7 +510,7 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        reason = error.reason if isinstance(error, BlobAborted) else told(error, place)
+        reason = escaped(error.reason) if isinstance(error, BlobAborted) else told(error, place)
         name = "" if names(place.key, reason) else f"{place.key}: "
         _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
         self._say(EventKind.ABORTED, streamer.appended)
