@@ -41,7 +41,6 @@ from shmstream.errors import (
     BlobNotFound,
     DamagedBlob,
     DamagedPartial,
-    ShmstreamError,
     StreamExists,
     StreamNotFound,
     TooManyFlights,
@@ -57,7 +56,7 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.permits import take_permit
 from shmstream.storage.record import Record
 from shmstream.stream import segment
-from shmstream.stream.claims import is_read, reap
+from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
@@ -393,8 +392,9 @@ class Flight:
             self._leader.join()
 
     def leave(self) -> None:
-        """After a reader has left, or joined anew: remove the stream if its leader is dead."""
-        if self._leader is not None and self._leader.is_alive:
-            return  # it clears up itself
-        with suppress(ShmstreamError, OSError):
-            reap(self.place.stream, is_read)
+        """After a reader has left, or joined anew: remove the stream if its leader is dead.
+
+        This is also tried if this process leads. Then the lock of the leader keeps the stream; but
+        a leader that hands over may have seen this reader, and so have left the stream to it.
+        """
+        reap_unread(self.place.stream)
