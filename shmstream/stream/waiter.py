@@ -51,7 +51,12 @@ class Tail:
     """The wait of one reader for one stream. It subscribes, unless the stream has ended already."""
 
     def __init__(
-        self, stream: Stream, stall_timeout: float | None, *, subscribes_late: bool = False
+        self,
+        stream: Stream,
+        stall_timeout: float | None,
+        *,
+        subscribes_late: bool = False,
+        sources: int = 0,
     ) -> None:
         """With `subscribes_late`, the reader subscribes only when it has to wait for bytes.
 
@@ -61,9 +66,10 @@ class Tail:
         """
         self._stream = stream
         self._block = stream.block
-        self._stall_timeout = stall_timeout
+        self.stall_timeout: float | None = stall_timeout
         self._subscription: Subscription | None = None
         self._position = 0  # as last given to `note`
+        self._sources = sources
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
@@ -78,7 +84,7 @@ class Tail:
         if self._subscription is None and stream.block.state not in TERMINAL:
             with naming_shortages(stream.name, "shared memory (/dev/shm)"):
                 self._subscription = Subscription(
-                    stream.block, stream.lock, stream.name, self._position
+                    stream.block, stream.lock, stream.name, self._position, self._sources
                 )
         return self._subscription
 
@@ -90,8 +96,10 @@ class Tail:
         Raises:
             BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
             WriterStalled: no byte came for `stall_timeout`.
+            DamagedSegment: another program has cut the shared memory off, or written to it.
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
+        self._block.require_whole()
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want, published)
 
@@ -103,21 +111,23 @@ class Tail:
         while True:
             now = time.monotonic()  # before the load, so that a pause of this process is no stall
             self._forget_rings(doorbell)
+            block.require_whole()
             published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL or self._sees_writer_dead(now, doorbell):
+            if block.known_state() in TERMINAL or self._sees_writer_dead(now, doorbell):
                 return self._conclude(position)
             if published != seen:
                 seen = published
                 now = last_progress = time.monotonic()
             pause = _SLICE
-            if self._stall_timeout is not None:
-                pause = min(pause, last_progress + self._stall_timeout - now)
+            if self.stall_timeout is not None:
+                pause = min(pause, last_progress + self.stall_timeout - now)
                 if pause <= 0:
-                    raise WriterStalled(self._stream.name, position, self._stall_timeout)
+                    raise WriterStalled(self._stream.name, position, self.stall_timeout)
             self.waits += 1
             rung = doorbell.wait(pause)
+            block.require_whole()
             published = block.load_published()
             if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
@@ -150,7 +160,7 @@ class Tail:
 
         Every reader that wants both asks here, because the order of the two loads matters (I3).
         """
-        state = State(self._block.state)
+        state = self._block.known_state()
         return state, self._block.load_published()
 
     def _conclude(self, position: int) -> int:
@@ -166,8 +176,14 @@ class Tail:
     def note(self, position: int) -> None:
         """Store how far this reader has read, for the writer's statistics."""
         self._position = position
-        if self._subscription is not None:
+        if self._subscription is not None and self._block.is_whole:
             self._subscription.slot.position = position
+
+    def offer(self, sources: int) -> None:
+        """Store which sources this reader has, for a writer that gives up."""
+        self._sources = sources
+        if self._subscription is not None:
+            self._subscription.slot.sources = sources
 
     def close(self) -> None:
         """Give the slot back. No other process notices."""
