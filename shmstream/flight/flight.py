@@ -35,7 +35,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn
@@ -45,7 +45,6 @@ from shmstream.errors import (
     BlobNotFound,
     DamagedBlob,
     DamagedPartial,
-    ShmstreamError,
     StoreUnusable,
     StreamExists,
     StreamNotFound,
@@ -71,7 +70,7 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.permits import take_permit
 from shmstream.storage.record import Record
 from shmstream.stream import segment
-from shmstream.stream.claims import is_read, reap
+from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
@@ -587,11 +586,12 @@ class Flight:
             self._leader.join()
 
     def leave(self) -> None:
-        """After a reader has left, or joined anew: remove the stream if its leader is dead."""
-        if self._leader is not None and self._leader.is_alive:
-            return  # it clears up itself
-        with suppress(ShmstreamError, OSError):
-            reap(self.place.stream, is_read)
+        """After a reader has left, or joined anew: remove the stream if its leader is dead.
+
+        This is also tried if this process leads. Then the lock of the leader keeps the stream; but
+        a leader that hands over may have seen this reader, and so have left the stream to it.
+        """
+        reap_unread(self.place.stream)
 
 
 def _if_aborted(reader: Reader | None) -> InFlightCopier | None:

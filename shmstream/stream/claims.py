@@ -35,7 +35,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
-from shmstream.errors import DamagedSegment
+from shmstream.errors import DamagedSegment, ShmstreamError
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
 from shmstream.stream.partial import (
@@ -194,6 +194,22 @@ def reap(name: str, spare: Spare | None = None) -> bool:
         return False
     finally:
         lock.close()
+
+
+def reap_unread(name: str) -> None:
+    """Remove the stream of that name if no live process writes or reads it; never fails.
+
+    Every reader of a flight calls this after it has left, and a writer after it has handed over:
+
+        writer                                  last reader
+        1 sees a reader, hands over: publishes
+                                                1 gives its slot back
+                                                2 cannot lock byte 0: the writer is alive
+        2 unlocks the header
+        3 no process reads the stream: removes it
+    """
+    with suppress(ShmstreamError, OSError):  # the next `sweep` tries again
+        reap(name, is_read)
 
 
 def _remove_remains(block: Block, ready: bool) -> None:

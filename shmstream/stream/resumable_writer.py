@@ -31,6 +31,7 @@ from shmstream.errors import (
     SizeMismatch,
     naming_shortages,
 )
+from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.digest import RunningDigest
 from shmstream.stream.pacer import check_pacing
@@ -354,6 +355,7 @@ class ResumableStreamer(BlobStreamer):
                 self._publish()
                 self._subscribers.here = None  # the last ring is for readers that may succeed
                 with ExitStack() as ending:  # from the last to the first
+                    ending.callback(reap_unread, self.name)  # its last reader may have left by now
                     ending.callback(self._release)
                     ending.callback(self._subscribers.close)
                     ending.callback(self._subscribers.ring)  # readers then find no writer's lock

@@ -7,15 +7,23 @@ at once if the bytes that the reader wants are published. Otherwise it waits:
     2 load `published`; if it is enough, answer
     3 load the state; if it is terminal, load `published` again, and conclude
     4 check the writer's lock if a quarter of a second has passed since the last check, and since
-      the last ring that came with bytes; or if the last ring came without new bytes; or if the
-      writer's process has ended. If the lock is free, load the state again, because the writer
-      may have finished and left meanwhile, and conclude
+      the last ring that came with bytes; or if the last ring came without new bytes, or was
+      forgotten in 1; or if the writer's process has ended. If the lock is free, load the state
+      again, because the writer may have finished and left meanwhile, and conclude
     5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
       else go to 1
 
 A ring between 1 and 5 ends the wait at once, so no wake-up is lost. A ring that never comes costs
 a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the state
 (I3), so the `published` that is loaded after a terminal state is final.
+
+A writer that hands the stream over rings twice, and the reader may forget the second ring:
+
+    writer                                  reader
+    publishes, rings
+                                            wakes with bytes, answers: no look is due
+    unlocks the header, rings
+                                            comes for more, and forgets that ring in 1: so it looks
 
 A writer that was killed cannot ring. So before the first look at its lock, the reader asks
 `system/exit_watcher` to ring the doorbell when the writer's process has ended. The kernel frees the
@@ -102,7 +110,7 @@ class Tail:
         last_progress = time.monotonic()
         while True:
             now = time.monotonic()  # before the load, so that a pause of this process is no stall
-            doorbell.drain()
+            self._forget_rings(doorbell)
             block.require_whole()
             published = block.load_published()
             if published >= want:
@@ -125,6 +133,10 @@ class Tail:
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
             if published >= want:
                 return published
+
+    def _forget_rings(self, doorbell: Doorbell) -> None:
+        if doorbell.drain():  # one may have come from a writer that handed the stream over
+            self._next_look = 0.0
 
     def _sees_writer_dead(self, now: float, doorbell: Doorbell) -> bool:
         """Whether no writer holds the lock on the header; checks only if it is time to."""

@@ -35,7 +35,7 @@ from shmstream.flight.flight import Flight, Reader
 from shmstream.flight.leader import Leader
 from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal
-from shmstream.stream import segment
+from shmstream.stream import resumable_writer, segment
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.stream import Stream
 from shmstream.system.locks import KernelLock
@@ -443,6 +443,40 @@ def test_a_leader_that_hands_over_has_not_failed(folder: str, origin: Origin) ->
         blob.read(1000)
     wait_until(lambda: told[-1].kind in (EventKind.HANDED_OVER, EventKind.ABORTED))
     assert told[-1] == Event(EventKind.HANDED_OVER, "key", 1000)
+
+
+@pytest.mark.parametrize("when", ["after the writer has seen it", "after the writer has reaped"])
+def test_the_last_reader_leaves_a_leader_that_hands_over(
+    folder: str, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Nobody has the stream any more, and nobody was killed: so nothing is left."""
+    owner, name = {
+        "after the writer has seen it": (ResumableStreamer, "has_readers"),
+        "after the writer has reaped": (resumable_writer, "reap_unread"),
+    }[when]
+    original = getattr(owner, name)
+    go_on = threading.Event()
+
+    def feed() -> Iterator[bytes]:
+        yield b"x" * 1000
+        go_on.wait(PATIENCE)
+
+    blob = make_store(folder, {}).open("key", feed())
+    blob.read(1000)
+    leader = blob._flight._leader
+    assert leader is not None
+
+    def leave_after(*args: Any) -> Any:
+        answer = original(*args)
+        monkeypatch.undo()
+        blob.close()
+        return answer
+
+    monkeypatch.setattr(owner, name, leave_after)
+    leader.close()
+    assert segment.names() == []
+    go_on.set()
+    leader.join()
 
 
 def test_a_leader_that_hands_over_while_it_asks_waits_for_no_bytes(folder: str) -> None:

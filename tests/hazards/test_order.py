@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
-from shmstream import BlobAborted, BlobStreamer, DigestMismatch, InFlightCopier
+from shmstream import BlobAborted, BlobStreamer, DigestMismatch, InFlightCopier, WriterDied
 from shmstream.stream import doorbell
+from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import Block, Slot, State, Text, Word, fields_of
+from shmstream.stream.partial import partial_path
+from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.subscribers import Subscribers
 from shmstream.stream.waiter import Tail
 
@@ -153,7 +156,7 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         reader = InFlightCopier.attach(streamer.name)
         assert record == [
             "doorbell", "unlink", "write",
-            "pid", "started", "namespace", "position", "membership active",
+            "pid", "started", "namespace", "position", "sources", "membership active",
         ]  # fmt: skip
         streamer.append(b"data")
         del record[:]
@@ -220,6 +223,31 @@ def test_a_kill_between_published_and_the_ring_costs_a_quarter_of_a_second(
             streamer.abort("")
             with pytest.raises(BlobAborted):
                 reader.read()
+
+
+def test_a_handover_that_is_forgotten_with_the_old_rings_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """The writer publishes, rings, unlocks the header and rings, while the reader wakes once."""
+    streamer = ResumableStreamer.create(blob, publish_interval=0)
+    with InFlightCopier.attach(streamer.name) as reader:
+        wait = doorbell.Doorbell.wait
+
+        def hand_over_then_wait(self: doorbell.Doorbell, seconds: float) -> bool:
+            monkeypatch.setattr(doorbell.Doorbell, "wait", never)
+            streamer.append(b"the last")
+            streamer.close()
+            return wait(self, seconds)
+
+        def never(*_: object) -> bool:
+            raise AssertionError("it waited for a ring that it had forgotten")
+
+        monkeypatch.setattr(doorbell.Doorbell, "wait", hand_over_then_wait)
+        assert reader.read1() == b"the last"
+        with pytest.raises(WriterDied):
+            reader.read1()
+    reap_unread(streamer.name)
+    os.unlink(partial_path(blob))
 
 
 def test_a_view_loads_the_state_before_what_it_makes_final(
