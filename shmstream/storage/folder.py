@@ -20,6 +20,16 @@ from shmstream.system.locks import trouble_with_locks
 _MARK = "shmstream store, layout 1\n"
 
 
+def default_folder() -> str:
+    """The folder of the store if none is given: `SHMSTREAM_STORE`, or one in the user's cache."""
+    if given := os.environ.get("SHMSTREAM_STORE"):
+        return os.path.expanduser(given)
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # empty, or relative, which the XDG specification says to ignore
+        cache = os.path.expanduser("~/.cache")
+    return os.path.join(cache, "shmstream")
+
+
 def prepare(folder: str, mark: str, inner: Iterable[str]) -> None:
     """Make `folder` with its `mark` and its `inner` folders where they are missing.
 
