@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from fsspec.utils import stringify_path
 
-MARKS = ("shmstream::", "shmstream://")
+Method: TypeAlias = Callable[..., Any]
+
+MARKS: tuple[str, ...] = ("shmstream::", "shmstream://")
 """What stands before a path of the target."""
 
 
-def of_target(name: str, *, writes: bool = False) -> Callable[..., Any]:
+def of_target(name: str, *, writes: bool = False) -> Method:
     """A method that the target has; all its paths may begin with `shmstream::`.
 
     After a method that `writes`, nothing is remembered of any file.

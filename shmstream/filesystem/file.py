@@ -41,11 +41,11 @@ class BlobFile(io.BufferedReader):
     def __init__(self, fs: Opens, path: str, version: Version, blob: Blob) -> None:
         """Internal: use `ShmstreamFileSystem.open`."""
         super().__init__(_Raw(blob, version.size), _BUFFER)
-        self.fs = fs
-        self.path = path
+        self.fs: Opens = fs
+        self.path: str = path
         """The path on the target."""
-        self.original = path  # as fsspec's own caches have it, to infer a compression from
-        self.blob = blob
+        self.original: str = path  # as fsspec's own caches have it, to infer a compression from
+        self.blob: Blob = blob
         """The blob that is read."""
         self._version = version
 

@@ -32,15 +32,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
-from fsspec.implementations.chained import ChainedFileSystem
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path, tokenize
 
-from shmstream.filesystem.delegation import MARKS, of_target
+from shmstream.filesystem.delegation import MARKS, Method, of_target
 from shmstream.filesystem.file import BlobFile
 from shmstream.filesystem.identity import Identities, Version, name_of
 from shmstream.filesystem.options import (
@@ -59,7 +58,19 @@ from shmstream.stream.digest import is_digest
 _PIECE = 1 << 20  # bytes
 
 
-class ShmstreamFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec has no types
+if TYPE_CHECKING:
+
+    class _Chained:  # fsspec has no types
+        storage_args: tuple[Any, ...]
+        storage_options: dict[str, Any]
+
+        def __init__(self, **options: Any) -> None: ...
+
+else:
+    from fsspec.implementations.chained import ChainedFileSystem as _Chained
+
+
+class ShmstreamFileSystem(_Chained):
     """Reads the files of another file system, each downloaded once per host for all processes.
 
     `fsspec.open("shmstream::s3://bucket/x.parquet", s3={...}, shmstream={"store": ...})`.
@@ -83,10 +94,10 @@ class ShmstreamFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec ha
         StoreUnusable: the folder cannot hold a store.
     """
 
-    protocol = "shmstream"
+    protocol: str = "shmstream"
     _strip_tokenize_options = ("fo",)
-    async_impl = False
-    local_file = True  # `fsspec.open_local` gives the path of the blob
+    async_impl: bool = False
+    local_file: bool = True  # `fsspec.open_local` gives the path of the blob
 
     def __init__(
         self,
@@ -112,7 +123,7 @@ class ShmstreamFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec ha
         self._target_options = dict(target_options or {})
         self._target, self._pid = self._make_target(), os.getpid()
         self._store = store if isinstance(store, Store) else make_store(store, max_bytes)
-        self.expiry = seconds(expiry)
+        self.expiry: float = seconds(expiry)
         self._identities = Identities(lambda: self.fs, self.expiry)
         self.__dict__["_strip_protocol"] = self._strip_all  # on the class there is no target
         self._checks = digests(check, self._strip_all)
@@ -411,35 +422,35 @@ class ShmstreamFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec ha
         else:
             self.fs.pipe(self._strip_all(path), value, **kwargs)
 
-    ls = of_target("ls")
-    info = of_target("info")
-    exists = of_target("exists")
-    lexists = of_target("lexists")
-    isdir = of_target("isdir")
-    isfile = of_target("isfile")
-    find = of_target("find")
-    glob = of_target("glob")
-    du = of_target("du")
-    size = of_target("size")
-    sizes = of_target("sizes")
-    checksum = of_target("checksum")
-    created = of_target("created")
-    modified = of_target("modified")
-    sign = of_target("sign")
-    expand_path = of_target("expand_path")
+    ls: Method = of_target("ls")
+    info: Method = of_target("info")
+    exists: Method = of_target("exists")
+    lexists: Method = of_target("lexists")
+    isdir: Method = of_target("isdir")
+    isfile: Method = of_target("isfile")
+    find: Method = of_target("find")
+    glob: Method = of_target("glob")
+    du: Method = of_target("du")
+    size: Method = of_target("size")
+    sizes: Method = of_target("sizes")
+    checksum: Method = of_target("checksum")
+    created: Method = of_target("created")
+    modified: Method = of_target("modified")
+    sign: Method = of_target("sign")
+    expand_path: Method = of_target("expand_path")
 
-    mkdir = of_target("mkdir", writes=True)
-    makedirs = of_target("makedirs", writes=True)
-    rmdir = of_target("rmdir", writes=True)
-    rm = of_target("rm", writes=True)
-    rm_file = of_target("rm_file", writes=True)
-    touch = of_target("touch", writes=True)
-    cp_file = of_target("cp_file", writes=True)
-    copy = of_target("copy", writes=True)
-    mv = of_target("mv", writes=True)
-    put = of_target("put", writes=True)
-    put_file = of_target("put_file", writes=True)
-    pipe_file = of_target("pipe_file", writes=True)
+    mkdir: Method = of_target("mkdir", writes=True)
+    makedirs: Method = of_target("makedirs", writes=True)
+    rmdir: Method = of_target("rmdir", writes=True)
+    rm: Method = of_target("rm", writes=True)
+    rm_file: Method = of_target("rm_file", writes=True)
+    touch: Method = of_target("touch", writes=True)
+    cp_file: Method = of_target("cp_file", writes=True)
+    copy: Method = of_target("copy", writes=True)
+    mv: Method = of_target("mv", writes=True)
+    put: Method = of_target("put", writes=True)
+    put_file: Method = of_target("put_file", writes=True)
+    pipe_file: Method = of_target("pipe_file", writes=True)
 
     # Transactions are the target's, because only files that are written belong to one.
 
