@@ -38,11 +38,21 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
+
+# Control characters, line ends, and characters that turn the direction of a text around: a server
+# could use them to hide or forge what people read in a terminal or a log.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escaped(text: str) -> str:
+    """`text` of a stranger, for people: each character that is not safe to show is escaped."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamError:
@@ -157,7 +167,7 @@ class OutOfResources(CannotStart):
     detail: str
 
     def __str__(self) -> str:
-        return f"stream {self.name!r}: out of {self.what} ({self.detail})"
+        return f"{self.name!r}: out of {self.what} ({self.detail})"
 
 
 _SHORTAGES_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
@@ -192,7 +202,7 @@ def is_for_want_of_room(error: BaseException) -> bool:
 
 @dataclass(eq=False)
 class StreamBroken(ShmstreamError):
-    """The stream does not go on behind `offset`, the number of bytes that this process had."""
+    """The stream does not go on after `offset`, the number of bytes that this process had."""
 
     name: str
     offset: int
@@ -206,7 +216,7 @@ class WriterDied(StreamBroken):
 
     def __str__(self) -> str:
         return (
-            f"the writer of stream {self.name!r} ({self.writer}) died; this reader has "
+            f"the writer of {self.name!r} ({self.writer}) died; this reader has "
             f"{self.offset} bytes and the blob is not complete"
         )
 
@@ -219,7 +229,7 @@ class WriterStalled(StreamBroken):
 
     def __str__(self) -> str:
         return (
-            f"the writer of stream {self.name!r} made no progress for {self.seconds:g} s at "
+            f"the writer of {self.name!r} made no progress for {self.seconds:g} s at "
             f"offset {self.offset}; it is alive: read again to go on waiting"
         )
 
@@ -232,7 +242,7 @@ class DamagedPartial(StreamBroken):
     reason: str
 
     def __str__(self) -> str:
-        return f"stream {self.name!r} broke at offset {self.offset}: {self.path} {self.reason}"
+        return f"{self.name!r} broke at offset {self.offset}: {self.path} {self.reason}"
 
 
 @dataclass(eq=False)
@@ -241,8 +251,11 @@ class BlobAborted(StreamBroken):
 
     reason: str
 
+    def __post_init__(self) -> None:
+        self.reason = escaped(self.reason)
+
     def __str__(self) -> str:
-        return f"stream {self.name!r} was aborted after {self.offset} bytes: {self.reason}"
+        return f"{self.name!r} was aborted after {self.offset} bytes: {self.reason}"
 
     @staticmethod
     def because(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
@@ -251,7 +264,8 @@ class BlobAborted(StreamBroken):
             return reason
         if isinstance(reason, BaseException):
             kind = type(reason).__name__
-            text = f"{kind}: {reason}" if str(reason) else kind
+            told = str(reason).removeprefix(f"{name!r}: ").replace(repr(name), "it")
+            text = f"{kind}: {told}" if told else kind
             if is_for_want_of_room(reason):
                 return OutOfRoom(name, offset, text)
             reason = text
@@ -284,9 +298,15 @@ class BlobAborted(StreamBroken):
             kinds = (
                 BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
             )  # fmt: skip
-            return {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            found = {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            if not all(isinstance(getattr(found, name), kind) for name, kind in _FACTS.items()):
+                raise TypeError("a fact of another type")
+            return found
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
+
+
+_FACTS = {"name": str, "offset": int, "reason": str}
 
 
 @dataclass(eq=False)
@@ -348,7 +368,13 @@ class SourceFailed(BlobAborted):
     kind: FailureKind = FailureKind.BROKEN
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.kind = _kind_of(self.kind, self.status)
+
+    def __str__(self) -> str:
+        # The key of a blob is often the URL, and the reason names each URL.
+        name = "the blob" if self.name in self.reason else repr(self.name)
+        return f"{name} was aborted after {self.offset} bytes: {self.reason}"
 
 
 @dataclass(eq=False)
@@ -386,6 +412,7 @@ class SourceError(ShmstreamError):
     kind: FailureKind = FailureKind.BROKEN
 
     def __post_init__(self) -> None:
+        self.source, self.reason = escaped(self.source), escaped(self.reason)
         self.kind = _kind_of(self.kind, self.status)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Sizes and durations as people write and read them."""
+"""Sizes, durations and foreign texts as people write and read them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def size(text: str) -> int:
     return int(Fraction(number) * kilo ** " kmgtp".index((letter or " ").lower()))
 
 
+def is_size(text: str) -> bool:
+    """Whether `size` understands the text."""
+    return _SIZE.fullmatch(text.strip()) is not None
+
+
 def duration(text: str) -> float:
     """A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`, `2w`.
 
@@ -43,3 +48,12 @@ def amount(count: float) -> str:
     while (value := value / 1024) >= 1024 and len(units) > 1:
         units.pop(0)
     return f"{value:.1f} {units[0]}"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for unprintable characters: those could move the cursor of a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )

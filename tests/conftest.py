@@ -20,6 +20,7 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 pytest_plugins = [
+    "tests.support.containers",
     "tests.support.docker_registry",
     "tests.support.fuse",
     "tests.support.nginx",
@@ -46,8 +47,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def infrastructure() -> None:
-    """What every test finds running already, so that no test seems to leave it behind."""
+    """What every test finds running already, so that no test seems to leave it behind.
+
+    What has been imported for all tests stays, so no collection of garbage has to look at it.
+    """
     isolation.start_helpers_of_multiprocessing()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

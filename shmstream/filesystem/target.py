@@ -31,6 +31,7 @@ class TargetSource(FsspecSource):
         self._path = path
         self._only = only
         self.name: str = name
+        self.identity: str = f"{path} {system().storage_options}"
 
     def _locate(self) -> tuple[AbstractFileSystem, str]:
         return self._system(), self._path

@@ -2,9 +2,14 @@
 
 flight          decides by kernel locks whether this process leads, follows or succeeds
 leader          downloads the blob, in one thread
+offers          which sources the readers of a process have, beside the leader's
+last_words      how a leader that gives up hands over to a reader with another source
 blob            a readable file that goes on when its leader dies
+file_follower   follows a flight by its file, where its shared memory cannot be seen
+beside          reads past a leader that makes no progress, by a download of its own
+naming          errors and logs of a flight name the key
 stored_file     a reader of a complete blob, with the methods of a reader of one in flight
 hub             watches one flight for all asyncio tasks of a process
 async_blob      a readable blob for asyncio
-pass_through    a download for one client only, where there is no room to keep the blob
+pass_through    a download for one reader only, such as a client without room to keep the blob
 """

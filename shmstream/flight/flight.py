@@ -3,8 +3,10 @@
 Every process calls `Flight.join`. It repeats these steps until it has a reader:
 
     1 if the blob is complete, open it
-    2 if there is a stream of that name, follow it. If its writer has died, try to succeed first;
-      follow in any case, because now either this process leads or another one does
+    2 if there is a stream of that name, follow it. If its writer has died, first try to take over.
+      Then follow in any case, because now either this process leads or another process does. If
+      there is no stream, or its writer has died, and yet a live process writes the partial file,
+      that process has another /dev/shm: follow the file (`file_follower`)
     3 claim the name, which only one process can. Look again whether the blob is complete, because
       its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 
@@ -24,6 +26,7 @@ leader needs no reader.
 Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
 All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
 others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
+A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shmstream.errors import (
@@ -46,9 +49,17 @@ from shmstream.errors import (
     StreamNotFound,
     TooManyFlights,
     WriterDied,
+    is_for_want_of_room,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight import offers
+from shmstream.flight.beside import Beside
+from shmstream.flight.file_follower import FileFollower
+from shmstream.flight.last_words import LastWords
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import naming
+from shmstream.flight.offers import Offer
+from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
@@ -63,14 +74,15 @@ from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
+from shmstream.system.process import Identity
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
-_PATIENCE = 60.0  # s; how long a process may hold a name without a byte that this process sees
-_SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
+_PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
+SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
 
 _log = logging.getLogger("shmstream")
 
-Reader = StoredFile | InFlightCopier
+Reader = StoredFile | InFlightCopier | FileFollower | Beside
 
 
 class Role(StrEnum):
@@ -103,21 +115,24 @@ class Flight:
         self,
         layout: Layout,
         place: Place,
-        sources: Callable[[], Sequence[Source]],
+        sources: Offer,
         policy: Policy,
         *,
         stall_timeout: float | None,
         lingers: bool,
     ) -> None:
-        """`sources` is called only when a source is needed."""
+        """The sources are made only when a source is needed."""
         self.place = place
         self.role: Role = Role.STORED
         self._layout = layout
-        self._sources = sources
+        self.sources = sources
         self._policy = policy
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._leader: Leader | None = None
+        self.before: Reader | None = None
+        """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
+        returns this reader, which then raises why."""
 
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
@@ -125,35 +140,43 @@ class Flight:
         Raises:
             BlobNotFound: the blob is not here and not in flight, and there is no source.
             DamagedBlob: `verify` is set, the complete blob is wrong, and there is no source.
-            StreamExists: another process has held the name or the partial file for a minute; there
-                is no stream to follow, and the file does not grow.
+            StreamExists: another process has held the name for a minute without making the stream.
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        self._forget_ended_leader()
+        with naming(self.place):
+            return self._join()
+
+    def _join(self) -> Reader:
         began = time.monotonic()
         patience = 0.0
-        size = -1
         while True:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
                 return stored
-            if (copier := self._follow(patience)) is not None:
-                return copier
+            offers.add(self.place.stream, self.sources)
+            reader: Reader | None = self._follow(patience) or self._follow_file()
+            if (reader := reader or _if_aborted(self.before)) is not None:
+                return reader
             try:
-                copier = self._lead()
+                reader = self._lead()
             except TooManyFlights:  # another process may be beginning this very flight
-                if (copier := self._follow(_MOMENT)) is None:
+                if (reader := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
-                # Perhaps the leader is in a container with another /dev/shm. Then the file grows.
-                if size != (size := self._layout.size_of(self.place.partial)):
-                    began = time.monotonic()
-                elif time.monotonic() - began > _PATIENCE:
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
+                if time.monotonic() - began > _PATIENCE:
                     raise
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 patience = min(patience + 0.01, 0.5)
                 continue
-            if copier is not None:
-                return copier
+            if reader is not None:
+                return reader
+
+    def _forget_ended_leader(self) -> None:
+        if self._leader is not None and not self._leader.is_alive:
+            self._leader, self.role = None, Role.FOLLOWS
 
     def lead(self) -> Leader | None:
         """Begin the flight; the caller runs the leader at once. None if `join` is needed instead.
@@ -166,12 +189,15 @@ class Flight:
         """
         if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
             return None
+        offers.add(self.place.stream, self.sources)
         try:
-            self._leader = self._begin()
+            with naming(self.place):
+                self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
         if self._leader is not None:
             self.role = Role.LEADS
+            self._leader.takes_a_seat = True
         return self._leader
 
     def follow(self) -> InFlightCopier | None:
@@ -179,7 +205,9 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        copier = self._attach(0, subscribes_late=True)
+        offers.add(self.place.stream, self.sources)
+        with naming(self.place):
+            copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None
@@ -219,7 +247,7 @@ class Flight:
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
-        if not self._sources():
+        if not self.sources():
             raise error
         _log.error("%s; downloading it anew", str(error))
         with suppress(FileNotFoundError):
@@ -227,20 +255,46 @@ class Flight:
                 os.unlink(self.place.path)
         return False
 
-    def _follow(self, patience: float) -> InFlightCopier | None:
+    def _follow(self, patience: float) -> InFlightCopier | FileFollower | None:
         """As `_attach`; if the leader has died, try to succeed first."""
         copier = self._attach(patience)
         if copier is None:
             return None
-        try:
+        with ExitStack() as undo:
+            undo.callback(copier.close)
+            follower = None
             if copier.is_orphaned:
-                self._succeed(copier)
-        except BaseException:
-            copier.close()
-            raise
+                follower = self._follow_file(copier) or self._succeed(copier)
+            if follower is not None:
+                return follower
+            undo.pop_all()
         if self.role != Role.LEADS:
             self.role = Role.FOLLOWS
         return copier
+
+    def _follow_file(self, orphan: InFlightCopier | None = None) -> FileFollower | None:
+        """A reader of the partial file, if a live process without a stream here writes it.
+
+        `orphan` reads the stream that is here, whose writer has died. A process of this container
+        has a stream for as long as it writes the file:
+
+            this process                     another process of this container
+            1 looks for a stream: none,
+              or its writer is dead
+                                             claims the name, or succeeds; locks the file
+            2 finds the file locked
+            3 looks for a stream again:
+              there is one, and it lives
+        """
+        follower = FileFollower.follow(self.place, self.stall_timeout)
+        if follower is None:
+            return None
+        if self._is_in_flight() if orphan is None else not orphan.is_orphaned:
+            follower.close()
+            return None
+        _log.info("%s: follows its file: a process with another /dev/shm leads", self.place.key)
+        self.role = Role.FOLLOWS
+        return follower
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
         """A reader of the stream; None if there is no stream, or if it is aborted."""
@@ -252,6 +306,7 @@ class Flight:
                 timeout=patience,
                 stall_timeout=self.stall_timeout,
                 subscribes_late=subscribes_late,
+                sources=offers.crew(self.place.stream),
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
@@ -260,20 +315,21 @@ class Flight:
             return None
         return copier
 
-    def _succeed(self, copier: InFlightCopier) -> None:
+    def _succeed(self, copier: InFlightCopier) -> FileFollower | None:
         """Lead the flight of `copier`, whose leader died, unless another process is faster.
 
+        If this process has no source to try, it waits for another one, and returns a reader of the
+        file if that process is in another container. If no other process succeeds, it ends the
+        flight with the last words of its leader.
+
         Raises:
-            BlobNotFound: this process has no source, and no other process succeeds.
+            BlobNotFound: this process has no source, no other process succeeds, and the leader left
+                no last words.
         """
-        sources = self._sources()
-        if not sources:
-            deadline = time.monotonic() + _SUCCESSION
-            while copier.is_orphaned:
-                if time.monotonic() > deadline:
-                    raise BlobNotFound(self.place.key, self._layout.folder)
-                time.sleep(0.01)
-            return
+        if not self._untried(copier.last_words):
+            must_end, follower = self._wait_for_another(copier)
+            if not must_end:
+                return follower
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -282,17 +338,72 @@ class Flight:
                 publish_interval=self._policy.pacing[1],
             )
         except (StreamExists, StreamNotFound):
-            return  # another process leads, or the stream has ended: the copier will see it
+            return None  # another process leads, or the stream has ended: the copier will see it
+        words, sources = (
+            LastWords.from_text(streamer.last_words),
+            self._untried(streamer.last_words),
+        )
+        if not sources:
+            self._end(streamer, words)
+            return None
+        streamer.forget_last_words()
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
-        leader = self._leader_of(streamer, sources, permit)
+        leader = self._leader_of(streamer, sources, permit, words)
         try:
             leader.start()
         except BaseException:
             leader.discard()
             raise
         self.role, self._leader = Role.LEADS, leader
+        return None
+
+    def _untried(self, last_words: bytes) -> Sequence[Source]:
+        """The sources with which this process can go on after a leader with these last words."""
+        words = LastWords.from_text(last_words)
+        if words is None:
+            return self.sources()
+        return offers.untried(self.place.stream, words.tried)
+
+    def _wait_for_another(self, copier: InFlightCopier) -> tuple[bool, FileFollower | None]:
+        """Wait for another process to succeed. Whether to end the flight, because none does and
+        there are last words; a reader of the file, if a process in another container leads.
+
+        Raises:
+            BlobNotFound: none does, and there are no last words.
+        """
+        deadline, here = time.monotonic() + SUCCESSION, Identity.mine()
+        while copier.is_orphaned:
+            words = LastWords.from_text(copier.last_words)
+            if words is not None:
+                self._offer_nothing(copier)
+                crews = words.crews | {0, offers.crew(self.place.stream)}
+                readers = copier.subscribers()
+                if all(each.identity == here or each.sources in crews for each in readers):
+                    return True, None
+            if time.monotonic() > deadline:
+                if words is None:
+                    raise BlobNotFound(self.place.key, self._layout.folder)
+                return True, None
+            time.sleep(0.01)
+            if (follower := self._follow_file(copier)) is not None:
+                return False, follower
+        self.offer(copier)
+        return False, None
+
+    def _offer_nothing(self, copier: InFlightCopier) -> None:
+        """Let no other process wait for this one, which has no source that was not tried."""
+        for reader in (copier, self.before):
+            if isinstance(reader, InFlightCopier):
+                reader.offer(0)
+
+    def _end(self, streamer: ResumableStreamer, words: LastWords | None) -> None:
+        """End the flight with the last words of its leader; without any, hand it over again."""
+        if words is None:
+            streamer.close()
+        else:
+            self._leader_of(streamer, [], None, words).end(words.error)
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
@@ -322,7 +433,7 @@ class Flight:
             StreamExists: another process holds the name or the partial file.
             TooManyFlights: no flight permit is free.
         """
-        sources = self._sources()
+        sources = self.sources()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
@@ -363,7 +474,11 @@ class Flight:
         )
 
     def _leader_of(
-        self, streamer: ResumableStreamer, sources: Sequence[Source], permit: KernelLock | None
+        self,
+        streamer: ResumableStreamer,
+        sources: Sequence[Source],
+        permit: KernelLock | None,
+        words: LastWords | None = None,
     ) -> Leader:
         return Leader(
             streamer,
@@ -375,13 +490,54 @@ class Flight:
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
             held=permit,
+            words=words,
         )
+
+    def offer(self, reader: Reader) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        if isinstance(reader, InFlightCopier):
+            reader.offer(offers.crew(self.place.stream))
+
+    def go_past(self, old: Reader) -> StoredFile | Beside | None:
+        """A reader that goes on where `old` is, without the leader; None if there can be none.
+
+        The leader is another process, which makes no progress. It may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside):
+            return None
+        if (stored := self._stored()) is not None:  # another process went past the leader
+            self.role = Role.STORED
+            return stored
+        if not self.sources():
+            return None
+        policy, place = self._policy, self.place
+        known = self.metadata(old)
+        if known.size is None:
+            known = replace(known, size=old.size)
+        try:
+            own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
+            ended = policy.upkeep.ended
+            return Beside.begin(place, own, known, old, ended, durable=policy.durable)
+        except OSError as error:
+            if is_for_want_of_room(error):  # then a server gives it to each client without keeping
+                raise BlobAborted.because(error, place.key, old.published) from error
+            _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
+            return None
 
     def metadata(self, reader: Reader) -> Description:
         """What the source said about the bytes that `reader` reads, as far as it is still known."""
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
+        if isinstance(reader, FileFollower | Beside):
+            return reader.description
         return self._layout.metadata(self.place, reader.fileno())
+
+    def withdraw(self) -> None:
+        """The reader is closed: its sources are no more for the flight's other readers."""
+        offers.withdraw(self.sources)
 
     def begin_anew(self) -> None:
         """In a forked child: what leads, if this flight does, is the parent's."""
@@ -398,3 +554,10 @@ class Flight:
             return  # it clears up itself
         with suppress(ShmstreamError, OSError):
             reap(self.place.stream, is_read)
+
+
+def _if_aborted(reader: Reader | None) -> InFlightCopier | None:
+    """The reader, if its stream was aborted; else None."""
+    if isinstance(reader, InFlightCopier) and reader.state == State.ABORTED:
+        return reader
+    return None

@@ -45,7 +45,6 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed
 from shmstream.sources.download import Download
-from shmstream.sources.local import FileSource, IterableSource
 from shmstream.sources.retries import Retries
 from shmstream.stream.partial import remove_partial
 from shmstream.system.locks import file_identity
@@ -63,11 +62,6 @@ _STEP = 1 << 18  # bytes; what is read of a file at one time
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
-
-
-def again(sources: Sequence[Source]) -> list[Source]:
-    """The sources that each client can read for itself: no iterables, and no file objects."""
-    return [each for each in sources if not isinstance(each, FileSource | IterableSource)]
 
 
 class Passage:
@@ -91,7 +85,7 @@ class Passage:
     ) -> None:
         """Internal: use `Store.pass_through`."""
         self._sources = sources
-        self._bytes = _Bytes(place, sources, retries, tell)
+        self._bytes = OwnBytes(place, sources, retries, tell)
         self._stall_timeout = stall_timeout
         self._lock = threading.Lock()  # held by the thread that is at it
         self._given: Iterator[bytes] = iter(())
@@ -172,7 +166,7 @@ class Passage:
             raise WriterStalled(self._bytes.key, self._bytes.position, waited) from None
 
 
-class _Bytes:
+class OwnBytes:
     """The bytes of a blob from its sources, for one thread at a time; `stop` is for any thread."""
 
     def __init__(
@@ -182,8 +176,8 @@ class _Bytes:
         retries: Retries,
         tell: Callable[[Event], None],
     ) -> None:
-        self.key = place.key
-        self.position = 0
+        self.key: str = place.key
+        self.position: int = 0
         """Where the next bytes begin."""
         self._place = place
         self._tell = tell
@@ -195,7 +189,7 @@ class _Bytes:
             is_given=place.is_given,
             compares=False,
             tell=tell,
-            end="its client has left",
+            end="its reader has left",
         )
         self._feed: Feed | None = None  # one that was asked and is not used yet
         self._hash: hashlib._Hash | None = None  # of all before `position`, where that is proof
@@ -219,13 +213,21 @@ class _Bytes:
             os.close(self._file)
             self._file = -1
 
-    def give(self, start: int, end: int | None, known: Description, file: int) -> Iterator[bytes]:
-        """The bytes from `start` to `end`. Blocks.
+    def give(
+        self,
+        start: int,
+        end: int | None,
+        known: Description,
+        file: int,
+        because: str = "no room",
+    ) -> Iterator[bytes]:
+        """The bytes from `start` to `end`. Blocks. `because` tells the log why.
 
         An empty piece means that bytes came which are not for the client.
         """
         self._download.known, self._download.binds, self._file = known, True, file
-        _log.warning("%s: no room: a client gets it from its source, from %d on", self.key, start)
+        told = "%s: %s: it comes straight from its source, from %d on"
+        _log.warning(told, self.key, because, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))
         return self._give(start, end, known.size, known.validator)
 
@@ -287,7 +289,7 @@ class _Bytes:
     def _arriving(self) -> Iterator[memoryview]:
         """All bytes from `position` on, from one source after the other.
 
-        `position` is behind each buffer when that is given.
+        `position` is after each buffer when that is given.
         """
         download = self._download
         try:

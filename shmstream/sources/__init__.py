@@ -5,6 +5,7 @@ select         which sources a user means by a URL, a path, a file object, ...
 local          files, file objects, iterables
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
+http_guard     keeps redirects from leading to private addresses
 http_body      has the kernel move the body of a response to the file
 fsspec         `FsspecSource`
 download       asks sources in turn, tries again, and never mixes two contents

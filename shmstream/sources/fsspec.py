@@ -76,7 +76,7 @@ def look(system: AbstractFileSystem, path: str) -> Description:
             raise
         raise _http_error(error) from None
     if info.get("type") == "directory":
-        raise IsADirectoryError(f"{path} is a directory")
+        raise IsADirectoryError(path)
     size = info.get("size")
     if type(system).ukey.__module__ not in _CONSTANT_KEYS:
         return Description(size, str(system.ukey(path)))
@@ -106,6 +106,9 @@ class FsspecSource:
         self._url = url
         self._options = storage_options
         self.name: str = public(url)
+        given = sorted(storage_options.items())
+        self.identity: str = f"{url} {given}" if given else url
+        """Tells this source from others. It may have secrets in it, and is never shown."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"
@@ -159,8 +162,10 @@ def _open(
             offset = 0
         if offset:
             file.seek(offset)
-    except BaseException:
+    except Exception:
         file.close()
+        if offset:  # it says that it can seek, and cannot
+            return _open(system, path, 0, seen)
         raise
     return file, offset
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import socket
 import threading
 import warnings
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
+from shmstream.system import greenlets
 
 try:
     import urllib3
@@ -30,9 +30,12 @@ except ImportError as _missing:
     raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from _missing
 from urllib3.connection import HTTPConnection
 
+from shmstream.sources.http_guard import GuardedConnection
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_PLAIN = (HTTPConnection, GuardedConnection)
 _LITTLE = 128 * 1024  # bytes to read while few come: memory for more costs 10 us each time
 _MUCH = 512 * 1024  # bytes to read while many come: a quarter of the steps, at the same cost each
 _PIPE = 1 << 20  # bytes; with a smaller pipe, the steps cost more than the saved copy
@@ -70,7 +73,7 @@ class Body:
     @property
     def length(self) -> int | None:
         """The number of bytes, if the body can be taken by kernel; else None."""
-        plain = type(self._response.connection) is HTTPConnection  # one with TLS is a subclass
+        plain = type(self._response.connection) in _PLAIN  # one with TLS is a subclass
         return getattr(self._response, "length_remaining", None) if plain else None
 
     # By hand.
@@ -133,9 +136,7 @@ class Body:
         """Wait for `enough` bytes, or for the end of the connection; False if it takes longer."""
         connection = self._socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return bool(poll.poll(min(timeout, _LONGEST) * 1000))
+        return greenlets.wait_until_ready(connection.fileno(), min(timeout, _LONGEST))
 
     def _socket(self) -> socket.socket:
         return cast("socket.socket", self._connection)
@@ -244,7 +245,7 @@ class _Pipe:
     def fill(self, fd: int, limit: int) -> int:
         """Take up to `limit` bytes that are there, without waiting; their number.
 
-        0 if there are none, or none that `splice` can take, for example behind an out-of-band byte.
+        0 if there are none, or none that `splice` can take, for example after an out-of-band byte.
         """
         try:
             return os.splice(fd, self._in, limit, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)

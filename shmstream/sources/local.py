@@ -5,12 +5,20 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from shmstream.errors import SourceError
-from shmstream.sources.base import Description, Feed, begin, check_offset, checked, explain
+from shmstream.sources.base import (
+    Description,
+    Feed,
+    Source,
+    begin,
+    check_offset,
+    checked,
+    explain,
+)
 from shmstream.system.buffers import buffers
 
 if TYPE_CHECKING:
@@ -73,6 +81,8 @@ class FileSource:
         TypeError: the file is in text mode, or cannot be read.
     """
 
+    is_live = True  # a pipe, perhaps, whose other end makes the bytes just now
+
     def __init__(self, file: BinaryIO, name: str | None = None) -> None:
         buffers(file)
         self._file = file
@@ -112,6 +122,8 @@ class IterableSource:
 
     Every exception that the iterable raises becomes a `SourceError` that is not `retryable`.
     """
+
+    is_live = True
 
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
         self._iterable = iterable
@@ -158,3 +170,8 @@ def _size_and_validator(file: BinaryIO, start: int) -> tuple[int | None, str | N
         if stat.S_ISREG(found.st_mode):
             return max(found.st_size - start, 0), _file_validator(found)
     return None, None
+
+
+def rereadable(sources: Sequence[Source]) -> list[Source]:
+    """The sources that any number of readers can read, each for itself: no iterables, no files."""
+    return [each for each in sources if not isinstance(each, FileSource | IterableSource)]

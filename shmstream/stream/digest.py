@@ -26,7 +26,7 @@ import re
 import threading
 import time
 
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 
 ALGORITHMS = {"sha256": 64, "sha512": 128}
 """The algorithms that a digest may name, and the number of hex digits of each."""
@@ -40,6 +40,12 @@ _LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed a
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest in its one spelling: `sha256:` or `sha512:`, lower-case hex."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def is_known(text: bytes) -> bool:
+    """Whether a control block may have this digest: one, the name of an algorithm, or none."""
+    digest = text.decode("ascii", "replace")
+    return not digest or digest in ALGORITHMS or is_digest(digest)
 
 
 def check_digest(digest: str) -> None:
@@ -140,6 +146,7 @@ class RunningDigest:
             with self._lock, view[:count] as data:
                 self._hash.update(data)
                 self.covered += count
+        greenlets.give_way()
         return count > 0
 
     def close(self) -> None:

@@ -33,7 +33,8 @@ def protocol(as_found: None) -> Iterator[None]:  # noqa: ARG001
     for system in list(HTTPFileSystem._cache.values()):
         if system._session is not None:
             fsspec.asyn.sync(system.loop, system._session.close)
-    for each in (ShmstreamFileSystem, HTTPFileSystem):
+    caches: tuple[Any, ...] = (ShmstreamFileSystem, HTTPFileSystem)
+    for each in caches:
         each.clear_instance_cache()
     gc.collect()
     for _ in range(3):  # what was closed is gone after the next turn of the loop

@@ -13,13 +13,16 @@ import socket
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.commands import PYTHON, ROOT, Command
+from tests.support.crowds import BLOB, DATA, MIB
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.origin import Origin
 from tests.support.serving import Serve, Serving
 
 STARTS = "shmstream_worker_starts_total"
@@ -137,6 +140,34 @@ def test_it_ends_quietly(number: signal.Signals, serve: Serve) -> None:
         serving.ask("/healthz")
 
 
+def test_new_clients_are_refused_as_soon_as_it_stops(
+    serve: Serve, origin: Origin, upstream: str
+) -> None:
+    """Those that are there are served to their end."""
+    origin.change(BLOB, first=0, count=1, stall_after=MIB)
+    serving = serve("--grace", "60s", upstream=upstream)
+    connection, response = serving.open(BLOB)
+    first = response.read(MIB // 2)
+    serving.workers()
+    serving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: is_refused(serving))
+    assert serving.process.poll() is None
+    assert len(serving.workers()) > 0
+    origin.release()
+    assert first + response.read() == DATA
+    connection.close()
+    assert serving.finish() == 0
+
+
+def is_refused(serving: Serving) -> bool:
+    """Whether a new client is refused; one that is not sees its connection end."""
+    try:
+        with socket.create_connection((serving.host, serving.port), PATIENCE):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:
     command = Command(
         tmp_path, "serve", "--upstream", "http://127.0.0.1:1", "--store", str(tmp_path / "store"),
@@ -186,8 +217,43 @@ def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> Non
 def test_tls(serve: Serve, tls_certificate: Path) -> None:
     serving = serve("--workers", "1", "--certfile", str(tls_certificate))
     serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    for probe in (b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01", b""):
+        say(serving, probe)
     assert serving.ask("/healthz").body == b"alive\n"
+    assert is_quiet(serving)
     assert f"at https://127.0.0.1:{serving.port} " in serving.log
+
+
+def say(serving: Serving, what: bytes) -> None:
+    """Send these bytes, and wait for the end of the connection."""
+    with socket.create_connection((serving.host, serving.port), PATIENCE) as client:
+        client.sendall(what)
+        client.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while client.recv(65536):
+                pass
+
+
+def is_quiet(serving: Serving) -> bool:
+    """Whether there is no warning in the log."""
+    return not re.search(r"WARNING|ERROR|Traceback", serving.log)
+
+
+def test_probes_and_odd_requests_are_no_news(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    for probe in (
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1",
+        b"",
+        b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"PUT /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+        b"GET /v2/ HTTP/1.0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ):
+        say(serving, probe)
+    assert serving.ask("/healthz").status == 200
+    assert is_quiet(serving), serving.log
 
 
 @pytest.mark.parametrize("listen", ["[::1]:0", ":0"])
