@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
 
-.PHONY: help demo test check format docs bench bench-quick bench-peers matrix clean
+.PHONY: help demo test check format docs bench bench-quick bench-peers bench-fsspec matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
 
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
 	$(BIN)/python -m bench.peers $(BENCH)
+
+bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into docs/fsspec.md
+	$(BIN)/python -m bench.fsspec --docs docs/fsspec.md $(BENCH)
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

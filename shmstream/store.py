@@ -6,6 +6,7 @@
     store.pass_through   the bytes for one client, nothing is kept     flight/pass_through
     store.flights        the downloads in progress                     storage/flights
     store.stock          what is complete, counted                     storage/stock
+    store.remove         remove one blob
     store.evict          make room, the least recently used first      storage/eviction
     store.check          find what is not as it should be              storage/check
     store.gc             remove what dead processes left               storage/gc
@@ -264,6 +265,21 @@ class Store:
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
+
+    def path(self, key: str) -> str:
+        """Where the complete blob of `key` lies, or will lie."""
+        return self._layout.place(key).path
+
+    def remove(self, key: str) -> bool:
+        """Remove the complete blob of `key`. False if there was none.
+
+        It stays readable where it is open, and a flight of the key goes on.
+        """
+        place = self._layout.place(key)
+        removed = self._layout.remove(place.path)
+        if removed and not self.is_in_flight(key):
+            self._layout.remove(place.record)
+        return removed
 
     def __contains__(self, key: object) -> bool:
         """Whether the complete blob of `key` is here."""

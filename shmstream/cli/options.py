@@ -11,6 +11,7 @@ import click
 
 from shmstream import units
 from shmstream.cli.printing import say
+from shmstream.storage.folder import default_folder
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 
@@ -46,14 +47,6 @@ def digest(text: str) -> str:
         what = "sha256: and 64 hex digits, or sha512: and 128"
         raise click.BadParameter(f"{text!r} is no digest: {what}.")
     return told
-
-
-def default_store() -> str:
-    """The folder of the store if none is given: in the user's cache."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(cache):  # empty, or relative, which the XDG specification says to ignore
-        cache = os.path.expanduser("~/.cache")
-    return os.path.join(cache, "shmstream")
 
 
 def existing_store(folder: str) -> Store:
@@ -95,7 +88,7 @@ def store_option(command: F) -> F:
         "folder",
         type=click.Path(file_okay=False),
         envvar="SHMSTREAM_STORE",
-        default=default_store,
+        default=default_folder,
         metavar="DIR",
         help="The store's folder.  [default: $SHMSTREAM_STORE, or shmstream in ~/.cache]",
     )(command)

@@ -1,19 +1,26 @@
 """`FsspecSource`: a blob on any file system that fsspec knows, such as `s3://`, `gs://`, `sftp://`.
 
-    open(offset, validator)   info() for size and validator, then open and seek
-      iterate                 read; at the end info() again, to see that nothing has changed
+    look                      what `info` says now: size and validator
+    open(offset, validator)   look, then open there
+      iterate                 read; at the end look again, to see that nothing has changed
 
-A file that fsspec reads by ranged requests is read 4 MiB at a time, one request each, without
-fsspec's caches. A real file gives bytes as soon as they are there.
+    the file                            how it is read
+    a real file                         as its bytes are there
+    over HTTP                           by one request from the offset on, as its bytes come
+    by ranged requests (S3, GCS, ...)   one request after the other, without fsspec's caches; the
+                                        first one is small, so that the first bytes come soon, and
+                                        each next one is larger, as long as it does not take long
 
 Needs fsspec, the extra `fsspec`, and for most schemes a package that fsspec names in its error.
 """
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from shmstream.sources.base import Description, Feed, begin, check_offset, checked, explain, public
 from shmstream.system.buffers import buffers
@@ -27,18 +34,64 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_REQUEST_SIZE = 4 << 20  # bytes; each request costs a round trip, whatever its size
+_FIRST_REQUEST = 256 << 10  # bytes
+_LARGEST_REQUEST = 8 << 20  # bytes; each request costs a round trip, whatever its size
+_QUICK, _SLOW = 0.25, 1.0  # s; after a request that was quick the next is larger, else smaller
+_PIECE = 256 << 10  # bytes; the most that is taken at once of what comes over HTTP
+_CONNECT, _SILENCE = 30.0, 60.0  # s; the bounds that fsspec gives to a request end a long download
+
 _IDENTITIES = (
-    "ETag",
-    "etag",
-    "generation",
-    "version_id",
-    "md5Hash",
-    "content_md5",
-    "md5",
-    "sha256",
-)
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "date_time", "created")
+    "ETag", "etag", "generation", "version_id", "md5Hash", "content_md5", "Content-MD5", "md5",
+    "sha256", "Digest", "sha", "hex", "blob_id",
+)  # fmt: skip
+_TIMES = (
+    "mtime", "LastModified", "last_modified", "Last-Modified", "updated", "modified", "modify",
+    "modificationTime", "date_time", "created",
+)  # fmt: skip
+_BESIDE_TIMES = ("ino", "CRC")
+# The modules whose `ukey` does not change with the content.
+_CONSTANT_KEYS = (
+    "fsspec.spec", "fsspec.archive", "fsspec.implementations.dirfs", "fsspec.implementations.http",
+    "fsspec.implementations.http_sync",
+)  # fmt: skip
+
+
+def look(system: AbstractFileSystem, path: str) -> Description:
+    """The file's size and validator now, not those that fsspec remembers. Blocks for the answer.
+
+    The validator is, in this order: the `ukey` of a file system that has one of its own; an ETag or
+    a checksum; a time and the size. None if the file system says nothing that would change with
+    the content.
+
+    Raises:
+        IsADirectoryError: `path` is a directory.
+        FileNotFoundError: there is no such file.
+        Exception: as `info` of the file system.
+    """
+    system.invalidate_cache(path)
+    try:
+        info: Mapping[str, Any] = system.info(path)
+    except FileNotFoundError as error:
+        if not _is_http(system):
+            raise
+        raise _http_error(error) from None
+    if info.get("type") == "directory":
+        raise IsADirectoryError(path)
+    size = info.get("size")
+    if type(system).ukey.__module__ not in _CONSTANT_KEYS:
+        return Description(size, str(system.ukey(path)))
+    return Description(size, _validator(info, size))
+
+
+def _validator(info: Mapping[str, Any], size: int | None) -> str | None:
+    identity = next((str(info[name]) for name in _IDENTITIES if info.get(name)), None)
+    if identity is not None:  # a weak ETag (RFC 9110, 8.8.1) may stay while bytes change
+        return f"{identity}-{size}" if identity.startswith("W/") else identity
+    time = next((info[name] for name in _TIMES if info.get(name)), None)
+    if time is None:
+        return None
+    beside = (info[name] for name in _BESIDE_TIMES if info.get(name))
+    return "-".join(str(each) for each in (time, size, *beside))
 
 
 class FsspecSource:
@@ -58,13 +111,19 @@ class FsspecSource:
         """Tells this source from others. It may have secrets in it, and is never shown."""
 
     def __repr__(self) -> str:
-        return f"FsspecSource({self.name!r})"
+        return f"{type(self).__name__}({self.name!r})"
+
+    def _locate(self) -> tuple[AbstractFileSystem, str]:
+        """The file system, and the path in it."""
+        return cast(
+            "tuple[AbstractFileSystem, str]",
+            fsspec.core.url_to_fs(self._url, **self._options),
+        )
 
     def describe(self) -> Description:
         """Size and validator, from `info`."""
         try:
-            system, path = fsspec.core.url_to_fs(self._url, **self._options)
-            return Description(*_look(system, path))
+            return look(*self._locate())
         except Exception as error:
             raise explain(error, 0, name=self.name) from error
 
@@ -77,56 +136,148 @@ class FsspecSource:
         """
         check_offset(offset)
         try:
-            system, path = fsspec.core.url_to_fs(self._url, **self._options)
-            size, current = _look(system, path)
-            file = _open(system, path)
+            system, path = self._locate()
+            seen = look(system, path)
+            offset = begin(offset, seen.size, validator, seen.validator)
+            file, offset = _open(system, path, offset, seen)
         except Exception as error:
             raise explain(error, offset, name=self.name) from error
-        try:
-            offset = begin(offset, size, validator, current)
-            if offset and not file.seekable():
-                offset = 0
-            if offset:
-                file.seek(offset)
-        except Exception as error:
-            file.close()
-            if offset:  # it says that it can seek, and cannot
-                return self.open()
-            raise explain(error, offset, name=self.name) from error
-        data = _read(system, path, file, (size, current))
-        explained = partial(explain, name=self.name)
-        return Feed(checked(data, offset, size, explained), offset, size, current, close=file.close)
+        read = _read(system, path, file, offset, seen)
+        data = checked(read, offset, seen.size, partial(explain, name=self.name))
+        return Feed(data, offset, seen.size, seen.validator, close=file.close)
 
 
-def _look(system: AbstractFileSystem, path: str) -> tuple[int | None, str | None]:
-    """The file's size and validator now, not those that fsspec remembers."""
-    system.invalidate_cache(path)
-    info: Mapping[str, Any] = system.info(path)
-    if info.get("type") == "directory":
-        raise IsADirectoryError(path)
-    size = info.get("size")
-    identity = next((f"{info[key]}" for key in _IDENTITIES if info.get(key)), None)
-    time = next((f"{info[key]}-{size}" for key in _TIMES if info.get(key)), None)
-    if time is not None and info.get("ino"):
-        time += f"-{info['ino']}"
-    return size, identity or time
-
-
-def _open(system: AbstractFileSystem, path: str) -> BinaryIO:
+def _open(
+    system: AbstractFileSystem, path: str, offset: int, seen: Description
+) -> tuple[BinaryIO, int]:
+    """The file, and where it begins: at `offset`, or at 0 if it can begin nowhere else."""
+    if _is_http(system) and not (offset and offset == seen.size):
+        return _open_http(system, path, offset, seen)
     try:
         file: BinaryIO = system.open(path, "rb", cache_type="none")
     except TypeError:  # a file system without the argument `cache_type`
         file = system.open(path, "rb")
-    return file
+    try:
+        if offset and not file.seekable():
+            offset = 0
+        if offset:
+            file.seek(offset)
+    except Exception:
+        file.close()
+        if offset:  # it says that it can seek, and cannot
+            return _open(system, path, 0, seen)
+        raise
+    return file, offset
 
 
 def _read(
-    system: AbstractFileSystem, path: str, file: BinaryIO, seen: tuple[int | None, str | None]
+    system: AbstractFileSystem, path: str, file: BinaryIO, offset: int, seen: Description
 ) -> Iterator[Buffer]:
-    if isinstance(file, AbstractBufferedFile):
-        while data := file.read(_REQUEST_SIZE):
+    """What comes; the last of it only if the file still is what was `seen`.
+
+    So no reader has all bytes of a mixture of two contents, if the size is known.
+    """
+    last: Buffer = b""
+    for data in _pieces(system, file):
+        offset += memoryview(data).nbytes
+        if offset == seen.size:
+            last = bytes(data)
+        else:
             yield data
+    if look(system, path) != seen:
+        raise EOFError("the file was changed while it was read")
+    if last:
+        yield last
+
+
+def _pieces(system: AbstractFileSystem, file: BinaryIO) -> Iterator[Buffer]:
+    if _is_http(system):
+        while data := file.read(_PIECE):
+            yield data
+    elif isinstance(file, AbstractBufferedFile):
+        yield from _ranges(file)
     else:
         yield from buffers(file)
-    if _look(system, path) != seen:
-        raise EOFError("the file was changed while it was read")
+
+
+def _ranges(file: BinaryIO) -> Iterator[bytes]:
+    """What ranged requests give, one after the other."""
+    size = _FIRST_REQUEST
+    began = time.monotonic()
+    while data := file.read(size):
+        took = time.monotonic() - began
+        if took < _QUICK:
+            size = min(size * 2, _LARGEST_REQUEST)
+        elif took > _SLOW:
+            size = max(size // 2, _FIRST_REQUEST)
+        yield data
+        began = time.monotonic()
+
+
+# Over HTTP.
+
+_MISSING = (404, 410)
+_FORBIDDEN = (401, 403, 407)
+
+
+def _http_error(error: Exception) -> Exception:
+    """What went wrong: for fsspec every failure of `info` over HTTP is a missing file."""
+    cause = error.__cause__ if isinstance(error, FileNotFoundError) else error
+    status = getattr(cause, "status", None)
+    if not isinstance(cause, Exception) or status in _MISSING:
+        return FileNotFoundError(str(error))
+    return PermissionError(str(cause)) if status in _FORBIDDEN else cause
+
+
+def _is_http(system: AbstractFileSystem) -> bool:
+    module = sys.modules.get("fsspec.implementations.http")  # it needs a package of its own
+    return module is not None and isinstance(system, module.HTTPFileSystem)
+
+
+def _open_http(
+    system: AbstractFileSystem, path: str, offset: int, seen: Description
+) -> tuple[BinaryIO, int]:
+    """The body of one request, which gives bytes as they come, and where it begins."""
+    import aiohttp
+    from fsspec.asyn import sync
+    from fsspec.implementations.http import HTTPStreamFile
+
+    options = dict(system.kwargs)
+    headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+        if seen.validator is not None and seen.validator.startswith('"'):
+            headers["If-Range"] = seen.validator
+    if "timeout" not in options and "timeout" not in system.client_kwargs:
+        options["timeout"] = aiohttp.ClientTimeout(None, sock_connect=_CONNECT, sock_read=_SILENCE)
+    session = sync(system.loop, system.set_session)
+    try:
+        file = HTTPStreamFile(
+            system, path, loop=system.loop, session=session, headers=headers, **options
+        )
+    except aiohttp.ClientResponseError as error:
+        raise _http_error(error) from None
+    try:
+        return file, _begins_at(file.r.status, file.r.headers, offset, seen)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _begins_at(status: int, headers: Mapping[str, str], offset: int, seen: Description) -> int:
+    """Where an answer begins.
+
+    Raises:
+        OSError: it is no answer to what was asked.
+    """
+    validator = seen.validator
+    is_strong = validator is not None and validator.startswith('"')
+    if is_strong and headers.get("ETag", validator) != validator:
+        raise OSError("the file was changed while it was opened")
+    if status == 200:
+        return 0
+    told = headers.get("Content-Range", "no range")
+    encoded = headers.get("Content-Encoding", "identity") != "identity"
+    if status != 206 or encoded or not told.startswith(f"bytes {offset}-"):
+        raise OSError(f"asked for bytes {offset}-, it answered {status} with {told!r}")
+    return offset

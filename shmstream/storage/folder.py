@@ -40,6 +40,16 @@ _FOR_GROUP = 0o2770
 _log = logging.getLogger("shmstream")
 
 
+def default_folder() -> str:
+    """The folder of the store if none is given: `SHMSTREAM_STORE`, or one in the user's cache."""
+    if given := os.environ.get("SHMSTREAM_STORE"):
+        return os.path.expanduser(given)
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):  # empty, or relative, which the XDG specification says to ignore
+        cache = os.path.expanduser("~/.cache")
+    return os.path.join(cache, "shmstream")
+
+
 class Folder:
     """The folder of one store, as this process found it last.
 

@@ -103,3 +103,27 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert "A quick run" in page
     assert "faults.png" in page
     assert list(temporary.iterdir()) == []
+
+
+def test_fsspec_in_short(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before <!-- bench.fsspec: begin --> <!-- bench.fsspec: end --> after")
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "bench.fsspec", "--quick", "--docs", page, "--dir", tmp_path,
+            "--size", "2", "--processes", "2",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = page.read_text(encoding="utf-8")
+    assert told.startswith("before <!--")
+    assert told.endswith("--> after")
+    for way in ("shmstream", "filecache", "simplecache", "blockcache"):
+        assert f"| `{way}::` |" in told
+    assert list(tmp_path.iterdir()) == [page]

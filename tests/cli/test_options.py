@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 
 from shmstream.cli import options
+from shmstream.storage.folder import default_folder
 from tests.cli.conftest import DIGEST, Run
 
 
@@ -37,13 +38,16 @@ def test_a_store_that_cannot_be(run: Run, tmp_path: Path) -> None:
 
 def test_where_the_store_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.delenv("SHMSTREAM_STORE", raising=False)
     for cache, folder in (
         ("", "/home/me/.cache/shmstream"),
         ("relative", "/home/me/.cache/shmstream"),
         ("/cache", "/cache/shmstream"),
     ):
         monkeypatch.setenv("XDG_CACHE_HOME", cache)
-        assert options.default_store() == folder
+        assert default_folder() == folder
+    monkeypatch.setenv("SHMSTREAM_STORE", "~/blobs")
+    assert default_folder() == "/home/me/blobs"
 
 
 @given(some.text())

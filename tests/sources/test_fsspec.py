@@ -13,7 +13,8 @@ import pytest
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from shmstream.errors import SourceError
-from shmstream.sources.fsspec import FsspecSource
+from shmstream.sources.base import Description
+from shmstream.sources.fsspec import FsspecSource, look
 from tests.support.feeds import BLOB, OTHER, SIZE, everything, fails_to_open, fails_to_read, read
 from tests.support.roles import content
 
@@ -113,8 +114,12 @@ def test_fsspec_asks_for_each_byte_once_and_never_for_all(store: RemoteFileSyste
     assert feed.validator == '"a"'
     assert everything(feed) == store.data[1_000_000:]
     starts = [start for start, _ in store.asked]
-    assert starts == [1_000_000, 1_000_000 + (4 << 20), 1_000_000 + (8 << 20)]
+    assert starts[0] == 1_000_000
     assert [end for _, end in store.asked] == [*starts[1:], 10_000_000]
+    sizes = [end - start for start, end in store.asked[:-1]]
+    assert sizes[0] == 256 << 10  # the first bytes come soon
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 1 << 20
 
 
 def test_fsspec_that_cannot_seek_though_it_says_so(
@@ -141,4 +146,34 @@ def test_fsspec_that_fails_or_changes(store: RemoteFileSystem) -> None:
     store.fails_at = 5_000_000
     got, error = fails_to_read(source.open())
     assert error.retryable
-    assert len(got) == 8 << 20
+    assert got == store.data[: len(got)]
+    assert len(got) > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("told", "validator"),
+    [
+        ({"ETag": '"a"', "mtime": 1}, '"a"'),
+        ({"ETag": 'W/"a"'}, 'W/"a"-5'),
+        ({"Last-Modified": "Sun"}, "Sun-5"),
+        ({"mtime": 1.5, "ino": 7}, "1.5-5-7"),
+        ({"date_time": (2026, 1, 1), "CRC": 3}, "(2026, 1, 1)-5-3"),
+        ({"mimetype": "text/plain"}, None),
+    ],
+)
+def test_what_tells_that_a_file_was_changed(told: dict[str, Any], validator: str | None) -> None:
+    class Told(AbstractFileSystem):  # type: ignore[misc]
+        protocol = "told"
+
+        def info(self, path: str, **kwargs: Any) -> dict[str, Any]:  # noqa: ARG002
+            return {"name": path, "type": "file", "size": 5, **told}
+
+    assert look(Told(skip_instance_cache=True), "x") == Description(5, validator)
+
+
+def test_a_file_system_with_a_ukey_of_its_own() -> None:
+    class Keyed(RemoteFileSystem):
+        def ukey(self, path: str) -> str:
+            return f"key of {path}"
+
+    assert look(Keyed(skip_instance_cache=True), "x").validator == "key of x"

@@ -1,0 +1,1 @@
+"""`shmstream::` beside the caches of fsspec: `python -m bench.fsspec`."""
