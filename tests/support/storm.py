@@ -48,7 +48,8 @@ _HTTP = content(HTTP_SEED, SIZE)
 _MOMENT = 0.012  # s; the longest from one signal to the next
 _STOPPED = 0.05  # s; the longest that a worker is stopped
 _AGAIN = 10.0  # s; a worker that goes on for so long is asked again to end
-_RECENT = 64  # keys whose positions are remembered
+_RECENT = 256  # keys whose positions are remembered
+_KEPT = 100  # blobs that stay
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 _KINDS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
 
@@ -139,7 +140,8 @@ class SlowHTTP(HTTPSource):
 
 def require(board: Board, number: int, offset: int) -> None:
     """End this worker if bytes are asked for that a reader has had: then progress was lost."""
-    if (had := board.read(number)) > offset:
+    may_be_removed = number < board.first - _KEPT // 2  # the worker was stopped for long
+    if not may_be_removed and (had := board.read(number)) > offset:
         sys.stderr.write(f"{key_of(number)}: {had} bytes were read, and it asks from {offset}\n")
         sys.stderr.flush()
         os._exit(3)
@@ -239,7 +241,7 @@ def storm(link: Link, folder: str, url: str, seed: str, signals: int) -> None:
             ending[victim] = Asked(kind)
             places[spawn(place, board, folder, url, chance)] = place
         wrong += ended(ending)
-        while removed < board.first - 2 * KEYS:  # or the disk fills up
+        while removed < board.first - _KEPT:  # or the disk fills up
             remove(store, removed)
             removed += 1
         if len(wrong) > 20:
