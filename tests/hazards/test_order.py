@@ -153,7 +153,7 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         reader = InFlightCopier.attach(streamer.name)
         assert record == [
             "doorbell", "unlink", "write",
-            "pid", "started", "namespace", "position", "membership active",
+            "pid", "started", "namespace", "position", "sources", "membership active",
         ]  # fmt: skip
         streamer.append(b"data")
         del record[:]
