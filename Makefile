@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TESTS ?=
 BENCH ?=
 
-.PHONY: help demo test check format docs bench bench-quick bench-peers bench-fsspec matrix clean
+
+.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +42,9 @@ check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 format: $(VENV)/.ready  ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+model: $(VENV)/.ready  ## try every order of steps of the protocol's model, with spin; some minutes
+	$(BIN)/python -m tools.models
 
 docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the whole site, in site/
 	$(BIN)/python -m tools.generate

@@ -1,6 +1,7 @@
 """Writes the pages that are made from tables in the code: run `make docs`.
 
-docs/protocol.md               all of it, from `shmstream.stream.control_block`
+docs/protocol.md               all of it, from `shmstream.stream.control_block`, and the counts of
+                               tools/models/counts.md
 docs/operations.md             its table of metrics, from `shmstream.registry.ops.metrics`
 docs/wings.svg                 the picture of the table of wings in docs/ARCHITECTURE.md
 
@@ -25,12 +26,14 @@ from shmstream.stream.control_block import (
     Text,
     fields_of,
 )
+from tools.models.bounds import BUGS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "protocol.md"
 OPERATIONS = DOCS / "operations.md"
 ARCHITECTURE = DOCS / "ARCHITECTURE.md"
 WINGS = DOCS / "wings.svg"
+COUNTS = Path(__file__).with_name("models") / "counts.md"
 
 _STEP = 34  # from one box to the next
 _ZONES = {
@@ -112,11 +115,40 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | commit | verify size and digest; rename the file; store `size`, `published`, `chunk_count`; store COMMITTED; post |
 | abort | store `error`; store ABORTED; post; unlink the partial file |
 | subscribe | lock a slot; create the doorbell, under its own name from the beginning; fill the slot; store the membership; load `published` again before the first wait |
-| read | forget old posts; load `published`; if it is not enough, load `state`; if that is terminal, **load `published` again** and conclude; look at the lock on the header at least four times a second, and when the writer's process has ended (its pidfd is readable: a thread of the reader's process then posts the reader's own doorbell); wait at most 250 ms; begin again |
+| read | forget old posts; load `published`; if it is not enough, load `state`; if that is terminal, **load `published` again** and conclude; look at the lock on the header at least four times a second, after a ring that came without bytes or was forgotten, and when the writer's process has ended (its pidfd is readable: a thread of the reader's process then posts the reader's own doorbell); wait at most 250 ms; begin again |
 | take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
-| hand over | publish; close the partial file; unlock the header; post: readers look at the lock |
+| hand over | publish; close the partial file; unlock the header; post: readers look at the lock; reap if no process has a slot any more |
 | succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the file that the block names; keep all its bytes, unless it is longer than `size`: then cut it to `published`; store the identity of the new writer and `epoch` + 1; post all readers at the next publish |
 | reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |
+
+## The model
+
+`tools/models/stream.pml` is the life of one stream as a model for [spin](https://spinroot.com), which
+tries every order of steps: publish, wait, subscribe, unsubscribe, succeed, commit, abort, hand over,
+reap. Each load and each store of the control block is one step, in the order of the code, and so is
+each call of the kernel that another process can notice. A process may be killed between any two
+steps. Then the kernel frees its locks one by one, in any order. The model asserts:
+
+- I1, I2, I3, I5 and I7 at every store and every read of a chunk: no reader reads past `published`,
+  and the bytes of each reader are a prefix of the blob;
+- never two writers;
+- I4, more strictly: while no process was killed, no reader sleeps although there is news for it and
+  no process is about to ring; so the 250 ms only bound what a kill costs;
+- I8: a reaper removes nothing of a live writer; when all processes have gone, nothing is left; only
+  what a kill left needs a sweep.
+
+`make model` checks it. It needs Debian's packages `spin` and `gcc`. The suite checks a part of it,
+and that spin finds each of {bugs} deliberate bugs, such as two stores in the wrong order, or a look
+at a lock that is left out.
+
+{model}
+
+The model says nothing of what it leaves out: how the name and the partial file are claimed; words
+that no process decides by (`chunk_count`, `progress`, `position`); damage by other programs; and
+processors that let one process see two stores of another in the wrong order. On x86 a reader that
+stores its membership and then loads `published` may, for a moment, not see what the
+writer stores before it loads the memberships. If both miss each other, the reader wakes after 250 ms
+(I4).
 """
 
 
@@ -134,6 +166,8 @@ def page() -> str:
         terminal=" and ".join(state.name for state in sorted(TERMINAL)),
         header_size=HEADER_SIZE,
         slot_size=SLOT_SIZE,
+        bugs=len(BUGS),
+        model=COUNTS.read_text(encoding="utf-8").rstrip(),
         header=_table(Block),
         slot=_table(Slot),
     )
