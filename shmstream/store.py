@@ -129,8 +129,9 @@ class Store:
         them downloads. If that process dies, another one continues the download.
 
         Args:
-            key: `sha256:<hex>` or `sha512:<hex>`, and then the bytes are verified; or any other
-                text, for content whose digest is not known.
+            key: a digest, and then the bytes are verified: `sha256:<hex>`, 64 hex digits alone,
+                `sha384-<base64>`, ... (`stream/spelling` has them all); or any other text, for
+                content whose digest is not known.
             source: an `http(s)` URL, another URL that fsspec knows, a path, a binary file object,
                 an iterable of buffers, a `Source`, or a list of these in order of preference. None:
                 only a blob that is complete or in flight.
@@ -186,6 +187,7 @@ class Store:
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
+        key = place.key  # in its one spelling
         flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
         return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
 

@@ -44,7 +44,7 @@ from shmstream.store import Store
     "--digest",
     type=digest_of_text,
     metavar="DIGEST",
-    help="sha256:<hex> or sha512:<hex>: the key of the blob. Its bytes are verified by it.",
+    help="sha256:<hex>, md5:<hex>, ...: the key of the blob. Its bytes are verified by it.",
 )
 @click.option("--key", metavar="TEXT", help="The key of a blob without a digest.  [default: URL]")
 @store_option

@@ -351,6 +351,7 @@ class Flight:
 
     def _create(self) -> ResumableStreamer:
         place, policy = self.place, self._policy
+        self._layout.make_shelf(place)
         return ResumableStreamer.create(
             place.path,
             name=place.stream,

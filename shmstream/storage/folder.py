@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shmstream.errors import StoreUnusable
@@ -31,10 +31,27 @@ def prepare(folder: str, mark: str, inner: Iterable[str]) -> None:
     Raises:
         StoreUnusable: this user may not, or others may write there, or locks do not work.
     """
-    try:
+    with _naming_reasons(folder):
         _begin(folder, mark)
         for each in inner:
             _make(folder, each)
+
+
+def make_inner(folder: str, inner: Iterable[str]) -> None:
+    """Make the `inner` folders of a store that was prepared before, where they are missing.
+
+    Raises:
+        StoreUnusable: as `prepare`.
+    """
+    with _naming_reasons(folder):
+        for each in inner:
+            _make(folder, each)
+
+
+@contextmanager
+def _naming_reasons(folder: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         reason = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         raise StoreUnusable(folder, reason) from error

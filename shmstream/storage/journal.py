@@ -17,7 +17,6 @@ than the bytes.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from functools import cache
 from pathlib import Path
 
 from shmstream.sources.base import Description
+from shmstream.stream.spelling import new_hash
 
 _STEP = 1 << 20  # bytes
 _CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
@@ -83,7 +83,7 @@ class Journal:
         size = os.fstat(fd).st_size
         if self._boot == boot_id():
             return size
-        running = hashlib.new(self._algorithm)
+        running = new_hash(self._algorithm)
         good = position = 0
         for offset, digest in self._checkpoints:
             while position < offset:

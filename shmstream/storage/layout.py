@@ -3,14 +3,15 @@
     .shmstream                          the mark: says that this is a store; permits are locks on it
     blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
     blobs/sha512/<hex>
+    blobs/<algorithm>/<hex>             the same of a rarer algorithm; made when it is needed
     named/<sha256 of the key>           complete blobs whose key is no digest
     <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
     <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
     <blob>.shmstream-record             of a named blob: its key, and what its source said
 
-A key that is a digest has one spelling only; any other key is hashed. So a key never becomes a path
-as it is, and never leads out of the folder. Folders are 0700, files are 0600, and no symbolic link
-is followed (folder.py tells why).
+Whatever way a key spells a digest (stream/spelling.py), the blob lies at one place. Any other key
+is hashed. So a key never becomes a path as it is, and never leads out of the folder. Folders are
+0700, files are 0600, and no symbolic link is followed (folder.py tells why).
 """
 
 from __future__ import annotations
@@ -22,21 +23,23 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
-from shmstream.storage.folder import prepare
+from shmstream.storage.folder import make_inner, prepare
 from shmstream.storage.record import Record
-from shmstream.stream.digest import is_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
+from shmstream.stream.spelling import ALGORITHMS, read_digest
 
-_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
+_ALWAYS = ("blobs", "blobs/sha256", "blobs/sha512", "named")  # the folders that each store has
+_SHELVES = {f"blobs/{name}": count for name, count in ALGORITHMS.items()} | {"named": 64}
+"""The folders that blobs lie in, and the number of hex digits of a blob's name there."""
 _ALGORITHM = "sha256"  # of the digest that a named blob gets
 
 JOURNAL = ".shmstream-journal"
@@ -48,6 +51,7 @@ class Place:
     """Where the blob of one key lies, and the name of the stream that brings it."""
 
     key: str
+    """A digest in its one spelling, or a name."""
     path: str
     digest: str
     """The digest that the bytes must have; only its algorithm if the key is no digest."""
@@ -68,7 +72,7 @@ class Place:
 
     @property
     def algorithm(self) -> str:
-        """`sha256` or `sha512`."""
+        """The algorithm of the digest."""
         return self.digest.partition(":")[0]
 
     @property
@@ -121,7 +125,9 @@ class Layout:
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
-        inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
+        rare = (each for each in _SHELVES if each not in _ALWAYS)
+        there = (each for each in rare if os.path.lexists(os.path.join(self.folder, each)))
+        inner = [os.path.join(self.folder, each) for each in (*_ALWAYS, *there)]
         prepare(self.folder, self.mark, inner)
         facts = os.stat(self.folder)
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
@@ -130,23 +136,26 @@ class Layout:
         """Where the blob of `key` lies, or will lie.
 
         Raises:
-            ValueError: the key is empty, or begins like a digest and is none.
+            ValueError: the key is empty, or looks like a digest and cannot be verified.
         """
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
-        if key.startswith(("sha256:", "sha512:")):
-            if not is_digest(key):
-                raise ValueError(
-                    "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
-                    f"lower-case hex digits, unlike {key[:200]!r}"
-                )
-            path = self._blobs + key.replace(":", "/")
-            digest = key
-        else:
-            raw = key.encode("utf-8", "surrogatepass")
-            path = self._named + hashlib.sha256(raw).hexdigest()
-            digest = _ALGORITHM
-        return Place(key, path, digest, self._identity)
+        if (digest := read_digest(key)) is not None:
+            path = self._blobs + digest.replace(":", "/")
+            return Place(digest, path, digest, self._identity)
+        raw = key.encode("utf-8", "surrogatepass")
+        path = self._named + hashlib.sha256(raw).hexdigest()
+        return Place(key, path, _ALGORITHM, self._identity)
+
+    def make_shelf(self, place: Place) -> None:
+        """Make the folder that the blob will lie in, if it is missing.
+
+        Raises:
+            StoreUnusable: it cannot be made.
+        """
+        shelf = os.path.dirname(place.path)
+        if os.path.relpath(shelf, self.folder) not in _ALWAYS:
+            make_inner(self.folder, [shelf])
 
     def open(self, place: Place) -> tuple[int, int] | None:
         """Open the complete blob: its descriptor and its size. None if there is no such blob.
@@ -215,7 +224,7 @@ class Layout:
         A symbolic link or a folder counts as a foreign file.
         """
         for shelf, kind_of in _KINDS.items():
-            with os.scandir(os.path.join(self.folder, shelf)) as found:
+            with self._scan(shelf) as found:
                 for each in found:
                     kind = kind_of(each.name)
                     if kind == "blob" and not blobs:
@@ -227,6 +236,14 @@ class Layout:
                     yield Entry(
                         each.path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts
                     )
+
+    def _scan(self, shelf: str) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
+        try:
+            return os.scandir(os.path.join(self.folder, shelf))
+        except FileNotFoundError:
+            if shelf in _ALWAYS:
+                raise
+            return nullcontext(())
 
     def blobs(self) -> list[Entry]:
         """The complete blobs, the least recently used first."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from shmstream.sources.base import Description
-from shmstream.stream.digest import is_digest
+from shmstream.stream.spelling import is_spelled
 
 _LONGEST = 1 << 16  # bytes of what a source said
 
@@ -34,7 +34,7 @@ class Record:
         try:
             facts = json.loads(Path(path).read_text(encoding="utf-8"))
             metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
-            if digest is not None and not is_digest(digest):
+            if digest is not None and not is_spelled(digest):
                 return None
             return cls(str(facts["key"]), digest, metadata)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):
