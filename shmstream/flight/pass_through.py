@@ -43,6 +43,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed
+from shmstream.sources.command import ProcessSource
 from shmstream.sources.download import Download
 from shmstream.sources.local import FileSource, IterableSource
 from shmstream.sources.retries import Retries
@@ -66,8 +67,9 @@ _log = logging.getLogger("shmstream")
 
 
 def again(sources: Sequence[Source]) -> list[Source]:
-    """The sources that each client can read for itself: no iterables, and no file objects."""
-    return [each for each in sources if not isinstance(each, FileSource | IterableSource)]
+    """The sources that each client can read for itself: none that can be read only once."""
+    once = FileSource | IterableSource | ProcessSource
+    return [each for each in sources if not isinstance(each, once)]
 
 
 class Passage:
