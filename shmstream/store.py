@@ -119,6 +119,8 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
@@ -135,6 +137,9 @@ class Store:
             source: an `http(s)` URL, another URL that fsspec knows, a path, a binary file object,
                 an iterable of buffers, a `Source`, or a list of these in order of preference. None:
                 only a blob that is complete or in flight.
+            digest: what the bytes are verified by if the key is a name. A stored blob of that name
+                with another digest is not what was asked for: it is downloaded anew.
+            size: the bytes that the blob has; more, or fewer, are an error. Otherwise as `digest`.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
                 that reads or waits, at most ten times a second.
             stall_timeout: seconds without a new byte after which a read raises `WriterStalled`,
@@ -144,12 +149,14 @@ class Store:
         Raises:
             BlobNotFound: the blob is not here, and there is no source.
             DamagedBlob: a folder or a link lies at its path; or with `verify` the bytes are wrong,
-                and there is no source.
+                or it has another `digest` or `size`, and there is no source.
+            SizeMismatch: the stored blob has the digest that is the key, and another `size`.
             TooManyFlights: there are `max_flights` flights already.
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
-            ValueError, TypeError: the key or the source is not valid.
+            ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
-        return Blob(self._flight(self._layout.place(key), source, stall_timeout, linger), progress)
+        place = self._layout.place(key, digest, size)
+        return Blob(self._flight(place, source, stall_timeout, linger), progress)
 
     def _flight(
         self, place: Place, source: AnySource | None, stall_timeout: float | None, linger: bool
@@ -169,6 +176,8 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
     ) -> AsyncBlob:
@@ -177,18 +186,22 @@ class Store:
         Arguments and errors are those of `open`. Entering the block raises the errors; only a key
         that is not valid raises here.
         """
-        place = self._layout.place(key)
+        place = self._layout.place(key, digest, size)
 
         def flight_for_all(tick: float) -> Flight:
             return self._flight(place, source, tick, linger)
 
         def open_stored() -> Stored | None:
             stored = self._layout.open(place)
+            if stored is not None and not self._layout.is_known_right(place, stored[0]):
+                os.close(stored[0])  # a thread looks at its bytes
+                return None
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
         key = place.key  # in its one spelling
-        flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
+        # Without a source it cannot lead or take over.
+        flight = (self.folder, key, source is None, place.digest, place.size)
         return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
 
     def fetch(
@@ -196,15 +209,21 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
     ) -> str:
         """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
 
+        Arguments are those of `open`.
+
         Raises:
             ShmstreamError: as `open`, and as reading a `Blob`.
         """
-        with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
+        with self.open(
+            key, source, digest=digest, size=size, progress=progress, stall_timeout=stall_timeout
+        ) as blob:
             blob.wait()
             return blob.path
 

@@ -3,6 +3,7 @@
 flight          decides by kernel locks whether this process leads, follows or succeeds
 leader          downloads the blob, in one thread
 blob            a readable file that goes on when its leader dies
+guarded         a reader that gives only bytes of the digest or size that was asked for
 stored_file     a reader of a complete blob, with the methods of a reader of one in flight
 hub             watches one flight for all asyncio tasks of a process
 async_blob      a readable blob for asyncio

@@ -15,8 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from shmstream.errors import BlobNotFound, ContentChanged, StreamBroken, WriterDied, WriterStalled
+from shmstream.errors import (
+    BlobAborted,
+    BlobNotFound,
+    ContentChanged,
+    StreamBroken,
+    WriterDied,
+    WriterStalled,
+)
 from shmstream.flight.flight import Flight, Reader, Role
+from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
 from shmstream.stream.reader import InFlightCopier, View
 from shmstream.system.copying import Destination, Mover
@@ -280,9 +288,13 @@ class Blob(io.RawIOBase):
                     self._be_patient(deaths, began, error)
                 deaths += 1
                 self._rejoin(error)
+            except Unproved:
+                self._rejoin(None)
             except StreamBroken as error:
                 error.name = self.key  # people know the key, and not the stream's name
-                raise
+                if not (isinstance(error, BlobAborted) and self._flight.is_foreign(error)):
+                    raise
+                self._rejoin(error)
             else:
                 self._report()
                 return result
@@ -293,7 +305,7 @@ class Blob(io.RawIOBase):
             raise WriterStalled(self.key, death.offset, waited) from death
         time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
 
-    def _rejoin(self, death: WriterDied | None) -> None:
+    def _rejoin(self, death: StreamBroken | None) -> None:
         """Join the flight again, and read on at the same position."""
         old = self._file
         try:
@@ -301,7 +313,7 @@ class Blob(io.RawIOBase):
         except BlobNotFound as error:
             raise (error if death is None else death) from error
         try:
-            if old.position:
+            if old.position and old.published:  # else no byte was given
                 self._require_same(old, fresh)
             fresh.seek(old.position)
         except BaseException:

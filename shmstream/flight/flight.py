@@ -41,13 +41,16 @@ from shmstream.errors import (
     BlobNotFound,
     DamagedBlob,
     DamagedPartial,
+    DigestMismatch,
     ShmstreamError,
+    SizeMismatch,
     StreamExists,
     StreamNotFound,
     TooManyFlights,
     WriterDied,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight.guarded import GuardedCopier
 from shmstream.flight.leader import Leader
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
@@ -164,7 +167,7 @@ class Flight:
         Raises:
             BlobNotFound, CannotStart: as `join`.
         """
-        if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
+        if not self._lingers or self._has_it() or self._is_in_flight():
             return None
         try:
             self._leader = self._begin()
@@ -200,8 +203,42 @@ class Flight:
             file = undo.enter_context(StoredFile(fd))
             if self._policy.verify and not self._is_right(fd):
                 return None
+            if self.place.expects and not self._is_asked_for(fd):
+                return None
             undo.pop_all()
         return file
+
+    def _has_it(self) -> bool:
+        """Whether there is a complete blob, and it is the one that was asked for."""
+        place = self.place
+        if not (place.is_named and place.expects):
+            return os.path.lexists(place.path)
+        if (stored := self._layout.open(place)) is None:
+            return False
+        try:
+            return self._layout.objection(place, stored[0]) is None
+        finally:
+            os.close(stored[0])
+
+    def _is_asked_for(self, fd: int) -> bool:
+        """Whether the complete blob has the digest and the size that were asked for.
+
+        If not, it stays until a source has answered.
+
+        Raises:
+            SizeMismatch: it has the digest that is its key, so the size is wrong.
+            DamagedBlob: it is another one, and there is no source.
+        """
+        place = self.place
+        if (reason := self._layout.objection(place, fd)) is None:
+            return True
+        size = os.fstat(fd).st_size
+        if not place.is_named and place.size is not None:
+            raise SizeMismatch(place.key, size, reason, place.size, size)
+        if not self._sources():
+            raise DamagedBlob(place.key, place.path, reason)
+        _log.warning("%s: %s; downloading it anew", place.key, reason)
+        return False
 
     def _is_right(self, fd: int) -> bool:
         """Whether the complete blob has its digest. If not, and there is a source, remove it.
@@ -210,12 +247,12 @@ class Flight:
             DamagedBlob: it has another digest, and there is no source.
         """
         digest = self.place.digest
-        if not self.place.is_given:
+        if self.place.is_named:
             record = Record.read(self.place.record)
             if record is None or record.digest is None:
                 return True  # its digest was never known
             digest = record.digest
-        got = digest_of(fd, self.place.algorithm)
+        got = digest_of(fd, digest.partition(":")[0])
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
@@ -243,21 +280,33 @@ class Flight:
         return copier
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
-        """A reader of the stream; None if there is no stream, or if it is aborted."""
+        """A reader of the stream; None if there is no stream, or if it has ended without our blob.
+
+        Its leader may still be clearing up, which takes a moment.
+        """
         if not patience and not self._is_in_flight():
             return None
         try:
-            copier = InFlightCopier.attach(
-                self.place.stream,
-                timeout=patience,
-                stall_timeout=self.stall_timeout,
-                subscribes_late=subscribes_late,
-            )
+            copier = self._copier(patience, subscribes_late=subscribes_late)
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
-        if copier.state == State.ABORTED:
+        is_unproved = isinstance(copier, GuardedCopier) and copier.is_unproved
+        if is_unproved or copier.state == State.ABORTED:
             copier.close()
+            time.sleep(min(patience, _MOMENT))
             return None
+        return copier
+
+    def _copier(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier:
+        kind = GuardedCopier if self.place.expects else InFlightCopier
+        copier = kind.attach(
+            self.place.stream,
+            timeout=patience,
+            stall_timeout=self.stall_timeout,
+            subscribes_late=subscribes_late,
+        )
+        if isinstance(copier, GuardedCopier):
+            copier.expect(self.place.digest, self.place.size)
         return copier
 
     def _succeed(self, copier: InFlightCopier) -> None:
@@ -305,9 +354,7 @@ class Flight:
             return None
         with ExitStack() as undo:
             undo.callback(leader.discard)
-            copier = InFlightCopier.attach(
-                self.place.stream, timeout=0, stall_timeout=self.stall_timeout
-            )
+            copier = self._copier(0)
             undo.callback(copier.close)
             leader.start()
             undo.pop_all()
@@ -336,7 +383,7 @@ class Flight:
                 raise TooManyFlights(place.key, policy.max_flights)
             streamer = self._create()
             undo.callback(streamer.close)
-            if os.path.lexists(place.path):  # the second look
+            if self._has_it():  # the second look
                 return None
             leader = self._leader_of(streamer, sources, permit)
             undo.pop_all()
@@ -383,6 +430,14 @@ class Flight:
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
         return self._layout.metadata(self.place, reader.fileno())
+
+    def is_foreign(self, error: BlobAborted) -> bool:
+        """Whether the flight was aborted only because its leader was asked for something else."""
+        if not self.place.is_named or self.role != Role.FOLLOWS:
+            return False
+        if isinstance(error, DigestMismatch):
+            return error.expected != self.place.digest
+        return isinstance(error, SizeMismatch) and error.expected != self.place.size
 
     def begin_anew(self) -> None:
         """In a forked child: what leads, if this flight does, is the parent's."""

@@ -76,7 +76,8 @@ class Leader:
             streamer.name,
             sources,
             retries,
-            is_given=place.is_given,
+            is_given=":" in streamer.expected,
+            size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
             end="it was handed over",
@@ -85,7 +86,7 @@ class Leader:
         self._tell = tell
         self._lingers = lingers
         self._held = held
-        self._journal = Journal(place.journal, place.algorithm)
+        self._journal = Journal(place.journal, streamer.expected.partition(":")[0])
         self._noted = 0
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -184,7 +185,7 @@ class Leader:
             return None if done else download.open(streamer.appended)
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
-        if kept and (self._place.is_given or known.validator):
+        if kept and self._may_keep(kept):
             download.known = known
         else:
             kept = 0
@@ -198,17 +199,24 @@ class Leader:
                     download.close()
                     feed = download.open(0)
             size = feed.size if feed.size is not None or not kept else known.size
+            size = self._place.size if size is None else size
             download.known = Description(size, feed.validator, feed.media_type)
         self._announce(kept)
         download.binds = True
         return feed
+
+    def _may_keep(self, kept: int) -> bool:
+        """Whether the first `kept` bytes of the partial file may be of what was asked for."""
+        asked, known = self._place.size, self._journal.metadata
+        is_right_size = asked is None or (known.size in (None, asked) and kept <= asked)
+        return is_right_size and (not self._place.is_named or known.validator is not None)
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
         """Whether the feed goes on behind the `kept` bytes, with the same content."""
         known = self.metadata
         return (
             feed.offset == kept
-            and (self._place.is_given or feed.validator == known.validator is not None)
+            and (not self._place.is_named or feed.validator == known.validator is not None)
             and (None in (feed.size, known.size) or feed.size == known.size)
         )
 
@@ -221,8 +229,11 @@ class Leader:
         else:
             self._journal.remove()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
-        if not place.is_given:
+        if place.is_named:
+            self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
             self._write_record(None)
+        if place.size is not None:
+            streamer.withhold()
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
             self._set_size(metadata.size)
@@ -237,7 +248,7 @@ class Leader:
 
     def _is_worth_a_journal(self) -> bool:
         size = self.metadata.size
-        return not self._place.is_given or size is None or size > _WORTH_A_JOURNAL
+        return self._place.is_named or size is None or size > _WORTH_A_JOURNAL
 
     def _set_size(self, size: int) -> None:
         self._upkeep.expect(size, self._place.path)
@@ -255,7 +266,7 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
-                raise download.error(f"it ended after {streamer.appended} bytes", streamer.appended)
+                raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)
             return download.open(streamer.appended)
@@ -295,7 +306,7 @@ class Leader:
         streamer.commit()
         # From here on the blob is complete: nothing may end as an abort any more.
         try:
-            if not place.is_given:
+            if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
@@ -314,7 +325,7 @@ class Leader:
             pass
         if not os.path.lexists(place.partial):
             self._journal.remove()
-            if not place.is_given and not os.path.lexists(place.path):
+            if place.is_named and not os.path.lexists(place.path):
                 self._layout.remove(place.record)
 
     def _begin_journal(self) -> None:

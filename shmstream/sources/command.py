@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 from shmstream.errors import SourceError
 from shmstream.sources.base import Feed, check_offset, checked, explain
 from shmstream.system.buffers import buffers
+from shmstream.system.process import fork_lock
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -90,16 +91,17 @@ class CommandSource:
         """Start the command; the feed begins at 0. See `Source.open`. Waits for no output."""
         check_offset(offset)
         try:
-            process = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd=self._cwd,
-                env=self._env,
-                start_new_session=True,
-            )
+            with fork_lock:  # a child that is forked now would keep the pipes open for ever
+                process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    cwd=self._cwd,
+                    env=self._env,
+                    start_new_session=True,
+                )
         except (OSError, ValueError) as error:
             raise explain(error, offset, name=self.name) from error
         running = _Running(process, self.name)
@@ -122,7 +124,7 @@ class _Running:
         for pipe in (self._out, self._err):
             self._poll.register(pipe.fileno(), select.POLLIN)
         self._lock = threading.Lock()  # held while a thread waits for the pipes, or closes them
-        self._ending = threading.Lock()  # held by the thread that ends the process
+        self._ending = threading.RLock()  # held by the thread that ends the process
         self._is_closed = self._is_over = False
         self._owner = os.getpid()
 

@@ -29,7 +29,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from shmstream.errors import ContentChanged, SourceError, StreamClosed
+from shmstream.errors import (
+    ContentChanged,
+    SizeMismatch,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
@@ -57,7 +63,8 @@ class Download:
         name: what errors call the blob.
         sources: asked in this order.
         retries: how often a source is tried.
-        is_given: whether the key is a digest, which guards the content.
+        is_given: whether the digest is known in advance, which guards the content.
+        size: the bytes that the blob must have; None: any number.
         compares: whether the caller has a `Prefix`. Without it, of a key that is a name, an answer
             from 0 on must have the same validator, too.
         tell: is told of `RECEIVED` and `FAILED_OVER`.
@@ -75,6 +82,7 @@ class Download:
         compares: bool,
         tell: Callable[[Event], None],
         end: str,
+        size: int | None = None,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -87,6 +95,8 @@ class Download:
         self.compares = compares
         self._tell = tell
         self._end = end
+        self._size = size
+        self._wrong_size: int | None = None  # that the source had which was asked last
         self._stopping = threading.Event()
         self._feed: Feed | None = None
         self._received = 0  # bytes since the last report
@@ -123,6 +133,11 @@ class Download:
             validator = None  # the first source gave it, and the digest guards
         feed = open_at(source, offset, validator)
         try:
+            self._wrong_size = None
+            if self._size is not None and feed.size not in (None, self._size):
+                self._wrong_size = feed.size
+                reason = f"it has {feed.size} bytes, and {self._size} were asked for"
+                raise self.error(reason, position, retryable=False)
             if self.binds:
                 self._require_same(feed, position)
             if feed.offset > offset:
@@ -195,6 +210,12 @@ class Download:
         """The error for the source that is asked now."""
         return SourceError(self._attempts.source.name, position, reason, retryable)
 
+    def short(self, position: int) -> SourceError:
+        """The error for the source that is asked now: it ended at `position`, before the blob."""
+        if self._size is not None:
+            self._wrong_size = position
+        return self.error(f"it ended after {position} bytes", position)
+
     def other(self, reason: str, position: int) -> SourceError | ContentChanged:
         """The error for another blob: the source is hopeless, or it is the end."""
         if self._is_given:
@@ -206,11 +227,18 @@ class Download:
 
         Raises:
             SourceFailed: there is no other source.
+            SizeMismatch: the same, and the last source has another size than was asked for.
             StreamClosed: the download was stopped.
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
-        pause = self._attempts.failed(error, position)
+        try:
+            pause = self._attempts.failed(error, position)
+        except SourceFailed as failed:
+            if self._size is None or self._wrong_size is None:
+                raise
+            sizes = self._size, self._wrong_size
+            raise SizeMismatch(self._name, position, failed.reason, *sizes) from failed
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             following = self._attempts.source.name

@@ -28,9 +28,7 @@ from shmstream.sources.local import FileSource, IterableSource, PathSource
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-OneSource: TypeAlias = Union[
-    str, os.PathLike[str], BinaryIO, "subprocess.Popen[bytes]", Source
-]
+OneSource: TypeAlias = Union[str, os.PathLike[str], BinaryIO, "subprocess.Popen[bytes]", Source]
 AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
 
 _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)

@@ -36,7 +36,8 @@ _CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
 class Journal:
     """The journal at `path`. Only the holder of the lock on the partial file may write it."""
 
-    def __init__(self, path: str, algorithm: str) -> None:
+    def __init__(self, path: str, algorithm: str | None) -> None:
+        """A journal with digests of another algorithm counts for nothing. None: of any; to read."""
         self.path = path
         self._algorithm = algorithm
         self.metadata: Description = Description()
@@ -63,7 +64,8 @@ class Journal:
         lines = text.split("\n")[:-1]
         try:
             header = json.loads(lines[0])
-            if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):
+            fits = self._algorithm in (None, header["algorithm"])
+            if fits and isinstance(header["boot"], str):
                 self._boot = header["boot"]
                 self.metadata = Description.from_text(header["metadata"])
                 self._checkpoints = list(_ascending(lines[1:]))
@@ -83,7 +85,7 @@ class Journal:
         size = os.fstat(fd).st_size
         if self._boot == boot_id():
             return size
-        running = new_hash(self._algorithm)
+        running = new_hash(self._algorithm or "sha256")
         good = position = 0
         for offset, digest in self._checkpoints:
             while position < offset:

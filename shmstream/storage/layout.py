@@ -25,7 +25,7 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -33,6 +33,7 @@ from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
 from shmstream.storage.folder import make_inner, prepare
 from shmstream.storage.record import Record
+from shmstream.stream.digest import digest_of, require_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
 from shmstream.stream.spelling import ALGORITHMS, read_digest
@@ -40,7 +41,7 @@ from shmstream.stream.spelling import ALGORITHMS, read_digest
 _ALWAYS = ("blobs", "blobs/sha256", "blobs/sha512", "named")  # the folders that each store has
 _SHELVES = {f"blobs/{name}": count for name, count in ALGORITHMS.items()} | {"named": 64}
 """The folders that blobs lie in, and the number of hex digits of a blob's name there."""
-_ALGORITHM = "sha256"  # of the digest that a named blob gets
+_ALGORITHM = "sha256"  # of the digest that a named blob gets if none was given
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
@@ -54,9 +55,13 @@ class Place:
     """A digest in its one spelling, or a name."""
     path: str
     digest: str
-    """The digest that the bytes must have; only its algorithm if the key is no digest."""
+    """The digest that the bytes must have; only its algorithm if no digest was given."""
     _of: str
     """Which user and which folder the place belongs to."""
+    is_named: bool = False
+    """Whether the key is a name, so that the blob has a record."""
+    size: int | None = None
+    """The number of bytes that was asked for; None for any number."""
 
     @cached_property
     def stream(self) -> str:
@@ -67,8 +72,13 @@ class Place:
 
     @property
     def is_given(self) -> bool:
-        """Whether the key is a digest."""
+        """Whether the digest is known in advance: from the key, or given with a name."""
         return ":" in self.digest
+
+    @property
+    def expects(self) -> bool:
+        """Whether more was asked for than the key says."""
+        return self.size is not None or (self.is_named and self.is_given)
 
     @property
     def algorithm(self) -> str:
@@ -87,7 +97,7 @@ class Place:
 
     @property
     def record(self) -> str:
-        """The record of a blob whose key is no digest."""
+        """The record of a blob whose key is a name."""
         return self.path + RECORD
 
 
@@ -132,20 +142,28 @@ class Layout:
         facts = os.stat(self.folder)
         self._identity = f"{os.geteuid()}/{facts.st_dev}/{facts.st_ino}/"
 
-    def place(self, key: str) -> Place:
+    def place(self, key: str, digest: str | None = None, size: int | None = None) -> Place:
         """Where the blob of `key` lies, or will lie.
 
+        `digest` and `size` are what was asked for beside the key.
+
         Raises:
-            ValueError: the key is empty, or looks like a digest and cannot be verified.
+            ValueError: the key is empty, or looks like a digest and cannot be verified; `digest` is
+                none, or another one than the key; `size` is no number of bytes.
         """
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
-        if (digest := read_digest(key)) is not None:
-            path = self._blobs + digest.replace(":", "/")
-            return Place(digest, path, digest, self._identity)
+        if size is not None and (not isinstance(size, int) or not 0 <= size < 1 << 63):
+            raise ValueError(f"size is the number of bytes of the blob, not {size!r}")
+        given = None if digest is None else require_digest(digest)
+        if (meant := read_digest(key)) is not None:
+            if given not in (None, meant):
+                raise ValueError(f"the key is the digest {meant}, and digest= is {given}")
+            path = self._blobs + meant.replace(":", "/")
+            return Place(meant, path, meant, self._identity, size=size)
         raw = key.encode("utf-8", "surrogatepass")
         path = self._named + hashlib.sha256(raw).hexdigest()
-        return Place(key, path, _ALGORITHM, self._identity)
+        return Place(key, path, given or _ALGORITHM, self._identity, is_named=True, size=size)
 
     def make_shelf(self, place: Place) -> None:
         """Make the folder that the blob will lie in, if it is missing.
@@ -186,11 +204,44 @@ class Layout:
 
         Empty for a blob whose key is a digest, because such a blob has no record.
         """
-        if not place.is_given and (record := Record.read(place.record)) is not None:
-            with suppress(FileNotFoundError):  # else the record is of a newer blob
+        record = self._record_of(place, fd)
+        return Description() if record is None else record.metadata
+
+    def _record_of(self, place: Place, fd: int) -> Record | None:
+        """The record of the named blob that is open as `fd`; None if it is of a newer blob."""
+        if place.is_named and (record := Record.read(place.record)) is not None:
+            with suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
-                    return record.metadata
-        return Description()
+                    return record
+        return None
+
+    def is_known_right(self, place: Place, fd: int) -> bool:
+        """Whether the complete blob is what was asked for, as far as that is known by now."""
+        if place.size not in (None, os.fstat(fd).st_size):
+            return False
+        if not (place.is_named and place.is_given):
+            return True
+        record = self._record_of(place, fd)
+        return record is not None and record.digest == place.digest
+
+    def objection(self, place: Place, fd: int) -> str | None:
+        """Why the complete blob that is open as `fd` is not what was asked for; None if it is.
+
+        Hashes a named blob whose digest of this algorithm is not known yet.
+        """
+        if self.is_known_right(place, fd):
+            return None
+        size = os.fstat(fd).st_size
+        if place.size not in (None, size):
+            return f"it has {size} bytes, and {place.size} were asked for"
+        record = self._record_of(place, fd)
+        got = None if record is None else record.digest
+        if got is None or got.partition(":")[0] != place.algorithm:
+            got = digest_of(fd, place.algorithm)
+            if record is not None:
+                with suppress(OSError):  # then it is hashed the next time, too
+                    replace(record, digest=got).write(place.record)
+        return None if got == place.digest else f"its digest is {got}, not {place.digest}"
 
     def size_of(self, path: str) -> int:
         """The length of a file in bytes; -1 if there is no such file."""
@@ -258,9 +309,10 @@ def digest_at(path: str) -> str | None:
     return None if algorithm == "named" else f"{algorithm}:{name}"
 
 
-def algorithm_at(path: str) -> str:
-    """The algorithm of the digest of the blob at `path`, as in `Place.algorithm`."""
-    return (digest_at(path) or _ALGORITHM).partition(":")[0]
+def algorithm_at(path: str) -> str | None:
+    """The algorithm of the digest that is the key of the blob at `path`; None for a named blob."""
+    digest = digest_at(path)
+    return None if digest is None else digest.partition(":")[0]
 
 
 def _naming(digits: int) -> Callable[[str], str]:

@@ -109,7 +109,7 @@ class InFlightCopier(io.RawIOBase):
         timeout: float | None = None,
         stall_timeout: float | None = None,
         subscribes_late: bool = False,
-    ) -> InFlightCopier:
+    ) -> Self:
         """Join the stream of that name, at its beginning.
 
         Args:

@@ -224,6 +224,16 @@ class ResumableStreamer(BlobStreamer):
                 self._block.size = self._limit = size
                 self._subscribers.tell_here()
 
+    def withhold(self) -> None:
+        """Withhold the last chunk until the commit, though no digest was given. In this process."""
+        with self._lock:
+            self._withholds = True
+
+    @property
+    def expected(self) -> str:
+        """The digest that the blob must have, or only its algorithm; also an earlier writer's."""
+        return self._block.digest.decode()
+
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: store for every reader what the source says about the blob.
 

@@ -99,6 +99,7 @@ class BlobStreamer:
         if block.digest:
             self._digest = RunningDigest(block.digest.decode(), lock.fd)
             self._digest.update(block.published)
+        self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
@@ -266,7 +267,7 @@ class BlobStreamer:
     def _publishable(self) -> int:
         """Bytes that may be published before commit: with a digest, all but the last chunk (I5)."""
         size = self._file.size
-        if self._digest is None or not self._digest.is_given:
+        if not self._withholds:
             return size
         end = size if self._limit == UNKNOWN else self._limit
         before_last = max(end - 1, 0) // self._chunk_size * self._chunk_size

@@ -47,6 +47,16 @@ def test_a_key_that_looks_like_a_digest(run: Run, url: str, store: Store) -> Non
     assert [key for key, _ in store.blobs()] == [f"sha1:{sha1}"]
 
 
+def test_a_name_with_a_digest_and_a_size(run: Run, url: str, store: Store) -> None:
+    digest, good = DIGEST[7:].upper(), ("--size", "300000", "--key", "mine")
+    assert run("fetch", url, "--digest", "md5:" + "0" * 32, *good)[0] == 1
+    assert run("fetch", url, *good, "--size", "1MB")[0] == 1
+    code, out, _ = run("fetch", url, "--digest", digest, *good)
+    assert (code, Path(out.strip()).read_bytes()) == (0, BLOB)
+    assert run("fetch", "/nowhere", "--digest", digest, *good)[:2] == (0, out)
+    assert [key for key, _ in store.blobs()] == ["mine"]
+
+
 def test_keys_of_other_blobs(run: Run, url: str, store: Store, tmp_path: Path) -> None:
     """A URL without its credentials, an absolute path, or the text of `--key`."""
     (tmp_path / "file").write_bytes(BLOB)

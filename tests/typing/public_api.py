@@ -115,6 +115,7 @@ def store() -> None:
         assert_type(blob.validator, str | None)
         assert_type(blob.wait(), int)
     assert_type(blobs.fetch("sha256:00", Path("/blob")), str)
+    assert_type(blobs.fetch("a name", Path("/blob"), digest="md5:00", size=5), str)
     assert_type(blobs.flights(), list[FlightInfo])
     assert_type(blobs.check(), list[Finding])
     assert_type(blobs.gc(), list[str])
