@@ -192,7 +192,7 @@ def is_for_want_of_room(error: BaseException) -> bool:
 
 @dataclass(eq=False)
 class StreamBroken(ShmstreamError):
-    """The stream does not go on behind `offset`, the number of bytes that this process had."""
+    """The stream does not go on after `offset`, the number of bytes that this process had."""
 
     name: str
     offset: int

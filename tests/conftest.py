@@ -46,8 +46,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def infrastructure() -> None:
-    """What every test finds running already, so that no test seems to leave it behind."""
+    """What every test finds running already, so that no test seems to leave it behind.
+
+    What has been imported for all tests stays, so no collection of garbage has to look at it.
+    """
     isolation.start_helpers_of_multiprocessing()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,10 @@ _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 @dataclass
 class Answer:
-    """What is sent: a status, headers, and bytes `start` to `end` of the blob; None is its end."""
+    """What is sent: a status, headers, and the bytes of the blob from `start` to before `end`.
+
+    An `end` of None means all bytes to the end of the blob.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -51,7 +54,7 @@ def _digest_of(key: str) -> str | None:
 
 
 def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | None:
-    """The answer to a condition that fails or spares the body; None if the blob has to be sent.
+    """412 or 304, if a condition of the request decides the answer; None if the blob is needed.
 
     Raises nothing, whatever the headers are.
     """

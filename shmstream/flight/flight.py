@@ -3,8 +3,8 @@
 Every process calls `Flight.join`. It repeats these steps until it has a reader:
 
     1 if the blob is complete, open it
-    2 if there is a stream of that name, follow it. If its writer has died, try to succeed first;
-      follow in any case, because now either this process leads or another one does
+    2 if there is a stream of that name, follow it. If its writer has died, first try to take over.
+      Then follow in any case, because now either this process leads or another process does
     3 claim the name, which only one process can. Look again whether the blob is complete, because
       its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 

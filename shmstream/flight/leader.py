@@ -212,7 +212,7 @@ class Leader:
         return is_right_size and (not self._place.is_named or known.validator is not None)
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
-        """Whether the feed goes on behind the `kept` bytes, with the same content."""
+        """Whether the feed goes on after the `kept` bytes, with the same content."""
         known = self.metadata
         return (
             feed.offset == kept

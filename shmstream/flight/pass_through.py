@@ -289,7 +289,7 @@ class _Bytes:
     def _arriving(self) -> Iterator[memoryview]:
         """All bytes from `position` on, from one source after the other.
 
-        `position` is behind each buffer when that is given.
+        `position` is after each buffer when that is given.
         """
         download = self._download
         try:

@@ -37,7 +37,7 @@ _HOPELESS = (
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
-# the address of an IPv6 host, and behind "?" or "#", "::" makes no chain.
+# the address of an IPv6 host, and after "?" or "#", "::" makes no chain.
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 

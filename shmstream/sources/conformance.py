@@ -141,14 +141,14 @@ class SourceConformance:
         with self.make_source(_CONTENT).open(offset) as feed:
             begin = offset if self.begins_anywhere else 0
             self._check_head(feed, begin, _CONTENT)
-            assert _read(feed) == _CONTENT[begin:], f"wrong bytes behind {begin}"
+            assert _read(feed) == _CONTENT[begin:], f"wrong bytes after {begin}"
 
     def test_open_at_the_end(self) -> None:
         """At the very end there is nothing left; or the feed begins at 0."""
         end = len(_CONTENT)
         with self.make_source(_CONTENT).open(end) as feed:
             assert feed.offset in ((0, end) if self.begins_anywhere else (0,)), "begins nowhere"
-            assert _read(feed) == _CONTENT[feed.offset :], f"wrong bytes behind {feed.offset}"
+            assert _read(feed) == _CONTENT[feed.offset :], f"wrong bytes after {feed.offset}"
 
     def test_open_behind_the_end(self) -> None:
         """An offset that the blob does not have begins at 0.
@@ -159,7 +159,7 @@ class SourceConformance:
         with self.make_source(_CONTENT).open(behind) as feed:
             knows = self.tells_size or not self.begins_anywhere
             assert feed.offset in ((0,) if knows else (0, behind)), "the blob has no such offset"
-            assert _read(feed) == _CONTENT[feed.offset :], f"wrong bytes behind {feed.offset}"
+            assert _read(feed) == _CONTENT[feed.offset :], f"wrong bytes after {feed.offset}"
 
     def test_a_negative_offset(self) -> None:
         """An offset is a number of bytes from the beginning."""

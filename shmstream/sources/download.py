@@ -6,7 +6,7 @@ the same way. Each of them has a *position*: the number of bytes that it has. Th
     open    ask the source for the bytes from the position on. Ask for all bytes from 0 instead if
             nothing would show that the content has changed: the key is no digest, and the source
             gave no validator
-    new     give the bytes behind the position. All bytes before it have to be what they were
+    new     give the bytes after the position. All bytes before it have to be what they were
     fail    ask the same source again, after a pause that grows; then ask the next source; then end
             with `SourceFailed`, which has the last words of each source
 
@@ -160,7 +160,7 @@ class Download:
     # Taking.
 
     def new(self, feed: Feed, position: int, prefix: Prefix | None) -> Iterator[memoryview]:
-        """The bytes of `feed` behind `position`, as they come; an empty buffer for each before it.
+        """Yield the bytes of `feed` after `position`; an empty buffer for each buffer before it.
 
         Blocks as long as the source does. Without a `prefix` the bytes before are skipped.
 

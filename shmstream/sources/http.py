@@ -1,7 +1,7 @@
 """`HTTPSource`: a blob behind an http or https URL, opened at an offset by a range request.
 
     describe()                HEAD
-    open(offset, validator)   GET, with `Range` and `If-Range` when it begins behind 0
+    open(offset, validator)   GET, with `Range` and `If-Range` when it begins after 0
       200                     the whole blob from 0: no range was asked for or supported, or the
                               content has changed
       206                     the rest, if Content-Range begins at the offset that was asked for

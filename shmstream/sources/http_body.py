@@ -244,7 +244,7 @@ class _Pipe:
     def fill(self, fd: int, limit: int) -> int:
         """Take up to `limit` bytes that are there, without waiting; their number.
 
-        0 if there are none, or none that `splice` can take, for example behind an out-of-band byte.
+        0 if there are none, or none that `splice` can take, for example after an out-of-band byte.
         """
         try:
             return os.splice(fd, self._in, limit, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)

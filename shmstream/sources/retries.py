@@ -23,7 +23,7 @@ _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 class Retries:
     """How often a source is tried in a row without any progress, and the pauses in between.
 
-    The last source is tried `attempts` times, a source with another one behind it `with_others`
+    The last source is tried `attempts` times, a source with another source after it `with_others`
     times. Each pause is twice the pause before, from `first_pause` to `longest_pause` seconds. A
     source that says when to ask again (`Retry-After`, up to 30 s) is given that time.
     """

@@ -1,10 +1,10 @@
 """Eviction keeps a store within its limit, and runs `gc` now and then.
 
 A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
-second. A flight only tells that it begins or ends. One look then answers for all flights that have
-told so, and after the look the thread rests for three times as long as the look took, so that a
-store of many blobs does not spend a processor on looking. If no flight has told anything by then,
-the thread ends.
+second. A flight only tells its size, as soon as the size is known, and its end. One look serves all
+flights that have told something since the last look. After the look the thread rests for three
+times as long as the look took, so that a store of many blobs does not spend a processor on looking.
+If no flight has told anything by then, the thread ends.
 
 In one case a flight waits: the disk has no space for the bytes that are coming. Then the flight
 itself evicts blobs first.
@@ -91,14 +91,17 @@ class Upkeep:
         return completed if completed <= time.time_ns() else 0  # the clock was set back
 
     def evict(self, limit: int) -> list[str]:
-        """Remove the least recently used blobs down to `limit` bytes; the paths of what went."""
+        """Remove the least recently used blobs, also the newest, until `limit` bytes stay.
+
+        Returns the paths of what was removed.
+        """
         return self._evict(self._blobs(), limit)
 
     def _blobs(self) -> list[Entry]:
         return [each for each in self._layout.entries() if each.kind == "blob"]
 
     def _evict(self, blobs: list[Entry], limit: int, latest: str = "") -> list[str]:
-        """As `evict`, of these `blobs`; but the blob at `latest` and all that came later stay."""
+        """As `evict`, of these `blobs`; but never `latest`, nor a blob that was complete later."""
         completed = {each.path: each.facts.st_mtime_ns for each in blobs}
         since, now = completed.get(latest, math.inf), time.time_ns()
         if latest in completed and since > now:  # the clock was set back: nothing is younger

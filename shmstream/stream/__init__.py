@@ -1,6 +1,6 @@
 """One writer and many readers of one blob, in any processes of this host. Usable by itself.
 
-writer              `BlobStreamer` appends chunks to a partial file, and publishes their number
+writer              `BlobStreamer` appends chunks to a partial file, and publishes their bytes
 reader              `InFlightCopier` waits for the chunks, and copies them from the file
 control_block       what all processes know of a stream, in shared memory
 segment             that shared memory: create, attach, unlink, list

@@ -136,6 +136,12 @@ class Doorbell:
                 self._let_go()
         return forgotten
 
+    def ring(self) -> None:
+        """Wake the subscriber from within its own process. Does nothing once it is closed."""
+        with fork_lock:  # so that the semaphore is not unmapped meanwhile
+            if self._address is not None:
+                _libc.sem_post(self._address)
+
     def close(self, *, unlink_name: bool) -> None:
         """Close the semaphore; with `unlink_name`, remove its name from the host too.
 

@@ -3,11 +3,12 @@
 Waking sixteen readers for every 64 KiB costs half as much again as waking them for every MiB. So
 bytes are published when `publish_bytes` have gathered, or when `publish_interval` has passed since
 the last publish, whichever is first. After a pause the first bytes are published at once. But
-however fast bytes arrive, readers are woken at most 250 times a second, for two reasons: waking a
+however fast bytes arrive, readers are woken at most 250 times a second (or once in each
+`publish_interval`, if that is shorter than 4 ms), for two reasons: waking a
 sleeping processor takes 15 to 20 us, as long as writing 64 KiB; and a reader that is close behind
 the writer takes the bytes out of the cache of the writer's processor, which cost a twentieth of the
-throughput. If the source goes quiet, a thread publishes the remaining bytes, so no byte ever waits
-longer than the interval.
+throughput. If the source goes quiet, a thread publishes the remaining bytes, so no byte that may be
+published waits longer than the interval. (With a digest, the writer withholds the last chunk.)
 
 The thread is started when it is first needed. It is not needed for a caller of `is_time`, which
 promises to ask again in time. While bytes keep coming the thread sleeps from deadline to deadline,
@@ -84,7 +85,7 @@ class Pacer:
         return not self._promised
 
     def due_in(self) -> float:
-        """Seconds until it is time to publish; 0: it is time, and no bytes wait."""
+        """Seconds until it is time to publish; 0: nothing waits, so wait for new bytes."""
         remaining = (self._soonest if self._ripe else self._due) - time.monotonic()
         return max(remaining, _AT_ONCE if self._promised else 0.0)
 

@@ -7,15 +7,20 @@ at once if the bytes that the reader wants are published. Otherwise it waits:
     2 load `published`; if it is enough, answer
     3 load the state; if it is terminal, load `published` again, and conclude
     4 check the writer's lock if a quarter of a second has passed since the last check, and since
-      the last ring that came with bytes; or if the last ring came without new bytes. If the lock
-      is free, load the state again, because the writer may have finished and left meanwhile, and
-      conclude
+      the last ring that came with bytes; or if the last ring came without new bytes; or if the
+      writer's process has ended. If the lock is free, load the state again, because the writer
+      may have finished and left meanwhile, and conclude
     5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
       else go to 1
 
 A ring between 1 and 5 ends the wait at once, so no wake-up is lost. A ring that never comes costs
 a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the state
 (I3), so the `published` that is loaded after a terminal state is final.
+
+A writer that was killed cannot ring. So before the first look at its lock, the reader asks
+`system/exit_watcher` to ring the doorbell when the writer's process has ended. The kernel frees the
+lock before it tells that, so the look after that ring sees the lock free. It is a ring like any
+other: if it never comes, the next look comes in a quarter of a second.
 """
 
 from __future__ import annotations
@@ -24,8 +29,12 @@ import time
 
 from shmstream.errors import WriterDied, WriterStalled, naming_shortages
 from shmstream.stream.control_block import TERMINAL, State
+from shmstream.stream.doorbell import Doorbell
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscription
+from shmstream.system import exit_watcher
+from shmstream.system.exit_watcher import Watch
+from shmstream.system.process import Identity
 
 _SLICE = 0.25  # s; the longest wait before the reader checks again
 
@@ -50,6 +59,8 @@ class Tail:
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
+        self._writer: Identity | None = None  # whose end `_watch` tells
+        self._watch: Watch | None = None
         self.waits: int = 0
         """How often a reader has gone to sleep."""
 
@@ -87,7 +98,7 @@ class Tail:
             published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL or self._sees_writer_dead(now):
+            if block.state in TERMINAL or self._sees_writer_dead(now, doorbell):
                 return self._conclude(position)
             if published != seen:
                 seen = published
@@ -105,12 +116,22 @@ class Tail:
             if published >= want:
                 return published
 
-    def _sees_writer_dead(self, now: float) -> bool:
+    def _sees_writer_dead(self, now: float, doorbell: Doorbell) -> bool:
         """Whether no writer holds the lock on the header; checks only if it is time to."""
-        if now < self._next_look:
+        has_ended = self._watch is not None and self._watch.has_ended
+        if now < self._next_look and not has_ended:
             return False
         self._next_look = now + _SLICE
+        if has_ended:
+            self._watch = None  # one look for one end
+        if self._writer != (writer := self._stream.writer):
+            self._stop_watching()
+            self._writer, self._watch = writer, exit_watcher.watch(writer, doorbell.ring)
         return self._stream.is_orphaned()
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
 
     def look(self) -> tuple[State, int]:
         """The state, and how many bytes are published. If the state is terminal, both are final.
@@ -138,6 +159,7 @@ class Tail:
 
     def close(self) -> None:
         """Give the slot back. No other process notices."""
+        self._stop_watching()
         if self._subscription is not None:
             self._subscription.close()
 

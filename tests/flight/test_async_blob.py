@@ -254,7 +254,11 @@ def test_errors_reach_every_task(store: Store, origin: Origin) -> None:
     asyncio.run(main())
 
 
-def test_a_leader_elsewhere_is_killed(start: Start, store: Store, origin: Origin) -> None:
+def test_a_leader_elsewhere_is_killed(
+    start: Start, store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells it: the next look at the leader's lock would come in an hour."""
+    monkeypatch.setattr("shmstream.stream.waiter._SLICE", 3600.0)
     url = origin.serve("/blob", seed=1, size=2 * MIB)
     origin.change("/blob", count=1, stall_after=MIB)
     leader = start(flights.take, store.folder, {})

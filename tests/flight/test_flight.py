@@ -169,12 +169,14 @@ def test_a_leader_killed_before_a_digest_that_nobody_waits_for(
 def test_leader_and_successor_killed(
     start: Start, folder: str, origin: Origin, store: Store
 ) -> None:
+    """The kernel tells the followers each death: their own next look would come in an hour."""
     size = 2 * MIB
     url = origin.serve("/blob", seed=1, size=size)
     origin.change("/blob", first=0, count=1, stall_after=500_000)
     origin.change("/blob", first=1, count=1, stall_after=500_000)
-    takers = pool(start, 4, folder)
+    takers = [start(flights.take_without_looks, folder) for _ in range(4)]
     for taker in takers:
+        assert taker.hear() == taker.pid
         taker.say([digest(1, size), url, 0])
     for taker in takers:
         taker.hear()

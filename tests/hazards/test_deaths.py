@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from shmstream import BlobStreamer, InFlightCopier, WriterDied, WriterStalled, s
 from shmstream.stream import segment
 from tests.support import roles
 from tests.support.faults import READER_POINTS, WRITER_POINTS
-from tests.support.interpreters import Interpreter, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 
 Start = Callable[..., Interpreter]
 
@@ -244,3 +245,43 @@ def test_forked_child_does_not_keep_a_dead_writer_alive(start: Start, blob: str)
             reader.read1()
     os.kill(told["child"], signal.SIGKILL)
     assert sweep() == [told["name"]]
+
+
+def test_the_death_of_a_writer_is_seen_at_once(
+    start: Start, blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells it. So a reader notices it that would look only in an hour."""
+    monkeypatch.setattr("shmstream.stream.waiter._SLICE", 3600.0)
+    writer = start(roles.write, blob, {"name": "dies", "publish_interval": 0})
+    assert writer.hear() == "dies"
+    writer.say(["append", 1, 1000])
+    assert writer.hear() == "append"
+    with InFlightCopier.attach("dies") as reader, ThreadPoolExecutor() as pool:
+        assert reader.read(1000) == roles.content(1, 1000)
+        dying = pool.submit(reader.read1)
+        wait_until(lambda: reader.statistics().waits > 0)
+        writer.kill()
+        with pytest.raises(WriterDied):
+            dying.result(PATIENCE)
+    assert sweep() == ["dies"]
+
+
+def test_a_death_is_seen_by_a_reader_that_has_bytes_to_read(
+    start: Start, blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ring that tells the death is forgotten with the rings of the bytes; the death is not."""
+    monkeypatch.setattr("shmstream.stream.waiter._SLICE", 3600.0)
+    writer = start(roles.write, blob, {"name": "dies", "publish_interval": 0})
+    assert writer.hear() == "dies"
+    with InFlightCopier.attach("dies") as reader, ThreadPoolExecutor() as pool:
+        first = pool.submit(reader.read, 1000)
+        wait_until(lambda: reader.statistics().waits > 0)
+        writer.say(["append", 1, 5000])
+        assert writer.hear() == "append"
+        writer.kill()
+        wait_until(lambda: reader._tail._watch is None or reader._tail._watch.has_ended)
+        assert first.result(PATIENCE) == roles.content(1, 5000)[:1000]
+        assert reader.read(4000) == roles.content(1, 5000)[1000:]
+        with pytest.raises(WriterDied):
+            pool.submit(reader.read1).result(PATIENCE)
+    assert sweep() == ["dies"]

@@ -19,7 +19,7 @@ from typing import Any
 from shmstream import Retries, ShmstreamError, Store
 from shmstream.sources import download
 from shmstream.storage import journal
-from shmstream.stream import digest, partial, resumable_writer
+from shmstream.stream import digest, partial, resumable_writer, waiter
 from tests.support import faults
 from tests.support.interpreters import Link
 
@@ -79,6 +79,12 @@ def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth:
             return
         time.sleep(random.random() * hurry)  # a random start, not a synchronisation
         link.say(read_all(link, store, key, source))
+
+
+def take_without_looks(link: Link, folder: str) -> None:
+    """A taker that never looks whether its leader lives: the kernel has to tell it."""
+    waiter._SLICE = 3600.0
+    take(link, folder, {})
 
 
 def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:

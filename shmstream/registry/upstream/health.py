@@ -2,7 +2,8 @@
 
 After an upstream did not answer, it is quiet for as long as that question took. In that time a
 request that can be answered from notes does not ask it. If there was not even a connection, no
-request asks it in that time: a queue of questions would wait for it one after the other.
+question is asked in that time: a queue of questions would wait for it one after the other. A
+download asks all the same, because its client has nothing else.
 """
 
 from __future__ import annotations

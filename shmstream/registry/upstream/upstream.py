@@ -73,7 +73,7 @@ class Upstream:
         return f"{text}?{urlencode(query)}" if query else text
 
     def authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
-        """What `call` returns for the headers with the authorization for `repository`.
+        """Call `call` with the headers that authorize this `repository`; what it returns.
 
         It is called once more with new headers if the upstream wants a new authorization, for
         example because a token has expired.
