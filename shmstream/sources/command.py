@@ -10,7 +10,8 @@ before they say that the blob is complete:
     an unknown exit code  `SourceError`: SIGCHLD is ignored, or other code has waited for it
 
 A command is started anew for each feed, so a feed begins at 0. It gets a process group of its own,
-which ends when the feed is closed: SIGTERM, and after a second SIGKILL.
+which ends when the feed is closed: SIGTERM, and after a second SIGKILL. If this process is killed,
+the command gets SIGPIPE when it writes the next time.
 
     thread that iterates                        thread that closes
     1 hold `_lock`; if closed, fail             1 note that it is closed; SIGTERM to the group

@@ -335,6 +335,7 @@ def test_a_killed_leader_of_a_rare_digest_leaves_what_can_be_resumed(
     origin.change("/blob", count=1, stall_after=200_000)
     leader = start(lead_with_digest, store.folder, url, of(DATA, "md5"))
     leader.hear()
+    wait_until(lambda: bool(list(Path(store.folder).rglob("*.shmstream-journal"))))
     leader.kill()
     store.gc()
     for journal in Path(store.folder).rglob("*.shmstream-*"):
