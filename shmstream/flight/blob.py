@@ -69,6 +69,8 @@ class Blob(io.RawIOBase):
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
         WriterStalled: no byte came for `stall_timeout`; reading again waits again.
         DamagedPartial: another program changed the file.
+        DamagedBlob: the flight of another caller brought a blob with another digest or size than
+            this one asked for, and there is no source to get the right one from.
     """
 
     def __init__(

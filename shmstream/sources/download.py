@@ -136,7 +136,7 @@ class Download:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
                 self._wrong_size = feed.size
-                reason = f"it has {feed.size} bytes, and {self._size} were asked for"
+                reason = f"it says that it has {feed.size} bytes"
                 raise self.error(reason, position, retryable=False)
             if self.binds:
                 self._require_same(feed, position)
@@ -237,8 +237,9 @@ class Download:
         except SourceFailed as failed:
             if self._size is None or self._wrong_size is None:
                 raise
-            sizes = self._size, self._wrong_size
-            raise SizeMismatch(self._name, position, failed.reason, *sizes) from failed
+            asked, got = self._size, self._wrong_size
+            reason = f"it has {got} bytes, and {asked} were asked for: {failed.reason}"
+            raise SizeMismatch(self._name, position, reason, asked, got) from failed
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             following = self._attempts.source.name

@@ -109,7 +109,7 @@ def read_digest(text: str) -> str | None:
         return text
     found = _read(text)
     if found is None and (inner := _inner(text)) != text and _seems_one(inner):
-        raise _refusal(text, "with something around it", "without that")
+        raise _refusal(text, "with something around it", "the digest alone")
     return found
 
 
