@@ -157,7 +157,7 @@ class OutOfResources(CannotStart):
     detail: str
 
     def __str__(self) -> str:
-        return f"stream {self.name!r}: out of {self.what} ({self.detail})"
+        return f"{self.name!r}: out of {self.what} ({self.detail})"
 
 
 _SHORTAGES_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
@@ -206,7 +206,7 @@ class WriterDied(StreamBroken):
 
     def __str__(self) -> str:
         return (
-            f"the writer of stream {self.name!r} ({self.writer}) died; this reader has "
+            f"the writer of {self.name!r} ({self.writer}) died; this reader has "
             f"{self.offset} bytes and the blob is not complete"
         )
 
@@ -219,7 +219,7 @@ class WriterStalled(StreamBroken):
 
     def __str__(self) -> str:
         return (
-            f"the writer of stream {self.name!r} made no progress for {self.seconds:g} s at "
+            f"the writer of {self.name!r} made no progress for {self.seconds:g} s at "
             f"offset {self.offset}; it is alive: read again to go on waiting"
         )
 
@@ -232,7 +232,7 @@ class DamagedPartial(StreamBroken):
     reason: str
 
     def __str__(self) -> str:
-        return f"stream {self.name!r} broke at offset {self.offset}: {self.path} {self.reason}"
+        return f"{self.name!r} broke at offset {self.offset}: {self.path} {self.reason}"
 
 
 @dataclass(eq=False)
@@ -242,7 +242,7 @@ class BlobAborted(StreamBroken):
     reason: str
 
     def __str__(self) -> str:
-        return f"stream {self.name!r} was aborted after {self.offset} bytes: {self.reason}"
+        return f"{self.name!r} was aborted after {self.offset} bytes: {self.reason}"
 
     @staticmethod
     def because(reason: str | BaseException, name: str, offset: int) -> BlobAborted:
@@ -251,7 +251,8 @@ class BlobAborted(StreamBroken):
             return reason
         if isinstance(reason, BaseException):
             kind = type(reason).__name__
-            text = f"{kind}: {reason}" if str(reason) else kind
+            told = str(reason).removeprefix(f"{name!r}: ").replace(repr(name), "it")
+            text = f"{kind}: {told}" if told else kind
             if is_for_want_of_room(reason):
                 return OutOfRoom(name, offset, text)
             reason = text
@@ -284,9 +285,15 @@ class BlobAborted(StreamBroken):
             kinds = (
                 BlobAborted, SizeMismatch, DigestMismatch, SourceFailed, OutOfRoom, ContentChanged,
             )  # fmt: skip
-            return {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            found = {each.__name__: each for each in kinds}[facts.pop("error")](**facts)
+            if not all(isinstance(getattr(found, name), kind) for name, kind in _FACTS.items()):
+                raise TypeError("a fact of another type")
+            return found
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"not the text of an error: {error}") from error
+
+
+_FACTS = {"name": str, "offset": int, "reason": str}
 
 
 @dataclass(eq=False)

@@ -19,14 +19,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
-from shmstream.flight.pass_through import Passage, again
+from shmstream.flight.pass_through import Passage
+from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
 from shmstream.storage import check, flights, gc
@@ -142,8 +144,10 @@ class Store:
             size: the bytes that the blob has; more, or fewer, are an error. Otherwise as `digest`.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
                 that reads or waits, at most ten times a second.
-            stall_timeout: seconds without a new byte after which a read raises `WriterStalled`,
-                although the leader is alive. None: wait for as long as the leader lives.
+            stall_timeout: seconds without a new byte after which this process goes on without the
+                leader, although that is alive, by a download of its own. A read raises
+                `WriterStalled` if this process leads or has no source. None: wait for as long as
+                the leader lives.
             linger: continue the download to its end when no reader is left.
 
         Raises:
@@ -155,8 +159,11 @@ class Store:
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
             ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
-        place = self._layout.place(key, digest, size)
-        return Blob(self._flight(place, source, stall_timeout, linger), progress)
+        flight = self._flight(self._layout.place(key, digest, size), source, stall_timeout, linger)
+        opens = partial(
+            self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
+        )
+        return Blob(flight, progress, opens=opens)
 
     def _flight(
         self, place: Place, source: AnySource | None, stall_timeout: float | None, linger: bool
@@ -246,7 +253,8 @@ class Store:
         """
         if source is not None and is_for_want_of_room(because):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
-            passage = Passage(place, again(sources), policy.retries, policy.tell, stall_timeout)
+            sources = rereadable(sources)
+            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
@@ -257,7 +265,8 @@ class Store:
 
     def is_in_flight(self, key: str) -> bool:
         """Whether there is a flight of `key` on this host, with a leader or waiting for one."""
-        return os.path.exists(segment.path_of(self._layout.place(key).stream))
+        place = self._layout.place(key)
+        return os.path.exists(segment.path_of(place.stream)) or FileFollower.finds(place)
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
         """The complete blobs with their keys, the least recently used first."""

@@ -20,6 +20,7 @@ settings.register_profile("steady", deadline=None, suppress_health_check=[Health
 settings.load_profile("steady")
 
 pytest_plugins = [
+    "tests.support.containers",
     "tests.support.docker_registry",
     "tests.support.fuse",
     "tests.support.nginx",

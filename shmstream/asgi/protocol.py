@@ -1,4 +1,4 @@
-"""uvicorn with what it lacks for blobs: zero-copy sends, and bounds on the head of a request.
+"""uvicorn with what it lacks for blobs: zero-copy sends, and bounds on what a client may send.
 
     uvicorn.Config(app, http=shmstream.server.Protocol)
 
@@ -8,9 +8,26 @@
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
+    pipeline    at most `most_queued` requests, and those of one more piece, wait behind the one
+                that is answered. What else has come stays as it is, and nothing more is read
+    the rest    of a request's body that the application did not want ends the connection
     local       no paced sending to clients on this host (`congestion`)
 
 A response that fails ends its connection at once.
+
+One read may bring thousands of small requests, each of which becomes some 1.4 KB of objects. So the
+parser gets the bytes in small pieces, and no further piece while the queue is full:
+
+    bytes come                     a response is complete
+    1 put them to the unparsed     1 start the next request of the queue
+    2 parse pieces, until the      2 parse pieces, as on the left
+      queue is full                3 if all is parsed and there is room, read on
+    3 if bytes are left, or the
+      queue is full, stop reading
+
+If a response is complete while the body of its request is still to come, the connection cannot be
+used again. It is half closed, and what comes is dropped for a moment, within bounds: a client that
+is still sending gets the response, and not a reset.
 
 To wait until the socket is writable we register a duplicate of its descriptor, which is ours until
 the connection is lost: the event loop has registered the descriptor itself.
@@ -23,13 +40,15 @@ import fcntl
 import os
 import sys
 import termios
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 try:
-    from uvicorn.protocols.http import httptools_impl
+    import httptools
+    from uvicorn.protocols.http import flow_control, httptools_impl
 except ImportError as _missing:
     raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from _missing
 
@@ -37,8 +56,6 @@ from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from uvicorn._types import (
         ASGI3Application,
         ASGIReceiveCallable,
@@ -49,6 +66,23 @@ if TYPE_CHECKING:
 
 _FIRST = 64 * 1024  # bytes
 _BODY = (b"content-length", b"transfer-encoding")  # headers of a request with a body
+_PIECE = 512  # bytes that are parsed at one time: 28 requests at most
+_PIECE_OF_BODY = 64 * 1024  # bytes, where it is known that they are all of a body
+_DROPPED = 1 << 20  # bytes of a body that nobody wants, before the connection is closed at once
+_DROPPING = 2.0  # s; for the same
+
+
+class _Flow(flow_control.FlowControl):
+    """Reads on only if there is room for what comes."""
+
+    def __init__(self, transport: asyncio.Transport, has_room: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._has_room = has_room
+
+    def resume_reading(self) -> None:
+        """Read on, unless there is no room: then a later call does it."""
+        if self._has_room():
+            super().resume_reading()
 
 
 class Protocol(httptools_impl.HttpToolsProtocol):
@@ -68,8 +102,15 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
+    most_queued: int = 4
+    """Requests that wait behind the one that is answered, before no more are read."""
+
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
+        self._unparsed = b""
+        self._body_left = 0  # bytes that are still to come of a body, as its request says
+        self._last: httptools_impl.RequestResponseCycle | None = None  # it ends the connection
+        self._may_drop = -1  # bytes, once the connection is half closed
         self._application = self.app
         self.app: ASGI3Application = self._answer
         self._head_timer: asyncio.TimerHandle | None = None
@@ -89,6 +130,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
+        self.flow = _Flow(transport, self._has_room)
         connection = transport.get_extra_info("socket")
         if connection is not None:
             self._connection = connection.fileno()
@@ -130,20 +172,57 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 head = b"content-length: 0\r\nconnection: close\r\n\r\n"
                 self.transport.write(b"HTTP/1.1 %d %b\r\n%b" % (status, phrase, head))
             self.transport.close()
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Refuse bytes that are no request."""
-        self._refuse(400, b"Bad Request")
+            self._see_it_out(None)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of a request. After a refusal they are dropped."""
+        """Bytes of requests. After a refusal they are dropped."""
         if self.transport.is_closing():
             return
-        self._head_size += len(data)
-        super().data_received(data)
+        if self._may_drop >= 0:
+            self._may_drop -= len(data)
+            if self._may_drop < 0:
+                self._end()
+            return
+        self._unparsed += data
+        self._parse()
+        if not self._has_room():
+            self.flow.pause_reading()
+
+    def _has_room(self) -> bool:
+        """Whether more may be read."""
+        return not self._unparsed and len(self.pipeline) < self.most_queued
+
+    def _parse(self) -> None:
+        """Parse what has come, as long as there is room for the requests in it."""
+        data, position = self._unparsed, 0
+        if self.transport.is_closing():
+            position = len(data)
+        while position < len(data) and len(self.pipeline) < self.most_queued:
+            piece = data[position : position + max(_PIECE, min(self._body_left, _PIECE_OF_BODY))]
+            position += self._parse_piece(piece)
+            if self._is_let_go or self.transport.is_closing():
+                position = len(data)  # nobody wants the rest
+        self._unparsed = data[position:]
+
+    def _parse_piece(self, piece: bytes) -> int:
+        """Parse a piece; how many bytes of it were used."""
+        self._unset_keepalive_if_required()
+        used = len(piece)
+        self._head_size += used
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+                return used
+            used = upgrade.args[0]  # the client is answered as if it had not asked for that
+        except httptools.HttpParserError:
+            self.logger.warning("Invalid HTTP request received.")
+            self._refuse(400, b"Bad Request")
         self._expect_head()  # the parser does not tell of empty lines before a head
         if self._head_size > self.head_size:  # a head without an end
             self._refuse_head()
+        return used
 
     def _refuse_head(self) -> None:
         self._refuse(431, b"Request Header Fields Too Large")
@@ -157,7 +236,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._size_of_head() > self.head_size:
             self._refuse_head()
             return
-        self._is_first = True
+        self._body_left = self._length_of_body()
         extensions: dict[str, dict[str, Any]] = {SERVER: {"last": None, "taken": self._taken}}
         if not any(name in _BODY for name, _ in self.headers):  # a body that is not read hides it
             extensions[SERVER]["when_lost"] = self._tell_when_lost
@@ -170,9 +249,15 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Bytes of the head that is complete."""
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
+    def _length_of_body(self) -> int:
+        """Bytes of the body, if the head says that; else 0. The parser has checked the number."""
+        length = [value for name, value in self.headers if name in _BODY]
+        return int(length[0]) if len(length) == 1 and length[0].isdigit() else 0
+
     def on_body(self, body: bytes) -> None:
         """A part of the request's body. After a refusal it is dropped."""
         self._head_size = 0
+        self._body_left = max(self._body_left - len(body), 0)
         if not self.transport.is_closing():
             super().on_body(body)
 
@@ -210,11 +295,38 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         Only this class waits for that. Without it, a connection that was closed meanwhile would
         stay for as long as its client likes.
         """
-        super().on_response_complete()
-        if self._rest_timer is None and self.transport.get_write_buffer_size():
+        if self._last is None or self.transport.is_closing():
+            super().on_response_complete()
+            self._parse()
+            self.flow.resume_reading()
+            self._see_it_out(None)
+            return
+        self.server_state.total_requests += 1
+        self.pipeline.clear()
+        self._unparsed = b""
+        if self._last.more_body:
+            self._half_close()
+        else:
+            self._end()
+
+    def _half_close(self) -> None:
+        """No more responses; drop what comes, for a moment."""
+        self._may_drop = _DROPPED
+        self.loop.call_later(_DROPPING, self._end)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _end(self) -> None:
+        """Close the connection as soon as the client has taken what is left."""
+        if not self._is_let_go:
+            self.transport.close()
             self._see_it_out(None)
 
     def _see_it_out(self, before: int | None) -> None:
+        """Cut a client that takes nothing of what is left in the transport."""
+        if before is None and self._rest_timer is not None:
+            return  # that is seen to already
         self._rest_timer = None
         if self.transport.get_write_buffer_size() and (before is None or not self._is_answering()):
             taken = self._taken()
@@ -230,7 +342,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     ) -> None:
         told = cast("dict[str, Any]", message)
         cast("dict[str, Any]", cycle.scope)["extensions"][SERVER]["last"] = told["type"]
-        if told["type"] != ZERO_COPY:
+        if told["type"] == "http.response.start":
+            await self._begin(cycle, told)
+        elif told["type"] != ZERO_COPY:
             await cycle.send(message)
         elif not cycle.disconnected:
             count = told["count"]
@@ -242,6 +356,19 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             cycle.expected_content_length -= count
             if not told.get("more_body", False):
                 await cycle.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(
+        self, cycle: httptools_impl.RequestResponseCycle, message: dict[str, Any]
+    ) -> None:
+        """Send the head of a response. It is the last one if the request's body is not complete."""
+        self._is_first = True
+        if not cycle.more_body:
+            await cycle.send(cast("ASGISendEvent", message))
+            return
+        headers = [*message.get("headers", ()), (b"connection", b"close")]
+        await cycle.send(cast("ASGISendEvent", {**message, "headers": headers}))
+        cycle.keep_alive = True  # uvicorn would close at once, and the client would get a reset
+        self._last = cycle
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
         """Send `count` bytes of `file` from `offset` on, after everything that was written before.
@@ -322,6 +449,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """The connection is lost: end every wait for it."""
         self._let_go()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        self._unparsed = b""
         self._say_lost()
 
     def _let_go(self) -> None:

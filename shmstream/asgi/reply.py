@@ -22,6 +22,7 @@ from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_the_blob
 from shmstream.asgi.leaving import Leaving
 from shmstream.asgi.messages import SERVER, Receive, Scope, Send, finish, start
+from shmstream.asgi.statuses import shortage
 from shmstream.errors import BlobNotFound, ShmstreamError
 from shmstream.sources.base import Description, describe
 from shmstream.sources.select import as_sources
@@ -101,12 +102,19 @@ class BlobReply:
         Raises:
             ShmstreamError: with `status` None nothing was sent, and the caller can answer; else
                 the body ends short of its Content-Length, and the server must close the connection.
+            OutOfResources: it is one of these; this machine lacks descriptors, threads or memory,
+                or its disk is gone.
         """
         extensions = scope.get("extensions") or {}
         sending = Sending(send, self._write_timeout, extensions)
         when_lost = extensions.get(SERVER, {}).get("when_lost")
-        with Leaving(receive, when_lost), suppress(ConnectionError):
-            await self._serve(_Request.of(scope), send, sending)
+        try:
+            with Leaving(receive, when_lost), suppress(ConnectionError):
+                await self._serve(_Request.of(scope), send, sending)
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (lack := shortage(error, self._key)) is None:
+                raise
+            raise lack from error
 
     async def _serve(self, request: _Request, send: Send, sending: Sending) -> None:
         opened = self._open()

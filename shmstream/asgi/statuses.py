@@ -1,17 +1,31 @@
-"""Which HTTP status an error means, if a request fails before its headers."""
+"""Which HTTP status an error means, if a request fails before its headers.
+
+404    there is no such blob
+502    the source
+503    this machine lacks something, or the store is gone; a later request may succeed
+504    nothing comes any more
+500    anything else
+"""
 
 from __future__ import annotations
 
+import re
+
 from shmstream.errors import (
+    BlobAborted,
     BlobNotFound,
     CannotStart,
     ContentChanged,
+    DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     SourceError,
     SourceFailed,
+    StoreUnusable,
+    WriterDied,
     WriterStalled,
 )
 
@@ -25,9 +39,35 @@ _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (SourceError, 502),
     (OutOfRoom, 503),
     (CannotStart, 503),
+    (StoreUnusable, 503),
+    (DamagedPartial, 503),
+    (WriterDied, 503),
 )
+_NO_THREAD = "can't start new thread"
+_SHORTAGE = re.compile(
+    rf"(?:OutOfResources|StoreUnusable|MemoryError)\b|RuntimeError: {_NO_THREAD}|\w+: \[Errno \d+\]"
+)
+"""The reason of a flight that was given up because this machine lacks something."""
 
 
 def status_of(error: ShmstreamError) -> int:
     """404, 502 (the source), 503 (this machine), 504 (a stall), or 500 for anything else."""
+    if type(error) is BlobAborted and _SHORTAGE.match(error.reason):
+        return 503
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
+
+
+def shortage(error: BaseException, name: str) -> OutOfResources | None:
+    """What this machine lacks for `name`, as an error of ours; None if `error` says nothing of it.
+
+    A disk that is gone, no descriptors, no threads, no memory: each of them may be there again at
+    the next request. A client that has left is none.
+    """
+    if isinstance(error, MemoryError):
+        return OutOfResources(name, "memory", 0, str(error) or "MemoryError")
+    if isinstance(error, RuntimeError) and str(error) == _NO_THREAD:
+        return OutOfResources(name, "threads", 0, _NO_THREAD)
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        what = "what the system gives"
+        return OutOfResources(name, what, error.errno or 0, str(error) or type(error).__name__)
+    return None

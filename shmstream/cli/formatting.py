@@ -6,14 +6,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from shmstream.units import amount
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for unprintable characters: those in a key could move the cursor."""
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
+from shmstream.units import amount, printable
 
 
 def per_second(rate: float | None) -> str:

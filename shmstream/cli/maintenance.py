@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from shmstream.cli.exits import Command
-from shmstream.cli.formatting import plural, printable
+from shmstream.cli.formatting import plural
 from shmstream.cli.options import (
     duration,
     existing_store,
@@ -17,6 +17,7 @@ from shmstream.cli.options import (
     verbose_option,
 )
 from shmstream.cli.printing import say, show_json
+from shmstream.units import printable
 
 
 @click.command(cls=Command, short_help="Report what is damaged or left over in a store.")

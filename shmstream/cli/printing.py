@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from shmstream.cli.formatting import printable
+from shmstream.units import printable
 
 PEOPLE = Console(stderr=True, highlight=False, emoji=False)
 """Standard error, where messages for people go."""

@@ -14,11 +14,11 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, Task, TextColumn
 from rich.text import Text
 
-from shmstream.cli.formatting import left, per_second, printable
+from shmstream.cli.formatting import left, per_second
 from shmstream.cli.printing import PEOPLE, say
 from shmstream.flight.blob import Blob
 from shmstream.stream.spelling import is_spelled
-from shmstream.units import amount
+from shmstream.units import amount, printable
 
 _NAME_WIDTH = 28  # columns of a terminal
 

@@ -25,13 +25,13 @@ from rich.text import Text
 
 from shmstream.cli.exits import Command
 from shmstream.cli.facts import flight_facts
-from shmstream.cli.formatting import left, named, per_second, plural, printable
+from shmstream.cli.formatting import left, named, per_second, plural
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import show_json
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.stream.subscribers import Subscriber
 from shmstream.system.signals import Stopped
-from shmstream.units import amount
+from shmstream.units import amount, printable
 
 
 @click.command(cls=Command, short_help="Watch the flights of a store, live.")

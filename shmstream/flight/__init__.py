@@ -4,8 +4,11 @@ flight          decides by kernel locks whether this process leads, follows or s
 leader          downloads the blob, in one thread
 blob            a readable file that goes on when its leader dies
 guarded         a reader that gives only bytes of the digest or size that was asked for
+file_follower   follows a flight by its file, where its shared memory cannot be seen
+beside          reads past a leader that makes no progress, by a download of its own
+naming          errors and logs of a flight name the key
 stored_file     a reader of a complete blob, with the methods of a reader of one in flight
 hub             watches one flight for all asyncio tasks of a process
 async_blob      a readable blob for asyncio
-pass_through    a download for one client only, where there is no room to keep the blob
+pass_through    a download for one reader only, such as a client without room to keep the blob
 """

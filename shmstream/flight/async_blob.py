@@ -20,13 +20,13 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterStalled
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.threads import in_thread
 
@@ -179,7 +179,7 @@ class AsyncBlob:
             if self._view.fd < 0:
                 raise StreamClosed(self.key, "it was closed, or never entered")
             return self._view.published
-        began = time.monotonic()
+        came = time.monotonic()
         view = lookout.view
         while not (view.published >= want or view.is_complete):
             self._raise_error(lookout)
@@ -190,13 +190,27 @@ class AsyncBlob:
             self._check_open(lookout)
             view = lookout.view
             if view.published != seen:
-                began = time.monotonic()
+                came = time.monotonic()
             elif self._stall_timeout is not None:
-                waited = time.monotonic() - began
-                if waited >= self._stall_timeout:
-                    raise WriterStalled(self.key, self._position, waited)
+                waited = time.monotonic() - max(came, lookout.past_since)
+                self._look_at_stall(lookout, waited, self._stall_timeout)
         self._view = view
         return view.published
+
+    def _look_at_stall(self, lookout: Lookout, waited: float, patience: float) -> None:
+        """After a leader without progress: have the lookout go past it, or raise.
+
+        A task that comes later does not wait as long as the first one did. If the lookout cannot go
+        past the leader, each task waits as long as it would for any leader.
+
+        Raises:
+            WriterStalled: this task has waited for so long in vain.
+        """
+        is_quiet = time.monotonic() - lookout.moved >= patience
+        if is_quiet and lookout.go_past():
+            return
+        if waited >= patience:
+            raise WriterStalled(self.key, self._position, waited)
 
     async def read1(self, size: int = -1) -> bytes:
         """Bytes that have arrived, waiting for one, at most `size` (or 128 KiB); b"" at the end."""
@@ -284,6 +298,15 @@ class AsyncBlob:
             raise ValueError(f"a position is not negative: {base + offset}")
         self._position = base + offset
         return self._position
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises:
+        TypeError: always, because an event loop belongs to one process.
+        """
+        raise TypeError(
+            f"the blob {self.key[:80]!r} belongs to tasks of this process, and an AsyncBlob cannot "
+            "be pickled: hand on the key, and call `Store.aopen` in the other process"
+        )
 
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size

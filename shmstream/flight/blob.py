@@ -9,24 +9,32 @@ from __future__ import annotations
 
 import io
 import os
+import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
     ContentChanged,
+    ShmstreamError,
     StreamBroken,
     WriterDied,
     WriterStalled,
 )
-from shmstream.flight.flight import Flight, Reader, Role
+from shmstream.flight.beside import Beside
+from shmstream.flight.file_follower import FileFollower
+from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
 from shmstream.flight.guarded import Unproved
-from shmstream.sources.base import Description
-from shmstream.stream.reader import InFlightCopier, View
+from shmstream.flight.naming import name_key, naming
+from shmstream.flight.stored_file import StoredFile
+from shmstream.sources.base import Description, Source
+from shmstream.sources.local import rereadable
+from shmstream.stream.growing_file import View
+from shmstream.stream.reader import InFlightCopier
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
 
@@ -37,6 +45,9 @@ T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_APART = 2.0  # s; a leader that is found dead so long after the last one is another one
+_PATIENCE = 60.0  # s; how long no process may be able to take over
+_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -53,6 +64,13 @@ class Progress:
     role: Role
 
 
+class Opens(Protocol):
+    """Opens the same key once more; a `Store` gives it."""
+
+    def __call__(self, *, source: Sequence[Source] | None) -> Blob:
+        """The blob, at its beginning."""
+
+
 class Blob(io.RawIOBase):
     """A readable, seekable binary file: the blob of `key`.
 
@@ -63,7 +81,9 @@ class Blob(io.RawIOBase):
     kernel. Use it as a context manager; leaving it does not end the flight.
 
     One thread at a time may use it. A forked child may use it too, each from its own position; of
-    a blob in flight, it joins the flight at the first use.
+    a blob in flight, it joins the flight at the first use. A pickled blob opens its key again, in
+    the process that unpickles it and at the same position; `progress` stays behind, and so does a
+    source that cannot be pickled, such as a file object.
 
     Raises from every way of reading:
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
@@ -78,9 +98,17 @@ class Blob(io.RawIOBase):
         flight: Flight,
         progress: Callable[[Progress], None] | None = None,
         reader: Reader | None = None,
+        opens: Opens | None = None,
+        goes_past: bool = True,
     ) -> None:
-        """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now."""
+        """Internal: use `Store.open`. `reader` belongs to `flight`; None: join the flight now.
+
+        `opens` is what opens the blob again where it is unpickled. With `goes_past` False, only the
+        caller of `go_past` decides that the leader is stalled.
+        """
+        self._goes_past = goes_past and flight.stall_timeout is not None
         self._flight = flight
+        self._opens = opens
         self._tell = progress
         self._told = float("-inf")
         self._file = flight.join() if reader is None else reader
@@ -103,7 +131,8 @@ class Blob(io.RawIOBase):
 
         The descriptor belongs to this blob.
         """
-        return self._reader().view()
+        with naming(self._flight.place):
+            return self._reader().view()
 
     @property
     def size(self) -> int | None:
@@ -161,7 +190,8 @@ class Blob(io.RawIOBase):
 
         The caller closes it. After the leader has changed, this blob may read another file.
         """
-        return self._reader().duplicate()
+        with naming(self._flight.place):
+            return self._reader().duplicate()
 
     # Reading.
 
@@ -257,7 +287,8 @@ class Blob(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""
-        return self._reader().tell()
+        with naming(self._flight.place):
+            return self._reader().tell()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position, also ahead of the last byte that has arrived; the new position.
@@ -272,48 +303,103 @@ class Blob(io.RawIOBase):
         Raises:
             io.UnsupportedOperation: it was in flight: reading its descriptor may end too early.
         """
-        if isinstance(self._file, InFlightCopier):
+        if not isinstance(self._file, StoredFile):
             raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
         return self._file.fileno()
+
+    # Going past a leader that makes no progress.
+
+    def go_past(self) -> bool:
+        """Read on without the leader, which is another process and makes no progress.
+
+        Returns False, and changes nothing, if this process leads, has no source, or cannot keep the
+        blob. The leader notices nothing, and may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        fresh = self._flight.go_past(self._file)
+        if fresh is None:
+            return False
+        self._replace(fresh)
+        return True
+
+    def stop(self) -> None:
+        """If this blob went past its leader, make the thread that reads it fail soon."""
+        if isinstance(self._file, Beside):
+            self._file.stop()
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since the leader made progress; 0 if this blob needs no leader."""
+        file = self._file
+        return file.quiet_for if isinstance(file, InFlightCopier | FileFollower) else 0.0
+
+    def _count_from_progress(self) -> None:
+        """Have the next wait end when the leader has made no progress for `stall_timeout`.
+
+        So a reader that comes later does not wait as long as the first reader did.
+        """
+        file, patience = self._file, self._flight.stall_timeout
+        if isinstance(file, InFlightCopier | FileFollower) and patience is not None:
+            file.stall_timeout = max(patience - file.quiet_for, 0.0)
+
+    def _is_past(self, stall: WriterStalled) -> bool:
+        """Whether to try again after a stall, perhaps without the leader."""
+        file, patience = self._file, self._flight.stall_timeout
+        if patience is None or not isinstance(file, InFlightCopier | FileFollower):
+            return False
+        waited, stall.seconds = stall.seconds, patience
+        if self._goes_past:
+            if file.quiet_for < patience or self.go_past():
+                return True
+            self._goes_past = False  # from now on each read waits for the leader
+            file.stall_timeout = patience - waited
+            return waited < patience
+        file.stall_timeout = patience
+        return False
 
     # Going on when the leader dies.
 
     def _go(self, act: Callable[[], T]) -> T:
-        deaths = 0
-        began = time.monotonic()
+        deaths = _Deaths(self.key, self._flight.stall_timeout)
         while True:
             try:
+                if deaths.error is not None:
+                    self._rejoin()
+                    deaths.error = None
+                if self._goes_past:
+                    self._count_from_progress()
                 result = act()
-            except WriterDied as error:
-                error.name = self.key
-                if deaths:  # another process may be succeeding, and has not finished yet
-                    self._be_patient(deaths, began, error)
-                deaths += 1
-                self._rejoin(error)
-            except Unproved:
-                self._rejoin(None)
-            except StreamBroken as error:
-                error.name = self.key  # people know the key, and not the stream's name
-                if not (isinstance(error, BlobAborted) and self._flight.is_foreign(error)):
-                    raise
-                self._rejoin(error)
+            except ShmstreamError as error:
+                name_key(error, self._flight.place)
+                self._bear(error, deaths)
             else:
                 self._report()
                 return result
 
-    def _be_patient(self, deaths: int, began: float, death: WriterDied) -> None:
-        patience, waited = self._flight.stall_timeout, time.monotonic() - began
-        if patience is not None and waited >= patience:
-            raise WriterStalled(self.key, death.offset, waited) from death
-        time.sleep(min(0.01 * 2 ** min(deaths, 5), 0.25))
+    def _bear(self, error: ShmstreamError, deaths: _Deaths) -> None:
+        """Return if it makes sense to try again; else raise the error."""
+        if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
+            deaths.add(error)
+        elif isinstance(error, Unproved | BlobAborted) and self._flight.is_foreign(error):
+            deaths.error = error
+        elif (
+            isinstance(error, BlobNotFound)
+            and deaths.error is not None
+            and not isinstance(deaths.error, Unproved)
+        ):
+            deaths.wait_for_a_source(deaths.error)
+        elif not (isinstance(error, WriterStalled) and self._is_past(error)):
+            raise error
 
-    def _rejoin(self, death: StreamBroken | None) -> None:
+    def _rejoin(self) -> None:
         """Join the flight again, and read on at the same position."""
+        self._replace(self._flight.join())
+
+    def _replace(self, fresh: Reader) -> None:
+        """Read on in another stream or file, at the same position."""
         old = self._file
-        try:
-            fresh = self._flight.join()
-        except BlobNotFound as error:
-            raise (error if death is None else death) from error
         try:
             if old.position and old.published:  # else no byte was given
                 self._require_same(old, fresh)
@@ -330,29 +416,49 @@ class Blob(io.RawIOBase):
         """What reads the bytes. In a forked child it has yet to join the flight."""
         if self._is_forked:
             self._flight.begin_anew()
-            self._rejoin(None)
+            self._rejoin()
             self._is_forked = False
         return self._file
 
     def _require_same(self, old: Reader, fresh: Reader) -> None:
-        """Without a digest, require that the bytes of another stream have the same validator.
+        """Require that another stream, or another file, has the bytes that were read of the old.
+
+        Of a name with a validator, the same validator shows it. Else the bytes before the position
+        are compared: with a digest, the new flight proves its own bytes, and not those of the old.
 
         Raises:
-            ContentChanged: they have another validator, or none.
+            ContentChanged: it has other bytes.
+            StreamBroken: the bytes to compare do not arrive.
         """
-        if self._flight.place.is_given or not isinstance(old, InFlightCopier):
-            return
+        if isinstance(old, StoredFile) or isinstance(fresh, Beside):
+            return  # what reads beside the leader has checked it
         if isinstance(fresh, InFlightCopier):
-            if fresh.is_same_stream(old):
+            if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
-        elif fresh.identity == old.identity:
-            return  # the leader had moved the file before it died
-        if isinstance(fresh, InFlightCopier):
-            fresh.wait(1)  # with the first byte the validator is known
+            fresh.wait(1)  # with the first byte the file and the validator are known
+            fresh.view()
+        if fresh.identity == old.identity:
+            return
+        if self._flight.place.is_given:
+            self._compare(old, fresh)
+            return
+        if isinstance(fresh, FileFollower):
+            fresh.wait(1)
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
         if before is None or before != now:
             reason = f"the validator was {before!r} and is {now!r}"
             raise ContentChanged(self.key, old.position, reason)
+
+    def _compare(self, old: Reader, fresh: Reader) -> None:
+        end, offset = min(old.position, old.published), 0
+        while offset < end:
+            count = min(_COMPARED, end - offset)
+            fresh.wait(offset + count)
+            data = old.pread(count, offset)
+            if len(data) < count or data != fresh.pread(count, offset):
+                reason = "another flight has other bytes than those that were read"
+                raise ContentChanged(self.key, offset, reason)
+            offset += count
 
     def _report(self, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -360,22 +466,96 @@ class Blob(io.RawIOBase):
             self._told = now
             self._tell(Progress(self.key, self.published, self.size, self.role))
 
+    # In another process.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Open the key again in the process that unpickles this, and go to the same position.
+
+        Raises:
+            TypeError: the store cannot be pickled; the message tells what to do.
+            ValueError: the blob was closed.
+        """
+        if self.closed:
+            raise ValueError(f"the blob {self.key[:80]!r} was closed, and cannot be pickled")
+        if (trouble := _trouble_with_pickling(self._opens)) is not None:
+            raise TypeError(
+                f"the blob {self.key[:80]!r} cannot be pickled, because its store cannot "
+                f"({trouble}): give `Store` an `on_event` that is a function of a module, or hand "
+                "on the key, and open it in the other process"
+            )
+        sources = rereadable(self._flight.sources())
+        sources = [each for each in sources if _trouble_with_pickling(each) is None]
+        return _open_again, (self._opens, sources, self.position)
+
     # The end.
 
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
             file.close()
-            if isinstance(file, InFlightCopier):
+            if not isinstance(file, StoredFile):
                 self._flight.leave()  # this may be the last reader of a flight without a leader
         super().close()
 
     def abandon(self) -> None:
         """In a forked child: join the flight at the first use. Of a stored blob nothing changes."""
-        self._is_forked = isinstance(self._file, InFlightCopier)
+        self._is_forked = not isinstance(self._file, StoredFile)
 
     def __repr__(self) -> str:
         if self.closed:
             return f"<Blob {self.key[:80]!r} closed>"
         size = "?" if self.size is None else self.size
         return f"<Blob {self.key[:80]!r} {self.role} at {self.position}, {self.published}/{size}>"
+
+
+def _trouble_with_pickling(thing: object) -> str | None:
+    """Why `thing` cannot be pickled; None if it can."""
+    try:
+        pickle.dumps(thing)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        return str(error)
+    return None
+
+
+def _open_again(opens: Opens, sources: Sequence[Source], position: int) -> Blob:
+    """The blob that was pickled."""
+    blob = opens(source=sources or None)
+    blob.seek(position)
+    return blob
+
+
+class _Deaths:
+    """The deaths of leaders, one after the other, while one method of a blob waits."""
+
+    def __init__(self, key: str, stall_timeout: float | None) -> None:
+        self._key = key
+        self._patience = _PATIENCE if stall_timeout is None else stall_timeout
+        self._count = 0
+        self._began = self._last = float("-inf")
+        self.error: StreamBroken | None = None
+        """The last one, or another reason to join the flight again; until that is done."""
+
+    def add(self, error: WriterDied) -> None:
+        """A leader has died. If another has just died, wait a moment: a third may be beginning.
+
+        Raises:
+            WriterStalled: no process could take over for as long as the blob may stall.
+        """
+        now = time.monotonic()
+        if now - self._last > _APART:
+            self._count, self._began = 0, now
+        if self._count:
+            if (waited := now - self._began) >= self._patience:
+                raise WriterStalled(self._key, error.offset, waited) from error
+            time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
+        self._count, self._last, self.error = self._count + 1, time.monotonic(), error
+
+    def wait_for_a_source(self, death: StreamBroken) -> None:
+        """This process has no source: wait a moment, as a process that has a source may lead.
+
+        Raises:
+            StreamBroken: `death`, because no process did so in time.
+        """
+        if time.monotonic() - self._last > SUCCESSION:
+            raise death
+        time.sleep(0.01)

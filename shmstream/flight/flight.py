@@ -4,7 +4,9 @@ Every process calls `Flight.join`. It repeats these steps until it has a reader:
 
     1 if the blob is complete, open it
     2 if there is a stream of that name, follow it. If its writer has died, first try to take over.
-      Then follow in any case, because now either this process leads or another process does
+      Then follow in any case, because now either this process leads or another process does. If
+      there is no stream, or its writer has died, and yet a live process writes the partial file,
+      that process has another /dev/shm: follow the file (`file_follower`)
     3 claim the name, which only one process can. Look again whether the blob is complete, because
       its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 
@@ -33,7 +35,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from shmstream.errors import (
@@ -50,8 +52,12 @@ from shmstream.errors import (
     WriterDied,
 )
 from shmstream.events import Event, EventKind
-from shmstream.flight.guarded import GuardedCopier
+from shmstream.flight.beside import Beside
+from shmstream.flight.file_follower import FileFollower
+from shmstream.flight.guarded import GuardedCopier, Unproved
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import naming
+from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
@@ -68,12 +74,12 @@ from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
-_PATIENCE = 60.0  # s; how long a process may hold a name without a byte that this process sees
-_SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
+_PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
+SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
 
 _log = logging.getLogger("shmstream")
 
-Reader = StoredFile | InFlightCopier
+Reader = StoredFile | InFlightCopier | FileFollower | Beside
 
 
 class Role(StrEnum):
@@ -116,7 +122,7 @@ class Flight:
         self.place = place
         self.role: Role = Role.STORED
         self._layout = layout
-        self._sources = sources
+        self.sources = sources
         self._policy = policy
         self.stall_timeout = stall_timeout
         self._lingers = lingers
@@ -128,35 +134,35 @@ class Flight:
         Raises:
             BlobNotFound: the blob is not here and not in flight, and there is no source.
             DamagedBlob: `verify` is set, the complete blob is wrong, and there is no source.
-            StreamExists: another process has held the name or the partial file for a minute; there
-                is no stream to follow, and the file does not grow.
+            StreamExists: another process has held the name for a minute without making the stream.
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        with naming(self.place):
+            return self._join()
+
+    def _join(self) -> Reader:
         began = time.monotonic()
         patience = 0.0
-        size = -1
         while True:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
                 return stored
-            if (copier := self._follow(patience)) is not None:
-                return copier
+            if (reader := self._follow(patience) or self._follow_file()) is not None:
+                return reader
             try:
-                copier = self._lead()
+                reader = self._lead()
             except TooManyFlights:  # another process may be beginning this very flight
-                if (copier := self._follow(_MOMENT)) is None:
+                if (reader := self._follow(_MOMENT)) is None:
                     raise
             except StreamExists:
-                # Perhaps the leader is in a container with another /dev/shm. Then the file grows.
-                if size != (size := self._layout.size_of(self.place.partial)):
-                    began = time.monotonic()
-                elif time.monotonic() - began > _PATIENCE:
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
+                if time.monotonic() - began > _PATIENCE:
                     raise
                 patience = min(patience + 0.01, 0.5)
                 continue
-            if copier is not None:
-                return copier
+            if reader is not None:
+                return reader
 
     def lead(self) -> Leader | None:
         """Begin the flight; the caller runs the leader at once. None if `join` is needed instead.
@@ -170,7 +176,8 @@ class Flight:
         if not self._lingers or self._has_it() or self._is_in_flight():
             return None
         try:
-            self._leader = self._begin()
+            with naming(self.place):
+                self._leader = self._begin()
         except (StreamExists, TooManyFlights):
             return None
         if self._leader is not None:
@@ -182,7 +189,8 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        copier = self._attach(0, subscribes_late=True)
+        with naming(self.place):
+            copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
             copier.close()
             return None
@@ -235,7 +243,7 @@ class Flight:
         size = os.fstat(fd).st_size
         if not place.is_named and place.size is not None:
             raise SizeMismatch(place.key, size, reason, place.size, size)
-        if not self._sources():
+        if not self.sources():
             raise DamagedBlob(place.key, place.path, reason)
         _log.warning("%s: %s; downloading it anew", place.key, reason)
         return False
@@ -256,7 +264,7 @@ class Flight:
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
-        if not self._sources():
+        if not self.sources():
             raise error
         _log.error("%s; downloading it anew", str(error))
         with suppress(FileNotFoundError):
@@ -264,20 +272,46 @@ class Flight:
                 os.unlink(self.place.path)
         return False
 
-    def _follow(self, patience: float) -> InFlightCopier | None:
+    def _follow(self, patience: float) -> InFlightCopier | FileFollower | None:
         """As `_attach`; if the leader has died, try to succeed first."""
         copier = self._attach(patience)
         if copier is None:
             return None
-        try:
+        with ExitStack() as undo:
+            undo.callback(copier.close)
+            follower = None
             if copier.is_orphaned:
-                self._succeed(copier)
-        except BaseException:
-            copier.close()
-            raise
+                follower = self._follow_file(copier) or self._succeed(copier)
+            if follower is not None:
+                return follower
+            undo.pop_all()
         if self.role != Role.LEADS:
             self.role = Role.FOLLOWS
         return copier
+
+    def _follow_file(self, orphan: InFlightCopier | None = None) -> FileFollower | None:
+        """A reader of the partial file, if a live process without a stream here writes it.
+
+        `orphan` reads the stream that is here, whose writer has died. A process of this container
+        has a stream for as long as it writes the file:
+
+            this process                     another process of this container
+            1 looks for a stream: none,
+              or its writer is dead
+                                             claims the name, or succeeds; locks the file
+            2 finds the file locked
+            3 looks for a stream again:
+              there is one, and it lives
+        """
+        follower = FileFollower.follow(self.place, self.stall_timeout)
+        if follower is None:
+            return None
+        if self._is_in_flight() if orphan is None else not orphan.is_orphaned:
+            follower.close()
+            return None
+        _log.info("%s: follows its file: a process with another /dev/shm leads", self.place.key)
+        self.role = Role.FOLLOWS
+        return follower
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
         """A reader of the stream; None if there is no stream, or if it has ended without our blob.
@@ -293,7 +327,6 @@ class Flight:
         is_unproved = isinstance(copier, GuardedCopier) and copier.is_unproved
         if is_unproved or copier.state == State.ABORTED:
             copier.close()
-            time.sleep(min(patience, _MOMENT))
             return None
         return copier
 
@@ -309,20 +342,24 @@ class Flight:
             copier.expect(self.place.digest, self.place.size)
         return copier
 
-    def _succeed(self, copier: InFlightCopier) -> None:
+    def _succeed(self, copier: InFlightCopier) -> FileFollower | None:
         """Lead the flight of `copier`, whose leader died, unless another process is faster.
+
+        If this process has no source, it waits for another one, and returns a reader of the file if
+        that process is in another container.
 
         Raises:
             BlobNotFound: this process has no source, and no other process succeeds.
         """
-        sources = self._sources()
-        if not sources:
-            deadline = time.monotonic() + _SUCCESSION
-            while copier.is_orphaned:
+        if not (sources := self.sources()):
+            deadline = time.monotonic() + SUCCESSION
+            follower = None
+            while follower is None and copier.is_orphaned:
                 if time.monotonic() > deadline:
                     raise BlobNotFound(self.place.key, self._layout.folder)
                 time.sleep(0.01)
-            return
+                follower = self._follow_file(copier)
+            return follower
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -331,7 +368,7 @@ class Flight:
                 publish_interval=self._policy.pacing[1],
             )
         except (StreamExists, StreamNotFound):
-            return  # another process leads, or the stream has ended: the copier will see it
+            return None  # another process leads, or the stream has ended: the copier will see it
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
@@ -342,6 +379,7 @@ class Flight:
             leader.discard()
             raise
         self.role, self._leader = Role.LEADS, leader
+        return None
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
@@ -369,7 +407,7 @@ class Flight:
             StreamExists: another process holds the name or the partial file.
             TooManyFlights: no flight permit is free.
         """
-        sources = self._sources()
+        sources = self.sources()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
@@ -425,14 +463,44 @@ class Flight:
             held=permit,
         )
 
+    def go_past(self, old: Reader) -> StoredFile | Beside | None:
+        """A reader that goes on where `old` is, without the leader; None if there can be none.
+
+        The leader is another process, which makes no progress. It may wake up at any moment.
+
+        Raises:
+            ShmstreamError: no source of this process has the blob, or has other bytes by now.
+        """
+        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside) or not self.sources():
+            return None
+        if self.place.is_named and self.place.expects:
+            return None  # another blob may have the name: it is replaced by a leader alone
+        if (stored := self._stored()) is not None:
+            self.role = Role.STORED
+            return stored
+        policy, place = self._policy, self.place
+        known = self.metadata(old)
+        if known.size is None:
+            known = replace(known, size=old.size)
+        try:
+            own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
+            return Beside.begin(place, own, known, old, durable=policy.durable)
+        except OSError as error:
+            _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
+            return None
+
     def metadata(self, reader: Reader) -> Description:
         """What the source said about the bytes that `reader` reads, as far as it is still known."""
         if isinstance(reader, InFlightCopier):
             return Description.from_text(reader.metadata)
+        if isinstance(reader, FileFollower | Beside):
+            return reader.description
         return self._layout.metadata(self.place, reader.fileno())
 
-    def is_foreign(self, error: BlobAborted) -> bool:
-        """Whether the flight was aborted only because its leader was asked for something else."""
+    def is_foreign(self, error: BlobAborted | Unproved) -> bool:
+        """Whether the flight has ended for somebody who asked for something else."""
+        if isinstance(error, Unproved):
+            return True
         if not self.place.is_named or self.role != Role.FOLLOWS:
             return False
         if isinstance(error, DigestMismatch):

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 from shmstream.errors import StreamBroken
 from shmstream.stream.control_block import UNKNOWN, State
-from shmstream.stream.reader import InFlightCopier, View
+from shmstream.stream.growing_file import View
+from shmstream.stream.reader import InFlightCopier
 
 
 @dataclass(eq=False)

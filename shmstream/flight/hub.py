@@ -24,17 +24,20 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 
-from shmstream.errors import StreamClosed, WriterStalled
+from shmstream.errors import ShmstreamError, StreamClosed, WriterStalled
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Role
 from shmstream.flight.leader import Leader
+from shmstream.flight.naming import name_key
+from shmstream.storage.layout import Place
 from shmstream.stream.control_block import State
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system import threads
 from shmstream.system.process import PerProcess
 
@@ -54,6 +57,14 @@ class Lookout:
         self._users = 0
         self._leads = False
         self._ended = False
+        self._wants_past = False
+        self._stop: Callable[[], None] | None = None  # ends a wait for a source of this process
+        self.cannot_go_past: bool = False
+        """Whether the tasks have to wait for the leader, however long it makes no progress."""
+        self.moved: float = 0.0
+        """When the leader last made progress, as `time.monotonic`."""
+        self.past_since: float = 0.0
+        """When this went past the leader, as `time.monotonic`."""
         self.error: BaseException | None = None
         self.is_open: bool = False
         self.view: View = View()
@@ -115,6 +126,8 @@ class Lookout:
             fds = self._forget(lookouts, is_over=self._ended)
             self._ended = True
         _close(fds)
+        if self._stop is not None:
+            self._stop()
 
     def _end(self, error: BaseException | None) -> None:
         """The thread ends, or could not be started: tell the tasks."""
@@ -151,7 +164,7 @@ class Lookout:
                 flight = self._flight_for_all(_TICK)
                 blob = None
                 if (reader := flight.follow()) is not None:
-                    blob = Blob(flight, reader=reader)
+                    blob = Blob(flight, reader=reader, goes_past=False)
                     undo.callback(blob.close)
                     self._look_at(blob)
                 threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
@@ -162,36 +175,38 @@ class Lookout:
     def _run(self, flight: Flight, blob: Blob | None) -> None:
         try:
             if blob is None and (leader := flight.lead()) is not None:
-                self._lead(flight.place.key, leader)
+                self._lead(flight.place, leader)
             else:
-                self._follow(blob or Blob(flight))
+                self._follow(blob or Blob(flight, goes_past=False))
         except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
             self._end(error)
         else:
             self._end(None)
 
-    def _lead(self, key: str, leader: Leader) -> None:
+    def _lead(self, place: Place, leader: Leader) -> None:
         self.role = Role.LEADS
         with _lookouts.held():
             self._leads = not self._ended
         try:
             with suppress(StreamClosed):  # `close_all` was faster: this process is ending
-                leader.streamer.listen(partial(self._hear, leader))
+                leader.streamer.listen(partial(self._hear, leader, place))
                 self.is_open = True
                 self._tell()
                 leader.run()
         finally:
             leader.discard()
         if (error := leader.streamer.error) is not None:
-            error.name = key
+            name_key(error, place)
             raise error
         if not self.is_complete:
-            raise StreamClosed(key, "its flight was handed over: this process ends")
+            raise StreamClosed(place.key, "its flight was handed over: this process ends")
 
     def _follow(self, blob: Blob) -> None:
         try:
             while not self._ended and not self.is_complete:
                 self._look_at(blob)
+                if self._wants_past:
+                    self._go_past(blob)
                 # Tasks may have read all of this. If the leader dies, the blob joins anew at this
                 # position, so the new stream must have the same bytes before it.
                 blob.seek(self.published)
@@ -201,8 +216,26 @@ class Lookout:
         finally:
             blob.close()
 
+    def go_past(self) -> bool:
+        """Have the thread read on without the leader, which makes no progress. False: it cannot."""
+        if self._leads or self.cannot_go_past:
+            return False
+        self._wants_past = True
+        return True
+
+    def _go_past(self, blob: Blob) -> None:
+        self._wants_past = False
+        self._stop = blob.stop
+        if blob.go_past():
+            self.past_since = time.monotonic()
+            self._look_at(blob)
+        self.cannot_go_past = True  # once is enough
+        self._tell()
+
     def _look_at(self, blob: Blob) -> None:
         view = blob.view()
+        if not self.is_open:
+            self.moved = time.monotonic() - blob.quiet_for
         if not self.view.published or blob.joins != self._joins:
             self._joins = blob.joins
             if view.fd >= 0:
@@ -212,12 +245,14 @@ class Lookout:
         self.role = blob.role
         self._note(view)
 
-    def _hear(self, leader: Leader) -> None:
+    def _hear(self, leader: Leader, place: Place) -> None:
         """The streamer calls this when readers are woken. An error ends this, not the flight."""
         if not self._ended:
             try:
                 self._look_at_leader(leader)
             except Exception as error:  # noqa: BLE001  such as a lack of descriptors
+                if isinstance(error, ShmstreamError):
+                    name_key(error, place)
                 # Without the lock of `_lookouts`: a signal handler may be closing the streamer.
                 self.error = error
                 self._ended = True
@@ -241,6 +276,8 @@ class Lookout:
     def _note(self, view: View) -> None:
         """Note a view, with a descriptor of this object, and wake the tasks that have enough."""
         before, is_first = self.view, not self.is_open
+        if view.published != before.published:
+            self.moved = time.monotonic()
         self.view = view = view._replace(fd=self._fds[-1] if self._fds else -1)
         self.is_open = True
         # If this process leads, no task is woken for the size alone: the first bytes follow at

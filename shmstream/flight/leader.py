@@ -26,6 +26,7 @@ from dataclasses import replace
 
 from shmstream.errors import SourceError, StreamClosed
 from shmstream.events import Event, EventKind
+from shmstream.flight.naming import told
 from shmstream.sources.base import Description, Feed, KernelFeed, Source
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
@@ -35,7 +36,7 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.resumable_writer import ResumableStreamer
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import register
 
@@ -71,6 +72,7 @@ class Leader:
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
+        streamer.vouch_by(self._vouch)
         self._download = Download(
             place.key,
             streamer.name,
@@ -229,8 +231,9 @@ class Leader:
         else:
             self._journal.remove()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
-        if place.is_named:
+        if place.is_named and place.expects:
             self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
+        if place.is_named:
             self._write_record(None)
         if place.size is not None:
             streamer.withhold()
@@ -291,15 +294,20 @@ class Leader:
             if data:
                 self.streamer.append(data)
                 self._keep_journal()
+            greenlets.give_way()
 
     def is_same(self, data: memoryview, offset: int) -> bool:
         """Whether the partial file has `data` at `offset`."""
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
+        self._vouch()
+        self._note_checkpoint()
+
+    def _vouch(self) -> None:
+        """Begin the journal if there is none. The streamer calls this if it ends early."""
         if self.streamer.keeps and not self._journal.exists:
             self._begin_journal()
-        self._note_checkpoint()
 
     def _commit(self) -> None:
         place, streamer = self._place, self.streamer
@@ -317,7 +325,9 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        _log.warning("%s: given up at %d bytes: %s", place.key, streamer.appended, str(error))
+        _log.warning(
+            "%s: given up at %d bytes: %s", place.key, streamer.appended, told(error, place)
+        )
         self._say(EventKind.ABORTED, streamer.appended)
         try:
             streamer.abort(error)

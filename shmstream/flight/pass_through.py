@@ -43,9 +43,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed
-from shmstream.sources.command import ProcessSource
 from shmstream.sources.download import Download
-from shmstream.sources.local import FileSource, IterableSource
 from shmstream.sources.retries import Retries
 from shmstream.stream.partial import remove_partial
 from shmstream.stream.spelling import Hash, new_hash
@@ -64,12 +62,6 @@ _STEP = 1 << 18  # bytes; what is read of a file at one time
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
-
-
-def again(sources: Sequence[Source]) -> list[Source]:
-    """The sources that each client can read for itself: none that can be read only once."""
-    once = FileSource | IterableSource | ProcessSource
-    return [each for each in sources if not isinstance(each, once)]
 
 
 class Passage:
@@ -93,7 +85,7 @@ class Passage:
     ) -> None:
         """Internal: use `Store.pass_through`."""
         self._sources = sources
-        self._bytes = _Bytes(place, sources, retries, tell)
+        self._bytes = OwnBytes(place, sources, retries, tell)
         self._stall_timeout = stall_timeout
         self._lock = threading.Lock()  # held by the thread that is at it
         self._given: Iterator[bytes] = iter(())
@@ -174,7 +166,7 @@ class Passage:
             raise WriterStalled(self._bytes.key, self._bytes.position, waited) from None
 
 
-class _Bytes:
+class OwnBytes:
     """The bytes of a blob from its sources, for one thread at a time; `stop` is for any thread."""
 
     def __init__(
@@ -197,7 +189,8 @@ class _Bytes:
             is_given=place.is_given,
             compares=False,
             tell=tell,
-            end="its client has left",
+            end="its reader has left",
+            size=place.size,
         )
         self._feed: Feed | None = None  # one that was asked and is not used yet
         self._hash: Hash | None = None  # of all before `position`, where that is proof
@@ -221,13 +214,21 @@ class _Bytes:
             os.close(self._file)
             self._file = -1
 
-    def give(self, start: int, end: int | None, known: Description, file: int) -> Iterator[bytes]:
-        """The bytes from `start` to `end`. Blocks.
+    def give(
+        self,
+        start: int,
+        end: int | None,
+        known: Description,
+        file: int,
+        because: str = "no room",
+    ) -> Iterator[bytes]:
+        """The bytes from `start` to `end`. Blocks. `because` tells the log why.
 
         An empty piece means that bytes came which are not for the client.
         """
         self._download.known, self._download.binds, self._file = known, True, file
-        _log.warning("%s: no room: a client gets it from its source, from %d on", self.key, start)
+        told = "%s: %s: it comes straight from its source, from %d on"
+        _log.warning(told, self.key, because, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))
         return self._give(start, end, known.size, known.validator)
 
@@ -320,7 +321,7 @@ class _Bytes:
             yield data
         size = self._download.known.size
         if size is not None and self.position < size:
-            raise self._download.error(f"it ended after {self.position} bytes", self.position)
+            raise self._download.short(self.position)
 
 
 class _Prefix:

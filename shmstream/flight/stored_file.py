@@ -11,7 +11,7 @@ import io
 import os
 from typing import TYPE_CHECKING
 
-from shmstream.stream.reader import View
+from shmstream.stream.growing_file import View
 from shmstream.system.copying import Mover
 from shmstream.system.locks import file_identity
 
@@ -97,6 +97,11 @@ class StoredFile(io.RawIOBase):
         data = os.pread(self._fd, size, self.position)
         self.position += len(data)
         return data
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """Bytes of the file; the position stays."""
+        self._check_open()
+        return os.pread(self._fd, count, offset)
 
     def move(self, mover: Mover, /) -> int:
         """Move some of what is left; how many bytes, 0 at the end. Blocks for the destination."""

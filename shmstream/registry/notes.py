@@ -4,7 +4,8 @@
 
 A note is written to a temporary file, which is then renamed: a reader gets the whole note or none.
 No part of a key becomes part of a path. A note that is lost, or cannot be read, costs one question
-to the upstream and nothing else. So notes are not synced to the disk, and old ones are removed.
+to the upstream and nothing else. So notes are not synced to the disk, and old ones are removed. If
+the folder is gone, because the store was emptied, the next note makes it again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from dataclasses import dataclass
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_MARK = ".shmstream"  # the file that says that a folder is a store
 _LARGEST = 4096  # bytes; larger notes are not read
 _TIDY_AFTER = 1000  # notes written by this process; the first one tidies as well
 _FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
@@ -45,7 +47,12 @@ class Notes:
     """
 
     def __init__(self, store: str, shelf: str) -> None:
+        self._store = store
         self._folder = os.path.join(store, "registry", shelf)
+        self._make()
+        self._written = 0
+
+    def _make(self) -> None:
         for folder in (os.path.dirname(self._folder), self._folder):
             try:
                 os.mkdir(folder, 0o700)
@@ -55,7 +62,6 @@ class Notes:
             mine = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
             if not mine or facts.st_mode & 0o022:
                 raise PermissionError(f"{folder} is no folder that this user alone writes to")
-        self._written = 0
 
     def _path(self, key: tuple[str, ...]) -> str:
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -80,26 +86,38 @@ class Notes:
 
     def write(self, key: tuple[str, ...], text: str) -> None:
         """Write a note; the previous one is replaced. A failure is logged, not raised."""
-        path = self._path(key)
-        temporary = f"{path}.{secrets.token_hex(4)}"
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
             try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(text.encode())
-                os.rename(temporary, path)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+                self._write(self._path(key), text)
+            except FileNotFoundError:
+                if not os.path.exists(os.path.join(self._store, _MARK)):
+                    raise  # the store is not mounted
+                self._make()
+                self._write(self._path(key), text)
             self._written += 1
             if self._written % _TIDY_AFTER == 1:
                 self.tidy()
         except OSError as error:
             _log.warning("cannot write a note in %s: %s", self._folder, error)
 
+    @staticmethod
+    def _write(path: str, text: str) -> None:
+        temporary = f"{path}.{secrets.token_hex(4)}"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(text.encode())
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+
     def remove(self, key: tuple[str, ...]) -> None:
-        """Remove a note. Idempotent."""
-        _remove(self._path(key))
+        """Remove a note. Idempotent. A failure is logged, not raised."""
+        try:
+            _remove(self._path(key))
+        except OSError as error:
+            _log.warning("cannot remove a note in %s: %s", self._folder, error)
 
     def tidy(self) -> None:
         """Remove old notes, and the oldest ones beyond the limit. Cheap, never blocks."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import socket
 import threading
 import warnings
@@ -23,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
+from shmstream.system import greenlets
 
 try:
     import urllib3
@@ -133,9 +133,7 @@ class Body:
         """Wait for `enough` bytes, or for the end of the connection; False if it takes longer."""
         connection = self._socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
-        poll = select.poll()
-        poll.register(connection, select.POLLIN)
-        return bool(poll.poll(min(timeout, _LONGEST) * 1000))
+        return greenlets.wait_until_ready(connection.fileno(), min(timeout, _LONGEST))
 
     def _socket(self) -> socket.socket:
         return cast("socket.socket", self._connection)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 from shmstream.errors import SourceError
-from shmstream.sources.base import Description, Feed, begin, check_offset, checked, explain
+from shmstream.sources.base import (
+    Description,
+    Feed,
+    Source,
+    begin,
+    check_offset,
+    checked,
+    explain,
+)
+from shmstream.sources.command import ProcessSource
 from shmstream.system.buffers import buffers
 
 if TYPE_CHECKING:
@@ -158,3 +167,9 @@ def _size_and_validator(file: BinaryIO, start: int) -> tuple[int | None, str | N
         if stat.S_ISREG(found.st_mode):
             return max(found.st_size - start, 0), _file_validator(found)
     return None, None
+
+
+def rereadable(sources: Sequence[Source]) -> list[Source]:
+    """The sources that any number of readers can read, each for itself: no iterables, no files."""
+    once = FileSource | IterableSource | ProcessSource
+    return [each for each in sources if not isinstance(each, once)]

@@ -177,10 +177,15 @@ def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
         except (DamagedSegment, ForeignSegment) as error:
             found += _check_damaged(layout, name, error.reason)
             bells.clear()  # some may belong to this stream
-    return found + [
+    found += [
         Finding("abandoned", bell, "a doorbell, and its stream is gone")
         for each in bells.values()
         for bell in each
+    ]
+    strangers = segment.strangers() + doorbell.strangers()
+    return found + [
+        Finding("foreign", path, "it has a name of ours, and is nothing that we make")
+        for path in strangers
     ]
 
 

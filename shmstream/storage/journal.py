@@ -80,6 +80,11 @@ class Journal:
         """Whether any byte of the partial file may be trusted. Does not read the partial file."""
         return bool(self._checkpoints) or self._boot == boot_id()
 
+    @property
+    def is_of_this_boot(self) -> bool:
+        """Whether it was written since the machine was booted."""
+        return self._boot == boot_id()
+
     def trusted(self, fd: int) -> int:
         """How many bytes of the partial file `fd` can be trusted. After a reboot it reads them."""
         size = os.fstat(fd).st_size

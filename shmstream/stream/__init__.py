@@ -2,6 +2,7 @@
 
 writer              `BlobStreamer` appends chunks to a partial file, and publishes their bytes
 reader              `InFlightCopier` waits for the chunks, and copies them from the file
+growing_file        the reading methods of a file to which another process appends
 control_block       what all processes know of a stream, in shared memory
 segment             that shared memory: create, attach, unlink, list
 subscribers         which readers there are, and how each of them is woken

@@ -26,14 +26,15 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from shmstream.errors import DamagedSegment
 from shmstream.stream import doorbell, segment
-from shmstream.stream.control_block import HEADER_SIZE, Block, State
-from shmstream.stream.partial import REAPER, partial_path, remove_partial
+from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
+from shmstream.stream.partial import REAPER, Patience, partial_path, remove_partial
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
@@ -41,6 +42,7 @@ _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _LIFE = (1, HEADER_SIZE - 1)
 
 _SWEEP_INTERVAL = 0.1  # s
+_YOUNG = 10_000_000_000  # ns; so long a dead leader's stream waits for the next call
 _swept = float("-inf")  # when this process swept last
 
 Spare = Callable[[Block, KernelLock], bool]
@@ -57,7 +59,7 @@ def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
     if not block.resumable or block.state != State.STREAMING:
         return False
     try:
-        partial = KernelLock(partial_path(os.fsdecode(block.path)))
+        partial = KernelLock(partial_path(block.file_path))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             return False
@@ -77,10 +79,12 @@ def claim_segment(
     (see `reap`), the answer is None too.
 
     Raises:
+        StreamExists: a process has been removing that stream for a second: it may be stopped.
         DamagedSegment: the segment of that name was not made by this version.
         PermissionError: it belongs to another user.
         OSError: shared memory or descriptors have run out; nothing is left behind.
     """
+    patience = Patience(name, "the name")
     while True:
         try:
             mapped = Segment.create(name, size)
@@ -95,8 +99,10 @@ def claim_segment(
                     return mapped, lock
         except FileExistsError:
             # A reaper may be removing it. A caller with `spare` always inspects the stream anyway.
-            if not reap(name, spare) and (spare is not None or not is_abandoned(name)):
-                return None
+            if not reap(name, spare):
+                if spare is not None or not is_abandoned(name):
+                    return None
+                patience.wait()
         except OSError as error:
             error.with_traceback(None)  # frees a half-made mapping, and its descriptor with it
             with suppress(OSError, DamagedSegment):
@@ -148,12 +154,14 @@ def reap(name: str, spare: Spare | None = None) -> bool:
         return True
     try:
         facts = os.fstat(lock.fd)
+        if not stat.S_ISREG(facts.st_mode):
+            raise DamagedSegment(name, "it is no file")
         if facts.st_uid != os.geteuid():
             raise PermissionError(errno.EPERM, f"user {facts.st_uid} owns it", name)
         while lock.try_acquire(REAPER):
             if not lock.is_at(path):
                 return True
-            block = Block.read(lock.fd)
+            block = Block.read(lock.fd, name)
             ready = facts.st_size > 0 and block.validate(name, facts.st_size)
             if not (ready and spare is not None and spare(block, lock)):
                 _remove_remains(block, ready)
@@ -169,20 +177,21 @@ def reap(name: str, spare: Spare | None = None) -> bool:
 
 def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; a half-made block names at most a path."""
-    if block.path and block.state != State.COMMITTED and not block.resumable:
-        partial = partial_path(os.fsdecode(block.path))
+    if is_path(block.path) and block.state != State.COMMITTED and not block.resumable:
+        partial = partial_path(block.file_path)
         remove_partial(partial, only=block.file if ready else None)
     for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
 
 
-def sweep(but: str = "") -> list[str]:
+def sweep(but: str = "", spare: Spare = is_read) -> list[str]:
     """Remove what dead processes of this user have left on this host; names of what was removed.
 
     This removes dead streams without readers, with their doorbells and partial files, and doorbells
     whose stream is gone. It touches nothing that is alive, nothing that this version of shmstream
-    did not make, and not the stream of the name `but`. It is cheap, never blocks, and any process
-    may call it at any time. `BlobStreamer.create` calls it, at most ten times a second.
+    did not make, not the stream of the name `but`, and no dead stream that `spare` leaves alone (by
+    default those with readers). It is cheap, never blocks, and any process may call it at any
+    time. `BlobStreamer.create` calls it, at most ten times a second.
     """
     global _swept
     _swept = time.monotonic()
@@ -192,7 +201,7 @@ def sweep(but: str = "") -> list[str]:
     for name in segment.names():
         try:
             is_alive, token = _look_at(name)
-            if is_alive or name == but or not reap(name, is_read):
+            if is_alive or name == but or not reap(name, spare):
                 tokens.add(token)
             else:
                 removed.append(name)
@@ -207,9 +216,20 @@ def sweep(but: str = "") -> list[str]:
 
 
 def sweep_again(but: str) -> None:
-    """`sweep`, unless this process has just done so: it opens every stream of the host."""
+    """`sweep`, unless this process has just done so: it opens every stream of the host.
+
+    A stream is spared that another process may be about to go on with: its leader was killed
+    moments ago, perhaps before anything but the stream told how much of its file can be trusted.
+    """
     if time.monotonic() - _swept >= _SWEEP_INTERVAL:
-        sweep(but)
+        sweep(but, spare=_is_wanted)
+
+
+def _is_wanted(block: Block, lock: KernelLock) -> bool:
+    if is_read(block, lock):
+        return True
+    is_young = time.monotonic_ns() - block.progress < _YOUNG
+    return is_young and can_go_on(block, lock)
 
 
 def _look_at(name: str) -> tuple[bool, int]:

@@ -14,6 +14,11 @@ wide. They are stored and loaded through a `memoryview` cast to words, which is 
 instruction; `struct.pack_into` would let a reader see zeros. All numbers are in host byte order;
 sizes and offsets of blobs are in bytes.
 
+Another program may cut the shared memory off, and to touch a page behind its end is SIGBUS. So
+every load and store first compares the size of the file with that of the block, and raises
+`DamagedSegment`. For `load_published`, and for views that are kept, the caller does it
+(`require_whole`). What remains is the moment between the comparison and the load.
+
 The memberships lie together, so that the writer sees with one comparison of a few KiB whether a
 reader has come or gone since the last ring.
 
@@ -40,6 +45,7 @@ from functools import partial
 from typing import Any, ClassVar, Protocol, Self, overload
 
 from shmstream.errors import DamagedSegment, IllegalTransition
+from shmstream.stream.digest import is_known
 
 MAGIC = int.from_bytes(b"shmstrm\0", "little")
 VERSION = 1
@@ -76,7 +82,8 @@ _FILE_WHEN = "creation; again before STREAMING if another file is begun"
 
 
 class _HasWords(Protocol):
-    words: memoryview
+    @property
+    def words(self) -> memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -203,9 +210,9 @@ class Block:
     progress: Word = Word(
         208,
         "writer",
-        "publish",
+        "creation, takeover, publish",
         "",
-        "time of the last publish, in ns of the host's monotonic clock",
+        "time of the last of these, in ns of the host's monotonic clock",
     )
     state: Word = Word(
         216, "writer", "transition", "after all fields that it makes final (I3)", "see States"
@@ -228,13 +235,46 @@ class Block:
         "what the source says of the blob, as JSON",
     )
 
-    def __init__(self, memory: memoryview) -> None:
-        self.memory = memory
-        self.words: memoryview = memory[: len(memory) // 8 * 8].cast("Q")
+    def __init__(self, memory: memoryview, name: str = "", fd: int = -1) -> None:
+        """`fd` is the file of the mapped `memory`, if another program could cut it off."""
+        self.name = name
+        self._memory = memory
+        self._words = memory[: len(memory) // 8 * 8].cast("Q")
+        self._fd = fd
+        self._size = len(memory) if fd >= 0 else 0
         self.load_published: Callable[[], int] = partial(
-            self.words.__getitem__, Block.published.offset >> 3
+            self._words.__getitem__, Block.published.offset >> 3
         )
         """Loads `published` without a Python frame, which costs microseconds after a wake-up."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the memory can be touched."""
+        return self._fd < 0 or os.lseek(self._fd, 0, os.SEEK_END) >= self._size
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether its writer can tell readers anything: it is whole, and has a known state."""
+        return self.is_whole and self.state <= State.ABORTED
+
+    def require_whole(self) -> None:
+        """Raises:
+        DamagedSegment: another program has cut the shared memory off.
+        """
+        if not self.is_whole:
+            raise DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
+
+    @property
+    def memory(self) -> memoryview:
+        """The bytes of the block."""
+        self.require_whole()
+        return self._memory
+
+    @property
+    def words(self) -> memoryview:
+        """The bytes of the block, as words."""
+        self.require_whole()
+        return self._words
 
     @staticmethod
     def size_for(slots: int) -> int:
@@ -255,9 +295,10 @@ class Block:
         return token
 
     @classmethod
-    def read(cls, fd: int) -> Block:
+    def read(cls, fd: int, name: str = "") -> Block:
         """A copy of the header in a segment's file; zeros where the file is shorter."""
-        return cls(memoryview(bytearray(os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0"))))
+        header = os.pread(fd, HEADER_SIZE, 0).ljust(HEADER_SIZE, b"\0")
+        return cls(memoryview(bytearray(header)), name)
 
     def validate(self, name: str, available: int | None = None) -> bool:
         """Whether the block is ready to be read; False while its writer is still making it.
@@ -271,7 +312,7 @@ class Block:
         def refuse(reason: str) -> DamagedSegment:
             return DamagedSegment(name=name, reason=reason)
 
-        available = len(self.memory) if available is None else available
+        available = len(self._memory) if available is None else available
         if available < HEADER_SIZE:
             raise refuse(f"{available} bytes are shorter than a header of {HEADER_SIZE}")
         if self.magic == 0:
@@ -301,8 +342,22 @@ class Block:
             yield f"it published {published} bytes of {size}"
         if self.token >> 48 > 0:
             yield "its token is out of bounds"
-        if not self.path.startswith(b"/"):
-            yield "its path is not absolute"
+        if not is_path(self.path):
+            yield "its path is no absolute path"
+        if not is_known(self.digest):
+            yield "its digest is of no kind that this program knows"
+
+    def known_state(self) -> State:
+        """The state.
+
+        Raises:
+            DamagedSegment: another program has stored a number that is no state.
+        """
+        state = self.state
+        try:
+            return State(state)
+        except ValueError:
+            raise DamagedSegment(self.name, f"its state is {state}") from None
 
     def require(self, to: State, name: str) -> None:
         """Require that the state `to` may follow the present state.
@@ -310,7 +365,7 @@ class Block:
         Raises:
             IllegalTransition: it may not.
         """
-        present = State(self.state)
+        present = self.known_state()
         if to not in TRANSITIONS[present]:
             raise IllegalTransition(name=name, state=present.name, to=to.name)
 
@@ -322,6 +377,17 @@ class Block:
         """
         self.require(to, name)
         self.state = to
+
+    @property
+    def file_path(self) -> str:
+        """The path of the blob.
+
+        Raises:
+            DamagedSegment: another program has stored a text that is no path.
+        """
+        if not is_path(path := self.path):
+            raise DamagedSegment(self.name, "its path is no absolute path")
+        return os.fsdecode(path)
 
     @property
     def file(self) -> tuple[int, int, int]:
@@ -362,12 +428,15 @@ class Block:
         return HEADER_SIZE + self.slots * 8 + index * SLOT_SIZE
 
     def snapshot(self) -> Block:
-        """A copy of the header as it is now, without slots."""
-        return Block(memoryview(bytearray(self.memory[:HEADER_SIZE])))
+        """A copy of the header as it is now, without slots; zeros if it was cut off."""
+        if self._fd >= 0:
+            return Block.read(self._fd, self.name)
+        return Block(memoryview(bytearray(self._memory[:HEADER_SIZE])), self.name)
 
     def release(self) -> None:
         """Release the memory, so that it can be unmapped."""
-        self.words.release()
+        self._fd = -1  # it may be another file's by and by
+        self._words.release()
 
 
 class Slot:
@@ -413,6 +482,11 @@ class Slot:
         """Release the memory, so that it can be unmapped."""
         self.words.release()
         self._membership.release()
+
+
+def is_path(text: bytes) -> bool:
+    """Whether a block may have this text as the path of its blob."""
+    return text.startswith(b"/") and b"\0" not in text
 
 
 def fields_of(structure: type[Any]) -> dict[str, Word | Text]:

@@ -25,8 +25,8 @@ import re
 import threading
 import time
 
-from shmstream.stream.spelling import ALGORITHMS, new_hash, read_digest
-from shmstream.system import threads
+from shmstream.stream.spelling import ALGORITHMS, is_spelled, new_hash, read_digest
+from shmstream.system import greenlets, threads
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _STEP = 1 << 18  # bytes; read back at one time; so many stay in the processor's cache
@@ -37,6 +37,12 @@ _LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed a
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest of an OCI registry: `sha256:` or `sha512:`, lower-case hex."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def is_known(text: bytes) -> bool:
+    """Whether a control block may have this digest: one, the name of an algorithm, or none."""
+    digest = text.decode("ascii", "replace")
+    return not digest or digest in ALGORITHMS or is_spelled(digest)
 
 
 def require_digest(text: str) -> str:
@@ -149,6 +155,7 @@ class RunningDigest:
             with self._lock, view[:count] as data:
                 self._hash.update(data)
                 self.covered += count
+        greenlets.give_way()
         return count > 0
 
     def close(self) -> None:

@@ -9,24 +9,47 @@ The subscriber's end is the C library's own semaphore, called through ctypes. It
 servers: it waits on the wall clock, so that setting the clock back stretches a bounded wait; and it
 swallows an exception that a signal handler raises during the wait, so that a worker which turns
 SIGTERM into SystemExit would not end.
+
+The subscriber makes the semaphore's file itself. `sem_open` would make it under a temporary name
+first, which nothing tells apart from the file of another program:
+
+    sem_open                                this module
+    1 make `sem.XXXXXX`, a random name      1 make `sem.shmd-...`, a name that `sweep` knows
+    2 store the value, map the file         2 store an initialised semaphore, map the file
+    3 link it to its name, unlink 1
+
+A process that is killed between 1 and 3 of `sem_open` leaves a file that nothing may ever remove
+(I8). Here it leaves a file that the next reader of the slot, `sweep` or the end of the stream
+removes. No process opens the file before 2 is done, because the slot names it only after that. If
+the stream ends meanwhile, its writer may remove the name: then no ring comes, and the reader checks
+by itself (I4).
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
+import re
+import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import posix_ipc
 
+from shmstream.system import greenlets
 from shmstream.system.process import fork_lock
 
 _FOLDER = "/dev/shm"
 _PREFIX = "shmd-"
+_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{12}}\.[0-9a-f]+\.[0-9a-f]+")
 _NANOSECONDS = 1_000_000_000
 
+_SIZE = 4 * ctypes.sizeof(ctypes.c_long)  # bytes of a `sem_t`, of glibc and of musl
+
+_SHORTEST, _LONGEST = 0.001, 0.05  # s; pauses of a greenlet that waits
 _ENOUGH = 1 << 16  # rings to forget at one time; more make the next waits spurious (I4)
 
 GENERATIONS = 1 << 20
@@ -38,9 +61,13 @@ class _Timespec(ctypes.Structure):
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
-_libc.sem_open.restype = ctypes.c_void_p
-_libc.sem_close.argtypes = [ctypes.c_void_p]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long,
+]  # fmt: skip
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.sem_init.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_uint]
+_FAILED = ctypes.c_void_p(-1).value  # MAP_FAILED
 _libc.sem_post.argtypes = [ctypes.c_void_p]
 _libc.sem_timedwait.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
 
@@ -61,10 +88,42 @@ def _waiting(libc: ctypes.CDLL) -> tuple[Callable[..., int], int, tuple[int, ...
 
 _timedwait, _clock, _said_of_clock = _waiting(_libc)
 
+_FILE_PREFIX = "sem." if hasattr(_libc, "gnu_get_libc_version") else ""
+
+
+def _make(name: str) -> ctypes.c_void_p:
+    """Make a semaphore of that name, which does not exist; where it is mapped.
+
+    Raises:
+        OSError: shared memory or descriptors have run out; nothing is left behind.
+    """
+    value = ctypes.create_string_buffer(_SIZE)
+    _libc.sem_init(value, 1, 0)  # 1: shared between processes
+    path = path_of(name)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, value.raw)  # a tmpfs takes all of so few bytes, or none
+        address = _libc.mmap(None, _SIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        if address == _FAILED:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), name)
+    except BaseException:
+        with suppress(FileNotFoundError):  # the stream has ended, and its writer removes doorbells
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+    return ctypes.c_void_p(address)
+
 
 def name_of(token: int, slot: int, generation: int) -> str:
     """The name of a doorbell: 29 characters at most, never used twice within a stream."""
     return f"/{_PREFIX}{token:012x}.{slot:x}.{generation:x}"
+
+
+def path_of(name: str) -> str:
+    """The path of the semaphore's file: glibc puts `sem.` before the name, musl does not."""
+    return f"{_FOLDER}/{_FILE_PREFIX}{name[1:]}"
 
 
 def slot_of(name: str) -> int:
@@ -87,14 +146,10 @@ class Doorbell:
     def __init__(self, name: str) -> None:
         self.name = name
         unlink(name)
-        with fork_lock:  # a fork meanwhile would leave the C library's own lock taken in the child
-            address = _libc.sem_open(name.encode(), os.O_CREAT | os.O_EXCL, 0o600, 0)
-        if not address:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), name)
-        self._address: ctypes.c_void_p | None = ctypes.c_void_p(address)
+        self._address: ctypes.c_void_p | None = _make(name)
         self._busy = False
         self._closed = False
+        self._rest = _SHORTEST
         self._deadline = _Timespec()
         self._arguments = (
             self._address, *_said_of_clock, ctypes.byref(self._deadline),
@@ -106,6 +161,8 @@ class Doorbell:
         A signal also ends the wait, after its handler has run; then this returns True, or raises
         what the handler raised.
         """
+        if (pause := greenlets.pausing()) is not None:
+            return self._poll(seconds, pause)
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
         self._busy = True  # from here on `close` leaves the unmapping to us
@@ -122,6 +179,23 @@ class Doorbell:
         if code == errno.EINTR:
             return True
         raise OSError(code, os.strerror(code), self.name)
+
+    def _poll(self, seconds: float, pause: Callable[[float], object]) -> bool:
+        """`wait` for a greenlet: the longer no ring comes, the longer it pauses in between."""
+        deadline = time.monotonic() + seconds
+        self._busy = True
+        try:
+            while not self._closed and _trywait(self._address):
+                if (left := deadline - time.monotonic()) <= 0:
+                    return False
+                pause(min(self._rest, left))
+                self._rest = min(self._rest * 1.5, _LONGEST)
+            self._rest = _SHORTEST
+            return True
+        finally:
+            self._busy = False
+            if self._closed:
+                self._let_go()
 
     def drain(self) -> int:
         """Forget the rings so far, at most 65,536; how many were forgotten. Never blocks."""
@@ -159,8 +233,12 @@ class Doorbell:
     def _let_go(self) -> None:
         if self._address is not None:
             address, self._address = self._address, None
-            with fork_lock:
-                _libc.sem_close(address)
+            _libc.munmap(address, _SIZE)
+
+    def abandon(self) -> None:
+        """In a forked child: unmap it. The threads that may wait for it are the parent's."""
+        self._closed = True
+        self._let_go()
 
     def __repr__(self) -> str:
         return f"<Doorbell {self.name}>"
@@ -184,7 +262,12 @@ class Ringer:
 
 
 def _open(name: str) -> posix_ipc.Semaphore:
-    """Open a semaphore; every failure is an OSError with its number."""
+    """Open a semaphore; every failure is an OSError with its number.
+
+    The C library maps the file whatever its size is, and to touch a page behind its end is SIGBUS.
+    """
+    if os.stat(path_of(name), follow_symlinks=False).st_size < _SIZE:
+        raise FileNotFoundError(errno.ENOENT, "it is no semaphore", name)
     try:
         with fork_lock:
             return posix_ipc.Semaphore(name)
@@ -201,26 +284,35 @@ def _open(name: str) -> posix_ipc.Semaphore:
 def unlink(name: str) -> bool:
     """Remove a doorbell's name from the host; False if there was none."""
     try:
-        posix_ipc.unlink_semaphore(name)
-    except posix_ipc.ExistentialError:
+        os.unlink(path_of(name))
+    except FileNotFoundError:
         return False
-    except posix_ipc.PermissionsError as error:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name) from error
     return True
 
 
 def names(token: int | None = None) -> Iterator[tuple[int, str]]:
     """Token and name of every doorbell of this user on the host, or of one stream's doorbells."""
-    prefix = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
+    wanted = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
+    for _, bare, is_file in _found(wanted):
+        if is_file and _NAME.fullmatch(bare):
+            yield int(bare.removeprefix(_PREFIX).partition(".")[0], 16), "/" + bare
+
+
+def strangers() -> list[str]:
+    """Paths that begin like those of doorbells, and are none: folders, pipes, impossible names."""
+    found = _found(_PREFIX)
+    return sorted(path for path, bare, is_file in found if not (is_file and _NAME.fullmatch(bare)))
+
+
+def _found(wanted: str) -> Iterator[tuple[str, str, bool]]:
+    """Of all that this user has whose name begins so: path, name, and whether it is a file."""
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
             bare = entry.name.removeprefix("sem.")  # glibc adds that prefix, musl does not
-            if not bare.startswith(prefix):
-                continue
-            try:
-                owner = entry.stat(follow_symlinks=False).st_uid
-                found = int(bare.removeprefix(_PREFIX).partition(".")[0], 16)
-            except (FileNotFoundError, ValueError):
-                continue
-            if owner == os.geteuid():
-                yield found, "/" + bare
+            if bare.startswith(wanted):
+                try:
+                    facts = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                if facts.st_uid == os.geteuid():
+                    yield entry.path, bare, stat.S_ISREG(facts.st_mode)

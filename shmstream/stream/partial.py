@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,11 +22,38 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_PATIENCE = 1.0  # s; so long a process waits for a reaper
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 REAPER = (0, 1)  # a reaper locks only byte 0: the free bytes after it still show a dead writer
+LIFE = (1, 0)  # only a writer locks these
+
+
+class Patience:
+    """Waits for a reaper that has locked what this process wants to claim.
+
+    A reaper needs microseconds, unless it was stopped (SIGSTOP) or the disk hangs.
+    """
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name = name
+        self._what = what
+        self._until = time.monotonic() + _PATIENCE
+        self._pause = 0.001
+
+    def wait(self) -> None:
+        """Wait a moment: a millisecond at first.
+
+        Raises:
+            StreamExists: a second has passed since the construction.
+        """
+        if time.monotonic() > self._until:
+            reaper = "a process that has not finished removing what a dead writer left: is it "
+            raise StreamExists(self._name, self._what, reaper + "stopped, or does its disk hang?")
+        time.sleep(self._pause)
+        self._pause = min(self._pause * 2, 0.05)
 
 
 class PartialFile:
@@ -186,21 +214,27 @@ def claim_partial(path: str, name: str, *, adopt: bool = False) -> KernelLock:
     A file that a dead writer left there is removed first; with `adopt` it is kept and locked.
 
     Raises:
-        StreamExists: a live writer holds it.
+        StreamExists: a live writer holds it; or a process has been removing it for a second.
         OSError: the folder cannot be written to, or the path is not a regular file.
     """
+    patience = Patience(name, path)
     while True:
         try:
             lock = KernelLock(path, os.O_CREAT | (0 if adopt else os.O_EXCL))
         except FileExistsError:
-            if not remove_partial(path) and is_written(path):
-                raise StreamExists(name, path, "another writer") from None
+            if not remove_partial(path):
+                if is_written(path):
+                    raise StreamExists(name, path, "another writer") from None
+                patience.wait()
             continue
-        if lock.try_acquire(WHOLE_FILE) and lock.is_at(path):
+        is_locked = lock.try_acquire(WHOLE_FILE)
+        if is_locked and lock.is_at(path):
             return lock
         lock.close()
         if adopt and is_written(path):
             raise StreamExists(name, path, "another writer")
+        if not is_locked:
+            patience.wait()
 
 
 def reserve(fd: int, size: int) -> None:
@@ -248,6 +282,6 @@ def is_written(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return lock.is_held_elsewhere((1, 0))
+        return lock.is_held_elsewhere(LIFE)
     finally:
         lock.close()

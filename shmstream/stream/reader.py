@@ -1,49 +1,26 @@
 """`InFlightCopier`: a reader's end of a stream. Attach, wait, read, seek, copy.
 
 `waiter` decides how many bytes may be read, and waits for more. The copier then copies the bytes
-from the file. It never maps the file: if another program truncates it, a read is short, which the
-copier reports as an error; a mapped file would kill the process with SIGBUS.
+from the file (`growing_file`).
 """
 
 from __future__ import annotations
 
-import io
-import operator
 import os
 import sys
+import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import Any, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
+from shmstream.stream.growing_file import GrowingFile, View
 from shmstream.stream.partial import partial_path
 from shmstream.stream.stream import Stream
 from shmstream.stream.waiter import Tail
-from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-_BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
-_SPAN = 4 << 20  # bytes; the most that `copy` moves before it notes its position
-
-
-class View(NamedTuple):
-    """How many bytes of a blob are published, and in which file; loaded in the right order.
-
-    `published` is the number of bytes that can be read from the descriptor `fd`. `size` is None
-    while the writer does not know it. If `is_complete`, nothing of the view changes any more. `fd`
-    is -1 while nothing is published, because until then the writer may take another file. The
-    descriptor belongs to the reader, which may close it when the view is asked for again.
-    """
-
-    published: int = 0
-    size: int | None = None
-    is_complete: bool = False
-    fd: int = -1
 
 
 @dataclass(frozen=True)
@@ -61,7 +38,7 @@ class CopierStatistics:
     waits: int
 
 
-class InFlightCopier(io.RawIOBase):
+class InFlightCopier(GrowingFile):
     """A readable, seekable binary file: the blob, while it is still arriving.
 
     Make one with `attach`, in any process of the same user, at any time from before the writer
@@ -79,7 +56,8 @@ class InFlightCopier(io.RawIOBase):
     error comes after them. An error leaves the position where it was, so reading again tries again.
 
     One thread at a time may use a copier; each further thread attaches a copier of its own. A
-    forked child must attach for itself: there an inherited copier raises `StreamClosed`.
+    forked child must attach for itself: there an inherited copier raises `StreamClosed`. A pickled
+    copier attaches again, in the process that unpickles it and at the same position.
     """
 
     def __init__(
@@ -155,6 +133,20 @@ class InFlightCopier(io.RawIOBase):
         return self._block.published
 
     @property
+    def quiet_for(self) -> float:
+        """Seconds since the writer published, or created the stream, or took it over."""
+        return max((time.monotonic_ns() - self._block.progress) / 1e9, 0.0)
+
+    @property
+    def stall_timeout(self) -> float | None:
+        """As given to `attach`; it can be changed between two calls."""
+        return self._tail.stall_timeout
+
+    @stall_timeout.setter
+    def stall_timeout(self, seconds: float | None) -> None:
+        self._tail.stall_timeout = seconds
+
+    @property
     def chunk_count(self) -> int:
         """Chunks that can be read without waiting."""
         return self._block.chunk_count
@@ -162,7 +154,7 @@ class InFlightCopier(io.RawIOBase):
     @property
     def state(self) -> State:
         """The state of the stream, as stored now."""
-        return State(self._block.state)
+        return self._block.known_state()
 
     @property
     def is_complete(self) -> bool:
@@ -221,7 +213,7 @@ class InFlightCopier(io.RawIOBase):
             StreamBroken: as `readinto`.
         """
         self._check_open()
-        published, before = self._block.load_published(), -1
+        published, before = self.published, -1
         while before < published < want:  # if no more came, the blob is complete
             self._tail.note(published)  # a reader that waits for more lags behind nothing
             before, published = published, self._ask(published, published + 1)
@@ -267,201 +259,21 @@ class InFlightCopier(io.RawIOBase):
                 os.close(fd)
             self._is_settled = True
 
-    # Reading.
+    def _note(self, position: int) -> None:
+        self._tail.note(position)
 
-    def readable(self) -> bool:
-        """True."""
-        return True
+    def _too_short(self) -> DamagedPartial:
+        committed = self._block.state == State.COMMITTED
+        path = self.path if committed else partial_path(self.path)
+        reason = f"is shorter than the {self.published} published"
+        return DamagedPartial(self.name, self.position, path, reason)
 
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Fill `buffer`, waiting for all its bytes; fewer only at the end. How many were read.
+    # In another process.
 
-        A file does the same, so programs that read files take fewer bytes for the end. Those that
-        want the bytes that are there use `readinto1`.
-
-        Raises:
-            StreamBroken: it is `BlobAborted`, `WriterDied`, `WriterStalled` or `DamagedPartial`.
-                The call before has returned the published bytes that were left.
-        """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
-            if not len(view):
-                return 0
-            start = self.position
-            count = min(self._readable(start + len(view)) - start, len(view))
-            filled = 0
-            try:
-                while filled < count:
-                    filled += self._readinto(view[filled:count])
-            except DamagedPartial:
-                if not filled:
-                    raise  # if there are bytes, the next call raises it
-            return filled
-
-    def readinto1(self, buffer: Buffer, /) -> int:
-        """Read the published bytes into `buffer`, waiting for at least one; 0 at the end.
-
-        Raises:
-            StreamBroken: as `readinto`.
-        """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
-            if not len(view):
-                return 0
-            count = self._readable(self.position + 1) - self.position
-            return self._readinto(view[:count]) if count > 0 else 0
-
-    def _readinto(self, view: memoryview) -> int:
-        return self._advance(os.preadv(self._fd, [view], self.position))
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
-
-        Raises:
-            StreamBroken: as `readinto`.
-        """
-        if size is None or size < 0:
-            return self.readall()
-        if size == 0:
-            self._check_open()
-            return b""
-        start = self.position
-        count = min(self._readable(start + size) - start, size)
-        data = self._pread(count)
-        try:
-            while len(data) < count:
-                data += self._pread(count - len(data))
-        except DamagedPartial:
-            if not data:
-                raise  # if there is data, the next call raises it
-        return data
-
-    def read1(self, size: int | None = -1, /) -> bytes:
-        """Published bytes, waiting for one, at most `size` of them (or 64 KiB); b"" at the end.
-
-        Raises:
-            StreamBroken: as `readinto`.
-        """
-        limit = _BUFFER if size is None or size < 0 else size
-        if limit == 0:
-            return b""
-        return self._pread(min(self._readable(self.position + 1) - self.position, limit))
-
-    def readall(self) -> bytes:
-        """All bytes from the position to the end, waiting for it.
-
-        Raises:
-            StreamBroken: as `readinto`; the position is where it was before the call.
-        """
-        start = self.position
-        try:
-            return b"".join(self)
-        except BaseException:
-            self.position = start
-            raise
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> bytes:
-        data = self.read1()
-        if not data:
-            raise StopIteration
-        return data
-
-    def copy(self, destination: Destination, /) -> int:
-        """Write all bytes from the position to the end to `destination`; how many those are.
-
-        `destination` is a descriptor, a blocking socket or a binary file object. The kernel moves
-        the bytes to files, sockets and pipes (`copy_file_range`, `sendfile`, `splice`) where it
-        can. Bytes are written as they arrive. Blocks for the writer and for the destination.
-
-        Raises:
-            StreamBroken: as `readinto`; bytes that were copied stay copied, and `position` tells
-                how many.
-            TimeoutError: a socket with a timeout took no byte in that time.
-            OSError: an error of the destination.
-        """
-        mover = Mover(destination)
-        start = self.position
-        try:
-            while self.move(mover):
-                pass
-        finally:
-            mover.finish()
-        return self.position - start
-
-    def move(self, mover: Mover, /) -> int:
-        """One step of `copy`: move published bytes, waiting for one; how many, 0 at the end.
-
-        Raises:
-            ShmstreamError: as `copy`.
-        """
-        ahead = self._readable(self.position + 1) - self.position
-        if ahead <= 0:
-            return 0
-        return self._advance(mover.move(self._fd, self.position, min(ahead, _SPAN)))
-
-    def _pread(self, count: int) -> bytes:
-        if count <= 0:
-            return b""
-        data = os.pread(self._fd, count, self.position)
-        self._advance(len(data))
-        return data
-
-    def _advance(self, count: int) -> int:
-        """Note that `count` bytes were read; `count` is 0 only if the file was truncated."""
-        if count == 0:
-            committed = self._block.state == State.COMMITTED
-            path = self.path if committed else partial_path(self.path)
-            raise DamagedPartial(
-                self.name, self.position, path, f"is shorter than the {self.published} published"
-            )
-        self.position += count
-        self._tail.note(self.position)
-        return count
-
-    # Seeking.
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Bytes from the beginning of the blob to the next byte to read."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Attach in the process that unpickles this, and go to the same position."""
         self._check_open()
-        return self.position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Move the position, also ahead of the tail, where reading then waits; the new position.
-
-        With `SEEK_END` this waits until the size is known.
-
-        Raises:
-            StreamBroken: as `readinto`, while waiting for the size.
-            ValueError: the position would be negative.
-        """
-        self._check_open()
-        offset = operator.index(offset)
-        if whence == os.SEEK_SET:
-            target = offset
-        elif whence == os.SEEK_CUR:
-            target = self.position + offset
-        elif whence == os.SEEK_END:
-            target = self._known_size() + offset
-        else:
-            raise ValueError(f"whence is 0, 1 or 2, not {whence}")
-        if target < 0:
-            raise ValueError(f"a position is not negative: {target}")
-        self.position = target
-        return target
-
-    def _known_size(self) -> int:
-        here = self.position
-        try:
-            while (size := self.size) is None:
-                self.position = self._readable(self.position + 1)
-            return size
-        finally:
-            self.position = here
+        return _attach_again, (self.name, self.stall_timeout, self.position)
 
     # The end.
 
@@ -500,11 +312,19 @@ class InFlightCopier(io.RawIOBase):
                 self.close()
 
     def __repr__(self) -> str:
-        size = "?" if self.size is None else self.size
+        now = self._block.snapshot()
+        size = "?" if now.size == UNKNOWN else now.size
         return (
-            f"<InFlightCopier {self.name!r} {self.state.name} at {self.position}, "
-            f"{self.published}/{size} bytes published>"
+            f"<InFlightCopier {self.name!r} {now.known_state().name} at {self.position}, "
+            f"{now.published}/{size} bytes published>"
         )
+
+
+def _attach_again(name: str, stall_timeout: float | None, position: int) -> InFlightCopier:
+    """The copier that was pickled."""
+    copier = InFlightCopier.attach(name, stall_timeout=stall_timeout)
+    copier.seek(position)
+    return copier
 
 
 def _open_blob(stream: Stream) -> tuple[int, tuple[int, int, int]]:

@@ -5,8 +5,8 @@ Its partial file outlives its writer, and its readers stay attached:
     create     keep a partial file that exists already
     cut        keep only the first bytes of that file
     resume     publish the kept bytes, and append to them
-    succeed    take over where a dead writer stopped: lock the header, lock the partial file, cut it
-               to `published`, add one to the epoch
+    succeed    take over where a dead writer stopped: lock the header, lock the partial file, add
+               one to the epoch, publish the bytes that the dead writer had not published yet
     close      before the end of the blob: publish all bytes, release the locks, ring; a reader then
                succeeds
     abort      keep the partial file, unless the reason says that its bytes are wrong
@@ -17,13 +17,14 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Self
 
 from shmstream.errors import (
     BlobAborted,
     ContentChanged,
     DamagedPartial,
+    DamagedSegment,
     DigestMismatch,
     OutOfResources,
     SizeMismatch,
@@ -55,6 +56,8 @@ class ResumableStreamer(BlobStreamer):
     """Whether the partial file is kept if the stream ends before the blob is complete. False if
     nothing could prove later what the file contains."""
 
+    _vouch: Callable[[], None] | None = None
+
     @classmethod
     def succeed(
         cls,
@@ -64,10 +67,9 @@ class ResumableStreamer(BlobStreamer):
         publish_interval: float = 0.02,
         durable: bool = False,
     ) -> Self:
-        """Take over a stream whose writer died or handed it over, at the offset `published`.
+        """Take over a stream whose writer died or handed it over, behind its last byte.
 
-        Its readers see a pause and nothing else. Bytes that were written but not published are cut
-        off.
+        Its readers see a pause and nothing else.
 
         Raises:
             StreamExists: it has a live writer: perhaps another successor was faster.
@@ -79,9 +81,7 @@ class ResumableStreamer(BlobStreamer):
         with naming_shortages(name, "shared memory (/dev/shm)"):
             stream, lock = Stream.succeed(name)
         streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
-        if streamer.size is not None:
-            with suppress(OutOfResources):  # the cut gave back the space that was reserved
-                streamer._file.reserve(streamer.size)
+        streamer._publish()
         return streamer
 
     def cut(self, keep: int) -> None:
@@ -117,7 +117,7 @@ class ResumableStreamer(BlobStreamer):
         self._close_file()
         self._file = PartialFile(lock, self.name, self.path)
         if self._digest is not None:
-            self._digest = RunningDigest(block.digest.decode(), lock.fd)
+            self._digest = RunningDigest(self._given, lock.fd)
 
     def resume(self) -> None:
         """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
@@ -153,6 +153,13 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             self._subscribers.here = listener
+
+    def vouch_by(self, vouch: Callable[[], None]) -> None:
+        """Call `vouch` before the partial file is kept, while its lock is held.
+
+        It notes what proves the file's bytes later, or clears `keeps`.
+        """
+        self._vouch = vouch
 
     def due_in(self) -> float:
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
@@ -256,7 +263,11 @@ class ResumableStreamer(BlobStreamer):
         """The error that readers of an aborted stream get; None if it is not aborted."""
         if self._block.state != State.ABORTED:
             return None
-        return BlobAborted.from_text(self._block.error)
+        try:
+            return BlobAborted.from_text(self._block.error)
+        except ValueError as error:
+            reason = f"its error cannot be read: {error}"
+            raise DamagedSegment(self.name, reason) from error
 
     @property
     def hashed(self) -> int:
@@ -269,9 +280,11 @@ class ResumableStreamer(BlobStreamer):
             return None if self._digest is None else self._digest.so_far()
 
     def has_readers(self) -> bool:
-        """Whether a live reader has a slot."""
+        """Whether a live reader has a slot; True if another program has cut the block off."""
         with self._lock:
             self._check_open()
+            if not self._block.is_sound:
+                return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def commit(self) -> None:
@@ -282,10 +295,14 @@ class ResumableStreamer(BlobStreamer):
                 seal(self._file.fd, self.digest)
 
     def _keeps(self, reason: str | BaseException) -> bool:
-        return self._is_worth_keeping() and not isinstance(reason, _SPOILING)
+        return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
     def _is_worth_keeping(self) -> bool:
-        return self._file.trim() > 0 and self.keeps
+        if self._file.trim() > 0 and self.keeps:
+            if self._vouch is not None:
+                self._vouch()
+            return self.keeps
+        return False
 
     def close(self) -> None:
         """Hand the stream over: a reader can succeed, unless the stream has ended.
@@ -296,7 +313,9 @@ class ResumableStreamer(BlobStreamer):
         with self._lock:
             if self._closed is not None:
                 return
-            if self._block.state in TERMINAL or not self.has_readers():
+            if not self._block.is_sound:  # nobody can succeed, but another flight can go on
+                self._end(aborting=False)
+            elif self._block.state in TERMINAL or not self.has_readers():
                 if self._block.state not in TERMINAL and not self._is_worth_keeping():
                     self._file.unlink()
                 self._end(aborting=False)

@@ -15,16 +15,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker, shared_memory
+
+from shmstream.errors import DamagedSegment
 
 _FOLDER = "/dev/shm"
 _PREFIX = "shms-"
 
 NAME_LIMIT = 30 - len("/" + _PREFIX)
 """Characters that a stream's name may have: with our prefix, 30 are portable."""
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
 
 
 class _Attached(shared_memory.SharedMemory):
@@ -108,17 +113,21 @@ class Segment:
         os.posix_fallocate(self.fd, 0, self.size)
 
     @classmethod
-    def attach(cls, name: str) -> Segment:
-        """Map the segment of that name.
+    def attach(cls, name: str, most: int) -> Segment:
+        """Map the segment of that name, which has at most so many bytes.
 
         Raises:
+            DamagedSegment: it has more, or is no file.
             FileNotFoundError: there is none, or another process is just making it.
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
         facts = os.stat(path_of(name), follow_symlinks=False)
-        if stat.S_ISREG(facts.st_mode):
-            _refuse_foreign(facts, name)
+        if not stat.S_ISREG(facts.st_mode):
+            raise DamagedSegment(name, "it is no file")
+        _refuse_foreign(facts, name)
+        if facts.st_size > most:
+            raise DamagedSegment(name, f"it has {facts.st_size} bytes, more than any stream")
         try:
             memory = _attach(name)
         except ValueError as error:  # "cannot mmap an empty file": made, but not yet sized
@@ -158,6 +167,11 @@ def _refuse_foreign(facts: os.stat_result, name: str) -> None:
         raise PermissionError(errno.EPERM, reason, name)
 
 
+def is_name(name: str) -> bool:
+    """Whether a stream can have that name."""
+    return _NAME.fullmatch(name) is not None
+
+
 def path_of(name: str) -> str:
     """The path of the segment of that name, to lock and remove it without mapping it."""
     return f"{_FOLDER}/{_PREFIX}{name}"
@@ -173,7 +187,16 @@ def unlink(name: str) -> None:
 
 def names() -> list[str]:
     """The names of this user's streams on this host, dead or alive."""
-    found = []
+    return sorted(name for _, name, is_file in _found() if is_file and is_name(name))
+
+
+def strangers() -> list[str]:
+    """Paths that begin like those of segments, and are none: folders, pipes, impossible names."""
+    return sorted(path for path, name, is_file in _found() if not (is_file and is_name(name)))
+
+
+def _found() -> Iterator[tuple[str, str, bool]]:
+    """Of all that this user has with our prefix: path, name, and whether it is a file."""
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
             if entry.name.startswith(_PREFIX):
@@ -181,6 +204,6 @@ def names() -> list[str]:
                     facts = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                if stat.S_ISREG(facts.st_mode) and facts.st_uid == os.geteuid():
-                    found.append(entry.name.removeprefix(_PREFIX))
-    return sorted(found)
+                if facts.st_uid == os.geteuid():
+                    name = entry.name.removeprefix(_PREFIX)
+                    yield entry.path, name, stat.S_ISREG(facts.st_mode)

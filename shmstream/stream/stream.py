@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -26,7 +25,15 @@ from shmstream.errors import (
 )
 from shmstream.stream import segment
 from shmstream.stream.claims import can_go_on, claim_segment, is_abandoned
-from shmstream.stream.control_block import MAGIC, TERMINAL, UNKNOWN, VERSION, Block, State
+from shmstream.stream.control_block import (
+    MAGIC,
+    MAX_SLOTS,
+    TERMINAL,
+    UNKNOWN,
+    VERSION,
+    Block,
+    State,
+)
 from shmstream.stream.partial import claim_partial, partial_path, reserve
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
@@ -36,7 +43,6 @@ ATTACH_TIMEOUT = 5.0
 """Seconds that `attach` waits for a writer to appear if the caller gives no timeout."""
 
 _HALF_MADE_GRACE = 0.2  # s; how long a segment may have neither magic nor a locked header
-_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{segment.NAME_LIMIT - 1}}}")
 
 
 class Stream:
@@ -83,7 +89,7 @@ class Stream:
         if claim is None:
             raise StreamExists(name, "the name", _writer_of(name))
         mapped, lock = claim
-        block = Block(mapped.memory)
+        block = Block(mapped.memory, name, mapped.fd)
         with ExitStack() as undo:
             stream = cls(mapped, block, lock)
             undo.callback(stream.close)
@@ -113,6 +119,7 @@ class Stream:
         me = Identity.mine()
         self.block.writer_pid, self.block.writer_started = me.pid, me.started
         self.block.writer_namespace = me.namespace
+        self.block.progress = time.monotonic_ns()
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
@@ -129,8 +136,10 @@ class Stream:
               stop
             3 lock the partial file; it must be the
               file that the block names
-            4 cut the file to `published`, and store
-              this process as the writer
+            4 store this process as the writer
+
+        The file keeps all its bytes, also those that the dead writer had not published yet: readers
+        in another container, which see the file and not the block, may have read them.
 
         Raises:
             StreamExists: a live writer or a reaper holds the stream.
@@ -154,7 +163,7 @@ class Stream:
                 undo.callback(partial.close)
                 if block.state == State.OPENING and block.published:  # killed just before this
                     block.advance(State.STREAMING, name)
-                if block.state == State.STREAMING:  # before that, its bytes may yet be resumed
+                if os.fstat(partial.fd).st_size > block.size:  # another program appended to it
                     os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 stream.unlink()
@@ -204,10 +213,10 @@ class Stream:
     def _try_attach(cls, name: str) -> Stream | None:
         """The stream; None if there is none, or if its writer is still making it."""
         try:
-            mapped = Segment.attach(name)
+            mapped = Segment.attach(name, Block.size_for(MAX_SLOTS))
         except FileNotFoundError:
             return None
-        block = Block(mapped.memory)
+        block = Block(mapped.memory, name, mapped.fd)
         try:
             if block.validate(name):
                 return cls(mapped, block, KernelLock.reopen(mapped.fd))
@@ -220,7 +229,7 @@ class Stream:
     @property
     def path(self) -> str:
         """Where the complete blob will be."""
-        return os.fsdecode(self.block.path)
+        return self.block.file_path
 
     @property
     def size(self) -> int | None:
@@ -231,7 +240,7 @@ class Stream:
     @property
     def state(self) -> State:
         """The stream's state as stored now."""
-        return State(self.block.state)
+        return self.block.known_state()
 
     @property
     def writer(self) -> Identity:
@@ -295,7 +304,7 @@ class Stream:
 
 
 def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not segment.is_name(name):
         raise ValueError(
             f"a stream's name has 1 to {segment.NAME_LIMIT} letters, digits, dots, dashes and "
             f"underscores, and begins with a letter or digit: {name!r} is no such name"
@@ -325,7 +334,9 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
 def _writer_of(name: str) -> str:
     try:
         with Stream.attach(name, timeout=0) as stream:
-            return str(stream.writer)
+            if not stream.is_orphaned():
+                return str(stream.writer)
+            return f"a process that removes what {stream.writer} left, or takes it over"
     except (StreamNotFound, WriterDied):
         return "a writer that is just starting"
 
@@ -345,6 +356,6 @@ def _naming_causes(name: str) -> Iterator[None]:
         reason = error.strerror if error.errno == errno.EPERM else "another user owns it"
         raise ForeignSegment(name, f"its shared memory is not ours: {reason}") from error
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL):
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO):
             raise
         raise DamagedSegment(name, f"it is no file ({error.strerror})") from error

@@ -48,6 +48,7 @@ class Subscription:
             OSError: descriptors or shared memory have run out; nothing is left behind.
         """
         self.slot: Slot = _claim(block, lock, name)
+        self._block = block
         self._lock = lock
         generation, was_active = self.slot.membership
         if was_active:  # the doorbell of a reader that was killed
@@ -69,14 +70,16 @@ class Subscription:
 
     def close(self) -> None:
         """Give the slot back and remove the doorbell."""
-        self.slot.membership = (self.slot.membership[0], False)
+        if self._block.is_whole:
+            self.slot.membership = (self.slot.membership[0], False)
         self.doorbell.close(unlink_name=True)
         self._lock.release(self.slot.span)
         self.slot.release()
 
     def abandon(self) -> None:
         """In a forked child: release the memory; slot and doorbell belong to the parent."""
-        self.slot.release()  # not the doorbell: a thread of the parent may have held glibc's lock
+        self.slot.release()
+        self.doorbell.abandon()
 
 
 def _claim(block: Block, lock: KernelLock, name: str) -> Slot:

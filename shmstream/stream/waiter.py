@@ -53,7 +53,7 @@ class Tail:
         """
         self._stream = stream
         self._block = stream.block
-        self._stall_timeout = stall_timeout
+        self.stall_timeout: float | None = stall_timeout
         self._subscription: Subscription | None = None
         self._position = 0  # as last given to `note`
         if not subscribes_late:
@@ -82,8 +82,10 @@ class Tail:
         Raises:
             BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
             WriterStalled: no byte came for `stall_timeout`.
+            DamagedSegment: another program has cut the shared memory off, or written to it.
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
+        self._block.require_whole()
         published = self._block.load_published()
         return published if published >= want else self._wait(position, want, published)
 
@@ -95,21 +97,23 @@ class Tail:
         while True:
             now = time.monotonic()  # before the load, so that a pause of this process is no stall
             doorbell.drain()
+            block.require_whole()
             published = block.load_published()
             if published >= want:
                 return published
-            if block.state in TERMINAL or self._sees_writer_dead(now, doorbell):
+            if block.known_state() in TERMINAL or self._sees_writer_dead(now, doorbell):
                 return self._conclude(position)
             if published != seen:
                 seen = published
                 now = last_progress = time.monotonic()
             pause = _SLICE
-            if self._stall_timeout is not None:
-                pause = min(pause, last_progress + self._stall_timeout - now)
+            if self.stall_timeout is not None:
+                pause = min(pause, last_progress + self.stall_timeout - now)
                 if pause <= 0:
-                    raise WriterStalled(self._stream.name, position, self._stall_timeout)
+                    raise WriterStalled(self._stream.name, position, self.stall_timeout)
             self.waits += 1
             rung = doorbell.wait(pause)
+            block.require_whole()
             published = block.load_published()
             if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
@@ -138,7 +142,7 @@ class Tail:
 
         Every reader that wants both asks here, because the order of the two loads matters (I3).
         """
-        state = State(self._block.state)
+        state = self._block.known_state()
         return state, self._block.load_published()
 
     def _conclude(self, position: int) -> int:
@@ -154,7 +158,7 @@ class Tail:
     def note(self, position: int) -> None:
         """Store how far this reader has read, for the writer's statistics."""
         self._position = position
-        if self._subscription is not None:
+        if self._subscription is not None and self._block.is_whole:
             self._subscription.slot.position = position
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from shmstream.errors import (
     BlobAborted,
@@ -93,16 +93,19 @@ class BlobStreamer:
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
-        self._file = PartialFile(lock, stream.name, stream.path, block.published)
+        there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
+        self._file = PartialFile(lock, stream.name, stream.path, there)
         self.durable = durable
+        self._given = block.digest.decode()
         self._digest: RunningDigest | None = None
-        if block.digest:
-            self._digest = RunningDigest(block.digest.decode(), lock.fd)
-            self._digest.update(block.published)
+        if self._given:
+            self._digest = RunningDigest(self._given, lock.fd)
+            self._digest.update(there)
         self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
+        self._token = block.token
         self._published = block.published
         self._streaming = block.state == State.STREAMING
         self._began = time.monotonic()
@@ -206,7 +209,7 @@ class BlobStreamer:
     @property
     def state(self) -> State:
         """The state of the stream."""
-        return State(self._block.state)
+        return self._block.known_state()
 
     def append(self, data: Buffer) -> None:
         """Write all of `data`, any contiguous buffer of any length, and publish it in time.
@@ -219,6 +222,7 @@ class BlobStreamer:
             OutOfResources: the disk is full. The stream is aborted.
             DamagedPartial: another program changed the file. The stream is aborted.
             StreamClosed, IllegalTransition: the stream is closed, committed or aborted.
+            DamagedSegment: another program has cut the shared memory off; nobody reads on.
         """
         with self._lock:
             if not self._streaming:
@@ -278,10 +282,13 @@ class BlobStreamer:
     def _publish(self) -> None:
         """Publish all bytes that may be published, and wake the readers.
 
-        The rings come last, because a woken reader may take this processor at once.
+        The rings come last, because a woken reader may take this processor at once. If another
+        program has damaged the block, the next append raises that.
         """
         with self._lock:
             self._pacer.published()
+            if self._streaming and not self._block.is_sound:
+                self._streaming = False
             if self._streaming:
                 self._subscribers.look_after_one()
                 self._store_published(self._publishable())
@@ -307,7 +314,7 @@ class BlobStreamer:
                 self.append(data)
             self.commit()
         except BaseException as error:
-            if self._closed is None and self._block.state not in TERMINAL:
+            if self._closed is None and not self._has_ended():
                 self.abort(error)
             raise
         return self._file.size
@@ -353,7 +360,7 @@ class BlobStreamer:
 
     def _verify(self, digest: RunningDigest) -> None:
         """Require that the digest of all bytes is the given digest."""
-        got, given = digest.finish(), self._block.digest.decode()
+        got, given = digest.finish(), self._given
         if got != given:
             reason = f"its digest is {got}, not {given}: the bytes are not that blob"
             raise DigestMismatch(self.name, self._file.size, reason, given, got)
@@ -378,6 +385,10 @@ class BlobStreamer:
         """
         with self._lock:
             self._check_open()
+            if not self._block.is_sound:  # readers find that by themselves
+                self._streaming = False
+                self._discard_file(reason)
+                return
             if self._block.state == State.ABORTED:
                 return
             self._block.require(State.ABORTED, self.name)
@@ -386,8 +397,11 @@ class BlobStreamer:
             self._streaming = False
             self._block.advance(State.ABORTED, self.name)
             self._subscribers.ring()
-            if not self._keeps(reason):
-                self._file.unlink()
+            self._discard_file(reason)
+
+    def _discard_file(self, reason: str | BaseException) -> None:
+        if not self._keeps(reason):
+            self._file.unlink()
 
     def _keeps(self, _reason: str | BaseException) -> bool:
         """Whether the partial file of an aborted stream is kept."""
@@ -431,8 +445,11 @@ class BlobStreamer:
             ending.callback(self._close_file)  # this frees a descriptor to list the doorbells with
             ending.callback(self._subscribers.close)
             ending.callback(self._pacer.close)
-            if aborting and self._block.state not in TERMINAL:
+            if aborting and not self._has_ended():
                 self.abort("its writer closed it without commit")
+
+    def _has_ended(self) -> bool:
+        return self._block.is_sound and self._block.state in TERMINAL
 
     def _close_file(self) -> None:
         if self._digest is not None:
@@ -449,7 +466,7 @@ class BlobStreamer:
             self._release()
 
     def _unlink_doorbells(self) -> None:
-        for _, bell in list(doorbell.names(self._block.token)):
+        for _, bell in list(doorbell.names(self._token)):
             doorbell.unlink(bell)
 
     def _release(self) -> None:
@@ -468,10 +485,19 @@ class BlobStreamer:
         trace: TracebackType | None,
     ) -> None:
         try:
-            if error is not None and self._closed is None and self._block.state not in TERMINAL:
+            if error is not None and self._closed is None and not self._has_ended():
                 self.abort(error)
         finally:
             self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Raises:
+        TypeError: always, because one process writes a stream.
+        """
+        raise TypeError(
+            f"stream {self.name!r} is written by this process, and a BlobStreamer cannot be "
+            "pickled: hand on its `name`, and attach an InFlightCopier in the other process"
+        )
 
     def __del__(self) -> None:
         if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
@@ -483,5 +509,6 @@ class BlobStreamer:
                 self.close()
 
     def __repr__(self) -> str:
-        size = "?" if self.size is None else self.size
-        return f"<BlobStreamer {self.name!r} {self.state.name} {self.published}/{size} bytes>"
+        now = self._block.snapshot()
+        size = "?" if now.size == UNKNOWN else now.size
+        return f"<BlobStreamer {self.name!r} {now.known_state().name} {now.published}/{size} bytes>"

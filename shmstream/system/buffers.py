@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
+
+from shmstream.system import greenlets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -40,7 +41,7 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
     if isinstance(source, io.RawIOBase):  # one of our readers gives what is there by `readinto1`
         return _fill(getattr(source, "readinto1", source.readinto))
     if isinstance(source, io.BufferedReader) and _is_pipe(source.raw):
-        return _fill(partial(_read_when_ready, source, _poll(source.fileno())))
+        return _fill(partial(_read_when_ready, source))
     if callable(fill := getattr(source, "readinto1", None)):
         return _checked(source, _fill(fill))
     for method in ("read1", "read"):
@@ -58,17 +59,11 @@ def _is_pipe(raw: io.RawIOBase) -> bool:
     return isinstance(raw, io.FileIO) and not raw.seekable()
 
 
-def _poll(fd: int) -> select.poll:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return poll
-
-
-def _read_when_ready(source: io.BufferedReader, poll: select.poll, buffer: bytearray) -> int:
+def _read_when_ready(source: io.BufferedReader, buffer: bytearray) -> int:
     """Wait without holding the lock of `source`: an interpreter that ends while a thread waits in
     a pipe such as `sys.stdin.buffer` finds the lock taken, and aborts.
     """
-    poll.poll()
+    greenlets.wait_until_ready(source.fileno(), None)
     return source.readinto1(buffer)
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import socket
 import stat
 from collections.abc import Callable
 from typing import Protocol
+
+from shmstream.system import greenlets
 
 
 class SupportsWrite(Protocol):
@@ -104,9 +105,7 @@ class Mover:
             del self._ways[0]
 
     def _wait_until_writable(self) -> None:
-        poll = select.poll()
-        poll.register(self._out, select.POLLOUT)
-        if not poll.poll(None if self._timeout is None else self._timeout * 1000):
+        if not greenlets.wait_until_ready(self._out, self._timeout, writable=True):
             raise TimeoutError(f"the destination took no bytes for {self._timeout} s")
 
     def finish(self) -> None:

@@ -27,7 +27,7 @@ import os
 import select
 from collections.abc import Callable
 
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 from shmstream.system.process import Identity, after_fork, fork_lock, track
 
 
@@ -184,9 +184,8 @@ def watch(identity: Identity, call: Callable[[], object]) -> Watch | None:
     me = Identity.mine()
     if identity.pid == me.pid or identity.namespace != me.namespace:
         return None
-    # Libraries that replace threads by their own take `epoll` away.
-    if not (hasattr(os, "pidfd_open") and hasattr(select, "epoll")):
-        return None
+    if not hasattr(os, "pidfd_open") or greenlets.pausing() is not None:
+        return None  # there is nothing to wait for, or no thread to wait
     found = Watch(call)
     with fork_lock:
         try:

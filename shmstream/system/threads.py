@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from shmstream.system import process
+from shmstream.system import greenlets, process
 from shmstream.system.process import PerProcess
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class _Thread(threading.Thread):
 
     def __init__(self, first: Call) -> None:
         super().__init__(name=IDLE, daemon=True)
-        self.calls: SimpleQueue[Call] = SimpleQueue()
+        self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.calls.put(first)
 
     def run(self) -> None:
@@ -98,8 +98,8 @@ class _Thread(threading.Thread):
         while call is not None:
             call.run()
             del call  # frees the objects that it holds
-            if len(_idle) >= _ENOUGH:
-                return
+            if len(_idle) >= _ENOUGH or greenlets.pausing() is not None:
+                return  # a greenlet is started faster than it is found
             _idle.append(self)
             call = self._wait()
 
@@ -107,7 +107,7 @@ class _Thread(threading.Thread):
         """The next call; None if there was none for `_A_WHILE`."""
         try:
             return self.calls.get(timeout=_A_WHILE)
-        except Empty:
+        except queue.Empty:
             pass
         try:
             _idle.remove(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -273,3 +274,133 @@ def test_responses_are_told_when_their_client_has_left() -> None:
 
     with protocol_of(app) as make:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+# What a client may send, and what waits here.
+
+
+def test_requests_in_a_row_wait_in_the_socket() -> None:
+    """However many come: few are queued, nothing more is read, and all are answered in order."""
+    count = 800
+    go_on = asyncio.Event()
+    made: list[Protocol] = []
+    queued = held = 0
+    asked: list[str] = []
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        nonlocal queued, held
+        await go_on.wait()
+        asked.append(scope["path"])
+        queued = max(queued, len(made[0].pipeline))
+        held = max(held, len(made[0]._unparsed))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        def make_one() -> Protocol:
+            made.append(make())
+            return made[-1]
+
+        serving = await asyncio.get_running_loop().create_server(make_one, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            writer.write(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % each for each in range(count)))
+            while not (made and made[0].pipeline):
+                await asyncio.sleep(0)
+            assert made[0].flow.read_paused
+            assert len(made[0].pipeline) < 40
+            go_on.set()
+            for _ in range(count):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            writer.close()
+            await writer.wait_closed()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert asked == [f"/{each}" for each in range(count)]
+    assert queued < 40
+    assert held <= 512 * 1024, "what two reads bring"
+
+
+BODIES = {
+    "length": (b"Content-Length: 1000000000\r\n\r\n", b"x" * 65536),
+    "chunked": (b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n"),
+    "requests": (b"Content-Length: 1000000000\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n" * 3000),
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_body_that_nobody_wants_ends_the_connection(kind: str) -> None:
+    """The client gets its answer, and no more than a bounded part of the body is taken."""
+    head, piece = BODIES[kind]
+    asked: list[str] = []
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        asked.append(scope["method"])
+        await send(
+            {"type": "http.response.start", "status": 405, "headers": [(b"content-length", b"2")]}
+        )
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            writer.write(b"PUT /a HTTP/1.1\r\nHost: a\r\n" + head + piece)
+            answer = await reader.read()  # to its end, while more could be sent
+            assert answer.startswith(b"HTTP/1.1 405")
+            assert b"\r\nconnection: close\r\n" in answer
+            assert answer.endswith(b"\r\n\r\nno")
+            sent = 0
+            with contextlib.suppress(ConnectionError):
+                while sent < 100 * MIB:
+                    writer.write(piece)
+                    await writer.drain()
+                    sent += len(piece)
+            assert sent < 100 * MIB
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert asked == ["PUT"]
+
+
+def test_a_body_that_has_come_keeps_the_connection() -> None:
+    """And so does one that the application reads; its bytes are what was sent."""
+    bodies: list[bytes] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", scope["path"] == "/read"
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        bodies.append(body)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            chunked = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+            for request in (
+                b"POST /read HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % SIZE + DATA,
+                b"POST /read HTTP/1.1\r\n" + chunked,
+                b"POST /skip HTTP/1.1\r\n" + chunked,
+                b"POST /skip HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+                b"GET /last HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+                b"GET /last HTTP/1.1\r\n\r\n",
+            ):
+                writer.write(request)
+                answer = await reader.readuntil(b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 204"), request[:40]
+                assert b"connection: close" not in answer
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            writer.close()
+            await writer.wait_closed()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert bodies == [DATA, b"hello", b"", b"", b"", b""]

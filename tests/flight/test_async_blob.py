@@ -28,8 +28,8 @@ from shmstream import (
 )
 from shmstream.flight import async_blob, hub
 from shmstream.sources.http import HTTPSource
+from shmstream.stream.growing_file import View
 from shmstream.stream.partial import partial_path
-from shmstream.stream.reader import View
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system import threads
 from tests.support import flights

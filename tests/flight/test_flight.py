@@ -18,7 +18,6 @@ from shmstream import ContentChanged, DigestMismatch, Retries, SourceFailed, Sta
 from shmstream.flight.flight import Flight
 from shmstream.sources.http import HTTPSource
 from shmstream.stream import segment
-from tests.hazards.test_shortages import needs_mounts, with_shared_memory_of
 from tests.support import flights
 from tests.support.flights import LEADER_POINTS, make_store
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
@@ -420,24 +419,6 @@ def test_a_real_server_is_asked_for_what_is_missing(
     begin = int(requests[1].range[6:-1])
     assert begin >= flight.published
     assert requests[1].bytes == size - begin
-
-
-@needs_mounts
-def test_who_has_another_shared_memory_waits(start: Start, store: Store, origin: Origin) -> None:
-    """As in a container that shares the folder and not /dev/shm: there is no second download."""
-    url = origin.serve("/blob", seed=1, size=MIB)
-    origin.change("/blob", stall_after=500_000)
-    elsewhere = start(flights.take, store.folder, {}, within=with_shared_memory_of("1m"))
-    elsewhere.hear()
-    with store.open(digest(1, MIB), url) as blob:
-        blob.read(1)
-        elsewhere.say([digest(1, MIB), url, 0])
-        origin.release()
-        assert blob.read() == content(1, MIB)[1:]
-    assert elsewhere.hear() == {"role": "stored"}
-    assert outcome(elsewhere)["sha256"] == sha256(content(1, MIB))
-    elsewhere.finish()
-    assert len(origin.requests("/blob")) == 1
 
 
 def test_progress_is_told(store: Store, origin: Origin) -> None:

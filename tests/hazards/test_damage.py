@@ -6,9 +6,15 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import socket
 import stat
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import posix_ipc
@@ -19,15 +25,21 @@ from shmstream import (
     BlobStreamer,
     DamagedPartial,
     DamagedSegment,
+    Feed,
     ForeignSegment,
     InFlightCopier,
     ShmstreamError,
+    Store,
+    StreamExists,
     sweep,
 )
 from shmstream.stream import doorbell, segment
-from shmstream.stream.control_block import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block
+from shmstream.stream.control_block import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block, State
+from shmstream.stream.partial import REAPER
+from shmstream.system.locks import KernelLock
 from tests.support import roles
-from tests.support.interpreters import Interpreter
+from tests.support.interpreters import Interpreter, wait_until
+from tests.support.roles import content, sha256
 
 Start = Callable[..., Interpreter]
 
@@ -77,6 +89,10 @@ FORGERIES: dict[str, tuple[int, Callable[[Block], None] | None]] = {
     "token out of bounds": (GOOD, setting(token=1 << 48)),
     "no path": (GOOD, setting(path=b"")),
     "relative path": (GOOD, setting(path=b"etc/passwd")),
+    "a path with a zero byte": (GOOD, setting(path=b"/some\0where")),
+    "a digest that is no text": (GOOD, setting(digest=b"\xff\xfe")),
+    "a digest of no known kind": (GOOD, setting(digest=b"crc32:01234567")),
+    "a digest with a digit too few": (GOOD, setting(digest=b"sha256:" + b"0" * 63)),
 }
 
 
@@ -103,11 +119,127 @@ def test_a_valid_block_whose_file_is_another(blob: str) -> None:
 
 
 def test_an_error_text_that_is_none(blob: str) -> None:
-    for text in (b"", b"{", b"[]", b'"x"', b'{"error": "SystemExit"}', b'{"error": "BlobAborted"}'):
+    facts = b'{"error": "BlobAborted", "name": "x", "offset": 1, "reason": "no"'
+    for text in (
+        b"", b"{", b"[]", b'"x"', b"\xff\xfe", b'{"error": "SystemExit"}', b'{"error": ["x"]}',
+        b'{"error": "BlobAborted"}', facts + b', "more": 1}', facts.replace(b"1", b"null") + b"}",
+        facts.replace(b'"no"', b"7") + b"}",
+        facts.replace(b"BlobAborted", b"SourceFailed") + b', "kind": []}',
+    ):  # fmt: skip
         path = forge("forged", GOOD, setting(path=os.fsencode(blob), state=3, error=text))
         with pytest.raises(DamagedSegment, match="error cannot be read"):
             InFlightCopier.attach("forged")
         path.unlink()
+
+
+def test_a_half_made_segment_with_a_path_that_is_none() -> None:
+    """Its writer was killed before it stored the magic; or another program made it."""
+    for junk in (b"/some\0where", b"relative", b"\xff" * 4096):
+        forge("forged", GOOD, setting(magic=0, path=junk))
+        assert sweep() == ["forged"]
+
+
+def test_junk_that_comes_after_attaching(blob: str) -> None:
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        reader = InFlightCopier.attach(streamer.name)
+        streamer.append(b"x" * 100)
+        assert reader.read(100) == b"x" * 100
+        streamer._block.state = 7
+        with pytest.raises(DamagedSegment, match="its state is 7"):
+            reader.read(1)
+        streamer._block.state = State.STREAMING
+        streamer._block.path = b"\0"
+        with pytest.raises(DamagedSegment, match="path"):
+            InFlightCopier.attach(streamer.name)
+        streamer._block.path = os.fsencode(blob)
+        reader.close()
+
+
+CUT = """
+import io, os, sys
+from contextlib import suppress
+from shmstream import BlobStreamer, DamagedSegment, InFlightCopier
+from shmstream.stream import segment
+
+blob, size, whose = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+streamer = BlobStreamer.create(blob, publish_interval=0)
+readers = [InFlightCopier.attach(streamer.name, subscribes_late=late) for late in (True, False)]
+streamer.append(bytes(1000))
+for reader in readers:
+    reader.read(10)
+os.truncate(segment.path_of(streamer.name), size)
+
+def tries(act):
+    try:
+        return act() and "no error"
+    except DamagedSegment as error:
+        return "cut off from" in str(error)
+
+for reader in readers:
+    for act in (
+        lambda: reader.read(10), lambda: reader.read1(), lambda: reader.copy(io.BytesIO()),
+        lambda: reader.published, lambda: reader.state, lambda: reader.view(), reader.wait,
+        lambda: reader.seek(0, 2),
+    ):
+        assert tries(act) is True, act
+    repr(reader)
+    reader.close()
+streamer.append(bytes(10))  # it finds that these cannot be published
+for act in (
+    lambda: streamer.append(bytes(10)), streamer.commit, lambda: streamer.published,
+):
+    assert tries(act) is True, act
+repr(streamer)
+assert whose in ("close", "abort", "forgotten"), whose
+if whose != "forgotten":
+    if whose == "abort":
+        streamer.abort("no")
+    streamer.close()
+    assert not os.path.exists(blob + ".shmstream-partial")
+print("ended")
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "whose"), [(0, "close"), (0, "abort"), (0, "forgotten"), (HEADER_SIZE, "close")]
+)
+def test_a_segment_that_is_cut_off(size: int, whose: str, blob: str) -> None:
+    """An error, where to touch the missing page would be SIGBUS."""
+    command = [sys.executable, "-c", CUT, blob, str(size), whose]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+    assert "Exception ignored" not in done.stderr, done.stderr
+
+
+def test_a_flight_whose_segment_is_cut_off(store: Store) -> None:
+    """Nothing is lost: the next flight goes on with what this one has."""
+    pieces, going_on = content(1, 400_000), threading.Event()
+    key = f"sha256:{sha256(pieces)}"
+    offsets = []
+
+    class Stalling:
+        name = "stalling"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+            offsets.append((offset, validator))
+            return Feed(self.give(offset), offset, len(pieces), "v")
+
+        def give(self, offset: int) -> Iterator[bytes]:
+            for start in range(offset, len(pieces), 100_000):
+                if start == 200_000:
+                    going_on.wait(20)
+                yield pieces[start : start + 100_000]
+
+    with store.open(key, Stalling()) as blob:
+        assert blob.read(100_000) == pieces[:100_000]
+        os.truncate(segment.path_of(store._layout.place(key).stream), 0)
+        with pytest.raises(DamagedSegment):
+            blob.read(300_000)
+        going_on.set()
+        wait_until(lambda: segment.names() == [])
+    with store.open(key, Stalling()) as blob:
+        assert blob.read() == pieces
+    assert all(offset >= 200_000 for offset, _ in offsets[1:])
 
 
 needs_root = pytest.mark.skipif(
@@ -163,6 +295,74 @@ def test_a_segment_that_is_a_link_or_a_folder(tmp_path: Path, blob: str) -> None
     BlobStreamer.create(blob).close()
     link.unlink()
     folder.rmdir()
+
+
+def plant(path: Path, kind: str) -> None:
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path, 0o600)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+    elif kind == "a link":
+        path.symlink_to("/somewhere")
+    else:
+        path.touch(0o600)
+
+
+KINDS = ["a folder", "a pipe", "a socket", "a link"]
+OUR_NAMES = ["shms-{}", "sem.shmd-00000000abcd.1.1"]
+IMPOSSIBLE_NAMES = ["shms-no name", "sem.shmd-x", "shms-"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*product(KINDS, OUR_NAMES), *product([*KINDS, "a file"], IMPOSSIBLE_NAMES)],
+)
+def test_what_has_a_name_of_ours_and_is_not_ours(kind: str, name: str, store: Store) -> None:
+    """It is overlooked, reported, and left alone; only its own name cannot be had."""
+    place = store._layout.place("a name")
+    path = Path("/dev/shm", name.format(place.stream))
+    plant(path, kind)
+    try:
+        assert store.fetch("other", [b"data"])
+        if "{}" in name:
+            with pytest.raises(DamagedSegment):
+                store.fetch("a name", [b"data"])
+            with pytest.raises(DamagedSegment):
+                InFlightCopier.attach(place.stream, timeout=0)
+        else:
+            assert store.fetch("a name", [b"data"])
+        wait_until(lambda: store.flights() == [])
+        assert (sweep(), store.gc()) == ([], [])
+        [finding] = store.check()
+        assert (finding.kind, finding.path) == ("foreign", str(path))
+        assert os.path.lexists(path)
+    finally:
+        path.rmdir() if kind == "a folder" else path.unlink()
+
+
+@pytest.mark.parametrize("what", ["the name", "the partial file"])
+def test_a_reaper_that_has_stopped(what: str, blob: str) -> None:
+    """It holds a lock, and is no writer: to wait for it must neither spin nor last."""
+    partial_file = Path(blob + ".shmstream-partial")
+    if what == "the name":
+        held = forge("forged", GOOD, setting(path=os.fsencode(blob)))
+    else:
+        partial_file.touch()
+        held = partial_file
+    reaper = KernelLock(str(held))
+    assert reaper.try_acquire(REAPER)
+    used, began = time.process_time(), time.monotonic()
+    with pytest.raises(StreamExists, match="is it stopped"):
+        BlobStreamer.create(blob, name="forged")
+    assert time.monotonic() - began < 5
+    assert time.process_time() - used < 0.5 * (time.monotonic() - began)
+    goes_on = threading.Timer(0.1, reaper.close)
+    goes_on.start()
+    BlobStreamer.create(blob, name="forged").close()
+    goes_on.join()
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -27,15 +28,18 @@ from shmstream import (
     SourceError,
     SourceFailed,
     Store,
+    StreamExists,
     WriterStalled,
 )
 from shmstream.flight.flight import Flight, Reader
+from shmstream.flight.leader import Leader
 from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal
 from shmstream.stream import segment
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.stream import Stream
 from shmstream.system.locks import KernelLock
+from shmstream.system.process import close_all
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
@@ -334,6 +338,12 @@ def test_a_succession_that_cannot_be_does_not_spin(
         with pytest.raises(WriterStalled):
             blob.read(1)
         assert len(joins) < 30
+        with monkeypatch.context() as patch:
+            patch.setattr("shmstream.flight.blob._PATIENCE", 0.5)
+            with store.open(digest(1, 2 * MIB), url) as endless:
+                endless.seek(flight.published)
+                with pytest.raises(WriterStalled):
+                    endless.read(1)
         reaper.close()
         with store.open(digest(1, 2 * MIB), url) as patient:  # the takeover may take its time
             assert sha256(patient.read()) == sha256(content(1, 2 * MIB))
@@ -552,6 +562,60 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
     _, second = origin.requests("/blob")
     assert second.range is not None, "what was published is not asked for again"
     assert int(second.range[6:-1]) >= published[0] > 0
+
+
+def test_an_aborted_stream_whose_reaper_has_stopped(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no flight to follow, and its name cannot be claimed: waiting for that must not spin."""
+    name = store._layout.place("a name").stream
+    child = os.fork()
+    if child == 0:
+        streamer = ResumableStreamer.create(store._layout.place("a name").path, name=name)
+        streamer.abort("no")
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    monkeypatch.setattr("shmstream.flight.flight._PATIENCE", 0.5)
+    reaper = KernelLock(segment.path_of(name))
+    assert reaper.try_acquire((0, 1))
+    used, began = time.process_time(), time.monotonic()
+    with pytest.raises(StreamExists, match="a process that removes what"):
+        store.fetch("a name", [b"data"])
+    assert time.process_time() - used < 0.5 * (time.monotonic() - began)
+    reaper.close()
+    assert Path(store.fetch("a name", [b"data"])).read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_what_was_published_before_the_journal_is_kept(
+    store: Store, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its leader is killed, or ends in good order, right before; and another flight sweeps."""
+    key, data = digest(1, MIB), content(1, MIB)
+    child = os.fork()
+    if child == 0:
+        reached = threading.Event()
+
+        def stop(*_: object) -> None:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            reached.set()
+            threading.Event().wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Leader, "_keep_journal", stop)
+            blob = store.open(key, Ranged(data, "v"))
+            reached.wait(PATIENCE)
+            blob.close()
+            close_all()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == (signal.SIGKILL if how == "killed" else 0)
+    monkeypatch.setattr("shmstream.stream.claims._swept", float("-inf"))
+    store.fetch("another", [b"data"])
+    source = Ranged(data, "v")
+    with store.open(key, source) as blob:
+        assert blob.read() == data
+    assert source.offsets == [65536]
 
 
 RESUMES_AND_DIES = """

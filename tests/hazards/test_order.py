@@ -152,7 +152,8 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         del record[:]
         reader = InFlightCopier.attach(streamer.name)
         assert record == [
-            "doorbell", "pid", "started", "namespace", "position", "membership active",
+            "doorbell", "unlink", "write",
+            "pid", "started", "namespace", "position", "membership active",
         ]  # fmt: skip
         streamer.append(b"data")
         del record[:]
@@ -160,7 +161,7 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         assert record == ["position"]
         del record[:]
         reader.close()
-        assert record == ["membership free"]
+        assert record == ["membership free", "unlink"]
         streamer.abort("")
 
 

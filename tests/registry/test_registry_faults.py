@@ -326,11 +326,11 @@ def test_a_grant_grows_old(ours: Registry, origin: Origin) -> None:
 
 def test_what_an_upstream_says_of_a_manifest(ours: Registry, origin: Origin) -> None:
     plain = json.dumps({"made": "up"})
-    page = json.dumps({"mediaType": "text/html\r\nX-Evil: 1", "manifests": []})
+    bare = json.dumps({"schemaVersion": 2, "manifests": []})
     for number, (text, kind, expected) in enumerate(
         [
             (plain, "application/vnd.example+json; charset=utf-8", "application/vnd.example+json"),
-            (page, "text/x", OCI_INDEX),
+            (bare, "text/x\tX-Evil: 1", OCI_INDEX),
             (image(106, [10]).manifest.decode(), "text/plain", OCI_MANIFEST),
         ]
     ):

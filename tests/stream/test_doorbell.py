@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import struct
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
+import posix_ipc
 import pytest
 
+from shmstream import BlobStreamer, InFlightCopier, sweep
 from shmstream.stream import doorbell
 from shmstream.stream.doorbell import Doorbell, Ringer
 
@@ -66,6 +73,60 @@ def test_a_doorbell_left_by_the_dead_is_replaced() -> None:
     for each in (dead, heir):
         each.close(unlink_name=True)
     ringer.close()
+
+
+_CREATED = 0x100 | 0x80  # IN_CREATE | IN_MOVED_TO
+_EVENT = struct.Struct("iIII")
+
+
+@contextmanager
+def noting_names(folder: str) -> Iterator[list[str]]:
+    """Every name that comes to be in `folder` inside, however short it lives."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK)
+    assert libc.inotify_add_watch(fd, folder.encode(), _CREATED) >= 0
+    found: list[str] = []
+    try:
+        yield found
+        raw = os.read(fd, 1 << 20)
+    finally:
+        os.close(fd)
+    while raw:
+        length = _EVENT.unpack_from(raw)[3]
+        found.append(raw[_EVENT.size : _EVENT.size + length].rstrip(b"\0").decode())
+        raw = raw[_EVENT.size + length :]
+
+
+def test_no_name_is_ever_made_that_a_sweep_does_not_know(blob: str) -> None:
+    """A process may be killed while a name is there: then that name stays (I8)."""
+    with noting_names("/dev/shm") as made:
+        with BlobStreamer.create(blob, name="known") as streamer:
+            for _ in range(3):
+                InFlightCopier.attach(streamer.name).close()
+    bells = [each.removeprefix("sem.") for each in made if each != "shms-known"]
+    assert len(bells) == 3, made
+    assert all(each.startswith("shmd-") for each in bells), made
+
+
+@pytest.mark.parametrize("size", [0, 31])
+def test_a_doorbell_whose_maker_was_killed(size: int) -> None:
+    """Its file is not complete: the writer must not touch it, and `sweep` removes it."""
+    path = Path(doorbell.path_of(NAME))
+    path.write_bytes(bytes(size))
+    with pytest.raises(FileNotFoundError):
+        Ringer(NAME)
+    assert NAME in sweep()
+    assert not path.exists()
+
+
+def test_another_program_opens_the_same_semaphore() -> None:
+    bell = Doorbell(NAME)
+    other = posix_ipc.Semaphore(NAME)
+    other.release()
+    assert bell.wait(5)
+    assert (other.value, bell.drain()) == (0, 0)
+    other.close()
+    bell.close(unlink_name=True)
 
 
 def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,11 @@ test names, one after the other.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import os
+import pickle
 import random
 import signal
 import sys
@@ -112,6 +114,48 @@ def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
     }
 
 
+def read_in_steps(
+    link: Link, folder: str, key: str, source: Any, stall_timeout: float | None
+) -> None:
+    """Opens a blob, and says its role. Then it reads as many bytes as it hears, again and again.
+
+    For a negative number it reads the rest, and goes. An error ends nothing: it can be told to read
+    again. With each answer it says its role.
+    """
+    logging.basicConfig(level=logging.INFO)
+    told: list[int] = []
+    store = make_store(folder, {})
+    tell = lambda now: told.append(now.published)  # noqa: E731
+    with store.open(key, source, progress=tell, stall_timeout=stall_timeout) as blob:
+        link.say({"role": blob.role, "pid": os.getpid()})
+        count = 0
+        while count >= 0:
+            count = link.hear()
+            try:
+                data = blob.read(count)
+            except ShmstreamError as error:
+                link.say({"error": type(error).__name__, "text": str(error), "at": blob.tell()})
+                count = 0
+            else:
+                read = {"sha256": hashlib.sha256(data).hexdigest(), "role": blob.role}
+                link.say(read | {"told": told[-1], "size": blob.size})
+
+
+def read_in_asyncio(link: Link, folder: str, key: str, source: Any) -> None:
+    """Three tasks read a blob; says a dictionary of what the first task has read, then of all."""
+
+    async def read() -> str:
+        async with make_store(folder, {}).aopen(key, source) as blob:
+            got = await blob.read(1000)
+            link.say({"first": hashlib.sha256(got).hexdigest(), "role": blob.role})
+            return hashlib.sha256(got + await blob.read()).hexdigest()
+
+    async def main() -> tuple[str, ...]:
+        return await asyncio.gather(read(), read(), read())
+
+    link.say(asyncio.run(main()))
+
+
 def open_and_leave(link: Link, folder: str, key: str, source: str, how: str) -> None:
     """Opens a blob, and ends as `how` tells while it leads."""
     if how == "handled SIGTERM":
@@ -153,3 +197,13 @@ def lead_many(link: Link, folder: str, url: str, count: int) -> None:
         blob.read(1000)
     link.say(blobs[-1].role)
     link.hear()
+
+
+def unpickle(link: Link) -> None:
+    """Unpickles what it hears as hex digits, and reads it to its end."""
+    try:
+        with pickle.loads(bytes.fromhex(link.hear())) as file:
+            link.say({"position": file.tell(), "role": getattr(file, "role", None)})
+            link.say({"sha256": hashlib.sha256(file.read()).hexdigest()})
+    except ShmstreamError as error:
+        link.say({"error": type(error).__name__, "text": str(error)})

@@ -7,10 +7,11 @@ How a request for a blob is answered:
     pull        check that the repository has the blob, then send it from the store or a flight
                                                              pull, grants, upstream/repository
 
-For a manifest by tag, `tags` first finds the digest of the tag. A manifest is read as a whole,
-because it tells its media type and its layers (`upstream/manifests`); `prefetch` may begin the
-flights of the layers. Lists are asked for every time. Everything that blocks runs in a few threads
-(`singleflight`).
+For a manifest by tag, `tags` first finds the digest of the tag. If the upstream has that digest no
+longer, the tag may mean another one by now, so it is asked once more. A manifest is read as a
+whole, because it tells its media type and its layers (`upstream/manifests`), and because a blob of
+that digest may be no manifest; `prefetch` may begin the flights of the layers. Lists are asked for
+every time. Everything that blocks runs in a few threads (`singleflight`).
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer
-from shmstream.errors import ShmstreamError
-from shmstream.registry.api.errors import VERSION, Code, because
+from shmstream.asgi.statuses import shortage
+from shmstream.errors import ShmstreamError, SourceError, SourceFailed
+from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags, acceptable
 from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings
-from shmstream.registry.upstream import credentials, manifests
+from shmstream.registry.upstream import answers, credentials, manifests
+from shmstream.registry.upstream.answers import InvalidAnswer
+from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
@@ -44,6 +49,7 @@ _UNKNOWN = {
 }  # for all other kinds it is the repository that is unknown
 _NEXT = re.compile(r"<([^<>]*)>[^<>]*;\s*rel=\"?next\"?", re.IGNORECASE)
 _JSON = "application/json"
+_GONE = (404, 410)
 
 _log = logging.getLogger("shmstream")
 
@@ -91,7 +97,12 @@ class Registry:
             scope["shmstream.route"] = asked.kind.value
             unknown, detail = _UNKNOWN.get(asked.kind, unknown), _about(asked)
             await self._answer(asked, scope, receive, send)
-        except ShmstreamError as error:
+        except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:
+            error = raised
+            if not isinstance(error, ShmstreamError):
+                if (lack := shortage(error, scope["path"][:300])) is None:
+                    raise
+                error = lack
             refusal = because(error, unknown, detail)
             if refusal.status >= 500:
                 _log.warning("%s %s: %s", scope["method"], scope["path"][:300], str(error))
@@ -137,32 +148,66 @@ class Registry:
         self, asked: Route, repository: Repository, scope: Scope, receive: Receive, send: Send
     ) -> None:
         if asked.is_digest:
-            pull = Pull(self._shared, repository, "manifests", asked.reference)
-            cache = pull.cache
-            headers = _headers(pull.digest, _cache_status(cache))
-        else:
-            tagged = await self._tagged(repository, asked.reference, _accept(scope))
-            manifest = tagged.manifest
-            pull = Pull(self._shared, repository, "manifests", manifest.digest, manifest)
-            cache = "stale" if tagged.is_stale else pull.cache
-            headers = _headers(pull.digest, _cache_status(cache, tagged))
-            if tagged.is_stale:
-                headers["warning"] = '110 - "Response is Stale"'
+            pull = self._pull_of(repository, asked.reference)
+            await self._send_manifest(asked, pull, None, scope, receive, send)
+            return
+        tag, accept = asked.reference, _accept(scope)
+        tagged = self._tags.known(repository, tag, accept)
+        if tagged is None:
+            tagged = await self._resolve(repository, tag, accept)
+        pull = self._pull_of(repository, tagged.manifest.digest, tagged.manifest)
+        try:
+            await self._send_manifest(asked, pull, tagged, scope, receive, send)
+        except (SourceError, SourceFailed) as error:
+            if error.status not in _GONE or tagged.was_asked:
+                raise
+            self._tags.forget(repository, tag, accept)
+            tagged = await self._resolve(repository, tag, accept)
+            pull = self._pull_of(repository, tagged.manifest.digest, tagged.manifest)
+            await self._send_manifest(asked, pull, tagged, scope, receive, send)
+
+    def _pull_of(self, repository: Repository, digest: str, known: Manifest | None = None) -> Pull:
+        return Pull(self._shared, repository, "manifests", digest, known)
+
+    async def _send_manifest(
+        self,
+        asked: Route,
+        pull: Pull,
+        tagged: Tagged | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Raises `SourceError` or `SourceFailed` only if nothing was sent."""
+        cache = "stale" if tagged is not None and tagged.is_stale else pull.cache
+        headers = _headers(pull.digest, _cache_status(cache, tagged))
+        if cache == "stale":
+            headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
         media_type = None
         if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream tells
-            content = manifests.parsed(await pull.read())
-            noted = self._shared.grants.media_type(repository, pull.digest)
-            media_type = manifests.declared(content) or noted
+            content, media_type = await self._read(pull)
             if scope["method"] == "GET":
-                self._begin(repository, manifests.layers(content))
+                self._begin(pull.repository, manifests.layers(content))
         await pull.send(scope, receive, send, headers, media_type)
 
-    async def _tagged(self, repository: Repository, tag: str, accept: str) -> Tagged:
-        known = self._tags.known(repository, tag, accept)
-        if known is not None:
-            return known
+    async def _read(self, pull: Pull) -> tuple[dict[str, Any], str | None]:
+        """The manifest and its media type.
+
+        Raises:
+            Refusal: the blob of that digest is no manifest.
+        """
+        data = await pull.read()
+        noted = self._shared.grants.media_type(pull.repository, pull.digest)
+        try:
+            content = answers.manifest(data, noted)
+        except InvalidAnswer as error:
+            raise Refusal(502, Code.MANIFEST_INVALID, f"the upstream: {error}") from None
+        return content, manifests.declared(content) or noted
+
+    async def _resolve(self, repository: Repository, tag: str, accept: str) -> Tagged:
+        """What the upstream says that a tag means; what is noted if it does not answer."""
 
         def resolve() -> Tagged:
             tagged = self._tags.resolve(repository, tag, accept)

@@ -5,7 +5,9 @@ A `Refusal` is a status, a code and a body in the form of the distribution speci
     {"errors": [{"code": "BLOB_UNKNOWN", "message": "...", "detail": {...}}]}
 
 `because` finds the refusal for any error of a store, a flight or an upstream. The address of the
-upstream, and its exact words, are logged, but not sent to clients.
+upstream, and its exact words, are logged, but not sent to clients. If an answer of the upstream is
+not what it should be (`BadAnswer`), clients get the beginning of it: it tells them what is wrong.
+No text of a refusal has control characters, whoever wrote it: people read it on terminals.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from enum import StrEnum
 
 from shmstream.asgi.statuses import status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
+from shmstream.registry.upstream.answers import BadAnswer
+from shmstream.units import printable
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header of every answer: older clients look for it."""
@@ -58,9 +62,9 @@ class Refusal(ShmstreamError):
 
     def body(self) -> bytes:
         """The body: JSON that clients understand."""
-        error: dict[str, object] = {"code": self.code, "message": self.message}
+        error: dict[str, object] = {"code": self.code, "message": printable(self.message)}
         if self.detail:
-            error["detail"] = dict(self.detail)
+            error["detail"] = {name: printable(text) for name, text in self.detail.items()}
         return json.dumps({"errors": [error]}).encode()
 
 
@@ -97,6 +101,8 @@ _OTHERS: dict[int, tuple[Code, str]] = {
 
 
 def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
+    if isinstance(error, BadAnswer):
+        return 502, Code.UNAVAILABLE, f"the upstream: {error.reason}"
     if isinstance(error, SourceError | SourceFailed):
         if error.status in (404, 410):
             return 404, unknown, "not known to the upstream"

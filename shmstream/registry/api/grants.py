@@ -58,7 +58,7 @@ class Grants:
         if note is not None and repository.upstream.reach.is_quiet:
             return
         try:
-            about = repository.about(kind, digest)
+            about = repository.about(kind, digest, size)
         except SourceError as error:
             if error.status in _WITHDRAWN:
                 self._notes.remove(key)

@@ -79,7 +79,7 @@ class Pull:
         known: Manifest | None = None,
     ) -> None:
         self._shared = shared
-        self._repository = repository
+        self.repository: Repository = repository
         self._kind = kind
         self._known = known
         self._is_granted = False  # as far as this request knows
@@ -94,8 +94,8 @@ class Pull:
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
-        record = partial(self._shared.grants.record, self._repository, self._kind, self.digest)
-        return self._repository.source(self._kind, self.digest, record, self._known)
+        record = partial(self._shared.grants.record, self.repository, self._kind, self.digest)
+        return self.repository.source(self._kind, self.digest, record, self._known)
 
     async def admit(self) -> None:
         """Check that this repository has a blob that is complete or in flight here.
@@ -122,13 +122,13 @@ class Pull:
     async def _see_grant(self) -> None:
         if self._is_granted:
             return
-        if self._shared.grants.is_known(self._repository, self._kind, self.digest):
+        if self._shared.grants.is_known(self.repository, self._kind, self.digest):
             self._is_granted = True
         else:
             await self._confirm()
 
     async def _confirm(self) -> None:
-        await self._shared.ask(self._repository, ("has", self._kind, self.digest), self._ask)
+        await self._shared.ask(self.repository, ("has", self._kind, self.digest), self._ask)
         self._is_granted = True
 
     def _ask(self) -> None:
@@ -139,7 +139,7 @@ class Pull:
                     size = blob.size
             except BlobNotFound:
                 pass  # it was evicted meanwhile
-        self._shared.grants.confirm(self._repository, self._kind, self.digest, size)
+        self._shared.grants.confirm(self.repository, self._kind, self.digest, size)
 
     async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
         await self.admit()

@@ -4,6 +4,7 @@
     the note is older, or missing      HEAD: the upstream says which manifest it is now
     the upstream does not answer       the note is used, marked as stale
     the upstream refuses               the note is removed
+    it has no manifest of that digest  the tag means another one by now: ask again (`forget`)
 
 The meaning of a tag depends on the media types that a client accepts, so these are part of the
 note's key.
@@ -86,6 +87,10 @@ class Tags:
             raise
         self._notes.write(key, json.dumps(asdict(manifest)))
         return Tagged(manifest, self._ttl, was_asked=True)
+
+    def forget(self, repository: Repository, tag: str, accept: str) -> None:
+        """Remove the note: the upstream has not, or no longer, the manifest that it names."""
+        self._notes.remove(_key(repository, tag, accept))
 
 
 def _key(repository: Repository, tag: str, accept: str) -> tuple[str, ...]:

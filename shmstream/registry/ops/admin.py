@@ -23,9 +23,11 @@ from importlib.resources import files
 from typing import TypeVar
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
+from shmstream.asgi.statuses import shortage
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
 from shmstream.registry.singleflight import Together
+from shmstream.units import printable
 
 T = TypeVar("T")
 
@@ -114,13 +116,18 @@ class Operations:
                 problems = await self._prober.ask("problems", self._status.problems)
         except TimeoutError:
             problems = [f"the store does not answer within {_PATIENCE:g} s"]
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (lack := shortage(error, "readiness")) is None:
+                raise
+            problems = [str(lack)]
         facts = {
             "ready": not problems,
             "problems": problems,
             "upstreams": self._upstream_problems(),
         }
         body = json.dumps(facts).encode() + b"\n"
-        await _answer(send, 503 if problems else 200, "application/json", body)
+        headers = {"retry-after": "5"} if problems else None
+        await _answer(send, 503 if problems else 200, "application/json", body, headers)
 
     async def _tell_metrics(self, scope: Scope, send: Send) -> None:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
@@ -129,7 +136,8 @@ class Operations:
             render = partial(self._metrics.render, accept, seen)
             content_type, body = await self._look(("metrics", accept), render)
         except TimeoutError:
-            await _answer(send, 503, "text/plain", b"the store does not answer\n")
+            headers = {"retry-after": "5"}
+            await _answer(send, 503, "text/plain", b"the store does not answer\n", headers)
             return
         await _answer(send, 200, content_type, body)
 
@@ -184,9 +192,12 @@ class Operations:
         self._due = loop.time() + _SNAPSHOT_EVERY
         try:
             snapshot = await self._look("snapshot", self._status.snapshot)
-        except (TimeoutError, OSError) as error:
-            problem = str(error) or "the store does not answer"
-            return _event("problem", {"problem": problem})
+        except TimeoutError:
+            return _event("problem", {"problem": "the store does not answer"})
+        except (OSError, MemoryError, RuntimeError) as error:
+            if (lack := shortage(error, "the status page")) is None:
+                raise
+            return _event("problem", {"problem": printable(str(lack))})
         snapshot["problems"] = self._upstream_problems()
         return _event("snapshot", snapshot)
 

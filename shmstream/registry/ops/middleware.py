@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
 from shmstream.asgi.messages import ZERO_COPY, Message, Receive, Scope, Send, answer
+from shmstream.asgi.statuses import shortage
 from shmstream.registry.api.pull import BrokenOff
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
@@ -20,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _COUNTED_AT_ONCE = 1 << 20  # bytes; a long body is counted in steps while it is sent
 _CLIENT_LEFT = 499  # as nginx: the client left before there was a status
+_SOON = "5"  # s; the Retry-After if this machine lacks something
 _NAMESPACE = re.compile(rb"(?:^|&)ns=([^&]{1,256})")
 
 _log = logging.getLogger("shmstream")
@@ -108,7 +110,7 @@ class Observer:
         """Have `app` answer one request.
 
         A body that breaks off is logged, and the server closes its connection, short of the
-        Content-Length.
+        Content-Length. If this machine lacks something, that is a 503 and one line in the log.
         """
         response = Response(scope, send, self._metrics, self._names)
         try:
@@ -119,9 +121,15 @@ class Observer:
             if not self.is_stopping:
                 raise
             await self._cut(scope, response)
-        except Exception:
-            response.status = response.status or 500  # the server's answer
-            raise
+        except Exception as error:
+            if (lack := shortage(error, scope["path"][:300])) is None:
+                response.status = response.status or 500  # the server's answer
+                raise
+            _log.error("%s %s", scope["method"], lack)
+            if not response.status:
+                await answer(
+                    response.send, 503, {"retry-after": _SOON, "cache-control": "no-store"}
+                )
         finally:
             self._conclude(scope, response)
 

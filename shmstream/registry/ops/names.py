@@ -7,6 +7,7 @@ which all workers can read. No decision depends on it.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from functools import partial
 
 from shmstream.registry.notes import Notes
@@ -27,7 +28,8 @@ class Names:
     def note(self, digest: str, name: str) -> None:
         """Write a note soon, unless the name is known. For an event loop; does not block."""
         if self._remember(digest, name):
-            in_thread(partial(self._notes.write, (digest,), name), _WRITER)
+            with suppress(RuntimeError):  # no thread can be started: a name is no reason to fail
+                in_thread(partial(self._notes.write, (digest,), name), _WRITER)
 
     def of(self, digest: str) -> str | None:
         """The last name of `digest`, None if it has none. May read a file."""

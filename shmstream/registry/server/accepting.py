@@ -1,7 +1,8 @@
 """`Server`: uvicorn, for one worker among several. Needs the extra `serve`.
 
-It takes its share of the connections (`acceptor`), and at its end it turns away no client that has
-just come: uvicorn closes connections without a request as soon as it stops.
+It takes its share of the connections (`acceptor`). At its end it takes those that wait, then closes
+its end of the listening socket, and turns away no client that has just come: uvicorn closes
+connections without a request as soon as it stops.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from shmstream.registry.server.acceptor import Acceptor, Counts
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
+_UNASKED = 2  # connections for each that `max_connections` allows; those beyond it get a 503
+_FEW = 64  # connections; as many are taken in any case
 
 
 def configuration(settings: Settings, app: Application) -> uvicorn.Config:
@@ -74,7 +77,10 @@ class Server(uvicorn.Server):
             app_state=self.lifespan.state,
         )
         connections = self.server_state.connections
-        self._acceptor = Acceptor(self._listener, begin, self.config.ssl, connections, self._counts)
+        most = _UNASKED * (self.config.limit_concurrency or 0) + _FEW
+        self._acceptor = Acceptor(
+            self._listener, begin, self.config.ssl, connections, self._counts, most
+        )
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: tell the other workers how many connections there are."""
@@ -86,6 +92,7 @@ class Server(uvicorn.Server):
         """Take no more connections, and let those that are there finish."""
         self._app.stop()
         if self._acceptor is not None:
-            self._acceptor.close()
+            self._acceptor.finish()
+        self._listener.close()
         await asyncio.sleep(min(_LAST_REQUESTS, self._grace))
         await super().shutdown(sockets)

@@ -8,6 +8,12 @@ than another worker waits for a moment, and then looks whether the connection is
     woken; 5 > 3: sleeps for 2 ms           woken; accepts, and tells that it has 4
     looks again: the connection is gone
 
+A worker that has as many connections as it may have takes no further one: it waits until some have
+ended. So clients that connect and ask for nothing cost a bounded number of descriptors.
+
+When the server stops, the parent ends the listening for all workers at once (`supervisor`). When
+only this worker stops, it takes the connections that wait just now, and leaves the socket alone.
+
 The counts are in a file that all workers share, 8 bytes for each worker's number: the count plus
 one, or 0 if no worker of that number accepts. The counts are only hints: a torn or old one costs
 2 ms.
@@ -25,8 +31,11 @@ import struct
 from collections.abc import Callable, Sized
 
 _DEFERENCE = 0.002  # s
+_ENDED = (errno.EINVAL, errno.EBADF)  # the socket listens no more
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 1.0  # s; if the process has no descriptors left
+_FULL = 0.1  # s; pause if this worker has as many connections as it may have
+_HANDSHAKE = 20.0  # s; as long as a client may need for the head of a request
 _COUNT = struct.Struct("=Q")
 _MOST_WORKERS = 1024
 
@@ -67,13 +76,18 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         connections: Sized,
         counts: Counts,
+        most: int,
     ) -> None:
-        """`connections` has the open connections; each `protocol` adds and removes its own."""
+        """`connections` has the open connections; each `protocol` adds and removes its own.
+
+        At `most` of them no further one is taken.
+        """
         self._listener = listener
         self._protocol = protocol
         self._tls = tls
         self._connections = connections
         self._counts = counts
+        self._most = most
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[object]] = set()
         self._later: asyncio.TimerHandle | None = None
@@ -101,35 +115,49 @@ class Acceptor:
     def _see(self) -> None:
         """A connection has come. Another worker may have it by now."""
         least = self._counts.least()
-        if least is not None and self.count > least:
-            self._loop.remove_reader(self._listener)
-            self._later = self._loop.call_later(_DEFERENCE, self._take_late)
+        if self.count >= self._most:
+            self._pause(_FULL, self._wait)
+        elif least is not None and self.count > least:
+            self._pause(_DEFERENCE, self._take_late)
         else:
             self._take()
+
+    def _pause(self, seconds: float, then: Callable[[], object]) -> None:
+        self._loop.remove_reader(self._listener)
+        self._later = self._loop.call_later(seconds, then)
 
     def _take_late(self) -> None:
         self._wait()
         self._take()
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        """Take a connection; False if there is none to be had."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # another worker has it, or the client left
-            return
+            return False
         except OSError as error:
-            if error.errno not in _SCARCE:
+            if error.errno in _ENDED:
+                self.close()
+            elif error.errno in _SCARCE:
+                _log.error("no connection can be taken: %s", error.strerror)
+                self._pause(_PAUSE, self._wait)
+            else:
                 raise
-            _log.error("no connection can be taken: %s", error.strerror)
-            self._loop.remove_reader(self._listener)
-            self._later = self._loop.call_later(_PAUSE, self._wait)
-            return
+            return False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        begin = self._loop.connect_accepted_socket(self._protocol, connection, ssl=self._tls)
+        begin = self._loop.connect_accepted_socket(
+            self._protocol,
+            connection,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE,
+        )
         task: asyncio.Task[object] = self._loop.create_task(begin)
         self._beginning.add(task)
         task.add_done_callback(self._has_begun)
         self.tell()
+        return True
 
     def _has_begun(self, task: asyncio.Task[object]) -> None:
         self._beginning.discard(task)
@@ -137,6 +165,12 @@ class Acceptor:
         if error is not None and not isinstance(error, OSError):  # an OSError is the client's fault
             _log.error("a connection cannot begin: %r", error)
         self.tell()
+
+    def finish(self) -> None:
+        """Take the connections that wait just now, and accept no more. Idempotent."""
+        while not self._is_closed and self.count < self._most and self._take():
+            pass
+        self.close()
 
     def close(self) -> None:
         """Accept no more connections; accepted ones stay. Idempotent."""

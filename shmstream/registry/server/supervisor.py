@@ -1,7 +1,8 @@
 """The parent of the workers: starts them, replaces a worker that dies, ends them.
 
-    SIGTERM, SIGINT    stop: each worker lets its clients finish for `grace` seconds; a worker that
-                       lives a little longer is killed. The second such signal kills all at once
+    SIGTERM, SIGINT    stop: nobody listens any more, so that new clients are refused at once. Each
+                       worker lets its clients finish for `grace` seconds; a worker that lives a
+                       little longer is killed. The second such signal kills all at once
     SIGHUP             start new workers, which read the certificates anew, and stop the old ones as
                        above. If a terminal was closed, SIGHUP means to stop
 
@@ -11,6 +12,15 @@ print tracebacks when Ctrl-C meets them while they start. Here each worker reads
 ends with the parent, and has a process group of its own, so that Ctrl-C in a terminal reaches only
 the parent.
 
+All processes have the same listening socket, so closing it in one of them ends nothing. `shutdown`
+ends it for all, and resets the connections that no worker has taken yet. So the parent waits until
+there are none, which takes moments unless the workers are stuck:
+
+    parent                                        workers
+    1 a connection waits: look again soon         take it
+    2 none waits: shut the socket down            find that it listens no more, and leave it
+    3 SIGTERM to all                              let their clients finish
+
 A worker has a number, which no other worker has at the same time. Its metrics have the same number.
 """
 
@@ -18,12 +28,14 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +46,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
+_LAST_CONNECTIONS = 0.5  # s; in which the workers take the connections that have come
 
 _log = logging.getLogger("shmstream")
 
@@ -180,9 +193,22 @@ class Workers:
         self._gone(worker.number)
 
     def _stop(self) -> None:
+        if not self._is_stopping:
+            self._end_listening()
         self._is_stopping = True
         for worker in self._workers:
             worker.stop(self._patience)
+
+    def _end_listening(self) -> None:
+        """Refuse new clients from now on. Waits a moment for those that no worker has taken yet."""
+        deadline = time.monotonic() + _LAST_CONNECTIONS
+        waiting = select.poll()
+        waiting.register(self._listener, select.POLLIN)
+        while waiting.poll(0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        with suppress(OSError):  # a kind of socket that cannot be shut down
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
 
     def _kill_the_late(self) -> None:
         now = time.monotonic()

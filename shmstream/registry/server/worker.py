@@ -21,6 +21,7 @@ from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
+from shmstream.units import printable
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
@@ -46,9 +47,20 @@ def main() -> None:
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
 
 
+class _OneLine(logging.Formatter):
+    """One line for each event. What an upstream or a client has written cannot begin another one.
+
+    A traceback has its lines.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name of logging
+        record.message = printable(record.message.rstrip())
+        return super().formatMessage(record)
+
+
 def log_to_stderr(prefix: str, level: str) -> None:
     """Set up the log of the parent or of a worker: one line for each event."""
-    form = logging.Formatter(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
+    form = _OneLine(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
     handler = logging.StreamHandler()
     handler.setFormatter(form)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

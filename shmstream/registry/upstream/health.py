@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 
 from shmstream.errors import FailureKind, SourceError
+from shmstream.units import printable
 
 _REMEMBERED = 300.0  # s; how long operators are told of the last failure
 
@@ -62,4 +63,4 @@ class Reach:
         problem = self._problem
         if problem is None or time.monotonic() - self._seen > _REMEMBERED:
             return None
-        return f"{self._name}: {problem}"
+        return printable(f"{self._name}: {problem}")

@@ -13,7 +13,6 @@ speaks https, so must the realm. A token is kept in memory, for a little less th
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -22,17 +21,17 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from shmstream.errors import SourceError
+from shmstream.registry.upstream import answers
+from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
 from shmstream.sources.base import public
 from shmstream.sources.http_client import (
     Client,
     authorization,
     discard,
-    has_control_characters,
     parse,
 )
 
-_LIFE = 60.0  # s; of a token without `expires_in`, as the specification says
 _MARGIN = 0.1  # part of a token's life, at its end, in which it is not used
 _LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_CHALLENGE = 8192  # characters
@@ -147,7 +146,7 @@ class Tokens:
             if challenge.scheme == "basic":
                 value, life = self._basic(credential), float("inf")
             elif credential is not None and credential.means is Means.TOKEN:
-                value, life = self._checked(credential.secret), float("inf")
+                value, life = authorization(credential.secret), float("inf")
             else:
                 value, life = self._token(repository, challenge, credential)
             held.value, held.until = value, time.monotonic() + life * (1 - _MARGIN)
@@ -199,17 +198,11 @@ class Tokens:
 
     def _understood(self, answer: bytes) -> tuple[str, float]:
         try:
-            facts = json.loads(answer)
-            token = facts.get("token") or facts["access_token"]
-            life = float(facts.get("expires_in") or _LIFE)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise self._failed("what its realm gives is no token") from None
-        return self._checked(token), life if life > 0 else _LIFE
-
-    def _checked(self, token: object) -> str:
-        if not isinstance(token, str) or not token or has_control_characters(token):
-            raise self._failed("what its realm gives is no token")
-        return authorization(token)
+            token, life = answers.token(answer)
+        except InvalidAnswer as error:
+            reason = f"its realm gives no token: {error}"
+            raise BadAnswer(self._name, 0, reason, retryable=False) from None
+        return authorization(token), life
 
     def _failed(self, reason: str) -> SourceError:
         return SourceError(self._name, 0, reason, retryable=False)

@@ -165,5 +165,10 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     for worker in serving.workers():
         os.kill(worker, 9)
     wait_until(lambda: page.text("link") == "live" and page.run("seen.length") > first)
+
+    # It says when the server has stopped, though the browser tries again each second.
+    assert serving.stop() == 0
+    wait_until(lambda: page.text("link") == "trying again")
+    page.keep("stopped")
     log = browser.get_log("browser")  # type: ignore[no-untyped-call]
     assert [each for each in log if "events" not in each["message"]] == [], "no refused content"

@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from tests.support.commands import PYTHON, ROOT, Command
+from tests.support.crowds import BLOB, DATA, MIB
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.origin import Origin
 from tests.support.serving import Serve, Serving
 
 STARTS = "shmstream_worker_starts_total"
@@ -135,6 +137,34 @@ def test_it_ends_quietly(number: signal.Signals, serve: Serve) -> None:
     assert [line for line in serving.log.splitlines() if " ERROR " in line] == []
     with pytest.raises(ConnectionRefusedError):
         serving.ask("/healthz")
+
+
+def test_new_clients_are_refused_as_soon_as_it_stops(
+    serve: Serve, origin: Origin, upstream: str
+) -> None:
+    """Those that are there are served to their end."""
+    origin.change(BLOB, first=0, count=1, stall_after=MIB)
+    serving = serve("--grace", "60s", upstream=upstream)
+    connection, response = serving.open(BLOB)
+    first = response.read(MIB // 2)
+    serving.workers()
+    serving.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: is_refused(serving))
+    assert serving.process.poll() is None
+    assert len(serving.workers()) > 0
+    origin.release()
+    assert first + response.read() == DATA
+    connection.close()
+    assert serving.finish() == 0
+
+
+def is_refused(serving: Serving) -> bool:
+    """Whether a new client is refused; one that is not sees its connection end."""
+    try:
+        with socket.create_connection((serving.host, serving.port), PATIENCE):
+            return False
+    except ConnectionRefusedError:
+        return True
 
 
 def test_ctrl_c_while_workers_start(tmp_path: Path) -> None:

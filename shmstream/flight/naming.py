@@ -1,0 +1,37 @@
+"""Errors and logs of a flight name the key, which people know, and not the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from shmstream.errors import DamagedSegment, ShmstreamError
+
+if TYPE_CHECKING:
+    from shmstream.storage.layout import Place
+
+
+@contextmanager
+def naming(place: Place) -> Iterator[None]:
+    """Have every error of the stream of `place` that is raised inside name the key."""
+    try:
+        yield
+    except ShmstreamError as error:
+        name_key(error, place)
+        raise
+
+
+def name_key(error: ShmstreamError, place: Place) -> None:
+    """Have `error` name the key, if it names the stream of `place`."""
+    if getattr(error, "name", None) != place.stream:
+        return
+    if isinstance(error, DamagedSegment):  # its text names the file to remove, by the stream's name
+        error.reason = f"{error.reason} (it is that of {place.key[:200]!r})"
+    else:
+        error.name = place.key  # type: ignore[attr-defined]
+
+
+def told(error: BaseException, place: Place) -> str:
+    """The text of `error` for a line of the log that begins with the key."""
+    return str(error).replace(repr(place.stream), "it")
