@@ -38,11 +38,21 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
+
+# Control characters, line ends, and characters that turn the direction of a text around: a server
+# could use them to hide or forge what people read in a terminal or a log.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escaped(text: str) -> str:
+    """`text` of a stranger, for people: each character that is not safe to show is escaped."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamError:
@@ -241,6 +251,9 @@ class BlobAborted(StreamBroken):
 
     reason: str
 
+    def __post_init__(self) -> None:
+        self.reason = escaped(self.reason)
+
     def __str__(self) -> str:
         return f"{self.name!r} was aborted after {self.offset} bytes: {self.reason}"
 
@@ -355,7 +368,13 @@ class SourceFailed(BlobAborted):
     kind: FailureKind = FailureKind.BROKEN
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.kind = _kind_of(self.kind, self.status)
+
+    def __str__(self) -> str:
+        # The key of a blob is often the URL, and the reason names each URL.
+        name = "the blob" if self.name in self.reason else repr(self.name)
+        return f"{name} was aborted after {self.offset} bytes: {self.reason}"
 
 
 @dataclass(eq=False)
@@ -393,6 +412,7 @@ class SourceError(ShmstreamError):
     kind: FailureKind = FailureKind.BROKEN
 
     def __post_init__(self) -> None:
+        self.source, self.reason = escaped(self.source), escaped(self.reason)
         self.kind = _kind_of(self.kind, self.status)
 
     def __str__(self) -> str:

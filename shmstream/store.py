@@ -19,14 +19,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
+from shmstream.flight import offers
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
+from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import Passage
 from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
@@ -40,6 +42,7 @@ from shmstream.storage.layout import Entry, Layout, Place
 from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
 from shmstream.stream.pacer import check_pacing
+from shmstream.units import is_size, size
 
 _log = logging.getLogger("shmstream")
 
@@ -51,10 +54,11 @@ class Store:
     store holds nothing open between calls, so it needs no closing and survives a fork.
 
     Args:
-        folder: the path; a missing folder is made, with mode 0700.
-        max_bytes: limit of all complete blobs together; beyond it the least recently used blobs are
-            evicted. None: no limit. A blob in flight is not evicted, nor is the blob that was just
-            completed; and an evicted blob stays readable where it is open.
+        folder: the path; a missing folder is made, with mode 0700. `~` is the user's home.
+        max_bytes: limit of all complete blobs together, in bytes or as a text such as `"10GiB"`;
+            beyond it the least recently used blobs are evicted. None: no limit. A blob in flight is
+            not evicted, nor is the blob that was just completed; and an evicted blob stays readable
+            where it is open.
         durable: sync a blob to the disk before it counts as complete. If False, a crash of the
             machine may leave wrong blobs, which only `check` or `verify` detects.
         verify: hash every complete blob before it is opened, and download a damaged blob anew.
@@ -79,7 +83,7 @@ class Store:
         self,
         folder: str | os.PathLike[str],
         *,
-        max_bytes: int | None = None,
+        max_bytes: int | str | None = None,
         durable: bool = True,
         verify: bool = False,
         retries: Retries | None = None,
@@ -91,16 +95,15 @@ class Store:
         max_pass_through: int = 64,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"max_bytes is a number of bytes, or None for no limit: {max_bytes}")
+        max_bytes = _bytes(max_bytes, "max_bytes")
         if max_flights is not None and max_flights < 1:
             raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
         if max_pass_through < 0:
             raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
         check_pacing(publish_bytes, publish_interval)
-        self._layout = Layout(folder)
+        self._layout = Layout(os.path.expanduser(folder))
         self.folder: str = self._layout.folder
-        self.max_bytes = max_bytes
+        self.max_bytes: int | None = max_bytes
         self._max_pass_through = max_pass_through
         self._on_event = on_event
         self._upkeep = Upkeep(self._layout, max_bytes, self._say)
@@ -166,13 +169,16 @@ class Store:
         return Blob(flight, progress, opens=opens)
 
     def _flight(
-        self, place: Place, source: AnySource | None, stall_timeout: float | None, linger: bool
+        self,
+        place: Place,
+        source: Offer | AnySource | None,
+        stall_timeout: float | None,
+        linger: bool,
     ) -> Flight:
-        sources = cache(lambda: [] if source is None else as_sources(source))
         return Flight(
             self._layout,
             place,
-            sources,
+            source if isinstance(source, Offer) else Offer(source),
             self._policy,
             stall_timeout=stall_timeout,
             lingers=linger,
@@ -194,9 +200,16 @@ class Store:
         that is not valid raises here.
         """
         place = self._layout.place(key, digest, size)
+        sources = Offer(source)
 
         def flight_for_all(tick: float) -> Flight:
-            return self._flight(place, source, tick, linger)
+            return self._flight(place, sources, tick, linger)
+
+        def offer() -> None:
+            offers.add(place.asked, sources)
+
+        def withdraw() -> None:
+            offers.withdraw(sources)
 
         def open_stored() -> Stored | None:
             stored = self._layout.open(place)
@@ -206,10 +219,11 @@ class Store:
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
-        key = place.key  # in its one spelling
         # Without a source it cannot lead or take over.
-        flight = (self.folder, key, source is None, place.digest, place.size)
-        return AsyncBlob(key, flight, place.path, stored, flight_for_all, stall_timeout)
+        flight = (self.folder, place.key, source is None, place.digest, place.size)
+        return AsyncBlob(
+            place.key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
+        )
 
     def fetch(
         self,
@@ -241,17 +255,19 @@ class Store:
         because: ShmstreamError,
         *,
         stall_timeout: float | None = None,
+        anyway: bool = False,
     ) -> Passage:
         """The blob of `key` for one client of a server, straight from the source. Nothing is kept.
 
         A server calls it when opening or reading the blob has failed with the error `because`, as
         `InFlightResponse` does. Enter the result at once. Does not wait for the source.
+        `anyway`: whatever `because` means, for example that the flight of another source broke.
 
         Raises:
             ShmstreamError: `because` itself, if it does not mean a lack of room, if the source can
                 be read only once, or if this process has `max_pass_through` such clients.
         """
-        if source is not None and is_for_want_of_room(because):
+        if source is not None and (anyway or is_for_want_of_room(because)):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
             passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
@@ -308,12 +324,21 @@ class Store:
         """The flights of this store on this host, also those whose leader is dead."""
         return flights.flights(self._layout)
 
-    def evict(self, max_bytes: int | None = None) -> list[str]:
+    def evict(self, max_bytes: int | str | None = None) -> list[str]:
         """Remove the least recently used blobs until at most `max_bytes` are left; their paths.
 
-        None: the store's own limit. A blob that is open somewhere stays readable there.
+        A number of bytes, or a text such as `"10GiB"`; None: the store's own limit. A blob that is
+        open somewhere stays readable there.
+
+        Raises:
+            ValueError: `max_bytes` is no size, for example a key.
         """
-        limit = self.max_bytes if max_bytes is None else max_bytes
+        if isinstance(max_bytes, str) and not is_size(max_bytes):
+            raise ValueError(
+                f"evict takes the bytes that may stay, such as 0 or '10GiB', not {max_bytes!r}; to "
+                "remove the blob of one key, unlink `store.fetch(key)`"
+            )
+        limit = self.max_bytes if max_bytes is None else _bytes(max_bytes, "max_bytes")
         return [] if limit is None else self._upkeep.evict(limit)
 
     def _say(self, event: Event) -> None:
@@ -344,3 +369,20 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {self.folder}>"
+
+
+def _bytes(given: int | str | None, name: str) -> int | None:
+    """A limit in bytes, from a number or a text such as `10GiB`.
+
+    Raises:
+        ValueError: it is no size.
+        TypeError: it is neither a number nor a text.
+    """
+    number = size(given) if isinstance(given, str) else given
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} is a number of bytes, a text such as '10GiB', or None: {given!r}")
+    if number < 0:
+        raise ValueError(f"{name} is a number of bytes, or None for no limit: {given!r}")
+    return number

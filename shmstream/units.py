@@ -24,6 +24,11 @@ def size(text: str) -> int:
     return int(Fraction(number) * kilo ** " kmgtp".index((letter or " ").lower()))
 
 
+def is_size(text: str) -> bool:
+    """Whether `size` understands the text."""
+    return _SIZE.fullmatch(text.strip()) is not None
+
+
 def duration(text: str) -> float:
     """A time in seconds: `90`, `90s`, `30m`, `12h`, `7d`, `2w`.
 

@@ -572,3 +572,21 @@ def test_taker_reports_errors(start: Start, folder: str) -> None:
     assert "leads" in taker.hear().values()
     assert taker.hear()["error"] == "SourceFailed"
     taker.finish()
+
+
+def test_sizes_and_folders_as_people_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store("~/store", max_bytes="10GiB")
+    assert (store.folder, store.max_bytes) == (str(tmp_path / "store"), 10 << 30)
+    path = store.fetch("a key", [b"data"])
+    assert store.evict("1KiB") == []
+    with pytest.raises(ValueError, match="to remove the blob of one key, unlink"):
+        store.evict("a key")
+    assert store.evict("0") == [path]
+    for wrong in ("much", -1):
+        with pytest.raises(ValueError, match=r"size|number of bytes"):
+            Store(tmp_path / "store", max_bytes=wrong)
+    with pytest.raises(TypeError, match="a text such as"):
+        Store(tmp_path / "store", max_bytes=1.5)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from types import TracebackType
 from shmstream.asgi.messages import Receive
 
 _Undo = Callable[[], object]
+_DROPPED = 1 << 20  # bytes of a request's body; for a longer one, the client is not watched
 
 
 class Leaving:
@@ -37,8 +38,11 @@ class Leaving:
         self._stop = asyncio.ensure_future(self._watch()).cancel
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass  # a part of the request's body, which nobody needs
+        dropped = 0
+        while (message := await self._receive())["type"] != "http.disconnect":
+            dropped += len(message.get("body", b""))  # of the request's body, which nobody needs
+            if dropped > _DROPPED:
+                return  # the server reads no more, and the client is noticed when a write fails
         self._leave()
 
     def _leave(self) -> None:

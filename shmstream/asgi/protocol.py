@@ -217,7 +217,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 return used
             used = upgrade.args[0]  # the client is answered as if it had not asked for that
         except httptools.HttpParserError:
-            self.logger.warning("Invalid HTTP request received.")
+            self.logger.info("Invalid HTTP request received.")  # TLS on a plain port, perhaps
             self._refuse(400, b"Bad Request")
         self._expect_head()  # the parser does not tell of empty lines before a head
         if self._head_size > self.head_size:  # a head without an end

@@ -3,7 +3,9 @@
     conditions that a digest answers     304 or 412, without the source and without the blob
     HEAD, and the blob is not here       the source is asked, and nothing is downloaded
     anything else                        the store or a flight; where there is no room for a
-                                         flight, or not for its rest, the source itself
+                                         flight, or not for its rest, the source itself. Likewise
+                                         if the flight breaks, and `goes_past` says that another
+                                         source than ours led it
 
 `conditions` decides what is sent, `body` sends the bytes. Between the two, `authorise` may forbid
 it. `response` answers errors with a status, the registry answers them in its own way.
@@ -23,7 +25,15 @@ from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_th
 from shmstream.asgi.leaving import Leaving
 from shmstream.asgi.messages import SERVER, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
-from shmstream.errors import BlobNotFound, ShmstreamError
+from shmstream.errors import (
+    BlobNotFound,
+    ContentChanged,
+    DigestMismatch,
+    ShmstreamError,
+    SizeMismatch,
+    StreamBroken,
+    WriterStalled,
+)
 from shmstream.sources.base import Description, describe
 from shmstream.sources.select import as_sources
 from shmstream.system.threads import in_thread
@@ -33,6 +43,9 @@ if TYPE_CHECKING:
     from shmstream.flight.pass_through import Passage
     from shmstream.sources.select import AnySource
     from shmstream.store import Store
+
+
+_WRONG = (DigestMismatch, ContentChanged)  # the client has wrong bytes already
 
 
 async def allow(_: AsyncBlob | Description) -> None:
@@ -68,7 +81,10 @@ class BlobReply:
         store, key, source, headers, media_type, stall_timeout, write_timeout: as for
             `InFlightResponse`.
         authorise: called with what is known of the blob, after the source has answered and before
-            anything is sent. `send` raises what `authorise` raises.
+            anything is sent. `send` raises what `authorise` raises; but after a `SizeMismatch` the
+            blob comes from the source itself.
+        goes_past: whether the source itself is worth asking if the flight breaks or stalls. That is
+            so if it was not asked yet, because the flight has another source.
 
     Attributes:
         status: the status that was sent; None as long as nothing was sent.
@@ -85,6 +101,7 @@ class BlobReply:
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
+        goes_past: Callable[[], bool] = lambda: False,
     ) -> None:
         self._store = store
         self._key = key
@@ -94,6 +111,7 @@ class BlobReply:
         self._stall_timeout = stall_timeout
         self._write_timeout = write_timeout
         self._authorise = authorise
+        self._goes_past = goes_past
         self.status: int | None = None
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,9 +174,11 @@ class BlobReply:
                 is_known = True
                 await reply(blob, partial(self._give, sending, blob))
         except ShmstreamError as error:
-            if is_known:
+            is_other = isinstance(error, SizeMismatch) and self.status is None
+            if is_known and not is_other:
                 raise
-            async with self._instead(error) as passage:
+            stalls = isinstance(error, WriterStalled) and self._goes_past()
+            async with self._instead(error, anyway=is_other or stalls) as passage:
                 about = await passage.ask()
                 if request.needs_size and about.size is None:
                     raise error from None
@@ -169,16 +189,24 @@ class BlobReply:
         try:
             await sending.send(blob, answer.start, answer.end)
         except ShmstreamError as error:
-            async with self._instead(error) as passage:
+            broke = isinstance(error, StreamBroken) and not isinstance(error, _WRONG)
+            async with self._instead(error, anyway=broke and self._goes_past()) as passage:
                 known = Description(blob.size, blob.validator, blob.media_type)
                 file = blob.descriptor if sending.position > answer.start else -1
                 passage.give(sending.position, answer.end, known, file)
                 await sending.pass_on(passage)
 
-    def _instead(self, error: ShmstreamError) -> Passage:
-        """A way to the blob without a flight. Raises `error` unless it means a lack of room."""
+    def _instead(self, error: ShmstreamError, *, anyway: bool) -> Passage:
+        """A way to the blob without a flight.
+
+        Raises `error` unless it means a lack of room, or with `anyway`.
+        """
         return self._store.pass_through(
-            self._key, self._source, error, stall_timeout=self._stall_timeout
+            self._key,
+            self._source,
+            error,
+            stall_timeout=self._stall_timeout,
+            anyway=anyway,
         )
 
     def _open(self) -> AsyncBlob:

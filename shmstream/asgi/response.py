@@ -15,6 +15,9 @@ and handed on (`body`).
 A client that leaves ends its own reading, never the flight. A client that takes nothing for
 `write_timeout` seconds is cut; a client that takes a little now and then is not.
 
+If the process that leads is stopped, the clients of the other processes get the rest from a
+download of their process (`flight/beside`).
+
 If there is no room for a flight, or for the rest of it, each client gets the missing bytes straight
 from the source (`pass_through`), and notices nothing.
 """
@@ -66,7 +69,9 @@ class InFlightResponse(_Response):
         source: as for `Store.open`.
         headers: sent with a 200, 206, 304, 412 or 416.
         media_type: the Content-Type; None for the one that the source says.
-        stall_timeout: seconds without a byte after which the client is cut.
+        stall_timeout: seconds without a byte after which this process goes on without the leader,
+            if that is another process, by a download of its own. If this process leads, or has no
+            source, the client is cut.
         write_timeout: seconds in which the client must take some bytes.
     """
 

@@ -78,6 +78,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "[default: 2048]",
 )
 @click.option(
+    "--min-rate",
+    type=size,
+    metavar="SIZE",
+    help="An upstream that gives fewer bytes of a blob a second, over 15 s, counts as stalled; 0: "
+    "it may be as slow as it likes.  [default: 1KiB]",
+)
+@click.option(
     "--tag-ttl",
     type=duration,
     metavar="DURATION",

@@ -57,8 +57,15 @@ class AsyncBlob:
         stored: Callable[[], Stored | None] | None,
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
+        offer: Callable[[], object],
+        withdraw: Callable[[], object],
     ) -> None:
-        """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`."""
+        """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
+
+        `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
+        """
+        self._offer = offer
+        self._withdraw = withdraw
         self.key = key
         self._flight = flight
         self._stored = stored
@@ -80,6 +87,7 @@ class AsyncBlob:
                 return self
             lookout, is_new = Lookout.join(self._flight, self._flight_for_all)
         self._lookout = lookout
+        self._offer()
         try:
             if is_new and threads.is_ready():
                 lookout.start()
@@ -106,6 +114,7 @@ class AsyncBlob:
         lookout, self._lookout = self._lookout, None
         view, self._view = self._view, View()
         if lookout is not None:
+            self._withdraw()
             lookout.leave()
         elif view.fd >= 0:
             os.close(view.fd)

@@ -2,7 +2,8 @@
 
 A leader may be stopped, or hang in a system call. It still holds its locks, so no process can take
 its flight over, and it may wake up at any moment and go on. A follower that has a source of its own
-then brings the rest of the blob itself, into a file that has no name:
+then brings the rest of the blob itself, into a file that has no name (where the file system has no
+such files, it has the name of a temporary file of the store):
 
     begin     copy the published bytes, which never change (I2), to a new file of the store
     read      append what comes from the source (`pass_through.OwnBytes`): it begins where the
@@ -18,9 +19,11 @@ bring the bytes for themselves, until the final name is there.
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
@@ -47,14 +50,17 @@ _log = logging.getLogger("shmstream")
 class Beside(GrowingFile):
     """A reader that brings the bytes itself, in the thread that reads."""
 
-    def __init__(self, place: Place, bytes_: OwnBytes, *, durable: bool) -> None:
+    def __init__(
+        self, place: Place, bytes_: OwnBytes, ended: Callable[[str], None], *, durable: bool
+    ) -> None:
         """Internal: use `begin`. Owns `bytes_`.
 
         Raises:
-            OSError: the store's file system has no files without a name, or no room.
+            OSError: no file can be made.
         """
         self._place = place
         self._bytes = bytes_
+        self._ended = ended
         self._durable = durable
         self._pieces: Iterator[bytes] = iter(())
         self._failure: Exception | None = None
@@ -64,8 +70,7 @@ class Beside(GrowingFile):
         """Whether all bytes are here and verified."""
         self.description: Description = Description()
         """What the source says of the blob."""
-        folder = os.path.dirname(place.path)
-        self._fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._fd, self._name = _make_file(place)
         self.identity: tuple[int, int, int] = file_identity(self._fd)
         """Which file is read: see `file_identity`."""
 
@@ -76,10 +81,13 @@ class Beside(GrowingFile):
         bytes_: OwnBytes,
         known: Description,
         old: InFlightCopier | FileFollower,
+        ended: Callable[[str], None],
         *,
         durable: bool,
     ) -> Beside:
         """A reader that goes on where `old` is; `known` is what the source said of its bytes.
+
+        `ended` is called with the blob's path when the blob is in the store.
 
         Raises:
             ShmstreamError: no source has the blob, or has other bytes by now.
@@ -87,7 +95,7 @@ class Beside(GrowingFile):
         """
         with ExitStack() as undo:
             undo.callback(bytes_.close)
-            beside = cls(place, bytes_, durable=durable)
+            beside = cls(place, bytes_, ended, durable=durable)
             undo.callback(beside.close)
             beside._copy(old)
             start = beside._published
@@ -188,11 +196,18 @@ class Beside(GrowingFile):
             Record(place.key, None, self.description).write(place.record, durable=self._durable)
         with suppress(FileExistsError):  # the leader, or another process, was faster
             # With a descriptor of a folder, `link` follows the name in /proc.
-            os.link(f"/proc/self/fd/{self._fd}", place.path, src_dir_fd=self._fd)
+            os.link(self._name or f"/proc/self/fd/{self._fd}", place.path, src_dir_fd=self._fd)
             if self._durable:
                 sync_folder(os.path.dirname(place.path))
+        self._remove_name()
         self.is_complete = True
+        self._ended(place.path)
         _log.info("%s: complete beside its leader, %d bytes", place.key, self._published)
+
+    def _remove_name(self) -> None:
+        if self._name:
+            with suppress(FileNotFoundError):  # `gc` may have removed it: nothing came for long
+                os.unlink(self._name)
 
     def _too_short(self) -> DamagedPartial:
         reason = f"is shorter than the {self._published} published"
@@ -215,4 +230,17 @@ class Beside(GrowingFile):
             self._bytes.stop()
             self._bytes.close()
             os.close(fd)
+            self._remove_name()
         super().close()
+
+
+def _make_file(place: Place) -> tuple[int, str]:
+    """A new file in the store, and its name; an empty text if it has none."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(os.path.dirname(place.path), flags | os.O_TMPFILE, 0o600), ""
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    name = f"{place.partial}.{secrets.token_hex(4)}"
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600), name

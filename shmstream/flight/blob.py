@@ -22,6 +22,7 @@ from shmstream.errors import (
     ContentChanged,
     ShmstreamError,
     StreamBroken,
+    StreamClosed,
     WriterDied,
     WriterStalled,
 )
@@ -45,9 +46,9 @@ T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
 _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
+_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _APART = 2.0  # s; a leader that is found dead so long after the last one is another one
 _PATIENCE = 60.0  # s; how long no process may be able to take over
-_COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _REPORT = 0.1  # s; progress is reported at most that often
 
 
@@ -106,12 +107,16 @@ class Blob(io.RawIOBase):
         `opens` is what opens the blob again where it is unpickled. With `goes_past` False, only the
         caller of `go_past` decides that the leader is stalled.
         """
-        self._goes_past = goes_past and flight.stall_timeout is not None
+        self._goes_past = self._counts = goes_past and flight.stall_timeout is not None
         self._flight = flight
         self._opens = opens
         self._tell = progress
         self._told = float("-inf")
-        self._file = flight.join() if reader is None else reader
+        try:
+            self._file = flight.join() if reader is None else reader
+        except BaseException:
+            flight.withdraw()
+            raise
         self._is_forked = False
         self.joins: int = 1
         """How many streams or files this blob has read: one more for each leader that died."""
@@ -184,6 +189,10 @@ class Blob(io.RawIOBase):
 
     def _wait_past(self, seen: int) -> None:
         self._reader().wait(seen + 1)
+
+    def offer(self) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        self._flight.offer(self._file)
 
     def duplicate(self) -> int:
         """Another descriptor of the file that this blob reads now, to read published bytes.
@@ -347,13 +356,14 @@ class Blob(io.RawIOBase):
     def _is_past(self, stall: WriterStalled) -> bool:
         """Whether to try again after a stall, perhaps without the leader."""
         file, patience = self._file, self._flight.stall_timeout
-        if patience is None or not isinstance(file, InFlightCopier | FileFollower):
+        if not self._goes_past or not isinstance(file, InFlightCopier | FileFollower):
             return False
+        assert patience is not None
         waited, stall.seconds = stall.seconds, patience
-        if self._goes_past:
-            if file.quiet_for < patience or self.go_past():
-                return True
-            self._goes_past = False  # from now on each read waits for the leader
+        if file.quiet_for < patience or self.go_past():
+            return True
+        if self._counts:  # from now on each read waits for the leader
+            self._counts = False
             file.stall_timeout = patience - waited
             return waited < patience
         file.stall_timeout = patience
@@ -366,9 +376,9 @@ class Blob(io.RawIOBase):
         while True:
             try:
                 if deaths.error is not None:
-                    self._rejoin()
+                    self._rejoin(deaths.error)
                     deaths.error = None
-                if self._goes_past:
+                if self._counts:
                     self._count_from_progress()
                 result = act()
             except ShmstreamError as error:
@@ -393,9 +403,13 @@ class Blob(io.RawIOBase):
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
             raise error
 
-    def _rejoin(self) -> None:
-        """Join the flight again, and read on at the same position."""
-        self._replace(self._flight.join())
+    def _rejoin(self, death: StreamBroken | None = None) -> None:
+        """Join the flight again, after this `death`, and read on at the same position."""
+        old = self._file
+        self._flight.before = old if isinstance(death, WriterDied) else None
+        fresh = self._flight.join()
+        if fresh is not old:  # else its flight was aborted meanwhile, and it raises why
+            self._replace(fresh)
 
     def _replace(self, fresh: Reader) -> None:
         """Read on in another stream or file, at the same position."""
@@ -454,7 +468,10 @@ class Blob(io.RawIOBase):
         while offset < end:
             count = min(_COMPARED, end - offset)
             fresh.wait(offset + count)
-            data = old.pread(count, offset)
+            try:
+                data = old.pread(count, offset)
+            except StreamClosed:  # of the process that this one was forked from
+                data = b""
             if len(data) < count or data != fresh.pread(count, offset):
                 reason = "another flight has other bytes than those that were read"
                 raise ContentChanged(self.key, offset, reason)
@@ -492,6 +509,7 @@ class Blob(io.RawIOBase):
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
+            self._flight.withdraw()
             file.close()
             if not isinstance(file, StoredFile):
                 self._flight.leave()  # this may be the last reader of a flight without a leader

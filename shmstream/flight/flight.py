@@ -26,6 +26,7 @@ leader needs no reader.
 Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
 All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
 others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
+A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ from shmstream.errors import (
     StreamNotFound,
     TooManyFlights,
     WriterDied,
+    is_for_want_of_room,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight import offers
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
-from shmstream.flight.guarded import GuardedCopier, Unproved
+from shmstream.flight.guarded import GuardedCopier, Unproved, attach
+from shmstream.flight.last_words import LastWords
 from shmstream.flight.leader import Leader
 from shmstream.flight.naming import naming
+from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
@@ -72,6 +77,7 @@ from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.locks import KernelLock
+from shmstream.system.process import Identity
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
 _PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
@@ -112,13 +118,13 @@ class Flight:
         self,
         layout: Layout,
         place: Place,
-        sources: Callable[[], Sequence[Source]],
+        sources: Offer,
         policy: Policy,
         *,
         stall_timeout: float | None,
         lingers: bool,
     ) -> None:
-        """`sources` is called only when a source is needed."""
+        """The sources are made only when a source is needed."""
         self.place = place
         self.role: Role = Role.STORED
         self._layout = layout
@@ -127,6 +133,9 @@ class Flight:
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._leader: Leader | None = None
+        self.before: Reader | None = None
+        """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
+        returns this reader, which then raises why."""
 
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
@@ -138,6 +147,7 @@ class Flight:
             TooManyFlights: the store's limit is reached, and this flight is not in progress.
             CannotStart: a flight cannot begin; see its subclasses.
         """
+        self._forget_ended_leader()
         with naming(self.place):
             return self._join()
 
@@ -148,7 +158,9 @@ class Flight:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
                 return stored
-            if (reader := self._follow(patience) or self._follow_file()) is not None:
+            offers.add(self.place.asked, self.sources)
+            reader: Reader | None = self._follow(patience) or self._follow_file()
+            if (reader := reader or _if_aborted(self.before)) is not None:
                 return reader
             try:
                 reader = self._lead()
@@ -159,10 +171,15 @@ class Flight:
                 time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 if time.monotonic() - began > _PATIENCE:
                     raise
+                time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 patience = min(patience + 0.01, 0.5)
                 continue
             if reader is not None:
                 return reader
+
+    def _forget_ended_leader(self) -> None:
+        if self._leader is not None and not self._leader.is_alive:
+            self._leader, self.role = None, Role.FOLLOWS
 
     def lead(self) -> Leader | None:
         """Begin the flight; the caller runs the leader at once. None if `join` is needed instead.
@@ -175,6 +192,7 @@ class Flight:
         """
         if not self._lingers or self._has_it() or self._is_in_flight():
             return None
+        offers.add(self.place.asked, self.sources)
         try:
             with naming(self.place):
                 self._leader = self._begin()
@@ -182,6 +200,7 @@ class Flight:
             return None
         if self._leader is not None:
             self.role = Role.LEADS
+            self._leader.takes_a_seat = True
         return self._leader
 
     def follow(self) -> InFlightCopier | None:
@@ -189,6 +208,7 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
+        offers.add(self.place.asked, self.sources)
         with naming(self.place):
             copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
@@ -321,7 +341,13 @@ class Flight:
         if not patience and not self._is_in_flight():
             return None
         try:
-            copier = self._copier(patience, subscribes_late=subscribes_late)
+            copier = attach(
+                self.place,
+                patience,
+                stall_timeout=self.stall_timeout,
+                subscribes_late=subscribes_late,
+                sources=offers.crew(self.place.asked),
+            )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
         is_unproved = isinstance(copier, GuardedCopier) and copier.is_unproved
@@ -330,36 +356,21 @@ class Flight:
             return None
         return copier
 
-    def _copier(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier:
-        kind = GuardedCopier if self.place.expects else InFlightCopier
-        copier = kind.attach(
-            self.place.stream,
-            timeout=patience,
-            stall_timeout=self.stall_timeout,
-            subscribes_late=subscribes_late,
-        )
-        if isinstance(copier, GuardedCopier):
-            copier.expect(self.place.digest, self.place.size)
-        return copier
-
     def _succeed(self, copier: InFlightCopier) -> FileFollower | None:
         """Lead the flight of `copier`, whose leader died, unless another process is faster.
 
-        If this process has no source, it waits for another one, and returns a reader of the file if
-        that process is in another container.
+        If this process has no source to try, it waits for another one, and returns a reader of the
+        file if that process is in another container. If no other process succeeds, it ends the
+        flight with the last words of its leader.
 
         Raises:
-            BlobNotFound: this process has no source, and no other process succeeds.
+            BlobNotFound: this process has no source, no other process succeeds, and the leader left
+                no last words.
         """
-        if not (sources := self.sources()):
-            deadline = time.monotonic() + SUCCESSION
-            follower = None
-            while follower is None and copier.is_orphaned:
-                if time.monotonic() > deadline:
-                    raise BlobNotFound(self.place.key, self._layout.folder)
-                time.sleep(0.01)
-                follower = self._follow_file(copier)
-            return follower
+        if not self._untried(copier.last_words):
+            must_end, follower = self._wait_for_another(copier)
+            if not must_end:
+                return follower
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -369,10 +380,18 @@ class Flight:
             )
         except (StreamExists, StreamNotFound):
             return None  # another process leads, or the stream has ended: the copier will see it
+        words, sources = (
+            LastWords.from_text(streamer.last_words),
+            self._untried(streamer.last_words),
+        )
+        if not sources:
+            self._end(streamer, words)
+            return None
+        streamer.forget_last_words()
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
         self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
-        leader = self._leader_of(streamer, sources, permit)
+        leader = self._leader_of(streamer, sources, permit, words)
         try:
             leader.start()
         except BaseException:
@@ -380,6 +399,52 @@ class Flight:
             raise
         self.role, self._leader = Role.LEADS, leader
         return None
+
+    def _untried(self, last_words: bytes) -> Sequence[Source]:
+        """The sources with which this process can go on after a leader with these last words."""
+        words = LastWords.from_text(last_words)
+        if words is None:
+            return self.sources()
+        return offers.untried(self.place.asked, words.tried)
+
+    def _wait_for_another(self, copier: InFlightCopier) -> tuple[bool, FileFollower | None]:
+        """Wait for another process to succeed. Whether to end the flight, because none does and
+        there are last words; a reader of the file, if a process in another container leads.
+
+        Raises:
+            BlobNotFound: none does, and there are no last words.
+        """
+        deadline, here = time.monotonic() + SUCCESSION, Identity.mine()
+        while copier.is_orphaned:
+            words = LastWords.from_text(copier.last_words)
+            if words is not None:
+                self._offer_nothing(copier)
+                crews = words.crews | {0, offers.crew(self.place.asked)}
+                readers = copier.subscribers()
+                if all(each.identity == here or each.sources in crews for each in readers):
+                    return True, None
+            if time.monotonic() > deadline:
+                if words is None:
+                    raise BlobNotFound(self.place.key, self._layout.folder)
+                return True, None
+            time.sleep(0.01)
+            if (follower := self._follow_file(copier)) is not None:
+                return False, follower
+        self.offer(copier)
+        return False, None
+
+    def _offer_nothing(self, copier: InFlightCopier) -> None:
+        """Let no other process wait for this one, which has no source that was not tried."""
+        for reader in (copier, self.before):
+            if isinstance(reader, InFlightCopier):
+                reader.offer(0)
+
+    def _end(self, streamer: ResumableStreamer, words: LastWords | None) -> None:
+        """End the flight with the last words of its leader; without any, hand it over again."""
+        if words is None:
+            streamer.close()
+        else:
+            self._leader_of(streamer, [], None, words).end(words.error)
 
     def _lead(self) -> InFlightCopier | None:
         """Begin the flight and follow it; None if the blob is complete by now.
@@ -392,7 +457,7 @@ class Flight:
             return None
         with ExitStack() as undo:
             undo.callback(leader.discard)
-            copier = self._copier(0)
+            copier = attach(self.place, 0, stall_timeout=self.stall_timeout)
             undo.callback(copier.close)
             leader.start()
             undo.pop_all()
@@ -449,7 +514,11 @@ class Flight:
         )
 
     def _leader_of(
-        self, streamer: ResumableStreamer, sources: Sequence[Source], permit: KernelLock | None
+        self,
+        streamer: ResumableStreamer,
+        sources: Sequence[Source],
+        permit: KernelLock | None,
+        words: LastWords | None = None,
     ) -> Leader:
         return Leader(
             streamer,
@@ -461,7 +530,13 @@ class Flight:
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
             held=permit,
+            words=words,
         )
+
+    def offer(self, reader: Reader) -> None:
+        """Tell the leader which sources the readers of this process have by now."""
+        if isinstance(reader, InFlightCopier):
+            reader.offer(offers.crew(self.place.asked))
 
     def go_past(self, old: Reader) -> StoredFile | Beside | None:
         """A reader that goes on where `old` is, without the leader; None if there can be none.
@@ -471,21 +546,26 @@ class Flight:
         Raises:
             ShmstreamError: no source of this process has the blob, or has other bytes by now.
         """
-        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside) or not self.sources():
+        if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside):
             return None
         if self.place.is_named and self.place.expects:
             return None  # another blob may have the name: it is replaced by a leader alone
-        if (stored := self._stored()) is not None:
+        if (stored := self._stored()) is not None:  # another process went past the leader
             self.role = Role.STORED
             return stored
+        if not self.sources():
+            return None
         policy, place = self._policy, self.place
         known = self.metadata(old)
         if known.size is None:
             known = replace(known, size=old.size)
         try:
             own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
-            return Beside.begin(place, own, known, old, durable=policy.durable)
+            ended = policy.upkeep.ended
+            return Beside.begin(place, own, known, old, ended, durable=policy.durable)
         except OSError as error:
+            if is_for_want_of_room(error):  # then a server gives it to each client without keeping
+                raise BlobAborted.because(error, place.key, old.published) from error
             _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
             return None
 
@@ -507,6 +587,10 @@ class Flight:
             return error.expected != self.place.digest
         return isinstance(error, SizeMismatch) and error.expected != self.place.size
 
+    def withdraw(self) -> None:
+        """The reader is closed: its sources are no more for the flight's other readers."""
+        offers.withdraw(self.sources)
+
     def begin_anew(self) -> None:
         """In a forked child: what leads, if this flight does, is the parent's."""
         self._leader, self.role = None, Role.STORED
@@ -522,3 +606,10 @@ class Flight:
             return  # it clears up itself
         with suppress(ShmstreamError, OSError):
             reap(self.place.stream, is_read)
+
+
+def _if_aborted(reader: Reader | None) -> InFlightCopier | None:
+    """The reader, if its stream was aborted; else None."""
+    if isinstance(reader, InFlightCopier) and reader.state == State.ABORTED:
+        return reader
+    return None

@@ -25,11 +25,15 @@ other readers are in the middle of it, and still goes through 2 and 3 itself.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shmstream.errors import StreamBroken
 from shmstream.stream.control_block import UNKNOWN, State
 from shmstream.stream.growing_file import View
 from shmstream.stream.reader import InFlightCopier
+
+if TYPE_CHECKING:
+    from shmstream.storage.layout import Place
 
 
 @dataclass(eq=False)
@@ -132,3 +136,28 @@ class GuardedCopier(InFlightCopier):
                 return self.published
             self._tail.note(seen)
             self._ask(seen, seen + 1)
+
+
+def attach(
+    place: Place,
+    timeout: float,
+    *,
+    stall_timeout: float | None = None,
+    subscribes_late: bool = False,
+    sources: int = 0,
+) -> InFlightCopier:
+    """A reader of the flight of `place`, which is guarded if more was asked for than the key says.
+
+    The other arguments, and the errors, are those of `InFlightCopier.attach`.
+    """
+    kind = GuardedCopier if place.expects else InFlightCopier
+    copier = kind.attach(
+        place.stream,
+        timeout=timeout,
+        stall_timeout=stall_timeout,
+        subscribes_late=subscribes_late,
+        sources=sources,
+    )
+    if isinstance(copier, GuardedCopier):
+        copier.expect(place.digest, place.size)
+    return copier

@@ -5,7 +5,8 @@ notes how many are published, and tells every event loop once; then the waiting 
 `Lookout` counts its users, the open blobs of the tasks.
 
     leads      there was no flight: the thread leads it, and hears from its own streamer how many
-               bytes are published. It ends with the flight, even without users
+               bytes are published. It ends with the flight, even without users. If it hands over to
+               a process with other sources, it follows
     follows    another process leads: the thread takes one slot among the flight's readers, and ends
                when the last user leaves. If the leader dies, this process may lead the flight, in
                another thread
@@ -38,6 +39,7 @@ from shmstream.flight.naming import name_key
 from shmstream.storage.layout import Place
 from shmstream.stream.control_block import State
 from shmstream.stream.growing_file import View
+from shmstream.stream.reader import InFlightCopier
 from shmstream.system import threads
 from shmstream.system.process import PerProcess
 
@@ -175,15 +177,18 @@ class Lookout:
     def _run(self, flight: Flight, blob: Blob | None) -> None:
         try:
             if blob is None and (leader := flight.lead()) is not None:
-                self._lead(flight.place, leader)
-            else:
-                self._follow(blob or Blob(flight, goes_past=False))
+                if (seat := self._lead(flight.place, leader)) is None:
+                    self._end(None)
+                    return
+                blob = self._join_again(flight, seat)
+            self._follow(blob or Blob(flight, goes_past=False))
         except BaseException as error:  # noqa: BLE001  every error is raised in the tasks
             self._end(error)
         else:
             self._end(None)
 
-    def _lead(self, place: Place, leader: Leader) -> None:
+    def _lead(self, place: Place, leader: Leader) -> InFlightCopier | None:
+        """Lead the flight to its end; or a reader of it, if another process leads it now."""
         self.role = Role.LEADS
         with _lookouts.held():
             self._leads = not self._ended
@@ -198,8 +203,23 @@ class Lookout:
         if (error := leader.streamer.error) is not None:
             name_key(error, place)
             raise error
+        if leader.seat is not None:
+            with _lookouts.held():
+                self._leads = False
+            return leader.seat
         if not self.is_complete:
             raise StreamClosed(place.key, "its flight was handed over: this process ends")
+        return None
+
+    def _join_again(self, flight: Flight, seat: InFlightCopier) -> Blob:
+        """The blob after this process has given way; `seat` was its reader meanwhile."""
+        with ExitStack() as leaving:
+            leaving.callback(seat.close)
+            flight.before = seat
+            reader = flight.join()
+            if reader is seat:  # the flight was aborted
+                leaving.pop_all()
+            return Blob(flight, reader=reader, goes_past=False)
 
     def _follow(self, blob: Blob) -> None:
         try:
@@ -243,6 +263,7 @@ class Lookout:
             said = blob.metadata  # it is known as soon as the size or the first byte is known
             self.media_type, self.validator = said.media_type, said.validator
         self.role = blob.role
+        blob.offer()
         self._note(view)
 
     def _hear(self, leader: Leader, place: Place) -> None:

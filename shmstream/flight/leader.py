@@ -5,13 +5,20 @@
     pump       append the bytes that come, or have the kernel move them; note a checkpoint in the
                journal every 16 MiB
     fail       ask again, or ask the next source, at the same offset (sources/download.py); if there
-               is none, abort with the last words of each source, which every reader gets
+               is none, ask those of other readers of this process (`offers`); hand over to a reader
+               in another process that has another source (`last_words`); or abort with the last
+               words of each source, which every reader gets
     commit     verify the blob, move it to its name, tell the readers; remove the journal
     close      when this process ends: hand over, so that a reader in another process goes on
 
 A source that goes on must have the same bytes: see `Download`. Where it begins at 0 again, the
 leader compares what comes with the partial file. Other bytes end the flight with `ContentChanged`;
 the next call begins anew.
+
+A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
+by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
+because the last chunk is withheld. So if there is another source, such a blob is verified before
+its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
@@ -21,24 +28,39 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from itertools import chain
 
-from shmstream.errors import SourceError, StreamClosed
+from shmstream.errors import (
+    BlobAborted,
+    DigestMismatch,
+    ShmstreamError,
+    SizeMismatch,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
 from shmstream.events import Event, EventKind
+from shmstream.flight import offers
+from shmstream.flight.guarded import attach
+from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
-from shmstream.sources.base import Description, Feed, KernelFeed, Source
+from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
+from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
+from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.spelling import new_hash
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
-from shmstream.system.process import register
+from shmstream.system.process import Identity, register
 
 _CHECKPOINT = 16 << 20  # bytes
 _WORTH_A_JOURNAL = 64 * 1024  # bytes; to ask for less once more takes no longer than for its rest
@@ -62,36 +84,53 @@ class Leader:
         upkeep: Upkeep,
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
+        words: LastWords | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` is told how many bytes will come, and when the flight has ended. With `lingers`
-        False, the flight ends after 1 s without a reader.
+        False, the flight ends after 1 s without a reader. `words` are those of the leader before.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
-        streamer.vouch_by(self._vouch)
+        # Of a name, the flight that is taken over may verify another digest than this place.
+        self._digest, self._is_given = streamer.expected, ":" in streamer.expected
+        self._algorithm = self._digest.partition(":")[0]
+        self._journal = Journal(place.journal, self._algorithm)
+        self._sources = sources
+        self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            sources,
+            _wrong_last(sources, self._journal.wrong),
             retries,
-            is_given=":" in streamer.expected,
+            is_given=self._is_given,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
             end="it was handed over",
+            others=self._others_here,
         )
+        self._tried = {fingerprint(each) for each in sources}
+        self._crews: frozenset[int] = frozenset()
+        if words is not None:
+            self._tried |= words.tried
+            self._crews = words.crews
+        self.takes_a_seat: bool = False
+        """Whether to keep a reader of the stream after giving way, for a caller without one."""
+        self.seat: InFlightCopier | None = None
+        """That reader, which the caller closes."""
         self._upkeep = upkeep
         self._tell = tell
         self._lingers = lingers
         self._held = held
-        self._journal = Journal(place.journal, streamer.expected.partition(":")[0])
         self._noted = 0
+        self._has_given_way = False
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
+        streamer.vouch_by(self._vouch)
         register(self)
 
     def start(self) -> None:
@@ -139,8 +178,8 @@ class Leader:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the flight is still going on, or its leader still clears up."""
-        return not self._over.is_set()
+        """Whether this leads a flight that is still going on, or still clears up after it."""
+        return not (self._over.is_set() or self._has_given_way)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until `is_alive` is False, at most `timeout` seconds.
@@ -168,9 +207,48 @@ class Leader:
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+            if not (isinstance(error, SourceFailed) and self._gives_way(error)):
+                self._abort(error)
+        finally:
+            self.discard()
+
+    def end(self, error: BaseException) -> None:
+        """Abort the flight for the reason that an earlier leader had; close everything."""
+        try:
+            self.streamer.keeps = self._journal.is_begun or self._place.is_named
             self._abort(error)
         finally:
             self.discard()
+
+    def _others_here(self) -> list[Source]:
+        """The sources of other readers in this process that were not tried yet."""
+        found = offers.untried(self._place.asked, self._tried)
+        self._tried.update(fingerprint(each) for each in found)
+        self._sources = [*self._sources, *found]
+        return found
+
+    def _gives_way(self, error: SourceFailed) -> bool:
+        """Hand over if a reader in another process has other sources; whether it has."""
+        streamer, here = self.streamer, Identity.mine()
+        crews = self._crews | {0, offers.crew(self._place.asked)}
+        try:
+            readers = streamer.statistics().subscribers
+            if all(each.identity == here or each.sources in crews for each in readers):
+                return False
+            if self.takes_a_seat:
+                self.seat = attach(self._place, 0)
+            words = LastWords(error, frozenset(self._tried), frozenset(crews))
+            text = words.to_text(Block.error.capacity)
+            self._has_given_way = True  # first: then readers of this process join again
+            streamer.give_way(text)
+        except (ShmstreamError, OSError, ValueError) as trouble:
+            self._has_given_way = False
+            _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
+            return False
+        reason = "another process has another source"
+        _log.warning("%s: handed over, because %s: %s", self._place.key, reason, str(error))
+        self._say(EventKind.HANDED_OVER, streamer.appended)
+        return True
 
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
@@ -182,7 +260,7 @@ class Leader:
             known = Description.from_text(streamer.metadata)
             download.known = known if known.size is not None else replace(known, size=streamer.size)
             download.binds = True
-            streamer.keeps = self._journal.exists or self._is_worth_a_journal()
+            streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             done = streamer.appended == streamer.size
             return None if done else download.open(streamer.appended)
         kept = self._journal.trusted(streamer.descriptor)
@@ -194,12 +272,14 @@ class Leader:
         if kept and kept == known.size:
             feed = None
         else:
-            feed = download.open(kept)
+            feed = self._open(kept)
             if kept and not self._is_same(feed, kept):
                 kept = 0
-                if feed.offset:
+                is_whole = not feed.offset and feed.size is not None and feed.size == known.size
+                if not is_whole:  # a part, or what may be one
                     download.close()
-                    feed = download.open(0)
+                    feed = self._open(0)
+            self._described_by = name_hash(download.source)
             size = feed.size if feed.size is not None or not kept else known.size
             size = self._place.size if size is None else size
             download.known = Description(size, feed.validator, feed.media_type)
@@ -212,6 +292,60 @@ class Leader:
         asked, known = self._place.size, self._journal.metadata
         is_right_size = asked is None or (known.size in (None, asked) and kept <= asked)
         return is_right_size and (not self._place.is_named or known.validator is not None)
+
+    def _open(self, kept: int) -> Feed:
+        """A feed that begins at `kept`, or at 0 if that is all that can be had.
+
+        A whole blob of one chunk is verified first if another source is left.
+        """
+        download, most = self._download, self.streamer.chunk_size
+        while True:
+            feed = download.open(kept)
+            may_ask_another = self._is_given and download.has_another
+            if not may_ask_another or feed.offset or (feed.size or 0) > most:
+                return feed
+            data = bytearray()
+            try:
+                while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
+                    data += piece
+                if len(data) > most:
+                    return replace(feed, data=chain([data], feed.data), by_kernel=None)
+                if len(data) < (feed.size or 0):
+                    raise download.error(f"it ended after {len(data)} bytes", 0)
+                if (got := self._digest_of(data)) == self._digest:
+                    return replace(feed, data=iter([data]), size=len(data), by_kernel=None)
+                self._blame(name_hash(download.source))
+                reason = f"its digest is {got}, not {self._digest}"
+                raise download.error(reason, 0, retryable=False)
+            except SourceError as error:
+                download.fail(error, kept)
+
+    def _digest_of(self, data: bytes | bytearray) -> str:
+        running = new_hash(self._algorithm)
+        running.update(data)
+        return f"{self._algorithm}:{running.hexdigest()}"
+
+    def _blame_for(self, error: BaseException) -> None:
+        """If a source gave a wrong blob, note which one.
+
+        If several sources gave a part, it is the source of the first byte: then the next flight
+        begins with another one.
+        """
+        if not self._is_given or len(self._sources) < 2:
+            return
+        current = name_hash(self._download.source)
+        if isinstance(error, SizeMismatch):
+            self._blame(current)
+        elif isinstance(error, DigestMismatch) or self._download.disagreed:
+            self._blame(self._journal.first or self._described_by or current)
+
+    def _blame(self, source: str) -> None:
+        """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        names = {name_hash(each): each.name for each in self._sources}
+        name = names.get(source, "a source of an earlier process")
+        _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
+        with suppress(OSError):  # then it is asked in its turn
+            self._journal.blame(source)
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
         """Whether the feed goes on after the `kept` bytes, with the same content."""
@@ -229,7 +363,7 @@ class Leader:
         if kept:
             self._journal.begin(metadata, kept)
         else:
-            self._journal.remove()  # another is begun when there are bytes, which readers wait for
+            self._journal.forget()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
         if place.is_named and place.expects:
             self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
@@ -260,6 +394,8 @@ class Leader:
     def _pump(self, feed: Feed) -> Feed | None:
         """Append the bytes of `feed`; None after the last byte of the blob, else the next feed."""
         streamer, download = self.streamer, self._download
+        if not streamer.appended:
+            self._journal.first = name_hash(download.source)
         try:
             if streamer.size is None and feed.size is not None:
                 self._set_size(feed.size)
@@ -281,7 +417,7 @@ class Leader:
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
                 count = streamer.receive(feed.move)
-                self._download.count(count)
+                self._download.count(count, streamer.appended)
                 self._keep_journal()
         except SourceError:
             streamer.pause()
@@ -306,7 +442,7 @@ class Leader:
 
     def _vouch(self) -> None:
         """Begin the journal if there is none. The streamer calls this if it ends early."""
-        if self.streamer.keeps and not self._journal.exists:
+        if self.streamer.keeps and not self._journal.is_begun:
             self._begin_journal()
 
     def _commit(self) -> None:
@@ -325,16 +461,17 @@ class Leader:
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
         # Errors are logged as text: a record that is kept must not keep a connection open.
-        _log.warning(
-            "%s: given up at %d bytes: %s", place.key, streamer.appended, told(error, place)
-        )
+        reason = error.reason if isinstance(error, BlobAborted) else told(error, place)
+        name = "" if place.key in reason else f"{place.key}: "  # the key is often a URL
+        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
         self._say(EventKind.ABORTED, streamer.appended)
+        self._blame_for(error)
         try:
             streamer.abort(error)
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
-            self._journal.remove()
+            self._journal.forget()
             if place.is_named and not os.path.lexists(place.path):
                 self._layout.remove(place.record)
 
@@ -373,3 +510,9 @@ class Leader:
                     self.close()
         except StreamClosed:
             return  # it has ended
+
+
+def _wrong_last(sources: Sequence[Source], wrong: Sequence[str]) -> list[Source]:
+    """The sources in their order; those in `wrong` last, and of these the latest last."""
+    rank = {each: number for number, each in enumerate(wrong, 1)}
+    return sorted(sources, key=lambda each: rank.get(name_hash(each), 0))

@@ -176,8 +176,8 @@ class OwnBytes:
         retries: Retries,
         tell: Callable[[Event], None],
     ) -> None:
-        self.key = place.key
-        self.position = 0
+        self.key: str = place.key
+        self.position: int = 0
         """Where the next bytes begin."""
         self._place = place
         self._tell = tell

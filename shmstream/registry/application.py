@@ -16,6 +16,7 @@ from shmstream.registry.ops.middleware import Observer
 from shmstream.registry.ops.names import Names
 from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
+from shmstream.sources.retries import Retries
 from shmstream.store import Store
 from shmstream.system import process
 from shmstream.system.threads import in_thread
@@ -38,6 +39,7 @@ class Application:
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
+            retries=Retries(least_rate=settings.min_rate),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,

@@ -111,6 +111,7 @@ class Settings:
         max_flights: downloads at one time, of all workers together; None for no limit.
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
+        min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         tag_ttl: how long the meaning of a tag is believed before the upstream is asked again.
         prefetch: how many layers are fetched at once when their manifest is asked for; 0 for none.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
@@ -133,6 +134,7 @@ class Settings:
     max_bytes: int | None = None
     max_flights: int | None = None
     max_pass_through: int = 64
+    min_rate: int = 1024
     tag_ttl: float = 60.0
     prefetch: int = 0
     docker_config: str | None = None
@@ -259,6 +261,7 @@ _LEAST: dict[str, float] = {
     "max_bytes": 0,
     "max_flights": 1,
     "max_pass_through": 0,
+    "min_rate": 0,
     "tag_ttl": 0,
     "prefetch": 0,
     "workers": 1,
@@ -302,6 +305,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "max_bytes": _size,
     "max_flights": _count,
     "max_pass_through": _count,
+    "min_rate": _size,
     "tag_ttl": _duration,
     "prefetch": _count,
     "docker_config": _text,

@@ -6,6 +6,7 @@ local          files, file objects, iterables
 command        the output of a command, complete only if the command succeeds
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
+http_guard     keeps redirects from leading to private addresses
 http_body      has the kernel move the body of a response to the file
 fsspec         `FsspecSource`
 download       asks sources in turn, tries again, and never mixes two contents

@@ -15,6 +15,7 @@ means. `Source` says what a source of your own has to do, and `conformance` test
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,13 @@ _HOPELESS = (
     FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError,
     ValueError, TypeError, ImportError, NotImplementedError,
 )  # fmt: skip
+_MEANINGS = {
+    FileNotFoundError: "there is no such file: ",
+    PermissionError: "permission denied: ",
+    IsADirectoryError: "it is a directory: ",
+    NotADirectoryError: "a part of its path is no directory: ",
+    FileExistsError: "it exists: ",
+}
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
@@ -153,7 +161,10 @@ class Description:
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 
-    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`.
+    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`; and
+    `is_live = True` if its bytes are made while they are read, and may come slowly. And it may have
+    `identity`, a text that two sources share only if one can do no better than the other; without
+    it, that is the name. It is never shown.
 
     To write a source:
 
@@ -218,6 +229,11 @@ def open_at(source: Source, offset: int, validator: str | None) -> Feed:
         raise SourceError(source.name, offset, reason, retryable=False) from error
 
 
+def name_hash(source: Source) -> str:
+    """A short text that only sources with the name of `source` have. It tells no secret."""
+    return hashlib.blake2b(source.name.encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
 # What all sources share.
 
 
@@ -280,7 +296,11 @@ def explain(error: Exception, offset: int, *, name: str, retryable: bool = True)
     """The `SourceError` for what went wrong at `offset`; a missing file is not `retryable`."""
     reason, number = str(error), None
     if isinstance(error, OSError):
-        reason, number = error.strerror or reason, error.errno
+        # Many file systems of fsspec tell only the path.
+        what = next((text for kind, text in _MEANINGS.items() if isinstance(error, kind)), "")
+        reason, number = error.strerror or f"{what}{reason}", error.errno
+    elif isinstance(error, LookupError | NotImplementedError | AttributeError):
+        reason = f"{type(error).__name__}: {reason}"  # by itself that says nothing
     kind = FailureKind.BROKEN
     if isinstance(error, TimeoutError):
         kind = FailureKind.TIMEOUT

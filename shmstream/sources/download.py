@@ -5,8 +5,10 @@ the same way. Each of them has a *position*: the number of bytes that it has. Th
 
     open    ask the source for the bytes from the position on. Ask for all bytes from 0 instead if
             nothing would show that the content has changed: the key is no digest, and the source
-            gave no validator
+            gave no validator; or if the answer to a part was of no use (sources/retries.py)
     new     give the bytes after the position. All bytes before it have to be what they were
+    count   note what comes. A source that gives next to nothing (`Retries.least_rate`) has failed,
+            or it could hold up all that wait for the blob for as long as it likes
     fail    ask the same source again, after a pause that grows; then ask the next source; then end
             with `SourceFailed`, which has the last words of each source
 
@@ -26,11 +28,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import (
     ContentChanged,
+    FailureKind,
     SizeMismatch,
     SourceError,
     SourceFailed,
@@ -43,7 +47,10 @@ from shmstream.sources.retries import Attempts, Retries
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_CRAWLS = 2  # how often a source may be too slow, in a row
 _REPORT = 1 << 20  # bytes; received bytes are reported at least so often, so that rates are visible
+
+_PATIENCE = 1.0  # s; for longer, no source fails without a warning
 
 _log = logging.getLogger("shmstream")
 
@@ -69,6 +76,7 @@ class Download:
             from 0 on must have the same validator, too.
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
+        others: called when no source is left; gives further sources.
     """
 
     def __init__(
@@ -83,6 +91,7 @@ class Download:
         tell: Callable[[Event], None],
         end: str,
         size: int | None = None,
+        others: Callable[[], Sequence[Source]] = tuple,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -90,7 +99,7 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries)
+        self._attempts = Attempts(name, sources, retries, others)
         self._is_given = is_given
         self.compares = compares
         self._tell = tell
@@ -99,7 +108,16 @@ class Download:
         self._wrong_size: int | None = None  # that the source had which was asked last
         self._stopping = threading.Event()
         self._feed: Feed | None = None
+        self.disagreed: bool = False
+        """Whether a source told another size than the source before it."""
+        self._failing_since: float | None = None  # without progress, of this source
+        self._failing_at = 0
+        self._asks_part = False  # whether the source was asked for a part of the blob last
         self._received = 0  # bytes since the last report
+        self._retries = retries
+        self._since = 0.0  # when the rate began to be measured, on the monotonic clock
+        self._came = 0  # bytes since then
+        self._crawls = 0  # how often the source was too slow, in a row
 
     # Asking.
 
@@ -121,17 +139,22 @@ class Download:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
+            self._since, self._came = time.monotonic(), 0
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
     def _where_to_begin(self, position: int) -> int:
-        return position if self._is_given or self.known.validator is not None else 0
+        is_guarded = self._is_given or self.known.validator is not None
+        return position if is_guarded and not self._attempts.is_whole else 0
 
     def _try_open(self, source: Source, offset: int, position: int) -> Feed:
+        self._asks_part = offset > 0
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
         feed = open_at(source, offset, validator)
+        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
+            self._asks_part = False
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -151,11 +174,22 @@ class Download:
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
         if None not in (size, feed.size) and size != feed.size:
-            raise self.other(f"it has {feed.size} bytes by now, not {size}", position)
+            self.disagreed = True
+            raise self.other(f"it has {feed.size} bytes by now, not {size}", position, feed)
         unproved = feed.offset > 0 or not self.compares
         if unproved and not self._is_given and feed.validator != validator:
             reason = f"its validator is {feed.validator!r} by now, not {validator!r}"
-            raise self.other(reason, position)
+            raise self.other(reason, position, feed)
+
+    @property
+    def source(self) -> Source:
+        """The source that is asked now."""
+        return self._attempts.source
+
+    @property
+    def has_another(self) -> bool:
+        """Whether another source is left for when this one fails."""
+        return self._attempts.has_another
 
     # Taking.
 
@@ -169,35 +203,65 @@ class Download:
             ContentChanged: the same, of a key that is a name.
         """
         at = feed.offset
-        for data in self._buffers(feed, position):
+        while (data := self.take(feed, position)) is not None:
             with memoryview(data) as raw, raw.cast("B") as view:
                 count = len(view)
-                self.count(count)
+                self.count(count, position)
                 again = min(max(position - at, 0), count)
                 if again and prefix is not None and not prefix.is_same(view[:again], at):
-                    raise self.other(f"other bytes than before are at {at}", position)
+                    raise self.other(f"other bytes than before are at {at}", position, feed)
                 at += count
                 position = max(position, at)
                 with view[again:] as rest:
+                    given = time.monotonic()
                     yield rest
-        self.check_going_on()  # a stop makes a feed end, too
+                    self._since += time.monotonic() - given  # the taker's time, not the source's
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
-    def _buffers(self, feed: Feed, position: int) -> Iterator[Buffer]:
+    def take(self, feed: Feed, position: int) -> Buffer | None:
+        """The next bytes of `feed`, at `position`, for a caller that looks at them first.
+
+        None at the end. Blocks as long as the source does.
+
+        Raises:
+            SourceError: the source broke.
+        """
         try:
-            yield from feed
+            data = next(feed.data, None)
         except SourceError:
             raise
         except Exception as error:  # a source is anybody's code
             reason = f"{type(error).__name__}: {error}"
             raise self.error(reason, position, retryable=False) from error
+        self.check_going_on()  # a stop makes a feed end, too
+        return data
 
-    def count(self, received: int) -> None:
-        """Note that so many bytes came from the source."""
+    def count(self, received: int, position: int) -> None:
+        """Note that so many bytes came from the source; `position` is for the error.
+
+        Raises:
+            SourceError: it crawls. These bytes count all the same.
+        """
         self._received += received
+        self._came += received
         if self._received >= _REPORT:
             self._report()
+        took = time.monotonic() - self._since
+        if took >= self._retries.slow_for:
+            self._check_rate(took, position)
+
+    def _check_rate(self, took: float, position: int) -> None:
+        came, least = self._came, self._retries.least_rate
+        self._since, self._came = self._since + took, 0
+        if came >= least * took or getattr(self._attempts.source, "is_live", False):
+            self._crawls = 0
+            return
+        self._crawls += 1
+        reason = f"it gave only {came} bytes in {took:.0f} s"
+        error = self.error(reason, position, retryable=self._crawls < _CRAWLS)
+        error.kind = FailureKind.TIMEOUT
+        raise error
 
     def _report(self) -> None:
         received, self._received = self._received, 0
@@ -216,9 +280,14 @@ class Download:
             self._wrong_size = position
         return self.error(f"it ended after {position} bytes", position)
 
-    def other(self, reason: str, position: int) -> SourceError | ContentChanged:
-        """The error for another blob: the source is hopeless, or it is the end."""
-        if self._is_given:
+    def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
+        """The error for another blob in `feed`: the source is hopeless, or it is the end.
+
+        It is not the end yet if the source was asked for a part, and says that the content is the
+        same: some servers give the wrong part. Then it is asked for the whole blob.
+        """
+        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
 
@@ -232,8 +301,9 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
+        with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
-            pause = self._attempts.failed(error, position)
+            pause = self._attempts.failed(error, position, with_part=with_part)
         except SourceFailed as failed:
             if self._size is None or self._wrong_size is None:
                 raise
@@ -242,12 +312,22 @@ class Download:
             raise SizeMismatch(self._name, position, reason, asked, got) from failed
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
-            following = self._attempts.source.name
-            _log.warning("%s: %s; going on with %s", self._key, str(error), following)
+            self._failing_since = None
+            self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
-        _log.info("%s: %s; again in %.1f s", self._key, str(error), pause)
+        now = time.monotonic()
+        if self._failing_since is None or position > self._failing_at:
+            self._failing_since, self._failing_at = now, position
+        is_long = now + pause - self._failing_since >= _PATIENCE
+        tries, allowed = self._attempts.tries
+        text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
+        self._say(logging.WARNING if is_long else logging.INFO, text)
         self._stopping.wait(pause)
         self.check_going_on(error)
+
+    def _say(self, level: int, text: str) -> None:
+        """Log what happens to the blob; the key is often a URL, which the text names already."""
+        _log.log(level, "%s", text if self._key in text else f"{self._key}: {text}")
 
     # Ending.
 

@@ -53,6 +53,9 @@ class FsspecSource:
         self._url = url
         self._options = storage_options
         self.name: str = public(url)
+        given = sorted(storage_options.items())
+        self.identity: str = f"{url} {given}" if given else url
+        """Tells this source from others. It may have secrets in it, and is never shown."""
 
     def __repr__(self) -> str:
         return f"FsspecSource({self.name!r})"
@@ -87,6 +90,8 @@ class FsspecSource:
                 file.seek(offset)
         except Exception as error:
             file.close()
+            if offset:  # it says that it can seek, and cannot
+                return self.open()
             raise explain(error, offset, name=self.name) from error
         data = _read(system, path, file, (size, current))
         explained = partial(explain, name=self.name)
@@ -98,7 +103,7 @@ def _look(system: AbstractFileSystem, path: str) -> tuple[int | None, str | None
     system.invalidate_cache(path)
     info: Mapping[str, Any] = system.info(path)
     if info.get("type") == "directory":
-        raise IsADirectoryError(f"{path} is a directory")
+        raise IsADirectoryError(path)
     size = info.get("size")
     identity = next((f"{info[key]}" for key in _IDENTITIES if info.get(key)), None)
     time = next((f"{info[key]}-{size}" for key in _TIMES if info.get(key)), None)

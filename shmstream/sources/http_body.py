@@ -30,9 +30,12 @@ except ImportError as _missing:
     raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from _missing
 from urllib3.connection import HTTPConnection
 
+from shmstream.sources.http_guard import GuardedConnection
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_PLAIN = (HTTPConnection, GuardedConnection)
 _LITTLE = 128 * 1024  # bytes to read while few come: memory for more costs 10 us each time
 _MUCH = 512 * 1024  # bytes to read while many come: a quarter of the steps, at the same cost each
 _PIPE = 1 << 20  # bytes; with a smaller pipe, the steps cost more than the saved copy
@@ -70,7 +73,7 @@ class Body:
     @property
     def length(self) -> int | None:
         """The number of bytes, if the body can be taken by kernel; else None."""
-        plain = type(self._response.connection) is HTTPConnection  # one with TLS is a subclass
+        plain = type(self._response.connection) in _PLAIN  # one with TLS is a subclass
         return getattr(self._response, "length_remaining", None) if plain else None
 
     # By hand.

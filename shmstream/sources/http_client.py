@@ -1,7 +1,7 @@
 """One HTTP request and its answer, after all redirects. The user's headers stay at their origin.
 
     ask         send a request through the pools of this process, and follow redirects; another
-                origin is sent only harmless headers
+                origin is sent only harmless headers, and must not be inside (`http_guard`)
     read        read a short body as a whole
     refused     the SourceError for an answer that is not what was asked for
     explain     the SourceError for no answer, and for an answer that breaks off
@@ -35,10 +35,13 @@ except ImportError as _missing:
 from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
+from shmstream.sources import http_guard
+
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
-_MAY_PASS = frozenset((408, 425, 429))  # and all 5xx
+_MAY_PASS = frozenset((408, 425, 429))  # and 5xx
+_NEVER_PASS = frozenset((501, 505))  # the server cannot do what it is asked for
 _GO_ANYWHERE = frozenset(("accept", "accept-language", "user-agent"))
 _OURS = frozenset(
     ("range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding")
@@ -60,7 +63,9 @@ class Client:
     """Asks for one source; errors have its `name`. Any thread may use it.
 
     `timeout`: seconds to wait for a connection, and for the next bytes. `pool`: for all requests,
-    instead of the pools of this process.
+    instead of the pools of this process. `private_redirects`: a redirect may lead from a public
+    server to a private address. `named_by`: the server that named the URLs to ask, as a redirect
+    does; None: the user did.
     """
 
     def __init__(
@@ -68,7 +73,12 @@ class Client:
         name: str,
         timeout: tuple[float, float] = (10.0, 30.0),
         pool: urllib3.PoolManager | None = None,
+        *,
+        private_redirects: bool = False,
+        named_by: Url | None = None,
     ) -> None:
+        self._private_redirects = private_redirects
+        self._named_by = named_by
         self.name = name
         self._connect_timeout, self._read_timeout = timeout
         self._pool = pool
@@ -90,10 +100,11 @@ class Client:
             SourceError: there is no answer, or a redirect that must not be followed.
         """
         home = origin_of(url)
+        first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
         for _ in range(_MAX_REDIRECTS + 1):
             try:
-                response = self._manager(url).urlopen(
+                response = self._manager(url, first).urlopen(
                     method,
                     url.url,
                     body=body,
@@ -128,8 +139,26 @@ class Client:
             raise self.failed(offset, "it redirects from https to http")
         return there._replace(auth=None, fragment=None)
 
-    def _manager(self, url: Url) -> urllib3.PoolManager:
-        return self._pool if self._pool is not None else _pool_for(url.scheme, _proxy_for(url))
+    def _manager(self, url: Url, first: Url) -> urllib3.PoolManager:
+        """The pools for a request to `url`; `first` is the server that was asked first.
+
+        Raises:
+            InsideAddressError: `first` has led to a private address.
+        """
+        guarded = not (
+            origin_of(url) == origin_of(first)
+            or self._private_redirects
+            or http_guard.is_allowed_here()
+            or http_guard.is_server_inside(first)
+        )
+        if self._pool is not None:
+            if guarded:
+                http_guard.check_looked_up(url)
+            return self._pool
+        proxy = _proxy_for(url)
+        if guarded and proxy is not None:
+            http_guard.check_literal(url)
+        return _pool_for(url.scheme, proxy, guarded=guarded and proxy is None)
 
     def read(self, reply: Reply, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes, as it was sent. Blocks until all of it came.
@@ -158,7 +187,7 @@ class Client:
             self.name,
             offset,
             f"it answered {status} {response.reason or ''}".rstrip(),
-            retryable=status in _MAY_PASS or 500 <= status <= 599,
+            retryable=status in _MAY_PASS or (500 <= status <= 599 and status not in _NEVER_PASS),
             retry_after=_seconds(response.headers.get("retry-after")),
             status=status,
             challenge=response.headers.get("www-authenticate") if reply.is_home else None,
@@ -296,7 +325,9 @@ def _seconds(text: str | None) -> float | None:
 
 # The pools of this process.
 
-_Pools = dict[tuple[str | None, str | None], urllib3.PoolManager]  # by scheme and proxy
+_Pools = dict[
+    tuple[str | None, str | None, bool], urllib3.PoolManager
+]  # by scheme, proxy, and whether they are guarded
 _pools: PerProcess[_Pools] = PerProcess(dict)  # a forked child has none
 
 
@@ -316,14 +347,16 @@ def _named(kind: str) -> str | None:
     return os.environ.get(lower, os.environ.get(upper))
 
 
-def _pool_for(scheme: str | None, proxy: str | None) -> urllib3.PoolManager:
+def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib3.PoolManager:
     with _pools.held() as pools:
-        if (scheme, proxy) not in pools:
+        if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
             options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
-            pools[scheme, proxy] = _new_pool(proxy, options)
-        return pools[scheme, proxy]
+            pools[scheme, proxy, guarded] = made = _new_pool(proxy, options)
+            if guarded:
+                http_guard.guard(made)
+        return pools[scheme, proxy, guarded]
 
 
 def _new_pool(proxy: str | None, options: dict[str, Any]) -> urllib3.PoolManager:

@@ -82,6 +82,8 @@ class FileSource:
         TypeError: the file is in text mode, or cannot be read.
     """
 
+    is_live = True  # a pipe, perhaps, whose other end makes the bytes just now
+
     def __init__(self, file: BinaryIO, name: str | None = None) -> None:
         buffers(file)
         self._file = file
@@ -121,6 +123,8 @@ class IterableSource:
 
     Every exception that the iterable raises becomes a `SourceError` that is not `retryable`.
     """
+
+    is_live = True
 
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
         self._iterable = iterable

@@ -3,14 +3,18 @@
     a source fails            the same source again, after a pause that grows; if bytes came since
                               its last failure, its failures are counted from 1 again
     it fails too often        the next source
-    no source is left         `SourceFailed`, with the last error of each source
+    a part is of no use       if a source was asked for a part of the blob, and its answer can never
+                              be used, it is asked for the whole blob at once
+    no source is left         each source that failed with a part only is asked for the whole blob;
+                              then the caller may have found other sources
+    there are none            `SourceFailed`, with the last error of each source
 
 The caller (`download`) waits for the pause, and decides at which offset to go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmstream.errors import SourceError, SourceFailed
@@ -25,63 +29,126 @@ class Retries:
 
     The last source is tried `attempts` times, a source with another source after it `with_others`
     times. Each pause is twice the pause before, from `first_pause` to `longest_pause` seconds. A
-    source that says when to ask again (`Retry-After`, up to 30 s) is given that time.
+    source that says when to ask again (`Retry-After`, up to 30 s) is given that time. Before a
+    source is given up that was asked for the rest of a blob only, it is asked for the whole blob.
+
+    A source that gives fewer than `least_rate` bytes a second, over `slow_for` seconds, crawls. It
+    is asked again once, because another connection may be faster; if it crawls again, it counts as
+    failed. Sources that are `is_live` may be slow: what they give is made just then. 0: all may be.
     """
 
     attempts: int = 8
     with_others: int = 2
     first_pause: float = 0.1
     longest_pause: float = 2.0
+    least_rate: float = 1024.0
+    slow_for: float = 15.0
+
+
+@dataclass
+class _Turn:
+    """A source in the order in which sources are asked.
+
+    `is_last`: no source is left to ask for a part. `is_whole`: this one is asked for the whole.
+    """
+
+    source: Source
+    is_last: bool = False
+    is_whole: bool = False
 
 
 class Attempts:
     """Counts the tries to get one blob from `sources`, in this order.
 
-    `name` is what errors call the blob. For one thread at a time.
+    `name` is what errors call the blob. `others` is called when no source is left, and gives
+    further sources. For one thread at a time.
     """
 
-    def __init__(self, name: str, sources: Sequence[Source], retries: Retries) -> None:
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        retries: Retries,
+        others: Callable[[], Sequence[Source]] = tuple,
+    ) -> None:
         self._name = name
-        self._sources = sources
+        self._turns: list[_Turn] = []
+        self._add(sources)
+        self._others = others
         self._retries = retries
         self._current = 0
         self._tries = 0
         self._progress = 0
-        self._last_words: dict[str, str] = {}
+        self._last_words: dict[str, tuple[str, int]] = {}  # and how often each source failed
+
+    def _add(self, sources: Sequence[Source]) -> None:
+        self._turns += [_Turn(each, each is sources[-1]) for each in sources]
 
     @property
     def source(self) -> Source:
         """The source to ask now."""
-        return self._sources[self._current]
+        return self._turns[self._current].source
+
+    @property
+    def tries(self) -> tuple[int, int]:
+        """How often `source` has failed in a row without progress, and how often it may."""
+        return self._tries, self._allowed(self._turns[self._current])
+
+    def _allowed(self, turn: _Turn) -> int:
+        return self._retries.attempts if turn.is_last else self._retries.with_others
+
+    @property
+    def has_another(self) -> bool:
+        """Whether a source is left for when `source` fails."""
+        return self._current + 1 < len(self._turns)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether to ask `source` for the whole blob, because a part was of no use."""
+        return self._turns[self._current].is_whole
 
     @property
     def is_first(self) -> bool:
         """Whether `source` is the first one: no source was given up yet."""
         return self._current == 0
 
-    def failed(self, error: SourceError, offset: int) -> float | None:
+    def failed(self, error: SourceError, offset: int, *, with_part: bool = False) -> float | None:
         """Note that `source` failed after `offset` bytes of the blob had come in all.
 
+        `with_part`: it was asked for the bytes behind an offset, and might give the whole blob.
         Returns the seconds after which to ask it again; None if `source` is the next one now.
 
         Raises:
             SourceFailed: there is no next source.
         """
-        retries = self._retries
-        self._last_words[error.source] = str(error)
+        turn = self._turns[self._current]
+        _, failures = self._last_words.get(error.source, ("", 0))
+        self._last_words[error.source] = str(error), failures + 1
         if offset > self._progress:
             self._progress = offset
             self._tries = 0
         self._tries += 1
-        is_last = self._current + 1 == len(self._sources)
-        allowed = retries.attempts if is_last else retries.with_others
-        growing: float = retries.first_pause * 2 ** min(self._tries - 1, 16)
-        pause = max(min(growing, retries.longest_pause), error.retry_after or 0.0)
-        if error.retryable and self._tries < allowed and pause <= _LONGEST_RETRY_AFTER:
+        if with_part and not turn.is_whole and not error.retryable:
+            turn.is_whole, self._tries = True, 0
+            return 0.0
+        pause = self._pause(error)
+        if error.retryable and self._tries < self._allowed(turn) and pause <= _LONGEST_RETRY_AFTER:
             return pause
-        if is_last:
-            reason = "; ".join(self._last_words.values())
+        if with_part and not turn.is_whole and not error.kind.is_without_connection:
+            self._turns.append(_Turn(turn.source, is_whole=True))
+        if self._current + 1 == len(self._turns):
+            self._add(self._others())
+        if self._current + 1 == len(self._turns):
+            reason = "; ".join(
+                text if count == 1 else f"{text} (it failed {count} times)"
+                for text, count in self._last_words.values()
+            )
             raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error
         self._current += 1
         self._tries = 0
         return None
+
+    def _pause(self, error: SourceError) -> float:
+        retries = self._retries
+        growing: float = retries.first_pause * 2 ** min(self._tries - 1, 16)
+        return max(min(growing, retries.longest_pause), error.retry_after or 0.0)

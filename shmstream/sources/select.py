@@ -13,6 +13,7 @@ a list or tuple of the above     each in turn; a list of buffers is an iterable 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import os
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 from shmstream.sources.base import Source
 from shmstream.sources.command import ProcessSource
 from shmstream.sources.local import FileSource, IterableSource, PathSource
+from shmstream.system.process import Identity
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -57,6 +59,41 @@ def as_sources(source: AnySource) -> list[Source]:
     if isinstance(source, Iterable):
         return [IterableSource(cast("Iterable[Buffer]", source))]
     raise _no_source(source)
+
+
+def fingerprints(source: AnySource) -> list[str]:
+    """The `fingerprint` of each source that `source` means. Makes none of them, and never fails."""
+    if isinstance(source, list | tuple) and any(_is_one(item) for item in source):
+        return [fingerprint(item) for item in source]
+    return [fingerprint(source)]
+
+
+def fingerprint(source: object) -> str:
+    """A short text that two sources, or what means them, share only if they are the same source.
+
+    It tells no secret. Files and iterables belong to one process, so each is a source of its own.
+    """
+    if isinstance(source, FileSource):
+        source = source._file
+    elif isinstance(source, IterableSource):
+        source = source._iterable
+    given = getattr(source, "identity", None) or getattr(source, "name", None)
+    if isinstance(source, str) and _URL.match(source):
+        text = source
+    elif isinstance(source, str | os.PathLike):
+        text = _full_path(os.fsdecode(source))
+    elif isinstance(given, str) and callable(getattr(source, "open", None)):
+        text = given
+    else:
+        text = f"{id(source)} in {Identity.mine()!r}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _full_path(path: str) -> str:
+    try:
+        return os.path.abspath(path)
+    except OSError:  # this process's folder is gone
+        return path
 
 
 def _as_source(source: object) -> Source:

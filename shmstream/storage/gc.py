@@ -20,6 +20,7 @@ from shmstream.stream.subscribers import forsaken, reclaim
 
 WEEK = 7 * 24 * 3600.0
 """Seconds for which a partial file is kept that a download can go on with."""
+_DAY = 24 * 3600.0  # s; how long notes on sources are kept
 _GRACE = 60.0  # s; a younger file may still be without the files that belong to it
 
 
@@ -60,10 +61,15 @@ def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
     if age <= _GRACE:
         return False
     if entry.kind == "journal":
-        return not os.path.lexists(partial)
+        return not os.path.lexists(partial) and (age > _DAY or not _has_notes(entry.path))
     if entry.kind == "record":
         return not os.path.lexists(partial) and not os.path.lexists(base)
     return entry.kind == "temporary"
+
+
+def _has_notes(path: str) -> bool:
+    """Whether the journal tells of sources that gave a wrong blob."""
+    return bool(Journal(path, algorithm_at(path)).wrong)
 
 
 def _is_resumable(base: str) -> bool:

@@ -1,7 +1,9 @@
 """The journal of a partial file: it lets a download go on after a restart or a reboot.
 
 The journal is a small text file beside the partial file. Its first line holds what the source said
-of the blob, and the boot of the machine in which the line was written. Each further line is a
+of the blob, the boot of the machine in which the line was written, which source gave the first
+byte, and which sources once gave a wrong blob of this key: these are asked last. Such notes stay
+when the partial file is removed, for a day at least. Each further line is a
 checkpoint, `offset digest`: the hex digest of the first `offset` bytes.
 
 While the machine stays up, the page cache keeps every byte that was written, so the whole partial
@@ -23,6 +25,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from shmstream.sources.base import Description
 from shmstream.stream.spelling import new_hash
 
 _STEP = 1 << 20  # bytes
+_MOST_NOTES = 32  # sources that gave a wrong blob; of more, the latest
 _CHECKPOINT = re.compile(r"([0-9]{1,18}) ([0-9a-f]+)")
 
 
@@ -43,6 +47,10 @@ class Journal:
         self.metadata: Description = Description()
         self._boot = ""
         self._checkpoints: list[tuple[int, str]] = []
+        self.first: str = ""
+        """The source of the first byte, as a hash of its name; empty if it is not known."""
+        self.wrong: list[str] = []
+        """The sources that gave a wrong blob, as hashes of their names, the latest last."""
         self.exists: bool = True
         """Whether there is a file, or anything else, at `path`."""
         self.defect: str | None = None
@@ -67,6 +75,8 @@ class Journal:
             fits = self._algorithm in (None, header["algorithm"])
             if fits and isinstance(header["boot"], str):
                 self._boot = header["boot"]
+                self.first = str(header.get("first", ""))
+                self.wrong = [str(each) for each in header.get("wrong", ())][-_MOST_NOTES:]
                 self.metadata = Description.from_text(header["metadata"])
                 self._checkpoints = list(_ascending(lines[1:]))
                 if (good := 1 + len(self._checkpoints)) < len(lines):
@@ -74,6 +84,11 @@ class Journal:
         except (ValueError, LookupError, TypeError, RecursionError):
             self._boot = ""
             self.defect = "its first line is not that of a journal"
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it is of the present partial file; else it has only notes, or there is none."""
+        return self.exists and bool(self._boot)
 
     @property
     def vouches(self) -> bool:
@@ -114,10 +129,34 @@ class Journal:
         """
         self.metadata, self._boot = metadata, boot_id()
         self._checkpoints = [each for each in self._checkpoints if each[0] <= kept]
+        self._write_anew()
+
+    def blame(self, source: str) -> None:
+        """Note that `source`, the hash of its name, gave a wrong blob.
+
+        Raises:
+            OSError: the journal cannot be written.
+        """
+        others = [each for each in self.wrong if each != source]
+        self.wrong = [*others, source][-_MOST_NOTES:]
+        self._write_anew()
+
+    def forget(self) -> None:
+        """Keep only the notes on sources; if there are none, or no room for them, no file."""
+        self.metadata, self._boot, self._checkpoints, self.first = Description(), "", [], ""
+        if self.wrong:
+            with suppress(OSError):
+                self._write_anew()
+                return
+        self.remove()
+
+    def _write_anew(self) -> None:
         header = {
             "algorithm": self._algorithm,
             "boot": self._boot,
-            "metadata": metadata.to_text(1 << 16).decode(),
+            "first": self.first,
+            "wrong": self.wrong,
+            "metadata": self.metadata.to_text(1 << 16).decode(),
         }
         lines = [
             json.dumps(header),

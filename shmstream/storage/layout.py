@@ -71,6 +71,11 @@ class Place:
         return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
 
     @property
+    def asked(self) -> str:
+        """Stream and what was asked for: the same for all readers that want the same bytes."""
+        return f"{self.stream} {self.digest} {self.size}" if self.expects else self.stream
+
+    @property
     def is_given(self) -> bool:
         """Whether the digest is known in advance: from the key, or given with a name."""
         return ":" in self.digest

@@ -34,7 +34,7 @@ from contextlib import ExitStack, suppress
 from shmstream.errors import DamagedSegment
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
-from shmstream.stream.partial import REAPER, Patience, partial_path, remove_partial
+from shmstream.stream.partial import GONE, REAPER, Patience, partial_path, remove_partial
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
@@ -61,7 +61,7 @@ def can_go_on(block: Block, lock: KernelLock) -> bool:  # noqa: ARG001
     try:
         partial = KernelLock(partial_path(block.file_path))
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ELOOP):
+        if error.errno in GONE:
             return False
         raise  # the answer is not known now, as when descriptors have run out
     try:
@@ -179,7 +179,11 @@ def _remove_remains(block: Block, ready: bool) -> None:
     """Remove what the block of a dead stream names; a half-made block names at most a path."""
     if is_path(block.path) and block.state != State.COMMITTED and not block.resumable:
         partial = partial_path(block.file_path)
-        remove_partial(partial, only=block.file if ready else None)
+        try:
+            remove_partial(partial, only=block.file if ready else None)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise  # else a link or a folder lies there, which is not ours
     for _, bell in list(doorbell.names(block.token)) if ready else []:
         doorbell.unlink(bell)
 

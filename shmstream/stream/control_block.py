@@ -46,6 +46,7 @@ from typing import Any, ClassVar, Protocol, Self, overload
 
 from shmstream.errors import DamagedSegment, IllegalTransition
 from shmstream.stream.digest import is_known
+from shmstream.stream.partial import partial_path
 
 MAGIC = int.from_bytes(b"shmstrm\0", "little")
 VERSION = 1
@@ -78,6 +79,7 @@ header of a stream that is not terminal) and never stored."""
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 
+_PARTIAL = os.fsencode(partial_path(""))
 _FILE_WHEN = "creation; again before STREAMING if another file is begun"
 
 
@@ -224,7 +226,12 @@ class Block:
         512, 4096, "writer", "creation", "", "path of the blob; the partial file is beside it"
     )
     error: Text = Text(
-        4616, 2536, "writer", "abort", "before ABORTED (I3)", "reason of the abort, as JSON"
+        4616,
+        2536,
+        "writer",
+        "abort; hand-over to a reader with other sources",
+        "before ABORTED (I3)",
+        "reason of the abort, as JSON",
     )
     metadata: Text = Text(
         7160,
@@ -261,7 +268,7 @@ class Block:
         """Raises:
         DamagedSegment: another program has cut the shared memory off.
         """
-        if not self.is_whole:
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
             raise DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
 
     @property
@@ -460,6 +467,13 @@ class Slot:
     position: Word = Word(
         24, "reader", "read", "", "bytes that it has read: for people, not for correctness"
     )
+    sources: Word = Word(
+        32,
+        "reader",
+        "subscribe; again when its sources change",
+        "before the membership",
+        "a number that readers with other sources have not; 0: no source to lead with",
+    )
 
     def __init__(self, block: Block, index: int, offset: int) -> None:
         self.index = index
@@ -486,7 +500,8 @@ class Slot:
 
 def is_path(text: bytes) -> bool:
     """Whether a block may have this text as the path of its blob."""
-    return text.startswith(b"/") and b"\0" not in text
+    longest = max(map(len, (text + _PARTIAL).split(b"/")))  # no file system has longer names
+    return text.startswith(b"/") and b"\0" not in text and longest <= 255
 
 
 def fields_of(structure: type[Any]) -> dict[str, Word | Text]:

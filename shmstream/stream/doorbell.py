@@ -226,14 +226,15 @@ class Doorbell:
             unlink(self.name)
         self._closed = True
         if self._busy:
-            _libc.sem_post(self._address)
+            self.ring()  # the waiter may be unmapping it at this moment
         else:
             self._let_go()
 
     def _let_go(self) -> None:
-        if self._address is not None:
-            address, self._address = self._address, None
-            _libc.munmap(address, _SIZE)
+        with fork_lock:  # so that no thread posts it meanwhile
+            if self._address is not None:
+                address, self._address = self._address, None
+                _libc.munmap(address, _SIZE)
 
     def abandon(self) -> None:
         """In a forked child: unmap it. The threads that may wait for it are the parent's."""

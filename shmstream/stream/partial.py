@@ -28,6 +28,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate  # musl has only the second
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 REAPER = (0, 1)  # a reaper locks only byte 0: the free bytes after it still show a dead writer
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Errors of opening a file that is not there, or where a link lies."""
 LIFE = (1, 0)  # only a writer locks these
 
 
@@ -261,7 +263,7 @@ def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:
     """
     try:
         lock = KernelLock(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True
     try:
         if only not in (None, file_identity(lock.fd)):
@@ -279,7 +281,7 @@ def is_written(path: str) -> bool:
     """Whether the partial file at `path` has a live writer."""
     try:
         lock = KernelLock(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         return lock.is_held_elsewhere(LIFE)

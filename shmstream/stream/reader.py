@@ -19,6 +19,7 @@ from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.growing_file import GrowingFile, View
 from shmstream.stream.partial import partial_path
 from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import Subscriber, present
 from shmstream.stream.waiter import Tail
 from shmstream.system.process import register
 
@@ -65,18 +66,21 @@ class InFlightCopier(GrowingFile):
         stream: Stream,
         opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
+        owner: ExitStack,
     ) -> None:
-        """Internal: use `attach`."""
+        """Internal: use `attach`. From here on this object closes all that `owner` would close."""
         self._stream = stream
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
         self.position: int = 0
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
-        self._closed: str | None = None
         self._is_settled = False
         self.name: str = stream.name
         self.path: str = stream.path
+        # Next to each other: an exception that a signal raises here may not have all closed twice.
+        owner.pop_all()
+        self._closed: str | None = None
         register(self, reads=True)
 
     @classmethod
@@ -87,6 +91,7 @@ class InFlightCopier(GrowingFile):
         timeout: float | None = None,
         stall_timeout: float | None = None,
         subscribes_late: bool = False,
+        sources: int = 0,
     ) -> Self:
         """Join the stream of that name, at its beginning.
 
@@ -98,6 +103,7 @@ class InFlightCopier(GrowingFile):
             subscribes_late: take a slot only when this reader has to wait. Until then the writer
                 does not know of this reader, and `NoFreeSlot` and `OutOfResources` are raised by
                 the method that waits.
+            sources: a number for the sources that this reader has, if it can succeed the writer.
 
         Raises:
             StreamNotFound: no such stream appeared in time.
@@ -114,11 +120,9 @@ class InFlightCopier(GrowingFile):
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 opened = _open_blob(stream)
             undo.callback(os.close, opened[0])
-            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late)
+            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late, sources=sources)
             undo.callback(tail.close)
-            copier = cls(stream, opened, tail)
-            undo.pop_all()
-        return copier
+            return cls(stream, opened, tail, undo)
 
     # How far the stream is.
 
@@ -135,7 +139,8 @@ class InFlightCopier(GrowingFile):
     @property
     def quiet_for(self) -> float:
         """Seconds since the writer published, or created the stream, or took it over."""
-        return max((time.monotonic_ns() - self._block.progress) / 1e9, 0.0)
+        progress = self._block.progress  # 0: its writer is of an older version
+        return max((time.monotonic_ns() - progress) / 1e9, 0.0) if progress else 0.0
 
     @property
     def stall_timeout(self) -> float | None:
@@ -176,6 +181,21 @@ class InFlightCopier(GrowingFile):
         """Whether the stream has not ended, and no live writer holds it at this moment."""
         self._check_open()
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
+
+    @property
+    def last_words(self) -> bytes:
+        """What the writer left in the place of an error; empty if it left nothing."""
+        return self._block.error
+
+    def subscribers(self) -> list[Subscriber]:
+        """The live readers of the stream, this one included."""
+        self._check_open()
+        return present(self._block, self._stream.lock)
+
+    def offer(self, sources: int) -> None:
+        """Tell a writer that gives up which sources this reader has; see `attach`."""
+        self._check_open()
+        self._tail.offer(sources)
 
     def is_same_stream(self, other: InFlightCopier) -> bool:
         """Whether both read the same stream, and not two streams of the same name."""

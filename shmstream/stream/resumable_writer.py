@@ -7,6 +7,7 @@ Its partial file outlives its writer, and its readers stay attached:
     resume     publish the kept bytes, and append to them
     succeed    take over where a dead writer stopped: lock the header, lock the partial file, add
                one to the epoch, publish the bytes that the dead writer had not published yet
+    give_way   leave last words, then close: a reader that can do better succeeds
     close      before the end of the blob: publish all bytes, release the locks, ring; a reader then
                succeeds
     abort      keep the partial file, unless the reason says that its bytes are wrong
@@ -154,6 +155,11 @@ class ResumableStreamer(BlobStreamer):
             self._check_open()
             self._subscribers.here = listener
 
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk; with a digest, the last chunk is withheld until it is verified."""
+        return self._chunk_size
+
     def vouch_by(self, vouch: Callable[[], None]) -> None:
         """Call `vouch` before the partial file is kept, while its lock is held.
 
@@ -268,6 +274,29 @@ class ResumableStreamer(BlobStreamer):
         except ValueError as error:
             reason = f"its error cannot be read: {error}"
             raise DamagedSegment(self.name, reason) from error
+
+    @property
+    def last_words(self) -> bytes:
+        """What an earlier writer left in `give_way`; empty if it left nothing."""
+        return self._block.error
+
+    def forget_last_words(self) -> None:
+        """Remove the last words of an earlier writer, because this one goes on."""
+        with self._lock:
+            self._check_open()
+            self._block.error = b""
+
+    def give_way(self, last_words: bytes) -> None:
+        """Store `last_words` for the reader that succeeds this writer, then `close`.
+
+        Raises:
+            ValueError: they do not fit into the place of an error.
+            StreamClosed: it is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._block.error = last_words  # before the lock on the header is free
+        self.close()
 
     @property
     def hashed(self) -> int:

@@ -34,7 +34,7 @@ from shmstream.stream.control_block import (
     Block,
     State,
 )
-from shmstream.stream.partial import claim_partial, partial_path, reserve
+from shmstream.stream.partial import GONE, claim_partial, partial_path, reserve
 from shmstream.stream.segment import Segment
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
@@ -169,7 +169,7 @@ class Stream:
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
             stream._sign()
-            block.epoch += 1
+            block.epoch = block.epoch + 1 & UNKNOWN
             undo.pop_all()
         return stream, partial
 
@@ -263,7 +263,7 @@ class Stream:
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except OSError as error:
-                if error.errno in (errno.ENOENT, errno.ELOOP):
+                if error.errno in GONE:
                     continue
                 raise
             if (identity := file_identity(fd)) == self.block.file:
@@ -317,7 +317,9 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
     reason = "was replaced or removed by somebody else"
     try:
         partial = KernelLock(path)
-    except FileNotFoundError as error:
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
         raise DamagedPartial(stream.name, stream.block.published, path, reason) from error
     with ExitStack() as undo:
         undo.callback(partial.close)

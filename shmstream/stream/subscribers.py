@@ -40,8 +40,10 @@ _LOOK_INTERVAL = 0.02  # s; the writer checks one slot for a dead reader at most
 class Subscription:
     """A reader's slot and doorbell, from construction until `close`."""
 
-    def __init__(self, block: Block, lock: KernelLock, name: str, position: int = 0) -> None:
-        """Take a slot, for a reader that has read `position` bytes.
+    def __init__(
+        self, block: Block, lock: KernelLock, name: str, position: int = 0, sources: int = 0
+    ) -> None:
+        """Take a slot, for a reader that has read `position` bytes, and has these `sources`.
 
         Raises:
             NoFreeSlot: live readers have all slots.
@@ -65,7 +67,7 @@ class Subscription:
             raise
         me = Identity.mine()
         self.slot.pid, self.slot.started, self.slot.namespace = me.pid, me.started, me.namespace
-        self.slot.position = position
+        self.slot.position, self.slot.sources = position, sources
         self.slot.membership = (generation, True)
 
     def close(self) -> None:
@@ -103,13 +105,15 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 class Subscriber:
     """One reader, as the writer sees it: its slot, the bytes it has read, and its process.
 
-    `lag` is the number of published bytes that it has not read yet.
+    `lag` is the number of published bytes that it has not read yet. `sources` is a number that
+    readers with other sources have not; 0 if it has no source.
     """
 
     slot: int
     position: int
     lag: int
     identity: Identity
+    sources: int = 0
 
 
 class Subscribers:
@@ -274,6 +278,6 @@ def present(block: Block, lock: KernelLock) -> list[Subscriber]:
         if lock.is_held_elsewhere(slot.span):
             identity = Identity(slot.pid, slot.started, slot.namespace)
             lag = max(published - slot.position, 0)
-            found.append(Subscriber(index, slot.position, lag, identity))
+            found.append(Subscriber(index, slot.position, lag, identity, slot.sources))
         slot.release()
     return found

@@ -43,7 +43,12 @@ class Tail:
     """The wait of one reader for one stream. It subscribes, unless the stream has ended already."""
 
     def __init__(
-        self, stream: Stream, stall_timeout: float | None, *, subscribes_late: bool = False
+        self,
+        stream: Stream,
+        stall_timeout: float | None,
+        *,
+        subscribes_late: bool = False,
+        sources: int = 0,
     ) -> None:
         """With `subscribes_late`, the reader subscribes only when it has to wait for bytes.
 
@@ -56,6 +61,7 @@ class Tail:
         self.stall_timeout: float | None = stall_timeout
         self._subscription: Subscription | None = None
         self._position = 0  # as last given to `note`
+        self._sources = sources
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
@@ -70,7 +76,7 @@ class Tail:
         if self._subscription is None and stream.block.state not in TERMINAL:
             with naming_shortages(stream.name, "shared memory (/dev/shm)"):
                 self._subscription = Subscription(
-                    stream.block, stream.lock, stream.name, self._position
+                    stream.block, stream.lock, stream.name, self._position, self._sources
                 )
         return self._subscription
 
@@ -160,6 +166,12 @@ class Tail:
         self._position = position
         if self._subscription is not None and self._block.is_whole:
             self._subscription.slot.position = position
+
+    def offer(self, sources: int) -> None:
+        """Store which sources this reader has, for a writer that gives up."""
+        self._sources = sources
+        if self._subscription is not None:
+            self._subscription.slot.sources = sources
 
     def close(self) -> None:
         """Give the slot back. No other process notices."""

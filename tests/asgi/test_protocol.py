@@ -404,3 +404,22 @@ def test_a_body_that_has_come_keeps_the_connection() -> None:
     with protocol_of(app) as make:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
     assert bodies == [DATA, b"hello", b"", b"", b"", b""]
+
+
+def test_a_body_beside_a_response_is_not_read_for_ever(server: Server, origin: Origin) -> None:
+    """The client of a blob that stalls may send what it likes: little of it is taken."""
+    origin.change("/blob", stall_after=MIB)
+    with Client(server) as client:
+        client.send(GET + b"Content-Length: 1000000000\r\n\r\n")
+        assert client.file.readline() == b"HTTP/1.1 200 OK\r\n"
+        client.socket.settimeout(1)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 100 * MIB:
+                client.socket.sendall(b"x" * 65536)
+                sent += 65536
+        client.socket.settimeout(PATIENCE)
+        origin.release()
+        while client.file.readline() != b"\r\n":
+            pass
+        assert client.rest(SIZE) == DATA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def test_who_comes_later_does_not_wait(
     assert time.monotonic() - began < 300
 
 
-def test_without_a_source_it_waits(stopped: Stopped, store: Store) -> None:
+def test_without_a_source_it_waits(stopped: Stopped, store: Store, url: str) -> None:
     stopped(KEY)
     with store.open(KEY, stall_timeout=0.3) as blob:
         assert blob.read(MIB) == DATA[:MIB]
@@ -110,6 +111,8 @@ def test_without_a_source_it_waits(stopped: Stopped, store: Store) -> None:
                 blob.read(2 * MIB)
             assert (caught.value.name, caught.value.offset) == (KEY, MIB)
             assert caught.value.seconds == 0.3
+        assert Path(store.fetch(KEY, url, stall_timeout=0.3)).read_bytes() == DATA
+        assert blob.read() == DATA[MIB:], "another reader had a source"
 
 
 def test_its_own_source_fails_or_is_wrong(
@@ -117,7 +120,7 @@ def test_its_own_source_fails_or_is_wrong(
 ) -> None:
     stopped(KEY)
     origin.change("/blob", first=1, count=1, wrong_at=3 * MIB)
-    origin.change("/blob", first=2, count=1, status=404)
+    origin.change("/blob", first=2, count=2, status=404)  # of a part, and of the whole
     with store.open(KEY, url, stall_timeout=0.3) as blob:
         with pytest.raises(DigestMismatch):
             blob.read()
@@ -127,15 +130,20 @@ def test_its_own_source_fails_or_is_wrong(
     assert KEY not in store
 
 
-def test_where_no_file_can_be_without_a_name_it_waits(
+def test_where_no_file_can_be_without_a_name(
     stopped: Stopped, store: Store, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(KEY)
-    monkeypatch.setattr(
-        "os.O_TMPFILE", 0
-    )  # opens the folder itself: an error, as where there is none
-    with store.open(KEY, url, stall_timeout=0.3) as blob, pytest.raises(WriterStalled):
-        blob.read()
+    monkeypatch.setattr("os.O_TMPFILE", os.O_DIRECTORY)  # an error, as where there are none
+    with store.open(KEY, url, stall_timeout=0.3) as blob:
+        assert blob.read(3 * MIB) == DATA[: 3 * MIB]
+        assert store.check() == [], "it is known as a temporary file"
+    assert KEY not in store
+    with store.open(KEY, url, stall_timeout=0.3) as blob:
+        assert blob.read() == DATA
+    assert Path(blob.path).read_bytes() == DATA
+    left = {each.kind for each in store._layout.entries()}
+    assert left == {"blob", "partial", "journal"}, "and the leader's files are left alone"
 
 
 def test_tasks_go_past_together(stopped: Stopped, store: Store, origin: Origin, url: str) -> None:

@@ -70,6 +70,7 @@ def test_both_stream_one_download(
     reader: Reader,
     containers: tuple[Container, Container],
     origin: Origin,
+    folder: str,
 ) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE)
     origin.change("/blob", stall_after=2 * MIB)
@@ -84,6 +85,7 @@ def test_both_stream_one_download(
     assert heard["size"] == SIZE
     assert heard["told"] >= 2 * MIB - 65536, "progress"
     assert containers[1].streams() == []
+    assert Store(folder).is_in_flight(key), "here, too, where neither stream is"
     origin.release()
     assert read(follower, -1)["sha256"] == sha256(DATA[2 * MIB - 65536 :])
     assert read(leader, -1)["sha256"] == sha256(DATA[MIB:])
@@ -119,7 +121,7 @@ def test_a_stopped_leader_is_a_stall(
     reader: Reader, containers: tuple[Container, Container], origin: Origin, folder: str
 ) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE)
-    origin.change("/blob", stall_after=2 * MIB)
+    origin.change("/blob", first=0, count=1, stall_after=2 * MIB)
     leader = reader(containers[0], KEY, url)
     assert leader.hear()["role"] == "leads"
     wait_until(partial(has_come, folder, 2 * MIB))
@@ -131,6 +133,9 @@ def test_a_stopped_leader_is_a_stall(
         heard = read(follower, 2 * MIB)
         assert (heard["error"], heard["at"]) == ("WriterStalled", MIB)
         assert KEY in heard["text"]
+    past = reader(containers[1], KEY, url, 0.3)
+    assert past.hear()["role"] == "follows"
+    assert read(past, -1)["sha256"] == sha256(DATA), "it has a source of its own"
     origin.release()
     send(leader, signal.SIGCONT)
     assert read(leader, -1)["sha256"] == sha256(DATA)

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,8 +28,6 @@ from tests.support.stores import digest, has_published, interrupt
 Start = Callable[..., Interpreter]
 
 ROUNDS = int(os.environ.get("SHMSTREAM_FLIGHT_ROUNDS", "200"))
-KILL_ROUNDS = int(os.environ.get("SHMSTREAM_KILL_ROUNDS", "10"))
-KILL_SEED = os.environ.get("SHMSTREAM_KILL_SEED") or os.urandom(4).hex()
 MIB = 1 << 20
 
 
@@ -67,56 +64,6 @@ def test_sixteen_ask_at_once_and_there_is_one_download(
     wait_until(lambda: segment.names() == [])
     for taker in takers:
         taker.finish()
-
-
-@pytest.mark.timeout(600)
-def test_leaders_killed_at_random_moments(
-    start: Start, folder: str, origin: Origin, store: Store
-) -> None:
-    """Every follower finishes, and nothing that was published is asked for again."""
-    print(f"SHMSTREAM_KILL_SEED={KILL_SEED}")  # shown when it fails: the same moments again
-    takers = pool(start, 9, folder)
-    kills = attempts = 0
-    while kills < KILL_ROUNDS:
-        attempts += 1
-        assert attempts < 5 * KILL_ROUNDS + 10, f"only {kills} kills met a flight"
-        chance = random.Random(f"{KILL_SEED} {attempts}")
-        size = 3 * MIB + chance.randrange(MIB)
-        path = f"/{attempts}"
-        url = origin.serve(path, seed=attempts, size=size, rate=16 * MIB)  # 0.2 s or a little more
-        key = digest(attempts, size) if attempts % 3 else f"kill {attempts}"
-        for taker in takers:
-            taker.say([key, url, 0.01])
-        time.sleep(chance.uniform(0, 0.3))  # the moment: nothing is waited for
-        flight = next(iter(store.flights()), None)
-        survivors = takers
-        if flight is not None and flight.leader is not None:
-            [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
-            leader.kill()
-            survivors = [taker for taker in takers if taker is not leader]
-            kills += 1
-        outcomes = [outcome(taker) for taker in survivors]
-        assert {each["error"] for each in outcomes} == {None}, outcomes
-        assert {each["sha256"] for each in outcomes} == {sha256(content(attempts, size))}, outcomes
-        assert [each["role"] for each in outcomes].count("leads") <= 1, outcomes
-        # What it has sent it notes a moment later than the last reader may have had it.
-        requests = origin.wait(path, lambda heard: heard[-1].over)
-        *before, last = requests
-        begin = int((last.range or "bytes=0-")[6:-1])
-        assert last.sent == size - begin, (flight, requests)
-        if before:
-            assert len(before) == 1, f"one successor, one more request: {requests}"
-            assert flight is not None
-            assert begin >= flight.published, (flight, requests)
-        store.gc()  # perhaps all others had left before; and some of the dead's is a minute old
-        wait_until(lambda: store.flights() == [])
-        assert store.check() == [], "the dead have left nothing"
-        if len(survivors) < len(takers):
-            leader.close()
-            takers = survivors + pool(start, 1, folder)
-    for taker in takers:
-        taker.finish()
-    store.gc()
 
 
 @pytest.mark.parametrize("point", LEADER_POINTS)

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 MIB = 1 << 20
 SIZE = 2 * MIB
+MANY = 48  # clients at most
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,6 +65,26 @@ def get(url: str) -> tuple[int, bytes]:
         return int(answer.readline()), answer.read()
 
 
+def ask_both_workers(
+    clients: ThreadPoolExecutor, server: str, store: Store
+) -> list[Future[tuple[int, bytes]]]:
+    """Have clients ask for the blob until both workers have readers; wait until the source stalls.
+
+    The kernel decides which worker gets a connection.
+    """
+    answers = [clients.submit(get, server) for _ in range(6)]
+
+    def both_have_readers() -> bool:
+        if len(answers) < MANY:
+            answers.append(clients.submit(get, server))
+        return len({each.identity for each in store.flights()[0].followers}) == 2
+
+    wait_until(lambda: bool(store.flights()))
+    wait_until(both_have_readers)
+    wait_until(partial(has_published, store, MIB - 65536))
+    return answers
+
+
 @pytest.mark.parametrize("options", [(), ("--preload",)])
 def test_gunicorn_with_gevent(
     options: tuple[str, ...], store: Store, origin: Origin, tmp_path: Path
@@ -72,14 +93,8 @@ def test_gunicorn_with_gevent(
     key, url = digest(1, SIZE), origin.serve("/blob", seed=1, size=SIZE)
     origin.change("/blob", stall_after=MIB)
     told = {"STORE": store.folder, "KEY": key, "URL": url}
-    with (
-        gunicorn(tmp_path, *options, **told) as server,
-        ThreadPoolExecutor(12) as clients,
-    ):
-        answers = [clients.submit(get, server) for _ in range(12)]
-        wait_until(lambda: bool(store.flights()))
-        wait_until(partial(has_published, store, MIB - 65536))
-        wait_until(lambda: len({each.identity for each in store.flights()[0].followers}) == 2)
+    with gunicorn(tmp_path, *options, **told) as server, ThreadPoolExecutor(MANY) as clients:
+        answers = ask_both_workers(clients, server, store)
         # All wait for the source by now, and yet both workers answer.
         workers: set[int] = set()
         while len(workers) < 2:
@@ -99,11 +114,8 @@ def test_a_gevent_worker_takes_over(store: Store, origin: Origin, tmp_path: Path
     key, url = digest(1, SIZE), origin.serve("/blob", seed=1, size=SIZE)
     origin.change("/blob", first=0, count=1, stall_after=MIB)
     told = {"STORE": store.folder, "KEY": key, "URL": url}
-    with gunicorn(tmp_path, **told) as server, ThreadPoolExecutor(12) as clients:
-        answers = [clients.submit(get, server) for _ in range(12)]
-        wait_until(lambda: bool(store.flights()))
-        wait_until(partial(has_published, store, MIB - 65536))
-        wait_until(lambda: len({each.identity for each in store.flights()[0].followers}) == 2)
+    with gunicorn(tmp_path, **told) as server, ThreadPoolExecutor(MANY) as clients:
+        answers = ask_both_workers(clients, server, store)
         [flight] = store.flights()
         assert flight.leader is not None
         os.kill(flight.leader.pid, signal.SIGKILL)

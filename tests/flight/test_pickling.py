@@ -61,7 +61,7 @@ def test_its_sources_go_with_it(other: Interpreter, store: Store, origin: Origin
     """By the time the other process opens the key, there is neither a blob nor a flight."""
     url = origin.serve("/blob", seed=1, size=MIB)
     origin.change("/blob", first=0, count=1, close_after=500_000)
-    origin.change("/blob", first=1, count=1, status=404)  # and the file has the wrong size
+    origin.change("/blob", first=1, count=2, status=404)  # and the file has the wrong size
     sources: list[Any] = [url, io.BytesIO()]
     with store.open(KEY, sources) as blob:
         pickled = pickle.dumps(blob)

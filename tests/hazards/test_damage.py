@@ -31,12 +31,14 @@ from shmstream import (
     ShmstreamError,
     Store,
     StreamExists,
+    WriterDied,
     sweep,
 )
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, MAGIC, MAX_SLOTS, UNKNOWN, Block, State
 from shmstream.stream.partial import REAPER
-from shmstream.system.locks import KernelLock
+from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.system.locks import KernelLock, file_identity
 from tests.support import roles
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.roles import content, sha256
@@ -90,6 +92,7 @@ FORGERIES: dict[str, tuple[int, Callable[[Block], None] | None]] = {
     "no path": (GOOD, setting(path=b"")),
     "relative path": (GOOD, setting(path=b"etc/passwd")),
     "a path with a zero byte": (GOOD, setting(path=b"/some\0where")),
+    "a path with too long a name": (GOOD, setting(path=b"/" + b"x" * 238)),
     "a digest that is no text": (GOOD, setting(digest=b"\xff\xfe")),
     "a digest of no known kind": (GOOD, setting(digest=b"crc32:01234567")),
     "a digest with a digit too few": (GOOD, setting(digest=b"sha256:" + b"0" * 63)),
@@ -134,9 +137,31 @@ def test_an_error_text_that_is_none(blob: str) -> None:
 
 def test_a_half_made_segment_with_a_path_that_is_none() -> None:
     """Its writer was killed before it stored the magic; or another program made it."""
-    for junk in (b"/some\0where", b"relative", b"\xff" * 4096):
+    for junk in (b"/some\0where", b"relative", b"\xff" * 4096, b"/" + b"x" * 4000, b"/dev/null/x"):
         forge("forged", GOOD, setting(magic=0, path=junk))
         assert sweep() == ["forged"]
+
+
+def test_a_stream_whose_path_leads_nowhere(blob: str) -> None:
+    """Its writer is dead, and a file lies where the folder of its blob was."""
+    for resumable in (0, 1):
+        forge("forged", GOOD, setting(path=b"/dev/null/x", state=1, resumable=resumable))
+        with pytest.raises(WriterDied):
+            InFlightCopier.attach("forged", timeout=0)
+        BlobStreamer.create(blob, name="forged").close()
+
+
+def test_a_stream_with_more_takeovers_than_a_word_can_count(blob: str) -> None:
+    Path(blob + ".shmstream-partial").touch()
+    fd = os.open(blob + ".shmstream-partial", os.O_RDONLY)
+    device, inode, generation = file_identity(fd)
+    os.close(fd)
+    words = {"epoch": UNKNOWN, "size": UNKNOWN, "state": 1, "resumable": 1}
+    file = {"device": device, "inode": inode, "file_generation": generation}
+    forge("forged", GOOD, setting(path=os.fsencode(blob), **words, **file))
+    with ResumableStreamer.succeed("forged") as streamer:
+        streamer.transfer([b"data"])
+    assert Path(blob).read_bytes() == b"data"
 
 
 def test_junk_that_comes_after_attaching(blob: str) -> None:

@@ -4,7 +4,7 @@ Each operation (tests/support/operations.py) is killed at one line after the oth
 process of its own. Then the next process must come to the right bytes, ask the source for no byte
 that was published before, and leave nothing.
 
-`SHMSTREAM_KILL_STRIDE=1` tries every line: some twenty minutes. The usual stride takes a few lines
+`SHMSTREAM_KILL_STRIDE=1` tries every line: an hour. The usual stride takes a few lines
 of each operation, others in each run; the seed that is printed repeats them.
 """
 
@@ -22,7 +22,7 @@ from tests.support.interpreters import Interpreter
 from tests.support.operations import OPERATIONS
 from tests.support.origin import Origin
 
-STRIDE = int(os.environ.get("SHMSTREAM_KILL_STRIDE", "150"))
+STRIDE = int(os.environ.get("SHMSTREAM_KILL_STRIDE", "400"))
 SEED = os.environ.get("SHMSTREAM_KILL_SEED") or os.urandom(4).hex()
 
 

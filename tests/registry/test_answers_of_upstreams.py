@@ -160,6 +160,15 @@ def test_referrers_of_an_upstream_without_them(ours: Registry, origin: Origin) -
     assert listed(ours, "old/app", NONE) == [known, proved]
 
 
+def test_a_page_instead_of_referrers(ours: Registry, origin: Origin) -> None:
+    """The upstream has a page for every path that it does not know; the tag counts."""
+    known = entry(image(210, [10]).manifest, artifactType="a/b")
+    text = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]})
+    origin.serve(f"/v2/paged/app/referrers/{NONE}", text=PAGE, media_type="text/html")
+    serve_fallback(origin, "paged/app", NONE, text)
+    assert listed(ours, "paged/app", NONE) == [known]
+
+
 def test_referrers_that_are_no_index(ours: Registry, origin: Origin) -> None:
     for number, text in enumerate([PAGE, ERRORS, "{}", '{"manifests": [{"digest": "x"}]}']):
         origin.serve(f"/v2/fake/ref{number}/referrers/{NONE}", text=text, media_type=OCI_INDEX)

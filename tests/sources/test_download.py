@@ -129,6 +129,18 @@ def test_the_last_word_of_each_source() -> None:
         client.run()
 
 
+def test_retries_are_told_after_a_second(caplog: pytest.LogCaptureFixture) -> None:
+    """Each with its reason, how many tries there were and will be, and the pause."""
+    source = Scripted("it", refuses("busy", retry_after=0.6), refuses("busy", retry_after=0.6))
+    with pytest.raises(SourceFailed, match=r"^'name' was aborted after 0 bytes: ") as caught:
+        Client(source).run()
+    assert caught.value.reason == "it at offset 0: busy (it failed 3 times)"
+    caught.value.name = "it"
+    assert str(caught.value).count("it at offset 0") == 1, "a key that is the URL is not repeated"
+    [told] = caplog.messages
+    assert told == "key: it at offset 0: busy; that was try 2 of 3, the next is in 0.6 s"
+
+
 def test_a_hopeless_source_is_asked_once() -> None:
     source = Scripted("it", refuses(retryable=False))
     with pytest.raises(SourceFailed):

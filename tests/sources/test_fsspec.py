@@ -50,6 +50,7 @@ def test_fsspec_on_files(path: Path, tmp_path: Path) -> None:
     assert read(source, SIZE) == b""
     os.utime(path, (1, 1))
     assert read(source, 1000, feed.validator) == BLOB
+    assert "there is no such file: /gone" in fails_to_open(FsspecSource("memory://gone")).reason
     for mistake in (f"file://{tmp_path}/nothing", f"file://{tmp_path}", "nosuch://a"):
         assert not fails_to_open(FsspecSource(mistake)).retryable
 
@@ -114,6 +115,18 @@ def test_fsspec_asks_for_each_byte_once_and_never_for_all(store: RemoteFileSyste
     starts = [start for start, _ in store.asked]
     assert starts == [1_000_000, 1_000_000 + (4 << 20), 1_000_000 + (8 << 20)]
     assert [end for _, end in store.asked] == [*starts[1:], 10_000_000]
+
+
+def test_fsspec_that_cannot_seek_though_it_says_so(
+    store: RemoteFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seek(*_: object) -> None:
+        raise ValueError("no ranges here")
+
+    monkeypatch.setattr(RemoteFile, "seek", seek)
+    feed = FsspecSource("remote://blob").open(1000, '"a"')
+    assert feed.offset == 0
+    assert everything(feed) == store.data
 
 
 def test_fsspec_that_fails_or_changes(store: RemoteFileSystem) -> None:

@@ -142,6 +142,33 @@ def test_errors_of_the_c_library_are_raised(monkeypatch: pytest.MonkeyPatch) -> 
     bell.close(unlink_name=True)
 
 
+def test_a_doorbell_is_rung_while_it_is_closed() -> None:
+    """The thread that rings must not touch memory that the closing thread unmaps."""
+    bells: list[Doorbell] = []
+    ending = threading.Event()
+
+    def ring() -> None:
+        while not ending.is_set():
+            for bell in bells:
+                bell.ring()
+
+    ringing = threading.Thread(target=ring)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        ringing.start()
+        for turn in range(300):
+            bells[:] = [Doorbell(doorbell.name_of(9, 0, turn))]
+            waiting = threading.Thread(target=bells[0].wait, args=(0.0005,))
+            waiting.start()
+            bells[0].close(unlink_name=True)
+            waiting.join()
+    finally:
+        ending.set()
+        sys.setswitchinterval(interval)
+    ringing.join()
+
+
 FORKS = """
 import os, signal, threading
 from shmstream.stream import doorbell
@@ -156,7 +183,7 @@ def make_and_close() -> None:
 threads = [threading.Thread(target=make_and_close) for _ in range(3)]
 for each in threads:
     each.start()
-for turn in range(300):
+for turn in range(100):
     if (child := os.fork()) == 0:
         signal.alarm(10)  # a child that hangs is ended by that
         doorbell.Doorbell(doorbell.name_of(8, 0, turn)).close(unlink_name=True)

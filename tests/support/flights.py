@@ -114,6 +114,30 @@ def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
     }
 
 
+def take_async(link: Link, folder: str, options: dict[str, Any]) -> None:
+    """As `take`, in an event loop."""
+    store = make_store(folder, options)
+    link.say(os.getpid())
+    while True:
+        try:
+            key, source, _ = link.hear()
+        except EOFError:
+            return
+        link.say(asyncio.run(_read_all(link, store, key, source)))
+
+
+async def _read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
+    read = hashlib.sha256()
+    try:
+        async with store.aopen(key, source) as blob:
+            link.say({"role": blob.role})
+            async for data in blob:
+                read.update(data)
+    except ShmstreamError as error:
+        return {"error": type(error).__name__, "text": str(error)}
+    return {"error": None, "sha256": read.hexdigest()}
+
+
 def read_in_steps(
     link: Link, folder: str, key: str, source: Any, stall_timeout: float | None
 ) -> None:

@@ -60,7 +60,11 @@ class Behaviour:
     framing: str = "length"  # or "chunked" or "close"
     content_length: str | None = None  # a lie
     content_range: str | None = None  # a lie
+    reason: str | None = None  # behind the status
     status: int | None = None  # instead of the blob, with a short text
+    range_status: int | None = None  # for requests with a range, with a short text
+    range_resets: bool = False  # a request with a range ends with RST, before the head
+    rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
     rate: int | None = None  # bytes/s
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
@@ -266,8 +270,14 @@ class _Answer:
     def send(self) -> bool:
         if not self._goes_on(-1):
             return False
-        status, headers, body = self._blob() if self.does.status is None else self._text()
-        framing = self.does.framing if self.does.status is None else "length"
+        if self.request.range is not None and self.does.range_resets:
+            _reset_on_close(self.channel)
+            return False
+        status = self.does.status
+        if self.request.range is not None and self.does.range_status is not None:
+            status = self.does.range_status
+        status, headers, body = self._blob() if status is None else self._text(status)
+        framing = self.does.framing if status in (200, 206, 416) else "length"
         if framing == "chunked":
             headers["Transfer-Encoding"] = "chunked"
         elif framing == "close":
@@ -275,7 +285,7 @@ class _Answer:
         else:
             headers["Content-Length"] = self.does.content_length or str(len(body))
         self.request.status = status
-        head = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Whatever')}"]
+        head = [f"HTTP/1.1 {status} {self.does.reason or _REASONS.get(status, 'Whatever')}"]
         head += [f"{name}: {value}" for name, value in (headers | self.does.headers).items()]
         self.channel.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
         if self.request.method == "HEAD":
@@ -310,12 +320,14 @@ class _Answer:
         end = min(int(last) + 1 if last else len(body), len(body))
         if start >= len(body):
             return 416, headers | {"Content-Range": f"bytes */{len(body)}"}, b"no such range"
-        told = does.content_range or f"bytes {start}-{end - 1}/{len(body)}"
+        if does.rest_is_all:
+            return 200, headers, body[start:end]
+        told = does.content_range
+        told = f"bytes {start}-{end - 1}/{len(body)}" if told is None else told
         return 206, headers | {"Content-Range": told}, body[start:end]
 
-    def _text(self) -> tuple[int, dict[str, str], bytes]:
-        assert self.does.status is not None
-        return self.does.status, {"Content-Type": "text/plain"}, b"as the test told me\n"
+    def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
+        return status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
     def _send_body(self, body: memoryview, *, chunked: bool) -> bool:
         does = self.does

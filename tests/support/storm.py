@@ -152,7 +152,8 @@ def work(place: int, board: Board, folder: str, url: str, seed: str) -> None:
     """Read one blob after the other, to the end of the storm."""
     chance = random.Random(seed)
     store = make(folder)
-    while not board.is_over:
+    parent = os.getppid()
+    while not board.is_over and os.getppid() == parent:
         signal.alarm(PATIENCE)
         number = board.first + chance.randrange(KEYS)
         read_one(store, place, board, url, number)

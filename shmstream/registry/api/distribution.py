@@ -213,8 +213,8 @@ class Registry:
             tagged = self._tags.resolve(repository, tag, accept)
             if tagged.was_asked:
                 manifest = tagged.manifest
-                media_type = manifest.media_type
-                self._shared.grants.record(repository, "manifests", manifest.digest, media_type)
+                facts = (manifest.digest, manifest.media_type, manifest.size)
+                self._shared.grants.record(repository, "manifests", *facts)
             return tagged
 
         return await self._shared.ask(repository, ("tag", tag, accept), resolve)

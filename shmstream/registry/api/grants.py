@@ -4,7 +4,9 @@ The store knows digests, and no repositories. A client that may pull from reposi
 a blob that repository A brought into the store, unless B has that blob, too. So before B joins a
 flight, and before bytes go to a client of B, the upstream itself must have confirmed that B has the
 digest: by the answer to B's own GET, or to a HEAD. That confirmation is a grant. It is a note
-(`notes`) that all workers share.
+(`notes`) that all workers share, with the media type and the size that the upstream told. A flight
+that A leads may be of another size: then A's upstream lies, or B's, and B's clients get the bytes
+from B's.
 
 A grant is valid for `_FRESH`, twelve hours. The longest-lived tokens of well-known registries live
 as long, so access that the upstream withdraws ends here no later than it may end there. After that
@@ -36,13 +38,27 @@ class Grants:
     def media_type(self, repository: Repository, digest: str) -> str | None:
         """The media type of a manifest, as the upstream said; None if it said none."""
         note = self._notes.read(_key(repository, "manifests", digest))
-        return None if note is None else note.text or None
+        return None if note is None else note.text.partition("\n")[0] or None
+
+    def size(self, repository: Repository, kind: str, digest: str) -> int | None:
+        """The bytes that it has there, as the upstream said; None if it said nothing."""
+        note = self._notes.read(_key(repository, kind, digest))
+        size = "" if note is None else note.text.partition("\n")[2]
+        return int(size) if size.isascii() and size.isdigit() else None
 
     def record(
-        self, repository: Repository, kind: str, digest: str, media_type: str | None = None
+        self,
+        repository: Repository,
+        kind: str,
+        digest: str,
+        media_type: str | None = None,
+        size: int | None = None,
     ) -> None:
         """Note that the upstream has confirmed that `repository` has `digest`."""
-        self._notes.write(_key(repository, kind, digest), media_type or "")
+        text = media_type or ""
+        self._notes.write(
+            _key(repository, kind, digest), text if size is None else f"{text}\n{size}"
+        )
 
     def confirm(
         self, repository: Repository, kind: str, digest: str, size: int | None = None
@@ -68,7 +84,7 @@ class Grants:
         if None not in (size, about.size) and size != about.size:
             reason = f"it has {about.size} bytes there, not {size}"
             raise SourceError(repository.upstream.name, 0, reason, retryable=False, status=404)
-        self.record(repository, kind, digest, _media_type(kind, about.media_type))
+        self.record(repository, kind, digest, _media_type(kind, about.media_type), about.size)
 
 
 def _media_type(kind: str, told: str | None) -> str | None:

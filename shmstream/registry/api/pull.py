@@ -14,17 +14,29 @@
 
 A flight that fails before anything was sent may belong to another repository, which the upstream
 refused. Then our repository's upstream is asked; if it has the digest, there is a second try.
+
+The flight of another repository may also be of another size than our upstream tells, may stop in
+the middle, or may stall. Then the client gets the bytes, or the rest of them, straight from our own
+upstream (`BlobReply`, `goes_past`), and the flight is left to those that want it. With the right
+source, the next request finds the blob absent again, or complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from functools import cached_property, partial
 from typing import TypeVar
 
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
-from shmstream.errors import BlobNotFound, ShmstreamError, SourceFailed
+from shmstream.errors import (
+    BlobNotFound,
+    ShmstreamError,
+    SizeMismatch,
+    SourceFailed,
+    WriterStalled,
+)
+from shmstream.flight.async_blob import AsyncBlob
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
 from shmstream.registry.notes import Notes
@@ -33,9 +45,13 @@ from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
+from shmstream.sources.base import Description
 from shmstream.store import Store
 
 T = TypeVar("T")
+
+_STALL = 60.0  # s; without a byte of a manifest
+_MOST_LED = 4096  # digests
 
 
 class Shared:
@@ -50,7 +66,16 @@ class Shared:
         """
         self.store = store
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
+        self.led: dict[str, Hashable] = {}
+        """By digest, the repository whose upstream has last answered this process for a flight."""
         self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
+
+    def note_leader(self, digest: str, repository: Hashable) -> None:
+        """Note whose upstream gives the bytes of a flight. Any thread may call it."""
+        self.led.pop(digest, None)
+        self.led[digest] = repository
+        if len(self.led) > _MOST_LED:
+            self.led.pop(next(iter(self.led)), None)
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
@@ -94,8 +119,15 @@ class Pull:
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
-        record = partial(self._shared.grants.record, self.repository, self._kind, self.digest)
-        return self.repository.source(self._kind, self.digest, record, self._known)
+        return self.repository.source(self._kind, self.digest, self._answered, self._known)
+
+    def _answered(self, media_type: str | None, size: int | None) -> None:
+        self._shared.note_leader(self.digest, self.repository.key)
+        self._shared.grants.record(self.repository, self._kind, self.digest, media_type, size)
+
+    def _goes_past(self, source: RepositorySource) -> bool:
+        """Whether our upstream may do better than a flight that breaks: another one leads it."""
+        return not source.was_asked and self._shared.led.get(self.digest) != self.repository.key
 
     async def admit(self) -> None:
         """Check that this repository has a blob that is complete or in flight here.
@@ -119,9 +151,15 @@ class Pull:
             return False
         return True
 
-    async def _see_grant(self) -> None:
+    async def _see_grant(self, source: RepositorySource | None = None) -> None:
+        """Look whether this repository may have the digest.
+
+        If its own `source` has led the flight and failed, the flight goes on with another one.
+        """
         if self._is_granted:
             return
+        if source is not None and source.failure is not None:
+            raise source.failure
         if self._shared.grants.is_known(self.repository, self._kind, self.digest):
             self._is_granted = True
         else:
@@ -140,6 +178,20 @@ class Pull:
             except BlobNotFound:
                 pass  # it was evicted meanwhile
         self._shared.grants.confirm(self.repository, self._kind, self.digest, size)
+
+    async def _authorise(self, source: RepositorySource, blob: AsyncBlob | Description) -> None:
+        """See that this repository has the blob, and that it is the blob of the flight.
+
+        Raises:
+            SizeMismatch: the flight is of another size than our upstream tells.
+        """
+        await self._see_grant(source)
+        if isinstance(blob, Description) or blob.is_complete:
+            return
+        ours = self._shared.grants.size(self.repository, self._kind, self.digest)
+        if None not in (ours, blob.size) and ours != blob.size:
+            reason = f"its flight has {blob.size} bytes, and {self.repository.url('')} tells {ours}"
+            raise SizeMismatch(self.digest, 0, reason, ours or 0, blob.size or 0)
 
     async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
         await self.admit()
@@ -163,14 +215,17 @@ class Pull:
     async def _read(self, source: RepositorySource) -> bytes:
         store, limit = self._shared.store, manifests.LARGEST + 1
         try:
-            async with store.aopen(self.digest, source) as blob:
+            async with store.aopen(self.digest, source, stall_timeout=_STALL) as blob:
                 await blob.known()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await blob.read(limit) if (blob.size or 0) < limit else None
         except ShmstreamError as error:
-            async with store.pass_through(self.digest, source, error) as passage:
+            anyway = isinstance(error, WriterStalled) and self._goes_past(source)
+            async with store.pass_through(
+                self.digest, source, error, stall_timeout=_STALL, anyway=anyway
+            ) as passage:
                 about = await passage.ask()
-                await self._see_grant()
+                await self._see_grant(source)
                 data = await passage.read(about, limit)
         if data is not None and len(data) < limit:
             return data
@@ -199,7 +254,8 @@ class Pull:
                 source,
                 headers=headers,
                 media_type=media_type,
-                authorise=lambda _: self._see_grant(),
+                authorise=partial(self._authorise, source),
+                goes_past=partial(self._goes_past, source),
             )
             try:
                 await reply.send(scope, receive, send)

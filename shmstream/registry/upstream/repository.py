@@ -131,13 +131,13 @@ class Repository:
         self,
         kind: str,
         digest: str,
-        answered: Callable[[str | None], None],
+        answered: Callable[[str | None, int | None], None],
         known: Manifest | None = None,
     ) -> RepositorySource:
         """The bytes of `digest`, by GET; `kind` is blobs or manifests.
 
-        `answered` is called with the media type when the upstream has confirmed that this
-        repository has it. With `known`, `describe` asks nobody.
+        `answered` is called with the media type and the size, when the upstream has confirmed that
+        this repository has it. With `known`, `describe` asks nobody.
         """
         return RepositorySource(self, kind, digest, answered, known)
 
@@ -157,8 +157,11 @@ class Repository:
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
+        bad: BadAnswer | None = None
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
+        except BadAnswer as error:  # a page for a path that the upstream does not know, perhaps
+            bad = error
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
@@ -167,6 +170,8 @@ class Repository:
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
+        if bad is not None:
+            raise bad
         return Listing({})
 
     def _tagged_referrers(self, digest: str) -> list[dict[str, Any]]:
@@ -229,7 +234,7 @@ class RepositorySource:
         repository: Repository,
         kind: str,
         digest: str,
-        answered: Callable[[str | None], None],
+        answered: Callable[[str | None, int | None], None],
         known: Manifest | None,
     ) -> None:
         self._repository = repository
@@ -277,7 +282,7 @@ class RepositorySource:
             if isinstance(error, SourceError):
                 self.failure = error
             raise
-        self._answered(feed.media_type)
+        self._answered(feed.media_type, feed.size)
         return feed
 
     def _manifest(self, feed: Feed) -> Feed:
@@ -323,7 +328,7 @@ class RepositorySource:
         media_type = about.media_type
         if self._kind == "manifests":
             media_type = manifests.media_type(media_type)
-        self._answered(media_type)
+        self._answered(media_type, about.size)
         return Description(about.size, about.validator, media_type)
 
 

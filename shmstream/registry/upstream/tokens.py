@@ -85,6 +85,7 @@ class Tokens:
     def __init__(self, name: str, scheme: str, find: Callable[[], Credential | None]) -> None:
         """`scheme` of the upstream: http or https; `find` looks up its credential."""
         self._name = name
+        self._home = parse(name) if "://" in name else None
         self._scheme = scheme
         self._find = find
         self._lock = threading.Lock()  # guards all below
@@ -174,7 +175,7 @@ class Tokens:
         fields = {"scope": f"repository:{repository}:pull"}
         if "service" in challenge.parameters:
             fields["service"] = challenge.parameters["service"]
-        client = Client(public(realm))
+        client = Client(public(realm), named_by=self._home)
         headers = {"accept": "application/json", "user-agent": _CLIENT}
         if credential is not None and credential.means is Means.IDENTITY:
             fields |= {"grant_type": "refresh_token", "client_id": _CLIENT}

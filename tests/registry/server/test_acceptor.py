@@ -83,7 +83,7 @@ def test_no_more_connections_than_it_may_have(tmp_path: Path) -> None:
             for client in ending:
                 client.close()
         wait_until(lambda: Connection.made == 9 and taking.count == 0)
-        assert Connection.most == 3
+        assert Connection.most <= 3
 
     accepting(tmp_path, test, most=3)
 

@@ -13,6 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -216,8 +217,43 @@ def test_sighup_brings_other_workers(serve: Serve, tls_certificate: Path) -> Non
 def test_tls(serve: Serve, tls_certificate: Path) -> None:
     serving = serve("--workers", "1", "--certfile", str(tls_certificate))
     serving.tls = ssl.create_default_context(cafile=str(tls_certificate))
+    for probe in (b"GET / HTTP/1.0\r\n\r\n", b"\x16\x03\x01", b""):
+        say(serving, probe)
     assert serving.ask("/healthz").body == b"alive\n"
+    assert is_quiet(serving)
     assert f"at https://127.0.0.1:{serving.port} " in serving.log
+
+
+def say(serving: Serving, what: bytes) -> None:
+    """Send these bytes, and wait for the end of the connection."""
+    with socket.create_connection((serving.host, serving.port), PATIENCE) as client:
+        client.sendall(what)
+        client.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionError):
+            while client.recv(65536):
+                pass
+
+
+def is_quiet(serving: Serving) -> bool:
+    """Whether there is no warning in the log."""
+    return not re.search(r"WARNING|ERROR|Traceback", serving.log)
+
+
+def test_probes_and_odd_requests_are_no_news(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    for probe in (
+        b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1",
+        b"",
+        b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+        b"PUT /v2/ HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n",
+        b"GET /v2/ HTTP/1.0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ):
+        say(serving, probe)
+    assert serving.ask("/healthz").status == 200
+    assert is_quiet(serving), serving.log
 
 
 @pytest.mark.parametrize("listen", ["[::1]:0", ":0"])

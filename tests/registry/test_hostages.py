@@ -1,0 +1,113 @@
+"""A repository whose upstream lies or drips holds up no client of another repository."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from shmstream import SourceFailed, Store
+from shmstream.errors import FailureKind
+from shmstream.registry.api.pull import BrokenOff, Pull, Shared
+from shmstream.registry.upstream.repository import Repository
+from shmstream.registry.upstream.upstream import Upstream
+from shmstream.sources.retries import Retries
+from tests.support.origin import Origin
+from tests.support.registries import Registry
+from tests.support.roles import content
+from tests.support.stores import digest, has_published
+
+SIZE = 200_000
+WRONG = str(3 * SIZE)
+
+
+def test_a_flight_of_a_wrong_size(ours: Registry, origin: Origin) -> None:
+    """Its clients wait for it; those of another repository get what their own upstream has."""
+    key = digest(400, SIZE)
+    lies: dict[str, Any] = {"content_length": WRONG, "stall_after": 10, "close_after": SIZE}
+    origin.serve(f"/v2/liar/app/blobs/{key}", seed=400, size=SIZE, **lies)
+    origin.serve(f"/v2/honest/app/blobs/{key}", seed=400, size=SIZE)
+    held, stuck = ours.open(f"/v2/fault.test/liar/app/blobs/{key}")
+    assert stuck.headers["content-length"] == WRONG
+    path = f"/v2/fault.test/honest/app/blobs/{key}"
+    answer = ours.get(path)
+    assert (answer.status, answer.body) == (200, content(400, SIZE))
+    assert answer.headers["content-length"] == str(SIZE)
+    answer = ours.get(path, Range="bytes=100-199")
+    assert (answer.status, answer.body) == (206, content(400, SIZE)[100:200])
+    assert answer.headers["content-range"] == f"bytes 100-199/{SIZE}"
+    assert ours.head(path).headers["content-length"] == str(SIZE)
+    held.close()
+    origin.change(f"/v2/liar/app/blobs/{key}", status=404)
+    origin.release()  # the liar's flight ends short of its size, and is not resumed
+
+
+def sent_by(pull: Pull) -> tuple[list[Any], Any]:
+    """What a response sends, and the sending itself."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "headers": [], "extensions": {}}
+    return sent, pull.send(scope, receive, send, {}, None)
+
+
+def test_a_flight_that_drips_ends_and_others_go_on(
+    folder: str, origin: Origin, store: Store
+) -> None:
+    """A client of another repository gets the rest from its own upstream, in the same response."""
+    assert store.folder == folder
+    hasty = Store(folder, retries=Retries(least_rate=1e9, slow_for=0.2))
+    key = digest(401, SIZE)
+    origin.serve(f"/v2/drip/a/blobs/{key}", seed=401, size=SIZE, rate=50_000, stall_after=50_000)
+    origin.serve(f"/v2/drip/b/blobs/{key}", seed=401, size=SIZE)
+    upstream = Upstream(origin.url(""))
+    shared = Shared(hasty, [upstream])
+
+    async def main() -> None:
+        theirs, ours = (
+            Pull(shared, Repository(upstream, f"drip/{name}"), "blobs", key) for name in "ab"
+        )
+        _, leading = sent_by(theirs)
+        led = asyncio.ensure_future(leading)
+        while not (hasty.flights() and has_published(hasty, 30_000)):
+            await asyncio.sleep(0.001)
+        sent, following = sent_by(ours)
+        followed = asyncio.ensure_future(following)
+        while len(sent) < 2:
+            await asyncio.sleep(0.001)
+        origin.release()
+        await followed
+        assert sent[0]["status"] == 200
+        assert b"".join(each.get("body", b"") for each in sent) == content(401, SIZE)
+        with pytest.raises(BrokenOff):
+            await led
+
+    asyncio.run(main())
+    shared.close()
+    methods = [each.method for each in origin.requests(f"/v2/drip/b/blobs/{key}")]
+    assert methods == ["HEAD", "GET"]
+
+
+def test_a_source_that_crawls_is_left(folder: str, origin: Origin, store: Store) -> None:
+    """It is asked again once, at the same offset; then the next source goes on."""
+    assert store.folder == folder
+    hasty = Store(folder, retries=Retries(least_rate=1e9, slow_for=0.1))
+    slow = origin.serve("/slow", seed=402, size=SIZE, rate=100_000)
+    with pytest.raises(SourceFailed) as caught:
+        hasty.fetch(digest(402, SIZE), slow)
+    assert caught.value.kind == FailureKind.TIMEOUT
+    assert "bytes in 0 s" in str(caught.value)
+    assert len(origin.requests("/slow")) == 2
+    good = origin.serve("/good", seed=402, size=SIZE)
+    hasty.fetch(digest(402, SIZE), [slow, good])
+    assert len(origin.requests("/good")) == 1
+    with hasty.open("live", iter([b"slow"] * 3)) as blob:  # what is made just now may be slow
+        assert blob.read() == b"slow" * 3
+    patient = Store(folder, retries=Retries(least_rate=0, slow_for=0.1))
+    patient.fetch(digest(403, 30_000), origin.serve("/slow", seed=403, size=30_000, rate=100_000))
