@@ -47,6 +47,7 @@ from shmstream.flight.async_blob import AsyncBlob
 from shmstream.flight.blob import Blob, Progress
 from shmstream.flight.flight import Role
 from shmstream.sources.base import Description, Feed, Source
+from shmstream.sources.command import CommandSource
 from shmstream.sources.retries import Retries
 from shmstream.storage.check import Finding
 from shmstream.storage.flights import FlightInfo
@@ -68,6 +69,7 @@ __all__ = [
     "BlobNotFound",
     "BlobStreamer",
     "CannotStart",
+    "CommandSource",
     "ContentChanged",
     "CopierStatistics",
     "DamagedBlob",

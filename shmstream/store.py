@@ -133,6 +133,8 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
@@ -143,11 +145,15 @@ class Store:
         them downloads. If that process dies, another one continues the download.
 
         Args:
-            key: `sha256:<hex>` or `sha512:<hex>`, and then the bytes are verified; or any other
-                text, for content whose digest is not known.
+            key: a digest, and then the bytes are verified: `sha256:<hex>`, 64 hex digits alone,
+                `sha384-<base64>`, ... (`stream/spelling` has them all); or any other text, for
+                content whose digest is not known.
             source: an `http(s)` URL, another URL that fsspec knows, a path, a binary file object,
                 an iterable of buffers, a `Source`, or a list of these in order of preference. None:
                 only a blob that is complete or in flight.
+            digest: what the bytes are verified by if the key is a name. A stored blob of that name
+                with another digest is not what was asked for: it is downloaded anew.
+            size: the bytes that the blob has; more, or fewer, are an error. Otherwise as `digest`.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
                 that reads or waits, at most ten times a second.
             stall_timeout: seconds without a new byte after which this process goes on without the
@@ -159,13 +165,16 @@ class Store:
         Raises:
             BlobNotFound: the blob is not here, and there is no source.
             DamagedBlob: a folder or a link lies at its path; or with `verify` the bytes are wrong,
-                and there is no source.
+                or it has another `digest` or `size`, and there is no source.
+            SizeMismatch: the stored blob has the digest that is the key, and another `size`.
             TooManyFlights: there are `max_flights` flights already.
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
-            ValueError, TypeError: the key or the source is not valid.
+            ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
-        flight = self._flight(self._layout.place(key), source, stall_timeout, linger)
-        opens = partial(self.open, key, stall_timeout=stall_timeout, linger=linger)
+        flight = self._flight(self._layout.place(key, digest, size), source, stall_timeout, linger)
+        opens = partial(
+            self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
+        )
         return Blob(flight, progress, opens=opens)
 
     def _flight(
@@ -189,6 +198,8 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
     ) -> AsyncBlob:
@@ -197,14 +208,14 @@ class Store:
         Arguments and errors are those of `open`. Entering the block raises the errors; only a key
         that is not valid raises here.
         """
-        place = self._layout.place(key)
+        place = self._layout.place(key, digest, size)
         sources = Offer(source)
 
         def flight_for_all(tick: float) -> Flight:
             return self._flight(place, sources, tick, linger)
 
         def offer() -> None:
-            offers.add(place.stream, sources)
+            offers.add(place.asked, sources)
 
         def withdraw() -> None:
             offers.withdraw(sources)
@@ -214,12 +225,16 @@ class Store:
                 stored = self._layout.open(place)
             except OSError as error:
                 raise trouble(error, key, self.folder) or error from error
+            if stored is not None and not self._layout.is_known_right(place, stored[0]):
+                os.close(stored[0])  # a thread looks at its bytes
+                return None
             return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
-        flight = (self.folder, key, source is None)  # without a source it cannot lead or take over
+        # Without a source it cannot lead or take over.
+        flight = (self.folder, place.key, source is None, place.digest, place.size)
         return AsyncBlob(
-            key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
+            place.key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
         )
 
     def fetch(
@@ -227,15 +242,21 @@ class Store:
         key: str,
         source: AnySource | None = None,
         *,
+        digest: str | None = None,
+        size: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
     ) -> str:
         """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
 
+        Arguments are those of `open`.
+
         Raises:
             ShmstreamError: as `open`, and as reading a `Blob`.
         """
-        with self.open(key, source, progress=progress, stall_timeout=stall_timeout) as blob:
+        with self.open(
+            key, source, digest=digest, size=size, progress=progress, stall_timeout=stall_timeout
+        ) as blob:
             blob.wait()
             return blob.path
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import os
@@ -15,8 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import BlobAborted, DamagedBlob, OutOfRoom, Store, StoreUnusable
+from shmstream import (
+    BlobAborted,
+    DamagedBlob,
+    DigestMismatch,
+    OutOfRoom,
+    Store,
+    StoreUnusable,
+)
 from shmstream.stream import segment
+from shmstream.stream.spelling import ALGORITHMS, read_digest
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.fuse import Mount
@@ -152,13 +162,76 @@ def test_a_key_never_leaves_the_folder(key: str, store: Store, tmp_path: Path) -
     assert set(tmp_path.iterdir()) == around
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["", "sha256:", "sha256:../../x", "sha256:" + "A" * 64, "sha256:" + "a" * 63, "sha512:abc"],
-)
-def test_a_key_that_is_no_key(key: str, store: Store) -> None:
-    with pytest.raises(ValueError, match="key"):
-        store.open(key, [b"data"])
+def test_a_key_that_is_no_key(store: Store) -> None:
+    for key in ("", "sha256:", "sha256:../../x", "sha256:" + "a" * 63, "sha512:abc", "a" * 40):
+        for use in (store.open, store.aopen, store.is_in_flight, store.__contains__):
+            with pytest.raises(ValueError, match="key"):
+                use(key)
+
+
+def spellings(data: bytes) -> list[str]:
+    """Keys that mean the digest of `data`, by every algorithm that needs no extra."""
+    hashes = [hashlib.new(name, data) for name in ALGORITHMS if name != "blake3"]
+    two = [hashlib.sha256(data).hexdigest(), hashlib.sha512(data).hexdigest()]
+    marked = [f"{each.name}:{each.hexdigest()}" for each in hashes]
+    shouted = [each.upper() for each in (*two, *marked)]
+    sri = [f"{each.name}-{base64.b64encode(each.digest()).decode()}" for each in hashes]
+    return [*marked, *two, *shouted, *sri, f"sha256={two[0]}"]
+
+
+def test_a_key_that_means_a_digest_is_verified(store: Store) -> None:
+    data = content(1, 1000)
+    for key in spellings(data):
+        with pytest.raises(DigestMismatch):
+            store.fetch(key, [data[:-1], b"x"])
+        assert key not in store
+    for key in spellings(data):
+        assert Path(store.fetch(key, [data])).read_bytes() == data
+    kept = [key for key, _ in store.blobs()]
+    assert set(kept) == {read_digest(each) for each in spellings(data)}
+    assert len(kept) == len(set(kept)), "one of each digest"
+    assert store.check() == []
+
+
+def test_two_spellings_are_one_flight(store: Store, origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", count=1, stall_after=500_000)
+    key = digest(1, MIB)
+    with store.open(key.upper(), url) as blob, store.open(key[7:], url) as other:
+        assert (blob.role, blob.key, other.role, other.key) == ("leads", key, "follows", key)
+        assert store.is_in_flight(f"SHA-256={key[7:]}")
+        origin.release()
+        assert blob.read() == other.read() == content(1, MIB)
+
+
+def test_blobs_of_a_rare_digest_are_cared_for(start: Start, folder: str, origin: Origin) -> None:
+    """They are found damaged, resumed, and evicted, as all others."""
+    store = make_store(folder, {})
+    key = f"md5:{hashlib.md5(content(1, 2 * MIB)).hexdigest()}"
+    interrupt(start, folder, origin, key, 2 * MIB, MIB)
+    store.gc()
+    with store.open(key, origin.url("/blob")) as blob:
+        assert blob.read() == content(1, 2 * MIB)
+        path = Path(blob.path)
+        blob.wait()
+    assert origin.requests("/blob")[1].status == 206
+    assert path.parent == Path(folder, "blobs", "md5")
+    path.write_bytes(b"damage")
+    assert [(each.kind, each.path) for each in store.check()] == [("damaged", str(path))]
+    assert store.evict(0) == [str(path)]
+
+
+def test_a_blob_whose_digest_cannot_be_computed_here(store: Store) -> None:
+    shelf = Path(store.folder, "blobs", "blake3")
+    shelf.mkdir(0o700)
+    path = shelf / ("a" * 64)
+    path.touch(0o600)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "blake3", None)
+        [finding] = store.check()
+    assert (finding.kind, finding.path) == ("unverified", str(path))
+    assert "shmstream[blake3]" in finding.detail
+    path.unlink()
 
 
 # Who may use which folder.

@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shmstream.stream.spelling import read_digest
+
 _ONE_RANGE = re.compile(r"bytes=\s*(?:(\d{1,19})-(\d{1,19})?|-(\d{1,19}))\s*", re.ASCII)
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
@@ -38,10 +40,17 @@ def etag_of(key: str, validator: str | None = None) -> str | None:
 
     None if the source has no validator, or a weak one, or a date.
     """
-    if key.startswith(("sha256:", "sha512:")):
-        return f'"{key}"'
+    if (digest := _digest_of(key)) is not None:
+        return f'"{digest}"'
     strong = validator is not None and validator.startswith('"')
     return validator if strong and _ETAG.fullmatch(validator or "") else None
+
+
+def _digest_of(key: str) -> str | None:
+    try:
+        return read_digest(key)
+    except ValueError:  # no store takes such a key
+        return None
 
 
 def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | None:

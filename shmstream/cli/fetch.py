@@ -44,9 +44,17 @@ from shmstream.store import Store
     "--digest",
     type=digest_of_text,
     metavar="DIGEST",
-    help="sha256:<hex> or sha512:<hex>: the key of the blob. Its bytes are verified by it.",
+    help="sha256:<hex>, md5:<hex>, ...: the bytes are verified by it. It is the key of the blob, "
+    "unless --key gives a name.",
 )
-@click.option("--key", metavar="TEXT", help="The key of a blob without a digest.  [default: URL]")
+@click.option("--key", metavar="TEXT", help="The key of the blob.  [default: DIGEST, or else URL]")
+@click.option(
+    "--size",
+    "expected",
+    type=size,
+    metavar="SIZE",
+    help="What the blob has, in bytes or as 10MiB: more or less is an error.",
+)
 @store_option
 @click.option(
     "--source",
@@ -76,6 +84,7 @@ def fetch(
     out: str | None,
     digest: str | None,
     key: str | None,
+    expected: int | None,
     folder: str,
     others: Sequence[str],
     headers: Sequence[str],
@@ -97,9 +106,7 @@ def fetch(
       shmstream fetch https://host/data.tar -o - | tar x
       path=$(shmstream fetch -q https://host/data.tar --source https://mirror/data.tar)
     """  # noqa: D301  click wants the real character
-    if digest is not None and key is not None:
-        raise click.UsageError("--digest is the key: give --digest or --key, not both.")
-    name = digest or key or key_of(url)
+    name = key or digest or key_of(url)
     try:
         sources = _sources([url, *others], _parsed(headers))
     except ValueError as error:
@@ -109,7 +116,7 @@ def fetch(
     store = Store(folder, max_bytes=max_bytes, shared_group=is_shared())
     with ExitStack() as stack:
         target = None if out is None else stack.enter_context(output.opened(out))
-        blob = stack.enter_context(_opened(store, name, sources))
+        blob = stack.enter_context(_opened(store, name, sources, digest, expected))
         shares_terminal = out == STANDARD_OUTPUT and sys.stdout.isatty()
         bar = PEOPLE.is_terminal and PEOPLE.is_interactive and not shares_terminal
         shown = public(name) if name == key_of(url) else name
@@ -123,9 +130,11 @@ def fetch(
         click.echo(path)
 
 
-def _opened(store: Store, key: str, sources: list[Source]) -> Blob:
+def _opened(
+    store: Store, key: str, sources: list[Source], digest: str | None, size: int | None
+) -> Blob:
     try:
-        return store.open(key, sources)
+        return store.open(key, sources, digest=digest, size=size)
     except ShmstreamError:
         raise
     except ValueError as error:

@@ -13,7 +13,7 @@ from shmstream import units
 from shmstream.cli.printing import say
 from shmstream.storage.folder import default_folder
 from shmstream.store import Store
-from shmstream.stream.digest import is_digest
+from shmstream.stream.digest import require_digest
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,18 +35,15 @@ def duration(text: str) -> float:
 
 
 def digest(text: str) -> str:
-    """A digest, from `sha256:<hex>`, from `sha512:<hex>`, or from hex digits as sha256sum prints.
+    """A digest in its one spelling, from any spelling that a key may have.
 
     Raises:
-        BadParameter: `text` is none of these.
+        BadParameter: `text` is no digest, or cannot be verified.
     """
-    told = text.strip().lower()
-    if ":" not in told:
-        told = f"sha256:{told}"
-    if not is_digest(told):
-        what = "sha256: and 64 hex digits, or sha512: and 128"
-        raise click.BadParameter(f"{text!r} is no digest: {what}.")
-    return told
+    try:
+        return require_digest(text.strip())
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
 
 
 def existing_store(folder: str) -> Store:

@@ -17,6 +17,7 @@ from rich.text import Text
 from shmstream.cli.formatting import left, per_second
 from shmstream.cli.printing import PEOPLE, say
 from shmstream.flight.blob import Blob
+from shmstream.stream.spelling import is_spelled
 from shmstream.units import amount, printable
 
 _NAME_WIDTH = 28  # columns of a terminal
@@ -99,7 +100,7 @@ class _Amounts(TextColumn):
 def _short(name: str) -> str:
     """A short name that tells blobs apart: the end of a URL, or the beginning of a digest."""
     name = printable(name)
-    if name.startswith(("sha256:", "sha512:")):
-        return name[:19]
+    if is_spelled(name):
+        return name[: name.index(":") + 13]
     name = name.partition("?")[0].rstrip("/").rpartition("/")[2] or name
     return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."

@@ -192,7 +192,7 @@ class Beside(GrowingFile):
             os.fdatasync(self._fd)
             if place.is_given:
                 seal(self._fd, place.digest)
-        if not place.is_given and Record.read(place.record) is None:
+        if place.is_named and Record.read(place.record) is None:
             Record(place.key, None, self.description).write(place.record, durable=self._durable)
         with suppress(FileExistsError):  # the leader, or another process, was faster
             # With a descriptor of a folder, `link` follows the name in /proc.

@@ -17,10 +17,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shmstream.errors import (
+    BlobAborted,
     BlobNotFound,
     ContentChanged,
     DamagedPartial,
     ShmstreamError,
+    StreamBroken,
     StreamClosed,
     WriterDied,
     WriterStalled,
@@ -28,6 +30,7 @@ from shmstream.errors import (
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
+from shmstream.flight.guarded import Unproved
 from shmstream.flight.naming import name_key, naming
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
@@ -89,6 +92,8 @@ class Blob(io.RawIOBase):
         BlobAborted: the flight was given up: `SourceFailed`, `DigestMismatch`, ...
         WriterStalled: no byte came for `stall_timeout`; reading again waits again.
         DamagedPartial: another program changed the file.
+        DamagedBlob: the flight of another caller brought a blob with another digest or size than
+            this one asked for, and there is no source to get the right one from.
     """
 
     def __init__(
@@ -373,7 +378,7 @@ class Blob(io.RawIOBase):
         while True:
             try:
                 if deaths.error is not None:
-                    self._rejoin()
+                    self._rejoin(deaths.error)
                     deaths.error = None
                 if self._counts:
                     self._count_from_progress()
@@ -389,15 +394,21 @@ class Blob(io.RawIOBase):
         """Return if it makes sense to try again; else raise the error."""
         if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
             deaths.add(error)
-        elif isinstance(error, BlobNotFound) and deaths.error is not None:
+        elif isinstance(error, Unproved | BlobAborted) and self._flight.is_foreign(error):
+            deaths.error = error
+        elif (
+            isinstance(error, BlobNotFound)
+            and deaths.error is not None
+            and not isinstance(deaths.error, Unproved)
+        ):
             deaths.wait_for_a_source(deaths.error)
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
             raise error
 
-    def _rejoin(self) -> None:
-        """Join the flight again, and read on at the same position."""
+    def _rejoin(self, death: StreamBroken | None = None) -> None:
+        """Join the flight again, after this `death`, and read on at the same position."""
         old = self._file
-        self._flight.before = None if self._is_forked else old
+        self._flight.before = old if isinstance(death, WriterDied) else None
         fresh = self._flight.join()
         if fresh is not old:  # else its flight was aborted meanwhile, and it raises why
             self._replace(fresh)
@@ -406,7 +417,7 @@ class Blob(io.RawIOBase):
         """Read on in another stream or file, at the same position."""
         old = self._file
         try:
-            if old.position:
+            if old.position and old.published:  # else no byte was given
                 self._require_same(old, fresh)
             fresh.seek(old.position)
         except BaseException:
@@ -545,8 +556,8 @@ class _Deaths:
         self._patience = _PATIENCE if stall_timeout is None else stall_timeout
         self._count = 0
         self._began = self._last = float("-inf")
-        self.error: WriterDied | None = None
-        """The last one, until the flight is joined again."""
+        self.error: StreamBroken | None = None
+        """The last one, or another reason to join the flight again; until that is done."""
 
     def add(self, error: WriterDied) -> None:
         """A leader has died. If another has just died, wait a moment: a third may be beginning.
@@ -563,11 +574,11 @@ class _Deaths:
             time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
         self._count, self._last, self.error = self._count + 1, time.monotonic(), error
 
-    def wait_for_a_source(self, death: WriterDied) -> None:
+    def wait_for_a_source(self, death: StreamBroken) -> None:
         """This process has no source: wait a moment, as a process that has a source may lead.
 
         Raises:
-            WriterDied: `death`, because no process did so in time.
+            StreamBroken: `death`, because no process did so in time.
         """
         if time.monotonic() - self._last > SUCCESSION:
             raise death

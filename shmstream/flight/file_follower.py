@@ -11,6 +11,8 @@ file itself:
                   leader writes it anew when it has done so
     size, ...     what the source says of the blob, from the journal
     last chunk    of a blob with a digest: withheld, until the final name leads to this very file
+    all chunks    withheld if the caller asked for more than the key says (`Place.expects`), because
+                  nothing tells here what the leader verifies. At the end `Unproved` is raised
     end           the final name leads to this very file: it was verified before it got that name
     alive         the leader holds the kernel lock on the file
 
@@ -39,6 +41,7 @@ import stat
 import time
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, WriterStalled
+from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal, seal_for_the_dead
 from shmstream.storage.layout import Place
@@ -70,6 +73,7 @@ class FileFollower(GrowingFile):
         self.position: int = 0
         self.is_complete: bool = False
         """Whether the blob was committed, as this reader last saw it."""
+        self._is_unproved = False  # it was committed, and may be another blob than was asked for
         self.description: Description = Description()
         """What the source says of the blob; empty until the leader has written its journal."""
         self.identity: tuple[int, int, int] = file_identity(fd)
@@ -154,6 +158,8 @@ class FileFollower(GrowingFile):
             is_over = not self._look()
             if self._published >= want or self.is_complete:
                 return self._published
+            if self._is_unproved:
+                raise Unproved(self._place.key, position)
             if is_over:
                 if self._published > position:
                     return self._published
@@ -179,6 +185,9 @@ class FileFollower(GrowingFile):
         is_alive = is_held(self._fd, LIFE)
         is_partial = self._is_at(self._place.partial)
         if not is_partial and self._is_at(self._place.path):
+            if self._place.expects:
+                self._is_unproved = True
+                return False
             self.is_complete = True
             self._published = os.fstat(self._fd).st_size
             return False
@@ -205,7 +214,7 @@ class FileFollower(GrowingFile):
         self._note_growth(there)
         if there < self._published:
             raise self._too_short()
-        if there and self._is_vouched_for():
+        if there and not self._place.expects and self._is_vouched_for():
             if self._place.is_given:  # I5
                 size = self.description.size
                 end = there if size is None else size
@@ -223,7 +232,9 @@ class FileFollower(GrowingFile):
         except FileNotFoundError:
             return False
         if self._journal != (now := (facts.st_ino, facts.st_size, facts.st_mtime_ns)):
-            journal = Journal(self._place.journal, self._place.algorithm)
+            # The leader of a name may have been given a digest of another algorithm.
+            algorithm = None if self._place.is_named else self._place.algorithm
+            journal = Journal(self._place.journal, algorithm)
             if not journal.is_of_this_boot:
                 return False
             self.description = journal.metadata

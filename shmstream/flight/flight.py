@@ -45,6 +45,8 @@ from shmstream.errors import (
     BlobNotFound,
     DamagedBlob,
     DamagedPartial,
+    DigestMismatch,
+    SizeMismatch,
     StoreUnusable,
     StreamExists,
     StreamNotFound,
@@ -56,6 +58,7 @@ from shmstream.events import Event, EventKind
 from shmstream.flight import offers
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
+from shmstream.flight.guarded import GuardedCopier, Unproved, attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.leader import Leader
 from shmstream.flight.naming import naming
@@ -173,7 +176,7 @@ class Flight:
             if (stored := self._stored()) is not None:
                 self.role = Role.STORED
                 return stored
-            offers.add(self.place.stream, self.sources)
+            offers.add(self.place.asked, self.sources)
             reader: Reader | None = self._follow(patience) or self._follow_file()
             if (reader := reader or _if_aborted(self.before)) is not None:
                 return reader
@@ -204,9 +207,9 @@ class Flight:
         Raises:
             BlobNotFound, CannotStart, StoreUnusable: as `join`.
         """
-        if not self._lingers or os.path.lexists(self.place.path) or self._is_in_flight():
+        if not self._lingers or self._has_it() or self._is_in_flight():
             return None
-        offers.add(self.place.stream, self.sources)
+        offers.add(self.place.asked, self.sources)
         try:
             with self._naming():
                 self._leader = self._begin()
@@ -222,7 +225,7 @@ class Flight:
 
         The reader takes its slot when it first waits.
         """
-        offers.add(self.place.stream, self.sources)
+        offers.add(self.place.asked, self.sources)
         with self._naming():
             copier = self._attach(0, subscribes_late=True)
         if copier is not None and copier.is_orphaned:
@@ -245,8 +248,42 @@ class Flight:
             file = undo.enter_context(StoredFile(fd))
             if self._policy.verify and not self._is_right(fd):
                 return None
+            if self.place.expects and not self._is_asked_for(fd):
+                return None
             undo.pop_all()
         return file
+
+    def _has_it(self) -> bool:
+        """Whether there is a complete blob, and it is the one that was asked for."""
+        place = self.place
+        if not (place.is_named and place.expects):
+            return os.path.lexists(place.path)
+        if (stored := self._layout.open(place)) is None:
+            return False
+        try:
+            return self._layout.objection(place, stored[0]) is None
+        finally:
+            os.close(stored[0])
+
+    def _is_asked_for(self, fd: int) -> bool:
+        """Whether the complete blob has the digest and the size that were asked for.
+
+        If not, it stays until a source has answered.
+
+        Raises:
+            SizeMismatch: it has the digest that is its key, so the size is wrong.
+            DamagedBlob: it is another one, and there is no source.
+        """
+        place = self.place
+        if (reason := self._layout.objection(place, fd)) is None:
+            return True
+        size = os.fstat(fd).st_size
+        if not place.is_named and place.size is not None:
+            raise SizeMismatch(place.key, size, reason, place.size, size)
+        if not self.sources():
+            raise DamagedBlob(place.key, place.path, reason)
+        _log.warning("%s: %s; downloading it anew", place.key, reason)
+        return False
 
     def _is_right(self, fd: int) -> bool:
         """Whether the complete blob has its digest. If not, and there is a source, remove it.
@@ -255,14 +292,14 @@ class Flight:
             DamagedBlob: it has another digest, and there is no source.
         """
         digest = self.place.digest
-        if not self.place.is_given:
+        if self.place.is_named:
             record = Record.read(self.place.record)
             if record is None or record.digest is None:
                 return True  # its digest was never known
             digest = record.digest
         got = "not known, because it has large holes"
         if not is_hollow(fd):
-            got = digest_of(fd, self.place.algorithm)
+            got = digest_of(fd, digest.partition(":")[0])
         if got == digest:
             return True
         error = DamagedBlob(self.place.key, self.place.path, f"its digest is {got}")
@@ -322,20 +359,24 @@ class Flight:
         return follower
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:
-        """A reader of the stream; None if there is no stream, or if it is aborted."""
+        """A reader of the stream; None if there is no stream, or if it has ended without our blob.
+
+        Its leader may still be clearing up, which takes a moment.
+        """
         if not patience and not self._is_in_flight():
             return None
         try:
-            copier = InFlightCopier.attach(
-                self.place.stream,
-                timeout=patience,
+            copier = attach(
+                self.place,
+                patience,
                 stall_timeout=self.stall_timeout,
                 subscribes_late=subscribes_late,
-                sources=offers.crew(self.place.stream),
+                sources=offers.crew(self.place.asked),
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
-        if copier.state == State.ABORTED:
+        is_unproved = isinstance(copier, GuardedCopier) and copier.is_unproved
+        if is_unproved or copier.state == State.ABORTED:
             copier.close()
             return None
         return copier
@@ -389,7 +430,7 @@ class Flight:
         words = LastWords.from_text(last_words)
         if words is None:
             return self.sources()
-        return offers.untried(self.place.stream, words.tried)
+        return offers.untried(self.place.asked, words.tried)
 
     def _wait_for_another(self, copier: InFlightCopier) -> tuple[bool, FileFollower | None]:
         """Wait for another process to succeed. Whether to end the flight, because none does and
@@ -403,7 +444,7 @@ class Flight:
             words = LastWords.from_text(copier.last_words)
             if words is not None:
                 self._offer_nothing(copier)
-                crews = words.crews | {0, offers.crew(self.place.stream)}
+                crews = words.crews | {0, offers.crew(self.place.asked)}
                 readers = copier.subscribers()
                 if all(each.identity == here or each.sources in crews for each in readers):
                     return True, None
@@ -441,9 +482,7 @@ class Flight:
             return None
         with ExitStack() as undo:
             undo.callback(leader.discard)
-            copier = InFlightCopier.attach(
-                self.place.stream, timeout=0, stall_timeout=self.stall_timeout
-            )
+            copier = attach(self.place, 0, stall_timeout=self.stall_timeout)
             undo.callback(copier.close)
             leader.start()
             undo.pop_all()
@@ -484,7 +523,7 @@ class Flight:
                 raise TooManyFlights(place.key, policy.max_flights)
             streamer = self._create()
             undo.callback(streamer.close)
-            if os.path.lexists(place.path):  # the second look
+            if self._has_it():  # the second look
                 return None
             leader = self._leader_of(streamer, sources, permit)
             undo.pop_all()
@@ -499,6 +538,7 @@ class Flight:
 
     def _create(self) -> ResumableStreamer:
         place, policy = self.place, self._policy
+        self._layout.make_shelf(place)
         return ResumableStreamer.create(
             place.path,
             name=place.stream,
@@ -533,7 +573,7 @@ class Flight:
     def offer(self, reader: Reader) -> None:
         """Tell the leader which sources the readers of this process have by now."""
         if isinstance(reader, InFlightCopier):
-            reader.offer(offers.crew(self.place.stream))
+            reader.offer(offers.crew(self.place.asked))
 
     def go_past(self, old: Reader) -> StoredFile | Beside | None:
         """A reader that goes on where `old` is, without the leader; None if there can be none.
@@ -545,6 +585,8 @@ class Flight:
         """
         if self.role != Role.FOLLOWS or isinstance(old, StoredFile | Beside):
             return None
+        if self.place.is_named and self.place.expects:
+            return None  # another blob may have the name: it is replaced by a leader alone
         if (stored := self._stored()) is not None:  # another process went past the leader
             self.role = Role.STORED
             return stored
@@ -571,6 +613,16 @@ class Flight:
         if isinstance(reader, FileFollower | Beside):
             return reader.description
         return self._layout.metadata(self.place, reader.fileno())
+
+    def is_foreign(self, error: BlobAborted | Unproved) -> bool:
+        """Whether the flight has ended for somebody who asked for something else."""
+        if isinstance(error, Unproved):
+            return True
+        if not self.place.is_named or self.role != Role.FOLLOWS:
+            return False
+        if isinstance(error, DigestMismatch):
+            return error.expected != self.place.digest
+        return isinstance(error, SizeMismatch) and error.expected != self.place.size
 
     def withdraw(self) -> None:
         """The reader is closed: its sources are no more for the flight's other readers."""

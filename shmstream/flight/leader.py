@@ -23,7 +23,6 @@ its size is told, and the next source is asked at once.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -48,6 +47,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.guarded import attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
 from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
@@ -61,6 +61,7 @@ from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import AT_ONCE, ResumableStreamer
+from shmstream.stream.spelling import new_hash
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
@@ -101,7 +102,10 @@ class Leader:
         """The stream; only the leader changes it."""
         self._layout = layout
         self._place = place
-        self._journal = Journal(place.journal, place.algorithm)
+        # Of a name, the flight that is taken over may verify another digest than this place.
+        self._digest, self._is_given = streamer.expected, ":" in streamer.expected
+        self._algorithm = self._digest.partition(":")[0]
+        self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
@@ -109,7 +113,8 @@ class Leader:
             streamer.name,
             self._journal.wrong_last(sources),
             retries,
-            is_given=place.is_given,
+            is_given=self._is_given,
+            size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
             end="it was handed over",
@@ -218,14 +223,14 @@ class Leader:
     def end(self, error: BaseException) -> None:
         """Abort the flight for the reason that an earlier leader had; close everything."""
         try:
-            self.streamer.keeps = self._journal.is_begun or not self._place.is_given
+            self.streamer.keeps = self._journal.is_begun or self._place.is_named
             self._abort(error)
         finally:
             self.discard()
 
     def _others_here(self) -> list[Source]:
         """The sources of other readers in this process that were not tried yet."""
-        found = offers.untried(self.streamer.name, self._tried)
+        found = offers.untried(self._place.asked, self._tried)
         self._tried.update(fingerprint(each) for each in found)
         self._sources = [*self._sources, *found]
         return found
@@ -233,13 +238,13 @@ class Leader:
     def _gives_way(self, error: SourceFailed) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
         streamer, here = self.streamer, Identity.mine()
-        crews = self._crews | {0, offers.crew(streamer.name)}
+        crews = self._crews | {0, offers.crew(self._place.asked)}
         try:
             readers = streamer.statistics().subscribers
             if all(each.identity == here or each.sources in crews for each in readers):
                 return False
             if self.takes_a_seat:
-                self.seat = InFlightCopier.attach(streamer.name, timeout=0)
+                self.seat = attach(self._place, 0)
             words = LastWords(error, frozenset(self._tried), frozenset(crews))
             text = words.to_text(Block.error.capacity)
             self._has_given_way = True  # first: then readers of this process join again
@@ -276,7 +281,7 @@ class Leader:
                 "%s: uses %d of %d bytes that are here: nothing proves the others",
                 self._place.key, kept, there,
             )  # fmt: skip
-        if kept and (self._place.is_given or known.validator):
+        if kept and self._may_keep(kept):
             download.known = known
         else:
             kept = 0
@@ -292,10 +297,17 @@ class Leader:
                     feed = self._open(0)
             self._described_by = name_hash(download.source)
             size = feed.size if feed.size is not None or not kept else known.size
+            size = self._place.size if size is None else size
             download.known = Description(size, feed.validator, feed.media_type)
         self._announce(kept)
         download.binds = True
         return feed
+
+    def _may_keep(self, kept: int) -> bool:
+        """Whether the first `kept` bytes of the partial file may be of what was asked for."""
+        asked, known = self._place.size, self._journal.metadata
+        is_right_size = asked is None or (known.size in (None, asked) and kept <= asked)
+        return is_right_size and (not self._place.is_named or known.validator is not None)
 
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
@@ -305,7 +317,7 @@ class Leader:
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
-            may_ask_another = self._place.is_given and download.has_another
+            may_ask_another = self._is_given and download.has_another
             if not may_ask_another or feed.offset or (feed.size or 0) > most:
                 return feed
             data = bytearray()
@@ -316,17 +328,18 @@ class Leader:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):
                     raise download.error(f"it ended after {len(data)} bytes", 0)
-                if (got := self._digest_of(data)) == self._place.digest:
+                if (got := self._digest_of(data)) == self._digest:
                     return replace(feed, data=iter([data]), size=len(data), by_kernel=None)
                 self._blame(name_hash(download.source))
-                reason = f"its digest is {got}, not {self._place.digest}"
+                reason = f"its digest is {got}, not {self._digest}"
                 raise download.error(reason, 0, retryable=False)
             except SourceError as error:
                 download.fail(error, kept)
 
     def _digest_of(self, data: bytes | bytearray) -> str:
-        algorithm = self._place.algorithm
-        return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
+        running = new_hash(self._algorithm)
+        running.update(data)
+        return f"{self._algorithm}:{running.hexdigest()}"
 
     def _blame_for(self, error: BaseException) -> None:
         """If a source gave a wrong blob, note which one.
@@ -334,7 +347,7 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if not self._place.is_given or len(self._sources) < 2:
+        if not self._is_given or len(self._sources) < 2:
             return
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
@@ -355,7 +368,7 @@ class Leader:
         known = self.metadata
         return (
             feed.offset == kept
-            and (self._place.is_given or feed.validator == known.validator is not None)
+            and (not self._place.is_named or feed.validator == known.validator is not None)
             and (None in (feed.size, known.size) or feed.size == known.size)
         )
 
@@ -371,8 +384,12 @@ class Leader:
         else:
             self._journal.forget()  # another is begun when there are bytes, which readers wait for
         streamer.keeps = kept > 0 or self._is_worth_a_journal()
-        if not place.is_given:
+        if place.is_named and place.expects:
+            self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
+        if place.is_named:
             self._write_record(None)
+        if place.size is not None:
+            streamer.withhold()
         streamer.set_metadata(metadata.to_text(Block.metadata.capacity))
         if metadata.size is not None:
             streamer.set_size(metadata.size)
@@ -387,7 +404,7 @@ class Leader:
 
     def _is_worth_a_journal(self) -> bool:
         size = self.metadata.size
-        return not self._place.is_given or size is None or size > _WORTH_A_JOURNAL
+        return self._place.is_named or size is None or size > _WORTH_A_JOURNAL
 
     def _require_fit(self, size: int) -> None:
         """Require that the store can keep a blob of so many bytes, if it evicts all it may.
@@ -445,7 +462,7 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
-                raise download.error(f"it ended after {streamer.appended} bytes", streamer.appended)
+                raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)
             return download.open(streamer.appended)
@@ -499,7 +516,7 @@ class Leader:
         streamer.commit()
         # From here on the blob is complete: nothing may end as an abort any more.
         try:
-            if not place.is_given:
+            if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
@@ -521,7 +538,7 @@ class Leader:
             pass
         if not os.path.lexists(place.partial):
             self._journal.forget()
-            if not place.is_given and not os.path.lexists(place.path):
+            if place.is_named and not os.path.lexists(place.path):
                 with suppress(OSError):  # else `gc` removes it; or it is no record
                     self._layout.remove(place.record)
 

@@ -8,6 +8,9 @@ leader's has expired. So before a leader gives up, other readers' sources are as
                          same sources have. If there is another crew, the leader leaves its last
                          words in the control block and hands over; see `last_words`
 
+Readers who ask for another digest or size than the leader (`Place.asked`) offer it nothing: their
+sources would not help, and some can be read only once.
+
 An offer lasts until its reader is closed, or is in memory no more.
 """
 

@@ -28,7 +28,6 @@ ahead for a slow client.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import threading
@@ -48,6 +47,7 @@ from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.storage.journal import Journal
 from shmstream.stream.partial import remove_partial
+from shmstream.stream.spelling import Hash, new_hash
 from shmstream.system.locks import file_identity
 from shmstream.system.process import PerProcess
 from shmstream.system.threads import in_thread
@@ -191,9 +191,10 @@ class OwnBytes:
             compares=False,
             tell=tell,
             end="its reader has left",
+            size=place.size,
         )
         self._feed: Feed | None = None  # one that was asked and is not used yet
-        self._hash: hashlib._Hash | None = None  # of all before `position`, where that is proof
+        self._hash: Hash | None = None  # of all before `position`, where that is proof
         self._file = -1
 
     # For the passage.
@@ -239,7 +240,7 @@ class OwnBytes:
     ) -> Iterator[bytes]:
         to_the_end = end is None or end == size
         if to_the_end if self._place.is_given else validator is None:
-            self._hash = hashlib.new(self._place.algorithm)
+            self._hash = new_hash(self._place.algorithm)
             self._download.compares = True
             yield from self._hash_file(start)
         else:
@@ -321,15 +322,15 @@ class OwnBytes:
             yield data
         size = self._download.known.size
         if size is not None and self.position < size:
-            raise self._download.error(f"it ended after {self.position} bytes", self.position)
+            raise self._download.short(self.position)
 
 
 class _Prefix:
     """Compares the bytes up to `end`, which come again from 0 on, by their digest."""
 
-    def __init__(self, before: hashlib._Hash, end: int) -> None:
+    def __init__(self, before: Hash, end: int) -> None:
         self._before = before.digest()
-        self._again = hashlib.new(before.name)
+        self._again = new_hash(before.name)
         self._at = 0
         self._end = end
 

@@ -3,6 +3,7 @@
 base           a *source* opens at an offset and gives a *feed*, an iterable of buffers
 select         which sources a user means by a URL, a path, a file object, ...
 local          files, file objects, iterables
+command        the output of a command, complete only if the command succeeds
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
 http_guard     keeps redirects from leading to private addresses
@@ -19,6 +20,7 @@ extra.
 from typing import TYPE_CHECKING
 
 from shmstream.sources.base import Description, Feed, Source
+from shmstream.sources.command import CommandSource, ProcessSource
 from shmstream.sources.local import FileSource, IterableSource, PathSource
 from shmstream.sources.select import as_sources
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from shmstream.sources.http import HTTPSource
 
 __all__ = [
+    "CommandSource",
     "Description",
     "Feed",
     "FileSource",
@@ -34,6 +37,7 @@ __all__ = [
     "HTTPSource",
     "IterableSource",
     "PathSource",
+    "ProcessSource",
     "Source",
     "as_sources",
 ]

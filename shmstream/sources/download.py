@@ -37,6 +37,7 @@ from shmstream.errors import (
     ContentChanged,
     FailureKind,
     OutOfResources,
+    SizeMismatch,
     SourceError,
     SourceFailed,
     StreamClosed,
@@ -72,7 +73,8 @@ class Download:
         name: what errors call the blob.
         sources: asked in this order.
         retries: how often a source is tried.
-        is_given: whether the key is a digest, which guards the content.
+        is_given: whether the digest is known in advance, which guards the content.
+        size: the bytes that the blob must have; None: any number.
         compares: whether the caller has a `Prefix`. Without it, of a key that is a name, an answer
             from 0 on must have the same validator, too.
         tell: is told of `RECEIVED` and `FAILED_OVER`.
@@ -91,6 +93,7 @@ class Download:
         compares: bool,
         tell: Callable[[Event], None],
         end: str,
+        size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
     ) -> None:
         self.known: Description = Description()
@@ -104,6 +107,8 @@ class Download:
         self.compares = compares
         self._tell = tell
         self._end = end
+        self._size = size
+        self._wrong_size: int | None = None  # that the source had which was asked last
         self._stopping = threading.Event()
         self._feed: Feed | None = None
         self.disagreed: bool = False
@@ -154,6 +159,11 @@ class Download:
         if feed.size == feed.offset:  # it says that nothing is left, and gives no part
             self._asks_part = False
         try:
+            self._wrong_size = None
+            if self._size is not None and feed.size not in (None, self._size):
+                self._wrong_size = feed.size
+                reason = f"it says that it has {feed.size} bytes"
+                raise self.error(reason, position, retryable=False)
             if self.binds:
                 self._require_same(feed, position)
             if feed.offset > offset:
@@ -267,6 +277,12 @@ class Download:
         """The error for the source that is asked now."""
         return SourceError(self._attempts.source.name, position, reason, retryable)
 
+    def short(self, position: int) -> SourceError:
+        """The error for the source that is asked now: it ended at `position`, before the blob."""
+        if self._size is not None:
+            self._wrong_size = position
+        return self.error(f"it ended after {position} bytes", position)
+
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
@@ -284,6 +300,7 @@ class Download:
         Raises:
             SourceFailed: there is no other source.
             OutOfResources: the same, and the last one failed because this machine lacks something.
+            SizeMismatch: the same, and the last source has another size than was asked for.
             StreamClosed: the download was stopped.
         """
         self.close()
@@ -291,10 +308,14 @@ class Download:
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
             pause = self._attempts.failed(error, position, with_part=with_part)
-        except SourceFailed:
+        except SourceFailed as failed:
             if (shortage := _shortage(error, self._name)) is not None:
                 raise shortage from error
-            raise
+            if self._size is None or self._wrong_size is None:
+                raise
+            asked, got = self._size, self._wrong_size
+            reason = f"it has {got} bytes, and {asked} were asked for: {failed.reason}"
+            raise SizeMismatch(self._name, position, reason, asked, got) from failed
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None

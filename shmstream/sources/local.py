@@ -19,6 +19,7 @@ from shmstream.sources.base import (
     checked,
     explain,
 )
+from shmstream.sources.command import ProcessSource
 from shmstream.system.buffers import buffers
 
 if TYPE_CHECKING:
@@ -174,4 +175,5 @@ def _size_and_validator(file: BinaryIO, start: int) -> tuple[int | None, str | N
 
 def rereadable(sources: Sequence[Source]) -> list[Source]:
     """The sources that any number of readers can read, each for itself: no iterables, no files."""
-    return [each for each in sources if not isinstance(each, FileSource | IterableSource)]
+    once = FileSource | IterableSource | ProcessSource
+    return [each for each in sources if not isinstance(each, once)]

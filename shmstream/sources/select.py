@@ -4,6 +4,7 @@
 "scheme://...", "a::b://..."     FsspecSource    (extra `fsspec`)
 other text, a PathLike           PathSource
 a binary file object             FileSource
+a subprocess.Popen               ProcessSource
 a buffer such as bytes           FileSource of it
 an object with `name` and `open(offset, ...)`    is a source already
 an iterable of buffers           IterableSource
@@ -17,17 +18,19 @@ import inspect
 import io
 import os
 import re
+import subprocess
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 from shmstream.sources.base import Source
+from shmstream.sources.command import ProcessSource
 from shmstream.sources.local import FileSource, IterableSource, PathSource
 from shmstream.system.process import Identity
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-OneSource: TypeAlias = Union[str, os.PathLike[str], BinaryIO, Source]  # noqa: UP007
+OneSource: TypeAlias = Union[str, os.PathLike[str], BinaryIO, "subprocess.Popen[bytes]", Source]
 AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
 
 _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -100,6 +103,8 @@ def _as_source(source: object) -> Source:
         return _named(source)
     if isinstance(source, os.PathLike):
         return PathSource(os.fspath(source))
+    if isinstance(source, subprocess.Popen):
+        return ProcessSource(source)
     if _is_file(source):
         return FileSource(source)
     raise _no_source(source)
@@ -119,7 +124,8 @@ def _named(name: str) -> Source:
 
 
 def _is_one(source: object) -> bool:
-    return isinstance(source, str | os.PathLike) or _is_source(source) or _is_file(source)
+    known = isinstance(source, str | os.PathLike | subprocess.Popen)
+    return known or _is_source(source) or _is_file(source)
 
 
 def _is_source(source: object) -> TypeGuard[Source]:
@@ -153,6 +159,7 @@ def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
 
 def _no_source(source: object) -> TypeError:
     return TypeError(
-        "a source is a URL, a path, a binary file object, an iterable of buffers, an object with "
-        f"`name` and `open(offset, validator)`, or a list of these; not {type(source).__name__}"
+        "a source is a URL, a path, a binary file object, a process, an iterable of buffers, an "
+        "object with `name` and `open(offset, validator)`, or a list of these; "
+        f"not {type(source).__name__}"
     )

@@ -43,8 +43,9 @@ class Finding:
     `damaged`: a blob whose bytes do not have its digest, or a journal that cannot be read;
     `foreign`: a file that no store makes; `abandoned`: a partial file, journal, record, stream or
     doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named blob without
-    its record; `exposed`: a file that other users may write to; `inconsistent`: shared memory that
-    does not agree with itself or with the files.
+    its record; `unverified`: a blob whose digest this Python cannot compute; `exposed`: a file that
+    other users may write to; `inconsistent`: shared memory that does not agree with itself or with
+    the files.
     """
 
     kind: str
@@ -100,7 +101,10 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
         return []
     if verify is None and is_sealed(entry.path, entry.facts, digest):
         return []
-    got = _verify(entry.path, digest)
+    try:
+        got = _verify(entry.path, digest)
+    except ValueError as error:  # its algorithm needs an extra
+        return [Finding("unverified", entry.path, str(error))]
     if got is None:
         return [Finding("damaged", entry.path, "it has large holes, and was not hashed")]
     return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]

@@ -116,6 +116,17 @@ class Folder:
         self.identity: tuple[int, int] = (facts.st_dev, facts.st_ino)
         self._looks = _looks(facts)
 
+    def make(self, inner: str) -> None:
+        """Make one more folder in it, or check the one that is there.
+
+        Raises:
+            StoreUnusable: it cannot be made, or others may write there.
+        """
+        try:
+            self._make(inner)
+        except OSError as error:
+            raise _unusable(error, self.path) from error
+
     def require_mount(self) -> None:
         """Require that the file system of the folder is mounted, or another one in its place.
 

@@ -27,7 +27,6 @@ than the bytes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -42,6 +41,7 @@ from shmstream.sources.base import Description, Source, name_hash
 from shmstream.storage.layout import JOURNAL, algorithm_at
 from shmstream.stream.claims import when_removed
 from shmstream.stream.partial import REAPER, partial_path
+from shmstream.stream.spelling import new_hash
 from shmstream.system.files import is_hollow, open_file, read_file
 from shmstream.system.locks import KernelLock, file_identity
 
@@ -57,7 +57,8 @@ _log = logging.getLogger("shmstream")
 class Journal:
     """The journal at `path`. Only the holder of the lock on the partial file may write it."""
 
-    def __init__(self, path: str, algorithm: str) -> None:
+    def __init__(self, path: str, algorithm: str | None) -> None:
+        """A journal with digests of another algorithm counts for nothing. None: of any; to read."""
         self.path = path
         self._algorithm = algorithm
         self.metadata: Description = Description()
@@ -88,7 +89,8 @@ class Journal:
         lines = text.split("\n")[:-1]
         try:
             header = json.loads(lines[0])
-            if header["algorithm"] == self._algorithm and isinstance(header["boot"], str):
+            fits = self._algorithm in (None, header["algorithm"])
+            if fits and isinstance(header["boot"], str):
                 self._boot = header["boot"]
                 self.first = str(header.get("first", ""))
                 self.wrong = [str(each) for each in header.get("wrong", ())][-_MOST_NOTES:]
@@ -131,7 +133,7 @@ class Journal:
             return os.fstat(fd).st_size
         if is_hollow(fd):
             return 0
-        running = hashlib.new(self._algorithm)
+        running = new_hash(self._algorithm or "sha256")
         good = position = 0
         for offset, digest in self._checkpoints:
             while position < offset:

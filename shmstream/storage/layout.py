@@ -3,14 +3,15 @@
     .shmstream                          the mark: says that this is a store; permits are locks on it
     blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
     blobs/sha512/<hex>
+    blobs/<algorithm>/<hex>             the same of a rarer algorithm; made when it is needed
     named/<sha256 of the key>           complete blobs whose key is no digest
     <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
     <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
     <blob>.shmstream-record             of a named blob: its key, and what its source said
 
-A key that is a digest has one spelling only; any other key is hashed. So a key never becomes a path
-as it is, and never leads out of the folder. Folders are 0700, files are 0600, and no symbolic link
-is followed (folder.py tells why).
+Whatever way a key spells a digest (stream/spelling.py), the blob lies at one place. Any other key
+is hashed. So a key never becomes a path as it is, and never leads out of the folder. Folders are
+0700, files are 0600, and no symbolic link is followed (folder.py tells why).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -32,12 +33,15 @@ from shmstream.errors import DamagedBlob
 from shmstream.sources.base import Description
 from shmstream.storage.folder import Folder
 from shmstream.storage.record import Record
-from shmstream.stream.digest import is_digest
+from shmstream.stream.digest import digest_of, require_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
+from shmstream.stream.spelling import ALGORITHMS, read_digest
 
-_SHELVES = {"blobs/sha256": 64, "blobs/sha512": 128, "named": 64}  # -> hex digits of a blob's name
-_ALGORITHM = "sha256"  # of the digest that a named blob gets
+_ALWAYS = ("blobs", "blobs/sha256", "blobs/sha512", "named")  # the folders that each store has
+_SHELVES = {f"blobs/{name}": count for name, count in ALGORITHMS.items()} | {"named": 64}
+"""The folders that blobs lie in, and the number of hex digits of a blob's name there."""
+_ALGORITHM = "sha256"  # of the digest that a named blob gets if none was given
 
 _BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
 
@@ -50,11 +54,16 @@ class Place:
     """Where the blob of one key lies, and the name of the stream that brings it."""
 
     key: str
+    """A digest in its one spelling, or a name."""
     path: str
     digest: str
-    """The digest that the bytes must have; only its algorithm if the key is no digest."""
+    """The digest that the bytes must have; only its algorithm if no digest was given."""
     _of: str
     """Which user and which folder the place belongs to."""
+    is_named: bool = False
+    """Whether the key is a name, so that the blob has a record."""
+    size: int | None = None
+    """The number of bytes that was asked for; None for any number."""
 
     @cached_property
     def stream(self) -> str:
@@ -64,13 +73,23 @@ class Place:
         return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
 
     @property
+    def asked(self) -> str:
+        """Stream and what was asked for: the same for all readers that want the same bytes."""
+        return f"{self.stream} {self.digest} {self.size}" if self.expects else self.stream
+
+    @property
     def is_given(self) -> bool:
-        """Whether the key is a digest."""
+        """Whether the digest is known in advance: from the key, or given with a name."""
         return ":" in self.digest
 
     @property
+    def expects(self) -> bool:
+        """Whether more was asked for than the key says."""
+        return self.size is not None or (self.is_named and self.is_given)
+
+    @property
     def algorithm(self) -> str:
-        """`sha256` or `sha512`."""
+        """The algorithm of the digest."""
         return self.digest.partition(":")[0]
 
     @property
@@ -85,7 +104,7 @@ class Place:
 
     @property
     def record(self) -> str:
-        """The record of a blob whose key is no digest."""
+        """The record of a blob whose key is a name."""
         return self.path + RECORD
 
 
@@ -125,7 +144,9 @@ class Layout:
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
-        inner = [os.path.join(self.folder, each) for each in ("blobs", *_SHELVES)]
+        rare = (each for each in _SHELVES if each not in _ALWAYS)
+        there = (each for each in rare if os.path.lexists(os.path.join(self.folder, each)))
+        inner = [os.path.join(self.folder, each) for each in (*_ALWAYS, *there)]
         self._home = Folder(self.folder, self.mark, inner, shared_group=shared_group)
 
     @property
@@ -145,32 +166,43 @@ class Layout:
         """Make what is missing in the folder, and check all; see `Folder.prepare`."""
         self._home.prepare()
 
-    def place(self, key: str) -> Place:
+    def place(self, key: str, digest: str | None = None, size: int | None = None) -> Place:
         """Where the blob of `key` lies, or will lie.
 
-        If the folder is gone, it is made anew.
+        `digest` and `size` are what was asked for beside the key. If the folder is gone, it is made
+        anew.
 
         Raises:
-            ValueError: the key is empty, or begins like a digest and is none.
+            ValueError: the key is empty, or looks like a digest and cannot be verified; `digest` is
+                none, or another one than the key; `size` is no number of bytes.
             StoreUnusable: the folder is gone, and cannot be made anew.
         """
         self.look()
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
-        if key.startswith(("sha256:", "sha512:")):
-            if not is_digest(key):
-                raise ValueError(
-                    "a key that begins with 'sha256:' or 'sha512:' goes on with 64 or 128 "
-                    f"lower-case hex digits, unlike {key[:200]!r}"
-                )
-            path = self._blobs + key.replace(":", "/")
-            digest = key
-        else:
-            raw = key.encode("utf-8", "surrogatepass")
-            path = self._named + hashlib.sha256(raw).hexdigest()
-            digest = _ALGORITHM
+        if size is not None and (not isinstance(size, int) or not 0 <= size < 1 << 63):
+            raise ValueError(f"size is the number of bytes of the blob, not {size!r}")
+        given = None if digest is None else require_digest(digest)
         device, inode = self._home.identity
-        return Place(key, path, digest, f"{os.geteuid()}/{device}/{inode}/")
+        identity = f"{os.geteuid()}/{device}/{inode}/"
+        if (meant := read_digest(key)) is not None:
+            if given not in (None, meant):
+                raise ValueError(f"the key is the digest {meant}, and digest= is {given}")
+            path = self._blobs + meant.replace(":", "/")
+            return Place(meant, path, meant, identity, size=size)
+        raw = key.encode("utf-8", "surrogatepass")
+        path = self._named + hashlib.sha256(raw).hexdigest()
+        return Place(key, path, given or _ALGORITHM, identity, is_named=True, size=size)
+
+    def make_shelf(self, place: Place) -> None:
+        """Make the folder that the blob will lie in, if it is missing.
+
+        Raises:
+            StoreUnusable: it cannot be made.
+        """
+        shelf = os.path.dirname(place.path)
+        if os.path.relpath(shelf, self.folder) not in _ALWAYS:
+            self._home.make(shelf)
 
     def open(self, place: Place) -> tuple[int, int] | None:
         """Open the complete blob: its descriptor and its size. None if there is no such blob.
@@ -207,11 +239,44 @@ class Layout:
 
         Empty for a blob whose key is a digest, because such a blob has no record.
         """
-        if not place.is_given and (record := Record.read(place.record)) is not None:
-            with suppress(FileNotFoundError):  # else the record is of a newer blob
+        record = self._record_of(place, fd)
+        return Description() if record is None else record.metadata
+
+    def _record_of(self, place: Place, fd: int) -> Record | None:
+        """The record of the named blob that is open as `fd`; None if it is of a newer blob."""
+        if place.is_named and (record := Record.read(place.record)) is not None:
+            with suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(place.path), os.fstat(fd)):
-                    return record.metadata
-        return Description()
+                    return record
+        return None
+
+    def is_known_right(self, place: Place, fd: int) -> bool:
+        """Whether the complete blob is what was asked for, as far as that is known by now."""
+        if place.size not in (None, os.fstat(fd).st_size):
+            return False
+        if not (place.is_named and place.is_given):
+            return True
+        record = self._record_of(place, fd)
+        return record is not None and record.digest == place.digest
+
+    def objection(self, place: Place, fd: int) -> str | None:
+        """Why the complete blob that is open as `fd` is not what was asked for; None if it is.
+
+        Hashes a named blob whose digest of this algorithm is not known yet.
+        """
+        if self.is_known_right(place, fd):
+            return None
+        size = os.fstat(fd).st_size
+        if place.size not in (None, size):
+            return f"it has {size} bytes, and {place.size} were asked for"
+        record = self._record_of(place, fd)
+        got = None if record is None else record.digest
+        if got is None or got.partition(":")[0] != place.algorithm:
+            got = digest_of(fd, place.algorithm)
+            if record is not None:
+                with suppress(OSError):  # then it is hashed the next time, too
+                    replace(record, digest=got).write(place.record)
+        return None if got == place.digest else f"its digest is {got}, not {place.digest}"
 
     def size_of(self, path: str) -> int:
         """The length of a file in bytes; -1 if there is no such file."""
@@ -260,12 +325,7 @@ class Layout:
             StoreUnusable: the file system of the store is not mounted any more.
         """
         for shelf, kind_of in _KINDS.items():
-            try:
-                found = os.scandir(os.path.join(self.folder, shelf))
-            except FileNotFoundError:  # somebody has removed it
-                self._home.require_mount()
-                continue
-            with found:
+            with self._scan(shelf) as found:
                 for each in found:
                     kind = kind_of(each.name)
                     if kind == "blob" and not blobs:
@@ -277,6 +337,13 @@ class Layout:
                     yield Entry(
                         each.path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts
                     )
+
+    def _scan(self, shelf: str) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
+        try:
+            return os.scandir(os.path.join(self.folder, shelf))
+        except FileNotFoundError:  # it is a rare one, or somebody has removed it
+            self._home.require_mount()
+            return nullcontext(())
 
     def blobs(self) -> list[Entry]:
         """The complete blobs, the least recently used first."""
@@ -291,9 +358,10 @@ def digest_at(path: str) -> str | None:
     return None if algorithm == "named" else f"{algorithm}:{name}"
 
 
-def algorithm_at(path: str) -> str:
-    """The algorithm of the digest of the blob at `path`, as in `Place.algorithm`."""
-    return (digest_at(path) or _ALGORITHM).partition(":")[0]
+def algorithm_at(path: str) -> str | None:
+    """The algorithm of the digest that is the key of the blob at `path`; None for a named blob."""
+    digest = digest_at(path)
+    return None if digest is None else digest.partition(":")[0]
 
 
 def _naming(digits: int) -> Callable[[str], str]:

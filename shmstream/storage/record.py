@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from shmstream.sources.base import Description
-from shmstream.stream.digest import is_digest
+from shmstream.stream.spelling import is_spelled
 from shmstream.system.files import open_file, read_file
 
 _LONGEST = 1 << 16  # bytes of what a source said
@@ -35,7 +35,7 @@ class Record:
         try:
             facts = json.loads(read_file(path, _LARGEST).decode())
             metadata, digest = Description.from_text(facts["metadata"]), facts["digest"]
-            if digest is not None and not is_digest(digest):
+            if digest is not None and not is_spelled(digest):
                 return None
             return cls(str(facts["key"]), digest, metadata)
         except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -10,6 +10,7 @@ doorbell            the semaphore of one reader
 pacer               decides when appended bytes are published
 waiter              how a reader waits for bytes without losing a wake-up
 partial             the file that the writer appends to
+spelling            how people write a digest, and which algorithms can be verified
 digest              the running digest of that file
 seal                the mark of a file whose bytes were verified
 stream              one stream as any process sees it: its segment, its block and its locks

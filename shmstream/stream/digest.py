@@ -20,49 +20,58 @@ resumed after a reboot.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import threading
 import time
 
+from shmstream.stream.spelling import ALGORITHMS, is_spelled, new_hash, read_digest
 from shmstream.system import greenlets, threads
 
-ALGORITHMS = {"sha256": 64, "sha512": 128}
-"""The algorithms that a digest may name, and the number of hex digits of each."""
-
-_DIGEST = re.compile("|".join(f"{name}:[0-9a-f]{{{count}}}" for name, count in ALGORITHMS.items()))
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _STEP = 1 << 18  # bytes; read back at one time; so many stay in the processor's cache
 _ENOUGH = 1 << 19  # bytes; the thread is not woken for fewer
 _LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed at the end
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a digest in its one spelling: `sha256:` or `sha512:`, lower-case hex."""
+    """Whether `text` is a digest of an OCI registry: `sha256:` or `sha512:`, lower-case hex."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def is_known(text: bytes) -> bool:
     """Whether a control block may have this digest: one, the name of an algorithm, or none."""
     digest = text.decode("ascii", "replace")
-    return not digest or digest in ALGORITHMS or is_digest(digest)
+    return not digest or digest in ALGORITHMS or is_spelled(digest)
 
 
-def check_digest(digest: str) -> None:
-    """Check that `digest` is a digest or the name of an algorithm.
+def require_digest(text: str) -> str:
+    """`text` in the one spelling of a digest, `algorithm:hex`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is no digest.
     """
-    if digest not in ALGORITHMS and not is_digest(digest):
-        raise ValueError(
-            f"a digest is 'sha256:' or 'sha512:' and lower-case hex digits, not {digest[:200]!r}"
-        )
+    if not isinstance(text, str) or (found := read_digest(text)) is None:
+        told = f"{text!r:.200} is no digest"
+        raise ValueError(f"{told}: a digest is an algorithm, ':' and hex digits, as sha256:9f86...")
+    return found
+
+
+def digest_or_algorithm(text: str) -> str:
+    """`text` in the one spelling of a digest, or the name of an algorithm.
+
+    Raises:
+        ValueError: it is neither, or this Python cannot compute it.
+    """
+    if text not in ALGORITHMS:
+        return require_digest(text)
+    new_hash(text)
+    return text
 
 
 def digest_of(fd: int, algorithm: str) -> str:
     """`algorithm:hex` of all bytes of a file. Reads them all."""
-    running = hashlib.new(algorithm)
+    running = new_hash(algorithm)
     position = 0
     while data := os.pread(fd, _STEP, position):
         running.update(data)
@@ -78,7 +87,7 @@ class RunningDigest:
     """
 
     def __init__(self, expected: str, fd: int) -> None:
-        self._hash = hashlib.new(expected.partition(":")[0])
+        self._hash = new_hash(expected.partition(":")[0])
         self._fd = fd
         self._end = 0
         self.covered: int = 0

@@ -12,7 +12,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
@@ -92,7 +92,7 @@ class InFlightCopier(GrowingFile):
         stall_timeout: float | None = None,
         subscribes_late: bool = False,
         sources: int = 0,
-    ) -> InFlightCopier:
+    ) -> Self:
         """Join the stream of that name, at its beginning.
 
         Args:

@@ -244,6 +244,16 @@ class ResumableStreamer(BlobStreamer):
             self._check_open()
             self._file.reserve(min(size, self._limit))
 
+    def withhold(self) -> None:
+        """Withhold the last chunk until the commit, though no digest was given. In this process."""
+        with self._lock:
+            self._withholds = True
+
+    @property
+    def expected(self) -> str:
+        """The digest that the blob must have, or only its algorithm; also an earlier writer's."""
+        return self._block.digest.decode()
+
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: store for every reader what the source says about the blob.
 

@@ -39,7 +39,7 @@ from shmstream.errors import (
 from shmstream.stream import doorbell
 from shmstream.stream.claims import sweep_again
 from shmstream.stream.control_block import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
-from shmstream.stream.digest import RunningDigest, check_digest
+from shmstream.stream.digest import RunningDigest, digest_or_algorithm
 from shmstream.stream.pacer import Pacer, check_pacing
 from shmstream.stream.partial import PartialFile
 from shmstream.stream.stream import Stream
@@ -101,6 +101,7 @@ class BlobStreamer:
         if self._given:
             self._digest = RunningDigest(self._given, lock.fd)
             self._digest.update(there)
+        self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
         self._chunk_size = block.chunk_size
         self._limit = block.size
@@ -145,9 +146,9 @@ class BlobStreamer:
                 one when None.
             size: of the blob in bytes, if the caller knows it. More or fewer bytes are an error.
             chunk_size: bytes of a chunk; with a digest, the last chunk is withheld.
-            digest: `sha256:<hex>` or `sha512:<hex>` of the whole blob: the last chunk is published
-                only when all bytes are verified. Or only the algorithm: then the digest is
-                computed and nothing is verified.
+            digest: of the whole blob, as `sha256:<hex>` (`stream/spelling` has all spellings): the
+                last chunk is published only when all bytes are verified. Or only the algorithm:
+                then the digest is computed and nothing is verified.
             publish_bytes: publish when that many bytes have gathered, though at most 250 times a
                 second ...
             publish_interval: ... or when that many seconds have passed since the last publish.
@@ -171,7 +172,7 @@ class BlobStreamer:
         if not 1 <= max_subscribers <= MAX_SLOTS:
             raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
         if digest is not None:
-            check_digest(digest)
+            digest = digest_or_algorithm(digest)
         path = os.path.abspath(path)
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
@@ -274,7 +275,7 @@ class BlobStreamer:
     def _publishable(self) -> int:
         """Bytes that may be published before commit: with a digest, all but the last chunk (I5)."""
         size = self._file.size
-        if self._digest is None or not self._digest.is_given:
+        if not self._withholds:
             return size
         end = size if self._limit == UNKNOWN else self._limit
         before_last = max(end - 1, 0) // self._chunk_size * self._chunk_size

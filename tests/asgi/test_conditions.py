@@ -122,3 +122,10 @@ def test_strong_and_weak_tags() -> None:
             assert (without_the_blob({"if-match": condition}, etag) is None) == both
             request = {"if-range": condition, "range": "bytes=0-0"}
             assert with_the_blob(request, etag, 5).status == (206 if both else 200)
+
+
+def test_a_key_that_means_a_digest_is_an_etag() -> None:
+    for key in (KEY, KEY.upper(), "A" * 64):
+        assert etag_of(key) == ETAG
+    for key in ("a name", "sha256:abc", "a" * 40):
+        assert etag_of(key) is None

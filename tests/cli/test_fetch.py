@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -32,6 +33,28 @@ def test_a_digest_is_the_key(run: Run, url: str, store: Store) -> None:
         assert code == 0
         assert out.strip() == os.path.join(store.folder, "blobs", *DIGEST.split(":"))
     assert [key for key, _ in store.blobs()] == [DIGEST]
+
+
+def test_a_key_that_looks_like_a_digest(run: Run, url: str, store: Store) -> None:
+    sha1 = hashlib.sha1(BLOB).hexdigest()
+    for option in ("--digest", "--key"):
+        code, out, told = run("fetch", url, option, sha1)
+        assert (code, out) == (2, "")
+        assert "'sha1:' in front" in told
+        assert run("fetch", url, option, f"SHA1:{sha1.upper()}")[0] == 0
+    wrong = run("fetch", url, "--key", "md5:" + "0" * 32)
+    assert (wrong[0], "the bytes are not that blob" in wrong[2]) == (1, True)
+    assert [key for key, _ in store.blobs()] == [f"sha1:{sha1}"]
+
+
+def test_a_name_with_a_digest_and_a_size(run: Run, url: str, store: Store) -> None:
+    digest, good = DIGEST[7:].upper(), ("--size", "300000", "--key", "mine")
+    assert run("fetch", url, "--digest", "md5:" + "0" * 32, *good)[0] == 1
+    assert run("fetch", url, *good, "--size", "1MB")[0] == 1
+    code, out, _ = run("fetch", url, "--digest", digest, *good)
+    assert (code, Path(out.strip()).read_bytes()) == (0, BLOB)
+    assert run("fetch", "/nowhere", "--digest", digest, *good)[:2] == (0, out)
+    assert [key for key, _ in store.blobs()] == ["mine"]
 
 
 def test_keys_of_other_blobs(run: Run, url: str, store: Store, tmp_path: Path) -> None:

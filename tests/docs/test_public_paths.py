@@ -31,9 +31,10 @@ ERRORS = {
     if isinstance(thing := getattr(shmstream, name), type) and issubclass(thing, ShmstreamError)
 }
 USED = {
-    "AsyncBlob", "Blob", "BlobStreamer", "CopierStatistics", "Description", "Event", "EventKind",
-    "FailureKind", "Feed", "Finding", "FlightInfo", "InFlightCopier", "Progress", "Retries", "Role",
-    "Source", "State", "Store", "StreamerStatistics", "Subscriber", "sweep",
+    "AsyncBlob", "Blob", "BlobStreamer", "CommandSource", "CopierStatistics", "Description",
+    "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo", "InFlightCopier",
+    "Progress", "Retries", "Role", "Source", "State", "Store", "StreamerStatistics", "Subscriber",
+    "sweep",
 }  # fmt: skip
 
 

@@ -94,6 +94,29 @@ def test_both_stream_one_download(
     assert len(origin.requests("/blob")) == 1
 
 
+def test_a_digest_beside_a_name(
+    reader: Reader, containers: tuple[Container, Container], origin: Origin, store: Store
+) -> None:
+    """Nothing tells here what a leader elsewhere verifies: its blob is compared at the end."""
+    url = origin.serve("/blob", seed=1, size=SIZE)
+    origin.change("/blob", count=1, stall_after=2 * MIB)
+    leader = reader(containers[0], "a name", url)
+    assert leader.hear()["role"] == "leads"
+    assert read(leader, MIB)["sha256"] == sha256(DATA[:MIB])
+    other = content(2, MIB)
+    with (
+        store.open("a name", digest=KEY, size=SIZE) as strict,
+        store.open("a name", [other], digest=digest(2, MIB)) as another,
+    ):
+        for each in (strict, another):
+            assert (each.role, each.published, each.is_complete) == ("follows", 0, False)
+        origin.release()
+        assert strict.read() == DATA
+        assert another.read() == other
+    assert read(leader, -1)["sha256"] == sha256(DATA[MIB:])
+    leader.finish()
+
+
 def test_a_stopped_leader_is_a_stall(
     reader: Reader, containers: tuple[Container, Container], origin: Origin, folder: str
 ) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from shmstream.sources import conformance
 from shmstream.sources.base import Source
+from shmstream.sources.command import CommandSource, ProcessSource
 from shmstream.sources.conformance import SourceConformance
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
@@ -132,6 +133,39 @@ class TestIterableSource(SourceConformance):
             raise OSError("no more")
 
         return IterableSource(failing())
+
+
+class TestCommandSource(InFolder):
+    describes = has_validator = begins_anywhere = tells_size = False
+
+    def make_source(self, content: bytes) -> CommandSource:
+        return CommandSource(["cat", self.write(content)])
+
+    def make_failing(self) -> CommandSource:
+        return CommandSource(["false"])
+
+
+class TestProcessSource(InFolder):
+    describes = has_validator = begins_anywhere = tells_size = False
+    opens_once = True
+
+    @pytest.fixture(autouse=True)
+    def _ending(self) -> Iterator[None]:
+        self.begun: list[subprocess.Popen[bytes]] = []
+        yield
+        for process in self.begun:
+            with process:
+                process.kill()
+
+    def begin(self, *command: str) -> ProcessSource:
+        self.begun.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        return ProcessSource(self.begun[-1])
+
+    def make_source(self, content: bytes) -> ProcessSource:
+        return self.begin("cat", str(self.write(content)))
+
+    def make_failing(self) -> ProcessSource:
+        return self.begin("false")
 
 
 class OfOrigin(SourceConformance):
@@ -294,7 +328,8 @@ def test_nothing_imports_the_suite() -> None:
 
 def test_all_sources_are_tried() -> None:
     kinds: tuple[type[Source], ...] = (
-        PathSource, FileSource, IterableSource, HTTPSource, FsspecSource,
+        PathSource, FileSource, IterableSource, HTTPSource, FsspecSource, CommandSource,
+        ProcessSource,
     )  # fmt: skip
     text = Path(__file__).read_text()
     assert all(f"-> {kind.__name__}:" in text for kind in kinds)

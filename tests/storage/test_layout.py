@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
+from shmstream import StoreUnusable
 from shmstream.storage.layout import Entry, Layout, algorithm_at, digest_at
-from shmstream.stream.digest import is_digest
 from shmstream.stream.segment import NAME_LIMIT
+from shmstream.stream.spelling import ALGORITHMS, is_spelled, read_digest
 from tests.support.stores import digest
 
 HEX = "0123456789abcdef"
@@ -29,7 +31,9 @@ KEYS = some.text(some.characters(exclude_categories=())) | DIGESTS | NEARLY
 
 
 def test_a_key_has_a_place_in_the_folder_or_is_none(layout: Layout) -> None:
-    shelves = {f"{layout.folder}/{each}" for each in ("blobs/sha256", "blobs/sha512", "named")}
+    shelves = {
+        f"{layout.folder}/{each}" for each in ("named", *(f"blobs/{it}" for it in ALGORITHMS))
+    }
 
     @given(KEYS)
     @example("")
@@ -43,20 +47,18 @@ def test_a_key_has_a_place_in_the_folder_or_is_none(layout: Layout) -> None:
         try:
             place = layout.place(key)
         except ValueError:
-            assert not key or key.startswith(("sha256:", "sha512:"))
-            assert not is_digest(key)
+            assert not key or not is_spelled(key)
             return
         shelf, name = os.path.split(place.path)
         assert shelf in shelves
         assert set(name) <= set(HEX)
         assert layout.has(place.path)
-        assert place.is_given == is_digest(key)
-        assert (
-            place.algorithm
-            == algorithm_at(place.path)
-            == os.path.basename(shelf).replace("named", "sha256")
-        )
-        assert digest_at(place.path) == (key if place.is_given else None)
+        meant = read_digest(key)
+        assert place.is_given == (meant is not None)
+        assert place.key == (meant or key)
+        assert place.is_named == (meant is None) == (os.path.basename(shelf) == "named")
+        assert algorithm_at(place.path) == (None if meant is None else place.algorithm)
+        assert digest_at(place.path) == meant
         assert len(place.stream) <= NAME_LIMIT
         assert place.stream.isalnum()
 
@@ -74,7 +76,7 @@ def test_two_keys_share_nothing(layout: Layout) -> None:
             places = [layout.place(key) for key in (one, other)]
         except ValueError:
             return
-        count = len({one, other})
+        count = len({read_digest(each) or each for each in (one, other)})
         assert len({each.path for each in places}) == count
         assert len({each.stream for each in places}) == count
 
@@ -85,6 +87,23 @@ def test_a_key_is_a_text(layout: Layout) -> None:
     for key in (None, 5, b"key"):
         with pytest.raises(ValueError, match="a key is a digest, or any text"):
             layout.place(key)  # type: ignore[arg-type]
+
+
+def test_the_folder_of_a_rare_algorithm_is_made_when_it_is_needed(layout: Layout) -> None:
+    place = layout.place("md5:" + "0" * 32)
+    assert layout.open(place) is None
+    assert list(layout.entries()) == []
+    assert not os.path.exists(f"{layout.folder}/blobs/md5")
+    for _ in range(2):
+        layout.make_shelf(place)
+    Path(place.path).touch()
+    assert [each.path for each in Layout(layout.folder).blobs()] == [place.path]
+    assert layout.key_of(place.path) == place.key
+    kept = Path(f"{layout.folder}/blobs/md5").rename(f"{layout.folder}/kept")
+    Path(f"{layout.folder}/blobs/md5").symlink_to(kept)
+    for make in (partial(Layout, layout.folder), partial(layout.make_shelf, place)):
+        with pytest.raises(StoreUnusable, match="symbolic link"):
+            make()
 
 
 def test_the_same_key_has_another_stream_in_another_store(tmp_path: Path) -> None:
@@ -101,9 +120,10 @@ def kinds(layout: Layout) -> dict[str, str]:
     return {os.path.relpath(each.path, layout.folder): each.kind for each in layout.entries()}
 
 
-@pytest.mark.parametrize("key", ["name", digest(1, 10), "sha512:" + "a" * 128])
+@pytest.mark.parametrize("key", ["name", digest(1, 10), "sha512:" + "a" * 128, "md5:" + "a" * 32])
 def test_files_of_a_blob_are_known_by_their_names(key: str, layout: Layout) -> None:
     place = layout.place(key)
+    layout.make_shelf(place)
     made = {
         place.path: "blob",
         place.partial: "partial",

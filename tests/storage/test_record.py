@@ -12,7 +12,7 @@ from hypothesis import strategies as some
 
 from shmstream import Description
 from shmstream.storage.record import Record
-from shmstream.stream.digest import is_digest
+from shmstream.stream.spelling import is_spelled
 from tests.support.stores import digest
 
 KEYS = some.text(some.characters(exclude_categories=()), min_size=1)  # also half surrogates
@@ -74,7 +74,7 @@ def test_facts_of_any_kind_are_a_good_record_or_none(tmp_path: Path) -> None:
         path.write_text(json.dumps(facts))
         record = Record.read(str(path))
         if record is not None:
-            assert record.digest is None or is_digest(record.digest)
+            assert record.digest is None or is_spelled(record.digest)
             check(record.metadata)
 
     prove()

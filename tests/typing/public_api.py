@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, assert_type
@@ -14,6 +15,7 @@ from shmstream import (
     AsyncBlob,
     Blob,
     BlobStreamer,
+    CommandSource,
     CopierStatistics,
     Description,
     Event,
@@ -95,8 +97,10 @@ def sources(file: BinaryIO) -> None:
     of_path: Source = PathSource("/blob")
     of_file: Source = FileSource(file)
     elsewhere: Source = FsspecSource("s3://bucket/blob")
+    command: Source = CommandSource(["ffmpeg", "-i", Path("/a.mkv")], cwd="/", env={"A": "b"})
+    process = subprocess.Popen(["cat"], stdout=subprocess.PIPE)
     every: list[Source | str | Path] = [mine, http, of_path, of_file, elsewhere, "/b", Path("/b")]
-    given = as_sources(every)
+    given = as_sources(every) + as_sources(process) + as_sources(command)
     assert_type(given, list[Source])
     assert_type(shmstream.sources.HTTPSource, type[HTTPSource])
 
@@ -111,6 +115,7 @@ def store() -> None:
         assert_type(blob.validator, str | None)
         assert_type(blob.wait(), int)
     assert_type(blobs.fetch("sha256:00", Path("/blob")), str)
+    assert_type(blobs.fetch("a name", Path("/blob"), digest="md5:00", size=5), str)
     assert_type(blobs.flights(), list[FlightInfo])
     assert_type(blobs.check(), list[Finding])
     assert_type(blobs.gc(), list[str])

@@ -1,0 +1,218 @@
+"""How people write a digest: which texts mean one, and which algorithms can be verified.
+
+Keys, the argument `digest` and the command line read texts here, so that a text means the same
+everywhere. A text that looks like a digest is either verified or refused. It never counts as a
+plain name, because then wrong bytes would be accepted without a word.
+
+    sha256:9F86...                      the digest sha256:9f86... (any algorithm of `ALGORITHMS`)
+    sha-256=..., sha256-..., sha256/... the same
+    64 or 128 hex digits                sha256 or sha512, as sha256sum and sha512sum print them
+    sha384-OLBgp1Gs...                  base64 instead of hex digits, as in SRI and in lock files
+    32, 40, 56, 96, ... hex digits      refused: nothing says which algorithm that is
+    sha256:9f86, crc32:12345678         refused: not all of a digest, or not verifiable
+    a digest in quotes or white space   refused
+    model-9f86..., git:9f86...          plain names: another word stands in front
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import unicodedata
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+ALGORITHMS: dict[str, int] = {
+    "md5": 32, "sha1": 40, "sha224": 56, "sha256": 64, "sha384": 96, "sha512": 128,
+    "sha3_224": 56, "sha3_256": 64, "sha3_384": 96, "sha3_512": 128,
+    "blake2b": 128, "blake2s": 64, "blake3": 64,
+}  # fmt: skip
+"""The algorithms that a digest may name, and the number of hex digits of each."""
+
+_BARE = {64: "sha256", 128: "sha512"}  # hex digits -> the algorithm that is meant without a name
+_LIKELY = {32: "md5", 40: "sha1", 56: "sha224", 96: "sha384"}  # ... that is only proposed
+_FEWEST = 32  # hex digits; a shorter text of hex digits alone is a plain name
+
+_FLAGS = re.ASCII | re.IGNORECASE | re.DOTALL
+_NAME = r"(md-?5|sha[-_]?(?:1|224|256|384|512)|sha3[-_]?(?:224|256|384|512)|blake2[bs]|blake3)"
+_MARKED = re.compile(rf"{_NAME}\s*[:=](.*)", _FLAGS)  # what follows must be a digest
+_JOINED = re.compile(rf"{_NAME}[-_/ ]+(\S+)(.*)", _FLAGS)  # what follows may be a plain name
+_UNKNOWN = re.compile(  # algorithms that nothing here can compute
+    r"((?:(?:md|sha|shake|rmd|crc|xxh|sm)[-_]?\d|blake|ripemd|adler|xxhash|whirlpool|tiger|keccak"
+    r"|gost|streebog|murmur|fnv|k12)[\w/-]*)\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2})",
+    _FLAGS,
+)
+_HEX = re.compile(r"[0-9a-f]+", _FLAGS)
+_SPELLED = re.compile(
+    "|".join(rf"{name}:[0-9a-f]{{{count}}}" for name, count in ALGORITHMS.items())
+)
+_NEARLY = re.compile(r"[0-9a-f]{16,}|[a-z0-9+/]{20,}={0,2}", _FLAGS)
+_PRINTED = re.compile(  # a line of sha256sum, or of `sha256sum --tag`
+    rf"\\?[0-9a-f]{{{_FEWEST},}} [ *].+|[a-z0-9/-]+ ?\(.*\) ?= ?[0-9a-f]{{8,}}", _FLAGS
+)
+_FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
+_USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
+_EDGES = "\"'`<>"
+
+
+class Hash(Protocol):
+    """A hash that is computed step by step."""
+
+    @property
+    def name(self) -> str:
+        """The algorithm, as in `ALGORITHMS`."""
+
+    def update(self, data: Buffer, /) -> object:
+        """Hash more bytes."""
+
+    def digest(self) -> bytes:
+        """The digest of all bytes so far."""
+
+    def hexdigest(self) -> str:
+        """The digest of all bytes so far, in lower-case hex digits."""
+
+
+def new_hash(algorithm: str) -> Hash:
+    """A hash of no bytes yet.
+
+    Raises:
+        ValueError: this Python cannot compute it; the text tells what is missing.
+    """
+    if algorithm == "blake3":
+        try:
+            from blake3 import blake3
+        except ImportError as missing:
+            reason = "blake3 needs the package of that name: pip install 'shmstream[blake3]'"
+            raise ValueError(reason) from missing
+        fresh: Hash = blake3()
+        return fresh
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def is_spelled(text: str) -> bool:
+    """Whether `text` is a digest in its one spelling: `algorithm:hex`, in lower case."""
+    return _SPELLED.fullmatch(text) is not None
+
+
+def read_digest(text: str) -> str | None:
+    """`algorithm:hex`, in lower case, if `text` means a digest; None if it is a plain name.
+
+    Raises:
+        ValueError: `text` looks like a digest and cannot be verified; the error tells what to do.
+    """
+    if _USUAL.fullmatch(text):
+        return text
+    found = _read(text)
+    if found is None and (inner := _inner(text)) != text and _seems_one(inner):
+        raise _refusal(text, "with something around it", "the digest alone")
+    return found
+
+
+def _read(text: str) -> str | None:
+    if _HEX.fullmatch(text.removeprefix("0x")):
+        return _bare(text)
+    if (marked := _MARKED.fullmatch(text)) is not None:
+        name, value = _algorithm(marked[1]), marked[2]
+        if (found := _value(name, value, loose=True)) is None:
+            count = ALGORITHMS[name]
+            what = f"'{name}:' and {count} hex digits"
+            raise _refusal(text, f"and is none: {name} has {count} hex digits", what)
+        return _verifiable(text, found)
+    if (unknown := _UNKNOWN.fullmatch(text)) is not None:
+        reason = f"but {unknown[1]!r} is no algorithm that can be verified"
+        raise _refusal(text, reason, "one of " + ", ".join(ALGORITHMS))
+    if _PRINTED.fullmatch(text):
+        raise _refusal(text, "with the name of its file", "the digest alone")
+    if (joined := _JOINED.fullmatch(text)) is not None:
+        return _joined(text, _algorithm(joined[1]), joined[2], joined[3])
+    return None
+
+
+def _bare(text: str) -> str | None:
+    """What hex digits alone mean."""
+    count = len(text)
+    if count in _BARE and _HEX.fullmatch(text):
+        return f"{_BARE[count]}:{text.lower()}"
+    if count < _FEWEST:
+        return None
+    how = f"'{_LIKELY.get(count, 'sha256')}:' in front"
+    raise _refusal(text, "but does not say of which algorithm", how)
+
+
+def _joined(text: str, name: str, value: str, rest: str) -> str | None:
+    """What an algorithm and a value mean that are joined as the words of a name may be."""
+    if not rest and (found := _value(name, value, loose=False)) is not None:
+        return _verifiable(text, found)
+    if _NEARLY.fullmatch(value.partition("?")[0]) and rest[:1] in ("", " "):
+        count = ALGORITHMS[name]
+        what = f"'{name}:' and {count} hex digits, or '{name}-' and {count // 2} bytes in base64"
+        raise _refusal(text, f"and is not exactly one of {name}", what)
+    return None
+
+
+def _algorithm(name: str) -> str:
+    return _FOLDED[name.lower().replace("-", "").replace("_", "")]
+
+
+def _value(name: str, value: str, *, loose: bool) -> str | None:
+    """The digest with this `value`, in hex digits or base64; `loose`: also without padding."""
+    if len(value) == ALGORITHMS[name] and _HEX.fullmatch(value):
+        return f"{name}:{value.lower()}"
+    size = ALGORITHMS[name] // 2
+    if loose:  # as in the RECORD of a wheel
+        value = value.replace("-", "+").replace("_", "/").rstrip("=") + "=" * (-size % 3)
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except (ValueError, binascii.Error):
+        return None
+    return f"{name}:{raw.hex()}" if len(raw) == size else None
+
+
+def _verifiable(text: str, digest: str) -> str:
+    algorithm = digest.partition(":")[0]
+    if (reason := _missing(algorithm)) is not None:
+        raise _refusal(text, f"that cannot be verified here ({reason})", "another algorithm")
+    return digest
+
+
+@cache
+def _missing(algorithm: str) -> str | None:
+    """Why this Python cannot compute a digest; None if it can."""
+    try:
+        new_hash(algorithm)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _inner(text: str) -> str:
+    """`text` in its plainest characters, without quotes, white space and what is invisible."""
+    if text.isascii() and text[:1].isalnum() and text[-1:].isalnum():
+        return text
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    while plain and (_is_edge(plain[0]) or _is_edge(plain[-1])):
+        plain = plain[1:] if _is_edge(plain[0]) else plain[:-1]
+    return plain
+
+
+def _is_edge(character: str) -> bool:
+    return character in _EDGES or unicodedata.category(character)[0] in "ZC"
+
+
+def _seems_one(text: str) -> bool:
+    try:
+        return _read(text) is not None
+    except ValueError:
+        return True
+
+
+def _refusal(text: str, reason: str, how: str) -> ValueError:
+    return ValueError(
+        f"{text[:200]!r} looks like a digest, {reason}. To have the bytes verified, give {how}; "
+        "for a key that is a plain name, put another word in front, as in 'name:...'"
+    )

@@ -1,0 +1,203 @@
+"""How people write a digest: each text means a digest, is a plain name, or is refused."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from collections.abc import Callable
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as some
+
+from shmstream.stream import spelling
+from shmstream.stream.spelling import ALGORITHMS, new_hash, read_digest
+
+DATA = b"some bytes"
+HEX = hashlib.sha256(DATA).hexdigest()
+BASE = base64.b64encode(hashlib.sha256(DATA).digest()).decode()
+HERE = [each for each in ALGORITHMS if each != "blake3"]  # that one needs an extra
+
+
+def of(algorithm: str) -> str:
+    return hashlib.new(algorithm, DATA).hexdigest()
+
+
+SPELLINGS = [
+    HEX,
+    HEX.upper(),
+    f"sha256:{HEX}",
+    f"SHA256:{HEX.upper()}",
+    f"Sha-256:{HEX}",
+    f"sha_256={HEX}",
+    f"sha256-{HEX}",
+    f"sha256/{HEX}",
+    f"sha256_{HEX}",
+    f"sha256 {HEX}",
+    f"sha256-{BASE}",
+    f"sha256:{BASE}",
+    f"sha256={BASE.rstrip('=').replace('+', '-').replace('/', '_')}",
+]
+
+
+def test_spellings_of_one_digest() -> None:
+    assert {each: read_digest(each) for each in SPELLINGS} == dict.fromkeys(
+        SPELLINGS, f"sha256:{HEX}"
+    )
+
+
+WAYS: list[Callable[[str, bytes], str]] = [
+    lambda name, raw: f"{name}:{raw.hex()}",
+    lambda name, raw: f"{name.upper()}:{raw.hex().upper()}",
+    lambda name, raw: f"{name}={raw.hex()}",
+    lambda name, raw: f"{name}-{base64.b64encode(raw).decode()}",
+    lambda name, raw: f"{name.replace('_', '-')}:{raw.hex()}",
+]
+
+
+def test_every_algorithm() -> None:
+    for algorithm in HERE:
+        raw = bytes.fromhex(of(algorithm))
+        assert ALGORITHMS[algorithm] == 2 * len(raw)
+        for spell in WAYS:
+            assert read_digest(spell(algorithm, raw)) == f"{algorithm}:{raw.hex()}"
+        hashed = new_hash(algorithm)
+        hashed.update(DATA)
+        assert (hashed.name, hashed.digest()) == (algorithm, raw)
+
+
+def test_bare_hex_digits() -> None:
+    assert read_digest(of("sha512").upper()) == f"sha512:{of('sha512')}"
+    for name in ("md5", "sha1", "sha224", "sha384"):
+        with pytest.raises(ValueError, match=rf"does not say .* '{name}:' in front.* 'name:"):
+            read_digest(of(name))
+
+
+REFUSED = [
+    HEX[:-1],
+    HEX + "0",
+    HEX[:48],
+    "0x" + HEX,
+    f"sha256:{HEX[:-1]}",
+    f"sha256:{HEX}0",
+    f"sha256:{HEX[:-1]}g",
+    f"sha256: {HEX}",
+    f"sha256::{HEX}",
+    "sha256:",
+    "SHA512:abc",
+    f"sha256-{HEX[:-1]}",
+    f"sha256-{BASE[:-1]}A",
+    f"sha256-{BASE} sha512-abc",
+    f"sha256-{BASE}?option",
+    f"md5:{HEX}",
+    f"sha1:{of('md5')}",
+    f"sha1={of('md5')}",
+    "md5:some name",
+    f"sha256sum={HEX}",
+    f"sha512-256:{HEX}",
+    f"blake2b-256:{HEX}",
+    f"md4:{of('md5')}",
+    f"ripemd160:{of('sha1')}",
+    "CRC32:1234abcd",
+    "crc32c=1234abcd",
+    f"xxh64:{HEX[:16]}",
+    f"whirlpool:{of('sha512')}",
+    f" {HEX}",
+    f"{HEX}\n",
+    f"sha256:{HEX}\r\n",
+    f"\tsha256:{HEX} ",
+    f"\ufeff{HEX}",
+    f"sha256:{HEX}\0",
+    f'"sha256:{HEX}"',
+    f"'{HEX}'",
+    f" {of('md5')}",
+    f"sha256\N{FULLWIDTH COLON}{HEX}",
+    f"\N{FULLWIDTH LATIN SMALL LETTER S}ha256:{HEX}",
+    f"{HEX}  model.bin",
+    f"{HEX} *model.bin",
+    f"SHA256 (model.bin) = {HEX}",
+    f"MD5 (model.bin) = {of('md5')}",
+]
+
+
+def test_what_looks_like_a_digest_is_refused() -> None:
+    for text in REFUSED:
+        with pytest.raises(ValueError, match=r"looks like a digest.*put another word in front"):
+            pytest.fail(f"{text!r} means {read_digest(text)}")
+
+
+NAMES = [
+    "a name",
+    "sha256",
+    "md5",
+    "",
+    " ",
+    "https://host/model.bin",
+    f"https://host/{HEX}",
+    f"https://host/model.bin?sha256={HEX}",
+    f"image@sha256:{HEX}",
+    f"blobs/sha256/{HEX}",
+    f"name:{HEX}",
+    f"git:{of('sha1')}",
+    f"git {of('sha1')}",
+    f"model-{HEX}",
+    f"{HEX}.bin",
+    f"{HEX}-v2",
+    f"{of('md5')}/{of('md5')}",
+    HEX[:16],
+    "20261129",
+    "deadbeef",
+    "sha256-checksums-of-all-the-models",
+    "sha1-hulud",
+    "md5 of the thing",
+    "shards:0123456789abcdef",
+    "tiger:photos of last year",
+    "123e4567-e89b-12d3-a456-426614174000",
+    "\ud800",
+    "\N{LATIN SMALL LETTER LONG S}ha",
+    "x" * 10_000,
+]
+
+
+def test_plain_names() -> None:
+    assert {each for each in NAMES if read_digest(each) is not None} == set()
+
+
+def test_a_digest_that_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "blake3", None)
+    spelling._missing.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'shmstream\[blake3\]'"):
+        read_digest(f"blake3:{HEX}")
+    spelling._missing.cache_clear()
+
+
+def test_blake3() -> None:
+    pytest.importorskip("blake3", reason="the extra `blake3` is not installed")
+    hashed = new_hash("blake3")
+    hashed.update(b"")
+    empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert hashed.hexdigest() == empty
+    assert read_digest(f"BLAKE3:{empty.upper()}") == f"blake3:{empty}"
+
+
+PIECES = some.sampled_from(
+    ["sha256", "sha-512", "md5", "SHA1", "crc32", "name", ":", "=", "-", "/", " ", "\n", '"', "0x",
+     HEX, HEX[:-1], HEX.upper(), of("md5"), of("sha512"), BASE, BASE[:-1], "g", "\0", "\ud800"]
+)  # fmt: skip
+
+
+@given(some.text(some.characters(exclude_categories=())) | some.lists(PIECES).map("".join))
+@example("sha256:" + "0" * 64 + "\n")
+def test_any_text_has_one_meaning_or_is_refused(text: str) -> None:
+    try:
+        found = read_digest(text)
+    except ValueError:
+        return
+    if found is None:
+        assert text.lower() != f"sha256:{HEX}"
+        return
+    algorithm, _, digits = found.partition(":")
+    assert len(digits) == ALGORITHMS[algorithm]
+    assert set(digits) <= set("0123456789abcdef")
+    assert read_digest(found) == found, "it is its own spelling"
