@@ -130,7 +130,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the head of a request."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self._has_room)
+        self.flow: flow_control.FlowControl = _Flow(transport, self._has_room)
         connection = transport.get_extra_info("socket")
         if connection is not None:
             self._connection = connection.fileno()

@@ -128,7 +128,7 @@ class Flight:
         lingers: bool,
     ) -> None:
         """The sources are made only when a source is needed."""
-        self.place = place
+        self.place: Place = place
         self.role: Role = Role.STORED
         self._layout = layout
         self.sources = sources
@@ -510,7 +510,9 @@ class Flight:
             return self._begin_with(sources)
         except FileNotFoundError:  # somebody has removed a folder of the store
             self._layout.restore()
-            self.place = self._layout.place(self.place.key)
+            place = self.place
+            given = place.digest if place.is_given else None
+            self.place = self._layout.place(place.key, given, place.size)
             return self._begin_with(sources)
 
     def _begin_with(self, sources: Sequence[Source]) -> Leader | None:

@@ -70,6 +70,8 @@ class CommandSource:
         ValueError: `command` is empty.
     """
 
+    is_live: bool = True
+
     def __init__(
         self,
         command: Sequence[str | os.PathLike[str]],
@@ -210,6 +212,8 @@ class ProcessSource:
         TypeError: it is no `Popen`, or its output is text.
         ValueError: its output is no pipe.
     """
+
+    is_live: bool = True
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         given: object = process

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from shmstream.errors import StoreUnusable
 from shmstream.events import Event, EventKind
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
@@ -278,8 +279,8 @@ class Upkeep:
             if tidying:
                 for gone in gc(self._layout, partial_age=WEEK):
                     _log.info("removed %s, which no download goes on with", gone)
-        except OSError as error:
-            _log.warning("%s: cannot make room: %s", self._layout.folder, error)
+        except (OSError, StoreUnusable) as error:  # such as a disk that was unmounted
+            _log.warning("%s: cannot make room: %s", self._layout.folder, str(error))
 
     def _total(self, entries: list[Entry], coming: dict[str, int]) -> int:
         """Bytes that are taken or coming: of a flight the larger number counts."""
