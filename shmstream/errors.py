@@ -38,21 +38,22 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+
 # Control characters, line ends, and characters that turn the direction of a text around: a server
 # could use them to hide or forge what people read in a terminal or a log.
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 def escaped(text: str) -> str:
-    """`text` of a stranger, for people: each character that is not safe to show is escaped."""
-    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """`text` with escapes for unprintable characters: those could move the cursor of a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def names(key: str, reason: str) -> bool:

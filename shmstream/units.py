@@ -48,12 +48,3 @@ def amount(count: float) -> str:
     while (value := value / 1024) >= 1024 and len(units) > 1:
         units.pop(0)
     return f"{value:.1f} {units[0]}"
-
-
-def printable(text: str) -> str:
-    """`text` with escapes for unprintable characters: those could move the cursor of a terminal."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )

@@ -6,6 +6,8 @@ import pickle
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 
 from shmstream import (
     BlobAborted,
@@ -50,3 +52,15 @@ def test_an_error_crosses_processes_whole(start: Callable[..., Interpreter], blo
         with pytest.raises(errors.SizeMismatch) as caught:
             streamer.transfer([b"too many"])
         assert reader.hear()["text"] == str(caught.value)
+
+
+def test_escaped() -> None:
+    assert errors.escaped("ä b\t\x1b[2J") == "ä b\\t\\x1b[2J"
+    assert errors.escaped("a\u202eb\ud800") == "a\\u202eb\\ud800"
+
+
+@given(some.text())
+def test_no_text_moves_the_cursor(text: str) -> None:
+    shown = errors.escaped(text)
+    assert shown.isprintable()
+    assert errors.escaped(shown) == shown

@@ -79,15 +79,3 @@ def test_what_is_none(text: str) -> None:
         units.size(text)
     with pytest.raises(ValueError, match="no duration"):
         units.duration(text)
-
-
-def test_printable() -> None:
-    assert units.printable("ä b\t\x1b[2J") == "ä b\\t\\x1b[2J"
-    assert units.printable("a\u202eb\ud800") == "a\\u202eb\\ud800"
-
-
-@given(some.text())
-def test_no_text_moves_the_cursor(text: str) -> None:
-    shown = units.printable(text)
-    assert shown.isprintable()
-    assert units.printable(shown) == shown

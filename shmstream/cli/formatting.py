@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from shmstream.units import amount, printable
+from shmstream.errors import escaped
+from shmstream.units import amount
 
 
 def per_second(rate: float | None) -> str:
@@ -51,4 +52,4 @@ def local_time(seconds: float) -> str:
 
 def named(key: str | None) -> str:
     """A key for people; None if the store does not know the key."""
-    return "(its key is not known)" if key is None else printable(key)
+    return "(its key is not known)" if key is None else escaped(key)

@@ -17,7 +17,7 @@ from shmstream.cli.options import (
     verbose_option,
 )
 from shmstream.cli.printing import say, show_json
-from shmstream.units import printable
+from shmstream.errors import escaped
 
 
 @click.command(cls=Command, short_help="Report what is damaged or left over in a store.")
@@ -46,7 +46,7 @@ def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) ->
         show_json([asdict(each) for each in findings])
     else:
         for each in findings:
-            click.echo(printable(str(each)))
+            click.echo(escaped(str(each)))
     how = "looked at" if hashed == "none" else "verified"
     found = plural(len(findings), "finding") if findings else "all is well"
     say(f"{plural(len(store.blobs()), 'blob')} {how} in {store.folder}: {found}")
@@ -97,5 +97,5 @@ def evict(max_bytes: int, folder: str) -> None:
 
 def _tell_gone(gone: list[str], noun: str, folder: str) -> None:
     for each in gone:
-        click.echo(printable(each))
+        click.echo(escaped(each))
     say(f"{plural(len(gone), noun)} removed from {folder}")

@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from shmstream.units import printable
+from shmstream.errors import escaped
 
 PEOPLE = Console(stderr=True, highlight=False, emoji=False)
 """Standard error, where messages for people go."""
@@ -16,7 +16,7 @@ PEOPLE = Console(stderr=True, highlight=False, emoji=False)
 
 def say(text: str) -> None:
     """Print a message, with `?` for each character that the terminal cannot show."""
-    shown = printable(text).encode(PEOPLE.encoding, "replace").decode(PEOPLE.encoding)
+    shown = escaped(text).encode(PEOPLE.encoding, "replace").decode(PEOPLE.encoding)
     PEOPLE.print(Text(shown), soft_wrap=True)
 
 

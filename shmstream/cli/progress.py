@@ -16,9 +16,10 @@ from rich.text import Text
 
 from shmstream.cli.formatting import left, per_second
 from shmstream.cli.printing import PEOPLE, say
+from shmstream.errors import escaped
 from shmstream.flight.blob import Blob
 from shmstream.stream.spelling import is_spelled
-from shmstream.units import amount, printable
+from shmstream.units import amount
 
 _NAME_WIDTH = 28  # columns of a terminal
 
@@ -99,7 +100,7 @@ class _Amounts(TextColumn):
 
 def _short(name: str) -> str:
     """A short name that tells blobs apart: the end of a URL, or the beginning of a digest."""
-    name = printable(name)
+    name = escaped(name)
     if is_spelled(name):
         return name[: name.index(":") + 13]
     name = name.partition("?")[0].rstrip("/").rpartition("/")[2] or name

@@ -28,10 +28,11 @@ from shmstream.cli.facts import flight_facts
 from shmstream.cli.formatting import left, named, per_second, plural
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import show_json
+from shmstream.errors import escaped
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.stream.subscribers import Subscriber
 from shmstream.system.signals import Stopped
-from shmstream.units import amount, printable
+from shmstream.units import amount
 
 
 @click.command(cls=Command, short_help="Watch the flights of a store, live.")
@@ -163,10 +164,10 @@ def _lines(sight: Sight) -> list[str]:
         facts.append(f"{left(sight.eta)} left")
     if flight.epoch:
         facts.append(f"taken over {flight.epoch} x")
-    leader = "nobody, just now" if flight.leader is None else printable(str(flight.leader))
+    leader = "nobody, just now" if flight.leader is None else escaped(str(flight.leader))
     lines = [named(flight.key), "  " + ", ".join(facts), f"  leads    {leader}"]
     lines += [
-        f"  follows  {printable(str(each.identity))}, {_lag(each)}" for each in followers_of(flight)
+        f"  follows  {escaped(str(each.identity))}, {_lag(each)}" for each in followers_of(flight)
     ]
     return lines
 

@@ -36,11 +36,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.errors import SourceError
+from shmstream.errors import SourceError, escaped
 from shmstream.sources.base import Feed, check_offset, checked, explain
 from shmstream.system.buffers import buffers
 from shmstream.system.process import fork_lock
-from shmstream.units import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -267,7 +266,7 @@ def _name_of(args: object) -> str:
     """The program alone, because an argument may be a secret."""
     first = args[0] if isinstance(args, Sequence) and args else args
     program = os.fsdecode(first) if isinstance(first, str | bytes | os.PathLike) else "process"
-    return f"<{printable(os.path.basename(program) or program)}>"
+    return f"<{escaped(os.path.basename(program) or program)}>"
 
 
 def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
@@ -330,5 +329,5 @@ def _signal_name(number: int) -> str:
 def _last_lines(said: bytes) -> str:
     """The last lines that were written to standard error."""
     lines = re.split(r"[\r\n]+", said.decode("utf-8", "backslashreplace"))
-    told = " | ".join(printable(each.strip()) for each in [it for it in lines if it.strip()][-3:])
+    told = " | ".join(escaped(each.strip()) for each in [it for it in lines if it.strip()][-3:])
     return told if len(told) <= _SHOWN else "..." + told[-_SHOWN:]

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shmstream.asgi.statuses import status_of
-from shmstream.errors import ShmstreamError, SourceError, SourceFailed
+from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.registry.upstream.answers import BadAnswer
-from shmstream.units import printable
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header of every answer: older clients look for it."""
@@ -62,9 +61,9 @@ class Refusal(ShmstreamError):
 
     def body(self) -> bytes:
         """The body: JSON that clients understand."""
-        error: dict[str, object] = {"code": self.code, "message": printable(self.message)}
+        error: dict[str, object] = {"code": self.code, "message": escaped(self.message)}
         if self.detail:
-            error["detail"] = {name: printable(text) for name, text in self.detail.items()}
+            error["detail"] = {name: escaped(text) for name, text in self.detail.items()}
         return json.dumps({"errors": [error]}).encode()
 
 

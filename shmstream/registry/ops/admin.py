@@ -24,10 +24,10 @@ from typing import TypeVar
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.asgi.statuses import shortage
+from shmstream.errors import escaped
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
 from shmstream.registry.singleflight import Together
-from shmstream.units import printable
 
 T = TypeVar("T")
 
@@ -197,7 +197,7 @@ class Operations:
         except (OSError, MemoryError, RuntimeError) as error:
             if (lack := shortage(error, "the status page")) is None:
                 raise
-            return _event("problem", {"problem": printable(str(lack))})
+            return _event("problem", {"problem": escaped(str(lack))})
         snapshot["problems"] = self._upstream_problems()
         return _event("snapshot", snapshot)
 

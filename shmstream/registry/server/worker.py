@@ -16,12 +16,11 @@ import sys
 import time
 from functools import partial
 
-from shmstream.errors import ShmstreamError
+from shmstream.errors import ShmstreamError, escaped
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
-from shmstream.units import printable
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
@@ -54,7 +53,7 @@ class _OneLine(logging.Formatter):
     """
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name of logging
-        record.message = printable(record.message.rstrip())
+        record.message = escaped(record.message.rstrip())
         return super().formatMessage(record)
 
 

@@ -20,10 +20,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shmstream.errors import SourceError
+from shmstream.errors import SourceError, escaped
 from shmstream.registry.upstream.manifests import IMAGE, INDEX, media_type
 from shmstream.stream.digest import is_digest
-from shmstream.units import printable
 
 Json = dict[str, Any]
 
@@ -274,7 +273,7 @@ def _words(data: bytes) -> str:
     if isinstance(found, dict):
         text = _said(found) or text
     text = " ".join(text.split())
-    shown = printable(text[:_WORDS]) + ("..." if len(text) > _WORDS else "")
+    shown = escaped(text[:_WORDS]) + ("..." if len(text) > _WORDS else "")
     return shown or "it is empty"
 
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 
-from shmstream.errors import FailureKind, SourceError
-from shmstream.units import printable
+from shmstream.errors import FailureKind, SourceError, escaped
 
 _REMEMBERED = 300.0  # s; how long operators are told of the last failure
 
@@ -63,4 +62,4 @@ class Reach:
         problem = self._problem
         if problem is None or time.monotonic() - self._seen > _REMEMBERED:
             return None
-        return printable(f"{self._name}: {problem}")
+        return escaped(f"{self._name}: {problem}")
