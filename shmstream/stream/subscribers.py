@@ -68,8 +68,7 @@ class Subscription:
         me = Identity.mine()
         self.slot.pid, self.slot.started, self.slot.namespace = me.pid, me.started, me.namespace
         self.slot.position = position
-        if self.slot.sources != sources:  # those of the slot's reader before, or none
-            self.slot.sources = sources
+        self.slot.sources = sources
         self.slot.membership = (generation, True)
 
     def close(self) -> None:

@@ -59,7 +59,7 @@ def no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="start"):
+    with monkeypatch.context() as patch, pytest.raises(OutOfResources, match="out of threads"):
         patch.setattr(threading.Thread, "start", fail)
         patch.setattr(threads, "_idle", [])
         yield

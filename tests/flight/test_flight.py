@@ -426,7 +426,12 @@ SHORT = sha256(content(1, MIB)[:-1000])
         ({"stall_after": 300_000}, 1, RIGHT, 2),
         ({"stall_after": 300_000}, None, RIGHT, 4),  # each time some more comes
         ({"stall_after": 0}, None, "SourceFailed", 8),
-        ({"content_length": str(MIB + 1000)}, 1, "SourceFailed or ContentChanged", 2),
+        (
+            {"content_length": str(MIB + 1000), "close_after": MIB},
+            1,
+            "SourceFailed or ContentChanged",
+            2,
+        ),
         ({"content_length": str(MIB - 1000)}, 1, f"DigestMismatch or {SHORT}", 1),
     ],
     ids=str,

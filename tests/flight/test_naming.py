@@ -106,6 +106,7 @@ def test_no_slot(folder: str, origin: Origin) -> None:
     origin.change("/blob", stall_after=500_000)
     with store.open(KEY, url) as blob:
         fails(NoFreeSlot, store, KEY, lambda: by_open(store, KEY, url))
+        origin.wait("/blob", bool)
         origin.release()
         assert blob.read() == DATA
 

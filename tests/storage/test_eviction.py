@@ -252,10 +252,14 @@ def test_a_size_that_is_announced_evicts_only_for_what_comes(disk: Path) -> None
     store = make_store(str(disk), {"max_bytes": 6 * MIB})
     for number in range(6):
         store.fetch(str(number), [bytes(MIB)])
-    with pytest.raises(SourceFailed):
-        store.fetch("announced", Announcing(6 * MIB, bytes(100_000)))
-    wait_until(lambda: total(store) < 6 * MIB)
-    store.evict()
+    gate = threading.Event()
+    with store.open("announced", Announcing(6 * MIB, bytes(100_000), gate)) as blob:
+        blob.read(1000)
+        wait_until(lambda: len(store.blobs()) < 6)
+        assert [key for key, _ in store.blobs()] == ["1", "2", "3", "4", "5"]
+        gate.set()
+        with pytest.raises(SourceFailed):
+            blob.read()
     assert [key for key, _ in store.blobs()] == ["1", "2", "3", "4", "5"]
 
 

@@ -70,6 +70,7 @@ class Interpreter:
                 json.dumps(arguments),
             ],
             cwd=_ROOT,
+            env=os.environ | {"PYTHONPATH": str(_ROOT)},  # `within` may change the folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

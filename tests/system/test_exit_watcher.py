@@ -124,16 +124,22 @@ def test_without_a_free_descriptor() -> None:
             found.close()
 
 
+def descriptors() -> set[str]:
+    """The descriptors of this process, each with what it leads to."""
+    links = [f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd")]
+    return {f"{each} {os.readlink(each)}" for each in links if os.path.lexists(each)}
+
+
 def test_a_forked_child_watches_for_itself(other: Interpreter) -> None:
     told = threading.Event()
     identity = identity_of(other)
+    before = descriptors()
     found = watch(identity, told.set)
     assert found is not None
+    assert len(descriptors() - before) == 3
 
     def in_the_child() -> bool:
-        kinds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
-                 if os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
-        inherited = [kind for kind in kinds if "pidfd" in kind or "eventpoll" in kind]
+        inherited = {each for each in descriptors() - before if "pidfd" in each or "event" in each}
         found.close()  # the parent's, which stays
         heard = threading.Event()
         own = watch(identity, heard.set)
