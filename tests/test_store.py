@@ -200,6 +200,7 @@ def test_two_spellings_are_one_flight(store: Store, origin: Origin) -> None:
     with store.open(key.upper(), url) as blob, store.open(key[7:], url) as other:
         assert (blob.role, blob.key, other.role, other.key) == ("leads", key, "follows", key)
         assert store.is_in_flight(f"SHA-256={key[7:]}")
+        origin.wait("/blob", bool)
         origin.release()
         assert blob.read() == other.read() == content(1, MIB)
 

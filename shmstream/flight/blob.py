@@ -440,7 +440,8 @@ class Blob(io.RawIOBase):
         """Require that another stream, or another file, has the bytes that were read of the old.
 
         Of a name with a validator, the same validator shows it. Else the bytes before the position
-        are compared: with a digest, the new flight proves its own bytes, and not those of the old.
+        are compared: with a digest, the new flight proves its own bytes, and not those of the old;
+        and of a name without a validator, equal bytes make what was read a part of the new content.
 
         Raises:
             ContentChanged: it has other bytes.
@@ -465,7 +466,9 @@ class Blob(io.RawIOBase):
         if isinstance(fresh, FileFollower):
             fresh.wait(1)
         before, now = (self._flight.metadata(each).validator for each in (old, fresh))
-        if before is None or before != now:
+        if before is None or now is None:
+            self._compare(old, fresh)
+        elif before != now:
             reason = f"the validator was {before!r} and is {now!r}"
             raise ContentChanged(self.key, old.position, reason)
 

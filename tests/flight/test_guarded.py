@@ -14,6 +14,7 @@ import pytest
 
 from shmstream import (
     CommandSource,
+    ContentChanged,
     DamagedBlob,
     DigestMismatch,
     SizeMismatch,
@@ -26,7 +27,7 @@ from shmstream.storage.record import Record
 from shmstream.stream.digest import RunningDigest
 from tests.support import flights
 from tests.support.flights import make_store
-from tests.support.interpreters import Interpreter, Link, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content
 
@@ -349,6 +350,40 @@ def lead_with_digest(link: Link, folder: str, url: str, digest: str) -> None:
     with make_store(folder, {}).open(NAME, url, digest=digest) as blob:
         link.say(len(blob.read(CHUNK)))
         link.hear()
+
+
+def test_a_reader_goes_on_after_a_flight_that_was_wrong_only_for_its_leader(store: Store) -> None:
+    """No validator tells that the next flight has the same content: what was read is compared."""
+    half_is_read = threading.Event()
+
+    def halves() -> Iterator[bytes]:
+        yield DATA[: SIZE // 2]
+        assert half_is_read.wait(PATIENCE)
+        yield DATA[SIZE // 2 :]
+
+    with store.open(NAME, halves(), digest=of(OTHER)) as wrong, store.open(NAME, [DATA]) as blob:
+        begin = blob.read(1000)
+        half_is_read.set()
+        with pytest.raises(DigestMismatch):
+            wrong.read()
+        assert begin + blob.read() == DATA
+
+
+def test_what_was_read_is_not_mixed_with_other_content(store: Store) -> None:
+    half_is_read = threading.Event()
+
+    def halves() -> Iterator[bytes]:
+        yield OTHER[: SIZE // 2]
+        assert half_is_read.wait(PATIENCE)
+        yield OTHER[SIZE // 2 :]
+
+    with store.open(NAME, halves(), digest=of(DATA)) as wrong, store.open(NAME, [DATA]) as blob:
+        blob.read(1000)
+        half_is_read.set()
+        with pytest.raises(DigestMismatch):
+            wrong.read()
+        with pytest.raises(ContentChanged):
+            blob.read()
 
 
 # asyncio.
