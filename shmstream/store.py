@@ -363,7 +363,7 @@ class Store:
         if isinstance(max_bytes, str) and not is_size(max_bytes):
             raise ValueError(
                 f"evict takes the bytes that may stay, such as 0 or '10GiB', not {max_bytes!r}; to "
-                "remove the blob of one key, unlink `store.fetch(key)`"
+                "remove the blob of one key, call `store.remove(key)`"
             )
         limit = self.max_bytes if max_bytes is None else _bytes(max_bytes, "max_bytes")
         with self._naming_troubles():
