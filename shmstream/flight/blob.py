@@ -453,12 +453,12 @@ class Blob(io.RawIOBase):
         if isinstance(fresh, InFlightCopier):
             if isinstance(old, InFlightCopier) and fresh.is_same_stream(old):
                 return
-            if isinstance(old, InFlightCopier) and old.was_written_to:
-                reason = "was written to by somebody else"
-                raise DamagedPartial(self.key, old.position, partial_path(self.path), reason)
             fresh.wait(1)  # with the first byte the file and the validator are known
             fresh.view()
-        if fresh.identity == old.identity:
+        if self._flight.found_damage:
+            reason = "was written to by somebody else"
+            raise DamagedPartial(self.key, old.position, partial_path(self.path), reason)
+        if fresh.identity == old.identity:  # its leader has made sure that it may go on with it
             return
         if self._flight.place.is_given:
             self._compare(old, fresh)

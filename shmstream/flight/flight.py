@@ -136,6 +136,8 @@ class Flight:
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._leader: Leader | None = None
+        self.found_damage: bool = False
+        """Whether another program changed the file of a dead leader, as the last `join` found."""
         self.before: Reader | None = None
         """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
         returns this reader, which then raises why."""
@@ -166,6 +168,7 @@ class Flight:
             CannotStart, StoreUnusable: a flight cannot begin; see the subclasses of the first.
         """
         self._forget_ended_leader()
+        self.found_damage = False
         with self._naming():
             return self._join()
 
@@ -326,6 +329,7 @@ class Flight:
             if copier.is_orphaned:
                 follower = self._follow_file(copier) or self._succeed(copier)
                 if follower is None and copier.is_orphaned and copier.was_written_to:
+                    self.found_damage = True
                     return None  # nobody can go on with that file: a new flight has to begin
             if follower is not None:
                 return follower

@@ -192,7 +192,8 @@ class InFlightCopier(GrowingFile):
             return False
         if os.fstat(self._fd).st_nlink == 0:  # it was replaced, and nobody finds it
             return False
-        return not is_untouched(self._fd, self._block)
+        # Another stream of that name may have gone on with the file since.
+        return not (is_untouched(self._fd, self._block) or self._stream.is_replaced())
 
     @property
     def last_words(self) -> bytes:

@@ -262,6 +262,11 @@ class Stream:
         """Whether no writer is alive. Load the state after this: the writer may have finished."""
         return not self.lock.is_held_elsewhere(self.block.life_span)
 
+    def is_replaced(self) -> bool:
+        """Whether the name leads to another stream by now."""
+        path = segment.path_of(self.name)
+        return os.path.lexists(path) and not self.lock.is_at(path)
+
     def open_file(self) -> tuple[int, str, tuple[int, int, int]] | None:
         """The file that the writer writes: descriptor, path and identity; None if it is gone.
 

@@ -17,6 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from shmstream import DigestMismatch, SourceFailed, Store
 from shmstream.filesystem import BlobFile, ShmstreamFileSystem
+from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
 
@@ -188,6 +189,7 @@ def test_what_is_remembered_for_a_while(memory: MemoryFileSystem, folder: str) -
     system.pipe_file("/d/more", b"mine")  # what is written here is known here
     assert system.cat_file("/d/more") == b"mine"
     memory.pipe("/d/more", b"anew")
+    wait_until(lambda: not system.store.flights())
     system.store.evict(0)
     assert system.cat_file("/d/more") == b"anew"  # a download asks in any case
 

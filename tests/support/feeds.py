@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shmstream.errors import SourceError
+from shmstream.errors import SourceError, escaped
 from shmstream.sources import http_body
 from shmstream.sources.base import Feed, KernelFeed, Source
 from tests.support.roles import content
@@ -64,7 +64,7 @@ def fails_to_open(source: Source, offset: int = 0, validator: str | None = None)
     with pytest.raises(SourceError) as caught:
         source.open(offset, validator).close()
     assert caught.value.offset == offset
-    assert caught.value.source == source.name
+    assert caught.value.source == escaped(source.name)
     return caught.value
 
 
