@@ -55,7 +55,7 @@ from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
-from shmstream.storage.journal import Journal
+from shmstream.storage.journal import WORTH_A_JOURNAL, Journal
 from shmstream.storage.layout import Layout, Place
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
@@ -69,7 +69,6 @@ from shmstream.system.process import Identity, register
 _CHECKPOINT = 16 << 20  # bytes
 _LEAST, _MOST = 1 << 20, 16 << 20  # bytes; so much space is taken ahead of what has come
 _NOTES = 1 << 16  # bytes; space for record and journal
-_WORTH_A_JOURNAL = 64 * 1024  # bytes; to ask for less once more takes no longer than for its rest
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
 _log = logging.getLogger("shmstream")
@@ -404,7 +403,7 @@ class Leader:
 
     def _is_worth_a_journal(self) -> bool:
         size = self.metadata.size
-        return self._place.is_named or size is None or size > _WORTH_A_JOURNAL
+        return self._place.is_named or size is None or size > WORTH_A_JOURNAL
 
     def _require_fit(self, size: int) -> None:
         """Require that the store can keep a blob of so many bytes, if it evicts all it may.

@@ -45,6 +45,9 @@ from shmstream.stream.spelling import new_hash
 from shmstream.system.files import is_hollow, open_file, read_file
 from shmstream.system.locks import KernelLock, file_identity
 
+WORTH_A_JOURNAL = 64 * 1024
+"""Bytes; to ask again for a blob that is no larger takes no longer than to ask for its rest."""
+
 _STEP = 1 << 20  # bytes
 _LARGEST = 1 << 26  # bytes of a journal; a blob of 4 TiB has as many checkpoints
 _MOST_NOTES = 32  # sources that gave a wrong blob; of more, the latest
@@ -263,6 +266,20 @@ def _facts_of(fd: int) -> str:
     return f"{inode} {generation} {facts.st_size} {facts.st_ctime_ns}"
 
 
+def _seal_for(path: str, fd: int, metadata: bytes, digest: str) -> None:
+    """Seal the partial file of a leader that was killed, perhaps before it began the journal."""
+    journal = Journal(path + JOURNAL, digest.partition(":")[0])
+    known = Description.from_text(metadata)
+    is_named = algorithm_at(path) is None
+    if journal.is_begun:
+        journal.seal(fd)
+    elif is_named or known.size is None or known.size > WORTH_A_JOURNAL:
+        try:
+            journal.begin(known, fd=fd)
+        except OSError as error:
+            _log.warning("%s: no journal: %s", path, str(error))
+
+
 def _seal_at(path: str, fd: int) -> None:
     """Seal the partial file `fd` of the blob at `path`, in its journal."""
     Journal(path + JOURNAL, algorithm_at(path)).seal(fd)
@@ -284,7 +301,7 @@ def seal_for_the_dead(path: str, identity: tuple[int, int, int]) -> None:
         lock.close()
 
 
-when_removed(_seal_at)
+when_removed(_seal_for)
 
 
 @cache

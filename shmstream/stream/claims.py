@@ -59,13 +59,14 @@ _swept = float("-inf")  # when this process swept last
 Spare = Callable[[Block, KernelLock], bool]
 """Decides from its block and its locks whether a dead stream is left alone."""
 
-_notes: list[Callable[[str, int], None]] = []
+_notes: list[Callable[[str, int, bytes, str], None]] = []
 
 
-def when_removed(note: Callable[[str, int], None]) -> None:
-    """Call `note(path, fd)` when a dead resumable stream is removed, and its partial file stays.
+def when_removed(note: Callable[[str, int, bytes, str], None]) -> None:
+    """Call `note` when a dead resumable stream is removed, and its partial file stays.
 
-    `path` is where the blob would be; the file `fd`, which is locked, has only bytes of the blob.
+    Its arguments are the path where the blob would be, the partial file, which is locked and has
+    only bytes of the blob, and the stream's metadata and digest, or only the digest's algorithm.
     """
     _notes.append(note)
 
@@ -238,7 +239,7 @@ def _vouch(block: Block) -> None:
         is_it = block.changed > 0 and file_identity(lock.fd) == block.file
         if is_it and lock.try_acquire(REAPER) and is_untouched(lock.fd, block):
             for note in _notes:
-                note(path, lock.fd)
+                note(path, lock.fd, block.metadata, block.digest.decode())
     finally:
         lock.close()
 

@@ -93,6 +93,26 @@ def test_a_leader_killed_at_a_named_point(
     Store(folder).gc()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_what_was_published_before_the_journal_is_kept(
+    named: bool, start: Start, folder: str, origin: Origin, store: Store
+) -> None:
+    """Also if the stream is removed before the next flight: its block is as good as a journal."""
+    url = origin.serve("/blob", seed=1, size=MIB)
+    key = "a name" if named else digest(1, MIB)
+    doomed = start(flights.take, folder, {}, "before the journal")
+    doomed.hear()
+    doomed.say([key, url, 0])
+    doomed.wait_killed()
+    store.gc()
+    assert store.flights() == []
+    [partial] = Path(folder).rglob("*.shmstream-partial")
+    kept = partial.stat().st_size
+    assert kept > 0
+    assert Path(store.fetch(key, url)).read_bytes() == content(1, MIB)
+    assert [each.range for each in origin.requests("/blob")] == [None, f"bytes={kept}-"]
+
+
 def test_a_leader_killed_before_a_digest_that_nobody_waits_for(
     start: Start, folder: str, origin: Origin, store: Store
 ) -> None:
