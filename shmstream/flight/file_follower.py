@@ -58,10 +58,13 @@ _LEADER = "a process with another /dev/shm"
 class FileFollower(GrowingFile):
     """A reader of the partial file of `place`. Make one with `follow`, and close it."""
 
-    def __init__(self, place: Place, fd: int, stall_timeout: float | None) -> None:
-        """Own the descriptor `fd` of the partial file."""
+    def __init__(self, place: Place, stall_timeout: float | None) -> None:
+        """Raises:
+        OSError: there is no partial file, or it cannot be opened.
+        """
         self._place = place
-        self._fd = fd
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._fd = fd = os.open(place.partial, flags)
         self.stall_timeout: float | None = stall_timeout
         self._published = 0
         facts = os.fstat(fd)
@@ -82,20 +85,15 @@ class FileFollower(GrowingFile):
     @classmethod
     def follow(cls, place: Place, stall_timeout: float | None) -> FileFollower | None:
         """A reader of the partial file, if a live process writes it; else None. Never waits."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            fd = os.open(place.partial, flags)
+            follower = cls(place, stall_timeout)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
                 return None
             raise
-        try:
-            if stat.S_ISREG(os.fstat(fd).st_mode) and is_held(fd, LIFE):
-                return cls(place, fd, stall_timeout)
-        except BaseException:
-            os.close(fd)
-            raise
-        os.close(fd)
+        if stat.S_ISREG(os.fstat(follower._fd).st_mode) and is_held(follower._fd, LIFE):
+            return follower
+        follower.close()
         return None
 
     @classmethod

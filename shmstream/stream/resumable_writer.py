@@ -124,14 +124,14 @@ class ResumableStreamer(BlobStreamer):
     def resume(self) -> None:
         """Begin with the bytes that `cut` has kept: publish them at once; a thread hashes them.
 
-        They are published before the state is STREAMING, because a successor cuts the file of a
-        stream that is STREAMING to `published`:
+        They are published before the state is STREAMING, so that no reader finds a stream that is
+        STREAMING and lacks bytes that were kept:
 
             this writer                       its successor
             1 stores `published`
               is killed                       sees `published` above 0: takes it for STREAMING
             2 stores STREAMING
-              is killed                       cuts the file to `published`, and loses nothing
+              is killed                       goes on after all bytes of the file
 
         Raises:
             IllegalTransition: appending has begun.
