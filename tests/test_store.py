@@ -584,7 +584,7 @@ def test_sizes_and_folders_as_people_write_them(
     assert (store.folder, store.max_bytes) == (str(tmp_path / "store"), 10 << 30)
     path = store.fetch("a key", [b"data"])
     assert store.evict("1KiB") == []
-    with pytest.raises(ValueError, match="to remove the blob of one key, unlink"):
+    with pytest.raises(ValueError, match="to remove the blob of one key, call"):
         store.evict("a key")
     assert store.evict("0") == [path]
     for wrong in ("much", -1):
