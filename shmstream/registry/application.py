@@ -7,6 +7,7 @@ later there may be no time for it, because a server may end the process by a sig
 from __future__ import annotations
 
 from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.errors import OutOfResources
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.notes import Notes
 from shmstream.registry.ops.access_log import AccessLog
@@ -85,7 +86,10 @@ class Application:
         self.stop()
         self.registry.close()
         self.operations.close()
-        await in_thread(process.close_all, _CLOSER)
+        try:
+            await in_thread(process.close_all, _CLOSER)
+        except OutOfResources:  # no thread can be started; and nothing else is served any more
+            process.close_all()
         if self._log is not None:
             await self._log.close()
         await send({"type": "lifespan.shutdown.complete"})

@@ -84,6 +84,23 @@ def live(settings: Settings, course: Callable[[Life], Awaitable[None]]) -> list[
     return life.errors
 
 
+def test_it_ends_in_good_order_where_no_thread_can_be_started(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a limit of memory."""
+    settings = Settings((Upstream(None, "http://127.0.0.1:1"),), folder, workers=1)
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def course(life: Life) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            await life.end()
+
+    assert live(settings, course) == []
+
+
 @pytest.fixture
 def settings(folder: str, origin: Origin) -> Settings:
     origin.serve(BLOB, seed=1, size=SIZE)

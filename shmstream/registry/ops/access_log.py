@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+from shmstream.errors import OutOfResources
 from shmstream.system.threads import in_thread
 
 _INTERVAL = 0.1  # s
@@ -105,13 +106,24 @@ class AccessLog:
     def _begin(self) -> None:
         self._is_due = bool(self._entries)
         if self._is_due:
-            self._hand_over().add_done_callback(lambda _: self._begin())
+            try:
+                self._hand_over().add_done_callback(lambda _: self._begin())
+            except OutOfResources:  # no thread can be started just now
+                asyncio.get_running_loop().call_later(_INTERVAL, self._begin)
 
     def _hand_over(self) -> asyncio.Future[None]:
-        """Give all entries to the thread."""
+        """Give all entries to the thread.
+
+        Raises:
+            OutOfResources: no thread can be started. The entries stay.
+        """
         entries, self._entries = self._entries, deque()
         lost, self._lost = self._lost, 0
-        return in_thread(partial(self._write, entries, lost), self._thread)
+        try:
+            return in_thread(partial(self._write, entries, lost), self._thread)
+        except OutOfResources:
+            self._entries, self._lost = entries, lost
+            raise
 
     def _write(self, entries: deque[Entry], lost: int) -> None:
         try:
@@ -144,3 +156,5 @@ class AccessLog:
                     await self._hand_over()
         except TimeoutError:
             _log.warning("nobody reads the access log: %d lines are lost", count)
+        except OutOfResources as error:
+            _log.warning("the access log cannot be written: %d lines are lost: %s", count, error)
