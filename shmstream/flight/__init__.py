@@ -6,6 +6,7 @@ offers          which sources the readers of a process have, beside the leader's
 last_words      how a leader that gives up hands over to a reader with another source
 blob            a readable file that goes on when its leader dies
 guarded         a reader that gives only bytes of the digest or size that was asked for
+described_file  a growing file whose size is what its source says
 file_follower   follows a flight by its file, where its shared memory cannot be seen
 beside          reads past a leader that makes no progress, by a download of its own
 naming          errors and logs of a flight name the key

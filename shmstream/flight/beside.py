@@ -28,10 +28,10 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from shmstream.errors import BlobAborted, DamagedPartial, ShmstreamError, StreamClosed
+from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.sources.base import Description
 from shmstream.storage.record import Record
-from shmstream.stream.growing_file import GrowingFile, View
 from shmstream.stream.partial import sync_folder
 from shmstream.stream.seal import seal
 from shmstream.system.copying import Mover
@@ -47,7 +47,7 @@ _SPAN = 4 << 20  # bytes; what is copied at one time
 _log = logging.getLogger("shmstream")
 
 
-class Beside(GrowingFile):
+class Beside(DescribedFile):
     """A reader that brings the bytes itself, in the thread that reads."""
 
     def __init__(
@@ -58,18 +58,13 @@ class Beside(GrowingFile):
         Raises:
             OSError: no file can be made.
         """
+        super().__init__()
         self._place = place
         self._bytes = bytes_
         self._ended = ended
         self._durable = durable
         self._pieces: Iterator[bytes] = iter(())
         self._failure: Exception | None = None
-        self._published = 0
-        self.position: int = 0
-        self.is_complete: bool = False
-        """Whether all bytes are here and verified."""
-        self.description: Description = Description()
-        """What the source says of the blob."""
         self._fd, self._name = _make_file(place)
         self.identity: tuple[int, int, int] = file_identity(self._fd)
         """Which file is read: see `file_identity`."""
@@ -124,26 +119,6 @@ class Beside(GrowingFile):
             os.close(theirs)
 
     # How far the blob is.
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the blob; None until the size is known."""
-        return self._published if self.is_complete else self.description.size
-
-    @property
-    def published(self) -> int:
-        """Bytes that can be read without waiting."""
-        return self._published
-
-    def view(self) -> View:
-        """How far the blob is now, without waiting."""
-        fd = self._fd if self._published or self.is_complete else -1
-        return View(self._published, self.size, self.is_complete, fd)
-
-    def duplicate(self) -> int:
-        """Another descriptor of the file, to read published bytes; the caller closes it."""
-        self._check_open()
-        return os.dup(self._fd)
 
     def wait(self, want: int) -> int:
         """Bring bytes until there are `want`, or the blob is complete; how many there are.

@@ -41,11 +41,11 @@ import stat
 import time
 
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, WriterStalled
+from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal, seal_for_the_dead
 from shmstream.storage.layout import Place
-from shmstream.stream.growing_file import GrowingFile, View
 from shmstream.stream.partial import LIFE
 from shmstream.system.locks import file_identity, is_held
 
@@ -55,30 +55,25 @@ _CHUNK = 1 << 16  # bytes; the last one is withheld
 _LEADER = "a process with another /dev/shm"
 
 
-class FileFollower(GrowingFile):
+class FileFollower(DescribedFile):
     """A reader of the partial file of `place`. Make one with `follow`, and close it."""
 
     def __init__(self, place: Place, stall_timeout: float | None) -> None:
         """Raises:
         OSError: there is no partial file, or it cannot be opened.
         """
+        super().__init__()
         self._place = place
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = fd = os.open(place.partial, flags)
         self.stall_timeout: float | None = stall_timeout
-        self._published = 0
         facts = os.fstat(fd)
         self._there = facts.st_size  # bytes of the file, as last seen, and when it grew:
         self._moved = time.monotonic() - max(time.time() - facts.st_mtime, 0.0)
         self._alive = time.monotonic()  # when the leader was last seen alive
         self._has_vouched = False
         self._journal: tuple[int, ...] = ()  # which journal `description` is from
-        self.position: int = 0
-        self.is_complete: bool = False
-        """Whether the blob was committed, as this reader last saw it."""
         self._is_unproved = False  # it was committed, and may be another blob than was asked for
-        self.description: Description = Description()
-        """What the source says of the blob; empty until the leader has written its journal."""
         self.identity: tuple[int, int, int] = file_identity(fd)
         """Which file is read: see `file_identity`."""
 
@@ -107,11 +102,6 @@ class FileFollower(GrowingFile):
     # How far the blob is.
 
     @property
-    def size(self) -> int | None:
-        """Bytes of the blob; None until the size is known."""
-        return self._published if self.is_complete else self.description.size
-
-    @property
     def published(self) -> int:
         """Bytes that can be read without waiting."""
         self._look()
@@ -122,17 +112,6 @@ class FileFollower(GrowingFile):
         """Seconds since the file last grew."""
         self._note_growth(os.fstat(self._fd).st_size)
         return time.monotonic() - self._moved
-
-    def view(self) -> View:
-        """How far the blob is now, without waiting."""
-        self._look()
-        fd = self._fd if self._published or self.is_complete else -1
-        return View(self._published, self.size, self.is_complete, fd)
-
-    def duplicate(self) -> int:
-        """Another descriptor of the file, to read published bytes; the caller closes it."""
-        self._check_open()
-        return os.dup(self._fd)
 
     def wait(self, want: int) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
@@ -235,7 +214,7 @@ class FileFollower(GrowingFile):
             journal = Journal(self._place.journal, algorithm)
             if not journal.is_of_this_boot:
                 return False
-            self.description = journal.metadata
+            self.description: Description = journal.metadata
             self._journal = now
         return True
 

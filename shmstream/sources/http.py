@@ -151,7 +151,7 @@ class HTTPSource:
         """
         reply = self._request("GET", offset, validator)
         if total is None and offset and _is_without_size(reply.response, offset):
-            # Without the size nothing would show whether the part is all that is left.
+            # If the size is not known, the part may be less than all the bytes that are left.
             discard(reply.response)
             total = self._total(validator)
             return None if total is None else self._ask(offset, validator, total)

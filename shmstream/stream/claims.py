@@ -22,8 +22,8 @@ The partial file that a dead writer left is unlinked, never truncated for a new 
 that still have it open keep their bytes (I2).
 
 The partial file of a resumable stream stays, and with its block goes the proof that no other
-program has written to it. So a reaper that removes such a block tells whoever keeps notes of
-partial files (`when_removed`).
+program has written to it. So a reaper that removes such a block first calls the functions that
+keep notes of partial files (`when_removed`).
 """
 
 from __future__ import annotations

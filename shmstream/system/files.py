@@ -67,7 +67,8 @@ def read_file(path: str, limit: int) -> bytes:
 def is_hollow(fd: int) -> bool:
     """Whether more than 1 GiB of a file are holes. Such a file can seem larger than any disk.
 
-    To read it may take for ever; whoever writes what it receives makes no holes.
+    To read such a file may take for ever. A process that writes all that it receives makes no
+    holes.
     """
     facts = os.fstat(fd)
     if facts.st_size - facts.st_blocks * 512 <= _HOLES:

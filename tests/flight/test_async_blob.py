@@ -348,7 +348,7 @@ def test_what_the_source_says_is_known_when_the_blob_is_complete(
     asyncio.run(main())
 
 
-def test_whoever_knows_the_size_knows_what_else_the_source_says(
+def test_a_task_that_knows_the_size_knows_what_else_the_source_says(
     store: Store, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if the source answers while the `Lookout` takes its view."""

@@ -1,4 +1,4 @@
-"""A name with a digest or a size: nothing is given that was not asked for, whoever leads."""
+"""A name with a digest or a size: a reader gets only what it asked for, whichever process leads."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_create_stores_the_magic_last(record: list[str], blob: str) -> None:
     with BlobStreamer.create(blob) as streamer:
         assert record[:2] == ["resumable", "path"], (
-            "before the partial file exists, for whoever reaps us"
+            "before the partial file exists, so that a reaper finds the file"
         )
         assert record[-3:] == ["state = OPENING", "version", "magic"]
         streamer.abort("")

@@ -170,7 +170,7 @@ def test_a_server_that_may_give_a_part_later_is_not_asked_for_the_whole(
 
 
 def test_a_part_that_does_not_tell_the_size(origin: Origin) -> None:
-    """That is legal, and a HEAD tells the size. Without it the part may not be all that is left."""
+    """That is legal, and a HEAD tells the size. Without a size there may be more after the part."""
     told = "bytes 1000-299999/*"
     source = HTTPSource(origin.serve("/blob", seed=1, size=SIZE, content_range=told))
     feed = source.open(1000, '"1-300000"')

@@ -37,7 +37,7 @@ class Container:
         return sorted(set(os.listdir(f"/proc/{init.pid}/root/dev/shm")) - {"ready"})
 
     def close(self) -> None:
-        """Kill all that is in it."""
+        """Kill all processes of the container."""
         self._process.kill()
         self._process.wait()
 

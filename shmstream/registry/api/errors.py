@@ -7,7 +7,8 @@ A `Refusal` is a status, a code and a body in the form of the distribution speci
 `because` finds the refusal for any error of a store, a flight or an upstream. The address of the
 upstream, and its exact words, are logged, but not sent to clients. If an answer of the upstream is
 not what it should be (`BadAnswer`), clients get the beginning of it: it tells them what is wrong.
-No text of a refusal has control characters, whoever wrote it: people read it on terminals.
+The text of a refusal never has control characters, also where an upstream wrote the text, because
+people read it on terminals.
 """
 
 from __future__ import annotations
