@@ -15,6 +15,7 @@ a blob in memory that all share, and each source compares the offset that it is 
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import mmap
 import os
@@ -190,6 +191,7 @@ def spawn(place: int, board: Board, folder: str, url: str, chance: random.Random
 def live(place: int, board: Board, folder: str, url: str, seed: str, *, handles: bool) -> NoReturn:
     code = 1
     try:
+        faulthandler.register(signal.SIGALRM, chain=True)  # a worker that hangs says where
         if handles:
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         try:
