@@ -93,7 +93,8 @@ class Passage:
 
     def begin(self, limit: int) -> bool:
         """Whether this is one of at most `limit` passages of this process, until it is left."""
-        with _passages.held() as passages:
+        with _passages.lock:
+            passages = _passages.value
             if not self._sources or len(passages) >= limit:
                 return False
             passages.add(self)
@@ -116,7 +117,8 @@ class Passage:
             with self._lock:
                 self._bytes.close()
         finally:
-            with _passages.held() as passages:
+            with _passages.lock:
+                passages = _passages.value
                 passages.discard(self)
 
     async def ask(self) -> Description:
