@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from shmstream.errors import (
     DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     SourceError,
     WriterStalled,
 )
@@ -109,7 +110,10 @@ class Passage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        in_thread(self._finish, _THREADS)  # nobody waits for it: it may be closing a connection
+        try:
+            in_thread(self._finish, _THREADS)  # nobody waits for it: it may close a connection
+        except OutOfResources:  # no thread can be started: then it is closed here
+            self._finish()
 
     def _finish(self) -> None:
         try:
