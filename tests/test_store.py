@@ -588,9 +588,9 @@ def test_sizes_and_folders_as_people_write_them(
         store.evict("a key")
     assert store.evict("0") == [path]
     monkeypatch.chdir(tmp_path)
-    for wrong in ("", "~nobody-has-this-name/blobs", "s3://bucket/blobs", "file:///blobs"):
+    for elsewhere in ("", "~nobody-has-this-name/blobs", "s3://bucket/blobs", "file:///blobs"):
         with pytest.raises(StoreUnusable, match="a store is a folder on this machine"):
-            Store(wrong)
+            Store(elsewhere)
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
     assert Store(os.fsencode(tmp_path / "store")).folder == store.folder  # type: ignore[arg-type]
     for wrong in ("much", -1):
