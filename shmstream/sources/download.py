@@ -156,8 +156,8 @@ class Download:
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
         feed = open_at(source, offset, validator)
-        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
-            self._asks_part = False
+        if feed.size == feed.offset and self.known.size in (None, feed.size):
+            self._asks_part = False  # it says that nothing is left, and gives no part
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -286,10 +286,10 @@ class Download:
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
-        It is not the end yet if the source was asked for a part, and says that the content is the
-        same: some servers give the wrong part. Then it is asked for the whole blob.
+        It is not the end yet if the source was asked for a part, and does not say that it has other
+        content: some servers give the wrong part, or a page. Then it is asked for the whole blob.
         """
-        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        is_wrong_part = self._asks_part and feed.validator in (None, self.known.validator)
         if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")

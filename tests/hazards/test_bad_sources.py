@@ -34,6 +34,15 @@ BROKEN_RANGES: dict[str, dict[str, Any]] = {
     "the rest as the whole": {"rest_is_all": True},
     "the rest as the whole, in chunks": {"rest_is_all": True, "framing": "chunked"},
     "reset": {"range_resets": True},
+    "the whole as the rest": {"all_is_rest": True},
+    "nothing is left": {
+        "for_ranges": {"status": 416, "headers": {"Content-Range": f"bytes */{HALF}"}}
+    },
+    "a page": {"for_ranges": {"text": "<html>log in</html>", "etag": None, "ranges": False}},
+    "no bytes": {"for_ranges": {"text": "", "etag": None, "ranges": False}},
+    "elsewhere": {
+        "for_ranges": {"status": 302, "headers": {"Location": "http://127.0.0.1:1/nobody"}}
+    },
 }
 
 
