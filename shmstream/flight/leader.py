@@ -346,16 +346,21 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if not self._is_given or len(self._sources) < 2:
+        if len(self._sources) < 2:
             return
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
-            self._blame(current)
+            if self._is_given or self._place.size is not None:
+                self._blame(current)
+        elif not self._is_given:
+            return
         elif isinstance(error, DigestMismatch) or self._download.disagreed:
             self._blame(self._journal.first or self._described_by or current)
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        if self._journal.wrong[-1:] == [source]:
+            return
         known = {name_hash(each): each.name for each in self._sources}
         name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
@@ -461,6 +466,8 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
+                if self._place.size is not None and len(self._sources) > 1:
+                    self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)

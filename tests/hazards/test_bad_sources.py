@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from shmstream import DigestMismatch, OutOfRoom, Retries, SourceFailed, Store
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    OutOfRoom,
+    Retries,
+    SizeMismatch,
+    SourceFailed,
+    Store,
+)
 from shmstream.sources.base import Description
 from tests.support import flights
 from tests.support.flights import make_store
@@ -119,6 +127,22 @@ def test_a_wrong_blob_is_asked_last_the_next_time(
     taker.finish()
     assert len(origin.requests("/bad")) == asked
     assert len(list(Path(store.folder).rglob("*.shmstream-journal"))) == 0
+
+
+@pytest.mark.parametrize("how", [{"text": "<h1>Log in</h1>"}, {"seed": 2, "size": SIZE + 1}])
+def test_a_blob_of_another_size_is_asked_last_of_a_name_too(
+    how: dict[str, Any], store: Store, origin: Origin
+) -> None:
+    """The caller says the size, and the source does not: it turns out at the end."""
+    bad = origin.serve("/bad", framing="chunked", **how)
+    good = origin.serve("/good", seed=1, size=SIZE)
+    with pytest.raises((ContentChanged, SizeMismatch)):
+        store.fetch("a name", [bad, good], size=SIZE)
+    wait_until(lambda: store.flights() == [])
+    asked = len(origin.requests("/bad"))
+    path = store.fetch("a name", [bad, good], size=SIZE)
+    assert Path(path).read_bytes() == content(1, SIZE)
+    assert len(origin.requests("/bad")) == asked
 
 
 def test_wrong_sources_are_never_dropped(store: Store, origin: Origin) -> None:

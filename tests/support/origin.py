@@ -66,7 +66,7 @@ class Behaviour:
     range_resets: bool = False  # a request with a range ends with RST, before the head
     rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
     all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
-    for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields, if a range is asked for
+    for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
