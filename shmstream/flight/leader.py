@@ -311,8 +311,28 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        A whole blob of one chunk is verified first if another source is left.
+        If another source is left, a source whose blob can never fit counts as failed.
+
+        Raises:
+            OutOfRoom: no other source has the blob.
         """
+        misfit: OutOfRoom | None = None
+        try:
+            while True:
+                feed, download = self._open_right(kept), self._download
+                if not download.has_another or feed.size is None:
+                    return feed
+                if (reason := self._upkeep.misfit(feed.size, self._place.path)) is None:
+                    return feed
+                misfit = OutOfRoom(self.streamer.name, 0, reason)
+                download.fail(download.error(reason, 0, retryable=False), kept)
+        except SourceFailed as failed:
+            if misfit is None:
+                raise
+            raise misfit from failed
+
+    def _open_right(self, kept: int) -> Feed:
+        """As `_open`; a whole blob of one chunk is verified first if another source is left."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)

@@ -145,6 +145,17 @@ def test_a_blob_of_another_size_is_asked_last_of_a_name_too(
     assert len(origin.requests("/bad")) == asked
 
 
+def test_a_length_that_never_fits_is_left_for_another_source(store: Store, origin: Origin) -> None:
+    """Only if no other source has the blob, there is no room for it."""
+    huge = origin.serve("/huge", seed=1, size=SIZE, content_length=str(1 << 50))
+    good = origin.serve("/good", seed=1, size=SIZE)
+    with pytest.raises(OutOfRoom, match=str(1 << 50)):
+        store.fetch(digest(1, SIZE), [huge, "/nowhere"])
+    for key in (digest(1, SIZE), "a name"):
+        wait_until(lambda: store.flights() == [])
+        assert Path(store.fetch(key, [huge, good])).read_bytes() == content(1, SIZE)
+
+
 def test_wrong_sources_are_never_dropped(store: Store, origin: Origin) -> None:
     """Two mirrors are wrong; then one of them is mended."""
     urls = [origin.serve(f"/{each}", seed=1, size=SIZE, wrong_at=each) for each in (1, 2)]
