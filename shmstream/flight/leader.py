@@ -343,6 +343,7 @@ class Leader:
             try:
                 while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
                     data += piece
+                    download.gauge(memoryview(piece).nbytes, len(data))
                 if len(data) > most:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):

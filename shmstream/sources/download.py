@@ -142,7 +142,8 @@ class Download:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since, self._came = time.monotonic(), 0
+            if not self._came:  # else it broke off after these bytes: its rate is still measured
+                self._since = time.monotonic()
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -247,9 +248,13 @@ class Download:
             SourceError: it crawls. These bytes count all the same.
         """
         self._received += received
-        self._came += received
         if self._received >= _REPORT:
             self._report()
+        self.gauge(received, position)
+
+    def gauge(self, received: int, position: int) -> None:
+        """As `count`, for bytes that will be counted later."""
+        self._came += received
         took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
@@ -319,6 +324,7 @@ class Download:
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
+            self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         now = time.monotonic()
@@ -329,6 +335,8 @@ class Download:
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
         self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
+        if error.retry_after:  # it was told to wait
+            self._since += pause
         self.check_going_on(error)
 
     def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:
