@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["HTTPSource", "close_pools"]
 
 _CONTENT_RANGE = re.compile(
-    r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
+    r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
 )
 _UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
@@ -213,6 +213,9 @@ class HTTPSource:
                 offset, f"asked for bytes {offset}-, it answered with {told!r}"
             )
         self._check_coding(headers, offset)
+        if status == 206 and not _is_part(headers):
+            told = f"{headers['content-length']} bytes as {headers['content-range']!r}"
+            raise self._client.failed(offset, f"its answer has {told}")
         if status == 200:
             offset = 0
             size = _size(headers)
@@ -267,6 +270,16 @@ def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
     return validator is None or headers.get(field) == validator
 
 
+def _is_part(headers: Mapping[str, str]) -> bool:
+    """Whether a partial answer is as long as its Content-Range says, or does not tell its length.
+
+    Some servers send the whole blob, and call it the part that was asked for.
+    """
+    told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
+    size = _size(headers)
+    return told is None or size in (None, int(told[2]) + 1 - int(told[1]))
+
+
 def _is_without_size(response: urllib3.BaseHTTPResponse, offset: int) -> bool:
     """Whether this is the part from `offset` on of a blob whose size it does not tell."""
     return response.status == 206 and _content_range(response.headers) == (offset, None)
@@ -277,7 +290,7 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
     told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     if told is None:
         return None, None
-    return int(told[1]) if told[1] else None, int(told[2]) if told[2] else None
+    return int(told[1]) if told[1] else None, int(told[3]) if told[3] else None
 
 
 def _size(headers: Mapping[str, str]) -> int | None:

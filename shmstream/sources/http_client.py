@@ -99,7 +99,7 @@ class Client:
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
         """
-        home = origin_of(url)
+        asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
         for _ in range(_MAX_REDIRECTS + 1):
@@ -116,7 +116,12 @@ class Client:
                     timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
                 )
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-                raise self.explain(error, offset) from error
+                failure = self.explain(error, offset)
+                if url is not asked and failure.kind.is_without_connection:
+                    # The server itself has answered: it may give the blob when asked otherwise.
+                    timed_out = failure.kind.is_timeout
+                    failure.kind = FailureKind.TIMEOUT if timed_out else FailureKind.BROKEN
+                raise failure from error
             location = response.get_redirect_location()
             if not location:
                 return Reply(response, origin_of(url) == home)
