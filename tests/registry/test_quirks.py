@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from tests.support.images import image
-from tests.support.quirks import Quirks, copied, plain
+import pytest
+
+from tests.support.images import digest_of, image
+from tests.support.interpreters import PATIENCE
+from tests.support.quirks import Asked, Quirks, Reply, copied, plain
 from tests.support.registries import Registry
+from tests.support.roles import content
 
 
 def test_an_upstream_without_quirks(through: Registry, quirks: Quirks, tmp_path: Path) -> None:
@@ -16,3 +23,97 @@ def test_an_upstream_without_quirks(through: Registry, quirks: Quirks, tmp_path:
     assert {each.name for each in (tmp_path / "straight").iterdir()} == {
         each.name for each in (tmp_path / "through").iterdir()
     }
+
+
+# A HEAD is never final.
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 500, 501, 503])
+def test_a_refused_head(through: Registry, quirks: Quirks, status: int) -> None:
+    """A tag, a digest, and a second repository that needs a confirmation."""
+    what = image(310 + status, [1000])
+    there = plain(what)
+    quirks.script = lambda asked: Reply(status) if asked.method == "HEAD" else there(asked)
+    for name in (f"head/a{status}", f"head/b{status}"):  # the second finds all in the store
+        for reference in ("v1", what.digest):
+            path = f"/v2/{name}/manifests/{reference}"
+            answer = through.get(path)
+            assert (answer.status, answer.body) == (200, what.manifest), (name, reference)
+            told = through.head(path).headers
+            assert told["docker-content-digest"] == what.digest
+            assert told["content-length"] == str(len(what.manifest))
+        for data in what.blobs:
+            path = f"/v2/{name}/blobs/{digest_of(data)}"
+            assert through.head(path).headers["content-length"] == str(len(data))
+            assert through.get(path).body == data
+
+
+@pytest.mark.parametrize("length", [None, "0", "5", str(2**64), "12, 13"])
+def test_a_head_with_another_length(through: Registry, quirks: Quirks, length: str | None) -> None:
+    what = image(320, [1000 + len(length or "")])
+    there = plain(what)
+
+    def script(asked: Asked) -> Reply:
+        reply = there(asked)
+        return reply.but(Content_Length=length) if asked.method == "HEAD" else reply
+
+    quirks.script = script
+    for name in (f"length/a{length}".lower(), f"length/b{length}".lower()):
+        name = name.replace(", ", "-")
+        for reference in ("v1", what.digest):
+            path = f"/v2/{name}/manifests/{reference}"
+            assert through.head(path).status == 200
+            assert through.get(path).body == what.manifest
+        for data in what.blobs:
+            path = f"/v2/{name}/blobs/{digest_of(data)}"
+            assert through.head(path).status == 200
+            assert through.get(path).body == data, name
+
+
+def test_a_head_that_is_refused_during_a_flight(through: Registry, quirks: Quirks) -> None:
+    """The second repository follows the flight of the first one; its size is asked by GET."""
+    data = content(330, 200_000)
+    key, stalls = digest_of(data), threading.Event()
+    there = plain(blobs=[data])
+
+    def script(asked: Asked) -> Reply:
+        reply = there(asked)
+        if asked.method == "HEAD":
+            return replace(reply, body=b"", headers={**reply.headers, "Content-Length": "7"})
+        if "/flying/a/" in asked.path:
+            head = reply.head()
+            return Reply(pieces=(piece for piece in _with_a_pause(head + reply.body, stalls)))
+        return reply
+
+    quirks.script = script
+    leading, led = through.open(f"/v2/flying/a/blobs/{key}")
+    following, followed = through.open(f"/v2/flying/b/blobs/{key}")
+    assert followed.headers["cache-status"] == "shmstream; fwd=miss; collapsed"
+    stalls.set()
+    assert led.read() == followed.read() == data
+    leading.close()
+    following.close()
+    ranges = [each.headers.get("range") for each in quirks.requests("/flying/b/", "GET")]
+    assert ranges == ["bytes=0-0"]
+
+
+def _with_a_pause(data: bytes, until: threading.Event) -> Iterator[bytes]:
+    yield data[: len(data) // 2]
+    until.wait(PATIENCE)
+    yield data[len(data) // 2 :]
+
+
+def test_an_empty_blob(through: Registry, quirks: Quirks) -> None:
+    """Its range of one byte does not exist."""
+    there = plain(blobs=[b""])
+    quirks.script = lambda asked: Reply(404) if asked.method == "HEAD" else there(asked)
+    for name in ("empty/a", "empty/b"):
+        assert through.head(f"/v2/{name}/blobs/{digest_of(b'')}").status == 200
+        assert through.get(f"/v2/{name}/blobs/{digest_of(b'')}").status == 200
+
+
+def test_what_there_is_not_stays_so(through: Registry, quirks: Quirks) -> None:
+    quirks.script = plain()
+    for path in ("manifests/v1", f"manifests/sha256:{'0' * 64}", f"blobs/sha256:{'0' * 64}"):
+        assert through.get(f"/v2/none/app/{path}").status == 404
+        assert through.head(f"/v2/none/app/{path}").status == 404

@@ -24,6 +24,7 @@ source, the next request finds the blob absent again, or complete.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from shmstream.errors import (
     BlobNotFound,
     ShmstreamError,
     SizeMismatch,
+    SourceError,
     SourceFailed,
     WriterStalled,
 )
@@ -188,10 +190,20 @@ class Pull:
         await self._see_grant(source)
         if isinstance(blob, Description) or blob.is_complete:
             return
-        ours = self._shared.grants.size(self.repository, self._kind, self.digest)
-        if None not in (ours, blob.size) and ours != blob.size:
+        ours, size = self._told_size(), blob.size
+        if size is None or ours in (None, size):
+            return
+        confirm = partial(self._shared.grants.confirm, self.repository, self._kind, self.digest)
+        what = ("size", self._kind, self.digest, size)
+        with suppress(SourceError):  # what a HEAD told may be wrong: only a GET is believed
+            await self._shared.ask(self.repository, what, partial(confirm, size))
+        ours = self._told_size()
+        if ours not in (None, size):
             reason = f"its flight has {blob.size} bytes, and {self.repository.url('')} tells {ours}"
             raise SizeMismatch(self.digest, 0, reason, ours or 0, blob.size or 0)
+
+    def _told_size(self) -> int | None:
+        return self._shared.grants.size(self.repository, self._kind, self.digest)
 
     async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
         await self.admit()
