@@ -56,7 +56,6 @@ _CONTENT_RANGE = re.compile(
 )
 _UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
-_FIRST = 1 << 16  # bytes of an encoded body that tell what it is
 
 
 class HTTPSource:
@@ -241,44 +240,34 @@ class HTTPSource:
             size = _size(headers)
         elif size is None:
             size = total
+        is_in_doubt = coding is not None and self.is_encoded is not False
+        if is_in_doubt and offset:
+            return None  # it has to begin at 0
         body = Body(response, offset, self._client.patience.silence, self._client.explain)
-        if coding is not None and self.is_encoded is not False:
-            return self._encoded(body, coding, offset, size, current, _media_type(headers))
+        if coding is not None and is_in_doubt:
+            return self._encoded(body, coding, size, current, _media_type(headers))
         data = checked(iter(body), offset, size, self._client.explain)
         by_kernel = body if size is not None and body.length == size - offset else None
         return Feed(data, offset, size, current, _media_type(headers), body.close, by_kernel)
 
     def _encoded(
-        self,
-        body: Body,
-        coding: str,
-        offset: int,
-        size: int | None,
-        validator: str | None,
-        media_type: str | None,
-    ) -> Feed | None:
-        """The feed of a body that is said to be encoded; None for a part: it has to begin at 0."""
-        if offset:
-            return None
+        self, body: Body, coding: str, size: int | None, validator: str | None, told: str | None
+    ) -> Feed:
+        """The feed of a body that is said to be encoded, from 0 on; `told` is its media type."""
         raw = checked(iter(body), 0, size, self._client.explain)
-        first = bytearray()
-        most = _FIRST
-        for each in raw:
-            first += each
-            if len(first) >= 2 and http_coding.may_be_encoded(bytes(first[:2]), coding):
-                most = http_coding.LARGEST
-            if len(first) >= most:
-                break
-        else:
-            most = 0
-        start, whole = bytes(first), None if most else self._digest
-        data: Iterator[Buffer] = chain((start,), raw) if start else raw
-        may_be = http_coding.may_be_encoded(start[:2], coding)
-        self.is_encoded = may_be and http_coding.is_encoded(start, coding, whole)
+        try:
+            first, is_whole = _beginning(raw, coding)
+        except BaseException:
+            body.close()
+            raise
+        may_be = http_coding.may_be_encoded(first, coding)
+        digest = self._digest if is_whole else None
+        self.is_encoded = may_be and http_coding.is_encoded(first, coding, digest)
+        data: Iterator[Buffer] = chain((first,) if first else (), raw)
         if self.is_encoded:
             size, validator = None, None
             data = checked(http_coding.decoding(data, coding), 0, None, self._client.explain)
-        return Feed(data, 0, size, validator, media_type, body.close)
+        return Feed(data, 0, size, validator, told, body.close)
 
     def _coding(self, headers: Mapping[str, str], offset: int) -> str | None:
         """The coding of a body, if it is one that changes the bytes, and the digest is known.
@@ -297,6 +286,17 @@ class HTTPSource:
         if not _LENGTH.fullmatch(length):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
         return coding
+
+
+def _beginning(data: Iterator[Buffer], coding: str) -> tuple[bytes, bool]:
+    """The first bytes of a body, all if it is not too large; and whether these are all."""
+    first = bytearray()
+    for each in data:
+        first += each
+        may_be = len(first) < 2 or http_coding.may_be_encoded(first, coding)
+        if len(first) >= (http_coding.LARGEST if may_be else 2):
+            return bytes(first), False
+    return bytes(first), True
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:

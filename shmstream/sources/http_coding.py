@@ -77,7 +77,7 @@ def decoding(data: Iterator[Buffer], coding: str) -> Iterator[bytes]:
         raise EOFError(f"it ended in the middle of the {coding}")
 
 
-def may_be_encoded(first: bytes, coding: str) -> bool:
+def may_be_encoded(first: bytes | bytearray, coding: str) -> bool:
     """Whether a body that begins with `first` can be of that coding at all."""
     return coding != "gzip" or first.startswith(_GZIP)
 
