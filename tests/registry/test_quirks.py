@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,3 +118,76 @@ def test_what_there_is_not_stays_so(through: Registry, quirks: Quirks) -> None:
     for path in ("manifests/v1", f"manifests/sha256:{'0' * 64}", f"blobs/sha256:{'0' * 64}"):
         assert through.get(f"/v2/none/app/{path}").status == 404
         assert through.head(f"/v2/none/app/{path}").status == 404
+
+
+# What has a digest needs no type.
+
+
+TYPES = [
+    None,
+    "text/html",
+    "text/html; charset=utf-8",
+    "application/xhtml+xml",
+    "text/plain",
+    "nonsense",
+    "",
+]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("tells_digest", [True, False])
+def test_blobs_of_any_type(
+    through: Registry, quirks: Quirks, kind: str | None, tells_digest: bool
+) -> None:
+    name = f"types/app{TYPES.index(kind)}{tells_digest}".lower()
+    blobs = [
+        b"<html>" + name.encode(),
+        b" \n<svg/>" + name.encode(),
+        content(340, 1000) + name.encode(),
+    ]
+    there = plain(blobs=[*blobs, b"<" * 5_000_000 + name.encode()])
+    blobs.append(b"<" * 5_000_000 + name.encode())
+
+    def script(asked: Asked) -> Reply:
+        reply = there(asked).but(Content_Type=kind)
+        return reply if tells_digest else reply.but(Docker_Content_Digest=None)
+
+    quirks.script = script
+    for data in blobs:
+        for each in (f"{name}/a", f"{name}/b"):
+            path = f"/v2/{each}/blobs/{digest_of(data)}"
+            answer = through.get(path)
+            assert (answer.status, answer.body) == (200, data)
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert through.head(path).headers["content-length"] == str(len(data))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_manifests_of_any_type(through: Registry, quirks: Quirks, kind: str | None) -> None:
+    what = image(341, [1000])
+    there = plain(what)
+    quirks.script = lambda asked: there(asked).but(Content_Type=kind)
+    for reference in ("v1", what.digest):
+        answer = through.get(f"/v2/untyped/app{TYPES.index(kind)}/manifests/{reference}")
+        assert (answer.body, answer.headers["content-type"]) == (what.manifest, what.media_type)
+
+
+def test_a_page_is_no_blob_of_another_repository(through: Registry, quirks: Quirks) -> None:
+    """A login page answers every request with 200. It grants nothing, whatever its length is."""
+    data = b"<html>a blob</html>"
+    key, there = digest_of(data), plain(blobs=[data])
+    page = b"<html>log in</html>"
+    for number, sent in enumerate([page, page + b" please", gzip.compress(page)]):
+
+        def script(asked: Asked, sent: bytes = sent) -> Reply:
+            if "/page/a" in asked.path:
+                return there(asked)
+            told = {"Content-Type": "text/html"}
+            if sent.startswith(b"\x1f"):
+                told["Content-Encoding"] = "gzip"
+            return Reply(200, told, sent)
+
+        quirks.script = script
+        assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404
+        assert through.get(f"/v2/page/a/blobs/{key}").body == data
+        assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404

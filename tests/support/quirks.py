@@ -26,7 +26,7 @@ import pytest
 
 from tests.support import registries
 from tests.support.images import Image, digest_of
-from tests.support.interpreters import PATIENCE
+from tests.support.interpreters import PATIENCE, wait_until
 
 _REASON = "As Scripted"
 
@@ -261,12 +261,14 @@ def through_process(
 def through(
     through_process: registries.Registry,
     quirks: Quirks,  # noqa: ARG001
-) -> registries.Registry:
+) -> Iterator[registries.Registry]:
     """Ours, in front of `quirks`, with one worker; it asks for the meaning of a tag each time.
 
     One process serves all tests, so each test uses repositories and bytes of its own.
     """
-    return through_process
+    yield through_process
+    wait_until(lambda: not through_process.store.flights())
+    through_process.store.gc()
 
 
 def copied(name: str, host: str, to: Path) -> str | None:

@@ -147,14 +147,22 @@ class Repository:
         until: float,
     ) -> Description:
         """What HEAD has told in `headers`, if that can be true; else what GET tells."""
+        accepting = _accepting("blobs")
         if headers is None or _is_doubtful(headers, digest, here):
-            accepting = _accepting("blobs")
             headers, first = self.upstream.glance(self.name, url, accepting, until)
-            begins_as_page = first == b"<" or coding_of(headers.get("content-encoding")) is not None
-            is_page = answers.is_page(headers.get("content-type")) and begins_as_page
-            if is_page and _is_doubtful(headers, digest, here):
-                raise self.page()
+            may_be_page = first == b"<" or coding_of(headers.get("content-encoding")) is not None
+            if may_be_page and _is_called_page(headers, digest):
+                self._check_no_page(url, digest, _size(headers), until)
         return Description(_size(headers), f'"{digest}"', headers.get("content-type"))
+
+    def _check_no_page(self, url: str, digest: str, size: int | None, until: float) -> None:
+        """Refuse what is called a page, unless it is the blob, or larger than any page."""
+        if (size or 0) > _LARGEST_PAGE:
+            return
+        accepting = _accepting("blobs")
+        _, data = self.upstream.ask("GET", self.name, url, accepting, _LARGEST_PAGE, until)
+        if _digest_of(data, digest.partition(":")[0]) != digest:
+            raise self.page()
 
     def source(
         self,
@@ -393,10 +401,14 @@ def _is_manifest(headers: Mapping[str, str], digest: str) -> bool:
 def _is_doubtful(headers: Mapping[str, str], digest: str, here: int | None) -> bool:
     """Whether what a HEAD tells of a blob may be wrong; `here`: its real size, if that is known."""
     size = _size(headers)
-    if here is not None:
-        return size != here
+    is_wrong = not size if here is None else size != here
+    return is_wrong or _is_called_page(headers, digest)
+
+
+def _is_called_page(headers: Mapping[str, str], digest: str) -> bool:
+    """Whether an answer is called a page, and does not tell that it has the digest."""
     is_page = answers.is_page(headers.get("content-type"))
-    return not size or (is_page and headers.get("docker-content-digest") != digest)
+    return is_page and headers.get("docker-content-digest") != digest
 
 
 def _digest_of(data: bytes | bytearray, algorithm: str) -> str:
