@@ -117,6 +117,30 @@ def test_passwords_that_expire(
         pull(upstream, "a/b", key)
 
 
+def test_the_passwords_of_two_teams(
+    quirks: Quirks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request has that of its own team, whichever of them was first."""
+    there = plain(image(411, [10]))
+    here = f"127.0.0.1:{quirks.port}"
+    teams = {here: "all", f"{here}/one": "one", f"{here}/two": "two"}
+    entries = {key: {"username": user, "password": "x"} for key, user in teams.items()}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"auths": entries}))
+    monkeypatch.delenv("DOCKER_AUTH_CONFIG", raising=False)
+
+    def script(asked: Asked) -> Reply:
+        return there(asked) if asked.authorization else challenge('Basic realm="x"')
+
+    quirks.script = script
+    upstream = Upstream(quirks.url, config=str(config))
+    for name in ("one/app", "two/app", "three/app", "one/app", "one/other"):
+        pull(upstream, name)
+    sent = {(each.path.split("/")[2], each.authorization) for each in quirks.asked}
+    users = {"one": "one", "two": "two", "three": "all"}
+    assert sent == {(team, basic(user, "x")) for team, user in users.items()} | {("one", None)}
+
+
 # Challenges.
 
 
