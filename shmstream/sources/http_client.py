@@ -450,22 +450,26 @@ def _proxy_for(url: Url) -> str | None:
 
 
 def _is_excepted(url: Url) -> bool:
-    """Whether `no_proxy` has a network, such as 10.0.0.0/8, with the address in `url`.
+    """Whether `no_proxy` has a network (10.0.0.0/8) or a pattern (*.example.com) for `url`.
 
-    Names and single addresses in `no_proxy` are the matter of urllib.
+    Plain names and addresses in `no_proxy` are the matter of urllib.
     """
+    host = (url.host or "").strip("[]").partition("%")[0].lower()
+    entries = [each.strip().strip("[]").lower() for each in (_named("no") or "").split(",")]
+    if any(each.startswith("*.") and host.endswith(each[1:]) for each in entries):
+        return True
     try:
-        address = ipaddress.ip_address((url.host or "").strip("[]").partition("%")[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False  # a name; nobody looks it up for that
-    for each in (_named("no") or "").split(","):
-        try:
-            network = ipaddress.ip_network(each.strip().strip("[]"), strict=False)
-        except ValueError:
-            continue
-        if address.version == network.version and address in network:
-            return True
-    return False
+    return any(_has(each, address) for each in entries)
+
+
+def _has(network: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def _named(kind: str) -> str | None:

@@ -193,8 +193,9 @@ def _in_order(lines: list[bytes]) -> Iterator[bytes]:
         if line[:1] in (b" ", b"\t") and fields:
             fields[-1] = fields[-1].rstrip() + b" " + line.lstrip()
         elif _name(line) == b"content-length":
-            values = line.partition(b":")[2].split(b",")
-            lengths |= {each.strip() for each in values} - {b""}
+            lengths |= {each.strip() for each in _value(line).split(b",")} - {b""}
+        elif _name(line) == b"transfer-encoding" and _value(line).lower() in (b"", b"identity"):
+            pass  # it says nothing
         else:
             fields.append(line)
     if len(fields) > _MANY:
@@ -211,6 +212,10 @@ def _in_order(lines: list[bytes]) -> Iterator[bytes]:
 
 def _name(line: bytes) -> bytes:
     return line.partition(b":")[0].strip().lower()
+
+
+def _value(line: bytes) -> bytes:
+    return line.partition(b":")[2].strip()
 
 
 # Connections and pools.

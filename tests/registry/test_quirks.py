@@ -191,3 +191,47 @@ def test_a_page_is_no_blob_of_another_repository(through: Registry, quirks: Quir
         assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404
         assert through.get(f"/v2/page/a/blobs/{key}").body == data
         assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404
+
+
+# Heads, lengths and locations.
+
+
+@pytest.mark.parametrize("length", [str(2**63), str(2**64), "9" * 5000, "1, 2"])
+def test_lengths_that_nothing_has(through: Registry, quirks: Quirks, length: str) -> None:
+    """An answer, and no traceback: the fixture reads the log."""
+    what = image(350, [1000])
+    there = plain(what)
+    quirks.script = lambda asked: replace(there(asked).but(Content_Length=length), closes=True)
+    name = f"endless/app{len(length)}"
+    for path in ("manifests/v1", f"manifests/{what.digest}", f"blobs/{what.layers[0]}"):
+        assert through.get(f"/v2/{name}/{path}").status == 502, path
+        assert through.head(f"/v2/{name}/{path}").status in (200, 502), path
+
+
+def test_skopeo_gets_what_it_gets_straight(
+    through: Registry, quirks: Quirks, tmp_path: Path
+) -> None:
+    """All at once: early hints, a proxy's 203, many headers, a signed location, no usual HEAD."""
+    what = image(351, [1000, 50_000])
+    there = plain(what)
+    signed = "/data/../x?sig=a%2bB%3d%3d&key="
+
+    def script(asked: Asked) -> Reply:
+        if asked.path.startswith(signed):
+            reply = there(replace(asked, path="/v2/x/blobs/" + asked.path.rpartition("=")[2]))
+        elif "/blobs/" in asked.path:
+            return Reply(307, {"Location": signed + asked.path.rpartition("/")[2]})
+        elif asked.method == "HEAD":
+            return Reply(404)
+        else:
+            reply = there(asked)
+        many: list[str | None] = [f"{each}" for each in range(200)]
+        status = 203 if reply.status == 200 else reply.status
+        return replace(
+            reply.but(X_Many=[each for each in many if each], Content_Encoding="x-gzip"),
+            status=status,
+            before=b"HTTP/1.1 103 Early Hints\r\nLink: </x>; rel=preload\r\n\r\n",
+        )
+
+    quirks.script = script
+    assert copied("odd/app:v1", through.host, tmp_path / "through") is None

@@ -472,6 +472,25 @@ def test_the_default_upstream_is_also_known_by_its_host(
     assert ours.get("/v2/debian/tags/list?ns=docker.io").code == "NAME_UNKNOWN"
 
 
+@pytest.mark.parametrize(
+    ("url", "host", "is_hub"),
+    [
+        ("https://registry.hub.docker.com", "registry-1.docker.io", True),
+        ("https://registry.hub.docker.com:443/", "registry-1.docker.io", True),
+        ("https://DOCKER.io", "registry-1.docker.io", True),
+        ("https://ghcr.io:443", "ghcr.io", False),
+        ("http://host:80", "host", False),
+        ("http://host:443", "host:443", False),
+        ("https://host:5000/prefix", "host:5000", False),
+    ],
+)
+def test_names_of_an_upstream(url: str, host: str, is_hub: bool) -> None:
+    """Its usual port is the same as none, in the keys of credentials, too."""
+    upstream = Upstream(url)
+    assert (upstream.host, upstream.is_hub) == (host, is_hub)
+    assert upstream.full_name("debian") == ("library/debian" if is_hub else "debian")
+
+
 # Attacks.
 
 

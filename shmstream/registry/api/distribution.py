@@ -31,7 +31,7 @@ from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
-from shmstream.registry.api.routes import Kind, Route, locate, route
+from shmstream.registry.api.routes import Kind, Route, canonical, locate, route
 from shmstream.registry.api.tags import Tagged, Tags, acceptable
 from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings
@@ -261,7 +261,9 @@ def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
             found[each.host] = each
             if each.is_hub:
                 found["docker.io"] = each
-    return found | {each.namespace: each for each in upstreams}
+    named = {each.namespace: each for each in upstreams}
+    usual = {canonical(name): each for name, each in named.items() if name is not None}
+    return found | usual | named
 
 
 def _raw_path(scope: Scope) -> bytes:
