@@ -38,6 +38,7 @@ from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import answers, credentials, manifests
 from shmstream.registry.upstream.answers import InvalidAnswer
 from shmstream.registry.upstream.manifests import Manifest
+from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
@@ -68,9 +69,12 @@ class Registry:
             credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
         except credentials.CredentialsError as error:
             raise BadSetting("docker_config", str(error)) from error
-        self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
+        bounds = Bounds(settings.first_byte, settings.silence, settings.question)
+        self._all = [
+            Upstream(each.url, each.namespace, config, bounds) for each in settings.upstreams
+        ]
         self._upstreams = _by_namespace(self._all)
-        self._shared = Shared(store, self._all)
+        self._shared = Shared(store, self._all, settings.stall)
         self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl)
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect

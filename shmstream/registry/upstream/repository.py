@@ -73,14 +73,16 @@ class Repository:
         """The URL of a part of the repository."""
         return self.upstream.url(f"{self.name}/{part}", query)
 
-    def resolve(self, tag: str, accept: str) -> Manifest:
+    def resolve(self, tag: str, accept: str, *, has_other: bool = False) -> Manifest:
         """Which manifest a tag means now, among the media types in `accept`.
+
+        `has_other`: there is an older answer, which is better than to wait for long.
 
         Raises:
             SourceError: the upstream has none, refuses, or does not answer.
         """
         url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
-        until = self.upstream.until()
+        until = self.upstream.until(has_other=has_other)
         headers = self.upstream.look(self.name, url, accepting, until) or {}
         digest, told = headers.get("docker-content-digest", ""), headers.get("content-type")
         if is_digest(digest) and answers.looks_like_a_manifest(told) and (size := _size(headers)):
@@ -114,16 +116,18 @@ class Repository:
     def _bad(self, reason: str) -> BadAnswer:
         return BadAnswer(self.upstream.name, 0, reason, retryable=False)
 
-    def about(self, kind: str, digest: str, here: int | None = None) -> Description:
+    def about(
+        self, kind: str, digest: str, here: int | None = None, *, has_other: bool = False
+    ) -> Description:
         """What the upstream says of `digest` in this repository; `kind` is blobs or manifests.
 
-        `here`: the bytes of it, if they are known here.
+        `here`: the bytes of it, if they are known here. `has_other`: as for `resolve`.
 
         Raises:
             SourceError: the repository does not have it, or the upstream does not tell.
         """
         url, accepting = self.url(f"{kind}/{digest}"), _accepting(kind)
-        until = self.upstream.until()
+        until = self.upstream.until(has_other=has_other)
         headers = self.upstream.look(self.name, url, accepting, until)
         if kind != "manifests":
             return self._about_blob(url, digest, headers, here, until)

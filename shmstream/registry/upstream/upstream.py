@@ -47,6 +47,7 @@ T = TypeVar("T")
 Headers = Mapping[str, str]
 
 _CONNECT = 5.0  # s; for a question, not for a download
+_SHORT = 20.0  # s; for a question that has an older answer
 _AGENT = {"user-agent": "shmstream"}
 _HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
 _USUAL_PORTS = {"http": 80, "https": 443}
@@ -190,9 +191,13 @@ class Upstream:
 
     # Questions.
 
-    def until(self) -> float:
-        """When a question that is asked now has to be answered, on the monotonic clock."""
-        return time.monotonic() + self.bounds.in_all
+    def until(self, *, has_other: bool = False) -> float:
+        """When a question that is asked now has to be answered, on the monotonic clock.
+
+        `has_other`: there is an older answer, which is better than to wait for long.
+        """
+        longest = min(self.bounds.in_all, _SHORT) if has_other else self.bounds.in_all
+        return time.monotonic() + longest
 
     def ask(
         self,
