@@ -1,6 +1,7 @@
 """`HTTPSource`: a blob behind an http or https URL, opened at an offset by a range request.
 
-    describe()                HEAD
+    describe()                HEAD; where that is refused, GET of one byte: a signed URL may be good
+                              for GET only
     open(offset, validator)   GET, with `Range` and `If-Range` when it begins after 0
       200                     the whole blob from 0: no range was asked for or supported, or the
                               content has changed
@@ -54,6 +55,7 @@ __all__ = ["HTTPSource", "close_pools"]
 _CONTENT_RANGE = re.compile(
     r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
 )
+_NOT_THE_METHOD = (401, 407, 408, 425, 429)  # refusals that a GET would get, too
 _UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
 
@@ -151,17 +153,24 @@ class HTTPSource:
     def describe(self) -> Description:
         """Size, validator and media type, by a HEAD request. Blocks until the answer is there.
 
+        Where HEAD is refused, by a GET request for one byte.
+
         Raises:
             SourceError: as `open`.
         """
         reply = self._request("HEAD", 0, None)
+        if _is_for_head_only(reply.response.status):
+            discard(reply.response)
+            ranged = {**self._headers, "range": "bytes=0-0"}
+            reply = self._client.ask("GET", self._url, ranged)
         response = reply.response
         try:
-            if response.status not in WHOLE:
+            _, size = _content_range(response.headers)
+            if response.status not in (*WHOLE, 206) and (response.status, size) != (416, 0):
                 raise self._client.refused(reply)
             headers = response.headers
             is_plain = self._coding(headers, 0) is None
-            size = _size(headers) if is_plain else None
+            size = (_size(headers) if response.status in WHOLE else size) if is_plain else None
             return Description(size, _validator(headers), _media_type(headers))
         finally:
             discard(response)
@@ -286,6 +295,11 @@ class HTTPSource:
         if not _LENGTH.fullmatch(length):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
         return coding
+
+
+def _is_for_head_only(status: int) -> bool:
+    """Whether a HEAD is refused with what a GET may not be refused with."""
+    return status == 501 or (400 <= status < 500 and status not in _NOT_THE_METHOD)
 
 
 def _beginning(data: Iterator[Buffer], coding: str) -> tuple[bytes, bool]:
