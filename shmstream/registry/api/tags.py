@@ -78,7 +78,7 @@ class Tags:
         if stale is not None and repository.upstream.reach.is_quiet:
             return stale
         try:
-            manifest = repository.resolve(tag, accept)
+            manifest = repository.resolve(tag, accept, has_other=stale is not None)
         except SourceError as error:
             if error.status in _REFUSED:
                 self._notes.remove(key)
