@@ -39,6 +39,7 @@ from shmstream.sources import http_guard
 
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
+_MOST_WORDS = 2048  # bytes of an answer that says why it refuses
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
 _MAY_PASS = frozenset((408, 425, 429))  # and 5xx
 _NEVER_PASS = frozenset((501, 505))  # the server cannot do what it is asked for
@@ -177,7 +178,7 @@ class Client:
         return bytes(data)
 
     def refused(self, reply: Reply, offset: int = 0) -> SourceError:
-        """The error for an answer with a status that is of no use.
+        """The error for an answer with a status that is of no use, with the answer's first words.
 
         It has no challenge of another origin: our credentials must not answer that.
         """
@@ -191,6 +192,7 @@ class Client:
             retry_after=_seconds(response.headers.get("retry-after")),
             status=status,
             challenge=response.headers.get("www-authenticate") if reply.is_home else None,
+            said=_beginning(response),
         )
 
     def failed(self, offset: int, reason: str) -> SourceError:
@@ -301,6 +303,19 @@ def authorization(auth: tuple[str, str] | str) -> str:
 
 
 # What is answered.
+
+
+def _beginning(response: urllib3.BaseHTTPResponse) -> str:
+    """The first characters of a text that explains a refusal; empty for a page, or no text."""
+    kind = response.headers.get("content-type", "text/plain").partition(";")[0].strip().lower()
+    if kind not in ("text/plain", "") and not kind.endswith("json"):
+        return ""
+    try:
+        data = response.read(_MOST_WORDS)
+    except (exceptions.HTTPError, HTTPException, OSError, ValueError):
+        return ""  # the status says enough
+    text = data.decode("utf-8", "replace").strip()
+    return "" if text.startswith("<") else text
 
 
 def date(text: str | None) -> int | None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from shmstream.errors import SourceError, SourceFailed
 from shmstream.sources.base import Source
 
+_LONGEST_SAID = 256  # characters of what the last source said
 _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 
 
@@ -145,7 +146,10 @@ class Attempts:
                 text if count == 1 else f"{text} (it failed {count} times)"
                 for text, count in self._last_words.values()
             )
-            raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error
+            said = error.said[:_LONGEST_SAID]
+            raise SourceFailed(
+                self._name, offset, reason, error.status, error.kind, said
+            ) from error
         self._current += 1
         self._tries = 0
         return None

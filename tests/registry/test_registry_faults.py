@@ -140,7 +140,8 @@ def test_something_else_of_that_name_is_no_answer(ours: Registry, origin: Origin
         (401, {}, 401, "UNAUTHORIZED"),
         (403, {}, 403, "DENIED"),
         (429, {"Retry-After": "17"}, 429, "TOOMANYREQUESTS"),
-        (400, {}, 502, "UNAVAILABLE"),
+        (400, {}, 400, "UNSUPPORTED"),
+        (451, {}, 451, "UNSUPPORTED"),
     ],
 )
 def test_what_the_upstream_refuses(

@@ -24,7 +24,7 @@ from typing import Any
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.registry.upstream import answers, manifests
-from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
+from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.upstream import NO_SUCH_METHOD, Upstream
 from shmstream.sources.base import Description, Feed
@@ -45,6 +45,15 @@ class Listing:
     link: str | None = None
 
 
+@dataclass(frozen=True)
+class Passed:
+    """A manifest as the upstream answers it to one client. `digest` is what the upstream says."""
+
+    data: bytes
+    media_type: str
+    digest: str | None
+
+
 class Repository:
     """The repository that a client calls `name`; the upstream may have a longer name for it."""
 
@@ -59,9 +68,10 @@ class Repository:
     def key(self) -> tuple[str, str, str]:
         """Identifies the repository in this process and on disk.
 
-        One registry may be configured for several namespaces, with credentials of their own.
+        One registry may be configured for several namespaces. What clients of one of them have
+        pulled is there for the others, unless the namespaces have credentials of their own.
         """
-        return self.upstream.namespace or "", self.upstream.name, self.name
+        return self.upstream.rights, self.upstream.name, self.name
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of the repository."""
@@ -81,6 +91,22 @@ class Repository:
         data, told = self._whole(url, accepting)
         algorithm = digest.partition(":")[0] if is_digest(digest) else "sha256"
         return Manifest(_digest_of(data, algorithm), manifests.media_type(told), len(data))
+
+    def passed(self, reference: str, accept: str) -> Passed:
+        """The manifest of a tag or digest, for a client that accepts `accept`, as it is.
+
+        Raises:
+            SourceError: the upstream has none, refuses, or does not answer.
+        """
+        url = self.url(f"manifests/{reference}")
+        headers, data = self.upstream.ask(
+            "GET", self.name, url, {"accept": accept}, manifests.LARGEST
+        )
+        told = headers.get("content-type")
+        self.judge_manifest(data, told)
+        declared = manifests.media_type(told) or manifests.declared(manifests.parsed(data))
+        digest = headers.get("docker-content-digest", "")
+        return Passed(data, declared or manifests.UNTOLD, digest if is_digest(digest) else None)
 
     def _whole(self, url: str, accepting: Mapping[str, str]) -> tuple[bytes, str | None]:
         """The manifest behind `url`, which was judged, and its Content-Type."""
@@ -219,8 +245,7 @@ class Repository:
 
     def page(self) -> SourceError:
         """The error for a blob that is an HTML page: servers answer so where one has to log in."""
-        reason = "it answers with a page"
-        return SourceError(self.upstream.name, 0, reason, retryable=False, status=404)
+        return Page(self.upstream.name, 0, "it answers with a page")
 
 
 class RepositorySource:
@@ -300,6 +325,11 @@ class RepositorySource:
                     raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
         manifest = bytes(whole)
         self._repository.judge_manifest(manifest, feed.media_type)
+        if manifests.is_signed(manifests.parsed(manifest)):
+            algorithm = self._digest.partition(":")[0]
+            if _digest_of(manifest, algorithm) != self._digest:
+                reason = "its manifest is of the first kind, without a digest of all its bytes"
+                raise Unkept(self.name, 0, reason)
         told = manifests.media_type(feed.media_type)
         return Feed(iter((manifest,)), 0, len(manifest), feed.validator, told)
 

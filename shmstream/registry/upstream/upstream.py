@@ -16,7 +16,8 @@ from typing import TypeVar
 from urllib.parse import quote, urlencode
 
 from shmstream.errors import SourceError
-from shmstream.registry.upstream.credentials import Credential, find, is_hub
+from shmstream.registry.upstream import answers
+from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
 from shmstream.registry.upstream.health import Reach
 from shmstream.registry.upstream.tokens import Tokens
 from shmstream.sources.http_client import Client, Reply, discard, parse
@@ -51,6 +52,8 @@ class Upstream:
         self.name: str = self._base.url
         self.host: str = parts.netloc or ""
         self.namespace = namespace
+        self.rights: str = rights(namespace, os.environ)
+        """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
@@ -82,6 +85,7 @@ class Upstream:
         try:
             found = self._authorised(repository, call)
         except SourceError as error:
+            error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
             raise
         self.reach.answered()
