@@ -310,8 +310,12 @@ def _beginning(response: urllib3.BaseHTTPResponse) -> str:
     kind = response.headers.get("content-type", "text/plain").partition(";")[0].strip().lower()
     if kind not in ("text/plain", "") and not kind.endswith("json"):
         return ""
+    length = getattr(response, "length_remaining", None)
     try:
-        data = response.read(_MOST_WORDS)
+        if length is not None and length <= _WORTH_DRAINING:
+            data = response.read(_MOST_WORDS)
+        else:  # one that is longer may not come at once
+            data = response.read1(_MOST_WORDS, False)
     except (exceptions.HTTPError, HTTPException, OSError, ValueError):
         return ""  # the status says enough
     text = data.decode("utf-8", "replace").strip()

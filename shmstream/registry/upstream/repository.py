@@ -280,14 +280,22 @@ class RepositorySource:
         The `validator` of an earlier answer is ignored: the digest decides, and a redirect may now
         lead to another server with the same bytes. A manifest always begins at 0.
         """
+        return self._open(offset, None)
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:  # noqa: ARG002
+        """`open` for the bytes before `end` alone; a manifest is always given as a whole."""
+        return self._open(offset, end)
+
+    def _open(self, offset: int, end: int | None) -> Feed:
         self.was_asked = True
         headers = _accepting(self._kind)
         if self._kind == "manifests":
-            offset = 0
+            offset, end = 0, None
 
         def call(authorization: dict[str, str]) -> Feed:
             headers_now = {**headers, **authorization}
-            return HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD).open(offset)
+            source = HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD)
+            return source.open(offset) if end is None else source.open_part(offset, end)
 
         try:
             feed = self._repository.upstream.authorised(self._repository.name, call)
