@@ -179,6 +179,33 @@ def test_a_page_instead_of_referrers(ours: Registry, origin: Origin) -> None:
     assert listed(ours, "paged/app", NONE) == [known]
 
 
+def test_what_upstreams_without_referrers_answer(ours: Registry, origin: Origin) -> None:
+    """The tag counts, and without a tag there are none; but a refusal of both stays a refusal."""
+    known = entry(image(213, [10]).manifest, artifactType="a/b")
+    text = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]})
+    origin.serve("/elsewhere", text=PAGE, media_type="text/html")
+    cases: list[dict[str, Any]] = [
+        {"status": 303, "headers": {"Location": "/elsewhere"}},
+        *({"status": status} for status in (400, 401, 403, 404, 405, 406, 410, 422, 501)),
+        {"text": PAGE, "media_type": "text/html; charset=utf-8"},
+        {"status": 404, "says": PAGE, "media_type": "text/html"},
+    ]
+    for number, answer in enumerate(cases):
+        origin.serve(f"/v2/lacking/app{number}/referrers/{NONE}", **answer)
+        path = f"/v2/fault.test/lacking/app{number}/referrers/{NONE}"
+        if (status := answer.get("status")) in (401, 403):
+            assert ours.get(path).status == status
+        else:
+            assert listed(ours, f"lacking/app{number}", NONE) == []
+        serve_fallback(origin, f"lacking/app{number}", NONE, text)
+        assert listed(ours, f"lacking/app{number}", NONE) == [known]
+    for status, expected in ((429, 429), (500, 502)):
+        there = f"/v2/lacking/busy{status}/referrers/{NONE}"
+        origin.serve(there, status=status)
+        serve_fallback(origin, f"lacking/busy{status}", NONE, text)
+        assert ours.get(f"/v2/fault.test{there.removeprefix('/v2')}").status == expected
+
+
 def test_referrers_that_are_no_index(ours: Registry, origin: Origin) -> None:
     for number, text in enumerate([PAGE, ERRORS, "{}", '{"manifests": [{"digest": "x"}]}']):
         origin.serve(f"/v2/fake/ref{number}/referrers/{NONE}", text=text, media_type=OCI_INDEX)

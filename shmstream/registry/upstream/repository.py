@@ -178,26 +178,25 @@ class Repository:
     def referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
         """The index of the artifacts that refer to `digest`; an empty one if there are none.
 
-        An upstream without the referrers API may have the index under a tag made of the digest.
+        An upstream without the referrers API may have the index under a tag made of the digest. To
+        the API it answers 404 then, another refusal, or a page.
 
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
-        bad: BadAnswer | None = None
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
-        except BadAnswer as error:  # a page for a path that the upstream does not know, perhaps
-            bad = error
         except SourceError as error:
-            if error.status not in (404, *NO_SUCH_METHOD):
+            if not _may_lack_referrers(error):
                 raise
+            refusal = error
         try:
             return Listing({"manifests": self._tagged_referrers(digest)})
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
-        if bad is not None:
-            raise bad
+        if isinstance(refusal, BadAnswer) or refusal.status in (401, 403):
+            raise refusal
         return Listing({})
 
     def _tagged_referrers(self, digest: str) -> list[dict[str, Any]]:
@@ -241,10 +240,12 @@ class Repository:
         try:
             return Listing(judged(data), headers.get("link"))
         except InvalidAnswer as error:
+            if answers.is_page(headers.get("content-type")) and accept == manifests.INDEX:
+                raise self.page() from None
             raise self._bad(str(error)) from None
 
     def page(self) -> SourceError:
-        """The error for a blob that is an HTML page: servers answer so where one has to log in."""
+        """The error for an HTML page: servers answer so where one has to log in."""
         return Page(self.upstream.name, 0, "it answers with a page")
 
 
@@ -368,6 +369,13 @@ class RepositorySource:
             media_type = manifests.media_type(media_type)
         self._answered(media_type, about.size)
         return Description(about.size, about.validator, media_type)
+
+
+def _may_lack_referrers(error: SourceError) -> bool:
+    """Whether an upstream without the referrers API may answer so."""
+    status = error.status or 0
+    refused = 400 <= status <= 499 and status not in (408, 425, 429)
+    return refused or status in NO_SUCH_METHOD or isinstance(error, BadAnswer)
 
 
 def _accepting(kind: str) -> dict[str, str]:
