@@ -328,7 +328,7 @@ def test_a_client_that_leaves_ends_its_own(serving: Serving, origin: Origin) -> 
     server = serving(store={"max_pass_through": 1})
     assert sha256(server.request("GET", f"/blob/{KEY}").body) == sha256(DATA)
     before = server.descriptors()
-    for _ in range(3):
+    for _ in range(2):
         count = len(origin.requests("/blob"))
         origin.change("/blob", first=count, count=2, stall_after=MIB)
         connection, response = server.open("GET", f"/blob/{KEY}")
