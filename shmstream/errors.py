@@ -56,6 +56,15 @@ def escaped(text: str) -> str:
     )
 
 
+_MAY_PASS = (408, 425, 429)  # statuses that say nothing of the blob
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the source has answered that it has no such blob, or does not give it."""
+    status = error.status if isinstance(error, SourceError | SourceFailed) else None
+    return status is not None and 400 <= status <= 499 and status not in _MAY_PASS
+
+
 def names(key: str, reason: str) -> bool:
     """Whether `reason`, by sources, names the key already: it is often the URL of a source."""
     return f"{key} at offset " in reason
