@@ -29,6 +29,7 @@ pytest_plugins = [
     "tests.support.stores",
     "tests.support.token_server",
     "tests.support.registries",  # after those that it uses
+    "tests.support.quirks",
 ]  # the servers, each started when a test asks
 
 

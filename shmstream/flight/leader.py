@@ -119,6 +119,7 @@ class Leader:
             tell=tell,
             end="it was handed over",
             others=self._others_here,
+            is_wanted=self._is_wanted,
         )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
@@ -235,17 +236,28 @@ class Leader:
         self._sources = [*self._sources, *found]
         return found
 
+    def _is_wanted(self) -> bool:
+        """Whether a source that is away is worth waiting for: there are readers without another."""
+        return self.streamer.has_readers() and not self._have_others_sources()
+
+    def _known_crews(self) -> frozenset[int]:
+        return self._crews | {0, offers.crew(self._place.asked)}
+
+    def _have_others_sources(self) -> bool:
+        """Whether a reader in another process has a source that was not asked."""
+        here, crews = Identity.mine(), self._known_crews()
+        readers = self.streamer.statistics().subscribers
+        return not all(each.identity == here or each.sources in crews for each in readers)
+
     def _gives_way(self, error: SourceFailed) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
-        streamer, here = self.streamer, Identity.mine()
-        crews = self._crews | {0, offers.crew(self._place.asked)}
+        streamer, crews = self.streamer, self._known_crews()
         try:
-            readers = streamer.statistics().subscribers
-            if all(each.identity == here or each.sources in crews for each in readers):
+            if not self._have_others_sources():
                 return False
             if self.takes_a_seat:
                 self.seat = attach(self._place, 0)
-            words = LastWords(error, frozenset(self._tried), frozenset(crews))
+            words = LastWords(error, frozenset(self._tried), crews)
             text = words.to_text(Block.error.capacity)
             self._has_given_way = True  # first: then readers of this process join again
             streamer.give_way(text)

@@ -27,13 +27,16 @@ To read blocks, so each client has a thread. A process has a limit for such clie
 ahead for a slow client. A source is asked for no more bytes than the client wants: what a server
 sends in vain counts at the upstream, too. A client that asks for all bytes behind an offset may
 want only some of them, and hang up then; containerd does so. Its source is asked for pieces that
-grow with what the client has taken, so little is asked for in vain.
+grow with what the client has taken, so little is asked for in vain. Where other ranges of the blob
+begin tells how much such clients take: the source is not asked for more until the client had the
+time to hang up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -68,8 +71,9 @@ T = TypeVar("T")
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _STEP = 1 << 18  # bytes; what is read of a file at one time
 _SMALLEST, _LARGEST = 1 << 17, 8 << 20  # bytes; a piece for a client that may hang up soon
-_SHARE = 12  # a piece is so small a part of what the client has taken
-_REMEMBERED = 1024  # blobs whose passing was told
+_SHARE = 16  # a piece is so small a part of what the client has taken
+_REMEMBERED = 1024  # blobs of which this process knows that it has passed them through
+_HANGING_UP = 0.2  # s; a client that has what it wants needs less to hang up
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
@@ -264,7 +268,8 @@ class OwnBytes:
         """
         self._download.known, self._download.binds, self._file = known, True, file
         told = "%s: %s: it comes straight from its source, from %d on"
-        level = logging.WARNING if _is_news(self.key) else logging.INFO
+        is_news = _note(self.key, first if in_pieces else 0)
+        level = logging.WARNING if is_news else logging.INFO
         _log.log(level, told, self.key, because, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))
         self._start, self._stop = start, known.size if end is None else end
@@ -361,7 +366,12 @@ class OwnBytes:
         is_guarded = self._place.is_given or known.validator is not None
         if stop is not None and self._in_pieces and is_guarded:
             share = (position - self._start) // _SHARE
-            stop = min(stop, position + min(max(share, _SMALLEST), _LARGEST))
+            until = self._start + _stride(self.key)
+            if position == until > self._start:
+                self._download.wait(_HANGING_UP)
+                self._download.check_going_on()
+            piece = position + min(max(share, _SMALLEST), _LARGEST)
+            stop = min(stop, piece, until if position < until else piece)
         return None if stop == known.size else stop
 
     def _new(self, feed: Feed) -> Iterator[memoryview]:
@@ -394,15 +404,23 @@ class _Prefix:
         return self._at < self._end or self._again.digest() == self._before
 
 
-def _is_news(key: str) -> bool:
-    """Whether this process passes that blob through for the first time, as far as it remembers."""
-    with _told.held() as told:
-        is_news = key not in told
-        told[key] = None
-        if len(told) > _REMEMBERED:
-            del told[next(iter(told))]
-        return is_news
+def _note(key: str, start: int) -> bool:
+    """Note that a range of the blob begins at `start`; whether it is the first one, as it seems."""
+    with _strides.held() as strides:
+        is_first = key not in strides
+        strides[key] = math.gcd(strides.get(key, 0), start)
+        if len(strides) > _REMEMBERED:
+            del strides[next(iter(strides))]
+    return is_first
 
 
-_told: PerProcess[dict[str, None]] = PerProcess(dict)
+def _stride(key: str) -> int:
+    """The bytes that clients take of the blob at one time, as it seems; 0 if nothing tells."""
+    with _strides.held() as strides:
+        stride = strides.get(key, 0)
+    return stride if stride >= _SMALLEST else 0
+
+
+_strides: PerProcess[dict[str, int]] = PerProcess(dict)
+"""By key, of which number all beginnings of ranges are multiples; 0 as long as all begin at 0."""
 _passages: PerProcess[set[Passage]] = PerProcess(set)  # of this process; a forked child has none

@@ -80,6 +80,7 @@ class Download:
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
         others: called when no source is left; gives further sources.
+        is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Download:
         end: str,
         size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -102,7 +104,7 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries, others)
+        self._attempts = Attempts(name, sources, retries, others, is_wanted)
         self._is_given = is_given
         self.compares = compares
         self._tell = tell
@@ -121,6 +123,8 @@ class Download:
         self._since = 0.0  # when the rate began to be measured, on the monotonic clock
         self._came = 0  # bytes since then
         self._crawls = 0  # how often the source was too slow, in a row
+        self._last = 0.0  # when the last bytes came, on the monotonic clock
+        self._was_silent = False  # one long silence is forgiven, until the rate was good again
 
     # Asking.
 
@@ -144,7 +148,8 @@ class Download:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since, self._came = time.monotonic(), 0
+            self._since = self._last = time.monotonic()
+            self._came = 0
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -222,7 +227,9 @@ class Download:
                 with view[again:] as rest:
                     given = time.monotonic()
                     yield rest
-                    self._since += time.monotonic() - given  # the taker's time, not the source's
+                    taken = time.monotonic() - given  # the taker's time, not the source's
+                    self._since += taken
+                    self._last += taken
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
@@ -247,14 +254,22 @@ class Download:
     def count(self, received: int, position: int) -> None:
         """Note that so many bytes came from the source; `position` is for the error.
 
+        A server that gathers bytes before it passes them on is silent now and then, and does not
+        crawl. So the first long silence does not count; if too few bytes come until the second one,
+        that does.
+
         Raises:
             SourceError: it crawls. These bytes count all the same.
         """
+        now = time.monotonic()
+        silence, self._last = now - self._last, now if received else self._last
+        if silence >= self._retries.slow_for and received and not self._was_silent:
+            self._was_silent, self._since, self._came = True, now, 0
         self._received += received
         self._came += received
         if self._received >= _REPORT:
             self._report()
-        took = time.monotonic() - self._since
+        took = now - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
 
@@ -262,7 +277,7 @@ class Download:
         came, least = self._came, self._retries.least_rate
         self._since, self._came = self._since + took, 0
         if came >= least * took or getattr(self._attempts.source, "is_live", False):
-            self._crawls = 0
+            self._crawls, self._was_silent = 0, False
             return
         self._crawls += 1
         reason = f"it gave only {came} bytes in {took:.0f} s"

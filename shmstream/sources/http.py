@@ -15,22 +15,27 @@ Many servers have ranges that do not work: they refuse them, or give another par
 range request is answered, if the answer is of no use and waiting would not help, `open` asks for
 the whole blob once more, before it fails.
 
-Needs urllib3, the extra `http`. `http_client` asks and keeps connections; `http_body` takes the
-bytes to the file.
+Needs urllib3, the extra `http`. `http_client` asks; `http_pool` keeps connections; `http_body`
+takes the bytes to the file; `http_coding` undoes what a server did to the bytes on their way.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from shmstream.errors import SourceError
+from shmstream.sources import http_coding
 from shmstream.sources.base import Description, Feed, check_offset, checked, public
 from shmstream.sources.http_body import Body
 from shmstream.sources.http_client import (
+    WHOLE,
     Client,
+    Patience,
     Reply,
+    Stranger,
     authorization,
     close_pools,
     credentials_in,
@@ -43,6 +48,7 @@ from shmstream.sources.http_client import (
 
 if TYPE_CHECKING:
     import urllib3
+    from typing_extensions import Buffer
 
 __all__ = ["HTTPSource", "close_pools"]
 
@@ -59,8 +65,9 @@ class HTTPSource:
     TLS certificates are verified, against those of SSL_CERT_FILE where that is set. Proxies come
     from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
     followed, but not from https to http, and not from a public server to a private address. The
-    body is taken as it is stored, never decoded. No request is tried twice: that is up to the
-    caller. Any thread may use it, and a forked child.
+    body is taken as it is stored: a server that encodes it all the same is an error, unless the
+    `digest` is known. No request is tried twice, except where a kept connection has ended
+    meanwhile: to try again is up to the caller. Any thread may use it, and a forked child.
 
     Args:
         url: user and password in it are sent as basic authentication, and appear nowhere else.
@@ -69,9 +76,14 @@ class HTTPSource:
         auth: a pair (user, password), or the text of a bearer token. Not sent to another origin.
         timeout: seconds to wait for a connection, and for the next bytes. To look up a name takes
             as long as the system's resolver needs.
+        first_byte: seconds to wait for the head of an answer; None: as for the next bytes.
+        digest: of the blob, such as "sha256:...". Then a body that is said to be encoded is taken,
+            too: as it is if that has the digest, else decoded.
         pool: a PoolManager for all requests, instead of the pools of this process.
         private_redirects: follow redirects from a public server to a private address, too. So does
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
+        stranger: gives the Authorization for a server that a redirect led to, from its URL and its
+            challenge, or None.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -84,8 +96,11 @@ class HTTPSource:
         headers: Mapping[str, str] | None = None,
         auth: tuple[str, str] | str | None = None,
         timeout: tuple[float, float] = (10.0, 30.0),
+        first_byte: float | None = None,
+        digest: str | None = None,
         pool: urllib3.PoolManager | None = None,
         private_redirects: bool = False,
+        stranger: Stranger | None = None,
     ) -> None:
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
@@ -100,8 +115,14 @@ class HTTPSource:
                 raise ValueError("either `auth` or a header Authorization")
             self._headers |= valid_headers({"authorization": authorization(auth)})
         self.name: str = public(url)
-        self._client = Client(self.name, timeout, pool, private_redirects=private_redirects)
-        self._timeout = timeout[1]
+        connect, silence = timeout
+        patience = Patience(connect, silence if first_byte is None else first_byte, silence)
+        self._client = Client(
+            self.name, patience, pool, private_redirects=private_redirects, stranger=stranger
+        )
+        self._digest = digest
+        self.is_encoded: bool | None = None
+        """Whether bodies that are said to be encoded are; None while none was seen."""
 
     def __repr__(self) -> str:
         return f"HTTPSource({self.name!r})"
@@ -148,11 +169,12 @@ class HTTPSource:
         reply = self._request("HEAD", 0, None)
         response = reply.response
         try:
-            if response.status != 200:
+            if response.status not in WHOLE:
                 raise self._client.refused(reply)
             headers = response.headers
-            self._check_coding(headers, 0)
-            return Description(_size(headers), _validator(headers), _media_type(headers))
+            is_plain = self._coding(headers, 0) is None
+            size = _size(headers) if is_plain else None
+            return Description(size, _validator(headers), _media_type(headers))
         finally:
             discard(response)
 
@@ -231,35 +253,91 @@ class HTTPSource:
             if status == 416:
                 discard(response)
                 return Feed(iter(()), offset, size, current)
-        if status not in (200, 206):
+        if status not in (*WHOLE, 206):
             raise self._client.refused(reply, offset)
         if status == 206 and (start != offset or (last or 0) <= offset):
             told = headers.get("content-range", "no range at all")
             raise self._client.failed(
                 offset, f"asked for bytes {offset}-, it answered with {told!r}"
             )
-        self._check_coding(headers, offset)
-        if status == 200:
-            offset, end = 0, None
-            size = _size(headers)
-        elif size is None:
-            size = total
-        if end is not None:
-            end = None if last == size else last
-        body = Body(response, offset, self._timeout, self._client.explain)
+        coding = self._coding(headers, offset)
+        if status != 206:
+            return self._feed(response, 0, _size(headers), current, None, coding)
+        behind = None if end is None or last == size else last
+        size = total if size is None else size
+        return self._feed(response, offset, size, current, behind, coding)
+
+    def _feed(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        offset: int,
+        size: int | None,
+        validator: str | None,
+        end: int | None,
+        coding: str | None,
+    ) -> Feed | None:
+        """The feed of a body, to `end` or to the end of the blob.
+
+        None if it is a part of what may be encoded: that has to begin at 0.
+        """
+        is_in_doubt = coding is not None and self.is_encoded is not False
+        if is_in_doubt and (offset or end is not None):
+            return None
+        told = _media_type(response.headers)
+        body = Body(response, offset, self._client.patience.silence, self._client.explain)
+        if coding is not None and is_in_doubt:
+            return self._encoded(body, coding, size, validator, told)
         data = checked(iter(body), offset, size if end is None else end, self._client.explain)
         by_kernel = body if size is not None and body.length == size - offset else None
-        return Feed(data, offset, size, current, _media_type(headers), body.close, by_kernel, end)
+        return Feed(data, offset, size, validator, told, body.close, by_kernel, end)
 
-    def _check_coding(self, headers: Mapping[str, str], offset: int) -> None:
-        """Refuse an encoded body, which has other bytes, and a length that is no number."""
-        for header, plain in (("content-encoding", "identity"), ("transfer-encoding", "chunked")):
-            coding = headers.get(header, plain).strip()
-            if coding.lower() != plain:
-                raise self._client.failed(offset, f"its answer has the {header} {coding!r}")
+    def _encoded(
+        self, body: Body, coding: str, size: int | None, validator: str | None, told: str | None
+    ) -> Feed:
+        """The feed of a body that is said to be encoded, from 0 on; `told` is its media type."""
+        raw = checked(iter(body), 0, size, self._client.explain)
+        try:
+            first, is_whole = _beginning(raw, coding)
+        except BaseException:
+            body.close()
+            raise
+        may_be = http_coding.may_be_encoded(first, coding)
+        digest = self._digest if is_whole else None
+        self.is_encoded = may_be and http_coding.is_encoded(first, coding, digest)
+        data: Iterator[Buffer] = chain((first,) if first else (), raw)
+        if self.is_encoded:
+            size, validator = None, None
+            data = checked(http_coding.decoding(data, coding), 0, None, self._client.explain)
+        return Feed(data, 0, size, validator, told, body.close)
+
+    def _coding(self, headers: Mapping[str, str], offset: int) -> str | None:
+        """The coding of a body, if it is one that changes the bytes, and the digest is known.
+
+        Raises:
+            SourceError: the digest is not known; or a length is no number.
+        """
+        told = headers.get("content-encoding")
+        coding = http_coding.coding_of(told)
+        if self._digest is None and not http_coding.is_none(told):
+            raise self._client.failed(offset, f"its answer has the content-encoding {told!r}")
+        transfer = headers.get("transfer-encoding", "").strip().lower()
+        if transfer not in ("", "identity", "chunked"):
+            raise self._client.failed(offset, f"its answer has the transfer-encoding {transfer!r}")
         length = headers.get("content-length", "0")
         if not _LENGTH.fullmatch(length):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
+        return coding
+
+
+def _beginning(data: Iterator[Buffer], coding: str) -> tuple[bytes, bool]:
+    """The first bytes of a body, all if it is not too large; and whether these are all."""
+    first = bytearray()
+    for each in data:
+        first += each
+        may_be = len(first) < 2 or http_coding.may_be_encoded(first, coding)
+        if len(first) >= (http_coding.LARGEST if may_be else 2):
+            return bytes(first), False
+    return bytes(first), True
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
@@ -314,6 +392,7 @@ def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, 
 
 
 def _size(headers: Mapping[str, str]) -> int | None:
-    """The size of the body; `_check_coding` has made sure that the length is a number."""
+    """The size of the body; `_coding` has made sure that the length is a number."""
     length = headers.get("content-length")
-    return int(length) if length and "transfer-encoding" not in headers else None
+    is_framed = headers.get("transfer-encoding", "").strip().lower() not in ("", "identity")
+    return int(length) if length and not is_framed else None

@@ -26,7 +26,7 @@ from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 from tests.support.serving import Serving
 
-_DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
+DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def ours_process(
 ) -> Iterator[Registry]:
     prefix = tmp_path_factory.mktemp("registry")
     upstreams = {None: docker_registry_process.url, "fault.test": origin_process.url("")}
-    registry = Registry(prefix, str(prefix / "store"), upstreams, _DIRECT)
+    registry = Registry(prefix, str(prefix / "store"), upstreams, DIRECT)
     yield registry
     registry.close()
     assert registry.store.check() == []

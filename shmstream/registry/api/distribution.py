@@ -35,12 +35,13 @@ from shmstream.registry.api.accept import Accept
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
-from shmstream.registry.api.routes import Kind, Route, locate, route
+from shmstream.registry.api.routes import Kind, Route, canonical, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
 from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import answers, credentials, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
+from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
@@ -71,9 +72,12 @@ class Registry:
             credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
         except credentials.CredentialsError as error:
             raise BadSetting("docker_config", str(error)) from error
-        self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
+        bounds = Bounds(settings.first_byte, settings.silence, settings.question)
+        self._all = [
+            Upstream(each.url, each.namespace, config, bounds) for each in settings.upstreams
+        ]
         self._upstreams = _by_namespace(self._all)
-        self._shared = Shared(store, self._all)
+        self._shared = Shared(store, self._all, settings.stall)
         self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
@@ -319,7 +323,9 @@ def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
             found[each.host] = each
             if each.is_hub:
                 found["docker.io"] = each
-    return found | {each.namespace: each for each in upstreams}
+    named = {each.namespace: each for each in upstreams}
+    usual = {canonical(name): each for name, each in named.items() if name is not None}
+    return found | usual | named
 
 
 def _raw_path(scope: Scope) -> bytes:

@@ -74,7 +74,7 @@ class Grants:
         if note is not None and repository.upstream.reach.is_quiet:
             return
         try:
-            about = repository.about(kind, digest, size)
+            about = repository.about(kind, digest, size, has_other=note is not None)
         except SourceError as error:
             if error.status in REFUSED and not isinstance(error, Page):
                 self._notes.remove(key)

@@ -21,9 +21,12 @@ from typing import NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from shmstream.registry.api.errors import Code, Refusal
+from shmstream.registry.upstream.credentials import is_hub
 from shmstream.stream.digest import is_digest
 
 T = TypeVar("T")
+
+_NEEDED = "this cache needs a namespace"
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -145,6 +148,12 @@ def _check_reference(kind: Kind, reference: str) -> None:
         raise Refusal(404, Code.MANIFEST_UNKNOWN, message, {"tag": reference[:300]})
 
 
+def canonical(namespace: str) -> str:
+    """The usual name of a registry, which has several, and may be written with its port."""
+    plain = namespace.lower().removesuffix(":443")
+    return "docker.io" if is_hub(plain) else plain
+
+
 def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
     """Which upstream a request means, and the name of the repository there.
 
@@ -156,12 +165,18 @@ def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
     """
     first, slash, rest = asked.name.partition("/")
     if asked.namespace is not None:
-        namespace, name = asked.namespace, asked.name
-    elif slash and first in upstreams:
-        namespace, name = first, rest
+        found, name = _known(upstreams, asked.namespace), asked.name
+    elif slash and (found := _known(upstreams, first)) is not None:
+        name = rest
     else:
-        namespace, name = None, asked.name
-    if namespace not in upstreams:
-        message = "this cache has no such upstream" if namespace else "this cache needs a namespace"
+        found, name = upstreams.get(None), asked.name
+    if found is None:
+        message = "this cache has no such upstream" if asked.namespace else _NEEDED
         raise Refusal(404, Code.NAME_UNKNOWN, message, {"name": asked.name})
-    return upstreams[namespace], name
+    return found, name
+
+
+def _known(upstreams: Mapping[str | None, T], namespace: str) -> T | None:
+    """The upstream of that namespace, in whichever way a client writes its name."""
+    plain = namespace.lower()
+    return upstreams.get(plain) or upstreams.get(canonical(plain))

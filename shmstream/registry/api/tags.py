@@ -81,20 +81,17 @@ class Tags:
             SourceError: the upstream has no such tag, or refuses; or it does not answer, and there
                 is no note.
         """
-        if repository.upstream.reach.is_quiet:
-            stale = self.stale(repository, tag, accept)
-            if stale is not None:
-                return stale
+        stale = self.stale(repository, tag, accept)
+        if stale is not None and repository.upstream.reach.is_quiet:
+            return stale
         try:
-            manifest = repository.resolve(tag, accept.text)
+            manifest = repository.resolve(tag, accept.text, has_other=stale is not None)
         except SourceError as error:
             if error.status in REFUSED:
                 self._remove(repository, tag, accept)
-                raise
-            stale = self.stale(repository, tag, accept)
-            if stale is None:
-                raise
-            return stale
+            elif stale is not None:
+                return stale
+            raise
         self._note(repository, tag, accept, manifest)
         return Tagged(manifest, self._ttl, was_asked=True)
 
