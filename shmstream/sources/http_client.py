@@ -43,6 +43,7 @@ from shmstream.sources.http_pool import Pool, TLSPool, Waiting
 
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
+_KEPT = 64  # idle connections to a host; urllib3 warns of each one beyond, and closes it
 _MOST_WORDS = 2048  # bytes of an answer that says why it refuses
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
 _MAY_PASS = frozenset((408, 425, 429))  # and 5xx
@@ -505,7 +506,7 @@ def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib
         if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
-            options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
+            options = {"num_pools": 16, "maxsize": _KEPT, "ssl_context": context}
             pools[scheme, proxy, guarded] = made = _new_pool(proxy, options)
             made.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
             if guarded:

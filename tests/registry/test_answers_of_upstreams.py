@@ -302,7 +302,10 @@ def test_what_the_upstream_says_of_its_refusal(ours: Registry, origin: Origin) -
         (404, "<html>no</html>", "text/plain", None),
     ]
     for number, (status, text, kind, expected) in enumerate(cases):
-        for part in (f"blobs/sha256:{number:064d}", f"tags/list?n={number}"):
+        parts = [f"blobs/sha256:{number:064d}", f"tags/list?n={number}"]
+        if status in (403, 404):  # the others end with the answer to a HEAD, which has no words
+            parts.append(f"manifests/v{number}")
+        for part in parts:
             origin.serve(f"/v2/words/app/{part}", says=text, media_type=kind, status=status)
             answer = ours.get(f"/v2/fault.test/words/app/{part}")
             assert answer.status == (502 if status == 503 else status)

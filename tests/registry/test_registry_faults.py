@@ -471,6 +471,11 @@ def test_the_default_upstream_is_also_known_by_its_host(
     host = origin.url("").removeprefix("http://")
     assert ours.get(f"/v2/debian/tags/list?ns={host}").status == 200
     assert ours.get("/v2/debian/tags/list?ns=docker.io").code == "NAME_UNKNOWN"
+    asked = len(origin.requests())
+    answer = ours.get("/v2/quay.io/org/app/manifests/v1")
+    assert answer.code == "NAME_UNKNOWN", "it is not asked of the default upstream"
+    assert b"no upstream for quay.io" in answer.body
+    assert len(origin.requests()) == asked
 
 
 @pytest.mark.parametrize(

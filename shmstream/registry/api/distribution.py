@@ -24,6 +24,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -45,6 +46,7 @@ from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
+from shmstream.system.threads import Call
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -72,9 +74,11 @@ class Registry:
             credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
         except credentials.CredentialsError as error:
             raise BadSetting("docker_config", str(error)) from error
+        reached = Notes(store.folder, "reach")
         bounds = Bounds(settings.first_byte, settings.silence, settings.question)
         self._all = [
-            Upstream(each.url, each.namespace, config, bounds) for each in settings.upstreams
+            Upstream(each.url, each.namespace, config, bounds, reached)
+            for each in settings.upstreams
         ]
         self._upstreams = _by_namespace(self._all)
         self._shared = Shared(store, self._all, settings.stall)
@@ -83,9 +87,18 @@ class Registry:
         self._redirect = settings.x_accel_redirect
 
     def problems(self) -> list[str]:
-        """What is wrong with upstreams, as this process has last seen them. Asks nobody."""
-        told = [upstream.reach.problem for upstream in self._all]
-        return [problem for problem in told if problem is not None]
+        """What is wrong with upstreams, as the workers have last seen them. Reads files.
+
+        An upstream that did not answer is asked again meanwhile, so that its problem can end.
+        """
+        told = []
+        for upstream in self._all:
+            if (problem := upstream.reach.problem) is not None:
+                told.append(problem)
+                if upstream.reach.wants_probe():
+                    with suppress(RuntimeError):  # no thread can be started: a later look tries
+                        Call(upstream.probe, "shmstream-probe").start()
+        return told
 
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""

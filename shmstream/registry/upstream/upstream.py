@@ -29,6 +29,7 @@ from urllib.parse import quote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
+from shmstream.registry.notes import Notes
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
 from shmstream.registry.upstream.health import Reach
@@ -70,6 +71,7 @@ class Upstream:
         namespace: the name that clients use; None for the upstream of requests without one.
         config: the path of a Docker config.json with credentials.
         bounds: how long it may take to answer.
+        notes: where all workers note whether it answers.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Upstream:
         namespace: str | None = None,
         config: str | None = None,
         bounds: Bounds = USUAL,
+        notes: Notes | None = None,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
@@ -101,7 +104,7 @@ class Upstream:
         first_byte = min(bounds.first_byte, bounds.in_all)
         patience = Patience(_CONNECT, first_byte, bounds.silence)
         self._client = Client(self.name, patience, stranger=self.introduce)
-        self.reach: Reach = Reach(self.name)
+        self.reach: Reach = Reach(self.name, namespace, notes)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
@@ -117,6 +120,19 @@ class Upstream:
         """The URL of a part of its API."""
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
+
+    def probe(self) -> None:
+        """Ask whether it answers. Blocks."""
+        began = time.monotonic()
+        try:
+            reply = self._client.ask("GET", parse(self.url("")), _AGENT)
+            discard(reply.response)
+            if reply.response.status >= 500:
+                raise self._client.refused(reply)
+        except SourceError as error:
+            self.reach.failed(error, began)
+        else:
+            self.reach.answered()
 
     # Authorization.
 
