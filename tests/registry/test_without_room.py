@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from tests.support import registries
+from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.registries import Registry
 from tests.support.roles import content
@@ -25,6 +27,11 @@ def small(run_registry: registries.Run, origin: Origin) -> Registry:
     """A registry with two workers, and room for little."""
     origin.serve(THERE, seed=600, size=SIZE)
     return run_registry(origin.url(""), workers=2, max_bytes="1MiB")
+
+
+def logged(ours: Registry) -> list[dict[str, Any]]:
+    """The lines of its access log that are about ranges."""
+    return [each for each in ours.serving.accesses() if "range" in each]
 
 
 def take(ours: Registry, wanted: str, count: int) -> bytes:
@@ -65,6 +72,8 @@ def test_ranges(small: Registry, origin: Origin) -> None:
         f"bytes={start}-{end - 1}" for start, end in spans
     ]
     assert sum(each.sent for each in asked) == 10_000 * len(spans) + 5000
+    wait_until(lambda: len(logged(small)) == len(spans) + 1)
+    assert all(each["complete"] for each in logged(small))
 
     for start in (0, 1, 12 * MIB):
         before = len(origin.requests(THERE))
