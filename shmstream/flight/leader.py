@@ -43,6 +43,7 @@ from shmstream.errors import (
     SourceFailed,
     StreamClosed,
     escaped,
+    is_refusal,
     names,
 )
 from shmstream.events import Event, EventKind
@@ -568,8 +569,12 @@ class Leader:
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = escaped(error.reason) if isinstance(error, BlobAborted) else told(error, place)
         name = "" if names(place.key, reason) else f"{place.key}: "
-        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
-        self._say(EventKind.ABORTED, streamer.appended)
+        if not streamer.appended and is_refusal(error):
+            _log.info("%sthe source does not give it: %s", name, reason)
+            self._say(EventKind.REFUSED)
+        else:
+            _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
+            self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:
             streamer.abort(error)

@@ -128,9 +128,10 @@ class Download:
 
     # Asking.
 
-    def open(self, position: int) -> Feed:
+    def open(self, position: int, end: int | None = None) -> Feed:
         """A feed that begins at `position`, or before it if that is all that can be had. Blocks.
 
+        With `end`, no byte from there on is needed; the feed's `end` tells whether it gives more.
         The feed is closed by `close`, by `fail`, and by `stop`.
 
         Raises:
@@ -141,7 +142,8 @@ class Download:
         while True:
             source = self._attempts.source
             try:
-                self._feed = feed = self._try_open(source, self._where_to_begin(position), position)
+                begin = self._where_to_begin(position)
+                self._feed = feed = self._try_open(source, begin, position, end)
             except SourceError as error:
                 self.fail(error, position)
                 continue
@@ -156,12 +158,14 @@ class Download:
         is_guarded = self._is_given or self.known.validator is not None
         return position if is_guarded and not self._attempts.is_whole else 0
 
-    def _try_open(self, source: Source, offset: int, position: int) -> Feed:
-        self._asks_part = offset > 0
+    def _try_open(self, source: Source, offset: int, position: int, end: int | None) -> Feed:
+        if offset < position or self._attempts.is_whole:
+            end = None
+        self._asks_part = offset > 0 or end is not None
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
-        feed = open_at(source, offset, validator)
+        feed = open_at(source, offset, validator, end)
         if feed.size == feed.offset and self.known.size in (None, feed.size):
             self._asks_part = False  # it says that nothing is left, and gives no part
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,10 +19,18 @@ from tests.support import docker_registry as upstreams
 from tests.support import images, registries
 from tests.support.commands import ROOT
 from tests.support.docker_registry import DockerRegistry, program
-from tests.support.images import DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, image, index
+from tests.support.images import (
+    DOCKER_LIST,
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    digest_of,
+    image,
+    index,
+)
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
-from tests.support.registries import Registry, has_image, skopeo, succeeds
+from tests.support.registries import Podman, Registry, has_image, skopeo, succeeds
 from tests.support.roles import content, sha256
 from tests.support.token_server import TokenServer
 
@@ -82,27 +89,7 @@ def test_podman_pulls(docker_registry: DockerRegistry, ours: Registry) -> None:
     what = image(6, [1000, 2000])
     docker_registry.push("podman/app", "v1", index({"amd64": what}))
     with tempfile.TemporaryDirectory() as folder:  # podman allows no long path
-        folders = ["--root", f"{folder}/root", "--runroot", f"{folder}/run"]
-        command = [program("podman", "podman"), *folders, "--storage-driver", "vfs"]
-        environment = {**os.environ, "HOME": folder, "XDG_RUNTIME_DIR": f"{folder}/xdg"}
-
-        def podman(*arguments: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run(
-                [*command, *arguments],
-                capture_output=True,
-                text=True,
-                env=environment,
-                timeout=PATIENCE,
-                check=False,
-            )
-
-        works = podman("info")
-        if works.returncode and os.environ.get("SHMSTREAM_REQUIRE_REAL") != "1":
-            pytest.skip(f"podman does not run here: {works.stderr}")
-        name = f"{ours.host}/podman/app:v1"
-        done = podman("pull", "--tls-verify=false", "--arch", "amd64", name)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == hashlib.sha256(what.blobs[0]).hexdigest()
+        assert Podman(folder).pull(f"{ours.host}/podman/app:v1") == digest_of(what.blobs[0])
 
 
 def test_a_mirror_as_the_documentation_has_it(

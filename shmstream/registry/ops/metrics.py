@@ -87,6 +87,10 @@ METRICS = (
         "Flights that were given up: the source failed, the digest was wrong, no room",
     ),
     Described(
+        "shmstream_refusals_total", "counter", (),
+        "Flights without a byte: the upstream has no such blob, or does not give it",
+    ),
+    Described(
         "shmstream_passed_through_total", "counter", (),
         "Clients that were served straight from an upstream, for want of room",
     ),
@@ -112,6 +116,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.FAILED_OVER: ("shmstream_failovers_total", None),
     EventKind.COMMITTED: ("shmstream_commits_total", None),
     EventKind.ABORTED: ("shmstream_aborts_total", None),
+    EventKind.REFUSED: ("shmstream_refusals_total", None),
     EventKind.HANDED_OVER: ("shmstream_handovers_total", None),
     EventKind.PASSED_THROUGH: ("shmstream_passed_through_total", None),
     EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
