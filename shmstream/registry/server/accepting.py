@@ -137,7 +137,10 @@ class Server(uvicorn.Server):
 
     def _adopt(self, connection: socket.socket, place: Place) -> None:
         """Go on with a connection of another worker."""
-        self._begin(connection, place).go_on()
+        protocol = self._begin(connection, place)
+        protocol.go_on()
+        if self.should_exit:  # as uvicorn has done with those that were there
+            protocol.shutdown()
 
     def _leave(self) -> None:
         self._leaves = True
@@ -156,7 +159,7 @@ class Server(uvicorn.Server):
             self._acceptor.finish()
         self._listener.close()
         if self._kept is not None:
-            self._kept.listen()  # a signal may be faster than a message
+            await self._kept.end(_LAST_REQUESTS)
         if self._leaves:
             for each in [*self.server_state.connections]:
                 if isinstance(each, KeptProtocol):

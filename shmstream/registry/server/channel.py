@@ -29,8 +29,10 @@ class Kind(IntEnum):
     ADOPT = 4  # supervisor: go on with this connection; serial, descriptor, last response
     ADOPTED = 5  # worker: has it, and has not touched it before; index, serial
     REFUSED = 6  # worker: cannot go on with this connection; serial
-    LEAVE = 7  # supervisor: hand your connections over when you stop
-    HAND_OVER = 8  # worker: it will not touch this connection any more; index
+    ENDING = 7  # worker: it is about to end, and waits for one of the next two
+    STAY = 8  # supervisor: let your clients finish
+    LEAVE = 9  # supervisor: hand your connections over when you stop
+    HAND_OVER = 10  # worker: it will not touch this connection any more; index
 
 
 @dataclass

@@ -286,12 +286,20 @@ class Keeper:
                 self._place(client)
         elif message.kind in (Kind.ADOPTED, Kind.REFUSED):
             self._was_taken(station, message)
+        elif message.kind == Kind.ENDING:
+            station.is_ready = False
+            others = any(each.is_ready for each in self._stations.values())
+            leaves = others and not self._is_over
+            self._send(station, Message(Kind.LEAVE if leaves else Kind.STAY))
         elif message.kind == Kind.READY:
-            station.is_ready = True
-            homeless, self._homeless = self._homeless, []
-            for client in homeless:
-                self._place(client)
-            self._ready()
+            self._welcome(station)
+
+    def _welcome(self, station: _Station) -> None:
+        station.is_ready = True
+        homeless, self._homeless = self._homeless, []
+        for client in homeless:
+            self._place(client)
+        self._ready()
 
     def _keep(self, station: _Station, message: Message) -> None:
         connection = socket.socket(fileno=message.descriptor)

@@ -97,6 +97,7 @@ class KeptProtocol(Protocol):
         self._is_midway = False  # the parser is in the middle of a request
         self._is_anothers = False  # the response was made by another worker, which has ended
         self._is_late = False  # a response is complete, and waits for the kernel to take it
+        self._is_ending = False  # the server stops: this is the last response
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
         self._skip = 0  # bytes of the body that another worker has written
@@ -208,6 +209,8 @@ class KeptProtocol(Protocol):
             return
         if self._request and not self._can_be_repeated():
             self._take(self._request)
+        if self._is_ending:
+            self.cycle.keep_alive = False
         self.cycle.transport = cast("Any", _Outgoing(self, self.transport, self.cycle))
         if self._resumes is not None:
             extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
@@ -345,6 +348,16 @@ class KeptProtocol(Protocol):
         place, self._place = self._place, None
         if place is not None:
             place.close()
+
+    def shutdown(self) -> None:
+        """The server stops: end the connection, after the response to a request that has come."""
+        self._is_ending = True
+        try:
+            has_come = tcp.waiting(self._socket) > 0 and not self._is_answering()
+        except OSError:
+            has_come = False
+        if not has_come:
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is lost. The client sees the end, although there is a duplicate."""

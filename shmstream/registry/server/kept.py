@@ -54,17 +54,13 @@ class Kept:
         self._channel = channel
         self._adopt = adopt
         self._leave = leave
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._free = list(range(table.records - 1, -1, -1))
         self._records: dict[int, Record] = {}  # those that were used before, or are
         self._loop = asyncio.get_running_loop()
         self._is_waiting = False
         self._is_over = False
         self._loop.add_reader(channel.fileno(), self._hear)
-
-    def listen(self) -> None:
-        """Do what the supervisor has said until now."""
-        if not self._is_over:
-            self._hear()
 
     def ready(self) -> None:
         """Tell the supervisor that this worker takes connections."""
@@ -129,10 +125,22 @@ class Kept:
                     self._take_over(socket.socket(fileno=message.descriptor), message)
                 elif message.kind == Kind.ADOPT:
                     self._refuse(message, "too many open files")
-                elif message.kind == Kind.LEAVE:
-                    self._leave()
+                elif message.kind in (Kind.LEAVE, Kind.STAY):
+                    self._answer(leaves=message.kind == Kind.LEAVE)
         except EOFError:  # the supervisor is gone: this worker is about to end
             self.close()
+
+    def _answer(self, *, leaves: bool) -> None:
+        if leaves:
+            self._leave()
+        if not self._answered.done():
+            self._answered.set_result(None)
+
+    async def end(self, patience: float) -> None:
+        """Ask the supervisor whether this worker is to leave, if it has not said so before."""
+        if not (self._is_over or self._answered.done()):
+            self._send(Message(Kind.ENDING))
+            await asyncio.wait([self._answered], timeout=patience)
 
     def _take_over(self, connection: socket.socket, message: Message) -> None:
         if not self._free:
@@ -151,6 +159,7 @@ class Kept:
         """Tell the supervisor nothing any more. Idempotent."""
         if not self._is_over:
             self._is_over = True
+            self._answer(leaves=False)
             self._loop.remove_reader(self._channel.fileno())
             self._loop.remove_writer(self._channel.fileno())
             self._channel.close()

@@ -181,6 +181,19 @@ def test_a_worker_hands_over(keeper: Keeper, hire: Hire) -> None:
         assert not is_closed(client)
 
 
+def test_a_worker_that_ends_by_itself_asks(keeper: Keeper, hire: Hire) -> None:
+    first, second = hire(), hire()
+    first.say(Kind.ENDING)
+    assert first.hear().kind == Kind.LEAVE
+    assert not keeper.is_ready(first.number)
+    second.say(Kind.ENDING)
+    assert second.hear().kind == Kind.STAY, "there is no other one"
+    third = hire()
+    keeper.stop()
+    third.say(Kind.ENDING)
+    assert third.hear().kind == Kind.STAY, "the server stops"
+
+
 def test_a_refused_connection_is_closed(keeper: Keeper, hire: Hire) -> None:
     dying, full = hire(), hire()
     with dying.take() as client:

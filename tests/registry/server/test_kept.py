@@ -117,6 +117,22 @@ def test_a_blob_in_the_store_goes_on_at_the_exact_byte(kept: Kept) -> None:
     assert client.ask("/healthz").body == b"alive\n"
 
 
+def test_a_worker_that_is_told_to_end_hands_over(kept: Kept) -> None:
+    """By a signal to this worker alone."""
+    path, data = kept.blob(20, stall_after=MIB)
+    client, idle = kept.client(), kept.client()
+    client.say(path)
+    client.head()
+    first = client.read(MIB // 2)
+    idle.ask("/healthz")
+    for worker in {client.worker, idle.worker}:
+        os.kill(worker, signal.SIGTERM)
+        wait_until(lambda gone=worker: gone not in kept.serving.workers())  # type: ignore[misc]
+    kept.origin.release()
+    assert first + client.read(len(data) - len(first)) == data
+    assert idle.ask("/healthz").body == b"alive\n"
+
+
 def test_a_request_that_was_not_answered_is_answered(kept: Kept) -> None:
     path, data = kept.blob(13, MIB, stall_after=-1)
     client = kept.client()
