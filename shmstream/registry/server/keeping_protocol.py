@@ -11,6 +11,9 @@ whole. So it reads in its own way:
     the response is in     read the request from the socket, and look for the next one
     the kernel
 
+The head of a response is held back for a moment, until its body comes or the event loop goes on, so
+that a short answer is in the record as a whole before its first byte is written.
+
 A request whose head comes in pieces, a request with a body, and other methods than GET and HEAD are
 read at once, as `Protocol` does it. The record says so: if the worker is killed, that client is
 cut, unless the rest of the response is in the record. A refusal (408, 431, 400) ends the keeping.
@@ -41,6 +44,7 @@ from shmstream.system import tcp
 
 _LOOK = 4096  # bytes that are looked at; more of them if that is no head
 _LOOK_AGAIN = 64 * 1024
+_SHORT = 16 * 1024  # bytes of a body that are copied behind a head
 _UNREAD = 1 << 20  # bytes that are dropped when the connection is closed, so that it is not reset
 _MOST_BEHIND = 64 * 1024  # bytes; with so many behind a request, the client is not watched
 
@@ -77,6 +81,7 @@ class _Outgoing:
 
     def close(self) -> None:
         """As of the transport."""
+        self._protocol.on_last_response()
         self._transport.close()
 
 
@@ -100,6 +105,7 @@ class KeptProtocol(Protocol):
         self._is_ending = False  # the server stops: this is the last response
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
+        self._held = b""  # the head of a response, before the first part of its body
         self._skip = 0  # bytes of the body that another worker has written
 
     # The connection goes on where another worker has ended.
@@ -261,7 +267,14 @@ class KeptProtocol(Protocol):
                 body,
                 is_last=not cycle.keep_alive,
             )
-        self.transport.write(head)
+        self._held = head
+        self.loop.call_soon(self._write_held)
+
+    def _write_held(self, *, more: bool = False) -> None:
+        """Write a head that was held back; `more` follows at once."""
+        if self._held:
+            head, self._held = self._held, b""
+            cast("Transport", self.transport).write(head, more=more)
 
     def _write_rest(self, cycle: httptools_impl.RequestResponseCycle, head: bytes) -> None:
         """Write what another worker has not written of the head; see that it is the same one."""
@@ -285,6 +298,9 @@ class KeptProtocol(Protocol):
         self._counted += len(data)
         if self._is_text and self._response is not None:
             self._is_text = self._response.append(data)
+        if self._held and len(data) <= _SHORT:
+            data, self._held = self._held + data, b""
+        self._write_held(more=True)
         self.transport.write(data)
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:
@@ -293,10 +309,16 @@ class KeptProtocol(Protocol):
             gone = min(self._skip, count)
             self._skip -= gone
             offset, count = offset + gone, count - gone
+        self._write_held(more=count > 0)
         await super()._send_file(file, offset, count)
+
+    def on_last_response(self) -> None:
+        """The connection ends with the response that was just given to the transport."""
+        self._write_held()
 
     def on_response_complete(self) -> None:
         """The transport has the whole response: wait until the kernel has it."""
+        self._write_held()
         if self.transport.get_write_buffer_size():
             self._is_late = True
             self._see_it_out(None)

@@ -72,13 +72,15 @@ class Transport(asyncio.Transport):
 
     # Writing.
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write bytes; those that the kernel does not take wait."""
+    def write(self, data: bytes | bytearray | memoryview, *, more: bool = False) -> None:
+        """Write bytes; those that the kernel does not take wait. With `more` others follow at once,
+        so that the kernel may send them together.
+        """
         if self._is_lost or not data:
             return
         if not self._buffer:
             try:
-                sent = self._socket.send(data)
+                sent = self._socket.send(data, socket.MSG_MORE if more else 0)
             except BlockingIOError:
                 sent = 0
             except OSError as error:
