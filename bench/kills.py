@@ -36,6 +36,7 @@ from statistics import median
 
 import psutil
 
+from bench.closing import Closing
 from bench.crew import Crew, CrewFailed, Gate, shared_words
 from bench.origin import Origin
 from bench.report import (
@@ -58,6 +59,7 @@ _PROCESSES = 4  # of clients
 _SMALL, _LARGE, _RATE = 4 * KIB, 32 * MIB, 16 * MIB
 _BLOBS = 8  # large ones
 _APART = 0.005  # s; between small requests of one client
+_TURNS, _HITS = 40, 10  # turns of a round, hits of each client in a turn
 _PATIENCE = 60.0  # s
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 
@@ -302,40 +304,56 @@ def _kill(registry: Registry, kills: int, every: float, stop: str) -> None:
 
 
 def _measure_cost(options: Options, origin: Origin) -> Row:
-    """The processor time of a small hit."""
+    """The processor time of a small hit. Both registries run, and take turns every few hits."""
     path, data = _make(origin, "hit", _SMALL)
-    hits = 200 if options.quick else 4000
-    ours, others, ratios = [], [], []
-    for number in range(options.rounds):
-        figures = {}
-        for option in ("--keep", "--no-keep")[:: 1 if number % 2 else -1]:
-            figures[option] = _cost_of_a_hit(options, origin, option, path, data, hits)
-        ours.append(figures["--keep"])
-        others.append(figures["--no-keep"])
-        ratios.append(ours[-1] / others[-1])
+    ours, others = [], []
+    with ExitStack() as undo:
+        kept, plain = (
+            undo.enter_context(_Hit(options, origin, option, path, data))
+            for option in ("--keep", "--no-keep")
+        )
+        for _ in range(options.rounds):
+            ours.append(0.0)
+            others.append(0.0)
+            for turn in range(4 if options.quick else _TURNS):
+                for hit in (kept, plain)[:: 1 if turn % 2 else -1]:
+                    (ours if hit is kept else others)[-1] += hit.cost() / _TURNS
+    ratios = [mine / its for mine, its in zip(ours, others, strict=True)]
     case, goal = "a small hit, beside --no-keep", Goal(1.05, at_least=False)
     return Row("cost", case, "us", median(ours), median(others), ratios, goal)
 
 
-def _cost_of_a_hit(
-    options: Options, origin: Origin, option: str, path: str, data: bytes, hits: int
-) -> float:
-    """Microseconds of the processor for one hit."""
-    folder = Path(tempfile.mkdtemp(dir=options.folder))
-    with Port() as port, Registry(folder, origin, port, "--workers", "1", option) as registry:
-        clients = [Client(port.number) for _ in range(8)]
-        for client in clients * (1 + hits // 40):
-            client.ask(path, data, 0)
-        before = registry.cpu()
-        for client in clients * (hits // len(clients)):
-            client.ask(path, data, 0)
-        used = registry.cpu() - before
-        told = sum((client.told for client in clients), Told())
-        for client in clients:
+class _Hit(Closing):
+    """A registry of one worker that has a small blob, and clients of it."""
+
+    def __init__(
+        self, options: Options, origin: Origin, option: str, path: str, data: bytes
+    ) -> None:
+        folder = Path(tempfile.mkdtemp(dir=options.folder))
+        self._port = Port()
+        self._registry = Registry(folder, origin, self._port, "--workers", "1", option)
+        self._clients = [Client(self._port.number) for _ in range(8)]
+        self._blob = path, data
+        for _ in range(10):
+            self.cost()
+
+    def cost(self) -> float:
+        """Microseconds of the processor for each of some hits."""
+        before = self._registry.cpu()
+        for client in self._clients * _HITS:
+            client.ask(*self._blob, 0)
+        used = self._registry.cpu() - before
+        return used / (_HITS * len(self._clients)) * 1e6
+
+    def close(self) -> None:
+        """End the registry. Raises `CheckFailed` if a hit was wrong."""
+        told = sum((client.told for client in self._clients), Told())
+        for client in self._clients:
             client.close()
-    if told.cut or told.wrong:
-        raise CheckFailed("a hit was wrong")
-    return used / (hits // len(clients) * len(clients)) * 1e6
+        self._registry.close()
+        self._port.close()
+        if told.cut or told.wrong:
+            raise CheckFailed("a hit was wrong")
 
 
 if __name__ == "__main__":

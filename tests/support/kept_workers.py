@@ -39,7 +39,7 @@ REQUESTS = [
     [("GET", "/text"), ("GET", "/hand")],
 ]
 """What the client sends at one time, and then waits for the answers."""
-_PATIENCE = 30.0  # s
+_PATIENCE = 120.0  # s; the machine may be busy
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 

@@ -151,6 +151,27 @@ class Response:
         """Bytes that its text may have."""
         return type(self).text.capacity
 
+    def fill(
+        self, written: int, taken: int, request: int, head: bytes, body: int, is_last: bool
+    ) -> None:
+        """Store all fields, in their order; each request does this, so without the descriptors.
+
+        Raises:
+            ValueError: the head is too long.
+        """
+        length = len(head)
+        if length > RESPONSE_SIZE - _FACTS - 8:
+            raise ValueError(f"{length} bytes do not fit into {self.room}")
+        words = self.words
+        words[0] = written
+        words[1] = taken
+        words[2] = request
+        words[3] = length
+        words[4] = body
+        words[5] = is_last
+        words[6] = length
+        self.memory[_FACTS + 8 : _FACTS + 8 + length] = head
+
     def append(self, data: bytes) -> bool:
         """Add bytes to the text; False if they do not fit."""
         length = self.words[_FACTS >> 3]
@@ -177,6 +198,7 @@ class Record:
 
     def __init__(self, memory: memoryview, words: memoryview) -> None:
         self.words = words
+        self._turn = words[:1]
         self._responses = [
             Response(memory[start : start + RESPONSE_SIZE],
                      words[start >> 3 : (start + RESPONSE_SIZE) >> 3])
@@ -196,16 +218,10 @@ class Record:
         Raises:
             ValueError: the head is too long.
         """
-        turn = ~self.turn & 1
+        turn = ~self._turn[0] & 1
         response = self._responses[turn]
-        response.text = head
-        response.written = written
-        response.taken = taken
-        response.request = request
-        response.head = len(head)
-        response.body = body
-        response.is_last = is_last
-        self.turn = turn
+        response.fill(written, taken, request, head, body, is_last)
+        self._turn[0] = turn
         return response
 
     def load(self, data: bytes) -> None:

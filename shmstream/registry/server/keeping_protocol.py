@@ -115,6 +115,7 @@ class KeptProtocol(Protocol):
         assert self._place is not None
         last = self._place.record.last
         try:
+            self._low = 0  # whatever the other worker has wanted
             self._wake_at(1)
             sent, self._read = tcp.written(self._socket), tcp.taken(self._socket)
         except OSError:  # the client is gone
@@ -148,6 +149,7 @@ class KeptProtocol(Protocol):
                 self._client_ended()
             elif not self._is_midway and (size := _size_of_head(data)):
                 self._request = size
+                self._wake_at(len(data) + 1)
                 self.data_received(data[:size])
                 self._take_unless_whole()
             else:
@@ -162,10 +164,13 @@ class KeptProtocol(Protocol):
         """Read the head of a request whose body is still to come."""
         if self._is_midway:
             self._take(self._request)
+            self._wake_at(1)
 
     def _take(self, count: int) -> None:
         """Read bytes from the socket that were looked at before."""
-        self._read += tcp.drop(self._socket, count)
+        if count:
+            taken = len(self._socket.recv(count))  # all of it, mostly
+            self._read += taken if taken == count else taken + tcp.drop(self._socket, count - taken)
         self._request = 0
 
     def _look_behind(self) -> None:
@@ -183,8 +188,9 @@ class KeptProtocol(Protocol):
             self.transport.abort()
 
     def _wake_at(self, count: int) -> None:
-        self._low = count
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        if count != self._low:
+            self._low = count
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _client_ended(self) -> None:
         cast("Transport", self.transport).pause_reading()
@@ -341,8 +347,7 @@ class KeptProtocol(Protocol):
             self._sent = response.end
         try:
             self._take(self._request)
-            if self._low > 1:
-                self._wake_at(1)
+            self._wake_at(1)
         except OSError:
             self.transport.abort()
         if not self.flow.read_paused:

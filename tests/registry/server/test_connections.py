@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -70,27 +71,23 @@ def test_a_table_of_another_version_is_refused() -> None:
         os.ftruncate(table.descriptor, 3 * RECORD_SIZE)
 
 
-class Recorded(Record):
-    """Notes which response a killed worker would leave, before each store of `turn`."""
-
-    seen: list[bytes]
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "turn":
-            self.seen.append(self.last.copy())
-        super().__setattr__(name, value)
-
-
-def test_a_response_becomes_the_last_one_by_one_store() -> None:
+def test_a_response_becomes_the_last_one_by_one_store(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = memoryview(bytearray(RECORD_SIZE))
-    record = Recorded(memory, memory.cast("Q"))
-    record.seen = []
+    record = Record(memory, memory.cast("Q"))
     record.begin(0, 0, 10, b"first", 0, is_last=False)
     first = record.last.copy()
-    record.begin(5, 10, 20, b"second", UNKNOWN, is_last=False)
-    assert record.seen[1] == first, "until then the record has the whole response before"
-    assert record.last.text == b"second"
-    assert record.last.body == UNKNOWN
+    fill, seen = Response.fill, []
+
+    def filled(response: Response, *facts: Any) -> None:
+        fill(response, *facts)
+        seen.append(record.last.copy())
+
+    monkeypatch.setattr(Response, "fill", filled)
+    record.begin(5, 10, 20, b"second", UNKNOWN, is_last=True)
+    assert seen == [first], "until then the record has the whole response before"
+    last = record.last
+    assert (last.written, last.taken, last.request, last.text) == (5, 10, 20, b"second")
+    assert (last.head, last.body, last.is_last) == (6, UNKNOWN, 1)
 
 
 def test_text_grows_as_long_as_there_is_room() -> None:
