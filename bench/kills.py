@@ -8,7 +8,7 @@
              the large blobs, so that downloads go on all the time. A random worker is killed by
              SIGKILL as soon as `--every` seconds are over and at least 3 workers serve
     cost     8 clients ask for 4 KiB, of one worker: its processor time for a hit, with and without
-             `--no-keep`, in turns; the ratio is the median over the rounds
+             `--no-keep`, in turns; each round counts with the medians of its turns
 
 Each client compares every byte, and counts the heads of responses that it gets. A pause is the
 longest time in which a client that waits for bytes gets none.
@@ -20,6 +20,7 @@ nothing is meant. Needs the dependency group `bench` and nginx.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import re
 import signal
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ from bench.report import (
 )  # fmt: skip
 from bench.server import NotServing, Port, Server
 from shmstream import sweep
+from shmstream.registry.server.connections import Table
 
 WORKERS = 4
 _PROCESSES = 4  # of clients
@@ -134,9 +136,20 @@ class Registry(Server):
         super().__init__(command, port, folder / "said")
 
     def workers(self) -> list[psutil.Process]:
-        """Those that have been running for a moment, so that they serve."""
-        found = self.processes()[1:]
-        return [each for each in found if time.time() - each.create_time() > 2.0]
+        """Those that serve: they have begun to tell in their table that they make progress."""
+        return [each for each in self.processes()[1:] if _serves(each.pid)]
+
+
+def _serves(process: int) -> bool:
+    folder = Path(f"/proc/{process}/fd")
+    with suppress(OSError):  # it has just ended
+        for each in folder.iterdir():
+            if "shmstream-connections" in str(each.readlink()):
+                table = Table.attach(os.open(each, os.O_RDWR))
+                if table is not None:
+                    with closing(table):
+                        return table.has_begun
+    return False
 
 
 def _make(origin: Origin, name: str, size: int) -> tuple[str, bytes]:
@@ -313,11 +326,12 @@ def _measure_cost(options: Options, origin: Origin) -> Row:
             for option in ("--keep", "--no-keep")
         )
         for _ in range(options.rounds):
-            ours.append(0.0)
-            others.append(0.0)
+            costs: dict[_Hit, list[float]] = {kept: [], plain: []}
             for turn in range(4 if options.quick else _TURNS):
                 for hit in (kept, plain)[:: 1 if turn % 2 else -1]:
-                    (ours if hit is kept else others)[-1] += hit.cost() / _TURNS
+                    costs[hit].append(hit.cost())
+            ours.append(median(costs[kept]))
+            others.append(median(costs[plain]))
     ratios = [mine / its for mine, its in zip(ours, others, strict=True)]
     case, goal = "a small hit, beside --no-keep", Goal(1.05, at_least=False)
     return Row("cost", case, "us", median(ours), median(others), ratios, goal)

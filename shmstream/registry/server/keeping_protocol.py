@@ -30,7 +30,7 @@ from typing import Any, cast
 from uvicorn.protocols.http import httptools_impl
 
 from shmstream.asgi.messages import SERVER
-from shmstream.asgi.protocol import _BODY, Protocol
+from shmstream.asgi.protocol import Protocol
 from shmstream.registry.server.connections import (
     UNKNOWN,
     Response,
@@ -97,6 +97,7 @@ class KeptProtocol(Protocol):
         self._read = 0  # bytes that were read from the connection
         self._sent = 0  # bytes that were written to it when its last response was complete
         self._response: Response | None = None  # that is written just now, if it was noted
+        self._end_of_it = 0  # bytes that are written to the connection when it is complete
         self._counted = 0  # bytes of its body, if that has no Content-Length
         self._is_text = False  # the text of its record has all of its body until now
         self._is_midway = False  # the parser is in the middle of a request
@@ -130,6 +131,7 @@ class KeptProtocol(Protocol):
         elif todo.step is not Step.ANSWER:
             self._is_anothers = True
             self._response = last
+            self._end_of_it = last.end
             self._request = todo.unread
             self.transport.write(last.text[todo.gone :] if todo.step is Step.TEXT else b"")
             self.on_response_complete()
@@ -150,10 +152,12 @@ class KeptProtocol(Protocol):
             elif not self._is_midway and (size := _size_of_head(data)):
                 self._request = size
                 self._wake_at(len(data) + 1)
-                self.data_received(data[:size])
+                self._is_midway = True  # until `on_message_complete`
+                self.data_received(data if size == len(data) else data[:size])
                 self._take_unless_whole()
             else:
                 self._take(len(data))
+                self._is_midway = True
                 self.data_received(data)
         except BlockingIOError:
             pass
@@ -203,11 +207,6 @@ class KeptProtocol(Protocol):
 
     # Parsing.
 
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._is_midway = True
-        super().on_message_begin()
-
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._is_midway = False
@@ -229,9 +228,10 @@ class KeptProtocol(Protocol):
             extensions[SERVER]["jump"] = partial(self._jump, self.cycle)
 
     def _can_be_repeated(self) -> bool:
-        return self.scope["method"] in ("GET", "HEAD") and not any(
-            name in _BODY or name == b"expect" for name, _ in self.headers
-        )
+        """Whether it is a GET or HEAD without a body."""
+        extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
+        has_no_body = "when_lost" in extensions[SERVER] and not self.expect_100_continue
+        return has_no_body and self.scope["method"] in ("GET", "HEAD")
 
     def _jump(self, cycle: httptools_impl.RequestResponseCycle) -> int:
         """How many bytes of the body the application leaves out. It calls this after the head."""
@@ -265,6 +265,7 @@ class KeptProtocol(Protocol):
                 body = UNKNOWN
             are_more = self.pipeline or self._is_midway  # of requests that were read
             self._counted, self._is_text = 0, True
+            self._end_of_it = UNKNOWN if body == UNKNOWN else self._sent + len(head) + body
             self._response = self._place.record.begin(
                 self._sent,
                 UNKNOWN if are_more else self._read,
@@ -291,6 +292,7 @@ class KeptProtocol(Protocol):
             self.transport.abort()
             return
         self._response = self._place.record.last
+        self._end_of_it = self._response.end
         self._skip = max(gone - len(noted), 0)
         if self._response.is_last:
             cycle.keep_alive = False
@@ -342,9 +344,10 @@ class KeptProtocol(Protocol):
         self._is_late = self._is_text = False
         response, self._response = self._response, None
         if response is not None:
-            if response.body == UNKNOWN:
+            if self._end_of_it == UNKNOWN:
                 response.body = self._counted
-            self._sent = response.end
+                self._end_of_it = response.end
+            self._sent = self._end_of_it
         try:
             self._take(self._request)
             self._wake_at(1)
