@@ -151,6 +151,19 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     help="How long clients may take to finish when the server is stopped.  [default: 30s]",
 )
 @click.option(
+    "--keep/--no-keep",
+    default=None,
+    help="When a worker ends, in whatever way, other workers go on with its connections, and no "
+    "client is cut. Not with TLS, and only on Linux.  [default: yes]",
+)
+@click.option(
+    "--stuck-after",
+    type=duration,
+    metavar="DURATION",
+    help="Kill a worker that has made no progress for so long, so that another one replaces it; 0: "
+    "never.  Only with --keep.  [default: 60s]",
+)
+@click.option(
     "--access-log/--no-access-log",
     default=None,
     help="Print a line of JSON for each response on standard output.  [default: yes]",

@@ -125,6 +125,8 @@ class Settings:
         keyfile: path of its key in PEM, unless `certfile` contains the key.
         max_connections: limit for one worker; beyond it requests are answered with 503.
         grace: how long a stopping worker lets its clients finish.
+        keep: whether clients of a worker that ends are given to other workers.
+        stuck_after: a worker without any progress for so long is killed; 0: never.
         access_log: whether to write an access log, to standard output.
         x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder; then
             nginx sends complete blobs. None: we send them.
@@ -154,6 +156,8 @@ class Settings:
     keyfile: str | None = None
     max_connections: int = 2048
     grace: float = 30.0
+    keep: bool = True
+    stuck_after: float = 60.0
     access_log: bool = True
     x_accel_redirect: str | None = None
     shared_group: bool = False
@@ -295,6 +299,7 @@ _LEAST: dict[str, float] = {
     "workers": 1,
     "max_connections": 1,
     "grace": 0,
+    "stuck_after": 0,
 }
 
 
@@ -345,6 +350,8 @@ _READ: dict[str, Callable[[object], object]] = {
     "keyfile": _text,
     "max_connections": _count,
     "grace": _duration,
+    "keep": _flag,
+    "stuck_after": _duration,
     "access_log": _flag,
     "x_accel_redirect": _text,
     "shared_group": _flag,

@@ -15,19 +15,24 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
+from shmstream.system import tcp
+from shmstream.system.descriptors import make_room
 from shmstream.system.temporary import TemporaryFolder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
+_OWN = 256  # descriptors of the parent that are no duplicates of connections
 
 _log = logging.getLogger("shmstream")
 
@@ -63,11 +68,25 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             listener,
             environment,
             gone=lambda number: _forget(number, folder),
+            keeper=_keeper(settings),
+            stuck_after=settings.stuck_after,
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
             may_renew=lambda: _may_renew(settings, folder),
         )
+
+
+def _keeper(settings: Settings) -> Keeper | None:
+    """What keeps the connections, if that is wanted and possible."""
+    if not settings.keep or settings.certfile is not None or not tcp.is_known:
+        return None
+    from shmstream.registry.server.accepting import most_connections
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
+    make_room()
+    return Keeper(settings.workers * most_connections(settings), most)
 
 
 def _require_extra() -> None:
