@@ -192,8 +192,8 @@ def test_no_cycle_in_100_000_steps(redis: Redis, record_property: Any) -> None:
         ),
         pytest.param(
             "decide",
-            "local rank = -redis.call('INCR', seq)",
-            "local rank = redis.call('INCR', seq)",
+            "    redis.call('ZADD', fly, rank, node)\n    redis.call('HSET', who, node, token)\n    redis",
+            "    redis.call('ZADD', fly, redis.call('INCR', seq), node)\n    redis",
             1,
             id="the leader gets the highest rank",
         ),
@@ -208,7 +208,7 @@ def test_no_cycle_in_100_000_steps(redis: Redis, record_property: Any) -> None:
             "decide",
             "% roots + 1], '+')",
             "% roots + 1])",
-            16,
+            19,
             id="a node that had the blob may be in the middle of it",
         ),
     ],
@@ -219,4 +219,4 @@ def test_the_test_finds_what_would_make_a_cycle(
     text = {"decide": scripts.DECIDE, "leave": scripts.LEAVE}[script]
     assert right in text
     changed = {script: text.replace(right, wrong)}
-    assert any(play(redis, seed, 20_000, **changed)["cycles"] for seed in [likely, *range(1, 60)])
+    assert any(play(redis, seed, 20_000, **changed)["cycles"] for seed in [likely, *range(1, 30)])
