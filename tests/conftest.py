@@ -29,7 +29,8 @@ pytest_plugins = [
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
-    "tests.support.registries",  # after those that it uses
+    "tests.support.cluster",  # after those that it uses
+    "tests.support.registries",
 ]  # the servers, each started when a test asks
 
 

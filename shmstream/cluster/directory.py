@@ -15,7 +15,7 @@ Each call is made in a thread of its own, so that nothing that a library or the 
 a download wait for longer. One connection serves all flights of a process, one call after another:
 a call takes less than a millisecond.
 
-Needs redis-py, the extra `cluster`. It is imported at the first call.
+Needs redis-py, the extra `cluster`.
 """
 
 from __future__ import annotations
@@ -94,9 +94,13 @@ class Directory:
         url: as redis-py has it: `redis://`, `rediss://` (TLS), `unix://`.
         lease: seconds for which the lease lasts if it is not renewed.
         fan: how many children a node has in the tree.
+
+    Raises:
+        ImportError: redis-py is not installed.
     """
 
     def __init__(self, url: str, *, lease: float = 3.0, fan: int = 2) -> None:
+        self._redis = _redis()  # here, because to import it takes longer than a call may
         self._url = url
         self._lease = round(lease * 1000)
         self._fan = fan
@@ -205,8 +209,6 @@ class Directory:
             return answers.good[0]
         if answers.bad:
             cause = answers.bad[0]
-            if isinstance(cause, ImportError):
-                raise cause
             raise self._failed(f"{type(cause).__name__}: {cause}") from cause
         raise self._failed(f"no answer within {MOST:g} s")
 
@@ -222,7 +224,7 @@ class Directory:
 
     def _ask(self, script: str, keys: list[str], arguments: list[object], until: float) -> object:
         """Ask, and ask again after a time-out, until the time is over."""
-        redis = _redis()
+        redis = self._redis
         if self._client is None:
             self._client = redis.Redis.from_url(
                 self._url,

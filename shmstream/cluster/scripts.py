@@ -195,6 +195,7 @@ RENEW: str = (
     + """
 local leader = redis.call('GET', lead)
 if leader and leader ~= node then return 0 end
+if not leader and redis.call('ZCARD', have) > 0 then return 0 end  -- others have all of it
 if leader and redis.call('ZSCORE', fly, node) then
     redis.call('PEXPIRE', lead, lease)
 else

@@ -192,8 +192,8 @@ def test_no_cycle_in_100_000_steps(redis: Redis, record_property: Any) -> None:
         ),
         pytest.param(
             "decide",
-            "    redis.call('ZADD', fly, rank, node)\n    redis.call('HSET', who, node, token)\n    redis",
-            "    redis.call('ZADD', fly, redis.call('INCR', seq), node)\n    redis",
+            "    end\n    redis.call('ZADD', fly, rank, node)",
+            "    end\n    redis.call('ZADD', fly, redis.call('INCR', seq), node)",
             1,
             id="the leader gets the highest rank",
         ),
