@@ -37,6 +37,7 @@ class Cluster:
         max_peers: how many nodes one process gives to at one time.
         lease: seconds without a sign of life after which another node pulls from the upstream.
         certfile, keyfile: a certificate in PEM and its key, to talk TLS with the other nodes.
+        password: for Redis, if the url has none.
         cafile: the authority in PEM that has signed the certificates of all nodes. With TLS, a node
             that shows no such certificate is refused.
 
@@ -54,6 +55,7 @@ class Cluster:
     certfile: str | None = None
     keyfile: str | None = None
     cafile: str | None = None
+    password: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raises `ValueError`."""

@@ -94,14 +94,18 @@ class Directory:
         url: as redis-py has it: `redis://`, `rediss://` (TLS), `unix://`.
         lease: seconds for which the lease lasts if it is not renewed.
         fan: how many children a node has in the tree.
+        password: if the url has none.
 
     Raises:
         ImportError: redis-py is not installed.
     """
 
-    def __init__(self, url: str, *, lease: float = 3.0, fan: int = 2) -> None:
+    def __init__(
+        self, url: str, *, lease: float = 3.0, fan: int = 2, password: str | None = None
+    ) -> None:
         self._redis = _redis()  # here, because to import it takes longer than a call may
         self._url = url
+        self._password = password
         self._lease = round(lease * 1000)
         self._fan = fan
         self.calls: int = 0
@@ -231,6 +235,7 @@ class Directory:
                 socket_timeout=_ONE_TRY,
                 socket_connect_timeout=_ONE_TRY,
                 max_connections=1,
+                password=self._password,
                 retry=None,
             )
         if script not in self._known:

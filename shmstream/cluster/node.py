@@ -78,7 +78,9 @@ class Node:
         )  # nothing of the store: a store that is dropped ends its node
         secret, contexts = check_secret(cluster.secret), cluster.contexts()
         self._address = cluster.advertise or ""
-        self.directory: Directory = Directory(cluster.url, lease=cluster.lease, fan=cluster.fan)
+        self.directory: Directory = Directory(
+            cluster.url, lease=cluster.lease, fan=cluster.fan, password=cluster.password
+        )
         self.leases: Leases = Leases(cluster.lease)
         self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
         self.endpoint: Endpoint | None = None
