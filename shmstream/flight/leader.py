@@ -152,7 +152,7 @@ class Leader:
         self._noted = 0
         self._space = 0  # bytes of the blob for which there is space
         self._has_given_way = False
-        self._over = threading.Event()
+        self._over = threads.Flag()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
         register(self)
@@ -192,7 +192,7 @@ class Leader:
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
-        self._over = threading.Event()  # that thread may hold the old one
+        self._over = threads.Flag()  # that thread may hold the old one
         self._over.set()
 
     @property

@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from shmstream.errors import (
     DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     SourceError,
     WriterStalled,
 )
@@ -93,7 +94,8 @@ class Passage:
 
     def begin(self, limit: int) -> bool:
         """Whether this is one of at most `limit` passages of this process, until it is left."""
-        with _passages.held() as passages:
+        with _passages.lock:
+            passages = _passages.value
             if not self._sources or len(passages) >= limit:
                 return False
             passages.add(self)
@@ -108,7 +110,10 @@ class Passage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        in_thread(self._finish, _THREADS)  # nobody waits for it: it may be closing a connection
+        try:
+            in_thread(self._finish, _THREADS)  # nobody waits for it: it may close a connection
+        except OutOfResources:  # no thread can be started: then it is closed here
+            self._finish()
 
     def _finish(self) -> None:
         try:
@@ -116,7 +121,8 @@ class Passage:
             with self._lock:
                 self._bytes.close()
         finally:
-            with _passages.held() as passages:
+            with _passages.lock:
+                passages = _passages.value
                 passages.discard(self)
 
     async def ask(self) -> Description:

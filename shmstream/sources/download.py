@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +45,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
+from shmstream.system import threads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -109,7 +109,7 @@ class Download:
         self._end = end
         self._size = size
         self._wrong_size: int | None = None  # that the source had which was asked last
-        self._stopping = threading.Event()
+        self._stopping = threads.Flag()
         self._feed: Feed | None = None
         self.disagreed: bool = False
         """Whether a source told another size than the source before it."""

@@ -348,7 +348,8 @@ def _named(kind: str) -> str | None:
 
 
 def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib3.PoolManager:
-    with _pools.held() as pools:
+    with _pools.lock:
+        pools = _pools.value
         if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
@@ -372,7 +373,8 @@ def close_pools() -> None:
 
     Sources still work: the next `open` makes a new connection, and reads SSL_CERT_FILE again.
     """
-    with _pools.held() as pools:
+    with _pools.lock:
+        pools = _pools.value
         closing = list(pools.values())
         pools.clear()
     for pool in closing:

@@ -130,12 +130,15 @@ class Subscribers:
         self._active: list[int] = []  # slots, ascending
         self._looked_after = -1
         self._next_look = 0.0
+        self._is_closed = False
         self.here: Callable[[], None] | None = None
         """Called at every ring, for a listener in this process, which needs no slot. It must not
         block."""
 
     def ring(self) -> None:
-        """Wake every reader. Never blocks, never fails."""
+        """Wake every reader, until it is closed. Never blocks, never fails."""
+        if self._is_closed:
+            return
         _post(self._rings)
         memberships = self._memberships.tobytes()
         if memberships != self._seen:
@@ -162,10 +165,11 @@ class Subscribers:
     def _follow(self) -> list[Callable[[], None]]:
         """Close the doorbells of readers that left, and open and return those of new readers."""
         generations = self._block.taken()
+        left = []
         for index, (generation, ringer) in list(self._ringers.items()):
             if generations.get(index) != generation:
+                left.append(ringer)
                 del self._ringers[index]
-                ringer.close()
         came = []
         for index, generation in generations.items():
             if index not in self._ringers:
@@ -180,6 +184,8 @@ class Subscribers:
                 came.append(ringer.ring)
         self._rings = [ringer.ring for _, ringer in self._ringers.values()]
         self._active = list(generations)
+        for ringer in left:  # last: nothing rings them any more, even if this is interrupted
+            ringer.close()
         return came
 
     def abandon(self) -> None:
@@ -188,7 +194,8 @@ class Subscribers:
         self._ringers.clear()
 
     def close(self) -> None:
-        """Close all doorbells; their names stay."""
+        """Close all doorbells; their names stay. Idempotent."""
+        self._is_closed = True
         for _, ringer in self._ringers.values():
             ringer.close()
         self._memberships.release()
