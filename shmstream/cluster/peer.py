@@ -151,7 +151,8 @@ def _pool(context: ssl.SSLContext | None) -> urllib3.PoolManager:
     """Connections to peers: no proxy is between them, and none is kept."""
     import urllib3
 
-    with _pools.held() as pools:
+    with _pools.lock:
+        pools = _pools.value
         if id(context) not in pools:
             made = urllib3.PoolManager(num_pools=4, maxsize=1, ssl_context=context)
             pools[id(context)] = (context, made)
