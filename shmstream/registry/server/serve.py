@@ -47,7 +47,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
         StoreUnusable: the folder cannot hold a store.
         BadSetting: a file that the settings name, or the address, cannot be used.
     """
-    _require_extra()
+    _require_extra(settings)
     log_to_stderr("", "INFO")
     store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
@@ -89,7 +89,9 @@ def _keeper(settings: Settings) -> Keeper | None:
     return Keeper(settings.workers * most_connections(settings), most)
 
 
-def _require_extra() -> None:
+def _require_extra(settings: Settings) -> None:
+    if settings.cluster is not None and importlib.util.find_spec("redis") is None:
+        raise ImportError("a cluster needs: pip install 'shmstream[cluster]'", name="redis")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError("`serve` needs: pip install 'shmstream[serve]'", name=missing[0])
@@ -108,6 +110,8 @@ def check_files(settings: Settings) -> None:
         credentials.check(namespaces, settings.docker_config, os.environ)
     except credentials.CredentialsError as error:
         raise BadSetting("docker_config", str(error)) from error
+    if settings.cluster is not None:
+        settings.cluster.make()
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
