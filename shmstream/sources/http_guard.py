@@ -21,8 +21,10 @@ import os
 import socket
 
 import urllib3
-from urllib3 import connection, connectionpool, exceptions
+from urllib3 import exceptions
 from urllib3.util import Url
+
+from shmstream.sources.http_pool import PlainConnection, Pool, TLSConnection, TLSPool
 
 _ALLOWED = "SHMSTREAM_PRIVATE_REDIRECTS"
 """The variable of the environment that, set to 1, allows such redirects in the whole process."""
@@ -116,23 +118,23 @@ def _checked(made: socket.socket, host: str) -> socket.socket:
     return made
 
 
-class GuardedConnection(connection.HTTPConnection):
+class GuardedConnection(PlainConnection):
     """A connection that is not made to a private address."""
 
     def _new_conn(self) -> socket.socket:
         return _checked(super()._new_conn(), self.host)
 
 
-class _GuardedTLSConnection(connection.HTTPSConnection):
+class _GuardedTLSConnection(TLSConnection):
     def _new_conn(self) -> socket.socket:
         return _checked(super()._new_conn(), self.host)
 
 
-class _GuardedPool(connectionpool.HTTPConnectionPool):
+class _GuardedPool(Pool):
     ConnectionCls = GuardedConnection
 
 
-class _GuardedTLSPool(connectionpool.HTTPSConnectionPool):
+class _GuardedTLSPool(TLSPool):
     ConnectionCls = _GuardedTLSConnection
 
 
