@@ -38,6 +38,7 @@ from shmstream.sources.local import rereadable
 from shmstream.stream.growing_file import View
 from shmstream.stream.partial import partial_path
 from shmstream.stream.reader import InFlightCopier
+from shmstream.system.buffers import lines_of, octets
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
 
@@ -219,7 +220,7 @@ class Blob(io.RawIOBase):
 
         After an error the position is where it was.
         """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             filled = 0
             try:
                 while filled < len(view):
@@ -268,6 +269,13 @@ class Blob(io.RawIOBase):
         except BaseException:
             self._file.position = start
             raise
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """The lines from the position to the end, as a file has them; waits for all of them.
+
+        With a `hint` above 0, it stops after the line with which they have more bytes than that.
+        """
+        return lines_of(self, hint)
 
     def __iter__(self) -> Self:
         return self
