@@ -1,6 +1,6 @@
 """The bytes of any Python object that has bytes.
 
-`buffers` gives them in order, as soon as they arrive; `octets` are those of one buffer of any shape;
+`buffers` gives them in order, as soon as they arrive. `octets` are those of one buffer of any form.
 `lines_of` gives the lines of a file whose iteration gives pieces.
 """
 
