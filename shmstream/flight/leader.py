@@ -17,8 +17,8 @@ the next call begins anew.
 
 A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
 by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
-because the last chunk is withheld. So if there is another source, of the leader or of a reader, such
-a blob is verified before its size is told, and the next source is asked at once.
+because the last chunk is withheld. So if there is another source, of the leader or of a reader,
+such a blob is verified before its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
