@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
+    CannotStart,
     ContentChanged,
     DamagedPartial,
     ShmstreamError,
+    StoreUnusable,
     StreamBroken,
     StreamClosed,
     WriterDied,
@@ -405,11 +407,11 @@ class Blob(io.RawIOBase):
         elif isinstance(error, Unproved | BlobAborted) and self._flight.is_foreign(error):
             deaths.error = error
         elif (
-            isinstance(error, BlobNotFound)
+            isinstance(error, BlobNotFound | StoreUnusable | CannotStart)
             and deaths.error is not None
             and not isinstance(deaths.error, Unproved)
         ):
-            deaths.wait_for_a_source(deaths.error)
+            deaths.wait_for_another(deaths.error if isinstance(error, BlobNotFound) else error)
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
             raise error
 
@@ -585,12 +587,12 @@ class _Deaths:
             time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
         self._count, self._last, self.error = self._count + 1, time.monotonic(), error
 
-    def wait_for_a_source(self, death: StreamBroken) -> None:
-        """This process has no source: wait a moment, as a process that has a source may lead.
+    def wait_for_another(self, error: ShmstreamError) -> None:
+        """This process cannot lead: wait a moment, as a process that can may lead.
 
         Raises:
-            StreamBroken: `death`, because no process did so in time.
+            ShmstreamError: `error`, because no process did so in time.
         """
         if time.monotonic() - self._last > SUCCESSION:
-            raise death
+            raise error
         time.sleep(0.01)
