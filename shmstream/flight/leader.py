@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -43,6 +44,7 @@ from shmstream.errors import (
     SourceFailed,
     StreamClosed,
     escaped,
+    is_refusal,
     names,
 )
 from shmstream.events import Event, EventKind
@@ -74,6 +76,20 @@ _LONELY = 1.0  # s; how long nobody may read before a flight that is not to ling
 _log = logging.getLogger("shmstream")
 
 
+class Across(Protocol):
+    """What the flight is part of beyond this host: `cluster/part.py`."""
+
+    def source(self, upstream: Source) -> Source:
+        """A source with the bytes of `upstream`, wherever they come from."""
+
+    @property
+    def used_peers(self) -> bool:
+        """Whether some bytes did not come from the upstream."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The flight has ended here; with the complete blob if there is no `error`."""
+
+
 class Leader:
     """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
 
@@ -90,12 +106,13 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
         words: LastWords | None = None,
+        across: Across | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
         `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before.
+        before. `across` is what the flight is part of beyond this host.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -106,11 +123,12 @@ class Leader:
         self._algorithm = self._digest.partition(":")[0]
         self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
+        self._across = across
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            self._journal.wrong_last(sources),
+            self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
             size=place.size if streamer.state == State.OPENING else None,
@@ -118,6 +136,7 @@ class Leader:
             tell=tell,
             end="it was handed over",
             others=self._others_here,
+            is_wanted=self._is_wanted,
         )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
@@ -210,12 +229,16 @@ class Leader:
             finally:
                 self._download.close()
             self._commit()
-        except StreamClosed:
+        except StreamClosed as error:
+            self._tell_across(error)
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if not self._gives_way(error):
                 self._abort(error)
+                self._tell_across(error)
+        else:
+            self._tell_across(None)
         finally:
             self.discard()
 
@@ -232,35 +255,46 @@ class Leader:
         found = offers.untried(self._place.asked, self._tried)
         self._tried.update(fingerprint(each) for each in found)
         self._sources = [*self._sources, *found]
-        return found
+        return self._across_hosts(found)
+
+    def _across_hosts(self, sources: Sequence[Source]) -> list[Source]:
+        return [each if self._across is None else self._across.source(each) for each in sources]
+
+    def _tell_across(self, error: BaseException | None) -> None:
+        if self._across is not None:
+            self._across.ended(error)
+
+    def _is_wanted(self) -> bool:
+        """Whether a source that is away is worth waiting for: there are readers without another."""
+        return self.streamer.has_readers() and not self._have_others_sources()
+
+    def _known_crews(self) -> frozenset[int]:
+        return self._crews | {0, offers.crew(self._place.asked)}
+
+    def _have_others_sources(self) -> bool:
+        """Whether a reader in another process has a source that was not asked."""
+        here, crews = Identity.mine(), self._known_crews()
+        readers = self.streamer.statistics().subscribers
+        return not all(each.identity == here or each.sources in crews for each in readers)
 
     def _may_ask_another(self) -> bool:
         """Whether another source is left, or a reader has other sources."""
         if self._download.has_another or offers.untried(self._place.asked, self._tried):
             return True
         try:
-            return self._are_others_elsewhere(self._crews_here())
+            return self._have_others_sources()
         except ShmstreamError:
             return False
-
-    def _crews_here(self) -> frozenset[int]:
-        """The numbers of processes whose sources were tried."""
-        return self._crews | {0, offers.crew(self._place.asked)}
-
-    def _are_others_elsewhere(self, crews: frozenset[int]) -> bool:
-        """Whether a reader in another process has other sources than those of `crews`."""
-        here, readers = Identity.mine(), self.streamer.statistics().subscribers
-        return any(each.identity != here and each.sources not in crews for each in readers)
 
     def _gives_way(self, error: BaseException) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
         if not isinstance(error, SourceFailed | OutOfRoom):
             return False
-        streamer, crews = self.streamer, self._crews_here()
+        streamer, crews = self.streamer, self._known_crews()
         if isinstance(error, OutOfRoom) and streamer.state != State.OPENING:
             return False  # else nobody was told the size, which may be a lie of this source
         try:
-            if not self._are_others_elsewhere(crews):
+            if not self._have_others_sources():
                 return False
             if self.takes_a_seat:
                 self.seat = attach(self._place, 0)
@@ -275,6 +309,7 @@ class Leader:
                 self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
+        self._tell_across(StreamClosed(streamer.name, "it was handed over"))
         reason = f"handed over to a process with another source: {error.reason}"
         _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
@@ -391,6 +426,8 @@ class Leader:
         """
         if len(self._sources) < 2:
             return
+        if self._across is not None and self._across.used_peers:
+            return  # it may not have been a source
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
             if self._is_given or self._place.size is not None:
@@ -578,8 +615,12 @@ class Leader:
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = escaped(error.reason) if isinstance(error, BlobAborted) else told(error, place)
         name = "" if names(place.key, reason) else f"{place.key}: "
-        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
-        self._say(EventKind.ABORTED, streamer.appended)
+        if not streamer.appended and is_refusal(error):
+            _log.info("%sthe source does not give it: %s", name, reason)
+            self._say(EventKind.REFUSED)
+        else:
+            _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
+            self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:
             streamer.abort(error)

@@ -62,6 +62,7 @@ class Behaviour:
     content_range: str | None = None  # a lie
     reason: str | None = None  # behind the status
     status: int | None = None  # instead of the blob, with a short text
+    says: str | None = None  # that text, of `media_type`
     range_status: int | None = None  # for requests with a range, with a short text
     range_resets: bool = False  # a request with a range ends with RST, before the head
     rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
@@ -332,6 +333,8 @@ class _Answer:
         return 206, headers | {"Content-Range": told}, given
 
     def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
+        if self.does.says is not None:
+            return status, {"Content-Type": self.does.media_type or ""}, self.does.says.encode()
         return status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
     def _send_body(self, body: memoryview, *, chunked: bool) -> bool:
