@@ -203,8 +203,11 @@ def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    _restore(folder)
-    mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
-    counts.tell(None)
-    counts.close()
+    try:
+        _restore(folder)
+        mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+        counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
+        counts.tell(None)
+        counts.close()
+    except OSError as error:  # the disk is full, or gone
+        _log.error("a dead worker's counts cannot be removed: %s", error)
