@@ -113,6 +113,7 @@ class Leader:
             self._journal.wrong_last(sources),
             retries,
             is_given=self._is_given,
+            digest=self._digest,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,

@@ -164,7 +164,8 @@ class Source(Protocol):
     It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`; and
     `is_live = True` if its bytes are made while they are read, and may come slowly. And it may have
     `identity`, a text that two sources share only if one can do no better than the other; without
-    it, that is the name. It is never shown.
+    it, that is the name. It is never shown. And it may have `expecting(digest) -> Source`, which
+    gives the source for a blob that is known to have this digest.
 
     To write a source:
 
