@@ -241,7 +241,8 @@ class Leader:
         return self.streamer.has_readers() and not self._have_others_sources()
 
     def _known_crews(self) -> frozenset[int]:
-        return self._crews | {0, offers.crew(self._place.asked)}
+        """Readers that offer just these sources have nothing new; the leader may be no reader."""
+        return self._crews | {0, offers.crew(self._place.asked), offers.crew_of(self._tried)}
 
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
