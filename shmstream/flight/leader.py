@@ -238,7 +238,8 @@ class Leader:
 
     def _is_wanted(self) -> bool:
         """Whether a source that is away is worth waiting for: there are readers without another."""
-        return self.streamer.has_readers() and not self._have_others_sources()
+        has_readers = offers.has_readers(self._place.asked) or self.streamer.has_readers()
+        return has_readers and not self._have_others_sources()
 
     def _known_crews(self) -> frozenset[int]:
         """Readers that offer just these sources have nothing new; the leader may be no reader."""

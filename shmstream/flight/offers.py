@@ -97,6 +97,11 @@ def _offers(stream: str) -> tuple[_Room | None, list[Offer]]:
         return room, [] if room is None else list(room.offers)
 
 
+def has_readers(stream: str) -> bool:
+    """Whether this process has readers for that stream; those of asyncio take no slot in it."""
+    return bool(_offers(stream)[1])
+
+
 def crew_of(fingerprints: Set[str]) -> int:
     """The number of a process that offers the sources with these fingerprints, and no others."""
     if not fingerprints:

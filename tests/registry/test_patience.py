@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -44,6 +45,43 @@ def test_an_upstream_that_is_away_while_clients_read(
         origin.accept()
         assert blob.read() == content(800, SIZE)[10:]
     assert [each.range for each in origin.requests("/blob")] == [None, "bytes=100000-"]
+
+
+def test_an_upstream_that_is_away_while_tasks_read(
+    folder: str, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tasks of the process that leads: they have no slot in the stream."""
+    caplog.set_level("INFO", "shmstream")
+    key = digest(804, SIZE)
+    source = HTTPSource(origin.serve("/blob", seed=804, size=SIZE, stall_after=100_000))
+
+    async def read() -> bytes:
+        async with Store(folder, retries=OFTEN).aopen(key, source) as blob:
+            first = await blob.read(10)
+            origin.refuse()
+            async with asyncio.timeout(PATIENCE):
+                while tries(caplog) <= 10 * OFTEN.attempts:
+                    await asyncio.sleep(0.001)
+            origin.change("/blob", stall_after=None)
+            origin.accept()
+            return first + await blob.read()
+
+    assert asyncio.run(read()) == content(804, SIZE)
+
+
+def test_an_upstream_that_is_away_while_tasks_have_left(folder: str, origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=805, size=SIZE, stall_after=100_000))
+    store = Store(folder, retries=OFTEN)
+
+    async def read() -> None:
+        async with store.aopen(digest(805, SIZE), source) as blob:
+            await blob.read(10)
+
+    asyncio.run(read())
+    origin.refuse()
+    wait_until(lambda: not store.flights())
+    origin.accept()
+    store.gc()
 
 
 def lead_and_leave(link: Link, folder: str, url: str, key: str) -> None:
