@@ -43,7 +43,7 @@ from shmstream.errors import (
     names,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed, Source, open_at
+from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
 
@@ -132,9 +132,10 @@ class Download:
 
     # Asking.
 
-    def open(self, position: int) -> Feed:
+    def open(self, position: int, end: int | None = None) -> Feed:
         """A feed that begins at `position`, or before it if that is all that can be had. Blocks.
 
+        With `end`, no byte from there on is needed; the feed's `end` tells whether it gives more.
         The feed is closed by `close`, by `fail`, and by `stop`.
 
         Raises:
@@ -145,13 +146,15 @@ class Download:
         while True:
             source = self._attempts.source
             try:
-                self._feed = feed = self._try_open(source, self._where_to_begin(position), position)
+                begin = self._where_to_begin(position)
+                self._feed = feed = self._try_open(source, begin, position, end)
             except SourceError as error:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since = self._last = time.monotonic()
-            self._came = 0
+            self._last = time.monotonic()
+            if not self._came:  # else it broke off after these bytes: its rate is still measured
+                self._since = self._last
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -159,14 +162,16 @@ class Download:
         is_guarded = self._is_given or self.known.validator is not None
         return position if is_guarded and not self._attempts.is_whole else 0
 
-    def _try_open(self, source: Source, offset: int, position: int) -> Feed:
-        self._asks_part = offset > 0
+    def _try_open(self, source: Source, offset: int, position: int, end: int | None) -> Feed:
+        if offset < position or self._attempts.is_whole:
+            end = None
+        self._asks_part = offset > 0 or end is not None
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
-        feed = open_at(self._knowing(source), offset, validator)
-        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
-            self._asks_part = False
+        feed = open_at(self._knowing(source), offset, validator, end)
+        if feed.size == feed.offset and self.known.size in (None, feed.size):
+            self._asks_part = False  # it says that nothing is left, and gives no part
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -275,10 +280,14 @@ class Download:
         if silence >= self._retries.slow_for and received and not self._was_silent:
             self._was_silent, self._since, self._came = True, now, 0
         self._received += received
-        self._came += received
         if self._received >= _REPORT:
             self._report()
-        took = now - self._since
+        self.gauge(received, position)
+
+    def gauge(self, received: int, position: int) -> None:
+        """As `count`, for bytes that will be counted later."""
+        self._came += received
+        took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
 
@@ -297,7 +306,8 @@ class Download:
     def _report(self) -> None:
         received, self._received = self._received, 0
         if received:
-            self._tell(Event(EventKind.RECEIVED, self._key, received))
+            kind = getattr(self._attempts.source, "receives", EventKind.RECEIVED)
+            self._tell(Event(kind, self._key, received))
 
     # Failing.
 
@@ -314,10 +324,10 @@ class Download:
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
-        It is not the end yet if the source was asked for a part, and says that the content is the
-        same: some servers give the wrong part. Then it is asked for the whole blob.
+        It is not the end yet if the source was asked for a part, and does not say that it has other
+        content: some servers give the wrong part, or a page. Then it is asked for the whole blob.
         """
-        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        is_wrong_part = self._asks_part and feed.validator in (None, self.known.validator)
         if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
@@ -333,6 +343,9 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
+        if isinstance(error, AskAgain):
+            _log.debug("%s: %s", self._key, error)
+            return
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
             pause = self._attempts.failed(error, position, with_part=with_part)
@@ -347,6 +360,7 @@ class Download:
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
+            self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         now = time.monotonic()
@@ -357,6 +371,8 @@ class Download:
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
         self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
+        if error.retry_after or error.kind.is_without_connection:  # it was told to wait, or away
+            self._since += pause
         self.check_going_on(error)
 
     def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:

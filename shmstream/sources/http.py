@@ -2,7 +2,8 @@
 
     describe()                HEAD; where that is refused, GET of one byte: a signed URL may be good
                               for GET only
-    open(offset, validator)   GET, with `Range` and `If-Range` when it begins after 0
+    open(offset, validator)   GET, with `Range` and `If-Range` when it begins after 0; `open_part`
+                              asks for the bytes before an end
       200                     the whole blob from 0: no range was asked for or supported, or the
                               content has changed
       206                     the rest, if Content-Range begins at the offset that was asked for; a
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["HTTPSource", "close_pools"]
 
 _CONTENT_RANGE = re.compile(
-    r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
+    r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
 )
 _NOT_THE_METHOD = (401, 407, 408, 425, 429)  # refusals that a GET would get, too
 _UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
@@ -158,6 +159,17 @@ class HTTPSource:
             feed = self._ask(offset, validator)
         return feed or cast("Feed", self._ask(0, None))
 
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
+        """`open` for the bytes before `end` alone.
+
+        A server without ranges gives the whole blob, from 0 to its end.
+        """
+        check_offset(offset)
+        feed = None
+        if validator is None or _is_for_if_range(validator):
+            feed = self._ask(offset, validator, end=end)
+        return feed or cast("Feed", self._ask(0, None))
+
     def describe(self) -> Description:
         """Size, validator and media type, by a HEAD request. Blocks until the answer is there.
 
@@ -173,7 +185,7 @@ class HTTPSource:
             reply = self._client.ask("GET", self._url, ranged)
         response = reply.response
         try:
-            _, size = _content_range(response.headers)
+            _, _, size = _content_range(response.headers)
             if response.status not in (*WHOLE, 206) and (response.status, size) != (416, 0):
                 raise self._client.refused(reply)
             headers = response.headers
@@ -183,22 +195,29 @@ class HTTPSource:
         finally:
             discard(response)
 
-    def _ask(self, offset: int, validator: str | None, total: int | None = None) -> Feed | None:
-        """The feed from `offset`; None if the blob can perhaps be had from 0.
+    def _ask(
+        self,
+        offset: int,
+        validator: str | None,
+        total: int | None = None,
+        end: int | None = None,
+    ) -> Feed | None:
+        """The feed from `offset`, to `end` or at least so far; None if it perhaps begins at 0.
 
         `total` is the size of the blob, in case that the answer does not tell it.
         """
-        reply = self._request("GET", offset, validator)
-        if total is None and offset and _is_without_size(reply.response, offset):
+        is_part = offset > 0 or end is not None
+        reply = self._request("GET", offset, validator, end)
+        if total is None and is_part and _is_without_size(reply.response, offset):
             # If the size is not known, the part may be less than all the bytes that are left.
             discard(reply.response)
             total = self._total(validator)
-            return None if total is None else self._ask(offset, validator, total)
+            return None if total is None else self._ask(offset, validator, total, end)
         try:
-            feed = self._judge(reply, offset, validator, total)
+            feed = self._judge(reply, offset, validator, total, end)
         except SourceError as error:
             discard(reply.response)
-            if not offset or error.retryable or error.status == _UNAUTHORIZED:
+            if not is_part or error.retryable or error.status == _UNAUTHORIZED:
                 raise
             return None
         except BaseException:
@@ -208,10 +227,12 @@ class HTTPSource:
             discard(reply.response)
         return feed
 
-    def _request(self, method: str, offset: int, validator: str | None) -> Reply:
+    def _request(
+        self, method: str, offset: int, validator: str | None, end: int | None = None
+    ) -> Reply:
         headers = dict(self._headers)
-        if offset:
-            headers["range"] = f"bytes={offset}-"
+        if offset or end is not None:
+            headers["range"] = f"bytes={offset}-{'' if end is None else end - 1}"
             if validator is not None:
                 headers["if-range"] = validator
         return self._client.ask(method, self._url, headers, offset=offset)
@@ -225,7 +246,12 @@ class HTTPSource:
         return about.size if validator in (None, about.validator) else None
 
     def _judge(
-        self, reply: Reply, offset: int, validator: str | None, total: int | None
+        self,
+        reply: Reply,
+        offset: int,
+        validator: str | None,
+        total: int | None,
+        end: int | None,
     ) -> Feed | None:
         """The feed that an answer promises; None if the content does not have `validator`.
 
@@ -235,8 +261,8 @@ class HTTPSource:
         response = reply.response
         headers, status = response.headers, response.status
         current = _validator(headers)
-        start, size = _content_range(headers)
-        if offset and status in (206, 416):
+        _, last, size = _content_range(headers)
+        if (offset or end is not None) and status in (206, 416):
             # A 416 has no bytes of the blob, so the size is proof enough.
             if not (size == offset if status == 416 else _is_same(validator, headers)):
                 return None
@@ -246,26 +272,53 @@ class HTTPSource:
                 return Feed(iter(()), offset, size, current)
         if status not in (*WHOLE, 206):
             raise self._client.refused(reply, offset)
-        if status == 206 and start != offset:
+        if status == 206:
+            self._check_part(headers, offset)
+        coding = self._coding(headers, offset)
+        if status != 206:
+            return self._feed(response, 0, _size(headers), current, None, coding)
+        behind = None if end is None or last == size else last
+        size = total if size is None else size
+        return self._feed(response, offset, size, current, behind, coding)
+
+    def _feed(
+        self,
+        response: urllib3.BaseHTTPResponse,
+        offset: int,
+        size: int | None,
+        validator: str | None,
+        end: int | None,
+        coding: str | None,
+    ) -> Feed | None:
+        """The feed of a body, to `end` or to the end of the blob.
+
+        None if it is a part of what may be encoded: that has to begin at 0.
+        """
+        is_in_doubt = coding is not None and self.is_encoded is not False
+        if is_in_doubt and (offset or end is not None):
+            return None
+        told = _media_type(response.headers)
+        body = Body(response, offset, self._client.patience.silence, self._client.explain)
+        if coding is not None and is_in_doubt:
+            return self._encoded(body, coding, size, validator, told)
+        data = checked(iter(body), offset, size if end is None else end, self._client.explain)
+        by_kernel = body if size is not None and body.length == size - offset else None
+        return Feed(data, offset, size, validator, told, body.close, by_kernel, end)
+
+    def _check_part(self, headers: Mapping[str, str], offset: int) -> None:
+        """See that the answer is the part that its Content-Range says, and begins at `offset`.
+
+        Some servers send the whole blob, and call it the part that was asked for.
+        """
+        start, end, _ = _content_range(headers)
+        if start != offset or end is None or end <= offset:
             told = headers.get("content-range", "no range at all")
             raise self._client.failed(
                 offset, f"asked for bytes {offset}-, it answered with {told!r}"
             )
-        coding = self._coding(headers, offset)
-        if status != 206:
-            offset = 0
-            size = _size(headers)
-        elif size is None:
-            size = total
-        is_in_doubt = coding is not None and self.is_encoded is not False
-        if is_in_doubt and offset:
-            return None  # it has to begin at 0
-        body = Body(response, offset, self._client.patience.silence, self._client.explain)
-        if coding is not None and is_in_doubt:
-            return self._encoded(body, coding, size, current, _media_type(headers))
-        data = checked(iter(body), offset, size, self._client.explain)
-        by_kernel = body if size is not None and body.length == size - offset else None
-        return Feed(data, offset, size, current, _media_type(headers), body.close, by_kernel)
+        if _size(headers) not in (None, end - offset):
+            told = f"{headers['content-length']} bytes as {headers['content-range']!r}"
+            raise self._client.failed(offset, f"its answer has {told}")
 
     def _encoded(
         self, body: Body, coding: str, size: int | None, validator: str | None, told: str | None
@@ -356,15 +409,20 @@ def _is_same(validator: str | None, headers: Mapping[str, str]) -> bool:
 
 def _is_without_size(response: urllib3.BaseHTTPResponse, offset: int) -> bool:
     """Whether this is the part from `offset` on of a blob whose size it does not tell."""
-    return response.status == 206 and _content_range(response.headers) == (offset, None)
+    start, _, size = _content_range(response.headers)
+    return response.status == 206 and (start, size) == (offset, None)
 
 
-def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None]:
-    """Where a partial answer begins, and the size of the whole blob; None if it does not tell."""
+def _content_range(headers: Mapping[str, str]) -> tuple[int | None, int | None, int | None]:
+    """Where a partial answer begins and ends, and the size of the whole; None if it does not tell.
+
+    The end is behind the last byte.
+    """
     told = _CONTENT_RANGE.fullmatch(headers.get("content-range", "").strip())
     if told is None:
-        return None, None
-    return int(told[1]) if told[1] else None, int(told[2]) if told[2] else None
+        return None, None, None
+    start, last, size = (int(each) if each else None for each in told.groups())
+    return start, None if last is None else last + 1, size
 
 
 def _size(headers: Mapping[str, str]) -> int | None:

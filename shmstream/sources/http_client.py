@@ -43,6 +43,8 @@ from shmstream.sources.http_pool import Pool, TLSPool, Waiting
 
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
+_KEPT = 64  # idle connections to a host; urllib3 warns of each one beyond, and closes it
+_MOST_WORDS = 2048  # bytes of an answer that says why it refuses
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
 _MAY_PASS = frozenset((408, 425, 429))  # and 5xx
 _NEVER_PASS = frozenset((501, 505))  # the server cannot do what it is asked for
@@ -125,7 +127,7 @@ class Client:
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
         """
-        home = origin_of(url)
+        asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
         redirects, is_introduced = 0, False
@@ -133,7 +135,12 @@ class Client:
             try:
                 response = self._send(method, url, first, headers, body, until)
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-                raise self.explain(error, offset) from error
+                failure = self.explain(error, offset)
+                if url is not asked and failure.kind.is_without_connection:
+                    # The server itself has answered: it may give the blob when asked otherwise.
+                    timed_out = failure.kind.is_timeout
+                    failure.kind = FailureKind.TIMEOUT if timed_out else FailureKind.BROKEN
+                raise failure from error
             if location := response.get_redirect_location():
                 discard(response)
                 if body is not None:
@@ -262,7 +269,7 @@ class Client:
             raise self.explain(error, 0) from error
 
     def refused(self, reply: Reply, offset: int = 0) -> SourceError:
-        """The error for an answer with a status that is of no use.
+        """The error for an answer with a status that is of no use, with the answer's first words.
 
         It has no challenge of another origin: our credentials must not answer that.
         """
@@ -276,6 +283,7 @@ class Client:
             retry_after=_seconds(response.headers.get("retry-after")),
             status=status,
             challenge=response.headers.get("www-authenticate") if reply.is_home else None,
+            said=_beginning(response),
         )
 
     def failed(self, offset: int, reason: str) -> SourceError:
@@ -414,6 +422,23 @@ def authorization(auth: tuple[str, str] | str) -> str:
 # What is answered.
 
 
+def _beginning(response: urllib3.BaseHTTPResponse) -> str:
+    """The first characters of a text that explains a refusal; empty for a page, or no text."""
+    kind = response.headers.get("content-type", "text/plain").partition(";")[0].strip().lower()
+    if kind not in ("text/plain", "") and not kind.endswith("json"):
+        return ""
+    length = getattr(response, "length_remaining", None)
+    try:
+        if length is not None and length <= _WORTH_DRAINING:
+            data = response.read(_MOST_WORDS)
+        else:  # one that is longer may not come at once
+            data = response.read1(_MOST_WORDS, False)
+    except (exceptions.HTTPError, HTTPException, OSError, ValueError):
+        return ""  # the status says enough
+    text = data.decode("utf-8", "replace").strip()
+    return "" if text.startswith("<") else text
+
+
 def date(text: str | None) -> int | None:
     """A date in a header, as seconds since 1970; None if `text` is no date."""
     try:
@@ -487,7 +512,7 @@ def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib
         if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
-            options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
+            options = {"num_pools": 16, "maxsize": _KEPT, "ssl_context": context}
             pools[scheme, proxy, guarded] = made = _new_pool(proxy, options)
             made.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
             if guarded:

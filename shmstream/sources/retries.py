@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from shmstream.errors import SourceError, SourceFailed
 from shmstream.sources.base import Source
 
+_LONGEST_SAID = 256  # characters of what the last source said
 _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 
 
@@ -156,7 +157,10 @@ class Attempts:
         if error.retryable and offset and self._may_wait(now + pause):
             self._wait_for(turn.source)
             return pause
-        raise SourceFailed(self._name, offset, self._reason(), error.status, error.kind) from error
+        said = error.said[:_LONGEST_SAID]
+        raise SourceFailed(
+            self._name, offset, self._reason(), error.status, error.kind, said
+        ) from error
 
     def _note(self, error: SourceError, offset: int, now: float) -> None:
         _, failures = self._last_words.get(error.source, ("", 0))

@@ -140,7 +140,8 @@ def test_something_else_of_that_name_is_no_answer(ours: Registry, origin: Origin
         (401, {}, 401, "UNAUTHORIZED"),
         (403, {}, 403, "DENIED"),
         (429, {"Retry-After": "17"}, 429, "TOOMANYREQUESTS"),
-        (400, {}, 502, "UNAVAILABLE"),
+        (400, {}, 400, "UNSUPPORTED"),
+        (451, {}, 451, "UNSUPPORTED"),
     ],
 )
 def test_what_the_upstream_refuses(
@@ -470,6 +471,11 @@ def test_the_default_upstream_is_also_known_by_its_host(
     host = origin.url("").removeprefix("http://")
     assert ours.get(f"/v2/debian/tags/list?ns={host}").status == 200
     assert ours.get("/v2/debian/tags/list?ns=docker.io").code == "NAME_UNKNOWN"
+    asked = len(origin.requests())
+    answer = ours.get("/v2/quay.io/org/app/manifests/v1")
+    assert answer.code == "NAME_UNKNOWN", "it is not asked of the default upstream"
+    assert b"no upstream for quay.io" in answer.body
+    assert len(origin.requests()) == asked
 
 
 @pytest.mark.parametrize(

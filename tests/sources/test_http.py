@@ -283,8 +283,8 @@ huge = "9" * 5000
 @hypothesis.given(numbers, numbers, numbers, some.sampled_from(["bytes", "BYTES", "Bytes"]))
 def test_a_content_range(start: int, length: int, size: int, unit: str) -> None:
     told = {"content-range": f" {unit} {start}-{start + length}/{size} "}
-    assert _content_range(told) == (start, size)
-    assert _content_range({"content-range": f"{unit} */{size}"}) == (None, size)
+    assert _content_range(told) == (start, start + length + 1, size)
+    assert _content_range({"content-range": f"{unit} */{size}"}) == (None, None, size)
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
@@ -293,8 +293,9 @@ def test_a_content_range(start: int, length: int, size: int, unit: str) -> None:
 @hypothesis.example(f"bytes {huge}-5/6")
 @hypothesis.example("bytes \u0663-5/6")
 def test_whatever_a_content_range_is(told: str) -> None:
-    start, size = _content_range({"content-range": told})
+    start, end, size = _content_range({"content-range": told})
     assert start is None or f"{start}" in told
+    assert end is None or f"{end - 1}" in told
     assert size is None or f"{size}" in told
 
 

@@ -44,6 +44,7 @@ from shmstream.registry.api.grants import Grants
 from shmstream.registry.notes import Notes
 from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
+from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
@@ -123,6 +124,29 @@ class Pull:
         if self.digest in self._shared.store:
             return "hit"
         return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
+
+    async def _expected(self, is_part: bool) -> Description | None:
+        """What the upstream has said of a blob that is not here.
+
+        For a part it is asked, without bytes: a flight that finds no room has asked for all bytes.
+
+        Raises:
+            SourceError: the repository does not have it.
+        """
+        if self.cache != "miss":
+            return None
+        size = self._noted_size()
+        if size is None and is_part:
+            try:
+                await self._confirm()
+            except SourceError as error:
+                if error.status in REFUSED:
+                    raise
+            size = self._noted_size()
+        return None if size is None else Description(size, f'"{self.digest}"')
+
+    def _noted_size(self) -> int | None:
+        return self._shared.grants.size(self.repository, self._kind, self.digest)
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
@@ -275,6 +299,7 @@ class Pull:
                 stall_timeout=self._shared.stall_timeout,
                 authorise=partial(self._authorise, source),
                 goes_past=partial(self._goes_past, source),
+                expected=self._expected,
             )
             try:
                 await reply.send(scope, receive, send)

@@ -158,7 +158,9 @@ def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
     """Which upstream a request means, and the name of the repository there.
 
     A client names the upstream by `?ns=`, as containerd does, or by the first part of the name, as
-    in `docker.io/library/debian`. If it names none, it means the upstream without a namespace.
+    in `docker.io/library/debian`. If it names none, it means the upstream without a namespace. A
+    first part that looks like the host of a registry names one, also if it is not configured: the
+    upstream without a namespace would give another image of that name.
 
     Raises:
         Refusal: there is no such upstream.
@@ -168,12 +170,23 @@ def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
         found, name = _known(upstreams, asked.namespace), asked.name
     elif slash and (found := _known(upstreams, first)) is not None:
         name = rest
+    elif slash and _is_host(first):
+        found, name = None, rest
     else:
         found, name = upstreams.get(None), asked.name
     if found is None:
-        message = "this cache has no such upstream" if asked.namespace else _NEEDED
+        where = asked.namespace or (first if slash and _is_host(first) else None)
+        message = _NEEDED if where is None else f"this cache has no upstream for {where[:300]}"
         raise Refusal(404, Code.NAME_UNKNOWN, message, {"name": asked.name})
     return found, name
+
+
+def _is_host(part: str) -> bool:
+    """Whether the first part of a name is that of a registry, as Docker and podman understand it.
+
+    Names at the upstream without a namespace that begin so need the host of the upstream before.
+    """
+    return "." in part or part == "localhost"
 
 
 def _known(upstreams: Mapping[str | None, T], namespace: str) -> T | None:

@@ -117,10 +117,19 @@ def _configurations(
         yield _CONFIG_VARIABLE, _parsed(text, _CONFIG_VARIABLE)
 
 
+def rights(namespace: str | None, environment: Mapping[str, str]) -> str:
+    """Namespaces of one registry have the same text if they have the same credentials there."""
+    variable = _variable(namespace)
+    return variable if environment.get(variable) else ""
+
+
+def _variable(namespace: str | None) -> str:
+    of = "" if namespace is None else "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
+    return f"SHMSTREAM_AUTH{of}"
+
+
 def _in_environment(namespace: str | None, environment: Mapping[str, str]) -> Credential | None:
-    variable = "SHMSTREAM_AUTH"
-    if namespace is not None:
-        variable += "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
+    variable = _variable(namespace)
     pair = environment.get(variable)
     if not pair:
         return None

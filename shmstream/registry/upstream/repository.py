@@ -27,7 +27,7 @@ from typing import Any
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.registry.upstream import answers, manifests
-from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
+from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.upstream import NO_SUCH_METHOD, Upstream
 from shmstream.sources.base import Description, Feed
@@ -51,6 +51,15 @@ class Listing:
     link: str | None = None
 
 
+@dataclass(frozen=True)
+class Passed:
+    """A manifest as the upstream answers it to one client. `digest` is what the upstream says."""
+
+    data: bytes
+    media_type: str
+    digest: str | None
+
+
 class Repository:
     """The repository that a client calls `name`; the upstream may have a longer name for it."""
 
@@ -65,9 +74,10 @@ class Repository:
     def key(self) -> tuple[str, str, str]:
         """Identifies the repository in this process and on disk.
 
-        One registry may be configured for several namespaces, with credentials of their own.
+        One registry may be configured for several namespaces. What clients of one of them have
+        pulled is there for the others, unless the namespaces have credentials of their own.
         """
-        return self.upstream.namespace or "", self.upstream.name, self.name
+        return self.upstream.rights, self.upstream.name, self.name
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of the repository."""
@@ -90,6 +100,22 @@ class Repository:
         data, told = self._whole(url, accepting, until)
         algorithm = digest.partition(":")[0] if is_digest(digest) else "sha256"
         return Manifest(_digest_of(data, algorithm), manifests.media_type(told), len(data))
+
+    def passed(self, reference: str, accept: str) -> Passed:
+        """The manifest of a tag or digest, for a client that accepts `accept`, as it is.
+
+        Raises:
+            SourceError: the upstream has none, refuses, or does not answer.
+        """
+        url = self.url(f"manifests/{reference}")
+        headers, data = self.upstream.ask(
+            "GET", self.name, url, {"accept": accept}, manifests.LARGEST
+        )
+        told = headers.get("content-type")
+        self.judge_manifest(data, told)
+        declared = manifests.media_type(told) or manifests.declared(manifests.parsed(data))
+        digest = headers.get("docker-content-digest", "")
+        return Passed(data, declared or manifests.UNTOLD, digest if is_digest(digest) else None)
 
     def _whole(
         self, url: str, accepting: Mapping[str, str], until: float | None = None
@@ -193,26 +219,25 @@ class Repository:
     def referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
         """The index of the artifacts that refer to `digest`; an empty one if there are none.
 
-        An upstream without the referrers API may have the index under a tag made of the digest.
+        An upstream without the referrers API may have the index under a tag made of the digest. To
+        the API it answers 404 then, another refusal, or a page.
 
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
-        bad: BadAnswer | None = None
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
-        except BadAnswer as error:  # a page for a path that the upstream does not know, perhaps
-            bad = error
         except SourceError as error:
-            if error.status not in (404, *NO_SUCH_METHOD):
+            if not _may_lack_referrers(error):
                 raise
+            refusal = error
         try:
             return Listing({"manifests": self._tagged_referrers(digest)})
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
-        if bad is not None:
-            raise bad
+        if isinstance(refusal, BadAnswer) or refusal.status in (401, 403):
+            raise refusal
         return Listing({})
 
     def _tagged_referrers(self, digest: str) -> list[dict[str, Any]]:
@@ -256,12 +281,13 @@ class Repository:
         try:
             return Listing(judged(data), headers.get("link"))
         except InvalidAnswer as error:
+            if answers.is_page(headers.get("content-type")) and accept == manifests.INDEX:
+                raise self.page() from None
             raise self._bad(str(error)) from None
 
     def page(self) -> SourceError:
-        """The error for a blob that is an HTML page: servers answer so where one has to log in."""
-        reason = "it answers with a page"
-        return SourceError(self.upstream.name, 0, reason, retryable=False, status=404)
+        """The error for an HTML page: servers answer so where one has to log in."""
+        return Page(self.upstream.name, 0, "it answers with a page")
 
 
 class RepositorySource:
@@ -297,10 +323,17 @@ class RepositorySource:
         The `validator` of an earlier answer is ignored: the digest decides, and a redirect may now
         lead to another server with the same bytes. A manifest always begins at 0.
         """
+        return self._open(offset, None)
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:  # noqa: ARG002
+        """`open` for the bytes before `end` alone; a manifest is always given as a whole."""
+        return self._open(offset, end)
+
+    def _open(self, offset: int, end: int | None) -> Feed:
         self.was_asked = True
         headers = _accepting(self._kind)
         if self._kind == "manifests":
-            offset = 0
+            offset, end = 0, None
 
         upstream = self._repository.upstream
 
@@ -314,7 +347,7 @@ class RepositorySource:
                 stranger=upstream.introduce,
             )
             source.is_encoded = self._is_encoded
-            feed = source.open(offset)
+            feed = source.open(offset) if end is None else source.open_part(offset, end)
             self._is_encoded = source.is_encoded
             return feed
 
@@ -354,6 +387,11 @@ class RepositorySource:
                     raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
         manifest = bytes(whole)
         self._repository.judge_manifest(manifest, feed.media_type)
+        if manifests.is_signed(manifests.parsed(manifest)):
+            algorithm = self._digest.partition(":")[0]
+            if _digest_of(manifest, algorithm) != self._digest:
+                reason = "its manifest is of the first kind, without a digest of all its bytes"
+                raise Unkept(self.name, 0, reason)
         told = manifests.media_type(feed.media_type)
         return Feed(iter((manifest,)), 0, len(manifest), feed.validator, told)
 
@@ -388,6 +426,13 @@ class RepositorySource:
             media_type = manifests.media_type(media_type)
         self._answered(media_type, about.size)
         return Description(about.size, about.validator, media_type)
+
+
+def _may_lack_referrers(error: SourceError) -> bool:
+    """Whether an upstream without the referrers API may answer so."""
+    status = error.status or 0
+    refused = 400 <= status <= 499 and status not in (408, 425, 429)
+    return refused or status in NO_SUCH_METHOD or isinstance(error, BadAnswer)
 
 
 def _accepting(kind: str) -> dict[str, str]:

@@ -33,7 +33,9 @@ from urllib.parse import quote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.registry.upstream.credentials import Credential, find, is_hub
+from shmstream.registry.notes import Notes
+from shmstream.registry.upstream import answers
+from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
 from shmstream.registry.upstream.health import Reach
 from shmstream.registry.upstream.questions import USUAL, Bounds, patiently
 from shmstream.registry.upstream.tokens import Challenge, Tokens
@@ -75,6 +77,7 @@ class Upstream:
         namespace: the name that clients use; None for the upstream of requests without one.
         config: the path of a Docker config.json with credentials.
         bounds: how long it may take to answer.
+        notes: where all workers note whether it answers.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Upstream:
         namespace: str | None = None,
         config: str | None = None,
         bounds: Bounds = USUAL,
+        notes: Notes | None = None,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
@@ -96,6 +100,8 @@ class Upstream:
             parts = parts._replace(port=None)
         self.host: str = parts.netloc or ""
         self.namespace = namespace
+        self.rights: str = rights(namespace, os.environ)
+        """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self.bounds: Bounds = bounds
@@ -105,7 +111,7 @@ class Upstream:
         first_byte = min(bounds.first_byte, bounds.in_all)
         patience = Patience(_CONNECT, first_byte, bounds.silence)
         self._client = Client(self.name, patience, stranger=self.introduce)
-        self.reach: Reach = Reach(self.name)
+        self.reach: Reach = Reach(self.name, namespace, notes)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
@@ -121,6 +127,19 @@ class Upstream:
         """The URL of a part of its API."""
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
+
+    def probe(self) -> None:
+        """Ask whether it answers. Blocks."""
+        began = time.monotonic()
+        try:
+            reply = self._client.ask("GET", parse(self.url("")), _AGENT)
+            discard(reply.response)
+            if reply.response.status >= 500:
+                raise self._client.refused(reply)
+        except SourceError as error:
+            self.reach.failed(error, began)
+        else:
+            self.reach.answered()
 
     # Authorization.
 
@@ -141,6 +160,7 @@ class Upstream:
         try:
             found = self._authorised(repository, call, until)
         except SourceError as error:
+            error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
             raise
         self.reach.answered()

@@ -172,6 +172,11 @@ def test_which_upstream_is_meant() -> None:
         with pytest.raises(Refusal) as caught:
             found("/v2/a/tags/list", query)
         assert (caught.value.status, caught.value.code) == (404, Code.NAME_UNKNOWN)
+    for path in ("/v2/quay.io/a/b/tags/list", "/v2/localhost/a/tags/list", "/v2/a.b/c/tags/list"):
+        with pytest.raises(Refusal) as caught:
+            found(path)
+        assert (caught.value.status, caught.value.code) == (404, Code.NAME_UNKNOWN)
+        assert path.split("/")[2] in caught.value.message
     with pytest.raises(Refusal):
         locate({"docker.io": "hub"}, route("GET", b"/v2/a/tags/list", b""))
 
