@@ -149,8 +149,6 @@ class Server(uvicorn.Server):
         """Ten times a second: tell the other workers how many connections there are."""
         if self._acceptor is not None:
             self._acceptor.tell()
-        if self._kept is not None:
-            self._kept.beat()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

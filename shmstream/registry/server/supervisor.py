@@ -296,7 +296,8 @@ class Workers:
             return
         for worker in self._workers:
             silence = self._keeper.silence(worker.number)
-            if silence > self._stuck_after and worker.process.poll() is None:
+            is_stuck = silence > self._stuck_after and worker.deadline is None
+            if is_stuck and worker.process.poll() is None:
                 what = f"has made no progress for {silence:.0f} s and is killed"
                 _log.error("worker %d %s", worker.process.pid, what)
                 worker.process.kill()
