@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -117,6 +118,7 @@ def origin(size: int, seed: int) -> None:
     ThreadingHTTPServer.request_queue_size = 128
     server = ThreadingHTTPServer(("", 80), Handler)
     server.daemon_threads = True
+    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # `sent` is about sent
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _say({"key": "sha256:" + hashlib.sha256(data).hexdigest()})
     for line in sys.stdin:

@@ -37,7 +37,8 @@ class Outcome:
     bytes: float
     took: float
     first: float
-    pause: float
+    pause: float  # of readers whose node nothing was done to
+    starts: list[float]  # where each GET began, as a part of the blob
     errors: list[str] = field(default_factory=list)
 
 
@@ -63,6 +64,7 @@ class Cluster(ExitStack):
             self.members: list[list[Member]] = []
             self.redis: subprocess.Popen[bytes] | None = None
             self.callback(self.stop_redis)
+            self.touched: set[int] = set()  # nodes that were stopped or cut off
             self.leads: set[Member] = set()  # that lead on their host
             self.seen = 0  # requests of earlier scenarios
         except BaseException:
@@ -93,6 +95,7 @@ class Cluster(ExitStack):
     def begin(self, *, together: bool = True, fan: int = 2) -> None:
         """Fresh nodes, with empty stores."""
         self.end()
+        self.touched.clear()
         if self.redis is None or self.redis.poll() is not None:
             self.start_redis()
         subprocess.run(
@@ -204,6 +207,7 @@ def _node_in_the_middle(cluster: Cluster, chance: random.Random) -> set[int]:
 
 def _stopped(cluster: Cluster, _chance: random.Random) -> set[int]:
     node = cluster.leader()
+    cluster.touched.add(node)
     cluster.signal(node, signal.SIGSTOP)
     time.sleep(9)
     cluster.signal(node, signal.SIGCONT)
@@ -211,7 +215,9 @@ def _stopped(cluster: Cluster, _chance: random.Random) -> set[int]:
 
 
 def _cut_off(cluster: Cluster, _chance: random.Random) -> set[int]:
-    host = cluster.hosts[cluster.leader()]
+    node = cluster.leader()
+    cluster.touched.add(node)
+    host = cluster.hosts[node]
     host.cut()
     time.sleep(15)
     host.mend()
@@ -277,7 +283,7 @@ def run(
         time.sleep(chance.uniform(0.2, 0.6) * cluster.size * 8 / 100e6)
     lost = event(cluster, chance)
     told = [
-        member.hear()
+        (number, member.hear())
         for number, each in enumerate(cluster.members)
         for member in each
         if number not in lost
@@ -290,11 +296,12 @@ def run(
     return Outcome(
         name,
         readers=len(told),
-        right=sum(each["right"] for each in told),
+        right=sum(each["right"] for _, each in told),
         gets=len(requests),
         bytes=sum(each["sent"] for each in requests) / cluster.size,
-        took=max(each["end"] for each in told) - began,
+        took=max(each["end"] for _, each in told) - began,
         first=max(said["first"] for _, _, said in opened),
-        pause=max(each["pause"] for each in told),
-        errors=sorted({each["error"] for each in told if each["error"]}),
+        pause=max(each["pause"] for number, each in told if number not in cluster.touched),
+        starts=[round(each["start"] / cluster.size, 2) for each in requests],
+        errors=sorted({each["error"] for _, each in told if each["error"]}),
     )
