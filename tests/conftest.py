@@ -26,11 +26,13 @@ pytest_plugins = [
     "tests.support.nginx",
     "tests.support.origin",
     "tests.support.redis",
+    "tests.support.root",
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
     "tests.support.cluster",  # after those that it uses
     "tests.support.registries",
+    "tests.support.quirks",
 ]  # the servers, each started when a test asks
 
 

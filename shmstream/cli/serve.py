@@ -85,6 +85,34 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "it may be as slow as it likes.  [default: 1KiB]",
 )
 @click.option(
+    "--first-byte",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may take to begin an answer; some gather the whole blob first.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--silence",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may give no byte in the middle of a blob before it is asked again.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--question",
+    type=duration,
+    metavar="DURATION",
+    help="How long a whole question to an upstream may take: a tag, a list, a token, with all "
+    "tries.  [default: 60s]",
+)
+@click.option(
+    "--outage",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may be away in the middle of a blob that clients read, before they "
+    "are cut; 0: a few tries.  [default: 60s]",
+)
+@click.option(
     "--tag-ttl",
     type=duration,
     metavar="DURATION",
@@ -121,6 +149,19 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     type=duration,
     metavar="DURATION",
     help="How long clients may take to finish when the server is stopped.  [default: 30s]",
+)
+@click.option(
+    "--keep/--no-keep",
+    default=None,
+    help="When a worker ends, in whatever way, other workers go on with its connections, and no "
+    "client is cut. Not with TLS, and only on Linux.  [default: yes]",
+)
+@click.option(
+    "--stuck-after",
+    type=duration,
+    metavar="DURATION",
+    help="Kill a worker that has made no progress for so long, so that another one replaces it; 0: "
+    "never.  Only with --keep.  [default: 60s]",
 )
 @click.option(
     "--access-log/--no-access-log",

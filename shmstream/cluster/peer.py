@@ -99,14 +99,14 @@ class Asker:
             NoPeer: it gives nothing now.
         """
         from shmstream.sources.http_body import Body
-        from shmstream.sources.http_client import Client, discard, parse
+        from shmstream.sources.http_client import Client, Patience, discard, parse
 
         if not _ADDRESS.fullmatch(peer):
             raise NoPeer(Trouble.DEAD)  # another program writes to the directory
         path = f"/blobs/{key}"
         scheme = "http" if self.context is None else "https"
         name = f"peer {peer}"
-        client = Client(name, (CONNECT, READ), _pool(self.context))
+        client = Client(name, Patience(CONNECT, READ, READ), _pool(self.context))
         wanted = {"range": f"bytes={offset}-"} if offset else {}
         if whole:
             wanted["shmstream-want"] = "complete"

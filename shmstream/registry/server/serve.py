@@ -15,19 +15,24 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
-from shmstream.system.temporary import temporary_folder
+from shmstream.system import tcp
+from shmstream.system.descriptors import make_room
+from shmstream.system.temporary import TemporaryFolder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
+_OWN = 256  # descriptors of the parent that are no duplicates of connections
 
 _log = logging.getLogger("shmstream")
 
@@ -50,12 +55,12 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
-        folder = undo.enter_context(temporary_folder(_FOLDER))
+        folder = undo.enter_context(closing(TemporaryFolder(_FOLDER)))
         _tidy(store)
         environment = {
             **os.environ,
             SETTINGS_VARIABLE: settings.to_json(),
-            "PROMETHEUS_MULTIPROC_DIR": folder,
+            "PROMETHEUS_MULTIPROC_DIR": folder.path,
         }
         workers = Workers(
             settings.workers,
@@ -63,11 +68,25 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             listener,
             environment,
             gone=lambda number: _forget(number, folder),
+            keeper=_keeper(settings),
+            stuck_after=settings.stuck_after,
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
-            may_renew=lambda: _may_renew(settings),
+            may_renew=lambda: _may_renew(settings, folder),
         )
+
+
+def _keeper(settings: Settings) -> Keeper | None:
+    """What keeps the connections, if that is wanted and possible."""
+    if not settings.keep or settings.certfile is not None or not tcp.is_known:
+        return None
+    from shmstream.registry.server.accepting import most_connections
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
+    make_room()
+    return Keeper(settings.workers * most_connections(settings), most)
 
 
 def _require_extra(settings: Settings) -> None:
@@ -106,10 +125,11 @@ def check_files(settings: Settings) -> None:
             raise BadSetting("certfile", reason) from error
 
 
-def _may_renew(settings: Settings) -> bool:
+def _may_renew(settings: Settings, folder: TemporaryFolder) -> bool:
     try:
         check_files(settings)
-    except BadSetting as error:
+        _restore(folder)
+    except (BadSetting, OSError) as error:
         _log.error("the workers stay as they are: %s", error)
         return False
     return True
@@ -173,11 +193,18 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
 
-def _forget(number: int, folder: str) -> None:
+def _restore(folder: TemporaryFolder) -> None:
+    """Have the folder for metrics again if it was removed, so that new workers can start."""
+    if folder.restore():
+        _log.warning("%s was removed, and is made anew: metrics begin again", folder.path)
+
+
+def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder, CONNECTIONS), number)
+    _restore(folder)
+    mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
     counts.tell(None)
     counts.close()
