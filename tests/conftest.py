@@ -25,6 +25,7 @@ pytest_plugins = [
     "tests.support.fuse",
     "tests.support.nginx",
     "tests.support.origin",
+    "tests.support.root",
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",

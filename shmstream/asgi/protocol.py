@@ -118,6 +118,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._unparsed = b""
         self._body_left = 0  # bytes that are still to come of a body, as its request says
         self._last: httptools_impl.RequestResponseCycle | None = None  # it ends the connection
+        self._answered: httptools_impl.RequestResponseCycle | None = None  # now, or the last one
         self._may_drop = -1  # bytes, once the connection is half closed
         self._application = self.app
         self.app: ASGI3Application = self._answer
@@ -313,6 +314,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         uvicorn would wait until the client has taken what is in the buffer, perhaps for ever.
         """
         cycle = cast("httptools_impl.RequestResponseCycle", cast("MethodType", send).__self__)
+        self._answered = cycle
         try:
             await self._application(scope, receive, partial(self._send, cycle))
         finally:
@@ -483,6 +485,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is lost: end every wait for it."""
         self._let_go()
+        if self._answered is not None:  # uvicorn tells only the request that was parsed last
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
         self.pipeline.clear()
         self._unparsed = b""

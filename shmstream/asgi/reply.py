@@ -163,8 +163,8 @@ class BlobReply:
             await finish(send)
 
     async def _begin(self, send: Send, answer: Answer) -> None:
-        self.status = answer.status
         await start(send, answer.status, answer.headers)
+        self.status = answer.status
 
     async def _stream(
         self, opened: AsyncBlob, request: _Request, send: Send, sending: Sending

@@ -137,7 +137,7 @@ class Leader:
         self._noted = 0
         self._space = 0  # bytes of the blob for which there is space
         self._has_given_way = False
-        self._over = threading.Event()
+        self._over = threads.Flag()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
         register(self)
@@ -177,7 +177,7 @@ class Leader:
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
-        self._over = threading.Event()  # that thread may hold the old one
+        self._over = threads.Flag()  # that thread may hold the old one
         self._over.set()
 
     @property
@@ -324,8 +324,28 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        A whole blob of one chunk is verified first if another source is left.
+        If another source is left, a source whose blob can never fit counts as failed.
+
+        Raises:
+            OutOfRoom: no other source has the blob.
         """
+        misfit: OutOfRoom | None = None
+        try:
+            while True:
+                feed, download = self._open_right(kept), self._download
+                if not download.has_another or feed.size is None:
+                    return feed
+                if (reason := self._upkeep.misfit(feed.size, self._place.path)) is None:
+                    return feed
+                misfit = OutOfRoom(self.streamer.name, 0, reason)
+                download.fail(download.error(reason, 0, retryable=False), kept)
+        except SourceFailed as failed:
+            if misfit is None:
+                raise
+            raise misfit from failed
+
+    def _open_right(self, kept: int) -> Feed:
+        """As `_open`; a whole blob of one chunk is verified first if another source is left."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
@@ -336,6 +356,7 @@ class Leader:
             try:
                 while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
                     data += piece
+                    download.gauge(memoryview(piece).nbytes, len(data))
                 if len(data) > most:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):
@@ -359,16 +380,21 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if not self._is_given or len(self._sources) < 2:
+        if len(self._sources) < 2:
             return
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
-            self._blame(current)
+            if self._is_given or self._place.size is not None:
+                self._blame(current)
+        elif not self._is_given:
+            return
         elif isinstance(error, DigestMismatch) or self._download.disagreed:
             self._blame(self._journal.first or self._described_by or current)
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        if self._journal.wrong[-1:] == [source]:
+            return
         known = {name_hash(each): each.name for each in self._sources}
         name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
@@ -474,6 +500,8 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
+                if self._place.size is not None and len(self._sources) > 1:
+                    self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)

@@ -48,6 +48,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 from shmstream.errors import (
     DamagedPartial,
     DigestMismatch,
+    OutOfResources,
     SourceError,
     WriterStalled,
 )
@@ -107,7 +108,8 @@ class Passage:
 
     def begin(self, limit: int) -> bool:
         """Whether this is one of at most `limit` passages of this process, until it is left."""
-        with _passages.held() as passages:
+        with _passages.lock:
+            passages = _passages.value
             if not self._sources or len(passages) >= limit:
                 return False
             passages.add(self)
@@ -122,7 +124,10 @@ class Passage:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        in_thread(self._finish, _THREADS)  # nobody waits for it: it may be closing a connection
+        try:
+            in_thread(self._finish, _THREADS)  # nobody waits for it: it may close a connection
+        except OutOfResources:  # no thread can be started: then it is closed here
+            self._finish()
 
     def _finish(self) -> None:
         try:
@@ -130,7 +135,8 @@ class Passage:
             with self._lock:
                 self._bytes.close()
         finally:
-            with _passages.held() as passages:
+            with _passages.lock:
+                passages = _passages.value
                 passages.discard(self)
 
     async def ask(self, *, for_part: bool = False) -> Description:
@@ -406,7 +412,8 @@ class _Prefix:
 
 def _note(key: str, start: int) -> bool:
     """Note that a range of the blob begins at `start`; whether it is the first one, as it seems."""
-    with _strides.held() as strides:
+    with _strides.lock:
+        strides = _strides.value
         is_first = key not in strides
         strides[key] = math.gcd(strides.get(key, 0), start)
         if len(strides) > _REMEMBERED:
@@ -416,7 +423,8 @@ def _note(key: str, start: int) -> bool:
 
 def _stride(key: str) -> int:
     """The bytes that clients take of the blob at one time, as it seems; 0 if nothing tells."""
-    with _strides.held() as strides:
+    with _strides.lock:
+        strides = _strides.value
         stride = strides.get(key, 0)
     return stride if stride >= _SMALLEST else 0
 

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +45,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
+from shmstream.system import threads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -111,7 +111,7 @@ class Download:
         self._end = end
         self._size = size
         self._wrong_size: int | None = None  # that the source had which was asked last
-        self._stopping = threading.Event()
+        self._stopping = threads.Flag()
         self._feed: Feed | None = None
         self.disagreed: bool = False
         """Whether a source told another size than the source before it."""
@@ -148,8 +148,9 @@ class Download:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since = self._last = time.monotonic()
-            self._came = 0
+            self._last = time.monotonic()
+            if not self._came:  # else it broke off after these bytes: its rate is still measured
+                self._since = self._last
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -165,8 +166,8 @@ class Download:
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
         feed = open_at(source, offset, validator, end)
-        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
-            self._asks_part = False
+        if feed.size == feed.offset and self.known.size in (None, feed.size):
+            self._asks_part = False  # it says that nothing is left, and gives no part
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -266,10 +267,14 @@ class Download:
         if silence >= self._retries.slow_for and received and not self._was_silent:
             self._was_silent, self._since, self._came = True, now, 0
         self._received += received
-        self._came += received
         if self._received >= _REPORT:
             self._report()
-        took = now - self._since
+        self.gauge(received, position)
+
+    def gauge(self, received: int, position: int) -> None:
+        """As `count`, for bytes that will be counted later."""
+        self._came += received
+        took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
 
@@ -305,10 +310,10 @@ class Download:
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
-        It is not the end yet if the source was asked for a part, and says that the content is the
-        same: some servers give the wrong part. Then it is asked for the whole blob.
+        It is not the end yet if the source was asked for a part, and does not say that it has other
+        content: some servers give the wrong part, or a page. Then it is asked for the whole blob.
         """
-        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        is_wrong_part = self._asks_part and feed.validator in (None, self.known.validator)
         if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
@@ -338,6 +343,7 @@ class Download:
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
+            self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         now = time.monotonic()
@@ -348,6 +354,8 @@ class Download:
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
         self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
+        if error.retry_after or error.kind.is_without_connection:  # it was told to wait, or away
+            self._since += pause
         self.check_going_on(error)
 
     def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:

@@ -1,6 +1,7 @@
 """`HTTPSource`: a blob behind an http or https URL, opened at an offset by a range request.
 
-    describe()                HEAD
+    describe()                HEAD; where that is refused, GET of one byte: a signed URL may be good
+                              for GET only
     open(offset, validator)   GET, with `Range` and `If-Range` when it begins after 0; `open_part`
                               asks for the bytes before an end
       200                     the whole blob from 0: no range was asked for or supported, or the
@@ -55,6 +56,7 @@ __all__ = ["HTTPSource", "close_pools"]
 _CONTENT_RANGE = re.compile(
     r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(?:(\d{1,18})|\*)", re.IGNORECASE | re.ASCII
 )
+_NOT_THE_METHOD = (401, 407, 408, 425, 429)  # refusals that a GET would get, too
 _UNAUTHORIZED = 401  # a credential is missing, whether for a part or for the whole
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
 
@@ -163,17 +165,24 @@ class HTTPSource:
     def describe(self) -> Description:
         """Size, validator and media type, by a HEAD request. Blocks until the answer is there.
 
+        Where HEAD is refused, by a GET request for one byte.
+
         Raises:
             SourceError: as `open`.
         """
         reply = self._request("HEAD", 0, None)
+        if _is_for_head_only(reply.response.status):
+            discard(reply.response)
+            ranged = {**self._headers, "range": "bytes=0-0"}
+            reply = self._client.ask("GET", self._url, ranged)
         response = reply.response
         try:
-            if response.status not in WHOLE:
+            _, _, size = _content_range(response.headers)
+            if response.status not in (*WHOLE, 206) and (response.status, size) != (416, 0):
                 raise self._client.refused(reply)
             headers = response.headers
             is_plain = self._coding(headers, 0) is None
-            size = _size(headers) if is_plain else None
+            size = (_size(headers) if response.status in WHOLE else size) if is_plain else None
             return Description(size, _validator(headers), _media_type(headers))
         finally:
             discard(response)
@@ -244,7 +253,7 @@ class HTTPSource:
         response = reply.response
         headers, status = response.headers, response.status
         current = _validator(headers)
-        start, last, size = _content_range(headers)
+        _, last, size = _content_range(headers)
         if (offset or end is not None) and status in (206, 416):
             # A 416 has no bytes of the blob, so the size is proof enough.
             if not (size == offset if status == 416 else _is_same(validator, headers)):
@@ -255,11 +264,8 @@ class HTTPSource:
                 return Feed(iter(()), offset, size, current)
         if status not in (*WHOLE, 206):
             raise self._client.refused(reply, offset)
-        if status == 206 and (start != offset or (last or 0) <= offset):
-            told = headers.get("content-range", "no range at all")
-            raise self._client.failed(
-                offset, f"asked for bytes {offset}-, it answered with {told!r}"
-            )
+        if status == 206:
+            self._check_part(headers, offset)
         coding = self._coding(headers, offset)
         if status != 206:
             return self._feed(response, 0, _size(headers), current, None, coding)
@@ -290,6 +296,21 @@ class HTTPSource:
         data = checked(iter(body), offset, size if end is None else end, self._client.explain)
         by_kernel = body if size is not None and body.length == size - offset else None
         return Feed(data, offset, size, validator, told, body.close, by_kernel, end)
+
+    def _check_part(self, headers: Mapping[str, str], offset: int) -> None:
+        """See that the answer is the part that its Content-Range says, and begins at `offset`.
+
+        Some servers send the whole blob, and call it the part that was asked for.
+        """
+        start, end, _ = _content_range(headers)
+        if start != offset or end is None or end <= offset:
+            told = headers.get("content-range", "no range at all")
+            raise self._client.failed(
+                offset, f"asked for bytes {offset}-, it answered with {told!r}"
+            )
+        if _size(headers) not in (None, end - offset):
+            told = f"{headers['content-length']} bytes as {headers['content-range']!r}"
+            raise self._client.failed(offset, f"its answer has {told}")
 
     def _encoded(
         self, body: Body, coding: str, size: int | None, validator: str | None, told: str | None
@@ -327,6 +348,11 @@ class HTTPSource:
         if not _LENGTH.fullmatch(length):
             raise self._client.failed(offset, f"its answer has the content-length {length!r}")
         return coding
+
+
+def _is_for_head_only(status: int) -> bool:
+    """Whether a HEAD is refused with what a GET may not be refused with."""
+    return status == 501 or (400 <= status < 500 and status not in _NOT_THE_METHOD)
 
 
 def _beginning(data: Iterator[Buffer], coding: str) -> tuple[bytes, bool]:

@@ -127,7 +127,7 @@ class Client:
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
         """
-        home = origin_of(url)
+        asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
         redirects, is_introduced = 0, False
@@ -135,7 +135,12 @@ class Client:
             try:
                 response = self._send(method, url, first, headers, body, until)
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-                raise self.explain(error, offset) from error
+                failure = self.explain(error, offset)
+                if url is not asked and failure.kind.is_without_connection:
+                    # The server itself has answered: it may give the blob when asked otherwise.
+                    timed_out = failure.kind.is_timeout
+                    failure.kind = FailureKind.TIMEOUT if timed_out else FailureKind.BROKEN
+                raise failure from error
             if location := response.get_redirect_location():
                 discard(response)
                 if body is not None:
@@ -502,7 +507,8 @@ def _named(kind: str) -> str | None:
 
 
 def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib3.PoolManager:
-    with _pools.held() as pools:
+    with _pools.lock:
+        pools = _pools.value
         if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
@@ -527,7 +533,8 @@ def close_pools() -> None:
 
     Sources still work: the next `open` makes a new connection, and reads SSL_CERT_FILE again.
     """
-    with _pools.held() as pools:
+    with _pools.lock:
+        pools = _pools.value
         closing = list(pools.values())
         pools.clear()
     for pool in closing:

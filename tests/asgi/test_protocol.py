@@ -317,6 +317,41 @@ def test_responses_are_told_when_their_client_has_left() -> None:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
 
 
+def test_a_client_that_has_sent_more_requests_has_left() -> None:
+    """The response that is under way is told, and can be sent on without an error."""
+    told: list[str] = []
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def app(_scope: object, receive: Any, send: Any) -> None:
+        await receive()  # the end of the request
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        leaving = asyncio.ensure_future(receive())
+        try:
+            while not leaving.done():  # a write finds that the client has left
+                await send({"type": "http.response.body", "body": b"data", "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b"data", "more_body": True})
+            told.append(leaving.result()["type"])
+        finally:
+            leaving.cancel()
+            over.set()
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            client = socket.create_connection(serving.sockets[0].getsockname())
+            client.sendall(b"GET /first HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
+            await begun.wait()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            await over.wait()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert told == ["http.disconnect"]
+
+
 # What a client may send, and what waits here.
 
 

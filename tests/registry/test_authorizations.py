@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from shmstream.errors import SourceError
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from tests.support.images import digest_of, image
@@ -248,6 +249,38 @@ def test_a_service_that_knows_no_post(quirks: Quirks, tmp_path: Path, status: in
         config = tmp_path / "config.json"
         config.write_text(json.dumps({"auths": {f"127.0.0.1:{quirks.port}": entry}}))
         pull(Upstream(quirks.url, config=str(config)), "identity/app")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_registry_that_hides_what_it_has(
+    quirks: Quirks, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """It names its challenge under /v2/ only, where plain clients begin."""
+    there = plain(image(426, [10]))
+
+    def script(asked: Asked) -> Reply:
+        if asked.authorization == basic("u", "p"):
+            return there(asked)
+        return challenge('Basic realm="x"') if asked.path == "/v2/" else Reply(status)
+
+    quirks.script = script
+    upstream = Upstream(quirks.url)
+    for _ in range(2):  # nobody
+        with pytest.raises(SourceError) as caught:
+            pull(upstream, "hidden/app")
+        assert caught.value.status == status
+    assert len([each for each in quirks.asked if each.path == "/v2/"]) == 1
+    monkeypatch.setenv("SHMSTREAM_AUTH", "u:p")
+    pull(upstream, "hidden/app")
+    pull(Upstream(quirks.url), "hidden/app")
+
+
+def test_a_challenge_with_another_status(quirks: Quirks, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = plain(image(427, [10]))
+    told = Reply(403, {"WWW-Authenticate": 'Basic realm="x"'})
+    quirks.script = lambda asked: there(asked) if asked.authorization else told
+    monkeypatch.setenv("SHMSTREAM_AUTH", "u:p")
+    pull(Upstream(quirks.url), "forbidding/app")
 
 
 @pytest.fixture

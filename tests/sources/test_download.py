@@ -154,6 +154,17 @@ def test_retries_are_told_after_a_second(caplog: pytest.LogCaptureFixture) -> No
     assert told == "key: it at offset 0: busy; that was try 2 of 3, the next is in 0.6 s"
 
 
+def test_a_source_that_breaks_off_after_a_few_bytes_each_time_crawls() -> None:
+    def gives_ten(offset: int) -> Feed:
+        return gives(BLOB[: offset + 10], breaks_at=offset + 10)(offset)
+
+    floor = Retries(first_pause=0.001, longest_pause=0.001, least_rate=1e6, slow_for=0.05)
+    crawling, other = Scripted("it", gives_ten), Scripted("other", gives())
+    client = Client(crawling, other, retries=floor)
+    assert client.run() == BLOB
+    assert other.asked[0][0] < len(BLOB), "it was left on the way"
+
+
 def test_a_hopeless_source_is_asked_once() -> None:
     source = Scripted("it", refuses(retryable=False))
     with pytest.raises(SourceFailed):

@@ -242,3 +242,21 @@ def test_parts(quirks: Quirks) -> None:
     for offset in (0, 10, SIZE - 1):
         assert read(source, offset, '"x"') == BLOB[offset:]
     assert len({each.connection for each in quirks.asked}) == 1
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 406, 501])
+def test_a_signed_url_that_is_good_for_get_only(quirks: Quirks, status: int) -> None:
+    for whole in (replace(GOOD, headers={"ETag": '"x"', "Content-Type": "a/b"}), Reply()):
+        quirks.script = lambda asked, whole=whole: (  # type: ignore[misc]
+            Reply(status) if asked.method == "HEAD" else ranged(asked, whole)
+        )
+        about = HTTPSource(f"{quirks.url}/blob").describe()
+        assert about.size == len(whole.body)
+        if whole.body:
+            assert (about.validator, about.media_type) == ('"x"', "a/b")
+    quirks.script = lambda asked: Reply(status) if asked.method == "HEAD" else GOOD
+    assert HTTPSource(f"{quirks.url}/blob").describe().size == SIZE
+    quirks.script = lambda _: Reply(status)
+    with pytest.raises(SourceError) as caught:
+        HTTPSource(f"{quirks.url}/blob").describe()
+    assert caught.value.status == status

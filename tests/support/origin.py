@@ -67,6 +67,8 @@ class Behaviour:
     range_status: int | None = None  # for requests with a range, with a short text
     range_resets: bool = False  # a request with a range ends with RST, before the head
     rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
+    all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
+    for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
@@ -277,6 +279,8 @@ class _Answer:
         if self.request.range is not None and self.does.range_resets:
             _reset_on_close(self.channel)
             return False
+        if self.request.range is not None:
+            self.does = replace(self.does, **self.does.for_ranges)
         status = self.does.status
         if self.request.range is not None and self.does.range_status is not None:
             status = self.does.range_status
@@ -328,7 +332,8 @@ class _Answer:
             return 200, headers, body[start:end]
         told = does.content_range
         told = f"bytes {start}-{end - 1}/{len(body)}" if told is None else told
-        return 206, headers | {"Content-Range": told}, body[start:end]
+        given = body if does.all_is_rest else body[start:end]
+        return 206, headers | {"Content-Range": told}, given
 
     def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
         if self.does.says is not None:

@@ -231,7 +231,10 @@ class Metrics:
         gauges = dict(seen)
         gauges["shmstream_saved_bytes"] = Totals.of(collected).saved
         found = [_in_order(collected, each, gauges) for each in METRICS]
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # it compares versions, and this one is no number
+            encode, content_type = choose_encoder("")
         registry = CollectorRegistry()
         registry.register(_Collected([each for each in found if each is not None]))
         return content_type, encode(registry)

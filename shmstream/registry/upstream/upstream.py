@@ -8,6 +8,10 @@
 No refusal of a HEAD is final: registries and the servers that they redirect to answer it with 404,
 403 or 400 where they answer a GET with 200.
 
+Some registries say 404 or 403 to everybody whom they do not know, and name their challenge only
+under `/v2/`, which every plain client asks first. So a refusal of a question without an
+authorization has us ask there, at most every few minutes.
+
 An authorization that was good may be refused later in several ways: with 401 and a challenge, with
 401 alone, with 403 (Amazon ECR, after twelve hours) or 400. So each of them has the credentials
 looked up anew, once for each question.
@@ -54,6 +58,8 @@ _AGENT = {"user-agent": "shmstream"}
 _HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
 _USUAL_PORTS = {"http": 80, "https": 443}
 _STALE = (400, 401, 403)  # what an authorization is refused with that is valid no longer
+_HIDING = (401, 403, 404)  # what a registry may say to a question without an authorization
+_CHALLENGED_FOR = 300.0  # s; how long what `/v2/` said is believed
 _MOST_ROUNDS = 4  # authorizations for one question
 _MOST_STRANGERS = 100
 _SURE = (401, 403, 404, 410, 429, 500, 502, 503, 504)  # whatever range is asked for
@@ -101,6 +107,7 @@ class Upstream:
         self.bounds: Bounds = bounds
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
         self._strangers: dict[object, Tokens] = {}
+        self._challenge: tuple[float, str | None] = (-_CHALLENGED_FOR, None)  # of `/v2/`, and when
         first_byte = min(bounds.first_byte, bounds.in_all)
         patience = Patience(_CONNECT, first_byte, bounds.silence)
         self._client = Client(self.name, patience, stranger=self.introduce)
@@ -182,13 +189,30 @@ class Upstream:
     ) -> str | None:
         """Another authorization after a refusal; None if there is none to be had."""
         renew = partial(self._tokens.renew, repository, refused=refused, tried=tried, until=until)
-        if error.status == 401 and error.challenge is not None:
+        if error.status in (401, 403) and error.challenge is not None:
             renewed = renew(error.challenge)
             if renewed is not None:
                 return renewed
         if error.status in _STALE and refused is not None:
             return renew(None)
+        if error.status in _HIDING and refused is None:
+            return renew(self._greeting(until) or "")
         return None
+
+    def _greeting(self, until: float) -> str | None:
+        """The challenge of `/v2/`, as it was a few minutes ago at most; None if there is none."""
+        then, challenge = self._challenge
+        if time.monotonic() - then > _CHALLENGED_FOR:
+            challenge = None
+            try:
+                reply = self._client.ask("GET", parse(self.url("")), _AGENT, until=until)
+                if reply.response.status == 401:
+                    challenge = self._client.refused(reply).challenge
+                discard(reply.response)
+            except SourceError:
+                return None  # it has answered the question, and may answer this one later
+            self._challenge = time.monotonic(), challenge
+        return challenge
 
     def introduce(self, url: Url, challenge: str) -> str | None:
         """An anonymous authorization for a server that a redirect led to, and that asks for one.

@@ -27,7 +27,7 @@ from tests.support.serving import Serve
 def entry(text: str) -> Entry:
     """A response to a request that has that text everywhere."""
     return Entry(
-        ended=time.time(), client="::1", method="GET", path=text, namespace=text,
+        ended=time.time(), client=text, method="GET", path=text, namespace=text,
         wanted_range=text, user_agent=text, status=200, sent=1 << 40, complete=False,
         duration=1e6, ttfb=1e6, route="blob", cache="flight",
     )  # fmt: skip
