@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -75,6 +76,20 @@ _LONELY = 1.0  # s; how long nobody may read before a flight that is not to ling
 _log = logging.getLogger("shmstream")
 
 
+class Across(Protocol):
+    """What the flight is part of beyond this host: `cluster/part.py`."""
+
+    def source(self, upstream: Source) -> Source:
+        """A source with the bytes of `upstream`, wherever they come from."""
+
+    @property
+    def used_peers(self) -> bool:
+        """Whether some bytes did not come from the upstream."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The flight has ended here; with the complete blob if there is no `error`."""
+
+
 class Leader:
     """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
 
@@ -91,12 +106,13 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
         words: LastWords | None = None,
+        across: Across | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
         `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before.
+        before. `across` is what the flight is part of beyond this host.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -107,11 +123,12 @@ class Leader:
         self._algorithm = self._digest.partition(":")[0]
         self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
+        self._across = across
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            self._journal.wrong_last(sources),
+            self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
             size=place.size if streamer.state == State.OPENING else None,
@@ -212,12 +229,16 @@ class Leader:
             finally:
                 self._download.close()
             self._commit()
-        except StreamClosed:
+        except StreamClosed as error:
+            self._tell_across(error)
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if not (isinstance(error, SourceFailed) and self._gives_way(error)):
                 self._abort(error)
+                self._tell_across(error)
+        else:
+            self._tell_across(None)
         finally:
             self.discard()
 
@@ -234,7 +255,14 @@ class Leader:
         found = offers.untried(self._place.asked, self._tried)
         self._tried.update(fingerprint(each) for each in found)
         self._sources = [*self._sources, *found]
-        return found
+        return self._across_hosts(found)
+
+    def _across_hosts(self, sources: Sequence[Source]) -> list[Source]:
+        return [each if self._across is None else self._across.source(each) for each in sources]
+
+    def _tell_across(self, error: BaseException | None) -> None:
+        if self._across is not None:
+            self._across.ended(error)
 
     def _is_wanted(self) -> bool:
         """Whether a source that is away is worth waiting for: there are readers without another."""
@@ -268,6 +296,7 @@ class Leader:
                 self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
+        self._tell_across(StreamClosed(streamer.name, "it was handed over"))
         reason = f"handed over to a process with another source: {error.reason}"
         _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
@@ -382,6 +411,8 @@ class Leader:
         """
         if len(self._sources) < 2:
             return
+        if self._across is not None and self._across.used_peers:
+            return  # it may not have been a source
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
             if self._is_given or self._place.size is not None:

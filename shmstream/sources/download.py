@@ -43,7 +43,7 @@ from shmstream.errors import (
     names,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed, Source, open_at
+from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
 
@@ -293,7 +293,8 @@ class Download:
     def _report(self) -> None:
         received, self._received = self._received, 0
         if received:
-            self._tell(Event(EventKind.RECEIVED, self._key, received))
+            kind = getattr(self._attempts.source, "receives", EventKind.RECEIVED)
+            self._tell(Event(kind, self._key, received))
 
     # Failing.
 
@@ -329,6 +330,9 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
+        if isinstance(error, AskAgain):
+            _log.debug("%s: %s", self._key, error)
+            return
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
             pause = self._attempts.failed(error, position, with_part=with_part)

@@ -62,6 +62,10 @@ METRICS = (
         "shmstream_upstream_bytes_total", "counter", (), "Bytes of blobs that came from upstreams"
     ),
     Described(
+        "shmstream_peer_bytes_total", "counter", (),
+        "Bytes of blobs that came from other nodes of the cluster",
+    ),
+    Described(
         "shmstream_saved_bytes", "gauge", (),
         "Bytes of blobs and manifests sent, less those that came from upstreams",
     ),
@@ -202,6 +206,9 @@ class Metrics:
         """Count an event of a flight: for `Store(on_event=...)`."""
         if event.kind is EventKind.RECEIVED:
             self._counters["shmstream_upstream_bytes_total"].inc(event.count)
+            return
+        if event.kind is EventKind.FROM_PEER:
+            self._counters["shmstream_peer_bytes_total"].inc(event.count)
             return
         name, bytes_name = _COUNTED[event.kind]
         self._counters[name].inc()

@@ -77,10 +77,12 @@ class Acceptor:
         connections: Sized,
         counts: Counts,
         most: int,
+        keep: Callable[[socket.socket], bool] | None = None,
     ) -> None:
         """`connections` has the open connections; each `protocol` adds and removes its own.
 
-        At `most` of them no further one is taken.
+        At `most` of them no further one is taken. `keep` begins with a connection in another way,
+        if it can; False if not.
         """
         self._listener = listener
         self._protocol = protocol
@@ -88,6 +90,7 @@ class Acceptor:
         self._connections = connections
         self._counts = counts
         self._most = most
+        self._keep = keep
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[object]] = set()
         self._later: asyncio.TimerHandle | None = None
@@ -147,6 +150,12 @@ class Acceptor:
             return False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._keep is None or not self._keep(connection):
+            self._begin(connection)
+        self.tell()
+        return True
+
+    def _begin(self, connection: socket.socket) -> None:
         begin = self._loop.connect_accepted_socket(
             self._protocol,
             connection,
@@ -156,8 +165,6 @@ class Acceptor:
         task: asyncio.Task[object] = self._loop.create_task(begin)
         self._beginning.add(task)
         task.add_done_callback(self._has_begun)
-        self.tell()
-        return True
 
     def _has_begun(self, task: asyncio.Task[object]) -> None:
         self._beginning.discard(task)
