@@ -131,6 +131,7 @@ class Leader:
             self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
+            digest=self._digest,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
@@ -266,10 +267,12 @@ class Leader:
 
     def _is_wanted(self) -> bool:
         """Whether a source that is away is worth waiting for: there are readers without another."""
-        return self.streamer.has_readers() and not self._have_others_sources()
+        has_readers = offers.has_readers(self._place.asked) or self.streamer.has_readers()
+        return has_readers and not self._have_others_sources()
 
     def _known_crews(self) -> frozenset[int]:
-        return self._crews | {0, offers.crew(self._place.asked)}
+        """Readers that offer just these sources have nothing new; the leader may be no reader."""
+        return self._crews | {0, offers.crew(self._place.asked), offers.crew_of(self._tried)}
 
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
