@@ -23,7 +23,7 @@ from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.error_log import log_to_stderr
 from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
-from shmstream.registry.server.worker import CONNECTIONS
+from shmstream.registry.server.worker import CONNECTIONS, WORKER
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
 from shmstream.system import tcp
@@ -38,10 +38,11 @@ _OWN = 256  # descriptors of the parent that are no duplicates of connections
 _log = logging.getLogger("shmstream")
 
 
-def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
+def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER) -> bool:
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is called with lines for the person who started the server.
+    `tell` is called with lines for the person who started the server. `module` is run as a program
+    to be a worker.
 
     Raises:
         ImportError: the extra `serve` is not installed.
@@ -71,6 +72,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             gone=lambda number: _forget(number, folder),
             keeper=_keeper(settings),
             stuck_after=settings.stuck_after,
+            module=module,
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
