@@ -15,6 +15,7 @@ import logging
 
 from shmstream.errors import (
     BlobAborted,
+    BlobExists,
     BlobNotFound,
     CannotStart,
     ContentChanged,
@@ -45,6 +46,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.flight.async_blob import AsyncBlob
 from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.blob_writer import BlobWriter
 from shmstream.flight.flight import Role
 from shmstream.sources.base import Description, Feed, Source
 from shmstream.sources.command import CommandSource
@@ -66,8 +68,10 @@ __all__ = [
     "AsyncBlob",
     "Blob",
     "BlobAborted",
+    "BlobExists",
     "BlobNotFound",
     "BlobStreamer",
+    "BlobWriter",
     "CannotStart",
     "CommandSource",
     "ContentChanged",

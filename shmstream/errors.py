@@ -27,6 +27,7 @@ error, with the same facts, as the writer that aborted.
     |-- SourceError               one source failed once: inside a flight, and from `Source.open`
     `-- StoreError                a store, before there is a flight
         |-- BlobNotFound          the blob is not in the store, and no source was given
+        |-- BlobExists            the blob is complete already, so nobody can produce it
         |-- StoreUnusable         the folder cannot hold a store
         `-- DamagedBlob           a complete blob does not have the digest of its key
 
@@ -434,6 +435,20 @@ class BlobNotFound(StoreError, LookupError):
 
     def __str__(self) -> str:
         return f"{self.key[:200]!r} is not in {self.folder}, and no source was given to get it from"
+
+
+@dataclass(eq=False)
+class BlobExists(StoreError):
+    """The blob is complete already, and its producer did not say that it is to be replaced."""
+
+    key: str
+    folder: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.key[:200]!r} is complete in {self.folder} already: read it, remove it first "
+            "(`store.remove(key)`), or create it with replace=True"
+        )
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
     store.open           a readable file at once, in every process     flight/flight, flight/blob
     store.aopen          the same for asyncio                          flight/async_blob
+    store.create         a writable file, which others read meanwhile  flight/blob_writer
     store.fetch          the path of the whole blob                    flight/blob
     store.pass_through   the bytes for one client, nothing is kept     flight/pass_through
     store.flights        the downloads in progress                     storage/flights
@@ -28,10 +29,12 @@ from shmstream.events import Event
 from shmstream.flight import offers
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.blob_writer import BlobWriter
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import Passage
+from shmstream.flight.producer import Order, Producer
 from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
@@ -44,6 +47,7 @@ from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
 from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
+from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
 from shmstream.units import is_size, size
 
@@ -138,11 +142,13 @@ class Store:
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
+        wait_for: float = 0.0,
     ) -> Blob:
         """The blob of `key`, to read while it arrives: complete, in flight, or from `source`.
 
         Does not wait for the source. However many processes call this at the same time, one of
-        them downloads. If that process dies, another one continues the download.
+        them downloads. If that process dies, another one continues the download; but what another
+        process writes (`create`), no other one can continue.
 
         Args:
             key: a digest, and then the bytes are verified: `sha256:<hex>`, 64 hex digits alone,
@@ -161,6 +167,9 @@ class Store:
                 `WriterStalled` if this process leads or has no source. None: wait for as long as
                 the leader lives.
             linger: continue the download to its end when no reader is left.
+            wait_for: if the blob is neither complete nor in flight, wait up to so many seconds
+                until another process begins it, by `create` or by a download of its own. Only
+                then `source` is asked.
 
         Raises:
             BlobNotFound: the blob is not here, and there is no source.
@@ -171,7 +180,8 @@ class Store:
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
             ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
-        flight = self._flight(self._layout.place(key, digest, size), source, stall_timeout, linger)
+        place = self._layout.place(key, digest, size)
+        flight = self._flight(place, source, stall_timeout, linger, _seconds(wait_for))
         opens = partial(
             self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
         )
@@ -183,6 +193,7 @@ class Store:
         source: Offer | AnySource | None,
         stall_timeout: float | None,
         linger: bool,
+        wait_for: float = 0.0,
     ) -> Flight:
         return Flight(
             self._layout,
@@ -191,7 +202,42 @@ class Store:
             self._policy,
             stall_timeout=stall_timeout,
             lingers=linger,
+            wait_for=wait_for,
         )
+
+    def create(
+        self,
+        key: str,
+        size: int | None = None,
+        digest: str | None = None,
+        *,
+        media_type: str | None = None,
+        replace: bool = False,
+    ) -> BlobWriter:
+        """A writable binary file that is the blob of `key`; others read it while it is written.
+
+        `with store.create(key) as blob: ...` commits at the end, and aborts on an exception. Any
+        process that opens the key gets the bytes as they come, also one that waits for it already
+        (`wait_for`). Nobody can go on for this process: if it is killed, readers get `WriterDied`,
+        and nothing is kept. The limit `max_flights` does not count it.
+
+        Args:
+            key: as for `open`; if it is a digest, the bytes must have it.
+            size: the bytes that the blob will have, if that is known; more, or fewer, are an error.
+            digest: what the bytes of a name must have. Readers get the last chunk only when all
+                is verified.
+            media_type: such as `text/csv`, for responses over HTTP.
+            replace: write it although there is a complete blob, which is replaced at the end.
+
+        Raises:
+            BlobExists: it is complete already.
+            StreamExists: another process writes or downloads it just now.
+            OutOfRoom: the store cannot keep `size` bytes.
+            CannotStart, StoreError: it cannot begin; the subclasses tell why.
+            ValueError: the key, `size` or `digest` is not valid.
+        """
+        order = Order(self._layout.place(key, digest, size), media_type, replace)
+        return BlobWriter(Producer.begin(self._layout, order, self._policy), self.folder)
 
     def aopen(
         self,
@@ -202,6 +248,7 @@ class Store:
         size: int | None = None,
         stall_timeout: float | None = None,
         linger: bool = True,
+        wait_for: float = 0.0,
     ) -> AsyncBlob:
         """`open` for asyncio: `async with store.aopen(key, source) as blob: ...`.
 
@@ -234,8 +281,23 @@ class Store:
         # Without a source it cannot lead or take over.
         flight = (self.folder, place.key, source is None, place.digest, place.size)
         return AsyncBlob(
-            place.key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
+            place.key,
+            flight,
+            place.path,
+            stored,
+            flight_for_all,
+            stall_timeout,
+            offer,
+            withdraw,
+            wait_for=_seconds(wait_for),
+            is_begun=partial(self._is_begun, place),
         )
+
+    def _is_begun(self, place: Place) -> bool:
+        """Whether the blob is complete, or a live process brings it."""
+        if os.path.lexists(place.path) or FileFollower.finds(place):
+            return True
+        return os.path.exists(segment.path_of(place.stream)) and not is_abandoned(place.stream)
 
     def fetch(
         self,
@@ -246,6 +308,7 @@ class Store:
         size: int | None = None,
         progress: Callable[[Progress], None] | None = None,
         stall_timeout: float | None = None,
+        wait_for: float = 0.0,
     ) -> str:
         """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
 
@@ -255,7 +318,13 @@ class Store:
             ShmstreamError: as `open`, and as reading a `Blob`.
         """
         with self.open(
-            key, source, digest=digest, size=size, progress=progress, stall_timeout=stall_timeout
+            key,
+            source,
+            digest=digest,
+            size=size,
+            progress=progress,
+            stall_timeout=stall_timeout,
+            wait_for=wait_for,
         ) as blob:
             blob.wait()
             return blob.path
@@ -424,3 +493,14 @@ def _bytes(given: int | str | None, name: str) -> int | None:
     if number < 0:
         raise ValueError(f"{name} is a number of bytes, or None for no limit: {given!r}")
     return number
+
+
+def _seconds(wait_for: float) -> float:
+    """A time to wait, in seconds.
+
+    Raises:
+        ValueError: it is negative, or no number.
+    """
+    if not wait_for >= 0:
+        raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
+    return wait_for

@@ -13,6 +13,7 @@ A blob that is complete when it is opened needs no `Lookout`, only a descriptor.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import time
@@ -22,8 +23,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from shmstream.errors import DamagedPartial, OutOfResources, StreamClosed, WriterStalled
-from shmstream.flight.flight import Flight, Role
+from shmstream.errors import (
+    BlobNotFound,
+    DamagedPartial,
+    OutOfResources,
+    StreamClosed,
+    WriterStalled,
+)
+from shmstream.flight.flight import FIRST_LOOK, LAST_LOOK, Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.sources.base import Description
 from shmstream.storage.folder import no_memory
@@ -60,11 +67,17 @@ class AsyncBlob:
         stall_timeout: float | None,
         offer: Callable[[], object],
         withdraw: Callable[[], object],
+        *,
+        wait_for: float = 0.0,
+        is_begun: Callable[[], bool] = lambda: True,
     ) -> None:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
         `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
+        Entering waits up to `wait_for` seconds until `is_begun`.
         """
+        self._wait_for = wait_for
+        self._is_begun = is_begun
         self._offer = offer
         self._withdraw = withdraw
         self.key = key
@@ -81,9 +94,23 @@ class AsyncBlob:
 
     async def __aenter__(self) -> Self:
         try:
-            return await self._enter()
+            return await self._enter_in_time()
         except MemoryError as error:
             raise no_memory(self.key, error) from error
+
+    async def _enter_in_time(self) -> Self:
+        """Enter; before that wait until another process has begun the blob, if that is wanted."""
+        until = time.monotonic() + self._wait_for
+        pause = FIRST_LOOK
+        while (left := until - time.monotonic()) > 0:
+            if self._is_begun():
+                try:
+                    return await self._enter()
+                except BlobNotFound:  # its leader has just given it up, or died
+                    pass
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 1.2, LAST_LOOK)
+        return await self._enter()
 
     async def _enter(self) -> Self:
         is_new = False

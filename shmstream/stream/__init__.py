@@ -15,6 +15,7 @@ digest              the running digest of that file
 seal                the mark of a file whose bytes were verified
 stream              one stream as any process sees it: its segment, its block and its locks
 claims              how streams come to be, and how those of dead processes are removed
+described_writer    a writer that tells its readers what the blob is
 resumable_writer    a writer whose stream another process can go on with
 invariants          whether a stream keeps its invariants, as any process sees it
 

@@ -31,10 +31,10 @@ ERRORS = {
     if isinstance(thing := getattr(shmstream, name), type) and issubclass(thing, ShmstreamError)
 }
 USED = {
-    "AsyncBlob", "Blob", "BlobStreamer", "CommandSource", "CopierStatistics", "Description",
-    "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo", "InFlightCopier",
-    "Progress", "Retries", "Role", "Source", "State", "Store", "StreamerStatistics", "Subscriber",
-    "sweep",
+    "AsyncBlob", "Blob", "BlobStreamer", "BlobWriter", "CommandSource", "CopierStatistics",
+    "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo",
+    "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Store",
+    "StreamerStatistics", "Subscriber", "sweep",
 }  # fmt: skip
 
 
@@ -106,6 +106,11 @@ def test_a_store(module: str, tmp_path: Path) -> None:
     damaged.write_bytes(DATA[::-1])
     [finding] = store.check()
     assert type(finding) is shmstream.Finding
+
+    with store.create("written") as writer:
+        assert type(writer) is shmstream.BlobWriter
+        writer.write(DATA)
+    assert Path(store.fetch("written")).read_bytes() == DATA
 
     async def read() -> bytes:
         async with store.aopen("another name", Mine()) as blob:

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, assert_type
 
@@ -15,6 +16,7 @@ from shmstream import (
     AsyncBlob,
     Blob,
     BlobStreamer,
+    BlobWriter,
     CommandSource,
     CopierStatistics,
     Description,
@@ -53,6 +55,16 @@ def write(source: BinaryIO) -> None:
         assert_type(statistics, StreamerStatistics)
         assert_type(statistics.subscribers, tuple[Subscriber, ...])
         blob.commit()
+
+
+def produce(store: Store, frame: bytes) -> None:
+    with store.create("report", size=5, media_type="text/csv") as blob:
+        assert_type(blob.write(frame), int)
+        subprocess.run(["date"], stdout=blob, check=True)
+        shutil.copyfileobj(BytesIO(frame), blob)
+        assert_type(blob, BlobWriter)
+    with store.open("report", wait_for=30) as arriving:
+        assert_type(arriving.read(), bytes)
 
 
 def read(destination: BinaryIO) -> None:
