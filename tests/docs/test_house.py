@@ -28,6 +28,7 @@ WINGS = [
     ["flight"],
     ["store"],
     ["asgi"],
+    ["wsgi"],
     ["filesystem"],
     ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
     ["__init__"],

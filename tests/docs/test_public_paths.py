@@ -202,6 +202,18 @@ def test_a_response(tmp_path: Path) -> None:
     assert {"Receive", "Scope", "Send"} <= set(asgi.__all__)
 
 
+def test_a_response_for_wsgi(tmp_path: Path) -> None:
+    wsgi: Any = importlib.import_module("shmstream.wsgi")
+    told: list[Any] = []
+    response = wsgi.InFlightResponse(Store(tmp_path / "store"), KEY, Mine())
+    environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}
+    body = response(environ, lambda status, headers: told.append((status, headers)))
+    assert told[0][0] == "200 OK"
+    assert b"".join(body) == DATA
+    body.close()
+    assert {"InFlightResponse", "Prepared", "for_django", "for_flask"} == set(wsgi.__all__)
+
+
 def test_a_protocol_and_the_registry(
     tmp_path: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

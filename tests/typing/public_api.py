@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, assert_type
@@ -37,6 +37,7 @@ from shmstream import (
     StreamerStatistics,
     Subscriber,
     sweep,
+    wsgi,
 )
 from shmstream.asgi import InFlightResponse, Receive, Scope, Send
 from shmstream.registry import create_app
@@ -86,6 +87,13 @@ def tell(progress: Progress) -> None:
 def hear(event: Event) -> None:
     assert_type(event.kind, EventKind)
     assert_type(event.count, int)
+
+
+def serve_wsgi(
+    environ: dict[str, object], start_response: wsgi.StartResponse, store: Store
+) -> Iterable[bytes]:
+    response = wsgi.InFlightResponse(store, "report", filename="a.csv", wait_for=30.0)
+    return response(environ, start_response)
 
 
 class Mine:
