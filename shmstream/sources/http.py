@@ -39,6 +39,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
     import urllib3
@@ -69,6 +70,8 @@ class HTTPSource:
         timeout: seconds to wait for a connection, and for the next bytes. To look up a name takes
             as long as the system's resolver needs.
         pool: a PoolManager for all requests, instead of the pools of this process.
+        netrc: without `auth`, and without user and password in the URL, use those that the user's
+            netrc file (`$NETRC`, or `~/.netrc`) has for the host.
         private_redirects: follow redirects from a public server to a private address, too. So does
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
 
@@ -84,6 +87,7 @@ class HTTPSource:
         auth: tuple[str, str] | str | None = None,
         timeout: tuple[float, float] = (10.0, 30.0),
         pool: urllib3.PoolManager | None = None,
+        netrc: bool = True,
         private_redirects: bool = False,
     ) -> None:
         parts = parse(url)
@@ -93,7 +97,7 @@ class HTTPSource:
         self._url = parts._replace(auth=None, fragment=None)
         self._headers = valid_headers(headers or {})
         if auth is None and "authorization" not in self._headers:
-            auth = credentials_in(parts)
+            auth = credentials_in(parts) or (login_for(parts.host) if netrc else None)
         if auth is not None:
             if "authorization" in self._headers:
                 raise ValueError("either `auth` or a header Authorization")

@@ -262,7 +262,8 @@ class RepositorySource:
 
         def call(authorization: dict[str, str]) -> Feed:
             headers_now = {**headers, **authorization}
-            return HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD).open(offset)
+            source = HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD, netrc=False)
+            return source.open(offset)
 
         try:
             feed = self._repository.upstream.authorised(self._repository.name, call)
