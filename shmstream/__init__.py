@@ -45,9 +45,10 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight.async_blob import AsyncBlob
-from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.blob import Blob
 from shmstream.flight.blob_writer import BlobWriter
 from shmstream.flight.flight import Role
+from shmstream.flight.progress import Progress
 from shmstream.sources.base import Description, Feed, Source
 from shmstream.sources.command import CommandSource
 from shmstream.sources.retries import Retries

@@ -32,6 +32,7 @@ from shmstream.errors import (
 )
 from shmstream.flight.flight import FIRST_LOOK, LAST_LOOK, Flight, Role
 from shmstream.flight.hub import Lookout
+from shmstream.flight.progress import REPORT, Bar, Progress
 from shmstream.sources.base import Description
 from shmstream.storage.folder import no_memory
 from shmstream.stream.growing_file import View
@@ -70,6 +71,7 @@ class AsyncBlob:
         *,
         wait_for: float = 0.0,
         is_begun: Callable[[], bool] = lambda: True,
+        progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
@@ -78,6 +80,8 @@ class AsyncBlob:
         """
         self._wait_for = wait_for
         self._is_begun = is_begun
+        self._tell = progress
+        self._told = float("-inf")
         self._offer = offer
         self._withdraw = withdraw
         self.key = key
@@ -145,6 +149,9 @@ class AsyncBlob:
 
     async def aclose(self) -> None:
         """Leave the blob; its flight goes on. Idempotent."""
+        if isinstance(self._tell, Bar):
+            self._report(last=True)
+            self._tell.close()
         lookout, self._lookout = self._lookout, None
         view, self._view = self._view, View()
         if lookout is not None:
@@ -221,6 +228,7 @@ class AsyncBlob:
         if lookout is None:
             if self._view.fd < 0:
                 raise StreamClosed(self.key, "it was closed, or never entered")
+            self._report()
             return self._view.published
         came = time.monotonic()
         view = lookout.view
@@ -238,7 +246,14 @@ class AsyncBlob:
                 waited = time.monotonic() - max(came, lookout.past_since)
                 self._look_at_stall(lookout, waited, self._stall_timeout)
         self._view = view
+        self._report()
         return view.published
+
+    def _report(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._tell is not None and (last or now - self._told >= REPORT):
+            self._told = now
+            self._tell(Progress(self.key, self.published, self.size, self.role))
 
     def _look_at_stall(self, lookout: Lookout, waited: float, patience: float) -> None:
         """After a leader without progress: have the lookout go past it, or raise.
@@ -321,9 +336,15 @@ class AsyncBlob:
         lookout = self._lookout
         while lookout is not None and not lookout.is_complete:
             self._raise_error(lookout)
-            await lookout.wait(lambda: lookout.is_complete)
+            await lookout.wait(partial(self._has_enough, lookout, lookout.published))
             self._check_open(lookout)
+            self._report()
+        self._report(last=True)
         return self.published
+
+    def _has_enough(self, lookout: Lookout, seen: int) -> bool:
+        """Whether it is complete, or there are more bytes than `seen` to tell somebody of."""
+        return lookout.is_complete or (self._tell is not None and lookout.published > seen)
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""

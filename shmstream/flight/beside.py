@@ -31,6 +31,7 @@ from shmstream.errors import BlobAborted, DamagedPartial, ShmstreamError, Stream
 from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.sources.base import Description
+from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.partial import sync_folder
 from shmstream.stream.seal import seal
@@ -174,6 +175,7 @@ class Beside(DescribedFile):
             os.link(self._name or f"/proc/self/fd/{self._fd}", place.path, src_dir_fd=self._fd)
             if self._durable:
                 sync_folder(os.path.dirname(place.path))
+        note_source(self._fd, self._bytes.source)
         self._remove_name()
         self.is_complete = True
         self._ended(place.path)

@@ -9,6 +9,7 @@
                in another process that has another source (`last_words`); or abort with the last
                words of each source, which every reader gets
     commit     verify the blob, move it to its name, tell the readers; remove the journal
+    cancel     abort, because the partial file was removed (`cancelling`)
     close      when this process ends: hand over, so that a reader in another process goes on
 
 A source that goes on must have the same bytes: see `Download`. Where it begins at 0 again, the
@@ -45,6 +46,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.cancelling import REASON, forget, watch
 from shmstream.flight.guarded import attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
@@ -56,6 +58,7 @@ from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import WORTH_A_JOURNAL, Journal
 from shmstream.storage.layout import Layout, Place
+from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.reader import InFlightCopier
@@ -133,10 +136,12 @@ class Leader:
         self._noted = 0
         self._space = Space(streamer, upkeep, place.path)
         self._has_given_way = False
+        self._cancelled: BlobAborted | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
         register(self)
+        watch(self)
 
     def start(self) -> None:
         """Lead in another thread.
@@ -153,6 +158,7 @@ class Leader:
         if self._over.is_set():
             return
         self._download.stop()
+        forget(self)
         with ExitStack() as ending:  # from the last to the first, whatever fails on the way
             ending.callback(self._over.set)
             ending.callback(self._upkeep.ended, self._place.path)
@@ -170,6 +176,20 @@ class Leader:
         self.streamer.close()
         if self.streamer.state in TERMINAL:
             self.join(1.0)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the partial file was removed or replaced."""
+        return self.streamer.is_cut_off
+
+    def cancel(self) -> None:
+        """Give the blob up. From any thread."""
+        streamer = self.streamer
+        self._cancelled = BlobAborted(streamer.name, streamer.appended, REASON)
+        try:
+            streamer.abort(self._cancelled)
+        finally:
+            self._download.stop()
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
@@ -208,11 +228,13 @@ class Leader:
             finally:
                 self._download.close()
             self._commit()
-        except StreamClosed:
-            _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
-            self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
-            if not (isinstance(error, SourceFailed) and self._gives_way(error)):
+            if self._cancelled is not None:
+                self._abort(self._cancelled)
+            elif isinstance(error, StreamClosed):
+                _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
+                self._say(EventKind.HANDED_OVER, streamer.appended)
+            elif not (isinstance(error, SourceFailed) and self._gives_way(error)):
                 self._abort(error)
         finally:
             self.discard()
@@ -471,6 +493,7 @@ class Leader:
         place, streamer = self._place, self.streamer
         streamer.commit()
         # From here on the blob is complete: nothing may end as an abort any more.
+        note_source(streamer.descriptor, self._download.source.name)
         try:
             if place.is_named:
                 self._write_record(streamer.digest)

@@ -197,6 +197,11 @@ class OwnBytes:
         self._hash: Hash | None = None  # of all before `position`, where that is proof
         self._file = -1
 
+    @property
+    def source(self) -> str:
+        """The name of the source that was asked last."""
+        return self._download.source.name
+
     # For the passage.
 
     def ask(self) -> Description:

@@ -42,6 +42,7 @@ from shmstream.errors import (
     StreamClosed,
 )
 from shmstream.events import Event, EventKind
+from shmstream.flight.cancelling import REASON, forget, watch
 from shmstream.flight.naming import naming, told
 from shmstream.flight.space import Space
 from shmstream.sources.base import Description
@@ -85,6 +86,7 @@ class Producer:
         self._has_ended = False
         self._process = os.getpid()
         register(self)
+        watch(self)
 
     @classmethod
     def begin(cls, layout: Layout, order: Order, policy: Policy) -> Producer:
@@ -199,6 +201,15 @@ class Producer:
         self._forget()
         self.close()
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether its partial file was removed or replaced."""
+        return self.streamer.is_cut_off
+
+    def cancel(self) -> None:
+        """Abort, because its partial file was removed."""
+        self.abort(REASON)
+
     def _forget(self) -> None:
         self._journal.forget()
         if self.place.is_named and not os.path.lexists(self.place.path):
@@ -211,6 +222,7 @@ class Producer:
             return
         if self.streamer.state not in (State.COMMITTED, State.ABORTED):
             self.abort("its producer closed it without commit")
+        forget(self)
         with ExitStack() as ending:
             self._has_ended = True
             ending.callback(self._policy.upkeep.ended, self.place.path)

@@ -80,6 +80,14 @@ class DescribedStreamer(BlobStreamer):
             reason = f"its error cannot be read: {error}"
             raise DamagedSegment(self.name, reason) from error
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the partial file was removed or replaced, so that this cannot commit any more."""
+        with self._lock:
+            if self._closed is not None or self._has_ended() or not self._block.is_sound:
+                return False
+            return not self._file.is_at_its_path
+
     def commit(self) -> None:
         """Commit as a `BlobStreamer`; then seal the blob if it was hashed and is on the disk."""
         with self._lock:

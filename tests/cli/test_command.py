@@ -6,7 +6,10 @@ import re
 
 from tests.cli.conftest import Begin, Run
 
-COMMANDS = ("fetch", "serve", "ls", "top", "check", "gc", "evict", "demo", "completion")
+COMMANDS = (
+    "fetch", "serve", "ls", "top", "rm", "pin", "unpin", "cancel", "check", "gc", "evict", "demo",
+    "completion",
+)  # fmt: skip
 
 
 def test_help(run: Run, begin: Begin) -> None:
