@@ -28,11 +28,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import cancelling, offers
-from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob
 from shmstream.flight.blob_writer import BlobWriter
 from shmstream.flight.file_follower import FileFollower
@@ -57,6 +57,9 @@ from shmstream.stream import segment
 from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
 from shmstream.units import is_size, size
+
+if TYPE_CHECKING:
+    from shmstream.flight.async_blob import AsyncBlob, Stored
 
 _log = logging.getLogger("shmstream")
 
@@ -270,6 +273,8 @@ class Store:
         Arguments and errors are those of `open`. Entering the block raises the errors; only a key
         that is not valid raises here.
         """
+        from shmstream.flight.async_blob import AsyncBlob  # it imports asyncio
+
         place = self._layout.place(key, digest, size)
         sources = Offer(source)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -157,7 +157,7 @@ def verbose_option(command: F) -> F:
 class Line(click.types.StringParamType):
     """A text that may have spaces in it; in an environment variable, each line is one."""
 
-    envvar_list_splitter = "\n"
+    envvar_list_splitter: ClassVar[str | None] = "\n"
 
 
 def name_by_environment(command: click.Command) -> None:

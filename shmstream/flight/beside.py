@@ -22,7 +22,6 @@ import copy
 import errno
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -219,5 +218,5 @@ def _make_file(place: Place) -> tuple[int, str]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    name = f"{place.partial}.{secrets.token_hex(4)}"
+    name = f"{place.partial}.{os.urandom(4).hex()}"
     return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600), name

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -536,6 +535,8 @@ class Blob(io.RawIOBase):
 
 def _trouble_with_pickling(thing: object) -> str | None:
     """Why `thing` cannot be pickled; None if it can."""
+    import pickle
+
     try:
         pickle.dumps(thing)
     except (TypeError, AttributeError, pickle.PicklingError) as error:

@@ -60,7 +60,7 @@ class BlobWriter(_File):
         StreamClosed: it is committed, closed, or of the parent process.
     """
 
-    mode = "wb"
+    mode: str = "wb"
     """As of a file; some programs ask for it."""
 
     def __init__(self, producer: Producer, folder: str) -> None:

@@ -45,7 +45,9 @@ class Inlet:
         self._lock = threading.RLock()  # held while bytes are taken from the pipe and appended
         self._failure: BaseException | None = None
         with fork_lock:  # a child that is forked now would keep the pipe open for ever
-            self._out, self.fd = os.pipe2(os.O_CLOEXEC)
+            self._out, write_end = os.pipe2(os.O_CLOEXEC)
+            self.fd: int = write_end
+            """Where to write; -1 once it is closed."""
             try:
                 self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             except OSError:
@@ -132,7 +134,8 @@ class Inlet:
 
     def _close_all(self) -> None:
         descriptors = self._out, self.fd, self._bell
-        self._out = self.fd = self._bell = -1
+        self.fd = -1
+        self._out = self._bell = -1
         for fd in descriptors:
             if fd >= 0:
                 os.close(fd)

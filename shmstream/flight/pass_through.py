@@ -27,7 +27,6 @@ ahead for a slow client.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import threading
@@ -158,6 +157,8 @@ class Passage:
         def alone() -> T:
             with self._lock:
                 return call()
+
+        import asyncio
 
         try:
             async with asyncio.timeout(self._stall_timeout):

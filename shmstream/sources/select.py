@@ -19,17 +19,18 @@ import inspect
 import io
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 from shmstream.sources.base import Source
-from shmstream.sources.command import ProcessSource
+from shmstream.sources.command import ProcessSource, is_process
 from shmstream.sources.local import FileSource, IterableSource, PathSource
 from shmstream.sources.renewed import RenewedSource
 from shmstream.system.process import Identity
 
 if TYPE_CHECKING:
+    import subprocess
+
     from typing_extensions import Buffer
 
 _Address: TypeAlias = str | os.PathLike[str] | Source
@@ -110,7 +111,7 @@ def _as_source(source: object) -> Source:
         return _named(source)
     if isinstance(source, os.PathLike):
         return PathSource(os.fspath(source))
-    if isinstance(source, subprocess.Popen):
+    if is_process(source):
         return ProcessSource(source)
     if _is_file(source):
         return FileSource(source)
@@ -133,7 +134,7 @@ def _named(name: str) -> Source:
 
 
 def _is_one(source: object) -> bool:
-    known = isinstance(source, str | os.PathLike | subprocess.Popen)
+    known = isinstance(source, str | os.PathLike) or is_process(source)
     return known or _is_source(source) or _is_file(source) or _is_function(source)
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -38,7 +37,7 @@ def place_file(fd: int, path: str | os.PathLike[str]) -> str:
     path = os.path.realpath(os.path.expanduser(path))
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    temporary = os.path.join(os.path.dirname(path), f".shmstream-{secrets.token_hex(8)}")
+    temporary = os.path.join(os.path.dirname(path), f".shmstream-{os.urandom(8).hex()}")
     ways: tuple[tuple[str, Callable[[int, str], None]], ...] = (
         ("reflink", _clone), ("hard link", _link), ("copy", _copy),
     )  # fmt: skip

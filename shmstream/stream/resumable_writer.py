@@ -16,7 +16,6 @@ Its partial file outlives its writer, and its readers stay attached:
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
@@ -98,7 +97,7 @@ class ResumableStreamer(DescribedStreamer):
             self._file.truncate(keep)
 
     def _replace_file(self) -> None:
-        fresh = f"{self._file.path}.{secrets.token_hex(4)}"
+        fresh = f"{self._file.path}.{os.urandom(4).hex()}"
         lock = KernelLock(fresh, os.O_CREAT | os.O_EXCL)
         try:
             lock.try_acquire(WHOLE_FILE)  # no other process knows the file yet

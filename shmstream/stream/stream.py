@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,7 +109,7 @@ class Stream:
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
             block.slots = slots
-            block.token = secrets.randbits(48)
+            block.token = int.from_bytes(os.urandom(6))
             block.chunk_size = chunk_size
             stream._sign()
             block.device, block.inode, block.file_generation = file_identity(partial.fd)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import sys
 import threading
 import time
@@ -85,7 +84,7 @@ class BlobStreamer:
     raises `StreamClosed`.
     """
 
-    mode = "wb"
+    mode: str = "wb"
     """As of a file; some programs ask for it."""
     _resumable = False
 
@@ -183,7 +182,7 @@ class BlobStreamer:
         path = os.path.abspath(path)
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
-        name = secrets.token_hex(8) if name is None else name
+        name = os.urandom(8).hex() if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
             sweep_again(but=name)  # the claim below decides about the stream of this name
             stream, lock = Stream.create(

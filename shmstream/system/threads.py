@@ -17,18 +17,20 @@ The threads of `Call` are daemons: the interpreter does not wait for them when i
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shmstream.errors import OutOfResources
 from shmstream.system import greenlets, process
 from shmstream.system.process import PerProcess
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -141,6 +143,9 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
     Raises:
         OutOfResources: no thread can be started, and the pool has none.
     """
+    import asyncio  # only those need it who have it already
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     name, threads = kind
     with _executors.held() as executors:
         if (executor := executors.get(name)) is None:
