@@ -46,6 +46,10 @@ class Cancellable(Protocol):
     """A flight of this process: a leader or a producer."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether its partial file is not at its place any more."""
 
@@ -65,7 +69,7 @@ _watch: PerProcess[_Watch] = PerProcess(_Watch)
 
 
 def watch(flight: Cancellable) -> None:
-    """Cancel `flight` when its partial file is gone, until `forget`."""
+    """Cancel `flight` when its partial file is gone, until it is over."""
     with _watch.held() as found:
         found.flights.add(flight)
         if found.thread is None:
@@ -76,18 +80,12 @@ def watch(flight: Cancellable) -> None:
                 found.thread = None
 
 
-def forget(flight: Cancellable) -> None:
-    """The flight has ended. Idempotent."""
-    with _watch.held() as found:
-        found.flights.discard(flight)
-
-
 def _look() -> None:
     idle = 0
     while True:
         time.sleep(_TICK)
         with _watch.held() as found:
-            flights = list(found.flights)
+            flights = _going_on(found)
             idle = 0 if flights else idle + 1
             if idle == _IDLE:
                 found.thread = None
@@ -96,10 +94,21 @@ def _look() -> None:
             _look_at(flights.pop())
 
 
+def _going_on(found: _Watch) -> list[Cancellable]:
+    """The flights that are not over; the others are forgotten.
+
+    A flight need not say that it is over: the garbage collector may end it at any line, also here.
+    """
+    flights = list(found.flights)
+    for each in flights:
+        if each.is_over:
+            found.flights.discard(each)
+    return [each for each in flights if not each.is_over]
+
+
 def _look_at(flight: Cancellable) -> None:
     try:
         if flight.is_cut_off:
-            forget(flight)
             flight.cancel()
     except (ShmstreamError, OSError) as error:  # it ends just now by itself
         _log.debug("cannot cancel: %s", str(error))

@@ -46,7 +46,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
-from shmstream.flight.cancelling import REASON, forget, watch
+from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.guarded import attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
@@ -158,7 +158,6 @@ class Leader:
         if self._over.is_set():
             return
         self._download.stop()
-        forget(self)
         with ExitStack() as ending:  # from the last to the first, whatever fails on the way
             ending.callback(self._over.set)
             ending.callback(self._upkeep.ended, self._place.path)
@@ -176,6 +175,11 @@ class Leader:
         self.streamer.close()
         if self.streamer.state in TERMINAL:
             self.join(1.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this has ended, and cleared up."""
+        return self._over.is_set()
 
     @property
     def is_cut_off(self) -> bool:

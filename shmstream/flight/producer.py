@@ -42,7 +42,7 @@ from shmstream.errors import (
     StreamClosed,
 )
 from shmstream.events import Event, EventKind
-from shmstream.flight.cancelling import REASON, forget, watch
+from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.naming import naming, told
 from shmstream.flight.space import Space
 from shmstream.sources.base import Description
@@ -202,6 +202,11 @@ class Producer:
         self.close()
 
     @property
+    def is_over(self) -> bool:
+        """Whether it was committed or aborted."""
+        return self._has_ended
+
+    @property
     def is_cut_off(self) -> bool:
         """Whether its partial file was removed or replaced."""
         return self.streamer.is_cut_off
@@ -222,7 +227,6 @@ class Producer:
             return
         if self.streamer.state not in (State.COMMITTED, State.ABORTED):
             self.abort("its producer closed it without commit")
-        forget(self)
         with ExitStack() as ending:
             self._has_ended = True
             ending.callback(self._policy.upkeep.ended, self.place.path)

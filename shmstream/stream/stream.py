@@ -89,6 +89,7 @@ class Stream:
             OSError: the partial file cannot be made, or the disk has no space for it.
         """
         _check_name(name)
+        Identity.mine()  # its first call takes a while: not when the name is claimed
         with _naming_causes(name):
             spare = can_go_on if resumable else None
             claim = claim_segment(name, Block.size_for(slots), spare)
@@ -193,6 +194,7 @@ class Stream:
             OutOfResources: descriptors or memory have run out.
         """
         _check_name(name)
+        Identity.mine()
         timeout = ATTACH_TIMEOUT if timeout is None else timeout
         began = time.monotonic()
         abandoned_since = None
