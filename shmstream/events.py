@@ -27,6 +27,8 @@ class EventKind(StrEnum):
     """The blob is complete and in the store; counts its size."""
     ABORTED = "aborted"
     """The flight was given up; counts the bytes that had come by then."""
+    REFUSED = "refused"
+    """The flight ended before its first byte: the source has no such blob, or does not give it."""
     HANDED_OVER = "handed over"
     """This process ended before the flight did; counts the bytes that had come by then."""
     EVICTED = "evicted"

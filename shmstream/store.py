@@ -478,6 +478,14 @@ class Store:
                 return passage
         raise because
 
+    def misfit(self, key: str, size: int) -> str | None:
+        """Why a blob of `size` bytes cannot be kept as `key`; None if it can, as it seems.
+
+        Lists the folder, and blocks for that, only if the disk has less free space.
+        """
+        with self._naming_troubles():
+            return self._upkeep.misfit(size, self._layout.place(key).path)
+
     def path(self, key: str) -> str:
         """Where the complete blob of `key` lies, or will lie."""
         return self._layout.place(key).path

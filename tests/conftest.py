@@ -25,10 +25,12 @@ pytest_plugins = [
     "tests.support.fuse",
     "tests.support.nginx",
     "tests.support.origin",
+    "tests.support.root",
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
     "tests.support.registries",  # after those that it uses
+    "tests.support.quirks",
 ]  # the servers, each started when a test asks
 
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from shmstream.asgi.headers import http_date, read_date
 from shmstream.stream.spelling import read_digest
 
-_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d{1,19})-(\d{1,19})?|-(\d{1,19}))\s*", re.ASCII)
+_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d+)?|-(\d+))\s*", re.ASCII | re.IGNORECASE)
+_MOST_DIGITS = 19  # no blob has so many bytes as a number with more digits says
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
@@ -123,7 +124,7 @@ def _part_that_is_there(wanted: str | None, published: int) -> tuple[int, int] |
     match = None if wanted is None else _ONE_RANGE.fullmatch(wanted)
     if match is None or match[1] is None or match[2] is None:
         return None
-    start, end = int(match[1]), int(match[2]) + 1
+    start, end = _number(match[1]), _number(match[2]) + 1
     return (start, end) if start < end <= published else None
 
 
@@ -166,7 +167,13 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        return max(size - int(suffix), 0), size if int(suffix) else 0
-    if last is not None and int(last) < int(first):
+        return max(size - _number(suffix), 0), size if _number(suffix) else 0
+    if last is not None and _number(last) < _number(first):
         return None
-    return int(first), size if last is None else min(int(last) + 1, size)
+    return _number(first), size if last is None else min(_number(last) + 1, size)
+
+
+def _number(digits: str) -> int:
+    """The number; of one that is larger than any blob, another such one."""
+    plain = digits.lstrip("0")
+    return int(plain or 0) if len(plain) <= _MOST_DIGITS else 10**_MOST_DIGITS

@@ -85,6 +85,34 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "it may be as slow as it likes.  [default: 1KiB]",
 )
 @click.option(
+    "--first-byte",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may take to begin an answer; some gather the whole blob first.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--silence",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may give no byte in the middle of a blob before it is asked again.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--question",
+    type=duration,
+    metavar="DURATION",
+    help="How long a whole question to an upstream may take: a tag, a list, a token, with all "
+    "tries.  [default: 60s]",
+)
+@click.option(
+    "--outage",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may be away in the middle of a blob that clients read, before they "
+    "are cut; 0: a few tries.  [default: 60s]",
+)
+@click.option(
     "--tag-ttl",
     type=duration,
     metavar="DURATION",

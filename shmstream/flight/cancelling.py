@@ -19,6 +19,7 @@ import logging
 import os
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -70,21 +71,22 @@ _watch: PerProcess[_Watch] = PerProcess(_Watch)
 
 def watch(flight: Cancellable) -> None:
     """Cancel `flight` when its partial file is gone, until it is over."""
-    with _watch.held() as found:
+    with _watch.lock:
+        found = _watch.value
         found.flights.add(flight)
         if found.thread is None:
-            found.thread = threads.Call(_look, threads.IDLE)
-            try:
-                found.thread.start()
-            except RuntimeError:  # no thread can be started: it is noticed at the commit
-                found.thread = None
+            thread = threads.Call(_look, threads.IDLE)
+            with suppress(RuntimeError):  # no thread can be started: it is noticed at the commit
+                thread.start()
+                found.thread = thread
 
 
 def _look() -> None:
     idle = 0
     while True:
         time.sleep(_TICK)
-        with _watch.held() as found:
+        with _watch.lock:
+            found = _watch.value
             flights = _going_on(found)
             idle = 0 if flights else idle + 1
             if idle == _IDLE:

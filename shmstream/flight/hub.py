@@ -97,7 +97,8 @@ class Lookout:
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
         """The `Lookout` of that flight, or None. The caller is one more user; it must `leave`."""
-        with _lookouts.held() as lookouts:
+        with _lookouts.lock:
+            lookouts = _lookouts.value
             return cls._find(lookouts, key)
 
     @classmethod
@@ -105,7 +106,8 @@ class Lookout:
         cls, key: tuple[object, ...], flight_for_all: Callable[[float], Flight]
     ) -> tuple[Lookout, bool]:
         """As `find`, or else a new one; and whether it is new, so that the caller must start it."""
-        with _lookouts.held() as lookouts:
+        with _lookouts.lock:
+            lookouts = _lookouts.value
             if (found := cls._find(lookouts, key)) is not None:
                 return found, False
             lookout = lookouts[key] = cls(key, flight_for_all)
@@ -122,7 +124,8 @@ class Lookout:
 
     def leave(self) -> None:
         """One user leaves. The last one ends the thread, unless it leads an incomplete flight."""
-        with _lookouts.held() as lookouts:
+        with _lookouts.lock:
+            lookouts = _lookouts.value
             self._users -= 1
             if self._users or not (self._ended or self.is_complete or not self._leads):
                 return
@@ -136,7 +139,8 @@ class Lookout:
         """The thread ends, or could not be started: tell the tasks."""
         self.error = self.error or error  # first, and once more with a name: memory may be short
         self._ended = self._ended or error is not None
-        with _lookouts.held() as lookouts:
+        with _lookouts.lock:
+            lookouts = _lookouts.value
             self.error = self._named(self.error)
             self._ended = True
             fds = [] if self._users else self._forget(lookouts, is_over=True)
@@ -201,7 +205,7 @@ class Lookout:
     def _lead(self, place: Place, leader: Leader) -> InFlightCopier | None:
         """Lead the flight to its end; or a reader of it, if another process leads it now."""
         self.role = Role.LEADS
-        with _lookouts.held():
+        with _lookouts.lock:
             self._leads = not self._ended
         try:
             with suppress(StreamClosed):  # `close_all` was faster: this process is ending
@@ -215,7 +219,7 @@ class Lookout:
             name_key(error, place)
             raise error
         if leader.seat is not None:
-            with _lookouts.held():
+            with _lookouts.lock:
                 self._leads = False
             return leader.seat
         if not self.is_complete:

@@ -36,12 +36,14 @@ from itertools import chain
 from shmstream.errors import (
     BlobAborted,
     DigestMismatch,
+    OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     SourceError,
     SourceFailed,
     StreamClosed,
     escaped,
+    is_refusal,
     names,
 )
 from shmstream.events import Event, EventKind
@@ -119,6 +121,7 @@ class Leader:
             tell=tell,
             end="it was handed over",
             others=self._others_here,
+            is_wanted=self._is_wanted,
         )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
@@ -137,7 +140,7 @@ class Leader:
         self._space = Space(streamer, upkeep, place.path)
         self._has_given_way = False
         self._cancelled: BlobAborted | None = None
-        self._over = threading.Event()
+        self._over = threads.Flag()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
         register(self)
@@ -197,7 +200,7 @@ class Leader:
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
-        self._over = threading.Event()  # that thread may hold the old one
+        self._over = threads.Flag()  # that thread may hold the old one
         self._over.set()
 
     @property
@@ -258,17 +261,28 @@ class Leader:
         self._sources = [*self._sources, *found]
         return found
 
+    def _is_wanted(self) -> bool:
+        """Whether a source that is away is worth waiting for: there are readers without another."""
+        return self.streamer.has_readers() and not self._have_others_sources()
+
+    def _known_crews(self) -> frozenset[int]:
+        return self._crews | {0, offers.crew(self._place.asked)}
+
+    def _have_others_sources(self) -> bool:
+        """Whether a reader in another process has a source that was not asked."""
+        here, crews = Identity.mine(), self._known_crews()
+        readers = self.streamer.statistics().subscribers
+        return not all(each.identity == here or each.sources in crews for each in readers)
+
     def _gives_way(self, error: SourceFailed) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
-        streamer, here = self.streamer, Identity.mine()
-        crews = self._crews | {0, offers.crew(self._place.asked)}
+        streamer, crews = self.streamer, self._known_crews()
         try:
-            readers = streamer.statistics().subscribers
-            if all(each.identity == here or each.sources in crews for each in readers):
+            if not self._have_others_sources():
                 return False
             if self.takes_a_seat:
                 self.seat = attach(self._place, 0)
-            words = LastWords(error, frozenset(self._tried), frozenset(crews))
+            words = LastWords(error, frozenset(self._tried), crews)
             text = words.to_text(Block.error.capacity)
             self._has_given_way = True  # first: then readers of this process join again
             streamer.give_way(text)
@@ -335,8 +349,28 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        A whole blob of one chunk is verified first if another source is left.
+        If another source is left, a source whose blob can never fit counts as failed.
+
+        Raises:
+            OutOfRoom: no other source has the blob.
         """
+        misfit: OutOfRoom | None = None
+        try:
+            while True:
+                feed, download = self._open_right(kept), self._download
+                if not download.has_another or feed.size is None:
+                    return feed
+                if (reason := self._upkeep.misfit(feed.size, self._place.path)) is None:
+                    return feed
+                misfit = OutOfRoom(self.streamer.name, 0, reason)
+                download.fail(download.error(reason, 0, retryable=False), kept)
+        except SourceFailed as failed:
+            if misfit is None:
+                raise
+            raise misfit from failed
+
+    def _open_right(self, kept: int) -> Feed:
+        """As `_open`; a whole blob of one chunk is verified first if another source is left."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
@@ -347,6 +381,7 @@ class Leader:
             try:
                 while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
                     data += piece
+                    download.gauge(memoryview(piece).nbytes, len(data))
                 if len(data) > most:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):
@@ -370,16 +405,21 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if not self._is_given or len(self._sources) < 2:
+        if len(self._sources) < 2:
             return
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
-            self._blame(current)
+            if self._is_given or self._place.size is not None:
+                self._blame(current)
+        elif not self._is_given:
+            return
         elif isinstance(error, DigestMismatch) or self._download.disagreed:
             self._blame(self._journal.first or self._described_by or current)
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        if self._journal.wrong[-1:] == [source]:
+            return
         known = {name_hash(each): each.name for each in self._sources}
         name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
@@ -444,6 +484,8 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
+                if self._place.size is not None and len(self._sources) > 1:
+                    self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)
@@ -512,8 +554,12 @@ class Leader:
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = escaped(error.reason) if isinstance(error, BlobAborted) else told(error, place)
         name = "" if names(place.key, reason) else f"{place.key}: "
-        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
-        self._say(EventKind.ABORTED, streamer.appended)
+        if not streamer.appended and is_refusal(error):
+            _log.info("%sthe source does not give it: %s", name, reason)
+            self._say(EventKind.REFUSED)
+        else:
+            _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
+            self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:
             streamer.abort(error)

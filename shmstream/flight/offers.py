@@ -70,7 +70,8 @@ _rooms: PerProcess[_Rooms] = PerProcess(weakref.WeakValueDictionary)  # by the n
 
 def add(stream: str, offer: Offer) -> None:
     """Offer sources for the flight of that stream. Idempotent."""
-    with _rooms.held() as rooms:
+    with _rooms.lock:
+        rooms = _rooms.value
         room = rooms.get(stream)
         if room is None:
             room = rooms[stream] = _Room()
@@ -82,7 +83,7 @@ def add(stream: str, offer: Offer) -> None:
 
 def withdraw(offer: Offer) -> None:
     """Offer these sources no more. Idempotent."""
-    with _rooms.held():
+    with _rooms.lock:
         if offer.room is not None:
             offer.room.offers.discard(offer)
             offer.room.crew = None
@@ -90,7 +91,8 @@ def withdraw(offer: Offer) -> None:
 
 
 def _offers(stream: str) -> tuple[_Room | None, list[Offer]]:
-    with _rooms.held() as rooms:
+    with _rooms.lock:
+        rooms = _rooms.value
         room = rooms.get(stream)
         return room, [] if room is None else list(room.offers)
 

@@ -41,7 +41,7 @@ class Application:
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
-            retries=Retries(least_rate=settings.min_rate),
+            retries=Retries(least_rate=settings.min_rate, outage=settings.outage),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             on_event=metrics.flew,

@@ -112,6 +112,10 @@ class Settings:
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
+        first_byte: how long an upstream may take to begin its answer.
+        silence: how long it may give no byte in the middle of a blob.
+        question: how long all of a question to it may take, such as the meaning of a tag.
+        outage: how long it may be away in the middle of a blob that clients read.
         tag_ttl: how long the meaning of a tag is believed before the upstream is asked again.
         prefetch: how many layers are fetched at once when their manifest is asked for; 0 for none.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
@@ -137,6 +141,10 @@ class Settings:
     max_flights: int | None = None
     max_pass_through: int = 64
     min_rate: int = 1024
+    first_byte: float = 60.0
+    silence: float = 60.0
+    question: float = 60.0
+    outage: float = 60.0
     tag_ttl: float = 60.0
     prefetch: int = 0
     docker_config: str | None = None
@@ -161,10 +169,7 @@ class Settings:
                 raise BadSetting("upstream", f"there are several {which}")
         if not self.store:
             raise BadSetting("store", "is needed: the folder that blobs are kept in")
-        for key, least in _LEAST.items():
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise BadSetting(key, f"is at least {least}, not {value}")
+        self._check_numbers()
         if self.keyfile is not None and self.certfile is None:
             raise BadSetting("keyfile", "goes with certfile")
         prefix = self.x_accel_redirect
@@ -174,6 +179,20 @@ class Settings:
             )
             raise BadSetting("x_accel_redirect", reason)
         _ = self.address
+
+    def _check_numbers(self) -> None:
+        for key, least in _LEAST.items():
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise BadSetting(key, f"is at least {least}, not {value}")
+        for key in _WAITS:
+            if (value := getattr(self, key)) > _LONGEST_WAIT:
+                raise BadSetting(key, f"is at most a day, {_LONGEST_WAIT:g} s, not {value:g}")
+
+    @property
+    def stall(self) -> float:
+        """Seconds after which a client without a byte is given up; its upstream was waited for."""
+        return max(60.0, self.first_byte, self.silence, self.outage) + 10.0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -260,11 +279,17 @@ def read_table(path: str) -> dict[str, object]:
         raise BadSetting("", f"is no TOML: {error}", path) from error
 
 
+_WAITS = ("first_byte", "silence", "question", "outage")
+_LONGEST_WAIT = 24 * 3600.0  # s
 _LEAST: dict[str, float] = {
     "max_bytes": 0,
     "max_flights": 1,
     "max_pass_through": 0,
     "min_rate": 0,
+    "first_byte": 0.1,
+    "silence": 0.1,
+    "question": 0.1,
+    "outage": 0,
     "tag_ttl": 0,
     "prefetch": 0,
     "workers": 1,
@@ -309,6 +334,10 @@ _READ: dict[str, Callable[[object], object]] = {
     "max_flights": _count,
     "max_pass_through": _count,
     "min_rate": _size,
+    "first_byte": _duration,
+    "silence": _duration,
+    "question": _duration,
+    "outage": _duration,
     "tag_ttl": _duration,
     "prefetch": _count,
     "docker_config": _text,

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -46,6 +45,7 @@ from shmstream.errors import (
 from shmstream.events import Event, EventKind
 from shmstream.sources.base import Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
+from shmstream.system import threads
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -80,6 +80,7 @@ class Download:
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
         others: called when no source is left; gives further sources.
+        is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Download:
         end: str,
         size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -102,14 +104,14 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries, others)
+        self._attempts = Attempts(name, sources, retries, others, is_wanted)
         self._is_given = is_given
         self.compares = compares
         self._tell = tell
         self._end = end
         self._size = size
         self._wrong_size: int | None = None  # that the source had which was asked last
-        self._stopping = threading.Event()
+        self._stopping = threads.Flag()
         self._feed: Feed | None = None
         self.disagreed: bool = False
         """Whether a source told another size than the source before it."""
@@ -121,12 +123,15 @@ class Download:
         self._since = 0.0  # when the rate began to be measured, on the monotonic clock
         self._came = 0  # bytes since then
         self._crawls = 0  # how often the source was too slow, in a row
+        self._last = 0.0  # when the last bytes came, on the monotonic clock
+        self._was_silent = False  # one long silence is forgiven, until the rate was good again
 
     # Asking.
 
-    def open(self, position: int) -> Feed:
+    def open(self, position: int, end: int | None = None) -> Feed:
         """A feed that begins at `position`, or before it if that is all that can be had. Blocks.
 
+        With `end`, no byte from there on is needed; the feed's `end` tells whether it gives more.
         The feed is closed by `close`, by `fail`, and by `stop`.
 
         Raises:
@@ -137,12 +142,15 @@ class Download:
         while True:
             source = self._attempts.source
             try:
-                self._feed = feed = self._try_open(source, self._where_to_begin(position), position)
+                begin = self._where_to_begin(position)
+                self._feed = feed = self._try_open(source, begin, position, end)
             except SourceError as error:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since, self._came = time.monotonic(), 0
+            self._last = time.monotonic()
+            if not self._came:  # else it broke off after these bytes: its rate is still measured
+                self._since = self._last
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -150,14 +158,16 @@ class Download:
         is_guarded = self._is_given or self.known.validator is not None
         return position if is_guarded and not self._attempts.is_whole else 0
 
-    def _try_open(self, source: Source, offset: int, position: int) -> Feed:
-        self._asks_part = offset > 0
+    def _try_open(self, source: Source, offset: int, position: int, end: int | None) -> Feed:
+        if offset < position or self._attempts.is_whole:
+            end = None
+        self._asks_part = offset > 0 or end is not None
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
-        feed = open_at(source, offset, validator)
-        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
-            self._asks_part = False
+        feed = open_at(source, offset, validator, end)
+        if feed.size == feed.offset and self.known.size in (None, feed.size):
+            self._asks_part = False  # it says that nothing is left, and gives no part
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -218,7 +228,9 @@ class Download:
                 with view[again:] as rest:
                     given = time.monotonic()
                     yield rest
-                    self._since += time.monotonic() - given  # the taker's time, not the source's
+                    taken = time.monotonic() - given  # the taker's time, not the source's
+                    self._since += taken
+                    self._last += taken
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
@@ -243,13 +255,25 @@ class Download:
     def count(self, received: int, position: int) -> None:
         """Note that so many bytes came from the source; `position` is for the error.
 
+        A server that gathers bytes before it passes them on is silent now and then, and does not
+        crawl. So the first long silence does not count; if too few bytes come until the second one,
+        that does.
+
         Raises:
             SourceError: it crawls. These bytes count all the same.
         """
+        now = time.monotonic()
+        silence, self._last = now - self._last, now if received else self._last
+        if silence >= self._retries.slow_for and received and not self._was_silent:
+            self._was_silent, self._since, self._came = True, now, 0
         self._received += received
-        self._came += received
         if self._received >= _REPORT:
             self._report()
+        self.gauge(received, position)
+
+    def gauge(self, received: int, position: int) -> None:
+        """As `count`, for bytes that will be counted later."""
+        self._came += received
         took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
@@ -258,7 +282,7 @@ class Download:
         came, least = self._came, self._retries.least_rate
         self._since, self._came = self._since + took, 0
         if came >= least * took or getattr(self._attempts.source, "is_live", False):
-            self._crawls = 0
+            self._crawls, self._was_silent = 0, False
             return
         self._crawls += 1
         reason = f"it gave only {came} bytes in {took:.0f} s"
@@ -286,10 +310,10 @@ class Download:
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
-        It is not the end yet if the source was asked for a part, and says that the content is the
-        same: some servers give the wrong part. Then it is asked for the whole blob.
+        It is not the end yet if the source was asked for a part, and does not say that it has other
+        content: some servers give the wrong part, or a page. Then it is asked for the whole blob.
         """
-        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        is_wrong_part = self._asks_part and feed.validator in (None, self.known.validator)
         if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
@@ -319,6 +343,7 @@ class Download:
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
+            self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         now = time.monotonic()
@@ -329,6 +354,8 @@ class Download:
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
         self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
+        if error.retry_after or error.kind.is_without_connection:  # it was told to wait, or away
+            self._since += pause
         self.check_going_on(error)
 
     def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:

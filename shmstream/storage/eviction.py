@@ -69,7 +69,7 @@ class Upkeep:
         self._wanted = False
         self._tidying = False
         self._thread: threads.Call | None = None
-        self._ending = threading.Event()
+        self._ending = threads.Flag()
 
     def misfit(self, size: int, path: str) -> str | None:
         """Why a blob of `size` bytes can never be kept at `path`; None if it can, as it seems.

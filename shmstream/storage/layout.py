@@ -156,9 +156,14 @@ class Layout:
         """`shared_group` as in `Store`.
 
         Raises:
-            StoreUnusable: other users may write to the folder, or locks do not work there.
+            StoreUnusable: other users may write to the folder, or locks do not work there; or it is
+                no folder, but a URL, or in the home of a user who does not exist.
         """
-        self.folder: str = os.path.realpath(folder)
+        name = os.fsdecode(folder)
+        if not name or "://" in name or name.startswith("~"):
+            reason = "a store is a folder on this machine, such as /var/cache/blobs or ~/blobs"
+            raise StoreUnusable(repr(name), reason)
+        self.folder: str = os.path.realpath(name)
         self.mark: str = os.path.join(self.folder, ".shmstream")
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")

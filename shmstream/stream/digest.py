@@ -93,7 +93,7 @@ class RunningDigest:
         self.covered: int = 0
         """Bytes that are hashed."""
         self._lock = threading.Lock()  # held while `_hash` and `covered` are changed together
-        self._bell = threading.Event()
+        self._bell = threads.Flag()
         self._buffer = bytearray()
         self._thread: threads.Call | None = None
         self._closed = False

@@ -269,6 +269,11 @@ class PartialFile:
         if self.is_at_its_path:
             os.unlink(self.path)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._lock.fd < 0
+
     def close(self) -> None:
         """Close and unlock the file. Idempotent."""
         self._lock.close()

@@ -251,6 +251,14 @@ class ResumableStreamer(DescribedStreamer):
                 return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
+    @property
+    def _is_untold(self) -> bool:
+        """Whether it has succeeded, and nobody has told yet how to vouch for the file's bytes.
+
+        Then `reap_unread` notes what the block says of them.
+        """
+        return self._vouch is None and self._block.state == State.STREAMING
+
     def _keeps(self, reason: str | BaseException) -> bool:
         return not isinstance(reason, _SPOILING) and self._is_worth_keeping()
 
@@ -271,15 +279,17 @@ class ResumableStreamer(DescribedStreamer):
         """Hand the stream over: a reader can succeed, unless the stream has ended.
 
         All appended bytes are published. If there are no readers, the name is removed, and the
-        partial file stays for the next download. Idempotent.
+        partial file stays for the next download. Idempotent; if a signal handler interrupts it,
+        another call does the rest.
         """
         with self._lock:
             if self._closed is not None:
                 return
             if not self._block.is_sound:  # nobody can succeed, but another flight can go on
                 self._end(aborting=False)
-            elif self._block.state in TERMINAL or not self.has_readers():
-                if self._block.state not in TERMINAL and not self._is_worth_keeping():
+            elif self._block.state in TERMINAL or not (self._is_untold or self.has_readers()):
+                is_undecided = self._block.state not in TERMINAL and not self._file.is_closed
+                if is_undecided and not self._is_worth_keeping():
                     self._file.unlink()
                 self._end(aborting=False)
             else:

@@ -30,8 +30,8 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from typing import Generic, Protocol, TypeVar
@@ -147,29 +147,27 @@ def after_fork(act: Callable[[], object]) -> None:
 class PerProcess(Generic[T]):
     """A value that belongs to this process, and the lock that guards it.
 
-    `with registry.held() as value:` gives the value and holds the lock; a thread that holds the
-    lock must not take it again. A forked child begins with a new lock and with what `make`
-    returns. It keeps the parent's value, but never touches or frees it: what belongs to the value
-    is still in use in the parent, and a thread that the child has not may hold locks inside it.
+    Use `value` inside `with registry.lock:`; a thread that holds the lock must not take it again. A
+    forked child begins with a new lock and with what `make` returns. It keeps the parent's value,
+    but never touches or frees it: what belongs to the value is still in use in the parent, and a
+    thread that the child has not may hold locks inside it.
+
+    The lock itself is in the `with` statement: then an error that a signal handler raises finds it
+    either not taken, or taken and released. A function that takes the lock, and is interrupted
+    before it returns, would leave it taken.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._inherited: list[T] = []
-        self._lock = threading.Lock()
-        self._value = make()
+        self.lock: threading.Lock = threading.Lock()
+        self.value: T = make()
         after_fork(self._renew)
 
-    @contextmanager
-    def held(self) -> Iterator[T]:
-        """The value, with its lock held."""
-        with self._lock:
-            yield self._value
-
     def _renew(self) -> None:
-        self._inherited.append(self._value)
-        self._lock = threading.Lock()
-        self._value = self._make()
+        self._inherited.append(self.value)
+        self.lock = threading.Lock()
+        self.value = self._make()
 
 
 # The end of a process, and a forked child.

@@ -1,7 +1,8 @@
-"""The two ways to run something in a thread: `Call`, and `in_thread` for asyncio.
+"""The two ways to run something in a thread, `Call` and `in_thread`, and what threads wait for.
 
     Call         one call in a thread that is used again
-    in_thread    one call in a bounded pool, which a task awaits
+    in_thread    one call in a bounded pool, which a task of asyncio awaits
+    Flag         what one thread sets, and other threads wait for
 
 Starting a thread takes longer than many of the calls. `threading.Thread.start` waits until the new
 thread has had the interpreter's lock, which takes a while in a busy process. So a thread that has
@@ -21,7 +22,9 @@ import errno
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from shmstream.errors import OutOfResources
@@ -39,6 +42,65 @@ IDLE = "shmstream-idle"
 
 _ENOUGH = 16  # idle threads
 _A_WHILE = 5.0  # s; an idle thread ends after that time
+_LOOK = 1.0  # s; the longest that a thread waits without looking at its flag
+
+
+class Flag:
+    """As `threading.Event`, but an error that a signal handler raises in it leaves no lock taken.
+
+    An Event is guarded by a lock that methods written in Python take. If a signal handler raises
+    between the end of such a method and the `with` statement that called it, the lock stays taken,
+    and every thread that uses the Event waits for ever. A Flag has no such lock: each waiting
+    thread has one of its own, which `set` releases.
+
+        wait                                      set
+        1 add its own lock, taken, to the list
+                                                  1 store True
+        2 look: if it is True, return
+                                                  2 release each lock of the list
+        3 take the lock again: wait for that
+
+    If 1 of `set` comes before 2 of `wait`, the thread does not wait. If it comes after, the lock
+    is in the list when `set` looks there. If a signal handler raises between 1 and 2 of `set`, a
+    waiting thread notices the flag at its next look, a second later at most.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: list[threading.Lock] = []
+
+    def is_set(self) -> bool:
+        """Whether it is set."""
+        return self._is_set
+
+    def set(self) -> None:
+        """Set it, and wake the threads that wait. Does not block. Idempotent."""
+        self._is_set = True
+        for each in [*self._waiting]:
+            with suppress(RuntimeError):  # another call of `set` was faster
+                each.release()
+
+    def clear(self) -> None:
+        """Set it back."""
+        self._is_set = False
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, at most `timeout` seconds; whether it is set."""
+        if self._is_set:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        mine = threading.Lock()
+        mine.acquire()
+        self._waiting.append(mine)
+        try:
+            while not self._is_set:
+                pause = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+                if pause <= 0:
+                    break
+                mine.acquire(timeout=pause)
+        finally:
+            self._waiting.remove(mine)
+        return self._is_set
 
 
 class Call:
@@ -48,25 +110,43 @@ class Call:
         """If `function` raises, its thread ends, and `threading.excepthook` reports the error."""
         self._function = function
         self._name = name
-        self._done = threading.Event()
+        self._done = Flag()
+        self._unclaimed = [None]  # until a thread runs it, or `start` takes it back
         self._thread: threading.Thread | None = None
         self._process = os.getpid()
 
     def start(self) -> None:
         """Start the call, once. Does not wait if there is an idle thread, see `is_ready`.
 
+        If it raises, also what a signal handler raises, the call has begun or never will.
+
         Raises:
             RuntimeError: no thread can be started.
         """
         try:
-            thread = _idle.pop()
+            try:
+                thread = _idle.pop()
+            except IndexError:
+                _Thread(self).start()
+            else:
+                thread.calls.put(self)
+        except BaseException:
+            if self._claim():
+                self._done.set()
+            raise
+
+    def _claim(self) -> bool:
+        """Whether the caller is the first to ask: no two threads are."""
+        try:
+            self._unclaimed.pop()
         except IndexError:
-            _Thread(self).start()
-        else:
-            thread.calls.put(self)
+            return False
+        return True
 
     def run(self) -> None:
         """Run the function; the thread calls this."""
+        if not self._claim():
+            return
         self._thread = threading.current_thread()
         self._thread.name = self._name
         try:
@@ -147,7 +227,8 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
     from concurrent.futures import Future, ThreadPoolExecutor
 
     name, threads = kind
-    with _executors.held() as executors:
+    with _executors.lock:
+        executors = _executors.value
         if (executor := executors.get(name)) is None:
             executor = executors[name] = ThreadPoolExecutor(threads, name)
     done: Future[T] = Future()

@@ -44,7 +44,8 @@ MIB = 1 << 20
 
 def watched() -> dict[tuple[object, ...], hub.Lookout]:
     """The flights that are watched in this process."""
-    with hub._lookouts.held() as found:
+    with hub._lookouts.lock:
+        found = hub._lookouts.value
         return dict(found)
 
 

@@ -158,7 +158,8 @@ def test_tasks_go_past_together(stopped: Stopped, store: Store, origin: Origin, 
 
     assert asyncio.run(main()) == [DATA] * 3
     assert len(origin.requests("/blob")) == 2
-    with hub._lookouts.held() as lookouts:
+    with hub._lookouts.lock:
+        lookouts = hub._lookouts.value
         assert not lookouts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,10 @@ store = "/var/cache/shmstream"
 workers = 3
 max_bytes = "100GiB"
 max_flights = 64
+first_byte = "2m"
+silence = 90
+question = "45s"
+outage = "5m"
 tag_ttl = "2m"
 grace = 1.5
 access_log = false
@@ -44,6 +49,10 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
         workers=3,
         max_bytes=100 << 30,
         max_flights=64,
+        first_byte=120.0,
+        silence=90.0,
+        question=45.0,
+        outage=300.0,
         tag_ttl=120.0,
         grace=1.5,
         access_log=False,
@@ -57,6 +66,17 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
     assert Settings.from_environment(environment) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.address == ("::1", 0)
+    assert settings.stall > settings.outage, "clients are there when the upstream is back"
+
+
+@pytest.mark.parametrize("key", ["first_byte", "silence", "question", "outage"])
+def test_waiting_times(key: str) -> None:
+    upstreams = (Upstream(None, "http://a"),)
+    assert getattr(Settings(upstreams, "/s"), key) > 30.0, "real upstreams are silent for so long"
+    for value in (-1.0, 1e6, float("nan"), float("inf")):
+        given: dict[str, Any] = {key: value}
+        with pytest.raises(BadSetting, match=key):
+            Settings(upstreams, "/s", **given)
 
 
 ADDRESSES = [

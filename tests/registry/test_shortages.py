@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -111,3 +112,28 @@ def test_control_characters_begin_no_line_of_the_log(ours: Registry, origin: Ori
     assert ours.get(f"/v2/fault.test{path.removeprefix('/v2')}?x=%0aforged").status == 502
     assert "\x1b" not in ours.serving.log
     assert not any(line.startswith("forged") for line in ours.serving.log.splitlines())
+
+
+def test_no_memory(run_registry: registries.Run, origin: Origin) -> None:
+    """Many blobs at once under a limit of address space; threads need some of it, too."""
+    paths = [f"/v2/memory/app/blobs/{digest(400 + number, SIZE)}" for number in range(60)]
+    for number, path in enumerate(paths):
+        origin.serve(path, seed=400 + number, size=SIZE, rate=400_000)
+    ours = run_registry(origin.url(""), workers=1)
+    [worker] = map(psutil.Process, ours.workers())
+    before = worker.rlimit(psutil.RLIMIT_AS)
+    limit = worker.memory_info().vms + (40 << 20)
+    worker.rlimit(psutil.RLIMIT_AS, (limit, before[1]))
+    with ThreadPoolExecutor(len(paths)) as pool:
+        answers = [*pool.map(ours.get, paths)]
+    for number, (path, answer) in enumerate(zip(paths, answers, strict=True)):
+        if answer.status == 200:
+            assert answer.body == content(400 + number, SIZE)
+        else:
+            check_unavailable(answer.status, answer.headers, answer.body, path)
+    assert 503 in {answer.status for answer in answers}
+    worker.rlimit(psutil.RLIMIT_AS, before)
+    with ThreadPoolExecutor(len(paths)) as pool:
+        for number, answer in enumerate(pool.map(ours.get, paths)):
+            assert answer.body == content(400 + number, SIZE)
+    assert "Traceback" not in ours.log

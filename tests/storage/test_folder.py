@@ -8,7 +8,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,27 +19,13 @@ from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content
+from tests.support.root import GROUP, as_user, become, mount, needs_root, unmount
 from tests.support.stores import digest
 
 Start = Callable[..., Interpreter]
 MIB = 1 << 20
 KEY = digest(1, 1000)
 DATA = content(1, 1000)
-
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 and not os.environ.get("SHMSTREAM_REQUIRE_REAL"),
-    reason="only root can mount, and be another user",
-)
-
-
-def mount(folder: Path, options: str = "size=8m") -> None:
-    folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
-
-
-def unmount(folder: Path) -> None:
-    # A thread that looks at the folder may keep the mount busy for a moment.
-    wait_until(lambda: subprocess.run(["umount", folder], check=False).returncode == 0)
 
 
 @pytest.fixture
@@ -230,37 +215,6 @@ def test_a_read_only_store_opens_what_is_complete(verify: bool, disk: Path) -> N
         Store(disk / "nothing")
 
 
-def become(user: int, group: int) -> str:
-    """The beginning of a program that runs as that user, and could not import anything then."""
-    return (
-        "import os, sys, shmstream.http_source; from shmstream import *\n"
-        "import encodings.ascii, encodings.idna, encodings.latin_1\n"
-        f"os.setgroups([]); os.setgid({group}); os.setuid({user})\n"
-    )
-
-
-def as_user(user: int, group: int, folder: str, program: str) -> str:
-    """What a program prints that runs as that user; it has a `store` in `folder`."""
-    done = subprocess.run(
-        [sys.executable, "-c", become(user, group) + program, folder],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.fixture
-def for_all() -> Iterator[Path]:
-    """A folder that other users may reach: pytest keeps its own private."""
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o711)
-    yield folder
-    shutil.rmtree(folder)
-
-
 TELLS = """
 try:
     store = Store(sys.argv[1])
@@ -299,7 +253,6 @@ def test_the_root_of_a_volume_is_refused_with_advice(for_all: Path) -> None:
 # It belongs to a group.
 
 SHARES = "store = Store(sys.argv[1], shared_group=True, retries=Retries(attempts=1))\n"
-GROUP = 5000
 
 
 @pytest.fixture

@@ -261,3 +261,23 @@ def produce(link: Link, folder: str) -> None:
         link.say({"error": None, "digest": blob.digest})
     except (ShmstreamError, ValueError) as error:
         link.say({"error": type(error).__name__, "text": str(error)})
+
+
+def fly_and_note_listings(link: Link, folder: str, urls: list[str]) -> None:
+    """Lead a flight of each, with another reader; say which folders all but the first list."""
+    listed: list[str] = []
+    is_noted = False
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if is_noted and event in ("os.listdir", "os.scandir", "glob.glob"):
+            listed.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    store = make_store(folder, {})
+    for url in urls:
+        with store.open(url, url) as leader, store.open(url, url) as follower:
+            assert leader.read() == follower.read()
+            leader.wait()
+        is_noted = True
+    is_noted = False
+    link.say(listed)

@@ -1,10 +1,10 @@
-"""Operations that are killed at every line, and what must be true afterwards.
+"""Operations that are killed or interrupted at every place, and what must be true afterwards.
 
-A role of this module (`kill_at_lines`) runs rounds in forked children of one interpreter, which has
+A role of this module (`end_at_places`) runs rounds in forked children of one interpreter, which has
 no threads and holds no stream itself. A round has three parts, each in a process of its own:
 
     prepare    make what the operation finds
-    act        the operation, killed at its n-th line
+    act        the operation, killed at its n-th line, or interrupted by Ctrl-C at its n-th point
     recover    the next process does the same, and tells everything that is wrong afterwards
 
 The rounds go on until the operation comes to its end unharmed.
@@ -12,6 +12,7 @@ The rounds go on until the operation comes to its end unharmed.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import signal
@@ -43,7 +44,7 @@ from shmstream.stream.stream import Stream
 from shmstream.system.process import close_all
 from tests.support.flights import make_store
 from tests.support.interpreters import Link
-from tests.support.lines import Death
+from tests.support.lines import Death, Fate, Interruption
 from tests.support.roles import content, sha256
 
 PIECE = 50_000  # bytes
@@ -54,6 +55,7 @@ DIGEST = f"sha256:{sha256(DATA)}"
 NAME = "a name"
 PATIENCE = 30  # s; a process that takes longer is killed, and counts as hung
 _OLD = 10_000.0  # s
+_INTERRUPTED = 7 << 8  # the status of a child that was interrupted, and ended in good order
 
 
 class Noting:
@@ -131,7 +133,11 @@ class Operation:
     key = DIGEST
     kept = 0
     """Bytes that are on disk before the operation, and must never be asked for again."""
+    keeps_in_order = True
+    """Whether they stay if the process ends in good order: small blobs have no journal then."""
     url = ""
+    fate: Callable[[int], Fate] = Death
+    """What happens to the process at its n-th place."""
 
     def __init__(self, folder: str, url: str = "") -> None:
         self.folder = folder
@@ -152,7 +158,7 @@ class Operation:
         prepared = end_of(fork(self.prepare))
         assert prepared in (0, signal.SIGKILL), "it could not be prepared"
         noted(self.notes)
-        return end_of(fork(lambda: self.act(Death(nth)))), []
+        return end_of(fork(lambda: self.act(self.fate(nth)))), []
 
     def recovered(self) -> list[str]:
         """What is wrong afterwards, as another process finds it."""
@@ -163,10 +169,10 @@ class Operation:
             wrong = heard.read().decode().splitlines()
         return wrong if status == 0 else [*wrong, f"the next process ended with {status}"]
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         """The operation. It arms `death`."""
         store, source = self.store(), self.source()
-        death.arm()
+        fate.arm()
         store.fetch(self.key, source)
 
     def recover(self) -> list[str]:
@@ -174,7 +180,8 @@ class Operation:
         store = self.store()
         place = store._layout.place(self.key)
         was_complete = os.path.exists(place.path)
-        floor = max(self.kept, published(place.stream))
+        kept = self.kept if self.keeps_in_order or self.fate is Death else 0
+        floor = max(kept, published(place.stream))
         noted(self.notes)
         wrong = self.fetch(store)
         asked = noted(self.notes)
@@ -278,6 +285,7 @@ class Takeover(Operation):
     """A fetch that takes over a flight whose leader was killed."""
 
     kept = PIECE
+    keeps_in_order = False
 
     def prepare(self) -> None:
         self.store().fetch(self.key, Noting(self.folder, stop=HALF, at_stop=die))
@@ -287,14 +295,15 @@ class TakeoverNamed(Takeover):
     """The same, of a key that is no digest."""
 
     key = NAME
+    keeps_in_order = True
 
 
 class Abort(Operation):
     """A fetch whose source breaks for good."""
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         store, source = self.store(), Noting(self.folder, stop=HALF)
-        death.arm()
+        fate.arm()
         with suppress(SourceFailed):
             store.fetch(self.key, source)
 
@@ -302,9 +311,9 @@ class Abort(Operation):
 class WrongBytes(Operation):
     """A fetch of another blob than the digest says."""
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         store, source = self.store(), Noting(self.folder, data=bytes(SIZE))
-        death.arm()
+        fate.arm()
         with suppress(DigestMismatch):
             store.fetch(self.key, source)
 
@@ -346,13 +355,13 @@ class Followed(Operation):
         return status, wrong
 
     def _lead(self, nth: int, leads: int, goes: int) -> None:
-        death = Death(nth)
+        fate = self.fate(nth)
         source = Noting(self.folder, at_half=self._stall)
         blob = self.store().open(self.key, source)
         assert self._stalled.wait(PATIENCE)
         os.write(leads, b"!")
         os.read(goes, 1)
-        death.arm()
+        fate.arm()
         self.end(blob)
 
     def _stall(self) -> None:
@@ -389,10 +398,10 @@ class LeaveAlone(Followed):
     def kill(self, nth: int) -> tuple[int, list[str]]:
         return Operation.kill(self, nth)
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         blob = self.store().open(self.key, Noting(self.folder, at_half=self._stall))
         assert self._stalled.wait(PATIENCE)
-        death.arm()
+        fate.arm()
         close_all()
         self._going_on.set()
         blob.close()
@@ -409,9 +418,9 @@ class Evict(Operation):
             path = store.fetch(key, Noting(self.folder))
             os.utime(path, (time.time() - 1000 + used, os.stat(path).st_mtime))
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         store = self.store()
-        death.arm()
+        fate.arm()
         store.evict(SIZE)
 
     def recover(self) -> list[str]:
@@ -448,9 +457,9 @@ class Collect(Operation):
         self.copier = InFlightCopier.attach(streamer.name)
         die()
 
-    def act(self, death: Death) -> None:
+    def act(self, fate: Fate) -> None:
         store = self.store()
-        death.arm()
+        fate.arm()
         store.gc(partial_age=60)
 
     def recover(self) -> list[str]:
@@ -474,8 +483,8 @@ class Create(Operation):
         os.makedirs(self.folder, exist_ok=True)
         return self.folder + "/blob"
 
-    def act(self, death: Death) -> None:
-        death.arm()
+    def act(self, fate: Fate) -> None:
+        fate.arm()
         self._stream()
 
     def recover(self) -> list[str]:
@@ -526,8 +535,8 @@ class Read(Operation):
         with InFlightCopier.attach("read") as copier:
             assert copier.read(SIZE) == DATA
 
-    def act(self, death: Death) -> None:
-        death.arm()
+    def act(self, fate: Fate) -> None:
+        fate.arm()
         self._read()
 
     def recover(self) -> list[str]:
@@ -546,22 +555,26 @@ OPERATIONS: dict[str, type[Operation]] = {
 # The rounds.
 
 
-def kill_at_lines(link: Link, name: str, folder: str, url: str, first: int, stride: int) -> None:
-    """Kill the operation at its line `first`, and at each line `stride` further; say the outcome.
+def end_at_places(
+    link: Link, name: str, folder: str, url: str, first: int, stride: int, interrupts: bool
+) -> None:
+    """End the operation at its place `first`, and at each place `stride` further.
 
-    That is the number of rounds, and what was wrong in which of them.
+    Says the number of rounds, and what was wrong in which of them.
     """
     shared = set(os.listdir("/dev/shm"))
     rounds, wrong = 0, []
-    nth, status = first, int(signal.SIGKILL)
-    while status == signal.SIGKILL:
+    nth, status = first, _INTERRUPTED
+    while status in (signal.SIGKILL, _INTERRUPTED):
         operation = OPERATIONS[name](folder, url)
+        if interrupts:
+            operation.fate = Interruption
         status, found = operation.kill(nth)
         found += operation.recovered()
         found += [f"in /dev/shm: {each}" for each in set(os.listdir("/dev/shm")) - shared]
-        if status not in (0, signal.SIGKILL):
+        if status not in (0, signal.SIGKILL, _INTERRUPTED):
             found.append(f"it ended with {status}")
-        wrong += [f"line {nth}: {each}" for each in found]
+        wrong += [f"place {nth}: {each}" for each in found]
         shutil.rmtree(folder, ignore_errors=True)
         rounds, nth = rounds + 1, nth + stride
         if len(wrong) > 20:
@@ -577,9 +590,16 @@ def fork(act: Callable[[], object]) -> int:
     code = 1
     try:
         signal.alarm(PATIENCE)
-        act()
+        faulthandler.register(signal.SIGALRM, chain=True)  # a child that hangs says where
+        try:
+            act()
+        except BaseException:
+            if not Interruption.has_come:
+                raise  # else it ends in good order, whatever the interruption has led to
+        finally:
+            sys.settrace(None)
         close_all()
-        code = 0
+        code = _INTERRUPTED >> 8 if Interruption.has_come else 0
     except BaseException:  # noqa: BLE001  nothing of the parent may go on in the child
         traceback.print_exc()
     finally:

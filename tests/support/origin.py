@@ -62,9 +62,12 @@ class Behaviour:
     content_range: str | None = None  # a lie
     reason: str | None = None  # behind the status
     status: int | None = None  # instead of the blob, with a short text
+    says: str | None = None  # that text, of `media_type`
     range_status: int | None = None  # for requests with a range, with a short text
     range_resets: bool = False  # a request with a range ends with RST, before the head
     rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
+    all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
+    for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
@@ -273,6 +276,8 @@ class _Answer:
         if self.request.range is not None and self.does.range_resets:
             _reset_on_close(self.channel)
             return False
+        if self.request.range is not None:
+            self.does = replace(self.does, **self.does.for_ranges)
         status = self.does.status
         if self.request.range is not None and self.does.range_status is not None:
             status = self.does.range_status
@@ -324,9 +329,12 @@ class _Answer:
             return 200, headers, body[start:end]
         told = does.content_range
         told = f"bytes {start}-{end - 1}/{len(body)}" if told is None else told
-        return 206, headers | {"Content-Range": told}, body[start:end]
+        given = body if does.all_is_rest else body[start:end]
+        return 206, headers | {"Content-Range": told}, given
 
     def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
+        if self.does.says is not None:
+            return status, {"Content-Type": self.does.media_type or ""}, self.does.says.encode()
         return status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
     def _send_body(self, body: memoryview, *, chunked: bool) -> bool:

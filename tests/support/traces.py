@@ -42,7 +42,8 @@ def end_threads(before: Traces) -> None:
 
     Threads of the pools, which ask sources or read cold files, live as long as their process.
     """
-    with threads._executors.held() as executors:
+    with threads._executors.lock:
+        executors = threads._executors.value
         for executor in executors.values():
             executor.shutdown()
         executors.clear()

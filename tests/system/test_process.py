@@ -89,13 +89,15 @@ def test_a_forked_child_has_values_of_its_own() -> None:
     held, may_end = threading.Event(), threading.Event()
 
     def use() -> None:
-        with value.held() as ours:
+        with value.lock:
+            ours = value.value
             ours.append("in use")
             held.set()
             may_end.wait(PATIENCE)
 
     def is_new() -> bool:
-        with value.held() as its_own:
+        with value.lock:
+            its_own = value.value
             return its_own == [f"made by {os.getpid()}"]
 
     user = threading.Thread(target=use)
@@ -106,7 +108,8 @@ def test_a_forked_child_has_values_of_its_own() -> None:
     finally:
         may_end.set()
         user.join()
-    with value.held() as still_ours:
+    with value.lock:
+        still_ours = value.value
         assert still_ours == [f"made by {os.getpid()}", "in use"]
 
 
@@ -121,7 +124,7 @@ def test_a_forked_child_does_not_free_the_value_of_its_parent() -> None:
 
     def is_kept() -> bool:
         gc.collect()
-        with value.held():
+        with value.lock:
             return freed == []
 
     assert is_true_in_a_child(is_kept)

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import shmstream
 from shmstream.errors import OutOfResources
 from shmstream.system import threads
 from tests.support.interpreters import live_threads, wait_until
+from tests.support.lines import interrupted_at
 
 
 def test_a_thread_is_used_again() -> None:
@@ -159,5 +161,56 @@ def test_where_no_thread_can_be_started_a_pool_does_with_those_that_it_has(
 
     asyncio.run(run(("a pool", 4)))
     assert ran == ["later"]
-    with threads._executors.held() as executors:
+    with threads._executors.lock:
+        executors = threads._executors.value
         executors.pop("a pool").shutdown()
+
+
+@pytest.mark.parametrize("nth", range(1, 30))
+def test_a_flag_is_usable_after_an_interruption_anywhere(nth: int) -> None:
+    """An Event is not: a thread that is interrupted in `set` may leave its lock taken."""
+    flag = threads.Flag()
+    waiting = threads.Call(flag.wait, "waits")
+    waiting.start()
+    with suppress(KeyboardInterrupt), interrupted_at(nth):
+        flag.set()
+    with suppress(KeyboardInterrupt), interrupted_at(nth):
+        flag.wait()
+    flag.set()
+    assert flag.is_set()
+    assert flag.wait()
+    waiting.join(10)
+    assert not waiting.is_alive()
+
+
+def test_a_flag_waits_for_its_time() -> None:
+    flag = threads.Flag()
+    assert not flag.wait(0)
+    assert not flag.wait(0.01)
+    flag.set()
+    assert flag.wait(0)
+    flag.clear()
+    assert not flag.wait(0)
+
+
+@pytest.mark.parametrize("nth", range(1, 40))
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_a_call_that_was_interrupted_at_its_start_runs_or_never_will(
+    nth: int, is_ready: bool
+) -> None:
+    ran: list[int] = []
+    if is_ready:
+        first = threads.Call(lambda: None, "first")
+        first.start()
+        first.join()
+    call = threads.Call(lambda: ran.append(1), "second")
+    try:
+        with interrupted_at(nth):
+            call.start()
+    except (KeyboardInterrupt, RuntimeError):  # the second: what `threading` makes of the first
+        call.join(10)
+        assert not call.is_alive()
+        assert len(ran) <= 1
+    else:
+        call.join(10)
+        assert ran == [1]

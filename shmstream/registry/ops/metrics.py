@@ -87,6 +87,10 @@ METRICS = (
         "Flights that were given up: the source failed, the digest was wrong, no room",
     ),
     Described(
+        "shmstream_refusals_total", "counter", (),
+        "Flights without a byte: the upstream has no such blob, or does not give it",
+    ),
+    Described(
         "shmstream_passed_through_total", "counter", (),
         "Clients that were served straight from an upstream, for want of room",
     ),
@@ -112,6 +116,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.FAILED_OVER: ("shmstream_failovers_total", None),
     EventKind.COMMITTED: ("shmstream_commits_total", None),
     EventKind.ABORTED: ("shmstream_aborts_total", None),
+    EventKind.REFUSED: ("shmstream_refusals_total", None),
     EventKind.HANDED_OVER: ("shmstream_handovers_total", None),
     EventKind.PASSED_THROUGH: ("shmstream_passed_through_total", None),
     EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
@@ -226,7 +231,10 @@ class Metrics:
         gauges = dict(seen)
         gauges["shmstream_saved_bytes"] = Totals.of(collected).saved
         found = [_in_order(collected, each, gauges) for each in METRICS]
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # it compares versions, and this one is no number
+            encode, content_type = choose_encoder("")
         registry = CollectorRegistry()
         registry.register(_Collected([each for each in found if each is not None]))
         return content_type, encode(registry)

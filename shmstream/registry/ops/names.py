@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 
+from shmstream.errors import OutOfResources
 from shmstream.registry.notes import Notes
 from shmstream.system.threads import in_thread
 
@@ -28,7 +29,7 @@ class Names:
     def note(self, digest: str, name: str) -> None:
         """Write a note soon, unless the name is known. For an event loop; does not block."""
         if self._remember(digest, name):
-            with suppress(RuntimeError):  # no thread can be started: a name is no reason to fail
+            with suppress(OutOfResources):  # no thread can be started: a name is no reason to fail
                 in_thread(partial(self._notes.write, (digest,), name), _WRITER)
 
     def of(self, digest: str) -> str | None:

@@ -23,7 +23,7 @@ from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
-from shmstream.system.temporary import temporary_folder
+from shmstream.system.temporary import TemporaryFolder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
@@ -50,12 +50,12 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
-        folder = undo.enter_context(temporary_folder(_FOLDER))
+        folder = undo.enter_context(closing(TemporaryFolder(_FOLDER)))
         _tidy(store)
         environment = {
             **os.environ,
             SETTINGS_VARIABLE: settings.to_json(),
-            "PROMETHEUS_MULTIPROC_DIR": folder,
+            "PROMETHEUS_MULTIPROC_DIR": folder.path,
         }
         workers = Workers(
             settings.workers,
@@ -66,7 +66,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
-            may_renew=lambda: _may_renew(settings),
+            may_renew=lambda: _may_renew(settings, folder),
         )
 
 
@@ -102,10 +102,11 @@ def check_files(settings: Settings) -> None:
             raise BadSetting("certfile", reason) from error
 
 
-def _may_renew(settings: Settings) -> bool:
+def _may_renew(settings: Settings, folder: TemporaryFolder) -> bool:
     try:
         check_files(settings)
-    except BadSetting as error:
+        _restore(folder)
+    except (BadSetting, OSError) as error:
         _log.error("the workers stay as they are: %s", error)
         return False
     return True
@@ -169,11 +170,18 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
 
-def _forget(number: int, folder: str) -> None:
+def _restore(folder: TemporaryFolder) -> None:
+    """Have the folder for metrics again if it was removed, so that new workers can start."""
+    if folder.restore():
+        _log.warning("%s was removed, and is made anew: metrics begin again", folder.path)
+
+
+def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder, CONNECTIONS), number)
+    _restore(folder)
+    mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+    counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
     counts.tell(None)
     counts.close()

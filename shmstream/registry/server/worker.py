@@ -72,6 +72,7 @@ def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
     from shmstream.registry.server.accepting import Server, configuration
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of pools that are full
     make_room()
     try:
         app = Application(settings)
