@@ -444,13 +444,19 @@ class StoreError(ShmstreamError):
 
 @dataclass(eq=False)
 class BlobNotFound(StoreError, LookupError):
-    """The blob is neither complete nor in flight, and no source was given."""
+    """The blob is neither complete nor in flight, and no source was given.
+
+    `waited`: seconds for which this waited until another process would begin it.
+    """
 
     key: str
     folder: str
+    waited: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.key[:200]!r} is not in {self.folder}, and no source was given to get it from"
+        how = f"; no process has begun it in {self.waited:g} s" if self.waited else ""
+        told = f"{self.key[:200]!r} is not in {self.folder}"
+        return f"{told}, and no source was given to get it from{how}"
 
 
 @dataclass(eq=False)

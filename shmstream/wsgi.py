@@ -88,7 +88,7 @@ class InFlightResponse:
     client may take is up to the server. Without room for a flight it answers 503.
 
     Raises:
-        ValueError: `filename`, `last_modified`, `wait_for` or `x_accel_redirect` is not valid.
+        ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class InFlightResponse:
         last_modified: datetime | float | str | None = None,
         wait_for: float = 0.0,
         linger: bool = True,
-        x_accel_redirect: str | None = None,
+        x_accel: str | None = None,
         x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
     ) -> None:
@@ -115,7 +115,7 @@ class InFlightResponse:
             media_type=media_type,
             filename=filename,
             last_modified=last_modified,
-            x_accel_redirect=x_accel_redirect,
+            x_accel=x_accel,
             x_sendfile=x_sendfile,
         )
         self._store, self._key, self._source = store, key, source

@@ -179,7 +179,7 @@ def test_a_client_that_leaves(serve: Serve, store: Store, origin: Origin) -> Non
 
 def test_nginx_sends_what_is_complete(serve: Serve, store: Store, tmp_path: Path) -> None:
     needed()
-    server = serve("bare", x_accel_redirect="/inner/")
+    server = serve("bare", x_accel="/inner/")
     store.fetch(KEY, [DATA])
     store.fetch("report", [DATA])
     (tmp_path / "nginx").mkdir()
@@ -318,7 +318,7 @@ def test_the_last_byte_waits_for_the_end(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"filename": "a\nb"}, {"last_modified": "never"}, {"wait_for": -1}, {"x_accel_redirect": "a"}],
+    [{"filename": "a\nb"}, {"last_modified": "never"}, {"wait_for": -1}, {"x_accel": "a"}],
 )
 def test_wrong_arguments(wrong: dict[str, Any], store: Store) -> None:
     with pytest.raises(ValueError, match=r"not|no "):

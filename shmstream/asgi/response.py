@@ -80,7 +80,7 @@ class InFlightResponse(_Response):
         wait_for: seconds to wait until another process begins to write or to download the blob;
             after that the source is asked, or it is a 404. See `Store.open`.
         linger: as for `Store.open`; False: the flight ends when its last client has left.
-        x_accel_redirect: an internal location of an nginx in front that maps to the folder of the
+        x_accel: an internal location of an nginx in front that maps to the folder of the
             store, such as `/store/`: nginx sends complete blobs itself.
         x_sendfile: the same for Apache and lighttpd, by the header X-Sendfile.
         stall_timeout: seconds without a byte after which this process goes on without the leader,
@@ -89,7 +89,7 @@ class InFlightResponse(_Response):
         write_timeout: seconds in which the client must take some bytes.
 
     Raises:
-        ValueError: `filename`, `last_modified`, `wait_for` or `x_accel_redirect` is not valid.
+        ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class InFlightResponse(_Response):
         last_modified: datetime | float | str | None = None,
         wait_for: float = 0.0,
         linger: bool = True,
-        x_accel_redirect: str | None = None,
+        x_accel: str | None = None,
         x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
@@ -117,7 +117,7 @@ class InFlightResponse(_Response):
             media_type=media_type,
             filename=filename,
             last_modified=last_modified,
-            x_accel_redirect=x_accel_redirect,
+            x_accel=x_accel,
             x_sendfile=x_sendfile,
         )
         self._reply = partial(

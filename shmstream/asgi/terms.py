@@ -44,7 +44,7 @@ class Terms:
     """How the answers with the blob of `key` look; the arguments are those of `InFlightResponse`.
 
     Raises:
-        ValueError: `filename`, `last_modified` or `x_accel_redirect` is not valid.
+        ValueError: `filename`, `last_modified` or `x_accel` is not valid.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Terms:
         media_type: str | None = None,
         filename: str | None = None,
         last_modified: datetime | float | str | None = None,
-        x_accel_redirect: str | None = None,
+        x_accel: str | None = None,
         x_sendfile: bool = False,
     ) -> None:
         self._key = key
@@ -64,12 +64,9 @@ class Terms:
             self._extra.setdefault("content-disposition", content_disposition(filename))
         self._media_type = media_type
         self._modified = None if last_modified is None else seconds_of(last_modified)
-        if x_accel_redirect is not None and not x_accel_redirect.startswith("/"):
-            raise ValueError(
-                f"x_accel_redirect is a location of nginx, such as '/store/', not "
-                f"{x_accel_redirect!r}"
-            )
-        self._accel, self._sendfile = x_accel_redirect, x_sendfile
+        if x_accel is not None and not x_accel.startswith("/"):
+            raise ValueError(f"x_accel is a location of nginx, such as '/store/', not {x_accel!r}")
+        self._accel, self._sendfile = x_accel, x_sendfile
 
     def without_the_blob(self, request: Mapping[str, str]) -> Answer | None:
         """The answer if a condition decides; None if source or blob are needed."""

@@ -114,7 +114,11 @@ class AsyncBlob:
                     pass
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 1.2, LAST_LOOK)
-        return await self._enter()
+        try:
+            return await self._enter()
+        except BlobNotFound as error:
+            error.waited = self._wait_for
+            raise
 
     async def _enter(self) -> Self:
         is_new = False

@@ -182,6 +182,7 @@ class Flight:
             return self._join()
 
     def _join(self) -> Reader:
+        waited = self._wait_for
         if (found := self._wait_for_another_to_begin()) is not None:
             return found
         began = time.monotonic()
@@ -191,6 +192,9 @@ class Flight:
                 return reader
             try:
                 reader = self._lead()
+            except BlobNotFound as error:
+                error.waited = waited
+                raise
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise

@@ -243,10 +243,10 @@ def test_a_server_in_front_sends_what_is_complete(store: Store) -> None:
         return InFlightResponse(store, key, [DATA], filename="a.bin", **options)
 
     for key in (KEY, "a name"):
-        got = ask(response(key, x_accel_redirect="/inner"))
+        got = ask(response(key, x_accel="/inner"))
         assert (got.status, got.body) == (200, DATA)  # it was not complete
         wait_until(partial(store.__contains__, key))
-        got = ask(response(key, x_accel_redirect="/inner"))
+        got = ask(response(key, x_accel="/inner"))
         inner = got.headers["x-accel-redirect"]
         assert inner == "/inner" + store.path(key).removeprefix(store.folder)
         assert (got.status, got.body, "content-length" in got.headers) == (200, b"", False)
@@ -257,4 +257,4 @@ def test_a_server_in_front_sends_what_is_complete(store: Store) -> None:
         assert (got.status, got.body) == (200, DATA)  # it cannot judge conditions
         assert ask(response(key, x_sendfile=True), "HEAD").headers["content-length"] == str(SIZE)
     with pytest.raises(ValueError, match="location of nginx"):
-        response(KEY, x_accel_redirect="inner/")
+        response(KEY, x_accel="inner/")

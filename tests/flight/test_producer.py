@@ -142,7 +142,7 @@ def test_a_task_that_waits(producer: Any, store: Store) -> None:
 
 
 def test_a_producer_that_never_comes(store: Store) -> None:
-    with pytest.raises(BlobNotFound):
+    with pytest.raises(BlobNotFound, match=r"no process has begun it in 0.05 s"):
         store.open("report", wait_for=0.05)
     with store.open("report", [DATA], wait_for=0.05) as blob:  # then the source is asked
         assert blob.read() == DATA
@@ -152,7 +152,7 @@ def test_a_producer_that_never_comes(store: Store) -> None:
         async with store.aopen("another", wait_for=0.05):
             pass
 
-    with pytest.raises(BlobNotFound):
+    with pytest.raises(BlobNotFound, match=r"no process has begun it in 0.05 s"):
         asyncio.run(wait())
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="wait_for"):

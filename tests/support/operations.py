@@ -545,7 +545,7 @@ class Read(Operation):
 
 
 class Produce(Operation):
-    """A blob that a program writes as a file. The next process writes it again if it is not here."""
+    """A blob that a program writes as a file. The next process writes it if it is not here."""
 
     key = "a name"
 
