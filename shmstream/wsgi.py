@@ -16,10 +16,11 @@ headers, the body raises: then the server closes the connection short of the Con
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.statuses import shortage, status_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from flask import Response
 
     from shmstream.flight.blob import Blob
+    from shmstream.flight.pass_through import Passage
     from shmstream.sources.select import AnySource
     from shmstream.store import Store
 
@@ -64,7 +66,7 @@ class Prepared:
 
     status: int
     headers: dict[str, str]
-    body: Body | list[bytes] = field(default_factory=list)
+    body: Body | Rest | list[bytes] = field(default_factory=list)
     file: Blob | None = None
 
     @property
@@ -85,7 +87,8 @@ class InFlightResponse:
     """A WSGI application that sends the blob of `key`, complete or in flight.
 
     Arguments, statuses and headers are those of `shmstream.asgi.InFlightResponse`; only how long a
-    client may take is up to the server. Without room for a flight it answers 503.
+    client may take is up to the server. Without room for a flight, or for its rest, the bytes come
+    straight from the source (`Store.pass_through`).
 
     Raises:
         ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
@@ -153,20 +156,48 @@ class InFlightResponse:
             answer = self._terms.answer(asked, about)
         if answer is not None:
             return Prepared(answer.status, answer.headers)
-        blob = self._open()
+        needs_size = is_get and environ.get("SERVER_PROTOCOL") == "HTTP/1.0"
         try:
-            needs_size = is_get and environ.get("SERVER_PROTOCOL") == "HTTP/1.0"
+            return self._streamed(asked, is_get=is_get, needs_size=needs_size)
+        except ShmstreamError as error:
+            passage = self._instead(error)
+        return self._passed(passage, asked, is_get=is_get, needs_size=needs_size)
+
+    def _streamed(self, asked: Mapping[str, str], *, is_get: bool, needs_size: bool) -> Prepared:
+        blob = self._open()
+        with ExitStack() as closing:
+            closing.callback(blob.close)
             answer = self._answer(blob, asked, needs_size=needs_size)
             prepared = Prepared(answer.status, answer.headers)
             if is_get and answer.status in (200, 206) and answer.end != 0:
-                prepared.body = Body(blob, answer.start, answer.end)
+                prepared.body = Body(blob, answer.start, answer.end, self._instead)
                 if blob.role == Role.STORED and answer.status == 200:
                     prepared.file = blob
-                return prepared
-        except BaseException:
-            blob.close()
-            raise
-        blob.close()
+                closing.pop_all()
+        return prepared
+
+    def _instead(self, error: ShmstreamError) -> Passage:
+        """A way to the blob without a flight. Raises `error` unless it means a lack of room."""
+        timeout = self._stall_timeout
+        return self._store.pass_through(self._key, self._source, error, stall_timeout=timeout)
+
+    def _passed(
+        self, passage: Passage, asked: Mapping[str, str], *, is_get: bool, needs_size: bool
+    ) -> Prepared:
+        with ExitStack() as closing:
+            closing.enter_context(passage)
+            about = passage.ask_now(for_part="range" in asked)
+            if needs_size and about.size is None:
+                return Prepared(503, {"retry-after": "5", "content-length": "0"})
+            answer = self._terms.answer(asked, about)
+            prepared = Prepared(answer.status, answer.headers)
+            if is_get and answer.status in (200, 206) and answer.end != 0:
+                # A client that asks for a range without an end may want less than that.
+                in_pieces = answer.status == 206 and answer.end == about.size
+                start, end = answer.start, answer.end
+                passage.give(start, end, about, first=start, in_pieces=in_pieces)
+                prepared.body = Rest(passage)
+                closing.pop_all()
         return prepared
 
     def _described(self) -> Description | None:
@@ -219,15 +250,40 @@ class Body:
     Iterating raises what reading a `Blob` raises.
     """
 
-    def __init__(self, blob: Blob, start: int, end: int | None) -> None:
-        """Owns `blob`."""
+    def __init__(
+        self,
+        blob: Blob,
+        start: int,
+        end: int | None,
+        instead: Callable[[ShmstreamError], Passage],
+    ) -> None:
+        """Owns `blob`. `instead` gives another way to the rest if there is no room for it."""
         blob.seek(start)
-        self._blob, self._end = blob, end
+        self._blob, self._start, self._end = blob, start, end
+        self._instead = instead
+        self._rest: Rest | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
+        if self._rest is None:
+            try:
+                return self._read()
+            except ShmstreamError as error:
+                self._rest = self._rest_after(error)
+        return next(self._rest)
+
+    def _rest_after(self, error: ShmstreamError) -> Rest:
+        """What is left, straight from the source; raises `error` unless it means a lack of room."""
+        blob = self._blob
+        rest = Rest(self._instead(error))
+        known = Description(blob.size, blob.validator, blob.media_type)
+        file = blob.view().fd if blob.position > self._start else -1
+        rest.passage.give(blob.position, self._end, known, file, first=self._start)
+        return rest
+
+    def _read(self) -> bytes:
         position = self._blob.position
         if self._end is not None and position >= self._end:
             raise StopIteration
@@ -250,13 +306,34 @@ class Body:
 
     def close(self) -> None:
         """Leave the blob; its flight goes on. Idempotent."""
+        if self._rest is not None:
+            self._rest.close()
         self._blob.close()
 
-    def __enter__(self) -> Self:
+
+class Rest:
+    """The bytes that a passage gives; iterating raises what those of a `Passage` raises."""
+
+    def __init__(self, passage: Passage) -> None:
+        """Owns `passage`."""
+        self.passage: Passage = passage
+        self._is_closed = False
+        self._given: Iterator[bytes] | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __next__(self) -> bytes:
+        if self._given is None:
+            self._given = iter(self.passage)
+        return next(self._given)
+
+    def close(self) -> None:
+        """End the download of this client. Idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            with self.passage:
+                pass
 
 
 def for_flask(response: InFlightResponse) -> Response:

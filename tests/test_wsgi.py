@@ -20,7 +20,9 @@ from bench import nginx
 from bench.server import Port
 from bench.server import Server as Front
 from shmstream import BlobAborted, Store
+from shmstream.sources.http import close_pools
 from shmstream.wsgi import InFlightResponse
+from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.nginx import needed
 from tests.support.origin import Origin
@@ -271,6 +273,33 @@ def test_its_body_is_closed(store: Store) -> None:
         _, headers, body = call(InFlightResponse(store, "report"), REQUEST_METHOD=method)
         assert list(body) == []
     assert headers["allow"] == "GET, HEAD"
+
+
+def test_without_room(folder: str, origin: Origin) -> None:
+    """For the flight; then for its rest. The clients notice nothing, and nothing is kept."""
+    url = origin.serve("/blob", seed=1, size=SIZE)
+    for key in (KEY, "a name"):
+        small = InFlightResponse(make_store(folder, {"max_bytes": 1000}), key, url)
+        for headers, status, part in [
+            ({}, "200 OK", DATA),
+            ({"HTTP_RANGE": "bytes=1000-1999"}, "206 Partial Content", DATA[1000:2000]),
+        ]:
+            told, said, body = call(small, **headers)
+            assert (told, said["content-length"]) == (status, str(len(part)))
+            assert sha256(b"".join(body)) == sha256(part)
+            body.close()
+            body.close()
+        told, _, body = call(small, REQUEST_METHOD="HEAD")
+        assert (told, list(body)) == ("200 OK", [])
+    store = make_store(folder, {"max_bytes": MIB})
+    origin.serve("/unknown", seed=1, size=SIZE, framing="chunked")
+    told, _, body = call(InFlightResponse(store, KEY, origin.url("/unknown")))
+    assert sha256(b"".join(body)) == sha256(DATA)
+    body.close()
+    none = make_store(folder, {"max_bytes": 1000, "max_pass_through": 0})
+    assert call(InFlightResponse(none, KEY, url))[0] == "503 Service Unavailable"
+    assert store.blobs() == []
+    close_pools()
 
 
 class Wrapper:

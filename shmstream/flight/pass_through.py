@@ -80,9 +80,10 @@ _log = logging.getLogger("shmstream")
 
 
 class Passage:
-    """One client's own way to a blob. An async context manager and iterator; one task uses it.
+    """One client's own way to a blob. One task uses it, or one thread.
 
-    A task that is cancelled leaves nothing behind.
+    A context manager and an iterator, for `async with` and for `with`. A task that is cancelled
+    leaves nothing behind.
 
     Raises from entering to the end:
         SourceFailed: no source has the blob, or the rest of it.
@@ -137,6 +138,36 @@ class Passage:
             with _passages.lock:
                 passages = _passages.value
                 passages.discard(self)
+
+    # For a thread.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._finish()
+
+    def ask_now(self, *, for_part: bool = False) -> Description:
+        """As `ask`. Blocks as long as the source does."""
+        with self._lock:
+            return self._bytes.ask(for_part=for_part)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The bytes that `give` has begun to give. Blocks as long as the source does."""
+        while True:
+            with self._lock:
+                data = self._next()
+            if data is None:
+                return
+            if data:  # else something came, and is not for the client
+                yield data
+
+    # For a task.
 
     async def ask(self, *, for_part: bool = False) -> Description:
         """What the source says of the blob; `for_part`: without asking for its bytes, if it can."""
