@@ -4,6 +4,8 @@ stream/     one writer and many readers, against the raw limit
 flight/     one key for many processes, against what people do today
 peers/      the server, against nginx, Varnish, Squid and Traffic Server
 
+kills.py    workers of the registry are killed: what becomes of their clients
+
 What they share: `crew` (interpreters that start together), `server` (a program that serves a port),
 `report` (rows, goals, the machine), `drawing` (charts), `closing`.
 """

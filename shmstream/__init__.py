@@ -5,6 +5,7 @@
     InFlightCopier    ... and any number of readers, in any processes, while it is written
     HTTPSource        and other sources: `shmstream.sources`
     InFlightResponse  a blob as an HTTP response: `shmstream.asgi`
+    Cluster           other nodes, which have the same blobs
     create_app        a pull-through registry: `shmstream.registry`
 
 docs/ARCHITECTURE.md draws the wings of this package, and tells in which file each step is. The
@@ -19,6 +20,7 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shmstream.cluster.cluster import Cluster
     from shmstream.errors import (
         BlobAborted,
         BlobExists,
@@ -80,6 +82,7 @@ __all__ = [
     "BlobStreamer",
     "BlobWriter",
     "CannotStart",
+    "Cluster",
     "CommandSource",
     "ContentChanged",
     "CopierStatistics",
@@ -125,6 +128,7 @@ __all__ = [
 ]
 
 _ROOMS: dict[str, str] = {
+    "shmstream.cluster.cluster": "Cluster",
     "shmstream.errors": (
         "BlobAborted BlobExists BlobNotFound CannotStart ContentChanged DamagedBlob "
         "DamagedPartial DamagedSegment DigestMismatch FailureKind ForeignSegment "
@@ -152,7 +156,18 @@ _ROOMS: dict[str, str] = {
 }
 """Where the public names are."""
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
-_WINGS = ("errors", "events", "flight", "sources", "storage", "store", "stream", "system", "units")
+_WINGS = (
+    "cluster",
+    "errors",
+    "events",
+    "flight",
+    "sources",
+    "storage",
+    "store",
+    "stream",
+    "system",
+    "units",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -21,6 +21,8 @@ class EventKind(StrEnum):
     """This process succeeded a leader; counts the bytes that were published by then."""
     RECEIVED = "received"
     """Bytes came from a source; counts the bytes since the last such event."""
+    FROM_PEER = "from a peer"
+    """Bytes came from another node of the cluster; counts as `RECEIVED`."""
     FAILED_OVER = "failed over"
     """A source was given up; the next source is asked."""
     COMMITTED = "committed"

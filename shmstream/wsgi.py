@@ -193,9 +193,8 @@ class InFlightResponse:
             prepared = Prepared(answer.status, answer.headers)
             if is_get and answer.status in (200, 206) and answer.end != 0:
                 # A client that asks for a range without an end may want less than that.
-                in_pieces = answer.status == 206 and answer.end == about.size
                 start, end = answer.start, answer.end
-                passage.give(start, end, about, first=start, in_pieces=in_pieces)
+                passage.give(start, end, about, first=start, in_pieces=answer.is_open)
                 prepared.body = Rest(passage)
                 closing.pop_all()
         return prepared

@@ -1,6 +1,7 @@
 """Writes the pages that are made from tables in the code: run `make docs`.
 
-docs/protocol.md               all of it, from `shmstream.stream.control_block`, and the counts of
+docs/protocol.md               all of it, from `shmstream.stream.control_block`, the table of
+                               connections of `shmstream.registry.server`, and the counts of
                                tools/models/counts.md
 docs/operations.md             its table of metrics, from `shmstream.registry.ops.metrics`
 docs/wings.svg                 the picture of the table of wings in docs/ARCHITECTURE.md
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 
 from shmstream.registry.ops.metrics import METRICS
+from shmstream.registry.server import connections
 from shmstream.stream import control_block
 from shmstream.stream.control_block import (
     HEADER_SIZE,
@@ -149,13 +151,55 @@ processors that let one process see two stores of another in the wrong order. On
 stores its membership and then loads `published` may, for a moment, not see what the
 writer stores before it loads the memberships. If both miss each other, the reader wakes after 250 ms
 (I4).
+
+## Connections that outlive their worker
+
+`shmstream serve` has another piece of shared memory: each worker has a table of its client
+connections, in an anonymous file (`memfd_create`) that only the worker and the supervisor have. The
+supervisor has a duplicate of each connection. When a worker ends, in whatever way, the supervisor
+gives the duplicate and the record of each connection to another worker. Table and supervisor have
+nothing to do with the streams above, and other programs need not know of them.
+
+{table_size} bytes of header, then {record_size} bytes for each record: a word, and at 64 and {second}
+two responses of {response_size} bytes. No number of a record is used twice at one time.
+
+The request of a response is not in the table: its bytes stay in the socket until the response is
+written whole. Nor is how far a response is: the kernel says how many bytes were ever written to the
+connection (`TCP_INFO`: `tcpi_bytes_acked`, and `TIOCOUTQ`), and read from it (`tcpi_bytes_received`
+less `FIONREAD`).
+
+{rules}
+
+### Header of a table
+
+{table_header}
+
+### Record
+
+{record}
+
+### Response
+
+{response}
+
+### How the next worker goes on
+
+Of the bytes of the last response, `gone` are written: all that were ever written less `written`.
+
+| what the next worker finds | what it does |
+| --- | --- |
+| `gone` is the whole response, and `taken` + `request` or only `taken` bytes were read | reads the rest of the request; waits for the next one, or ends the connection if `is_last` |
+| the text has the whole response, and `taken` bytes were read | writes the rest of the text; then as above |
+| `gone` is 0, `taken` bytes were read, `request` is not 0 | reads the request again, and answers it as if it were new |
+| `gone` is a part of a response of known length, `taken` bytes were read, `request` is not 0 | reads the request again; writes the rest of the head that the record has, if the new head has the same status, length, range, coding and strong ETag; then the body from the exact byte |
+| anything else | closes the connection |
 """
 
 
 def page() -> str:
     """The whole page."""
     return _PAGE.format(
-        invariants=_invariants(),
+        invariants=_rules(control_block.__doc__ or "", "I"),
         first=State(0).name,
         transitions="\n".join(
             f"    {state.name} --> {to.name}"
@@ -170,17 +214,25 @@ def page() -> str:
         model=COUNTS.read_text(encoding="utf-8").rstrip(),
         header=_table(Block),
         slot=_table(Slot),
+        table_size=connections.HEADER_SIZE,
+        record_size=connections.RECORD_SIZE,
+        response_size=connections.RESPONSE_SIZE,
+        second=connections.FIRST + connections.RESPONSE_SIZE,
+        rules=_rules(connections.__doc__ or "", "K"),
+        table_header=_table(connections.Header),
+        record=_table(connections.Record),
+        response=_table(connections.Response),
     )
 
 
-def _invariants() -> str:
+def _rules(told: str, letter: str) -> str:
     text = re.findall(
-        r"^    (I\d) (.*?)(?=^    I\d|\Z)", control_block.__doc__ or "", re.DOTALL | re.MULTILINE
+        rf"^    ({letter}\d) (.*?)(?=^    {letter}\d|^$|\Z)", told, re.DOTALL | re.MULTILINE
     )
     return "\n".join(f"- **{number}** {' '.join(words.split())}" for number, words in text)
 
 
-def _table(structure: type[Block] | type[Slot]) -> str:
+def _table(structure: type[object]) -> str:
     lines = ["| offset | bytes | field | what | written by, at | order |", "| --- " * 6 + "|"]
     for name, field in fields_of(structure).items():
         kind = "text: " if isinstance(field, Text) else ""

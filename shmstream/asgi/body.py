@@ -60,7 +60,8 @@ class Sending:
             ConnectionAbortedError: the client took nothing for `timeout` seconds.
             StreamBroken: as `AsyncBlob.read1`. All bytes before `position` were sent.
         """
-        self.position = start
+        jump = self._server.get("jump")
+        self.position = start if jump is None else start + jump()
         await self._watch(self._send_blob(blob, end))
 
     async def pass_on(self, pieces: AsyncIterable[bytes]) -> None:

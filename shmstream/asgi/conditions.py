@@ -29,13 +29,15 @@ _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 class Answer:
     """What is sent: a status, headers, and the bytes of the blob from `start` to before `end`.
 
-    An `end` of None means all bytes to the end of the blob.
+    An `end` of None means all bytes to the end of the blob. `is_open`: the range that was asked for
+    has no end.
     """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     start: int = 0
     end: int | None = 0
+    is_open: bool = False
 
 
 def etag_of(key: str, validator: str | None = None) -> str | None:
@@ -105,7 +107,9 @@ def with_the_blob(
     if span[0] >= span[1]:
         told = {"content-range": f"bytes */{size}", "content-length": "0"}
         return Answer(416, _tagged(etag, modified, told))
-    return _partial(span, size, etag, modified)
+    answer = _partial(span, size, etag, modified)
+    answer.is_open = (wanted or "").strip().endswith("-")
+    return answer
 
 
 def _partial(

@@ -20,6 +20,9 @@ last        the type of the last message that reached the server
 taken       a function: bytes that the client's machine has acknowledged, but for a constant
 when_lost   a function: takes a callback for the end of the connection, and returns a function
             that withdraws it; absent if the request has a body
+jump        a function: bytes of the body, from its beginning, that the client has already, and
+            that are to be left out; only after another process has sent them. Call it after the
+            head was sent; without the call the server leaves them out itself
 """
 
 

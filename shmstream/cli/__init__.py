@@ -8,6 +8,7 @@ ls             `ls`
 keys           `rm`, `pin`, `unpin`, `cancel`: what is done to the blob of one key
 maintenance    `check`, `gc`, `evict`
 top            `top`
+cluster        `cluster`
 demo           `demo`
 completion     `completion`
 options        options of several commands, and the parsers of sizes, durations and digests
@@ -24,6 +25,7 @@ from __future__ import annotations
 import click
 
 import shmstream
+from shmstream.cli.cluster import cluster
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
@@ -57,7 +59,7 @@ def command() -> None:
 
 
 for _each in (
-    fetch, serve, ls, top, rm, pin, unpin, cancel, check, gc, evict, demo, completion,
+    fetch, serve, ls, top, cluster, rm, pin, unpin, cancel, check, gc, evict, demo, completion,
 ):  # fmt: skip
     name_by_environment(_each)
     command.add_command(_each)

@@ -18,8 +18,8 @@ the next call begins anew.
 
 A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
 by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
-because the last chunk is withheld. So if there is another source, such a blob is verified before
-its size is told, and the next source is asked at once.
+because the last chunk is withheld. So if there is another source, of the leader or of a reader,
+such a blob is verified before its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -77,6 +78,20 @@ _LONELY = 1.0  # s; how long nobody may read before a flight that is not to ling
 _log = logging.getLogger("shmstream")
 
 
+class Across(Protocol):
+    """What the flight is part of beyond this host: `cluster/part.py`."""
+
+    def source(self, upstream: Source) -> Source:
+        """A source with the bytes of `upstream`, wherever they come from."""
+
+    @property
+    def used_peers(self) -> bool:
+        """Whether some bytes did not come from the upstream."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The flight has ended here; with the complete blob if there is no `error`."""
+
+
 class Leader:
     """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
 
@@ -93,12 +108,13 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
         words: LastWords | None = None,
+        across: Across | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
         `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before.
+        before. `across` is what the flight is part of beyond this host.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -109,13 +125,15 @@ class Leader:
         self._algorithm = self._digest.partition(":")[0]
         self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
+        self._across = across
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            self._journal.wrong_last(sources),
+            self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
+            digest=self._digest,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
@@ -238,11 +256,16 @@ class Leader:
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if self._cancelled is not None:
                 self._abort(self._cancelled)
+                self._tell_across(self._cancelled)
             elif isinstance(error, StreamClosed):
+                self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
-            elif not (isinstance(error, SourceFailed) and self._gives_way(error)):
+            elif not self._gives_way(error):
                 self._abort(error)
+                self._tell_across(error)
+        else:
+            self._tell_across(None)
         finally:
             self.discard()
 
@@ -259,14 +282,23 @@ class Leader:
         found = offers.untried(self._place.asked, self._tried)
         self._tried.update(fingerprint(each) for each in found)
         self._sources = [*self._sources, *found]
-        return found
+        return self._across_hosts(found)
+
+    def _across_hosts(self, sources: Sequence[Source]) -> list[Source]:
+        return [each if self._across is None else self._across.source(each) for each in sources]
+
+    def _tell_across(self, error: BaseException | None) -> None:
+        if self._across is not None:
+            self._across.ended(error)
 
     def _is_wanted(self) -> bool:
         """Whether a source that is away is worth waiting for: there are readers without another."""
-        return self.streamer.has_readers() and not self._have_others_sources()
+        has_readers = offers.has_readers(self._place.asked) or self.streamer.has_readers()
+        return has_readers and not self._have_others_sources()
 
     def _known_crews(self) -> frozenset[int]:
-        return self._crews | {0, offers.crew(self._place.asked)}
+        """Readers that offer just these sources have nothing new; the leader may be no reader."""
+        return self._crews | {0, offers.crew(self._place.asked), offers.crew_of(self._tried)}
 
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
@@ -274,9 +306,22 @@ class Leader:
         readers = self.streamer.statistics().subscribers
         return not all(each.identity == here or each.sources in crews for each in readers)
 
-    def _gives_way(self, error: SourceFailed) -> bool:
+    def _may_ask_another(self) -> bool:
+        """Whether another source is left, or a reader has other sources."""
+        if self._download.has_another or offers.untried(self._place.asked, self._tried):
+            return True
+        try:
+            return self._have_others_sources()
+        except ShmstreamError:
+            return False
+
+    def _gives_way(self, error: BaseException) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
+        if not isinstance(error, SourceFailed | OutOfRoom):
+            return False
         streamer, crews = self.streamer, self._known_crews()
+        if isinstance(error, OutOfRoom) and streamer.state != State.OPENING:
+            return False  # else nobody was told the size, which may be a lie of this source
         try:
             if not self._have_others_sources():
                 return False
@@ -293,6 +338,7 @@ class Leader:
                 self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
+        self._tell_across(StreamClosed(streamer.name, "it was handed over"))
         reason = f"handed over to a process with another source: {error.reason}"
         _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
@@ -349,7 +395,7 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        If another source is left, a source whose blob can never fit counts as failed.
+        If another source may be asked, a source whose blob can never fit counts as failed.
 
         Raises:
             OutOfRoom: no other source has the blob.
@@ -358,9 +404,10 @@ class Leader:
         try:
             while True:
                 feed, download = self._open_right(kept), self._download
-                if not download.has_another or feed.size is None:
+                if feed.size is None:
                     return feed
-                if (reason := self._upkeep.misfit(feed.size, self._place.path)) is None:
+                reason = self._upkeep.misfit(feed.size, self._place.path)
+                if reason is None or not self._may_ask_another():
                     return feed
                 misfit = OutOfRoom(self.streamer.name, 0, reason)
                 download.fail(download.error(reason, 0, retryable=False), kept)
@@ -370,12 +417,13 @@ class Leader:
             raise misfit from failed
 
     def _open_right(self, kept: int) -> Feed:
-        """As `_open`; a whole blob of one chunk is verified first if another source is left."""
+        """As `_open`; a whole blob of one chunk is verified first if there is another source."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
-            may_ask_another = self._is_given and download.has_another
-            if not may_ask_another or feed.offset or (feed.size or 0) > most:
+            if not self._is_given or feed.offset or (feed.size or 0) > most:
+                return feed
+            if not self._may_ask_another():
                 return feed
             data = bytearray()
             try:
@@ -407,6 +455,8 @@ class Leader:
         """
         if len(self._sources) < 2:
             return
+        if self._across is not None and self._across.used_peers:
+            return  # it may not have been a source
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
             if self._is_given or self._place.size is not None:

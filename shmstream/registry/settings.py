@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from shmstream import units
+from shmstream.cluster import Cluster
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
@@ -96,6 +97,61 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+@dataclass(frozen=True)
+class ClusterSettings:
+    """The cluster of nodes that the store belongs to; see `shmstream.Cluster`, and docs/cluster.md.
+
+    Attributes:
+        url: of Redis or Valkey, without a password.
+        advertise: `HOST:PORT` at which other nodes reach this one.
+        secret_file: path of a file with the secret of the cluster.
+        listen: `HOST:PORT` to listen on for other nodes, if that is not `advertise`.
+        password_file: path of a file with the password for Redis.
+        fan, max_peers, lease, certfile, keyfile, cafile: as for `shmstream.Cluster`.
+    """
+
+    url: str
+    advertise: str
+    secret_file: str
+    listen: str | None = None
+    password_file: str | None = None
+    fan: int = 2
+    max_peers: int = 8
+    lease: float = 3.0
+    certfile: str | None = None
+    keyfile: str | None = None
+    cafile: str | None = None
+
+    def make(self) -> Cluster:
+        """The cluster. Reads the files.
+
+        Raises:
+            BadSetting: a setting is not valid, or a file cannot be read.
+        """
+        given = asdict(self)
+        given["secret"] = _line_of("secret_file", given.pop("secret_file"))
+        if (file := given.pop("password_file")) is not None:
+            given["password"] = _line_of("password_file", file)
+        if "@" in self.url and ":" in self.url.partition("://")[2].rpartition("@")[0]:
+            raise BadSetting("cluster, url", "a password does not belong here: see password_file")
+        try:
+            cluster = Cluster(**given)
+            cluster.contexts()
+        except ValueError as error:
+            raise BadSetting("cluster", str(error)) from error
+        except OSError as error:  # ssl.SSLError is one
+            reason = f"there is no certificate and key, or no authority: {error}"
+            raise BadSetting("cluster", reason) from error
+        return cluster
+
+
+def _line_of(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"cluster, {key}", f"{path} cannot be read: {error}") from error
+
+
 def _workers() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -125,11 +181,14 @@ class Settings:
         keyfile: path of its key in PEM, unless `certfile` contains the key.
         max_connections: limit for one worker; beyond it requests are answered with 503.
         grace: how long a stopping worker lets its clients finish.
+        keep: whether clients of a worker that ends are given to other workers.
+        stuck_after: a worker without any progress for so long is killed; 0: never.
         access_log: whether to write an access log, to standard output.
         x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder; then
             nginx sends complete blobs. None: we send them.
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
+        cluster: other nodes, which have the same blobs; None for none.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -154,9 +213,12 @@ class Settings:
     keyfile: str | None = None
     max_connections: int = 2048
     grace: float = 30.0
+    keep: bool = True
+    stuck_after: float = 60.0
     access_log: bool = True
     x_accel_redirect: str | None = None
     shared_group: bool = False
+    cluster: ClusterSettings | None = None
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
@@ -227,6 +289,8 @@ class Settings:
         """From the text that `to_json` made."""
         values = json.loads(text)
         upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
+        if values["cluster"] is not None:
+            values["cluster"] = ClusterSettings(**values["cluster"])
         return cls(upstreams, **values)
 
     def to_json(self) -> str:
@@ -295,6 +359,7 @@ _LEAST: dict[str, float] = {
     "workers": 1,
     "max_connections": 1,
     "grace": 0,
+    "stuck_after": 0,
 }
 
 
@@ -326,6 +391,28 @@ def _duration(value: object) -> float:
     return units.duration(value) if isinstance(value, str) else float(_count(value))
 
 
+def _cluster(table: object) -> ClusterSettings:
+    needed = {"url", "advertise", "secret_file"}
+    if not isinstance(table, Mapping) or not needed <= set(table) <= set(_READ_CLUSTER):
+        what = "url, advertise and secret_file"
+        known = ", ".join(sorted(set(_READ_CLUSTER) - needed))
+        raise BadSetting("cluster", f"is a table with {what}; it may have {known}")
+    values: dict[str, Any] = {
+        key: _reading(f"cluster, {key}", _READ_CLUSTER[key], value) for key, value in table.items()
+    }
+    return ClusterSettings(**values)
+
+
+_READ_CLUSTER: dict[str, Callable[[object], object]] = {
+    **dict.fromkeys(("url", "advertise", "secret_file", "listen", "password_file"), _text),
+    **dict.fromkeys(("certfile", "keyfile", "cafile"), _text),
+    **dict.fromkeys(("fan", "max_peers"), _count),
+    "lease": _duration,
+}
+"""How each setting of a cluster is read from a table."""
+
+assert set(_READ_CLUSTER) == {each.name for each in fields(ClusterSettings)}
+
 _READ: dict[str, Callable[[object], object]] = {
     "store": _text,
     "listen": _text,
@@ -345,9 +432,12 @@ _READ: dict[str, Callable[[object], object]] = {
     "keyfile": _text,
     "max_connections": _count,
     "grace": _duration,
+    "keep": _flag,
+    "stuck_after": _duration,
     "access_log": _flag,
     "x_accel_redirect": _text,
     "shared_group": _flag,
+    "cluster": _cluster,
 }
 """How each setting is read from a table."""
 

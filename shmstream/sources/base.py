@@ -48,6 +48,14 @@ _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
+class AskAgain(SourceError):
+    """The bytes go on, but not from where they came: ask the source again, at once.
+
+    A source raises it that has its bytes from one of several places, and knows another one. It is
+    no failure of the source, so it is not counted, and no pause follows.
+    """
+
+
 def _nothing_to_close() -> None:
     """The `close` of a feed that holds nothing."""
 
@@ -170,6 +178,7 @@ class Source(Protocol):
     - `is_live = True`, if its bytes are made while they are read, and may come slowly
     - `identity`, a text that two sources share only if one can do no better than the other; without
       it, that is the name. It is never shown
+    - `expecting(digest) -> Source`, the source for a blob that is known to have this digest
 
     To write a source:
 

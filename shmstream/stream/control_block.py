@@ -88,6 +88,11 @@ class _HasWords(Protocol):
     def words(self) -> memoryview: ...
 
 
+class _HasMemory(_HasWords, Protocol):
+    @property
+    def memory(self) -> memoryview: ...
+
+
 @dataclass(frozen=True)
 class Word:
     """An aligned 64-bit unsigned field at `offset` from the start of its structure."""
@@ -132,15 +137,15 @@ class Text:
     @overload
     def __get__(self, block: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, block: Block, owner: type) -> bytes: ...
-    def __get__(self, block: Block | None, owner: type) -> Self | bytes:
+    def __get__(self, block: _HasMemory, owner: type) -> bytes: ...
+    def __get__(self, block: _HasMemory | None, owner: type) -> Self | bytes:
         if block is None:
             return self
         length = min(block.words[self.offset >> 3], self.capacity)
         start = self.offset + 8
         return bytes(block.memory[start : start + length])
 
-    def __set__(self, block: Block, value: bytes) -> None:
+    def __set__(self, block: _HasMemory, value: bytes) -> None:
         if len(value) > self.capacity:
             raise ValueError(f"{len(value)} bytes do not fit into {self.capacity}")
         start = self.offset + 8

@@ -8,6 +8,7 @@ greenlets      whether gevent or eventlet has replaced the threads, and how a gr
 buffers        the bytes of any Python object that has bytes
 copying        moves bytes of a file to a destination, by the kernel where that is possible
 files          opens files that other programs may have put there
+tcp            what the kernel knows of a TCP connection
 descriptors    room for descriptors, made before they are needed
 temporary      a temporary folder of one process, which a later process removes after a kill
 signals        how a signal ends a program in good order

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shmstream.registry.settings import BadSetting, Settings, Upstream
+from shmstream.registry.settings import BadSetting, ClusterSettings, Settings, Upstream
 
 FILE = """
 listen = "[::1]:0"
@@ -33,6 +33,12 @@ url = "https://registry.example/"
 [[upstream]]
 namespace = "GHCR.io"
 url = "http://127.0.0.1:5001"
+
+[cluster]
+url = "rediss://redis:6379"
+advertise = "10.0.0.7:5001"
+secret_file = "/etc/shmstream/cluster.key"
+lease = "4s"
 """
 
 
@@ -60,6 +66,9 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
         certfile="/etc/ssl/a.pem",
         x_accel_redirect="/store/",
         listen="[::1]:0",
+        cluster=ClusterSettings(
+            "rediss://redis:6379", "10.0.0.7:5001", "/etc/shmstream/cluster.key", lease=4.0
+        ),
     )
     environment: dict[str, str] = {"SHMSTREAM_CONFIG": "/no/such/file"}
     settings.to_environment(environment)
@@ -105,6 +114,7 @@ def test_upstreams_of_the_command_line() -> None:
         assert Upstream.parse(text) == upstream
 
 
+CLUSTER = "[cluster]\nurl = 'redis://a'\nadvertise = 'a:1'\nsecret_file = '/f'\n"
 REFUSED: list[tuple[str, str]] = [
     ("store = 1", "store: is a text, not 1"),
     ("store = ''", "store: is a text, not ''"),
@@ -129,6 +139,10 @@ REFUSED: list[tuple[str, str]] = [
     ("[[upstream]]\nurl = 'https://b'\nnamespace = 'b/c'", "upstream 2, namespace: 'b/c' is no"),
     ("[[upstream]]\nurl = 'https://b:x'\nnamespace = 'b'", "upstream 2, url: 'https://b:x' is no"),
     ("[[upstream]]\nurl = 'https://b?c'\nnamespace = 'b'", "upstream 2, url: 'https://b?c' is no"),
+    ("[cluster]\nurl = 'redis://a'", "cluster: is a table with url, advertise and secret_file"),
+    (CLUSTER + "color = 1", "cluster: is a table with url, advertise and secret_file; it may have"),
+    (CLUSTER + "fan = 'two'", "cluster, fan: is a number, not 'two'"),
+    (CLUSTER + "lease = '3 years'", "cluster, lease: '3 years' is no duration"),
     ("[upstream]", "is no TOML"),
     ("store =", "is no TOML"),
 ]
@@ -170,3 +184,37 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     with pytest.raises(BadSetting, match=r"missing\.toml: cannot be read: No such file"):
         Settings.from_environment({"SHMSTREAM_CONFIG": str(missing)})
+
+
+# The cluster.
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    """A file with a secret."""
+    path = tmp_path / "secret"
+    path.write_text("a secret of 16 bytes\n")
+    return str(path)
+
+
+def test_a_cluster_gets_its_secret_from_a_file(secret: str) -> None:
+    made = ClusterSettings("redis://user@a", "a:1", secret, password_file=secret).make()
+    assert (made.secret, made.password) == ("a secret of 16 bytes",) * 2
+
+
+def test_a_cluster_that_cannot_be_made(secret: str) -> None:
+    bad: list[tuple[dict[str, object], str]] = [
+        ({"url": "http://a"}, "cluster: the url of a cluster begins with"),
+        ({"url": "redis://u:p@a"}, "cluster, url: a password does not belong here"),
+        ({"advertise": "a"}, "cluster: advertise is HOST:PORT"),
+        ({"secret_file": "/no/such"}, "cluster, secret_file: /no/such cannot be read"),
+        ({"password_file": "/no/such"}, "cluster, password_file: /no/such cannot be read"),
+        ({"secret_file": "/dev/null"}, "cluster: the secret of a cluster has at least 16"),
+        ({"certfile": "/no/such", "cafile": "/no/such"}, "cluster: there is no certificate"),
+    ]
+    for wrong, told in bad:
+        given = {"url": "redis://a", "advertise": "a:1", "secret_file": secret, **wrong}
+        with pytest.raises(BadSetting) as caught:
+            ClusterSettings(**given).make()  # type: ignore[arg-type]
+        assert str(caught.value).startswith(told)
+        assert "p@a" not in str(caught.value)

@@ -5,4 +5,13 @@ supervisor    the parent: starts the workers, and another one when one dies
 acceptor      decides which worker takes a connection
 worker        one worker process
 accepting     uvicorn, for one worker among several
+
+Connections that outlive their worker:
+
+keeper            the supervisor's end: has a duplicate of each, gives it to another worker
+kept              the worker's end
+channel           messages between the two
+connections       the table in shared memory that says what a worker is doing
+keeping_protocol  the protocol of such a connection
+transport         its transport, which reads nothing by itself
 """

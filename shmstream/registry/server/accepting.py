@@ -3,19 +3,29 @@
 It takes its share of the connections (`acceptor`). At its end it takes those that wait, then closes
 its end of the listening socket, and turns away no client that has just come: uvicorn closes
 connections without a request as soon as it stops.
+
+With a `Post` the supervisor keeps duplicates of the connections (`keeper`). Then this worker goes
+on with connections of workers that have ended, and if another worker takes its place, it hands its
+own over instead of waiting for their ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from functools import partial
 
 import uvicorn
 
 from shmstream.asgi.protocol import Protocol
-from shmstream.registry.application import Application
 from shmstream.registry.server.acceptor import Acceptor, Counts
+from shmstream.registry.server.channel import Channel
+from shmstream.registry.server.connections import Table
+from shmstream.registry.server.keeping_protocol import KeptProtocol
+from shmstream.registry.server.kept import Kept, Place
+from shmstream.registry.server.transport import Transport
+from shmstream.registry.server.worker import Served
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
@@ -23,7 +33,20 @@ _UNASKED = 2  # connections for each that `max_connections` allows; those beyond
 _FEW = 64  # connections; as many are taken in any case
 
 
-def configuration(settings: Settings, app: Application) -> uvicorn.Config:
+def most_connections(settings: Settings) -> int:
+    """How many connections a worker takes."""
+    return _UNASKED * settings.max_connections + _FEW
+
+
+@dataclass
+class Post:
+    """How a worker reaches the keeper of the supervisor."""
+
+    channel: Channel
+    table: Table
+
+
+def configuration(settings: Settings, app: Served) -> uvicorn.Config:
     """How uvicorn serves `app`; loaded.
 
     Raises:
@@ -54,33 +77,73 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        app: Application,
+        app: Served,
         listener: socket.socket,
         counts: Counts,
+        most: int,
         grace: float,
+        post: Post | None = None,
     ) -> None:
-        """`grace`: seconds in which clients may finish when the server stops."""
+        """`most`: connections that it takes. `grace`: seconds in which clients may finish when the
+        server stops. `post`: None if the supervisor keeps no connections.
+        """
         super().__init__(config)
         self._app = app
         self._listener = listener
         self._counts = counts
+        self._most = most
         self._grace = grace
+        self._post = post
+        self._kept: Kept | None = None
+        self._leaves = False  # another worker goes on with the connections
         self._acceptor: Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to take connections; uvicorn itself takes none."""
         await super().startup(sockets=[])
-        begin = partial(
-            Protocol,
-            config=self.config,
-            server_state=self.server_state,
-            app_state=self.lifespan.state,
-        )
-        connections = self.server_state.connections
-        most = _UNASKED * (self.config.limit_concurrency or 0) + _FEW
+        self._state = {
+            "config": self.config,
+            "server_state": self.server_state,
+            "app_state": self.lifespan.state,
+        }
+        if self._post is not None:
+            table, channel = self._post.table, self._post.channel
+            self._kept = Kept(table, channel, self._adopt, self._leave)
         self._acceptor = Acceptor(
-            self._listener, begin, self.config.ssl, connections, self._counts, most
+            self._listener,
+            partial(Protocol, **self._state),
+            self.config.ssl,
+            self.server_state.connections,
+            self._counts,
+            self._most,
+            None if self._kept is None else self._keep,
         )
+        if self._kept is not None:
+            self._kept.ready()
+
+    def _keep(self, connection: socket.socket) -> bool:
+        """Begin with a new connection, of which the supervisor has a duplicate; False if not."""
+        assert self._kept is not None
+        place = self._kept.take(connection)
+        if place is None:
+            return False
+        self._begin(connection, place)
+        return True
+
+    def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:
+        protocol = KeptProtocol(place, connection, **self._state)
+        Transport(asyncio.get_running_loop(), connection, protocol)
+        return protocol
+
+    def _adopt(self, connection: socket.socket, place: Place) -> None:
+        """Go on with a connection of another worker."""
+        protocol = self._begin(connection, place)
+        protocol.go_on()
+        if self.should_exit:  # as uvicorn has done with those that were there
+            protocol.shutdown()
+
+    def _leave(self) -> None:
+        self._leaves = True
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: tell the other workers how many connections there are."""
@@ -89,10 +152,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and let those that are there finish."""
-        self._app.stop()
+        """Take no more connections; hand over those that are there, or let them finish."""
         if self._acceptor is not None:
             self._acceptor.finish()
         self._listener.close()
-        await asyncio.sleep(min(_LAST_REQUESTS, self._grace))
+        if self._kept is not None:
+            await self._kept.end(_LAST_REQUESTS)
+        if self._leaves:
+            for each in [*self.server_state.connections]:
+                if isinstance(each, KeptProtocol):
+                    each.hand_over()
+        self._app.stop()
+        if self._acceptor is None or self._acceptor.count:
+            await asyncio.sleep(min(_LAST_REQUESTS, self._grace))
         await super().shutdown(sockets)

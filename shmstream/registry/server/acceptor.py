@@ -29,6 +29,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Sized
+from contextlib import suppress
 
 _DEFERENCE = 0.002  # s
 _ENDED = (errno.EINVAL, errno.EBADF)  # the socket listens no more
@@ -52,7 +53,8 @@ class Counts:
     def tell(self, count: int | None) -> None:
         """Tell how many connections this worker has; None: it accepts none."""
         told = 0 if count is None else count + 1
-        os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
+        with suppress(OSError):  # no space on the disk: then the others take their turns by chance
+            os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
 
     def least(self) -> int | None:
         """The smallest count of all workers; None if no worker accepts."""
@@ -77,10 +79,12 @@ class Acceptor:
         connections: Sized,
         counts: Counts,
         most: int,
+        keep: Callable[[socket.socket], bool] | None = None,
     ) -> None:
         """`connections` has the open connections; each `protocol` adds and removes its own.
 
-        At `most` of them no further one is taken.
+        At `most` of them no further one is taken. `keep` begins with a connection in another way,
+        if it can; False if not.
         """
         self._listener = listener
         self._protocol = protocol
@@ -88,6 +92,7 @@ class Acceptor:
         self._connections = connections
         self._counts = counts
         self._most = most
+        self._keep = keep
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[object]] = set()
         self._later: asyncio.TimerHandle | None = None
@@ -147,6 +152,12 @@ class Acceptor:
             return False
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._keep is None or not self._keep(connection):
+            self._begin(connection)
+        self.tell()
+        return True
+
+    def _begin(self, connection: socket.socket) -> None:
         begin = self._loop.connect_accepted_socket(
             self._protocol,
             connection,
@@ -156,8 +167,6 @@ class Acceptor:
         task: asyncio.Task[object] = self._loop.create_task(begin)
         self._beginning.add(task)
         task.add_done_callback(self._has_begun)
-        self.tell()
-        return True
 
     def _has_begun(self, task: asyncio.Task[object]) -> None:
         self._beginning.discard(task)

@@ -15,34 +15,40 @@ import os
 import resource
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
-from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
+from shmstream.registry.server.worker import CONNECTIONS, WORKER, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
+from shmstream.system import tcp
+from shmstream.system.descriptors import make_room
 from shmstream.system.temporary import TemporaryFolder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
+_OWN = 256  # descriptors of the parent that are no duplicates of connections
 
 _log = logging.getLogger("shmstream")
 
 
-def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
+def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER) -> bool:
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is called with lines for the person who started the server.
+    `tell` is called with lines for the person who started the server. `module` is run as a program
+    to be a worker.
 
     Raises:
         ImportError: the extra `serve` is not installed.
         StoreUnusable: the folder cannot hold a store.
         BadSetting: a file that the settings name, or the address, cannot be used.
     """
-    _require_extra()
+    _require_extra(settings)
     log_to_stderr("", "INFO")
     store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
@@ -63,6 +69,9 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             listener,
             environment,
             gone=lambda number: _forget(number, folder),
+            keeper=_keeper(settings),
+            stuck_after=settings.stuck_after,
+            module=module,
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
@@ -70,7 +79,21 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
         )
 
 
-def _require_extra() -> None:
+def _keeper(settings: Settings) -> Keeper | None:
+    """What keeps the connections, if that is wanted and possible."""
+    if not settings.keep or settings.certfile is not None or not tcp.is_known:
+        return None
+    from shmstream.registry.server.accepting import most_connections
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
+    make_room()
+    return Keeper(settings.workers * most_connections(settings), most)
+
+
+def _require_extra(settings: Settings) -> None:
+    if settings.cluster is not None and importlib.util.find_spec("redis") is None:
+        raise ImportError("a cluster needs: pip install 'shmstream[cluster]'", name="redis")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError("`serve` needs: pip install 'shmstream[serve]'", name=missing[0])
@@ -89,6 +112,8 @@ def check_files(settings: Settings) -> None:
         credentials.check(namespaces, settings.docker_config, os.environ)
     except credentials.CredentialsError as error:
         raise BadSetting("docker_config", str(error)) from error
+    if settings.cluster is not None:
+        settings.cluster.make()
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -180,8 +205,11 @@ def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    _restore(folder)
-    mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
-    counts.tell(None)
-    counts.close()
+    try:
+        _restore(folder)
+        mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+        counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
+        counts.tell(None)
+        counts.close()
+    except OSError as error:  # the disk is full, or gone
+        _log.error("a dead worker's counts cannot be removed: %s", error)

@@ -6,6 +6,11 @@
     SIGHUP             start new workers, which read the certificates anew, and stop the old ones as
                        above. If a terminal was closed, SIGHUP means to stop
 
+With a `Keeper` nobody waits for clients at SIGHUP: when the new workers are ready, the old workers
+hand their connections over and end. A worker that dies is succeeded by the others in the same way.
+So it is safe to kill a worker that is stuck: a worker tells ten times a second that it makes
+progress.
+
 uvicorn's own supervisor is not used: it kills a worker that is too busy to answer, waits for ever
 for a worker that does not end, leaves its workers alone when it is killed itself, and its workers
 print tracebacks when Ctrl-C meets them while they start. Here each worker reads from a pipe that
@@ -39,13 +44,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE
+from shmstream.registry.server.keeper import Keeper
+from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE, POST, WORKER
 
 _ROOT = str(Path(__file__).parents[2])  # workers import the package from here
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
+_LONGEST_START = 20.0  # s; at SIGHUP, workers that are replaced wait so long for the new ones
 _LAST_CONNECTIONS = 1.0  # s; in which the workers take the connections that have come
 
 _log = logging.getLogger("shmstream")
@@ -60,6 +67,10 @@ class Worker:
     started: float = field(default_factory=time.monotonic)
     deadline: float | None = None
     """The time at which it is killed if it has not ended; None while it should run."""
+    was_ready: bool = False
+    """Whether it had begun to take connections when it ended. Only with a keeper."""
+    leaves_at: float | None = None
+    """The time at which it is stopped if its successor is not ready; None while it should stay."""
 
     def stop(self, patience: float) -> None:
         """Ask it to end within `patience` seconds; at once if it was asked before."""
@@ -80,14 +91,25 @@ class Workers:
         listener: socket.socket,
         environment: Mapping[str, str],
         gone: Callable[[int], None],
+        keeper: Keeper | None = None,
+        stuck_after: float = 0.0,
+        module: str = WORKER,
     ) -> None:
-        """`gone` is called with the number of each worker that has ended."""
+        """`gone` is called with the number of each worker that has ended.
+
+        `keeper` keeps the connections; it is closed at the end. A worker that makes no progress for
+        `stuck_after` seconds is killed if there is a keeper; 0: never. `module` is run as a
+        program to be a worker.
+        """
         self._count = count
         self._patience = grace + LAST_PATIENCE
         self._listener = listener
         path = os.pathsep.join(filter(None, [_ROOT, environment.get("PYTHONPATH")]))
         self._environment = {**environment, "PYTHONPATH": path}
         self._gone = gone
+        self._keeper = keeper
+        self._stuck_after = stuck_after
+        self._module = module
         self._workers: list[Worker] = []
         self._is_stopping = False
         self._cannot_start = False
@@ -104,6 +126,8 @@ class Workers:
         watched = _WATCHED - ignored
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
+            if self._keeper is not None:
+                self._keeper.start(lambda: os.kill(os.getpid(), signal.SIGCHLD))  # to look again
             self._fill()
             started()
             while self._workers or not self._is_stopping:
@@ -113,15 +137,20 @@ class Workers:
                     self._stop()
                 elif signalled == signal.SIGHUP and not self._is_stopping and may_renew():
                     _log.info("SIGHUP: other workers replace these")
-                    for worker in self._workers:
-                        worker.stop(self._patience)
+                    self._renew()
                 self._reap()
+                self._let_leave()
                 self._kill_the_late()
+                self._kill_the_stuck()
                 self._fill()
         finally:
+            if self._keeper is not None:
+                self._keeper.stop()
             for worker in list(self._workers):
                 worker.process.kill()
                 self._forget(worker)
+            if self._keeper is not None:
+                self._keeper.close()
             while signal.sigtimedwait(watched, 0) is not None:  # the server has stopped already
                 pass
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -130,12 +159,19 @@ class Workers:
     def _wait(self) -> float:
         """Seconds until the next deadline or start."""
         due = [each.deadline for each in self._workers if each.deadline is not None]
+        due += [
+            each.leaves_at
+            for each in self._workers
+            if each.leaves_at is not None and each.deadline is None
+        ]
+        if self._keeper is not None and self._stuck_after:
+            due.append(time.monotonic() + self._stuck_after / 4)
         if self._are_missing():
             due.append(self._not_before)
         return max(min(due, default=float("inf")) - time.monotonic(), 0.0) if due else 3600.0
 
     def _are_missing(self) -> bool:
-        wanted = sum(each.deadline is None for each in self._workers)
+        wanted = sum(each.deadline is None and each.leaves_at is None for each in self._workers)
         return wanted < self._count and not self._is_stopping
 
     def _fill(self) -> None:
@@ -149,18 +185,28 @@ class Workers:
 
     def _start(self) -> Worker:
         number = min(set(range(len(self._workers) + 1)) - {each.number for each in self._workers})
-        descriptor = self._listener.fileno()
-        module = "shmstream.registry.server.worker"
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(number), str(descriptor)],
+        if self._keeper is None:
+            return Worker(number, self._open(number))
+        channel, table = self._keeper.enlist(number)
+        with channel:
+            try:
+                return Worker(number, self._open(number, channel.fileno(), table))
+            except BaseException:
+                self._keeper.ended(number)
+                raise
+
+    def _open(self, number: int, *post: int) -> subprocess.Popen[bytes]:
+        """Start the process of a worker, which gets these descriptors of the keeper."""
+        listener = self._listener.fileno()
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", self._module, str(number), str(listener)],
             stdin=subprocess.PIPE,
             stdout=None if sys.stdout is not None else subprocess.DEVNULL,
             stderr=None if sys.stderr is not None else subprocess.DEVNULL,
-            pass_fds=[descriptor],
+            pass_fds=[listener, *post],
             process_group=0,
-            env=self._environment,
+            env={**self._environment, POST: " ".join(map(str, post))},
         )
-        return Worker(number, process)
 
     def _reap(self) -> None:
         for worker in [each for each in self._workers if each.process.poll() is not None]:
@@ -175,7 +221,8 @@ class Workers:
             self._cannot_start = True  # and none of the other workers has served for long
             self._stop()
             return
-        is_short = now - worker.started < _SHORT_LIFE
+        was_killed = code == -signal.SIGKILL and worker.was_ready  # which is no fault of its own
+        is_short = now - worker.started < _SHORT_LIFE and not was_killed
         self._short_lives = self._short_lives + 1 if is_short else 0
         pause = 0.0
         if self._short_lives > self._count:  # more than all workers, killed once
@@ -190,10 +237,36 @@ class Workers:
         assert worker.process.stdin is not None
         worker.process.stdin.close()
         self._workers.remove(worker)
+        if self._keeper is not None:
+            worker.was_ready = self._keeper.is_ready(worker.number)
+            self._keeper.ended(worker.number)
         self._gone(worker.number)
+
+    def _renew(self) -> None:
+        """Have other workers take the places of all that run."""
+        for worker in self._workers:
+            if self._keeper is None:
+                worker.stop(self._patience)
+            elif worker.leaves_at is None:
+                worker.leaves_at = time.monotonic() + _LONGEST_START
+
+    def _let_leave(self) -> None:
+        """Stop the workers that are to leave, when the others can take their connections."""
+        leaving = [each for each in self._workers if each.leaves_at and each.deadline is None]
+        if self._keeper is None or not leaving:
+            return
+        staying = [each for each in self._workers if each.leaves_at is None]
+        are_ready = sum(self._keeper.is_ready(each.number) for each in staying) >= self._count
+        for worker in leaving:
+            if are_ready:
+                self._keeper.leave(worker.number)
+            if are_ready or (worker.leaves_at or 0.0) <= time.monotonic():
+                worker.stop(self._patience)
 
     def _stop(self) -> None:
         if not self._is_stopping:
+            if self._keeper is not None:
+                self._keeper.stop()
             self._end_listening()
         self._is_stopping = True
         for worker in self._workers:
@@ -218,6 +291,18 @@ class Workers:
             _log.warning("worker %d has not ended and is killed", worker.process.pid)
             worker.process.kill()
             self._forget(worker)
+
+    def _kill_the_stuck(self) -> None:
+        """Kill the workers that make no progress; they are mourned like any that dies."""
+        if self._keeper is None or not self._stuck_after:
+            return
+        for worker in self._workers:
+            silence = self._keeper.silence(worker.number)
+            is_stuck = silence > self._stuck_after and worker.deadline is None
+            if is_stuck and worker.process.poll() is None:
+                what = f"has made no progress for {silence:.0f} s and is killed"
+                _log.error("worker %d %s", worker.process.pid, what)
+                worker.process.kill()
 
 
 def _has_terminal() -> bool:

@@ -1,6 +1,7 @@
 """One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`.
 
-The settings are in the environment; LISTENER is the descriptor of the listening socket. The worker
+The settings are in the environment; LISTENER is the descriptor of the listening socket. If the
+supervisor keeps connections, the descriptors of its keeper are in the environment, too. The worker
 ends at SIGTERM, or when its standard input ends, because then the parent is gone. Its clients have
 `grace` seconds to finish. The flights that it leads are handed over to other workers.
 """
@@ -14,16 +15,25 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import ShmstreamError, escaped
 from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.channel import Channel
+from shmstream.registry.server.connections import Table
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
+WORKER = "shmstream.registry.server.worker"
+"""The program that is a worker of the registry."""
+POST = "SHMSTREAM_POST"
+"""The environment variable with the descriptors of a channel and a table of the keeper."""
 CONNECTIONS = "connections"
 """The file, beside the metrics, in which workers tell their counts of connections."""
 LAST_PATIENCE = 10.0
@@ -32,18 +42,29 @@ LAST_PATIENCE = 10.0
 _log = logging.getLogger("shmstream")
 
 
-def main() -> None:
-    """Run one worker."""
+def main(make: Callable[[Settings], Served] | None = None) -> None:
+    """Run one worker, of the application that `make` makes; None: of the registry."""
     number, listener = sys.argv[1:]
+    post = os.environ.pop(POST, "").split()
     os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()
     log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
     counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:
-        code = _serve(settings, connections, counts)
+        code = _serve(make, settings, connections, counts, *map(int, post))
     logging.shutdown()
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
+
+
+class Served(Protocol):
+    """The ASGI application of a worker."""
+
+    def stop(self) -> None:
+        """The server is about to stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
 
 
 class _OneLine(logging.Formatter):
@@ -66,22 +87,42 @@ def log_to_stderr(prefix: str, level: str) -> None:
     logging.getLogger("shmstream").setLevel(level)
 
 
-def _serve(settings: Settings, listener: socket.socket, counts: Counts) -> int:
-    """Serve until a signal; the exit code."""
+def _registry(settings: Settings) -> Served:
     from shmstream.registry.application import Application
-    from shmstream.registry.server.accepting import Server, configuration
+
+    return Application(settings)
+
+
+def _serve(
+    make: Callable[[Settings], Served] | None,
+    settings: Settings,
+    listener: socket.socket,
+    counts: Counts,
+    channel: int = -1,
+    table: int = -1,
+) -> int:
+    """Serve until a signal; the exit code."""
+    from shmstream.registry.server.accepting import Post, Server, configuration, most_connections
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of pools that are full
     make_room()
     try:
-        app = Application(settings)
+        app = (make or _registry)(settings)
         config = configuration(settings, app)
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)
         return CANNOT_START
     gc.freeze()  # the objects so far stay for good; collections need not visit them
-    server = Server(config, app, listener, counts, settings.grace)
+    post = None
+    if channel >= 0:
+        end = socket.socket(fileno=channel)
+        if (attached := Table.attach(table)) is not None:
+            post = Post(Channel(end), attached)
+        else:  # the supervisor is of another version
+            end.close()
+    most = most_connections(settings)
+    server = Server(config, app, listener, counts, most, settings.grace, post)
     # At its end uvicorn restores this handler and raises the signal again, which does nothing then.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them, to wait for them

@@ -16,10 +16,16 @@ from tests.support.origin import Origin
 from tests.support.serving import Serve, Serving
 
 
-def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upstream: str) -> None:
-    """At SIGHUP all of them are: clients have `grace` to finish, and flights go on elsewhere."""
+@pytest.mark.parametrize("keep", ["--keep", "--no-keep"])
+def test_a_worker_that_is_replaced_hands_over(
+    serve: Serve, origin: Origin, upstream: str, keep: str
+) -> None:
+    """At SIGHUP all of them are: clients have `grace` to finish, and flights go on elsewhere.
+
+    With a keeper, the clients go on elsewhere as well.
+    """
     origin.change(BLOB, first=0, count=1, stall_after=MIB)
-    serving = serve("--grace", "1s", upstream=upstream)
+    serving = serve("--grace", "1s", keep, upstream=upstream)
     store = Store(serving.store)
     clients = clients_of(set(serving.workers()), serving, store)
     before = set(serving.workers())
@@ -33,7 +39,8 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
         os.kill(worker, signal.SIGCONT)
     wait_until(lambda: not before & set(serving.workers()))  # the grace of a second is over
     assert finish(later) >= 2, "one of each"
-    assert finish(clients) < len(clients), "the leader's own were cut after the grace"
+    are_all = finish(clients) == len(clients)
+    assert are_all == (keep == "--keep"), "else the leader's own are cut after the grace"
     first, second, *others = origin.requests(BLOB)
     assert (first.status, second.status) == (200, 206)
     assert second.range == f"bytes={MIB}-"
@@ -44,14 +51,18 @@ def test_a_worker_that_is_replaced_hands_over(serve: Serve, origin: Origin, upst
     assert " ERROR " not in serving.log
 
 
-def test_the_worker_that_leads_is_killed(serve: Serve, origin: Origin, upstream: str) -> None:
+@pytest.mark.parametrize("keep", ["--keep", "--no-keep"])
+def test_the_worker_that_leads_is_killed(
+    serve: Serve, origin: Origin, upstream: str, keep: str
+) -> None:
     origin.change(BLOB, first=0, count=1, stall_after=MIB)
-    serving = serve(upstream=upstream)
+    serving = serve(keep, upstream=upstream)
     store = Store(serving.store)
     clients = clients_of(set(serving.workers()), serving, store)
     os.kill(leader(store), signal.SIGKILL)
     finished = finish(clients)
-    assert 0 < finished < len(clients)
+    assert finished > 0
+    assert (finished == len(clients)) == (keep == "--keep")
     assert [each.status for each in origin.requests(BLOB)] == [200, 206]
     wait_until(lambda: len(serving.workers()) == 2)
     wait_until(lambda: serving.metric("shmstream_clients") == 0)

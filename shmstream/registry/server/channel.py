@@ -1,0 +1,139 @@
+"""`Channel`: short messages between the supervisor and one worker, some with a connection.
+
+Neither end ever waits for the other: what the kernel does not take at once waits in a queue, in
+order. The owner of an end calls `flush` when it can be written, as long as `is_waiting`. What one
+end has sent before it was killed still reaches the other end.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+
+_HEAD = struct.Struct("=QQQ")
+_MOST = 8192  # bytes of a message
+_ROOM = socket.CMSG_LEN(4)  # bytes; for one descriptor
+
+
+class Kind(IntEnum):
+    """What a message means. `index` is of a record in the worker's table."""
+
+    READY = 1  # worker: takes connections from now on
+    KEEP = 2  # worker: a new connection, with its descriptor; index
+    CLOSED = 3  # worker: it does not want this connection to be kept any more; index
+    ADOPT = 4  # supervisor: go on with this connection; serial, descriptor, last response
+    ADOPTED = 5  # worker: has it, and has not touched it before; index, serial
+    REFUSED = 6  # worker: cannot go on with this connection; serial
+    ENDING = 7  # worker: it is about to end, and waits for one of the next two
+    STAY = 8  # supervisor: let your clients finish
+    LEAVE = 9  # supervisor: hand your connections over when you stop
+    HAND_OVER = 10  # worker: it will not touch this connection any more; index
+
+
+@dataclass
+class Message:
+    """One message. The receiver owns the descriptor, which is -1 if there is none."""
+
+    kind: int
+    index: int = 0
+    serial: int = 0
+    payload: bytes = b""
+    descriptor: int = -1
+
+
+class Channel:
+    """One end of a pair of sockets."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        self._socket = connection
+        self._waiting: deque[Message] = deque()
+        self._is_over = False
+
+    @classmethod
+    def pair(cls) -> tuple[Channel, socket.socket]:
+        """One end, and a socket for the other end.
+
+        Raises:
+            OSError: there are no descriptors.
+        """
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return cls(one), other
+
+    def fileno(self) -> int:
+        """The descriptor, to wait for; -1 after `close`."""
+        return self._socket.fileno()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there are messages that the kernel has not taken yet."""
+        return bool(self._waiting)
+
+    def send(self, message: Message) -> None:
+        """Send a message; dropped if the other end is gone. The caller keeps its descriptor.
+
+        Raises:
+            OSError: a descriptor is needed, and there is none.
+        """
+        if self._is_over:
+            return
+        if self._waiting or not self._send_now(message):
+            if message.descriptor >= 0:
+                message.descriptor = os.dup(message.descriptor)
+            self._waiting.append(message)
+
+    def _send_now(self, message: Message) -> bool:
+        """False if the kernel takes nothing just now."""
+        data = _HEAD.pack(message.kind, message.index, message.serial) + message.payload
+        try:
+            if message.descriptor < 0:
+                self._socket.send(data)
+            else:
+                socket.send_fds(self._socket, [data], [message.descriptor])
+        except BlockingIOError:
+            return False
+        except (ConnectionError, BrokenPipeError):
+            self._is_over = True
+        return True
+
+    def flush(self) -> None:
+        """Send what waits, as far as the kernel takes it."""
+        while self._waiting and (self._is_over or self._send_now(self._waiting[0])):
+            self._drop(self._waiting.popleft())
+
+    def receive(self) -> Message | None:
+        """The next message; None if there is none just now.
+
+        Raises:
+            EOFError: the other end is gone, and has sent nothing more.
+        """
+        try:
+            data, others, _, _ = self._socket.recvmsg(_MOST, _ROOM, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            data, others = b"", []
+        if len(data) < _HEAD.size:
+            raise EOFError("the other end of the channel is gone")
+        kind, index, serial = _HEAD.unpack_from(data)
+        descriptor = -1
+        for _, _, numbers in others:
+            descriptor = int.from_bytes(numbers[:4], sys.byteorder)
+        return Message(kind, index, serial, data[_HEAD.size :], descriptor)
+
+    def close(self) -> None:
+        """Drop what waits. Idempotent."""
+        self._is_over = True
+        while self._waiting:
+            self._drop(self._waiting.popleft())
+        self._socket.close()
+
+    @staticmethod
+    def _drop(message: Message) -> None:
+        if message.descriptor >= 0:
+            os.close(message.descriptor)

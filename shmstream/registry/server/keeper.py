@@ -1,0 +1,338 @@
+"""`Keeper`: the supervisor keeps a duplicate of every client connection of its workers.
+
+A connection lives as long as any process has a descriptor of it. So when a worker is killed, its
+connections live on here, and the keeper gives each of them to the worker that has the fewest. It
+reads and writes no byte of a client. A thread of the supervisor does all this; `connections` says
+what the next worker finds.
+
+A worker tells of a new connection and sends a duplicate (KEEP), and tells when it wants it kept no
+more (CLOSED): then it has closed it, or does something with it that no other worker could go on
+with. Between `accept` and KEEP a connection has no duplicate, which lasts some microseconds: if the
+worker is killed there, its client is cut. A connection is kept by the keeper in one place at a
+time:
+
+    KEEP        it is in the table of a worker: `clients`, by the index of its record
+    that worker ends, or sends HAND_OVER: the record's last response is copied out of the table
+    ADOPT       it is on its way to another worker: `coming`, by a serial number, with that copy
+    ADOPTED     it is in the table of that worker
+
+    the worker that adopts                           if it is killed after this step
+    1 receives ADOPT                                 it was never touched: the copy goes to another
+    2 fills a record with the copy                   the same
+    3 sends ADOPTED                                  its record is read, which is the copy
+    4 reads, writes, changes its record              its record is read
+
+So ADOPTED comes before everything that changes the connection, and everything that a dead worker
+has sent is read before its connections are given away. Two workers that die one after the other are
+two such changes. If no worker is ready, connections wait here until one is, for `_PATIENCE`.
+
+A request that kills each worker must not kill all of them for ever: a connection with a request
+under way is closed if `_DEATHS` workers have died with it in a row, and not a byte has moved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+
+from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.connections import Response, Step, Table, continuation
+from shmstream.system import tcp
+from shmstream.system.threads import Call
+
+_DEATHS = 4
+_PATIENCE = 30.0  # s
+
+_log = logging.getLogger("shmstream")
+
+
+class _Client:
+    """One connection. `last` is the copy of its record's last response, while it has no record."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.last = b""
+        self.deaths = 0
+        self.progress = (-1, -1)
+
+    def survive(self) -> bool:
+        """Its worker has died: False if its request seems to kill workers."""
+        written, taken = tcp.written(self.connection), tcp.taken(self.connection)
+        step = continuation(Response.of(self.last), written, taken).step
+        is_idle = step in (Step.WAIT, Step.END) and not tcp.waiting(self.connection)
+        if is_idle or self.progress != (written, taken):
+            self.deaths = 0
+        self.deaths += 1
+        self.progress = written, taken
+        return self.deaths <= _DEATHS
+
+
+class _Station:
+    """One worker, as far as the keeper is concerned."""
+
+    def __init__(self, number: int, channel: Channel, table: Table) -> None:
+        self.number = number
+        self.channel = channel
+        self.table = table
+        self.clients: dict[int, _Client] = {}
+        self.coming: dict[int, _Client] = {}
+        self.is_ready = False
+
+    @property
+    def load(self) -> int:
+        return len(self.clients) + len(self.coming)
+
+
+class Keeper:
+    """All kept connections. Its methods are for the thread of the supervisor."""
+
+    def __init__(self, records: int, most: int) -> None:
+        """`records`: of the table of each worker. `most`: connections that are kept."""
+        self._records = records
+        self._most = most
+        self._lock = threading.Lock()  # guards all below
+        self._stations: dict[int, _Station] = {}  # by the number of the worker
+        self._by_descriptor: dict[int, _Station] = {}
+        self._homeless: list[_Client] = []
+        self._evicted_at = 0.0  # on the monotonic clock; when those without a worker are closed
+        self._serials = count(1)
+        self._ready: Callable[[], object] = lambda: None
+        self._is_over = False
+        self._has_ended = False
+        self._alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # wakes the thread
+        self._epoll = select.epoll()
+        self._epoll.register(self._alarm, select.EPOLLIN)
+
+    def start(self, ready: Callable[[], object]) -> None:
+        """Begin, once. `ready` is called, in another thread, when a worker is ready.
+
+        Raises:
+            RuntimeError: no thread can be started.
+        """
+        self._ready = ready
+        Call(self._run, "shmstream-keeper").start()
+
+    # The workers.
+
+    def enlist(self, number: int) -> tuple[socket.socket, int]:
+        """What a new worker of that number needs: its end of a channel, and the table's descriptor.
+
+        The caller gives both to the worker, and closes the first. If there is no worker after all,
+        call `ended`.
+
+        Raises:
+            OSError: there are no descriptors, or there is no memory.
+        """
+        table = Table.make(self._records)
+        try:
+            channel, other = Channel.pair()
+        except OSError:
+            table.close()
+            raise
+        station = _Station(number, channel, table)
+        with self._lock:
+            self._stations[number] = station
+            self._by_descriptor[channel.fileno()] = station
+            self._epoll.register(channel.fileno(), select.EPOLLIN)
+        return other, table.descriptor
+
+    def ended(self, number: int) -> None:
+        """The worker of that number has ended, in whatever way: others get its connections.
+
+        Idempotent.
+        """
+        with self._lock:
+            if (station := self._stations.get(number)) is None:
+                return
+            self._listen(station)
+            del self._stations[number]
+            orphans = list(station.coming.values())
+            for index, client in station.clients.items():
+                client.last = station.table.record(index).last.copy()
+                orphans.append(client)
+            self._dismiss(station)
+            for client in orphans:
+                self._inherit(client)
+
+    def leave(self, number: int) -> None:
+        """Have the worker of that number hand its connections over when it stops."""
+        with self._lock:
+            if (station := self._stations.get(number)) is not None:
+                station.is_ready = False
+                self._send(station, Message(Kind.LEAVE))
+
+    def is_ready(self, number: int) -> bool:
+        """Whether the worker of that number takes connections."""
+        with self._lock:
+            station = self._stations.get(number)
+            return station is not None and station.is_ready
+
+    def silence(self, number: int) -> float:
+        """Seconds since the worker of that number has made progress; 0 before the first time."""
+        with self._lock:
+            station = self._stations.get(number)
+            return 0.0 if station is None else station.table.silence
+
+    @property
+    def kept(self) -> int:
+        """How many connections are kept."""
+        with self._lock:
+            return self._count()
+
+    def stop(self) -> None:
+        """The server stops: no connection is given to another worker any more. Idempotent."""
+        with self._lock:
+            self._is_over = True
+            self._evict()
+
+    def close(self) -> None:
+        """Close all duplicates, and end the thread. Once, after `start`."""
+        self.stop()
+        with self._lock:
+            for station in self._stations.values():
+                for client in (*station.clients.values(), *station.coming.values()):
+                    client.connection.close()
+                self._dismiss(station)
+            self._stations.clear()
+            self._has_ended = True
+            os.eventfd_write(self._alarm, 1)
+
+    # What happens under the lock.
+
+    def _count(self) -> int:
+        return sum(each.load for each in self._stations.values()) + len(self._homeless)
+
+    def _evict(self) -> None:
+        """Close the connections that no worker has."""
+        for client in self._homeless:
+            client.connection.close()
+        self._homeless.clear()
+
+    def _dismiss(self, station: _Station) -> None:
+        if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
+            self._epoll.unregister(station.channel.fileno())
+        station.channel.close()
+        station.table.close()
+
+    def _inherit(self, client: _Client) -> None:
+        """A worker has died: another one goes on with its connection."""
+        is_good = False
+        with suppress(OSError):  # it is broken anyway
+            is_good = client.survive()
+            if not is_good:
+                _log.error("%d workers died with one request: its client is cut", client.deaths)
+        if is_good:
+            self._place(client)
+        else:
+            client.connection.close()
+
+    def _place(self, client: _Client) -> None:
+        """Give a connection to the worker with the fewest."""
+        ready = [each for each in self._stations.values() if each.is_ready]
+        if self._is_over:
+            client.connection.close()
+        elif not ready:
+            if not self._homeless:
+                self._evicted_at = time.monotonic() + _PATIENCE
+                os.eventfd_write(self._alarm, 1)
+            self._homeless.append(client)
+        else:
+            station = min(ready, key=lambda each: each.load)
+            serial = next(self._serials)
+            station.coming[serial] = client
+            descriptor = client.connection.fileno()
+            message = Message(Kind.ADOPT, 0, serial, client.last, descriptor)
+            self._send(station, message)
+
+    def _send(self, station: _Station, message: Message) -> None:
+        try:
+            station.channel.send(message)
+        except OSError as error:  # no descriptor is free
+            _log.error("a connection cannot be handed over: %s", error.strerror)
+            station.coming.pop(message.serial).connection.close()
+        self._wait_for(station)
+
+    def _wait_for(self, station: _Station) -> None:
+        descriptor = station.channel.fileno()
+        if descriptor in self._by_descriptor:
+            wanted = select.EPOLLOUT if station.channel.is_waiting else 0
+            self._epoll.modify(descriptor, select.EPOLLIN | wanted)
+
+    def _listen(self, station: _Station) -> None:
+        """Do what the worker has said until now."""
+        try:
+            while (message := station.channel.receive()) is not None:
+                self._hear(station, message)
+        except EOFError:
+            if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
+                self._epoll.unregister(station.channel.fileno())
+
+    def _hear(self, station: _Station, message: Message) -> None:
+        if message.kind == Kind.KEEP and message.descriptor >= 0:
+            self._keep(station, message)
+        elif message.kind == Kind.CLOSED:
+            if (client := station.clients.pop(message.index, None)) is not None:
+                client.connection.close()
+        elif message.kind == Kind.HAND_OVER:
+            if (client := station.clients.pop(message.index, None)) is not None:
+                client.last = station.table.record(message.index).last.copy()
+                self._place(client)
+        elif message.kind in (Kind.ADOPTED, Kind.REFUSED):
+            self._was_taken(station, message)
+        elif message.kind == Kind.ENDING:
+            station.is_ready = False
+            others = any(each.is_ready for each in self._stations.values())
+            leaves = others and not self._is_over
+            self._send(station, Message(Kind.LEAVE if leaves else Kind.STAY))
+        elif message.kind == Kind.READY:
+            self._welcome(station)
+
+    def _welcome(self, station: _Station) -> None:
+        station.is_ready = True
+        homeless, self._homeless = self._homeless, []
+        for client in homeless:
+            self._place(client)
+        self._ready()
+
+    def _keep(self, station: _Station, message: Message) -> None:
+        connection = socket.socket(fileno=message.descriptor)
+        if self._count() < self._most and not self._is_over:
+            station.clients[message.index] = _Client(connection)
+        else:
+            connection.close()
+
+    def _was_taken(self, station: _Station, message: Message) -> None:
+        client = station.coming.pop(message.serial, None)
+        if client is None:
+            pass
+        elif message.kind == Kind.ADOPTED:
+            client.last = b""
+            station.clients[message.index] = client
+        else:
+            client.connection.close()
+
+    # The thread.
+
+    def _run(self) -> None:
+        while not self._has_ended:
+            ready = self._epoll.poll(1.0 if self._homeless else None)
+            with self._lock:
+                for descriptor, _ in ready:
+                    if descriptor == self._alarm:
+                        os.eventfd_read(self._alarm)
+                    elif (station := self._by_descriptor.get(descriptor)) is not None:
+                        self._listen(station)
+                        station.channel.flush()
+                        self._wait_for(station)
+                if self._homeless and time.monotonic() > self._evicted_at:
+                    _log.error("no worker can go on with %d connections", len(self._homeless))
+                    self._evict()
+        self._epoll.close()
+        os.close(self._alarm)

@@ -1,0 +1,436 @@
+"""`KeptProtocol`: the protocol of one kept connection, which another worker can go on with.
+
+It is `Protocol`, and keeps two rules more (`connections`, K1 and K2): a response is in the record
+before its first byte is written, and a request stays in the socket until its response is written
+whole. So it reads in its own way:
+
+    bytes come             look at them, and leave them in the socket (`MSG_PEEK`). If the head of a
+                           request is complete, parse it, and have it answered
+    more bytes come        they stay in the socket, too, and so that this process is not woken again
+    meanwhile              and again, it wants to be woken for still more only (`SO_RCVLOWAT`)
+    the response is in     read the request from the socket, and look for the next one
+    the kernel
+
+The head of a response is held back for a moment, until its body comes or the event loop goes on, so
+that a short answer is in the record as a whole before its first byte is written.
+
+A request whose head comes in pieces, a request with a body, and other methods than GET and HEAD are
+read at once, as `Protocol` does it. The record says so: if the worker is killed, that client is
+cut, unless the rest of the response is in the record. A refusal (408, 431, 400) ends the keeping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from uvicorn.protocols.http import httptools_impl
+
+from shmstream.asgi.messages import SERVER
+from shmstream.asgi.protocol import Protocol
+from shmstream.registry.server.connections import (
+    UNKNOWN,
+    Response,
+    Step,
+    continuation,
+    is_same_content,
+)
+from shmstream.registry.server.kept import Place
+from shmstream.registry.server.transport import Transport
+from shmstream.system import tcp
+
+_LOOK = 4096  # bytes that are looked at; more of them if that is no head
+_LOOK_AGAIN = 64 * 1024
+_SHORT = 16 * 1024  # bytes of a body that are copied behind a head
+_UNREAD = 1 << 20  # bytes that are dropped when the connection is closed, so that it is not reset
+_MOST_BEHIND = 64 * 1024  # bytes; with so many behind a request, the client is not watched
+
+
+class _Outgoing:
+    """The transport as a cycle of uvicorn sees it: all that it writes is noted first."""
+
+    __slots__ = ("_cycle", "_is_head_written", "_protocol", "_transport")
+
+    def __init__(
+        self,
+        protocol: KeptProtocol,
+        transport: asyncio.Transport,
+        cycle: httptools_impl.RequestResponseCycle,
+    ) -> None:
+        self._protocol = protocol
+        self._transport = transport
+        self._cycle = cycle
+        self._is_head_written = False
+
+    def write(self, data: bytes) -> None:
+        """Note, then write."""
+        if self._is_head_written:
+            self._protocol.write_body(data)
+        elif self._cycle.response_started:
+            self._is_head_written = True
+            self._protocol.write_head(self._cycle, data)
+        else:
+            self._protocol.write_before(data)
+
+    def is_closing(self) -> bool:
+        """As of the transport."""
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        """As of the transport."""
+        self._protocol.on_last_response()
+        self._transport.close()
+
+
+class KeptProtocol(Protocol):
+    """One kept connection."""
+
+    def __init__(self, place: Place, connection: socket.socket, **named: Any) -> None:
+        """`place`: of a new connection, or of one that another worker had."""
+        super().__init__(**named)
+        self._place: Place | None = place
+        self._socket = connection
+        self._request = 0  # bytes of the request that is answered, which are still in the socket
+        self._read = 0  # bytes that were read from the connection
+        self._sent = 0  # bytes that were written to it when its last response was complete
+        self._response: Response | None = None  # that is written just now, if it was noted
+        self._end_of_it = 0  # bytes that are written to the connection when it is complete
+        self._counted = 0  # bytes of its body, if that has no Content-Length
+        self._is_text = False  # the text of its record has all of its body until now
+        self._is_midway = False  # the parser is in the middle of a request
+        self._is_anothers = False  # the response was made by another worker, which has ended
+        self._is_late = False  # a response is complete, and waits for the kernel to take it
+        self._is_ending = False  # the server stops: this is the last response
+        self._was_there = False  # this process is about to be woken for bytes that it has read
+        self._low = 1  # bytes; fewer than these wake nobody
+        self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
+        self._held = b""  # the head of a response, before the first part of its body
+        self._skip = 0  # bytes of the body that another worker has written
+
+    # The connection goes on where another worker has ended.
+
+    def go_on(self) -> None:
+        """Go on where another worker has ended. Once, after `connection_made`."""
+        assert self._place is not None
+        last = self._place.record.last
+        try:
+            self._low = 0  # whatever the other worker has wanted
+            self._wake_at(1)
+            sent, self._read = tcp.written(self._socket), tcp.taken(self._socket)
+        except OSError:  # the client is gone
+            self.transport.abort()
+            return
+        todo = continuation(last, sent, self._read)
+        self._sent = last.written
+        if todo.step is Step.GIVE_UP:
+            self.transport.abort()
+        elif todo.step is Step.RESUME:
+            self._resumes = last.text[: last.head], todo.gone
+        elif todo.step is not Step.ANSWER:
+            self._is_anothers = True
+            self._response = last
+            self._end_of_it = last.end
+            self._request = todo.unread
+            self.transport.write(last.text[todo.gone :] if todo.step is Step.TEXT else b"")
+            self.on_response_complete()
+
+    # Reading.
+
+    def readable(self) -> None:
+        """Bytes have come, or the end, or an error."""
+        if (self._is_answering() or self._is_late) and not self._is_midway:
+            self._look_behind()
+            return
+        if self._was_there:
+            self._was_there = False
+            return
+        try:
+            data = self._socket.recv(_LOOK, socket.MSG_PEEK)
+            if len(data) == _LOOK:
+                data = self._socket.recv(_LOOK_AGAIN, socket.MSG_PEEK)
+            if not data:
+                self._client_ended()
+            elif not self._is_midway and (size := _size_of_head(data)):
+                self._request = size
+                self._is_midway = True  # until `on_message_complete`
+                self.data_received(data if size == len(data) else data[:size])
+                self._take_unless_whole()
+            else:
+                self._take(len(data))
+                self._is_midway = True
+                self.data_received(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.transport.abort()
+
+    def _take_unless_whole(self) -> None:
+        """Read the head of a request whose body is still to come."""
+        if self._is_midway:
+            self._take(self._request)
+
+    def _take(self, count: int) -> None:
+        """Read bytes from the socket that were looked at before."""
+        if count:
+            taken = len(self._socket.recv(count))  # all of it, mostly
+            self._read += taken if taken == count else taken + tcp.drop(self._socket, count - taken)
+        self._request = 0
+
+    def _look_behind(self) -> None:
+        """Something has come while a request is answered: more bytes, or the end."""
+        try:
+            if tcp.has_ended(self._socket):
+                self._client_ended()
+                return
+            behind = tcp.waiting(self._socket)
+            if behind < self._low or behind > _MOST_BEHIND:
+                cast("Transport", self.transport).pause_reading()  # until the response is complete
+            else:
+                self._wake_at(behind + 1)
+        except OSError:
+            self.transport.abort()
+
+    def _wake_at(self, count: int) -> None:
+        if count != self._low:
+            self._low = count
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
+    def _client_ended(self) -> None:
+        cast("Transport", self.transport).pause_reading()
+        if tcp.is_lost(self._socket):
+            self.transport.abort()
+        else:
+            stays: object = cast("asyncio.Protocol", self).eof_received()
+            if not stays:
+                self.transport.close()
+
+    # Parsing.
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._is_midway = False
+        super().on_message_complete()
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: have the application answer."""
+        before = self.cycle
+        super().on_headers_complete()
+        if self.cycle is before:  # it was refused
+            return
+        if self._request and not self._can_be_repeated():
+            self._take(self._request)
+        if self._is_ending:
+            self.cycle.keep_alive = False
+        self.cycle.transport = cast("Any", _Outgoing(self, self.transport, self.cycle))
+        if self._resumes is not None:
+            extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
+            extensions[SERVER]["jump"] = partial(self._jump, self.cycle)
+
+    def _can_be_repeated(self) -> bool:
+        """Whether it is a GET or HEAD without a body."""
+        extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
+        has_no_body = "when_lost" in extensions[SERVER] and not self.expect_100_continue
+        return has_no_body and self.scope["method"] in ("GET", "HEAD")
+
+    def _jump(self, cycle: httptools_impl.RequestResponseCycle) -> int:
+        """How many bytes of the body the application leaves out. It calls this after the head."""
+        skip, self._skip = self._skip, 0
+        cycle.expected_content_length -= skip
+        return skip
+
+    def _refuse(self, status: int, phrase: bytes) -> None:
+        self._give_up()
+        super()._refuse(status, phrase)
+
+    # Writing.
+
+    def write_before(self, data: bytes) -> None:
+        """Write an interim response (100)."""
+        self._sent += len(data)
+        self.transport.write(data)
+
+    def write_head(self, cycle: httptools_impl.RequestResponseCycle, head: bytes) -> None:
+        """Write the head of a response, after it was noted (K1)."""
+        if self._resumes is not None:
+            self._write_rest(cycle, head)
+            return
+        if len(head) > Response.text.capacity:
+            self._give_up()
+        if self._place is not None:
+            body = cycle.expected_content_length
+            if cycle.scope["method"] == "HEAD":
+                body = 0
+            elif cycle.chunked_encoding:
+                body = UNKNOWN
+            are_more = self.pipeline or self._is_midway  # of requests that were read
+            self._counted, self._is_text = 0, True
+            self._end_of_it = UNKNOWN if body == UNKNOWN else self._sent + len(head) + body
+            self._response = self._place.record.begin(
+                self._sent,
+                UNKNOWN if are_more else self._read,
+                self._request,
+                head,
+                body,
+                is_last=not cycle.keep_alive,
+            )
+        self._held = head
+        self.loop.call_soon(self._write_held)
+
+    def _write_held(self, *, more: bool = False) -> None:
+        """Write a head that was held back; `more` follows at once."""
+        if self._held:
+            head, self._held = self._held, b""
+            cast("Transport", self.transport).write(head, more=more)
+
+    def _write_rest(self, cycle: httptools_impl.RequestResponseCycle, head: bytes) -> None:
+        """Write what another worker has not written of the head; see that it is the same one."""
+        assert self._resumes is not None
+        assert self._place is not None
+        (noted, gone), self._resumes = self._resumes, None
+        if not is_same_content(noted, head):
+            self.transport.abort()
+            return
+        self._response = self._place.record.last
+        self._end_of_it = self._response.end
+        self._skip = max(gone - len(noted), 0)
+        if self._response.is_last:
+            cycle.keep_alive = False
+        self.transport.write(noted[gone:])
+
+    def write_body(self, data: bytes) -> None:
+        """Write a part of the body, in the coding of the connection."""
+        gone = min(self._skip, len(data))
+        self._skip -= gone
+        data = data[gone:]
+        self._counted += len(data)
+        if self._is_text and self._response is not None:
+            self._is_text = self._response.append(data)
+        if self._held and len(data) <= _SHORT:
+            data, self._held = self._held + data, b""
+        self._write_held(more=True)
+        self.transport.write(data)
+
+    async def _send_file(self, file: int, offset: int, count: int) -> None:
+        self._is_text = False
+        if self._skip:
+            gone = min(self._skip, count)
+            self._skip -= gone
+            offset, count = offset + gone, count - gone
+        if self._held and count <= _SHORT:  # cheaper than two calls of the kernel
+            data = os.pread(file, count, offset)
+            self._held += data
+            offset, count = offset + len(data), count - len(data)
+        self._write_held(more=count > 0)
+        await super()._send_file(file, offset, count)
+
+    def on_last_response(self) -> None:
+        """The connection ends with the response that was just given to the transport."""
+        self._write_held()
+
+    def on_response_complete(self) -> None:
+        """The transport has the whole response: wait until the kernel has it."""
+        self._write_held()
+        if self.transport.get_write_buffer_size():
+            self._is_late = True
+            self._see_it_out(None)
+        else:
+            self._conclude()
+
+    def resume_writing(self) -> None:
+        """The kernel has everything."""
+        super().resume_writing()
+        if self._is_late:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        """The kernel has the whole response: its request is done with (K2)."""
+        self._is_late = self._is_text = False
+        response, self._response = self._response, None
+        if response is not None:
+            if self._end_of_it == UNKNOWN:
+                response.body = self._counted
+                self._end_of_it = response.end
+            self._sent = self._end_of_it
+        try:
+            self._take(self._request)
+            self._was_there = self._low == 1
+            self._wake_at(1)
+        except OSError:
+            self.transport.abort()
+        if not self.flow.read_paused:
+            cast("Transport", self.transport).resume_reading()
+        if not self._is_anothers:
+            super().on_response_complete()
+        elif response is not None and response.is_last:
+            self.transport.close()
+        elif self._sent:
+            self._wait_for_another()
+        self._is_anothers = False
+
+    def _wait_for_another(self) -> None:
+        """A connection of another worker waits for its next request."""
+        self._head_since = None
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+    # The end.
+
+    def _give_up(self) -> None:
+        """Have the connection kept no more; this worker goes on with it."""
+        self._response = None
+        place, self._place = self._place, None
+        if place is not None:
+            place.close()
+
+    def shutdown(self) -> None:
+        """The server stops: end the connection, after the response to a request that has come."""
+        self._is_ending = True
+        try:
+            has_come = tcp.waiting(self._socket) > 0 and not self._is_answering()
+        except OSError:
+            has_come = False
+        if not has_come:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is lost. The client sees the end, although there is a duplicate."""
+        super().connection_lost(exc)
+        with suppress(OSError):
+            tcp.drop(self._socket, _UNREAD)
+            self._socket.shutdown(socket.SHUT_WR)
+        self._give_up()
+
+    def hand_over(self) -> bool:
+        """Have another worker go on with the connection; False if that is not possible.
+
+        After it, this worker does not touch the connection any more.
+        """
+        if self._place is None or self.transport.is_closing():
+            return False
+        try:
+            sent, taken = tcp.written(self._socket), tcp.taken(self._socket)
+        except OSError:
+            return False
+        step = continuation(self._place.record.last, sent, taken).step
+        if step in (Step.GIVE_UP, Step.END):
+            return False
+        place, self._place = self._place, None
+        self._response = None
+        cast("Transport", self.transport).release()
+        place.hand_over()
+        super().connection_lost(None)
+        return True
+
+
+def _size_of_head(data: bytes) -> int:
+    """Bytes of the first head of a request and the empty lines before it; 0 if it is not whole."""
+    start = 0
+    while data.startswith(b"\r\n", start):
+        start += 2
+    end = data.find(b"\r\n\r\n", start)
+    return 0 if end < 0 else end + 4

@@ -1,0 +1,168 @@
+"""`Kept`: the connections of one worker that the supervisor keeps duplicates of.
+
+A worker tells the supervisor of each connection, and has a record in its table for each: a `Place`.
+The supervisor may ask it to adopt connections of a worker that has ended (`keeper`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.connections import Record, Table
+
+_BEAT = 0.1  # s
+_EMPTY = 64  # bytes; more than a response has before its text
+
+_log = logging.getLogger("shmstream")
+
+
+class Place:
+    """The record of one connection, and how the supervisor is told of the connection."""
+
+    def __init__(self, kept: Kept, index: int, record: Record) -> None:
+        self._kept = kept
+        self._index = index
+        self.record: Record = record
+
+    def close(self) -> None:
+        """Have the connection kept no more. Call it once, and do not use the record after it."""
+        self._kept.free(self._index)
+
+    def hand_over(self) -> None:
+        """Have another worker go on with the connection. As `close`."""
+        self._kept.hand_over(self._index)
+
+
+class Kept:
+    """All kept connections of this worker. For one event loop."""
+
+    def __init__(
+        self,
+        table: Table,
+        channel: Channel,
+        adopt: Callable[[socket.socket, Place], object],
+        leave: Callable[[], object],
+    ) -> None:
+        """`adopt` goes on with a connection of another worker. It must not block or raise.
+
+        `leave` is called when this worker is to hand its connections over when it stops.
+        """
+        self._table = table
+        self._channel = channel
+        self._adopt = adopt
+        self._leave = leave
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._free = list(range(table.records - 1, -1, -1))
+        self._records: dict[int, Record] = {}  # those that were used before, or are
+        self._loop = asyncio.get_running_loop()
+        self._is_waiting = False
+        self._is_over = False
+        self._loop.add_reader(channel.fileno(), self._hear)
+
+    def ready(self) -> None:
+        """Tell the supervisor that this worker takes connections."""
+        self._beat()
+        self._send(Message(Kind.READY))
+
+    def _beat(self) -> None:
+        """Tell that this worker makes progress, ten times a second, also while it stops."""
+        if not self._is_over:
+            self._table.beat()
+            self._loop.call_later(_BEAT, self._beat)
+
+    def take(self, connection: socket.socket) -> Place | None:
+        """Have a new connection kept. None if that is not possible: it can be served all the same.
+
+        Call it as soon as the connection was accepted.
+        """
+        if self._is_over or not self._free:
+            return None
+        place = self._place(b"")
+        try:
+            message = Message(Kind.KEEP, place._index, descriptor=connection.fileno())
+            self._send(message)
+        except OSError:  # no descriptor is free
+            self._free.append(place._index)
+            return None
+        return place
+
+    def _place(self, last: bytes) -> Place:
+        """A free place. Its record has that last response; none if that is empty."""
+        index = self._free.pop()
+        if (record := self._records.get(index)) is None:
+            record = self._records[index] = self._table.record(index)
+        record.load(last or bytes(_EMPTY))
+        return Place(self, index, record)
+
+    def free(self, index: int) -> None:
+        """The connection of that index is kept no more."""
+        self._send(Message(Kind.CLOSED, index))
+        self._free.append(index)
+
+    def hand_over(self, index: int) -> None:
+        """Another worker goes on. The supervisor reads that record later, so it stays as it is."""
+        self._send(Message(Kind.HAND_OVER, index))
+
+    def _send(self, message: Message) -> None:
+        if not self._is_over:
+            self._channel.send(message)
+            if self._channel.is_waiting and not self._is_waiting:
+                self._is_waiting = True
+                self._loop.add_writer(self._channel.fileno(), self._flush)
+
+    def _flush(self) -> None:
+        self._channel.flush()
+        if not self._channel.is_waiting:
+            self._is_waiting = False
+            self._loop.remove_writer(self._channel.fileno())
+
+    def _hear(self) -> None:
+        try:
+            while not self._is_over and (message := self._channel.receive()) is not None:
+                if message.kind == Kind.ADOPT and message.descriptor >= 0:
+                    self._take_over(socket.socket(fileno=message.descriptor), message)
+                elif message.kind == Kind.ADOPT:
+                    self._refuse(message, "too many open files")
+                elif message.kind in (Kind.LEAVE, Kind.STAY):
+                    self._answer(leaves=message.kind == Kind.LEAVE)
+        except EOFError:  # the supervisor is gone: this worker is about to end
+            self.close()
+
+    def _answer(self, *, leaves: bool) -> None:
+        if leaves:
+            self._leave()
+        if not self._answered.done():
+            self._answered.set_result(None)
+
+    async def end(self, patience: float) -> None:
+        """Ask the supervisor whether this worker is to leave, if it has not said so before."""
+        if not (self._is_over or self._answered.done()):
+            self._send(Message(Kind.ENDING))
+            await asyncio.wait([self._answered], timeout=patience)
+
+    def _take_over(self, connection: socket.socket, message: Message) -> None:
+        if not self._free:
+            connection.close()
+            self._refuse(message, "this worker has too many")
+            return
+        place = self._place(message.payload)
+        self._send(Message(Kind.ADOPTED, place._index, message.serial))
+        self._adopt(connection, place)
+
+    def _refuse(self, message: Message, reason: str) -> None:
+        _log.error("a connection cannot be taken over: %s", reason)
+        self._send(Message(Kind.REFUSED, 0, message.serial))
+
+    def close(self) -> None:
+        """Tell the supervisor nothing any more. Idempotent."""
+        if not self._is_over:
+            self._is_over = True
+            self._answer(leaves=False)
+            self._loop.remove_reader(self._channel.fileno())
+            self._loop.remove_writer(self._channel.fileno())
+            self._channel.close()
+            self._table.close()

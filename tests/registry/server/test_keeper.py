@@ -1,0 +1,283 @@
+"""The keeper, with workers that are only the other ends of its channels."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from shmstream.registry.server import keeper as room
+from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.connections import Table
+from shmstream.registry.server.keeper import Keeper
+from tests.support.interpreters import wait_until
+
+
+class Worker:
+    """Says what a worker says, when the test wants it."""
+
+    def __init__(self, keeper: Keeper, number: int, *, is_ready: bool = True) -> None:
+        self._keeper = keeper
+        self.number = number
+        end, table = keeper.enlist(number)
+        self.channel = Channel(end)
+        attached = Table.attach(os.dup(table))
+        assert attached is not None
+        self.table = attached
+        if is_ready:
+            self.say(Kind.READY)
+            wait_until(lambda: keeper.is_ready(number))
+
+    def say(self, kind: Kind, index: int = 0, serial: int = 0, descriptor: int = -1) -> None:
+        self.channel.send(Message(kind, index, serial, b"", descriptor))
+
+    def take(self, index: int = 0) -> socket.socket:
+        """Take a new connection; its client."""
+        client, mine = connection()
+        self.say(Kind.KEEP, index, descriptor=mine.fileno())
+        mine.close()
+        return client
+
+    def hear(self) -> Message:
+        found: list[Message] = []
+
+        def look() -> bool:
+            if (message := self.channel.receive()) is not None:
+                found.append(message)
+            return bool(found)
+
+        wait_until(look)
+        return found[0]
+
+    def adopt(self, index: int = 0) -> Message:
+        """Adopt what comes; the message."""
+        message = self.hear()
+        assert message.kind == Kind.ADOPT
+        os.close(message.descriptor)
+        self.table.record(index).load(message.payload)
+        self.say(Kind.ADOPTED, index, message.serial)
+        return message
+
+    def close(self) -> None:
+        self.channel.close()
+        self.table.close()
+
+    def die(self) -> None:
+        self.close()
+        self._keeper.ended(self.number)
+
+
+def connection() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        return client, listener.accept()[0]
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Whether no process has the other end any more."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+Hire = Callable[..., Worker]
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    keeper = Keeper(records=8, most=6)
+    keeper.start(lambda: None)
+    yield keeper
+    keeper.close()
+    wait_until(lambda: keeper._epoll.closed)
+    gc.collect()
+
+
+@pytest.fixture
+def hire(keeper: Keeper) -> Iterator[Hire]:
+    hired: list[Worker] = []
+
+    def one(*, is_ready: bool = True) -> Worker:
+        hired.append(Worker(keeper, len(hired), is_ready=is_ready))
+        return hired[-1]
+
+    yield one
+    for each in hired:
+        each.close()
+
+
+def test_a_dead_workers_connection_goes_to_the_worker_with_the_fewest(
+    keeper: Keeper, hire: Hire
+) -> None:
+    dying, busy, idle = hire(), hire(), hire()
+    clients = [dying.take(1), busy.take(1), busy.take(2)]
+    dying.table.record(1).begin(0, 0, 0, b"what it was doing", 0, is_last=False)
+    wait_until(lambda: keeper.kept == 3)
+    dying.die()
+    message = idle.adopt(5)
+    assert b"what it was doing" in message.payload
+    assert idle.table.record(5).last.text == b"what it was doing"
+    assert keeper.kept == 3
+    assert not any(map(is_closed, clients))
+    idle.say(Kind.CLOSED, 5)
+    wait_until(lambda: is_closed(clients[0]))
+    assert keeper.kept == 2
+    for client in clients:
+        client.close()
+
+
+def test_what_a_dead_worker_has_said_counts(keeper: Keeper, hire: Hire) -> None:
+    """Also what it said in its last moment."""
+    dying, heir = hire(), hire()
+    with dying.take(0) as one, dying.take(1) as other:
+        dying.say(Kind.CLOSED, 0)
+        dying.die()
+        heir.adopt()
+        assert keeper.kept == 1
+        wait_until(lambda: is_closed(one))
+        assert not is_closed(other)
+
+
+@pytest.mark.parametrize("said", [False, True], ids=["before", "after"])
+def test_the_worker_that_adopts_dies(keeper: Keeper, hire: Hire, said: bool) -> None:
+    """Before it has said that it adopted the connection, or after that and a change."""
+    first, second = hire(), hire()
+    with first.take() as client:
+        first.table.record(0).begin(0, 0, 0, b"first", 0, is_last=False)
+        wait_until(lambda: keeper.kept == 1)
+        first.die()
+        if said:
+            second.adopt(3)
+            second.table.record(3).begin(0, 0, 0, b"second", 0, is_last=False)
+        else:
+            os.close(second.hear().descriptor)
+        second.die()
+        assert keeper.kept == 1, "it waits for a worker"
+        third = hire()
+        third.adopt(7)
+        assert third.table.record(7).last.text == (b"second" if said else b"first")
+        assert not is_closed(client)
+
+
+def test_a_worker_hands_over(keeper: Keeper, hire: Hire) -> None:
+    leaving, staying = hire(), hire()
+    with leaving.take(2) as client:
+        leaving.table.record(2).begin(0, 0, 0, b"so far", 0, is_last=False)
+        wait_until(lambda: keeper.kept == 1)
+        keeper.leave(leaving.number)
+        assert leaving.hear().kind == Kind.LEAVE
+        assert not keeper.is_ready(leaving.number)
+        leaving.say(Kind.HAND_OVER, 2)
+        assert b"so far" in staying.adopt().payload
+        leaving.die()
+        assert keeper.kept == 1
+        assert not is_closed(client)
+
+
+def test_a_worker_that_ends_by_itself_asks(keeper: Keeper, hire: Hire) -> None:
+    first, second = hire(), hire()
+    first.say(Kind.ENDING)
+    assert first.hear().kind == Kind.LEAVE
+    assert not keeper.is_ready(first.number)
+    second.say(Kind.ENDING)
+    assert second.hear().kind == Kind.STAY, "there is no other one"
+    third = hire()
+    keeper.stop()
+    third.say(Kind.ENDING)
+    assert third.hear().kind == Kind.STAY, "the server stops"
+
+
+def test_a_refused_connection_is_closed(keeper: Keeper, hire: Hire) -> None:
+    dying, full = hire(), hire()
+    with dying.take() as client:
+        dying.die()
+        message = full.hear()
+        os.close(message.descriptor)
+        full.say(Kind.REFUSED, serial=message.serial)
+        wait_until(lambda: is_closed(client))
+        assert keeper.kept == 0
+
+
+def test_only_so_many_are_kept(keeper: Keeper, hire: Hire) -> None:
+    worker = hire()
+    clients = [worker.take(index) for index in range(8)]
+    wait_until(lambda: is_closed(clients[6]) and is_closed(clients[7]))
+    assert keeper.kept == 6
+    worker.say(Kind.CLOSED, 0)
+    wait_until(lambda: is_closed(clients[0]))
+    clients.append(worker.take(0))
+    wait_until(lambda: keeper.kept == 6)
+    for client in clients:
+        client.close()
+
+
+def test_a_request_that_kills_workers_is_given_up(
+    keeper: Keeper, hire: Hire, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An idle connection survives any number of deaths."""
+    worker = hire()
+    with worker.take(0) as deadly, worker.take(1) as idle:
+        deadly.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_until(lambda: keeper.kept == 2)
+        for _ in range(room._DEATHS):
+            heir = hire()
+            worker.die()
+            heir.adopt(0)
+            heir.adopt(1)
+            worker = heir
+        last = hire()
+        worker.die()
+        last.adopt()
+        wait_until(lambda: is_closed(deadly))
+        assert not is_closed(idle)
+    assert "workers died with one request" in caplog.text
+
+
+def test_connections_wait_for_a_worker_but_not_for_ever(
+    keeper: Keeper, hire: Hire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert room._PATIENCE == 30
+    monkeypatch.setattr(room, "_PATIENCE", 0.0)
+    dying = hire()
+    with dying.take() as client:
+        wait_until(lambda: keeper.kept == 1)
+        dying.die()
+        wait_until(lambda: is_closed(client))
+        assert keeper.kept == 0
+    assert "no worker can go on with 1 connections" in caplog.text
+
+
+def test_nothing_is_given_away_when_the_server_stops(keeper: Keeper, hire: Hire) -> None:
+    dying, other = hire(), hire()
+    with dying.take() as client:
+        wait_until(lambda: keeper.kept == 1)
+        keeper.stop()
+        dying.die()
+        assert is_closed(client)
+        assert other.channel.receive() is None
+
+
+def test_a_slow_worker_gets_all_in_the_end() -> None:
+    """The keeper waits for nobody: what the kernel does not take waits in a queue."""
+    keeper = Keeper(records=300, most=300)
+    keeper.start(lambda: None)
+    dying, slow = Worker(keeper, 0), Worker(keeper, 1)
+    clients = [dying.take(index) for index in range(200)]
+    for index in range(200):
+        dying.table.record(index).begin(0, 0, 0, bytes(1900), 0, is_last=False)
+    wait_until(lambda: keeper.kept == 200)
+    dying.die()
+    serials = [slow.adopt(index).serial for index in range(200)]
+    assert sorted(serials) == list(range(1, 201))
+    for client in clients:
+        client.close()
+    keeper.close()
+    slow.close()
+    wait_until(lambda: keeper._epoll.closed)

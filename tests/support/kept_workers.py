@@ -1,0 +1,227 @@
+"""Workers that are killed at a line while they serve one kept connection; others go on with it.
+
+Each worker is a forked process with the worker's end of a real keeper. The role itself is the
+supervisor and the client: it asks a fixed row of requests on one connection, and compares every
+byte. Each of the `lives` workers is killed at its n-th line; the one after them serves the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import select
+import signal
+import socket
+import tempfile
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from shmstream.registry.server.channel import Channel
+from shmstream.registry.server.connections import Table
+from shmstream.registry.server.keeper import Keeper
+from shmstream.registry.server.keeping_protocol import KeptProtocol
+from shmstream.registry.server.kept import Kept, Place
+from shmstream.registry.server.transport import Transport
+from tests.support.interpreters import Link
+from tests.support.lines import Death
+from tests.support.roles import content
+
+BODY = content(3, 150_000)
+TEXT = b"a short answer\n"
+REQUESTS = [
+    [("GET", "/text")],
+    [("GET", "/file"), ("HEAD", "/file"), ("GET", "/hand")],
+    [("GET", "/text"), ("GET", "/hand")],
+]
+"""What the client sends at one time, and then waits for the answers."""
+_PATIENCE = 120.0  # s; the machine may be busy
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class _Application:
+    """Three kinds of responses: by hand and short, by hand, and by the kernel."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._file.write(BODY)
+        self._file.flush()
+
+    async def __call__(self, scope: dict[str, Any], _receive: object, send: Send) -> None:
+        path = scope["path"]
+        body = TEXT if path == "/text" else BODY
+        headers = [(b"content-length", b"%d" % len(body))]
+        if path != "/text":
+            headers.append((b"etag", b'"the body"'))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if path == "/file" and scope["method"] == "GET":
+            half = len(body) // 2
+            span = {"type": "http.response.zerocopysend", "file": self._file.fileno()}
+            await send({**span, "offset": 0, "count": half, "more_body": True})
+            await asyncio.sleep(0)
+            await send({**span, "offset": half, "count": len(body) - half})
+        else:
+            for start in range(0, len(body), 50_000):
+                data = body[start : start + 50_000]
+                more = {"type": "http.response.body", "body": data, "more_body": True}
+                await send(more)
+            await send({"type": "http.response.body", "body": b""})
+
+
+def _work(channel: socket.socket, table: int, fresh: socket.socket | None, nth: int) -> None:
+    """Be a worker: with a fresh connection, or with what the keeper sends."""
+    death = Death(nth) if nth else None
+
+    async def main() -> None:
+        config = uvicorn.Config(
+            _Application(), http=KeptProtocol, lifespan="off", log_config=None,
+        )  # fmt: skip
+        config.load()
+        named = {"config": config, "server_state": ServerState(), "app_state": {}}
+        loop = asyncio.get_running_loop()
+
+        def begin(connection: socket.socket, place: Place) -> KeptProtocol:
+            connection.setblocking(False)
+            protocol = KeptProtocol(place, connection, **named)
+            Transport(loop, connection, protocol)
+            return protocol
+
+        mine = Table.attach(table)
+        assert mine is not None
+        kept = Kept(mine, Channel(channel), lambda c, p: begin(c, p).go_on(), lambda: None)
+        kept.ready()
+        if fresh is not None:
+            place = kept.take(fresh)
+            assert place is not None
+            begin(fresh, place)
+        if death is not None:
+            death.arm()
+        await loop.create_future()
+
+    asyncio.run(main())
+
+
+class _Crew:
+    """One connection, its client, and the workers."""
+
+    def __init__(self) -> None:
+        self.keeper = Keeper(records=2, most=2)
+        self.keeper.start(lambda: None)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.client = socket.create_connection(listener.getsockname(), _PATIENCE)
+            self.accepted, _ = listener.accept()
+        self.number = 0
+        self.pid = self.pidfd = -1
+
+    def hire(self, nth: int) -> None:
+        """Start the next worker. The first one has the connection, and tells the keeper."""
+        self.number += 1
+        channel, table = self.keeper.enlist(self.number)
+        fresh = self.accepted if self.number == 1 else None
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self.client.close()
+                _work(channel, table, fresh, nth)
+            finally:
+                traceback.print_exc()
+                os._exit(1)
+        channel.close()
+        self.pidfd = os.pidfd_open(self.pid)
+        if fresh is not None:
+            self.keeper_has_it()
+            self.accepted.close()
+
+    def keeper_has_it(self) -> None:
+        """Wait until the keeper has a duplicate."""
+        while not self.keeper.kept:
+            assert not select.select([self.pidfd], [], [], 0.001)[0], "it died before it served"
+
+    def bury(self) -> None:
+        """The worker is dead, or dies now."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        self.keeper.ended(self.number)
+
+    def close(self) -> None:
+        self.bury()
+        self.keeper.close()
+        self.client.close()
+
+
+def _expected(row: list[tuple[str, str]]) -> list[tuple[str, bytes]]:
+    return [
+        (method, b"" if method == "HEAD" else TEXT if path == "/text" else BODY)
+        for method, path in row
+    ]
+
+
+def _problem(answer: bytes, expected: list[tuple[str, bytes]]) -> str | None:
+    """What is wrong with all answers to a row; "" if they are not complete; None if all is good."""
+    for _, body in expected:
+        head, end, rest = answer.partition(b"\r\n\r\n")
+        if not end:
+            return ""
+        if not head.startswith(b"HTTP/1.1 200 OK\r\n") or head.count(b"HTTP/1.1") != 1:
+            return f"a head is {head!r}"
+        if not re.search(rb"\r\ncontent-length: \d+", head):
+            return f"a head is {head!r}"
+        if len(rest) < len(body):
+            return "" if body.startswith(rest) else "wrong bytes in a body"
+        if not rest.startswith(body):
+            return "wrong bytes in a body"
+        answer = rest[len(body) :]
+    return f"too much: {answer[:100]!r}" if answer else None
+
+
+def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
+    """What went wrong, if anything; how many workers were killed at their line."""
+    killed = 0
+    for row in REQUESTS:
+        said = "".join(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n" for method, path in row)
+        crew.client.sendall(said.encode())
+        answer, problem = b"", ""
+        while problem == "":
+            waits = [crew.client.fileno(), crew.pidfd]
+            ready, _, _ = select.select(waits, [], [], _PATIENCE)
+            if crew.pidfd in ready:
+                killed += 1
+                crew.bury()
+                crew.hire(deaths[killed] if killed < len(deaths) else 0)
+            elif ready:
+                data = crew.client.recv(1 << 16)
+                if not data:
+                    return f"cut after {len(answer)} bytes in the row {row}", killed
+                answer += data
+            else:
+                return f"nothing comes after {len(answer)} bytes in the row {row}", killed
+            found = _problem(answer, _expected(row))
+            problem = found if found is not None else "none"
+        if problem != "none":
+            return problem, killed
+    return None, killed
+
+
+def die_at_lines(link: Link, first: int, stride: int, lives: int) -> None:
+    """Tell what went wrong, by line, and how many rounds there were."""
+    wrong: list[str] = []
+    nth, rounds = first, 0
+    while True:
+        deaths = [nth] * lives
+        crew = _Crew()
+        crew.hire(deaths[0])
+        problem, killed = _ask(crew, deaths)
+        crew.close()
+        if problem is not None:
+            wrong.append(f"{lives} killed at line {nth}: {problem}")
+        if not killed:
+            break
+        rounds += 1
+        nth += stride
+    link.say({"rounds": rounds, "wrong": wrong})
