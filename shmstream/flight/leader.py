@@ -312,7 +312,7 @@ class Leader:
             return True
         try:
             return self._have_others_sources()
-        except ShmstreamError:
+        except (ShmstreamError, OSError):  # the flight is ending
             return False
 
     def _gives_way(self, error: BaseException) -> bool:

@@ -19,11 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from shmstream import Retries, ShmstreamError, Store
+from shmstream.flight import blob as flight_blob
+from shmstream.flight import flight
 from shmstream.sources import download
 from shmstream.storage import journal
 from shmstream.stream import digest, partial, resumable_writer, waiter
 from tests.support import faults
-from tests.support.interpreters import Link
+from tests.support.interpreters import PATIENCE, Link
 
 HASTY = Retries(first_pause=0.01, longest_pause=0.05)
 """As many tries as by default, with short pauses."""
@@ -81,6 +83,18 @@ def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth:
             return
         time.sleep(random.random() * hurry)  # a random start, not a synchronisation
         link.say(read_all(link, store, key, source))
+
+
+def _be_patient() -> None:
+    """Wait for another process to take over for as long as a busy machine needs."""
+    for module in (flight, flight_blob):
+        vars(module)["SUCCESSION"] = PATIENCE
+
+
+def take_patiently(link: Link, folder: str, options: dict[str, Any]) -> None:
+    """A taker that gives another process all the time it needs to take over."""
+    _be_patient()
+    take(link, folder, options)
 
 
 def take_without_looks(link: Link, folder: str) -> None:
@@ -172,6 +186,14 @@ def read_in_steps(
             else:
                 read = {"sha256": hashlib.sha256(data).hexdigest(), "role": blob.role}
                 link.say(read | {"told": told[-1], "size": blob.size})
+
+
+def read_in_steps_patiently(
+    link: Link, folder: str, key: str, source: Any, stall_timeout: float | None
+) -> None:
+    """As `read_in_steps`, and gives another process all the time it needs to take over."""
+    _be_patient()
+    read_in_steps(link, folder, key, source, stall_timeout)
 
 
 def read_in_asyncio(link: Link, folder: str, key: str, source: Any) -> None:
