@@ -27,13 +27,15 @@ _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 class Answer:
     """What is sent: a status, headers, and the bytes of the blob from `start` to before `end`.
 
-    An `end` of None means all bytes to the end of the blob.
+    An `end` of None means all bytes to the end of the blob. `is_open`: the range that was asked for
+    has no end.
     """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     start: int = 0
     end: int | None = 0
+    is_open: bool = False
 
 
 def etag_of(key: str, validator: str | None = None) -> str | None:
@@ -83,7 +85,7 @@ def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None
                 "content-range": f"bytes {start}-{end - 1}/{size}",
                 "content-length": str(end - start),
             }
-            return Answer(206, _tagged(etag, told), start, end)
+            return Answer(206, _tagged(etag, told), start, end, wanted.strip().endswith("-"))
     return Answer(200, _tagged(etag, {"content-length": str(size)}), 0, size)
 
 

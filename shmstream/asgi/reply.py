@@ -297,5 +297,5 @@ def _pass_from(
         about,
         file,
         first=answer.start,
-        in_pieces=answer.status == 206 and answer.end == about.size,
+        in_pieces=answer.is_open,
     )

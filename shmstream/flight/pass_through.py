@@ -27,9 +27,9 @@ To read blocks, so each client has a thread. A process has a limit for such clie
 ahead for a slow client. A source is asked for no more bytes than the client wants: what a server
 sends in vain counts at the upstream, too. A client that asks for all bytes behind an offset may
 want only some of them, and hang up then; containerd does so. Its source is asked for pieces that
-grow with what the client has taken, so little is asked for in vain. Where other ranges of the blob
-begin tells how much such clients take: the source is not asked for more until the client had the
-time to hang up.
+grow with what the client has taken, so little is asked for in vain. As soon as the beginnings of
+several ranges tell how much such clients take, the source is asked for just that, and for no more
+until the client had the time to hang up.
 """
 
 from __future__ import annotations
@@ -71,9 +71,11 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _STEP = 1 << 18  # bytes; what is read of a file at one time
-_SMALLEST, _LARGEST = 1 << 17, 8 << 20  # bytes; a piece for a client that may hang up soon
+_SMALLEST, _LARGEST = 1 << 16, 8 << 20  # bytes; a piece for a client that may hang up soon
 _SHARE = 16  # a piece is so small a part of what the client has taken
 _REMEMBERED = 1024  # blobs of which this process knows that it has passed them through
+_ENOUGH = 16  # beginnings of ranges, to tell how much clients take at one time
+_TAKING = 0.004  # s; a client on a fast network takes a piece in that time
 _HANGING_UP = 0.2  # s; a client that has what it wants needs less to hang up
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
@@ -373,12 +375,15 @@ class OwnBytes:
         is_guarded = self._place.is_given or known.validator is not None
         if stop is not None and self._in_pieces and is_guarded:
             share = (position - self._start) // _SHARE
-            until = self._start + _stride(self.key)
-            if position == until > self._start:
-                self._download.wait(_HANGING_UP)
-                self._download.check_going_on()
             piece = position + min(max(share, _SMALLEST), _LARGEST)
-            stop = min(stop, piece, until if position < until else piece)
+            stride, is_sure = _stride(self.key)
+            until = self._start + stride
+            if position > self._start:
+                self._download.wait(_HANGING_UP if position == until else _TAKING)
+                self._download.check_going_on()
+            if position < until:
+                piece = until if is_sure else min(piece, until)
+            stop = min(stop, piece)
         return None if stop == known.size else stop
 
     def _new(self, feed: Feed) -> Iterator[memoryview]:
@@ -413,23 +418,26 @@ class _Prefix:
 
 def _note(key: str, start: int) -> bool:
     """Note that a range of the blob begins at `start`; whether it is the first one, as it seems."""
-    with _strides.lock:
-        strides = _strides.value
-        is_first = key not in strides
-        strides[key] = math.gcd(strides.get(key, 0), start)
-        if len(strides) > _REMEMBERED:
-            del strides[next(iter(strides))]
+    with _starts.lock:
+        starts = _starts.value
+        is_first = key not in starts
+        known = starts.setdefault(key, set())
+        if start and len(known) < _ENOUGH:
+            known.add(start)
+        if len(starts) > _REMEMBERED:
+            del starts[next(iter(starts))]
     return is_first
 
 
-def _stride(key: str) -> int:
-    """The bytes that clients take of the blob at one time, as it seems; 0 if nothing tells."""
-    with _strides.lock:
-        strides = _strides.value
-        stride = strides.get(key, 0)
-    return stride if stride >= _SMALLEST else 0
+def _stride(key: str) -> tuple[int, bool]:
+    """The bytes that clients seem to take of the blob at one time, or 0; and whether it is sure."""
+    with _starts.lock:
+        known = tuple(_starts.value.get(key, ()))
+    stride = math.gcd(*known)
+    return (stride, len(known) > 1) if stride >= _SMALLEST else (0, False)
 
 
-_strides: PerProcess[dict[str, int]] = PerProcess(dict)
-"""By key, of which number all beginnings of ranges are multiples; 0 as long as all begin at 0."""
+_starts: PerProcess[dict[str, set[int]]] = PerProcess(dict)
+"""By key, where ranges without an end began, besides 0. Clients that take a blob in pieces begin at
+multiples of these."""
 _passages: PerProcess[set[Passage]] = PerProcess(set)  # of this process; a forked child has none

@@ -46,6 +46,7 @@ from shmstream.events import Event, EventKind
 from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
+from shmstream.system.buffers import octets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -230,7 +231,7 @@ class Download:
         """
         at = feed.offset
         while (data := self.take(feed, position)) is not None:
-            with memoryview(data) as raw, raw.cast("B") as view:
+            with octets(data) as view:
                 count = len(view)
                 self.count(count, position)
                 again = min(max(position - at, 0), count)

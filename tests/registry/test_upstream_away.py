@@ -42,6 +42,7 @@ def test_each_kind_of_client_gets_what_another_has_pulled(
             succeeds(skopeo("named.test/away/skopeo:v1", ours.host, tmp_path / "first"))
         else:
             client.pull(ours, None if client is DOCKER else "named.test", f"away/{name}", "v1")
+    assert " WARNING " not in ours.serving.log, "that is normal use"
     docker_registry.stop()
     for name, what in firsts.items():
         (part,) = what.images

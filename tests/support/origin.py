@@ -51,6 +51,7 @@ class Behaviour:
     seed: int = 0
     size: int = 0
     text: str | None = None  # instead of `content(seed, size)`
+    file: str | None = None  # likewise: the path of a file with the bytes
     etag: str | None = "auto"  # auto: a strong one that seed and size decide
     last_modified: str | None = None
     media_type: str | None = "application/octet-stream"
@@ -79,6 +80,8 @@ class Behaviour:
 
     def body(self) -> bytes:
         data = _content(self.seed, self.size) if self.text is None else self.text.encode()
+        if self.file is not None:
+            data = Path(self.file).read_bytes()
         if self.wrong_at is not None:
             flipped = bytes([data[self.wrong_at] ^ 0xFF])
             data = data[: self.wrong_at] + flipped + data[self.wrong_at + 1 :]

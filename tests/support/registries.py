@@ -223,9 +223,17 @@ class Podman:
 
     def pull(self, name: str) -> str:
         """Pull an image; the digest of its configuration."""
-        done = self.run("pull", "--tls-verify=false", "--arch", "amd64", name)
+        done = self._pull(name)
         assert done.returncode == 0, done.stderr
         return f"sha256:{done.stdout.strip()}"
+
+    def errors(self, name: str) -> str:
+        """Pull an image; what it tells of errors."""
+        done = self._pull(name)
+        return done.stderr if done.returncode else ""
+
+    def _pull(self, name: str) -> subprocess.CompletedProcess[str]:
+        return self.run("pull", "--tls-verify=false", "--arch", "amd64", name)
 
 
 def succeeds(client: subprocess.Popen[str]) -> None:
