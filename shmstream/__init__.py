@@ -5,6 +5,7 @@
     InFlightCopier    ... and any number of readers, in any processes, while it is written
     HTTPSource        and other sources: `shmstream.sources`
     InFlightResponse  a blob as an HTTP response: `shmstream.asgi`
+    Cluster           other nodes, which have the same blobs
     create_app        a pull-through registry: `shmstream.registry`
 
 docs/ARCHITECTURE.md draws the wings of this package, and tells in which file each step is. The
@@ -13,6 +14,7 @@ docstring of each wing lists its files. docs/glossary.md explains the words.
 
 import logging
 
+from shmstream.cluster.cluster import Cluster
 from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
@@ -69,6 +71,7 @@ __all__ = [
     "BlobNotFound",
     "BlobStreamer",
     "CannotStart",
+    "Cluster",
     "CommandSource",
     "ContentChanged",
     "CopierStatistics",

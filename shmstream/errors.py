@@ -56,6 +56,15 @@ def escaped(text: str) -> str:
     )
 
 
+_MAY_PASS = (408, 425, 429)  # statuses that say nothing of the blob
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the source has answered that it has no such blob, or does not give it."""
+    status = error.status if isinstance(error, SourceError | SourceFailed) else None
+    return status is not None and 400 <= status <= 499 and status not in _MAY_PASS
+
+
 def names(key: str, reason: str) -> bool:
     """Whether `reason`, by sources, names the key already: it is often the URL of a source."""
     return f"{key} at offset " in reason
@@ -277,12 +286,17 @@ class BlobAborted(StreamBroken):
     def to_text(self, limit: int) -> bytes:
         """This error as at most `limit` bytes of JSON; an overlong reason loses its end.
 
+        What the source has said is left out if it does not fit beside the whole reason.
+
         Raises:
             ValueError: it does not fit without any reason.
         """
         facts = {"error": type(self).__name__, **self.facts}
         kept = len(self.reason)
         while len(text := json.dumps(facts).encode()) > limit:
+            if facts.get("said"):
+                facts["said"] = ""
+                continue
             if kept == 0:
                 raise ValueError(f"this error does not fit into {limit} bytes: {facts}")
             kept = max(kept * 3 // 4 - 4, 0)
@@ -364,11 +378,12 @@ class SourceFailed(BlobAborted):
     """Every source was tried as often as it may be, and none had the rest; `reason` tells each.
 
     `status` is the HTTP status that the last source answered, None if it answered none; `kind` is
-    how the last source failed.
+    how the last source failed; `said` is what it said of that.
     """
 
     status: int | None = None
     kind: FailureKind = FailureKind.BROKEN
+    said: str = ""
 
     def __post_init__(self) -> None:
         self.kind = _kind_of(self.kind, self.status)
@@ -399,8 +414,8 @@ class SourceError(ShmstreamError):
     """A source could not be opened at `offset`, or broke there.
 
     `retryable`: it may do better in a moment, or in `retry_after` seconds if it said so. `status`
-    is the HTTP status of a source that refused, `challenge` the WWW-Authenticate of a 401. `kind`
-    is how it failed.
+    is the HTTP status of a source that refused, `challenge` the WWW-Authenticate of a 401, `said`
+    the beginning of its answer. `kind` is how it failed.
     """
 
     source: str
@@ -411,6 +426,7 @@ class SourceError(ShmstreamError):
     status: int | None = None
     challenge: str | None = None
     kind: FailureKind = FailureKind.BROKEN
+    said: str = ""
 
     def __post_init__(self) -> None:
         self.source, self.reason = escaped(self.source), escaped(self.reason)

@@ -21,10 +21,13 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
+from shmstream.cluster.cluster import Cluster
+from shmstream.cluster.node import Node
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
-from shmstream.events import Event
+from shmstream.events import Event, EventKind
 from shmstream.flight import offers
 from shmstream.flight.async_blob import AsyncBlob, Stored
 from shmstream.flight.blob import Blob, Progress
@@ -80,11 +83,15 @@ class Store:
             2770, files 0660. Users share blobs and partial files, and only one of all downloads a
             blob; shared memory is each user's own, so a user sees blobs in flight of another one
             only when they are complete. A folder that is there already must have that mode.
+        cluster: other nodes that have the same blobs, or have them in flight. One of all nodes
+            pulls a digest from its upstream; the others get it from each other. None: none.
         on_event: called with every event of the flights that this process leads, at once and in the
             thread where it happens; it must not block.
 
     Raises:
-        StoreUnusable: others may write to the folder, this user may not, or locks do not work.
+        StoreUnusable: others may write to the folder, this user may not, or locks do not work; or
+            this process cannot listen for the other nodes of the cluster.
+        ImportError: there is a `cluster`, and the extra `cluster` is not installed.
     """
 
     def __init__(
@@ -102,6 +109,7 @@ class Store:
         max_flights: int | None = None,
         max_pass_through: int = 64,
         shared_group: bool = False,
+        cluster: Cluster | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         max_bytes = _bytes(max_bytes, "max_bytes")
@@ -127,6 +135,11 @@ class Store:
             tell=self._say,
             upkeep=self._upkeep,
         )
+        self._node: Node | None = None
+        if cluster is not None:
+            self._node = Node(cluster, self._layout, self._policy)
+            self._policy = replace(self._policy, across=self._node.part)
+            self._node.begin()
 
     def open(
         self,
@@ -287,6 +300,14 @@ class Store:
                 return passage
         raise because
 
+    def misfit(self, key: str, size: int) -> str | None:
+        """Why a blob of `size` bytes cannot be kept as `key`; None if it can, as it seems.
+
+        Lists the folder, and blocks for that, only if the disk has less free space.
+        """
+        with self._naming_troubles():
+            return self._upkeep.misfit(size, self._layout.place(key).path)
+
     def path(self, key: str) -> str:
         """Where the complete blob of `key` lies, or will lie."""
         return self._layout.place(key).path
@@ -298,6 +319,8 @@ class Store:
         """
         place = self._layout.place(key)
         removed = self._layout.remove(place.path)
+        if removed and self._node is not None:
+            self._node.evicted(place.key)
         if removed and not self.is_in_flight(key):
             self._layout.remove(place.record)
         return removed
@@ -371,6 +394,8 @@ class Store:
 
     def _say(self, event: Event) -> None:
         """Call `on_event`. An error of it is logged, and ends no flight."""
+        if event.kind is EventKind.EVICTED and self._node is not None:
+            self._node.evicted(event.key)
         if self._on_event is not None:
             try:
                 self._on_event(event)
@@ -404,6 +429,15 @@ class Store:
             yield
         except OSError as error:
             raise trouble(error, self.folder, self.folder) or error from error
+
+    def close(self) -> None:
+        """Leave the cluster, if the store belongs to one: give nothing to other nodes any more.
+
+        The store can still be used, and gets nothing from other nodes. Without a cluster there is
+        nothing to close. Idempotent.
+        """
+        if self._node is not None:
+            self._node.close()
 
     def __repr__(self) -> str:
         return f"<Store {self.folder}>"

@@ -25,10 +25,14 @@ pytest_plugins = [
     "tests.support.fuse",
     "tests.support.nginx",
     "tests.support.origin",
+    "tests.support.redis",
+    "tests.support.root",
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
-    "tests.support.registries",  # after those that it uses
+    "tests.support.cluster",  # after those that it uses
+    "tests.support.registries",
+    "tests.support.quirks",
 ]  # the servers, each started when a test asks
 
 

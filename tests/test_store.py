@@ -587,6 +587,12 @@ def test_sizes_and_folders_as_people_write_them(
     with pytest.raises(ValueError, match="to remove the blob of one key, call"):
         store.evict("a key")
     assert store.evict("0") == [path]
+    monkeypatch.chdir(tmp_path)
+    for elsewhere in ("", "~nobody-has-this-name/blobs", "s3://bucket/blobs", "file:///blobs"):
+        with pytest.raises(StoreUnusable, match="a store is a folder on this machine"):
+            Store(elsewhere)
+    assert [each.name for each in tmp_path.iterdir()] == ["store"]
+    assert Store(os.fsencode(tmp_path / "store")).folder == store.folder  # type: ignore[arg-type]
     for wrong in ("much", -1):
         with pytest.raises(ValueError, match=r"size|number of bytes"):
             Store(tmp_path / "store", max_bytes=wrong)

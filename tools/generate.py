@@ -116,9 +116,9 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | publish | write all bytes to the file; store `published`, `chunk_count`, `progress`; post every doorbell |
 | commit | verify size and digest; rename the file; store `size`, `published`, `chunk_count`; store COMMITTED; post |
 | abort | store `error`; store ABORTED; post; unlink the partial file |
-| subscribe | lock a slot; create the doorbell, under its own name from the beginning; fill the slot; store the membership; load `published` again before the first wait |
+| subscribe | lock a slot; unlink the doorbell of the generation that it names; store the next generation, not active; create its doorbell, under its own name from the beginning; fill the slot; store the membership; load `published` again before the first wait |
 | read | forget old posts; load `published`; if it is not enough, load `state`; if that is terminal, **load `published` again** and conclude; look at the lock on the header at least four times a second, after a ring that came without bytes or was forgotten, and when the writer's process has ended (its pidfd is readable: a thread of the reader's process then posts the reader's own doorbell); wait at most 250 ms; begin again |
-| take a slot over | its lock is free although it is active: unlink its doorbell, go on with the next generation |
+| take a slot over | its lock is free although it is active: subscribe as ever |
 | hand over | publish; close the partial file; unlock the header; post: readers look at the lock; reap if no process has a slot any more |
 | succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the file that the block names; keep all its bytes, unless it is longer than `size`: then cut it to `published`; store the identity of the new writer and `epoch` + 1; post all readers at the next publish |
 | reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 
 from shmstream.stream.spelling import read_digest
 
-_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d{1,19})-(\d{1,19})?|-(\d{1,19}))\s*", re.ASCII)
+_ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d+)?|-(\d+))\s*", re.ASCII | re.IGNORECASE)
+_MOST_DIGITS = 19  # no blob has so many bytes as a number with more digits says
 _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 
 
@@ -26,13 +27,15 @@ _ETAG = re.compile(r'(?:W/)?"[^"]*"')
 class Answer:
     """What is sent: a status, headers, and the bytes of the blob from `start` to before `end`.
 
-    An `end` of None means all bytes to the end of the blob.
+    An `end` of None means all bytes to the end of the blob. `is_open`: the range that was asked for
+    has no end.
     """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     start: int = 0
     end: int | None = 0
+    is_open: bool = False
 
 
 def etag_of(key: str, validator: str | None = None) -> str | None:
@@ -82,7 +85,7 @@ def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None
                 "content-range": f"bytes {start}-{end - 1}/{size}",
                 "content-length": str(end - start),
             }
-            return Answer(206, _tagged(etag, told), start, end)
+            return Answer(206, _tagged(etag, told), start, end, wanted.strip().endswith("-"))
     return Answer(200, _tagged(etag, {"content-length": str(size)}), 0, size)
 
 
@@ -116,7 +119,13 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
         return None
     first, last, suffix = match.groups()
     if suffix is not None:
-        return max(size - int(suffix), 0), size if int(suffix) else 0
-    if last is not None and int(last) < int(first):
+        return max(size - _number(suffix), 0), size if _number(suffix) else 0
+    if last is not None and _number(last) < _number(first):
         return None
-    return int(first), size if last is None else min(int(last) + 1, size)
+    return _number(first), size if last is None else min(_number(last) + 1, size)
+
+
+def _number(digits: str) -> int:
+    """The number; of one that is larger than any blob, another such one."""
+    plain = digits.lstrip("0")
+    return int(plain or 0) if len(plain) <= _MOST_DIGITS else 10**_MOST_DIGITS

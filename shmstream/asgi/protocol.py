@@ -8,12 +8,16 @@
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
+    400         a request of HTTP/1.1 without a Host, and any with two
+    half closed a client that has ended its side after its request gets its response all the same
     pipeline    at most `most_queued` requests, and those of one more piece, wait behind the one
                 that is answered. What else has come stays as it is, and nothing more is read
     the rest    of a request's body that the application did not want ends the connection
     local       no paced sending to clients on this host (`congestion`)
 
-A response that fails ends its connection at once.
+A response that fails ends its connection at once. A client that ends its side may still read, or
+may have left, and only the next bytes of its response tell. So its work goes on until then. But if
+some bytes were sent before, and no more follow for `end_patience`, it counts as left.
 
 One read may bring thousands of small requests, each of which becomes some 1.4 KB of objects. So the
 parser gets the bytes in small pieces, and no further piece while the queue is full:
@@ -102,6 +106,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
+    end_patience: float = 2.0
+    """Seconds without a further byte for it, after which a client counts as left that has ended its
+    side in the middle of its response."""
+
     most_queued: int = 4
     """Requests that wait behind the one that is answered, before no more are read."""
 
@@ -110,6 +118,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._unparsed = b""
         self._body_left = 0  # bytes that are still to come of a body, as its request says
         self._last: httptools_impl.RequestResponseCycle | None = None  # it ends the connection
+        self._answered: httptools_impl.RequestResponseCycle | None = None  # now, or the last one
         self._may_drop = -1  # bytes, once the connection is half closed
         self._application = self.app
         self.app: ASGI3Application = self._answer
@@ -124,6 +133,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._when_lost: set[Callable[[], object]] = set()
         self._writable: asyncio.Future[None] | None = None
         self._rest_timer: asyncio.TimerHandle | None = None
+        self._has_ended = False  # the client sends no more
+        self._messages = 0  # of responses, that the application has sent
+        self._end_timer: asyncio.TimerHandle | None = None
 
     # The head of a request.
 
@@ -188,6 +200,23 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if not self._has_room():
             self.flow.pause_reading()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more: answer what it has sent, then close. TLS has no such state."""
+        was_answering = self.scheme == "http" and self._may_drop < 0 and self._is_answering()
+        self._has_ended = was_answering and not self.cycle.more_body
+        if self._has_ended and self.cycle.response_started:
+            self._look_for_progress(None)
+        return self._has_ended
+
+    def _look_for_progress(self, before: tuple[int, int] | None) -> None:
+        """Cut a client that has ended its side, and is sent nothing: it may have left."""
+        now = (self._messages, self._passed)
+        waits = self._writable is None and not self.transport.get_write_buffer_size()
+        if now == before and waits and self._is_answering():
+            self.transport.abort()
+        else:
+            self._end_timer = self.loop.call_later(self.end_patience, self._look_for_progress, now)
+
     def _has_room(self) -> bool:
         """Whether more may be read."""
         return not self._unparsed and len(self.pipeline) < self.most_queued
@@ -236,6 +265,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._size_of_head() > self.head_size:
             self._refuse_head()
             return
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            self._refuse(400, b"Bad Request")
+            return
         self._body_left = self._length_of_body()
         extensions: dict[str, dict[str, Any]] = {SERVER: {"last": None, "taken": self._taken}}
         if not any(name in _BODY for name, _ in self.headers):  # a body that is not read hides it
@@ -281,6 +314,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         uvicorn would wait until the client has taken what is in the buffer, perhaps for ever.
         """
         cycle = cast("httptools_impl.RequestResponseCycle", cast("MethodType", send).__self__)
+        self._answered = cycle
         try:
             await self._application(scope, receive, partial(self._send, cycle))
         finally:
@@ -300,6 +334,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._parse()
             self.flow.resume_reading()
             self._see_it_out(None)
+            if self._has_ended and not self._is_answering():
+                self._end()
             return
         self.server_state.total_requests += 1
         self.pipeline.clear()
@@ -341,6 +377,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self, cycle: httptools_impl.RequestResponseCycle, message: ASGISendEvent
     ) -> None:
         told = cast("dict[str, Any]", message)
+        self._messages += 1
         cast("dict[str, Any]", cycle.scope)["extensions"][SERVER]["last"] = told["type"]
         if told["type"] == "http.response.start":
             await self._begin(cycle, told)
@@ -448,6 +485,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is lost: end every wait for it."""
         self._let_go()
+        if self._answered is not None:  # uvicorn tells only the request that was parsed last
+            self._answered.disconnected = True
+            self._answered.message_event.set()
         super().connection_lost(exc)
         self.pipeline.clear()
         self._unparsed = b""
@@ -456,10 +496,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def _let_go(self) -> None:
         self._is_let_go = True
         self._connection = -1
-        for timer in (self._head_timer, self._rest_timer):
+        for timer in (self._head_timer, self._rest_timer, self._end_timer):
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._rest_timer = None
+        self._head_timer = self._rest_timer = self._end_timer = None
         if self._file >= 0:
             file, self._file = self._file, -1
             if self._writable is not None:

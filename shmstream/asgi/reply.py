@@ -2,6 +2,7 @@
 
     conditions that a digest answers     304 or 412, without the source and without the blob
     HEAD, and the blob is not here       the source is asked, and nothing is downloaded
+    no room, as far as is known          the source itself, without a flight
     anything else                        the store or a flight; where there is no room for a
                                          flight, or not for its rest, the source itself. Likewise
                                          if the flight breaks, and `goes_past` says that another
@@ -29,6 +30,7 @@ from shmstream.errors import (
     BlobNotFound,
     ContentChanged,
     DigestMismatch,
+    OutOfRoom,
     ShmstreamError,
     SizeMismatch,
     StreamBroken,
@@ -50,6 +52,10 @@ _WRONG = (DigestMismatch, ContentChanged)  # the client has wrong bytes already
 
 async def allow(_: AsyncBlob | Description) -> None:
     """Let everybody have the blob."""
+
+
+async def expect_nothing(_: bool) -> None:
+    """Nothing is known before the source is asked."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class BlobReply:
         authorise: called with what is known of the blob, after the source has answered and before
             anything is sent. `send` raises what `authorise` raises; but after a `SizeMismatch` the
             blob comes from the source itself.
+        expected: what is known of a blob that is not here; None if nothing is. Called with whether
+            a part of it is wanted.
         goes_past: whether the source itself is worth asking if the flight breaks or stalls. That is
             so if it was not asked yet, because the flight has another source.
 
@@ -102,7 +110,9 @@ class BlobReply:
         write_timeout: float = 60.0,
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
         goes_past: Callable[[], bool] = lambda: False,
+        expected: Callable[[bool], Awaitable[Description | None]] = expect_nothing,
     ) -> None:
+        self._expected = expected
         self._store = store
         self._key = key
         self._source = source
@@ -140,7 +150,14 @@ class BlobReply:
         if answer is None and not request.is_get and (about := await self._described()) is not None:
             answer = self._answer(request, about)
         if answer is None:
-            await self._stream(opened, request, send, sending)
+            about = await self._expected("range" in request.headers) if request.is_get else None
+            misfit = None if about is None else await self._misfit(about)
+            if about is None or misfit is None:
+                await self._stream(opened, request, send, sending)
+            else:
+                async with self._instead(misfit, anyway=False) as passage:
+                    give = partial(_pass, sending, passage, about)
+                    await self._reply(request, send, about, give)
         else:
             await self._begin(send, answer)
             await finish(send)
@@ -153,18 +170,7 @@ class BlobReply:
         self, opened: AsyncBlob, request: _Request, send: Send, sending: Sending
     ) -> None:
         """Answer with the blob: from the store, from a flight, or without room from the source."""
-
-        async def reply(
-            about: AsyncBlob | Description, give: Callable[[Answer], Awaitable[None]]
-        ) -> None:
-            await self._authorise(about)
-            answer = self._answer(request, about)
-            await self._begin(send, answer)
-            if request.is_get and answer.status in (200, 206):
-                await give(answer)
-            else:
-                await finish(send)
-
+        reply = partial(self._reply, request, send)
         is_known = False
         try:
             async with opened as blob:
@@ -179,10 +185,34 @@ class BlobReply:
                 raise
             stalls = isinstance(error, WriterStalled) and self._goes_past()
             async with self._instead(error, anyway=is_other or stalls) as passage:
-                about = await passage.ask()
+                about = await passage.ask(for_part="range" in request.headers)
                 if request.needs_size and about.size is None:
                     raise error from None
                 await reply(about, partial(_pass, sending, passage, about))
+
+    async def _reply(
+        self,
+        request: _Request,
+        send: Send,
+        about: AsyncBlob | Description,
+        give: Callable[[Answer], Awaitable[None]],
+    ) -> None:
+        """Send the head of the answer, and the body by `give` if there is one."""
+        await self._authorise(about)
+        answer = self._answer(request, about)
+        await self._begin(send, answer)
+        if request.is_get and answer.status in (200, 206):
+            await give(answer)
+        else:
+            await finish(send)
+
+    async def _misfit(self, about: Description) -> OutOfRoom | None:
+        """Why the store cannot keep such a blob; None if it can, as far as is known."""
+        size = about.size
+        if size is None:
+            return None
+        reason = await in_thread(lambda: self._store.misfit(self._key, size))
+        return None if reason is None else OutOfRoom(self._key, 0, reason)
 
     async def _give(self, sending: Sending, blob: AsyncBlob, answer: Answer) -> None:
         """Send the body. The part that the flight has no room for comes from the source."""
@@ -193,7 +223,7 @@ class BlobReply:
             async with self._instead(error, anyway=broke and self._goes_past()) as passage:
                 known = Description(blob.size, blob.validator, blob.media_type)
                 file = blob.descriptor if sending.position > answer.start else -1
-                passage.give(sending.position, answer.end, known, file)
+                _pass_from(sending.position, passage, known, answer, file)
                 await sending.pass_on(passage)
 
     def _instead(self, error: ShmstreamError, *, anyway: bool) -> Passage:
@@ -250,5 +280,22 @@ class BlobReply:
 
 
 async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:
-    passage.give(answer.start, answer.end, about)
+    _pass_from(answer.start, passage, about, answer)
     await sending.pass_on(passage)
+
+
+def _pass_from(
+    position: int, passage: Passage, about: Description, answer: Answer, file: int = -1
+) -> None:
+    """Have the passage give what is left of the answer; `file` has what the client has already.
+
+    A client that asks for a range without an end may want less than that.
+    """
+    passage.give(
+        position,
+        answer.end,
+        about,
+        file,
+        first=answer.start,
+        in_pieces=answer.is_open,
+    )

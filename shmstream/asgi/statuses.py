@@ -1,6 +1,6 @@
 """Which HTTP status an error means, if a request fails before its headers.
 
-404    there is no such blob
+404    there is no such blob, here or at its source (404, 410)
 502    the source
 503    this machine lacks something, or the store is gone; a later request may succeed
 504    nothing comes any more
@@ -38,11 +38,14 @@ _STATUS_OF: tuple[tuple[type[ShmstreamError], int], ...] = (
     (StoreError, 503),
     (StreamClosed, 503),
 )
+_GONE = (404, 410)
 _NO_THREAD = "can't start new thread"
 
 
 def status_of(error: ShmstreamError) -> int:
     """404, 502 (the source), 503 (this machine), 504 (a stall), or 500 for anything else."""
+    if isinstance(error, SourceError | SourceFailed) and error.status in _GONE:
+        return 404
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from shmstream.errors import ShmstreamError
+from shmstream.errors import ShmstreamError, escaped
 from shmstream.system.signals import Stopped, stoppable
 
 
@@ -46,7 +46,7 @@ def _ending_well(ctx: click.Context) -> Iterator[None]:
         os.close(nowhere)
         ctx.exit(128 + signal.SIGPIPE)
     except (ShmstreamError, ImportError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(escaped(str(error))) from error
     except OSError as error:
         raise click.ClickException(reason(error)) from error
 

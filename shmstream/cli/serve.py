@@ -85,6 +85,34 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "it may be as slow as it likes.  [default: 1KiB]",
 )
 @click.option(
+    "--first-byte",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may take to begin an answer; some gather the whole blob first.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--silence",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may give no byte in the middle of a blob before it is asked again.  "
+    "[default: 60s]",
+)
+@click.option(
+    "--question",
+    type=duration,
+    metavar="DURATION",
+    help="How long a whole question to an upstream may take: a tag, a list, a token, with all "
+    "tries.  [default: 60s]",
+)
+@click.option(
+    "--outage",
+    type=duration,
+    metavar="DURATION",
+    help="How long an upstream may be away in the middle of a blob that clients read, before they "
+    "are cut; 0: a few tries.  [default: 60s]",
+)
+@click.option(
     "--tag-ttl",
     type=duration,
     metavar="DURATION",
@@ -146,6 +174,28 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     help="Let an nginx in front send complete blobs: its internal location for the store.",
 )
 @click.option(
+    "--cluster",
+    metavar="URL",
+    help="The Redis or Valkey of a cluster of nodes, which pull each blob once together: "
+    "redis://host:6379. Needs --advertise and --cluster-secret-file.",
+)
+@click.option(
+    "--advertise",
+    metavar="HOST:PORT",
+    help="Where the other nodes of the cluster reach this one.",
+)
+@click.option(
+    "--cluster-listen",
+    metavar="HOST:PORT",
+    help="Where to listen for other nodes, never for clients.  [default: as --advertise]",
+)
+@click.option(
+    "--cluster-secret-file",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="A file with what all nodes of the cluster know, and nobody else: 16 bytes or more.",
+)
+@click.option(
     "-v",
     "--verbose",
     is_flag=True,
@@ -177,6 +227,8 @@ def serve(
       shmstream serve --upstream docker.io=https://registry-1.docker.io \\
           --upstream ghcr.io=https://ghcr.io --listen :5000 --max-bytes 100GiB
       shmstream serve --config /etc/shmstream.toml
+      shmstream serve --upstream https://registry.example.com --advertise 10.0.0.7:5001 \\
+          --cluster redis://redis:6379 --cluster-secret-file /etc/cluster.key
     """  # noqa: D301  click wants the real character
     try:
         settings = _settings(ctx, upstreams, folder, config, options)
@@ -207,6 +259,7 @@ def _settings(
     is_default = ctx.get_parameter_source("folder") is ParameterSource.DEFAULT
     if not is_default or "store" not in table:
         table["store"] = folder
+    _add_cluster(table, options)
     table.update((name, value) for name, value in options.items() if value is not None)
     if is_shared():
         table["shared_group"] = True
@@ -220,6 +273,17 @@ def _settings(
         if is_option or config is None:
             raise BadSetting(f"--{name}", error.reason) from error
         raise BadSetting(error.key, error.reason, config) from error
+
+
+def _add_cluster(table: dict[str, object], options: dict[str, Any]) -> None:
+    """Move the options of the cluster into the table of the cluster."""
+    names = {"cluster": "url", "advertise": "advertise", "cluster_listen": "listen",
+             "cluster_secret_file": "secret_file"}  # fmt: skip
+    given = {names[each]: options.pop(each) for each in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given:
+        before = table.get("cluster")
+        table["cluster"] = (dict(before) if isinstance(before, dict) else {}) | given
 
 
 def _upstream(text: str) -> dict[str, str]:

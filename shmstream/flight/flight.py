@@ -60,7 +60,7 @@ from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.guarded import GuardedCopier, Unproved, attach
 from shmstream.flight.last_words import LastWords
-from shmstream.flight.leader import Leader
+from shmstream.flight.leader import Across, Leader
 from shmstream.flight.naming import naming
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import OwnBytes
@@ -112,6 +112,7 @@ class Policy:
     pacing: tuple[int, float]
     upkeep: Upkeep
     tell: Callable[[Event], None]
+    across: Callable[[Place], Across | None] | None = None
 
 
 class Flight:
@@ -574,6 +575,7 @@ class Flight:
             tell=self._policy.tell,
             held=permit,
             words=words,
+            across=None if self._policy.across is None else self._policy.across(self.place),
         )
 
     def offer(self, reader: Reader) -> None:

@@ -17,8 +17,8 @@ the next call begins anew.
 
 A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
 by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
-because the last chunk is withheld. So if there is another source, such a blob is verified before
-its size is told, and the next source is asked at once.
+because the last chunk is withheld. So if there is another source, of the leader or of a reader,
+such a blob is verified before its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from itertools import chain
+from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -43,6 +44,7 @@ from shmstream.errors import (
     SourceFailed,
     StreamClosed,
     escaped,
+    is_refusal,
     names,
 )
 from shmstream.events import Event, EventKind
@@ -74,6 +76,20 @@ _LONELY = 1.0  # s; how long nobody may read before a flight that is not to ling
 _log = logging.getLogger("shmstream")
 
 
+class Across(Protocol):
+    """What the flight is part of beyond this host: `cluster/part.py`."""
+
+    def source(self, upstream: Source) -> Source:
+        """A source with the bytes of `upstream`, wherever they come from."""
+
+    @property
+    def used_peers(self) -> bool:
+        """Whether some bytes did not come from the upstream."""
+
+    def ended(self, error: BaseException | None) -> None:
+        """The flight has ended here; with the complete blob if there is no `error`."""
+
+
 class Leader:
     """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
 
@@ -90,12 +106,13 @@ class Leader:
         tell: Callable[[Event], None],
         held: KernelLock | None = None,
         words: LastWords | None = None,
+        across: Across | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
         `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before.
+        before. `across` is what the flight is part of beyond this host.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -106,18 +123,21 @@ class Leader:
         self._algorithm = self._digest.partition(":")[0]
         self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
+        self._across = across
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._download = Download(
             place.key,
             streamer.name,
-            self._journal.wrong_last(sources),
+            self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
+            digest=self._digest,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
             end="it was handed over",
             others=self._others_here,
+            is_wanted=self._is_wanted,
         )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
@@ -210,12 +230,16 @@ class Leader:
             finally:
                 self._download.close()
             self._commit()
-        except StreamClosed:
+        except StreamClosed as error:
+            self._tell_across(error)
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
-            if not (isinstance(error, SourceFailed) and self._gives_way(error)):
+            if not self._gives_way(error):
                 self._abort(error)
+                self._tell_across(error)
+        else:
+            self._tell_across(None)
         finally:
             self.discard()
 
@@ -232,19 +256,52 @@ class Leader:
         found = offers.untried(self._place.asked, self._tried)
         self._tried.update(fingerprint(each) for each in found)
         self._sources = [*self._sources, *found]
-        return found
+        return self._across_hosts(found)
 
-    def _gives_way(self, error: SourceFailed) -> bool:
-        """Hand over if a reader in another process has other sources; whether it has."""
-        streamer, here = self.streamer, Identity.mine()
-        crews = self._crews | {0, offers.crew(self._place.asked)}
+    def _across_hosts(self, sources: Sequence[Source]) -> list[Source]:
+        return [each if self._across is None else self._across.source(each) for each in sources]
+
+    def _tell_across(self, error: BaseException | None) -> None:
+        if self._across is not None:
+            self._across.ended(error)
+
+    def _is_wanted(self) -> bool:
+        """Whether a source that is away is worth waiting for: there are readers without another."""
+        has_readers = offers.has_readers(self._place.asked) or self.streamer.has_readers()
+        return has_readers and not self._have_others_sources()
+
+    def _known_crews(self) -> frozenset[int]:
+        """Readers that offer just these sources have nothing new; the leader may be no reader."""
+        return self._crews | {0, offers.crew(self._place.asked), offers.crew_of(self._tried)}
+
+    def _have_others_sources(self) -> bool:
+        """Whether a reader in another process has a source that was not asked."""
+        here, crews = Identity.mine(), self._known_crews()
+        readers = self.streamer.statistics().subscribers
+        return not all(each.identity == here or each.sources in crews for each in readers)
+
+    def _may_ask_another(self) -> bool:
+        """Whether another source is left, or a reader has other sources."""
+        if self._download.has_another or offers.untried(self._place.asked, self._tried):
+            return True
         try:
-            readers = streamer.statistics().subscribers
-            if all(each.identity == here or each.sources in crews for each in readers):
+            return self._have_others_sources()
+        except (ShmstreamError, OSError):  # the flight is ending
+            return False
+
+    def _gives_way(self, error: BaseException) -> bool:
+        """Hand over if a reader in another process has other sources; whether it has."""
+        if not isinstance(error, SourceFailed | OutOfRoom):
+            return False
+        streamer, crews = self.streamer, self._known_crews()
+        if isinstance(error, OutOfRoom) and streamer.state != State.OPENING:
+            return False  # else nobody was told the size, which may be a lie of this source
+        try:
+            if not self._have_others_sources():
                 return False
             if self.takes_a_seat:
                 self.seat = attach(self._place, 0)
-            words = LastWords(error, frozenset(self._tried), frozenset(crews))
+            words = LastWords(error, frozenset(self._tried), crews)
             text = words.to_text(Block.error.capacity)
             self._has_given_way = True  # first: then readers of this process join again
             streamer.give_way(text)
@@ -255,6 +312,7 @@ class Leader:
                 self.seat = None
             _log.debug("%s: cannot give way: %s", self._place.key, str(trouble))
             return False
+        self._tell_across(StreamClosed(streamer.name, "it was handed over"))
         reason = f"handed over to a process with another source: {error.reason}"
         _log.warning("%s: %s", self._place.key, reason)
         self._say(EventKind.HANDED_OVER, streamer.appended)
@@ -311,18 +369,41 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        A whole blob of one chunk is verified first if another source is left.
+        If another source may be asked, a source whose blob can never fit counts as failed.
+
+        Raises:
+            OutOfRoom: no other source has the blob.
         """
+        misfit: OutOfRoom | None = None
+        try:
+            while True:
+                feed, download = self._open_right(kept), self._download
+                if feed.size is None:
+                    return feed
+                reason = self._upkeep.misfit(feed.size, self._place.path)
+                if reason is None or not self._may_ask_another():
+                    return feed
+                misfit = OutOfRoom(self.streamer.name, 0, reason)
+                download.fail(download.error(reason, 0, retryable=False), kept)
+        except SourceFailed as failed:
+            if misfit is None:
+                raise
+            raise misfit from failed
+
+    def _open_right(self, kept: int) -> Feed:
+        """As `_open`; a whole blob of one chunk is verified first if there is another source."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
-            may_ask_another = self._is_given and download.has_another
-            if not may_ask_another or feed.offset or (feed.size or 0) > most:
+            if not self._is_given or feed.offset or (feed.size or 0) > most:
+                return feed
+            if not self._may_ask_another():
                 return feed
             data = bytearray()
             try:
                 while len(data) <= most and (piece := download.take(feed, len(data))) is not None:
                     data += piece
+                    download.gauge(memoryview(piece).nbytes, len(data))
                 if len(data) > most:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):
@@ -346,16 +427,23 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if not self._is_given or len(self._sources) < 2:
+        if len(self._sources) < 2:
             return
+        if self._across is not None and self._across.used_peers:
+            return  # it may not have been a source
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
-            self._blame(current)
+            if self._is_given or self._place.size is not None:
+                self._blame(current)
+        elif not self._is_given:
+            return
         elif isinstance(error, DigestMismatch) or self._download.disagreed:
             self._blame(self._journal.first or self._described_by or current)
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
+        if self._journal.wrong[-1:] == [source]:
+            return
         known = {name_hash(each): each.name for each in self._sources}
         name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
@@ -461,6 +549,8 @@ class Leader:
             else:
                 self._append(feed)
             if streamer.appended < (streamer.size or 0):
+                if self._place.size is not None and len(self._sources) > 1:
+                    self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
             download.fail(error, streamer.appended)
@@ -528,8 +618,12 @@ class Leader:
         # Errors are logged as text: a record that is kept must not keep a connection open.
         reason = escaped(error.reason) if isinstance(error, BlobAborted) else told(error, place)
         name = "" if names(place.key, reason) else f"{place.key}: "
-        _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
-        self._say(EventKind.ABORTED, streamer.appended)
+        if not streamer.appended and is_refusal(error):
+            _log.info("%sthe source does not give it: %s", name, reason)
+            self._say(EventKind.REFUSED)
+        else:
+            _log.warning("%sgiven up at %d bytes: %s", name, streamer.appended, reason)
+            self._say(EventKind.ABORTED, streamer.appended)
         self._blame_for(error)
         try:
             streamer.abort(error)

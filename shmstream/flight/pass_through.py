@@ -10,28 +10,38 @@ So each client gets it by a download of its own, from its position on, and nothi
 `Download` asks the sources in turn. All bytes that a client gets are of one content. What proves
 that depends on the key and on the range, and decides where the source has to begin:
 
-    a digest, up to the end of the blob  the digest of all bytes from 0 on; the bytes that the
+    a digest, the whole blob             the digest of all bytes from 0 on; the bytes that the
                                          client has already are hashed from the flight's file, where
                                          I2 holds for them. The last chunk is withheld until the
                                          digest is right (I5)
-    a digest, a part before the end      nothing: the digest is of the whole blob. The client was
+    a digest, a part                     nothing: the digest is of the whole blob. The client was
                                          told that it gets a part, and does not take it for the
                                          whole
     another key, with a validator        the source still says the same validator
     another key, without a validator     the source is read from 0 on, and the bytes that come again
                                          have the digest of the bytes that came before
 
+A range that does not begin at 0 is a part, also if it ends where the blob ends.
+
 To read blocks, so each client has a thread. A process has a limit for such clients. Nothing is read
-ahead for a slow client.
+ahead for a slow client. A source is asked for no more bytes than the client wants: what a server
+sends in vain counts at the upstream, too. A client that asks for all bytes behind an offset may
+want only some of them, and hang up then; containerd does so. Its source is asked for pieces that
+grow with what the client has taken, so little is asked for in vain. As soon as the beginnings of
+several ranges tell how much such clients take, the source is asked for just that, and for no more
+until the client had the time to hang up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
@@ -43,7 +53,7 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed
+from shmstream.sources.base import Description, Feed, describe
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.storage.journal import Journal
@@ -61,6 +71,12 @@ T = TypeVar("T")
 
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _STEP = 1 << 18  # bytes; what is read of a file at one time
+_SMALLEST, _LARGEST = 1 << 16, 8 << 20  # bytes; a piece for a client that may hang up soon
+_SHARE = 16  # a piece is so small a part of what the client has taken
+_REMEMBERED = 1024  # blobs of which this process knows that it has passed them through
+_ENOUGH = 16  # beginnings of ranges, to tell how much clients take at one time
+_TAKING = 0.004  # s; a client on a fast network takes a piece in that time
+_HANGING_UP = 0.2  # s; a client that has what it wants needs less to hang up
 _THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
 
 _log = logging.getLogger("shmstream")
@@ -125,17 +141,28 @@ class Passage:
                 passages = _passages.value
                 passages.discard(self)
 
-    async def ask(self) -> Description:
-        """What the source says of the blob."""
-        return await self._run(self._bytes.ask)
+    async def ask(self, *, for_part: bool = False) -> Description:
+        """What the source says of the blob; `for_part`: without asking for its bytes, if it can."""
+        return await self._run(partial(self._bytes.ask, for_part=for_part))
 
-    def give(self, start: int, end: int | None, known: Description, file: int = -1) -> None:
+    def give(
+        self,
+        start: int,
+        end: int | None,
+        known: Description,
+        file: int = -1,
+        *,
+        first: int = 0,
+        in_pieces: bool = False,
+    ) -> None:
         """Begin to give the bytes from `start` to `end`; None is the end of the blob.
 
         `known` is what the client was told of the blob. `file` has the bytes before `start`, which
-        the client has already.
+        the client has already, from `first` on. `in_pieces`: the client may hang up soon.
         """
-        self._given = self._bytes.give(start, end, known, os.dup(file) if file >= 0 else -1)
+        mine = os.dup(file) if file >= 0 else -1
+        given = self._bytes.give(start, end, known, mine, first=first, in_pieces=in_pieces)
+        self._given = given
 
     async def read(self, known: Description, limit: int) -> bytes:
         """The whole blob; of a longer one at least the first `limit` bytes."""
@@ -194,19 +221,30 @@ class OwnBytes:
             Journal(place.journal, place.algorithm).wrong_last(sources),
             retries,
             is_given=place.is_given,
+            digest=place.digest,
             compares=False,
             tell=tell,
             end="its reader has left",
             size=place.size,
         )
+        self._sources = sources
         self._feed: Feed | None = None  # one that was asked and is not used yet
+        self._start = 0  # of the range that is given
+        self._stop: int | None = None  # behind its last byte; None if that is not known
+        self._in_pieces = False
+        self._gives_more = False  # whether the feed goes on behind the range
         self._hash: Hash | None = None  # of all before `position`, where that is proof
         self._file = -1
 
     # For the passage.
 
-    def ask(self) -> Description:
+    def ask(self, *, for_part: bool = False) -> Description:
         """What the first source that has the blob says of it."""
+        if for_part:
+            with suppress(SourceError):  # then the bytes are asked for, and tell why
+                told = describe(self._sources)
+                if told is not None and told.size is not None:
+                    return told
         self._feed = feed = self._download.open(self.position)
         return Description(feed.size, feed.validator, feed.media_type)
 
@@ -228,24 +266,33 @@ class OwnBytes:
         known: Description,
         file: int,
         because: str = "no room",
+        *,
+        first: int = 0,
+        in_pieces: bool = False,
     ) -> Iterator[bytes]:
-        """The bytes from `start` to `end`. Blocks. `because` tells the log why.
+        """The bytes from `start` to `end`, of those from `first` on. Blocks.
 
-        An empty piece means that bytes came which are not for the client.
+        `because` tells the log why. An empty piece means that bytes came which are not for the
+        client.
         """
         self._download.known, self._download.binds, self._file = known, True, file
         told = "%s: %s: it comes straight from its source, from %d on"
-        _log.warning(told, self.key, because, start)
+        is_news = _note(self.key, first if in_pieces else 0)
+        level = logging.WARNING if is_news else logging.INFO
+        _log.log(level, told, self.key, because, start)
         self._tell(Event(EventKind.PASSED_THROUGH, self.key, start))
-        return self._give(start, end, known.size, known.validator)
+        self._start, self._stop = start, known.size if end is None else end
+        self._in_pieces = in_pieces
+        is_whole = first == 0 and (end is None or end == known.size)
+        return self._give(start, end, known, is_whole=is_whole)
 
     # One client, from its beginning to its end.
 
     def _give(
-        self, start: int, end: int | None, size: int | None, validator: str | None
+        self, start: int, end: int | None, known: Description, *, is_whole: bool
     ) -> Iterator[bytes]:
-        to_the_end = end is None or end == size
-        if to_the_end if self._place.is_given else validator is None:
+        size = known.size
+        if is_whole if self._place.is_given else known.validator is None:
             self._hash = new_hash(self._place.algorithm)
             self._download.compares = True
             yield from self._hash_file(start)
@@ -257,15 +304,15 @@ class OwnBytes:
             here = self.position - len(data)
             held += bytes(data[max(start - here, 0) : None if end is None else max(end - here, 0)])
             free = len(held)
-            if to_the_end:
+            if is_whole:
                 last = max((self.position if size is None else size) - 1, 0) // _CHUNK * _CHUNK
                 free = min(max(last - given, 0), free)
             yield held[:free]
             held = held[free:]
             given += free
-            if not to_the_end and self.position >= (end or 0):
+            if not is_whole and self._gives_more and self.position >= (end or 0):
                 return
-        if to_the_end:
+        if is_whole:
             self._verify()
         yield held
 
@@ -303,11 +350,14 @@ class OwnBytes:
         try:
             while True:
                 try:
-                    yield from self._new(self._feed_at(self.position))
+                    feed = self._feed_at(self.position)
+                    self._gives_more = feed.end is None and self._stop is not None
+                    yield from self._new(feed)
                 except SourceError as error:
                     download.fail(error, self.position)
                 else:
-                    return
+                    if feed.end is None or self.position >= (self._stop or 0):
+                        return
         finally:
             download.close()
 
@@ -317,7 +367,24 @@ class OwnBytes:
         if feed is not None and feed.offset == position:
             return feed
         self._download.close()
-        return self._download.open(position)
+        return self._download.open(position, self._end_of_piece(position))
+
+    def _end_of_piece(self, position: int) -> int | None:
+        """Where the bytes end that the source is asked for next; None: where the blob ends."""
+        stop, known = self._stop, self._download.known
+        is_guarded = self._place.is_given or known.validator is not None
+        if stop is not None and self._in_pieces and is_guarded:
+            share = (position - self._start) // _SHARE
+            piece = position + min(max(share, _SMALLEST), _LARGEST)
+            stride, is_sure = _stride(self.key)
+            until = self._start + stride
+            if position > self._start:
+                self._download.wait(_HANGING_UP if position == until else _TAKING)
+                self._download.check_going_on()
+            if position < until:
+                piece = until if is_sure else min(piece, until)
+            stop = min(stop, piece)
+        return None if stop == known.size else stop
 
     def _new(self, feed: Feed) -> Iterator[memoryview]:
         prefix = None if self._hash is None else _Prefix(self._hash, self.position)
@@ -326,8 +393,8 @@ class OwnBytes:
                 self._hash.update(data)
             self.position += len(data)
             yield data
-        size = self._download.known.size
-        if size is not None and self.position < size:
+        expected = self._download.known.size if feed.end is None else feed.end
+        if expected is not None and self.position < expected:
             raise self._download.short(self.position)
 
 
@@ -349,4 +416,28 @@ class _Prefix:
         return self._at < self._end or self._again.digest() == self._before
 
 
+def _note(key: str, start: int) -> bool:
+    """Note that a range of the blob begins at `start`; whether it is the first one, as it seems."""
+    with _starts.lock:
+        starts = _starts.value
+        is_first = key not in starts
+        known = starts.setdefault(key, set())
+        if start and len(known) < _ENOUGH:
+            known.add(start)
+        if len(starts) > _REMEMBERED:
+            del starts[next(iter(starts))]
+    return is_first
+
+
+def _stride(key: str) -> tuple[int, bool]:
+    """The bytes that clients seem to take of the blob at one time, or 0; and whether it is sure."""
+    with _starts.lock:
+        known = tuple(_starts.value.get(key, ()))
+    stride = math.gcd(*known)
+    return (stride, len(known) > 1) if stride >= _SMALLEST else (0, False)
+
+
+_starts: PerProcess[dict[str, set[int]]] = PerProcess(dict)
+"""By key, where ranges without an end began, besides 0. Clients that take a blob in pieces begin at
+multiples of these."""
 _passages: PerProcess[set[Passage]] = PerProcess(set)  # of this process; a forked child has none

@@ -32,7 +32,8 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         """Raises:
-        StoreUnusable: the folder cannot hold a store.
+        StoreUnusable: the folder cannot hold a store, or its node cannot listen for the cluster.
+        BadSetting: a file that the settings of the cluster name cannot be used.
         """
         metrics = Metrics()
         store = Store(
@@ -41,9 +42,10 @@ class Application:
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
-            retries=Retries(least_rate=settings.min_rate),
+            retries=Retries(least_rate=settings.min_rate, outage=settings.outage),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
+            cluster=None if settings.cluster is None else settings.cluster.make(),
             on_event=metrics.flew,
         )
         self.registry: Registry = Registry(settings, store)

@@ -6,10 +6,14 @@ A note is written to a temporary file, which is then renamed: a reader gets the 
 No part of a key becomes part of a path. A note that is lost, or cannot be read, costs one question
 to the upstream and nothing else. So notes are not synced to the disk, and old ones are removed. If
 the folder is gone, because the store was emptied, the next note makes it again.
+
+The notes of a store that a group shares are the group's, too. Those of a store that can only be
+read are read, and no further ones are written: that is no failure.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -19,6 +23,8 @@ import stat
 import time
 from dataclasses import dataclass
 
+from shmstream.system.files import is_for_group, open_file
+
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MARK = ".shmstream"  # the file that says that a folder is a store
 _LARGEST = 4096  # bytes; larger notes are not read
@@ -26,6 +32,7 @@ _TIDY_AFTER = 1000  # notes written by this process; the first one tidies as wel
 _FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
 _MOST = 100_000  # notes on a shelf; beyond, the oldest are removed
 _GRACE = 60.0  # s; a younger temporary file may be about to be renamed
+_READ_ONLY = (errno.EROFS, errno.EACCES)  # as a store in the image of a container is to its user
 
 _log = logging.getLogger("shmstream")
 
@@ -42,26 +49,36 @@ class Notes:
     """One shelf of notes. Any thread and any process may use it.
 
     Raises:
-        OSError: its folder cannot be made.
-        PermissionError: another user owns its folder, or may write to it.
+        OSError: its folder cannot be made, though the store can be written to.
+        PermissionError: a user who may not write to the store owns its folder, or may write to it.
     """
 
     def __init__(self, store: str, shelf: str) -> None:
         self._store = store
         self._folder = os.path.join(store, "registry", shelf)
-        self._make()
         self._written = 0
+        try:
+            self._make()
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
 
     def _make(self) -> None:
+        above = os.stat(self._store)
         for folder in (os.path.dirname(self._folder), self._folder):
             try:
                 os.mkdir(folder, 0o700)
             except FileExistsError:
                 pass
             facts = os.stat(folder, follow_symlinks=False)
-            mine = stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.geteuid()
-            if not mine or facts.st_mode & 0o022:
-                raise PermissionError(f"{folder} is no folder that this user alone writes to")
+            if is_for_group(above) and _is_of(os.geteuid(), facts) and not is_for_group(facts):
+                os.chmod(folder, 0o2770)
+                facts = os.stat(folder, follow_symlinks=False)
+            is_groups = is_for_group(above) and is_for_group(facts)
+            if not (is_groups and facts.st_gid == above.st_gid) and not _is_of(above.st_uid, facts):
+                raise PermissionError(
+                    f"{folder} is no folder that only users of the store write to"
+                )
 
     def _path(self, key: tuple[str, ...]) -> str:
         name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
@@ -98,12 +115,12 @@ class Notes:
             if self._written % _TIDY_AFTER == 1:
                 self.tidy()
         except OSError as error:
-            _log.warning("cannot write a note in %s: %s", self._folder, error)
+            self._tell("write", error)
 
     @staticmethod
     def _write(path: str, text: str) -> None:
         temporary = f"{path}.{secrets.token_hex(4)}"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+        fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(fd, "wb") as file:
                 file.write(text.encode())
@@ -117,7 +134,11 @@ class Notes:
         try:
             _remove(self._path(key))
         except OSError as error:
-            _log.warning("cannot remove a note in %s: %s", self._folder, error)
+            self._tell("remove", error)
+
+    def _tell(self, what: str, error: OSError) -> None:
+        level = logging.DEBUG if error.errno in _READ_ONLY else logging.WARNING
+        _log.log(level, "cannot %s a note in %s: %s", what, self._folder, error)
 
     def tidy(self) -> None:
         """Remove old notes, and the oldest ones beyond the limit. Cheap, never blocks."""
@@ -135,6 +156,11 @@ class Notes:
                     kept.append((age, entry.path))
         for _, path in sorted(kept, reverse=True)[: max(len(kept) - _MOST, 0)]:
             _remove(path)
+
+
+def _is_of(user: int, facts: os.stat_result) -> bool:
+    """Whether this is a folder of that user, to which no other user may write."""
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == user and not facts.st_mode & 0o022
 
 
 def _remove(path: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from shmstream import units
+from shmstream.cluster import Cluster
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
@@ -96,6 +97,61 @@ def _checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
+@dataclass(frozen=True)
+class ClusterSettings:
+    """The cluster of nodes that the store belongs to; see `shmstream.Cluster`, and docs/cluster.md.
+
+    Attributes:
+        url: of Redis or Valkey, without a password.
+        advertise: `HOST:PORT` at which other nodes reach this one.
+        secret_file: path of a file with the secret of the cluster.
+        listen: `HOST:PORT` to listen on for other nodes, if that is not `advertise`.
+        password_file: path of a file with the password for Redis.
+        fan, max_peers, lease, certfile, keyfile, cafile: as for `shmstream.Cluster`.
+    """
+
+    url: str
+    advertise: str
+    secret_file: str
+    listen: str | None = None
+    password_file: str | None = None
+    fan: int = 2
+    max_peers: int = 8
+    lease: float = 3.0
+    certfile: str | None = None
+    keyfile: str | None = None
+    cafile: str | None = None
+
+    def make(self) -> Cluster:
+        """The cluster. Reads the files.
+
+        Raises:
+            BadSetting: a setting is not valid, or a file cannot be read.
+        """
+        given = asdict(self)
+        given["secret"] = _line_of("secret_file", given.pop("secret_file"))
+        if (file := given.pop("password_file")) is not None:
+            given["password"] = _line_of("password_file", file)
+        if "@" in self.url and ":" in self.url.partition("://")[2].rpartition("@")[0]:
+            raise BadSetting("cluster, url", "a password does not belong here: see password_file")
+        try:
+            cluster = Cluster(**given)
+            cluster.contexts()
+        except ValueError as error:
+            raise BadSetting("cluster", str(error)) from error
+        except OSError as error:  # ssl.SSLError is one
+            reason = f"there is no certificate and key, or no authority: {error}"
+            raise BadSetting("cluster", reason) from error
+        return cluster
+
+
+def _line_of(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetting(f"cluster, {key}", f"{path} cannot be read: {error}") from error
+
+
 def _workers() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -112,6 +168,10 @@ class Settings:
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
+        first_byte: how long an upstream may take to begin its answer.
+        silence: how long it may give no byte in the middle of a blob.
+        question: how long all of a question to it may take, such as the meaning of a tag.
+        outage: how long it may be away in the middle of a blob that clients read.
         tag_ttl: how long the meaning of a tag is believed before the upstream is asked again.
         prefetch: how many layers are fetched at once when their manifest is asked for; 0 for none.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
@@ -128,6 +188,7 @@ class Settings:
             nginx sends complete blobs. None: we send them.
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
+        cluster: other nodes, which have the same blobs; None for none.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -139,6 +200,10 @@ class Settings:
     max_flights: int | None = None
     max_pass_through: int = 64
     min_rate: int = 1024
+    first_byte: float = 60.0
+    silence: float = 60.0
+    question: float = 60.0
+    outage: float = 60.0
     tag_ttl: float = 60.0
     prefetch: int = 0
     docker_config: str | None = None
@@ -153,6 +218,7 @@ class Settings:
     access_log: bool = True
     x_accel_redirect: str | None = None
     shared_group: bool = False
+    cluster: ClusterSettings | None = None
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
@@ -165,10 +231,7 @@ class Settings:
                 raise BadSetting("upstream", f"there are several {which}")
         if not self.store:
             raise BadSetting("store", "is needed: the folder that blobs are kept in")
-        for key, least in _LEAST.items():
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise BadSetting(key, f"is at least {least}, not {value}")
+        self._check_numbers()
         if self.keyfile is not None and self.certfile is None:
             raise BadSetting("keyfile", "goes with certfile")
         prefix = self.x_accel_redirect
@@ -178,6 +241,20 @@ class Settings:
             )
             raise BadSetting("x_accel_redirect", reason)
         _ = self.address
+
+    def _check_numbers(self) -> None:
+        for key, least in _LEAST.items():
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise BadSetting(key, f"is at least {least}, not {value}")
+        for key in _WAITS:
+            if (value := getattr(self, key)) > _LONGEST_WAIT:
+                raise BadSetting(key, f"is at most a day, {_LONGEST_WAIT:g} s, not {value:g}")
+
+    @property
+    def stall(self) -> float:
+        """Seconds after which a client without a byte is given up; its upstream was waited for."""
+        return max(60.0, self.first_byte, self.silence, self.outage) + 10.0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -212,6 +289,8 @@ class Settings:
         """From the text that `to_json` made."""
         values = json.loads(text)
         upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
+        if values["cluster"] is not None:
+            values["cluster"] = ClusterSettings(**values["cluster"])
         return cls(upstreams, **values)
 
     def to_json(self) -> str:
@@ -264,11 +343,17 @@ def read_table(path: str) -> dict[str, object]:
         raise BadSetting("", f"is no TOML: {error}", path) from error
 
 
+_WAITS = ("first_byte", "silence", "question", "outage")
+_LONGEST_WAIT = 24 * 3600.0  # s
 _LEAST: dict[str, float] = {
     "max_bytes": 0,
     "max_flights": 1,
     "max_pass_through": 0,
     "min_rate": 0,
+    "first_byte": 0.1,
+    "silence": 0.1,
+    "question": 0.1,
+    "outage": 0,
     "tag_ttl": 0,
     "prefetch": 0,
     "workers": 1,
@@ -306,6 +391,28 @@ def _duration(value: object) -> float:
     return units.duration(value) if isinstance(value, str) else float(_count(value))
 
 
+def _cluster(table: object) -> ClusterSettings:
+    needed = {"url", "advertise", "secret_file"}
+    if not isinstance(table, Mapping) or not needed <= set(table) <= set(_READ_CLUSTER):
+        what = "url, advertise and secret_file"
+        known = ", ".join(sorted(set(_READ_CLUSTER) - needed))
+        raise BadSetting("cluster", f"is a table with {what}; it may have {known}")
+    values: dict[str, Any] = {
+        key: _reading(f"cluster, {key}", _READ_CLUSTER[key], value) for key, value in table.items()
+    }
+    return ClusterSettings(**values)
+
+
+_READ_CLUSTER: dict[str, Callable[[object], object]] = {
+    **dict.fromkeys(("url", "advertise", "secret_file", "listen", "password_file"), _text),
+    **dict.fromkeys(("certfile", "keyfile", "cafile"), _text),
+    **dict.fromkeys(("fan", "max_peers"), _count),
+    "lease": _duration,
+}
+"""How each setting of a cluster is read from a table."""
+
+assert set(_READ_CLUSTER) == {each.name for each in fields(ClusterSettings)}
+
 _READ: dict[str, Callable[[object], object]] = {
     "store": _text,
     "listen": _text,
@@ -314,6 +421,10 @@ _READ: dict[str, Callable[[object], object]] = {
     "max_flights": _count,
     "max_pass_through": _count,
     "min_rate": _size,
+    "first_byte": _duration,
+    "silence": _duration,
+    "question": _duration,
+    "outage": _duration,
     "tag_ttl": _duration,
     "prefetch": _count,
     "docker_config": _text,
@@ -326,6 +437,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "access_log": _flag,
     "x_accel_redirect": _text,
     "shared_group": _flag,
+    "cluster": _cluster,
 }
 """How each setting is read from a table."""
 

@@ -16,7 +16,7 @@ from shmstream.system.threads import in_thread
 
 T = TypeVar("T")
 
-_THREADS = 16
+_THREADS = 64  # questions at one time: a server that takes its time must not keep others waiting
 
 
 class Together:

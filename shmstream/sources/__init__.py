@@ -6,6 +6,8 @@ local          files, file objects, iterables
 command        the output of a command, complete only if the command succeeds
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
+http_pool      connections, as real servers need them
+http_coding    bodies that a server has encoded, or says so
 http_guard     keeps redirects from leading to private addresses
 http_body      has the kernel move the body of a response to the file
 fsspec         `FsspecSource`

@@ -49,6 +49,14 @@ _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
+class AskAgain(SourceError):
+    """The bytes go on, but not from where they came: ask the source again, at once.
+
+    A source raises it that has its bytes from one of several places, and knows another one. It is
+    no failure of the source, so it is not counted, and no pause follows.
+    """
+
+
 def _nothing_to_close() -> None:
     """The `close` of a feed that holds nothing."""
 
@@ -96,6 +104,7 @@ class Feed:
         close: closes the file or connection that the feed holds.
         by_kernel: another way to the same bytes, or None. The caller takes all bytes in one of the
             two ways.
+        end: where in the blob the last byte ends, if the feed is of a part; None: it gives all.
     """
 
     data: Iterator[Buffer] = field(repr=False)
@@ -105,6 +114,7 @@ class Feed:
     media_type: str | None = None
     close: Callable[[], None] = field(default=_nothing_to_close, repr=False)
     by_kernel: KernelFeed | None = field(default=None, repr=False)
+    end: int | None = None
 
     def __iter__(self) -> Iterator[Buffer]:
         return self.data
@@ -161,10 +171,15 @@ class Description:
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 
-    It may also have `describe() -> Description`, which asks for no bytes, and raises as `open`; and
-    `is_live = True` if its bytes are made while they are read, and may come slowly. And it may have
-    `identity`, a text that two sources share only if one can do no better than the other; without
-    it, that is the name. It is never shown.
+    It may also have:
+
+    - `describe() -> Description`, which asks for no bytes, and raises as `open`
+    - `open_part(offset, end, validator) -> Feed`, which is `open` for the bytes before `end` alone:
+      a server that is asked for more sends bytes that nobody reads
+    - `is_live = True`, if its bytes are made while they are read, and may come slowly
+    - `identity`, a text that two sources share only if one can do no better than the other; without
+      it, that is the name. It is never shown
+    - `expecting(digest) -> Source`, the source for a blob that is known to have this digest
 
     To write a source:
 
@@ -218,9 +233,16 @@ def describe(sources: Iterable[Source]) -> Description | None:
     return None
 
 
-def open_at(source: Source, offset: int, validator: str | None) -> Feed:
-    """`source.open`, for a source that may be foreign code: every exception is a `SourceError`."""
+def open_at(source: Source, offset: int, validator: str | None, end: int | None = None) -> Feed:
+    """`source.open`, for a source that may be foreign code: every exception is a `SourceError`.
+
+    With `end`, no byte from there on is needed. The feed may give more; its `end` tells.
+    """
     try:
+        opens_part = None if end is None else getattr(source, "open_part", None)
+        if opens_part is not None:
+            part: Feed = opens_part(offset, end, validator)
+            return part
         return source.open(offset, validator)
     except SourceError:
         raise

@@ -43,9 +43,10 @@ from shmstream.errors import (
     names,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import Description, Feed, Source, open_at
+from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
+from shmstream.system.buffers import octets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -74,12 +75,14 @@ class Download:
         sources: asked in this order.
         retries: how often a source is tried.
         is_given: whether the digest is known in advance, which guards the content.
+        digest: that digest; a source may have a use for it (`expecting`).
         size: the bytes that the blob must have; None: any number.
         compares: whether the caller has a `Prefix`. Without it, of a key that is a name, an answer
             from 0 on must have the same validator, too.
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
         others: called when no source is left; gives further sources.
+        is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class Download:
         compares: bool,
         tell: Callable[[Event], None],
         end: str,
+        digest: str = "",
         size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -102,8 +107,10 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries, others)
+        self._attempts = Attempts(name, sources, retries, others, is_wanted)
         self._is_given = is_given
+        self._digest = digest
+        self._expecting: dict[int, Source] = {}
         self.compares = compares
         self._tell = tell
         self._end = end
@@ -121,12 +128,15 @@ class Download:
         self._since = 0.0  # when the rate began to be measured, on the monotonic clock
         self._came = 0  # bytes since then
         self._crawls = 0  # how often the source was too slow, in a row
+        self._last = 0.0  # when the last bytes came, on the monotonic clock
+        self._was_silent = False  # one long silence is forgiven, until the rate was good again
 
     # Asking.
 
-    def open(self, position: int) -> Feed:
+    def open(self, position: int, end: int | None = None) -> Feed:
         """A feed that begins at `position`, or before it if that is all that can be had. Blocks.
 
+        With `end`, no byte from there on is needed; the feed's `end` tells whether it gives more.
         The feed is closed by `close`, by `fail`, and by `stop`.
 
         Raises:
@@ -137,12 +147,15 @@ class Download:
         while True:
             source = self._attempts.source
             try:
-                self._feed = feed = self._try_open(source, self._where_to_begin(position), position)
+                begin = self._where_to_begin(position)
+                self._feed = feed = self._try_open(source, begin, position, end)
             except SourceError as error:
                 self.fail(error, position)
                 continue
             self.check_going_on()  # a `stop` before this line found no feed to close
-            self._since, self._came = time.monotonic(), 0
+            self._last = time.monotonic()
+            if not self._came:  # else it broke off after these bytes: its rate is still measured
+                self._since = self._last
             _log.debug("%s: %s from %d", self._key, source.name, feed.offset)
             return feed
 
@@ -150,14 +163,16 @@ class Download:
         is_guarded = self._is_given or self.known.validator is not None
         return position if is_guarded and not self._attempts.is_whole else 0
 
-    def _try_open(self, source: Source, offset: int, position: int) -> Feed:
-        self._asks_part = offset > 0
+    def _try_open(self, source: Source, offset: int, position: int, end: int | None) -> Feed:
+        if offset < position or self._attempts.is_whole:
+            end = None
+        self._asks_part = offset > 0 or end is not None
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
-        feed = open_at(source, offset, validator)
-        if feed.size == feed.offset:  # it says that nothing is left, and gives no part
-            self._asks_part = False
+        feed = open_at(self._knowing(source), offset, validator, end)
+        if feed.size == feed.offset and self.known.size in (None, feed.size):
+            self._asks_part = False  # it says that nothing is left, and gives no part
         try:
             self._wrong_size = None
             if self._size is not None and feed.size not in (None, self._size):
@@ -173,6 +188,15 @@ class Download:
             feed.close()
             raise
         return feed
+
+    def _knowing(self, source: Source) -> Source:
+        """The same source, which knows the digest if it has a use for that."""
+        expecting: Callable[[str], Source] | None = getattr(source, "expecting", None)
+        if expecting is None or not self._is_given or not self._digest:
+            return source
+        if id(source) not in self._expecting:  # `Attempts` holds it
+            self._expecting[id(source)] = expecting(self._digest)
+        return self._expecting[id(source)]
 
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
@@ -207,7 +231,7 @@ class Download:
         """
         at = feed.offset
         while (data := self.take(feed, position)) is not None:
-            with memoryview(data) as raw, raw.cast("B") as view:
+            with octets(data) as view:
                 count = len(view)
                 self.count(count, position)
                 again = min(max(position - at, 0), count)
@@ -218,7 +242,9 @@ class Download:
                 with view[again:] as rest:
                     given = time.monotonic()
                     yield rest
-                    self._since += time.monotonic() - given  # the taker's time, not the source's
+                    taken = time.monotonic() - given  # the taker's time, not the source's
+                    self._since += taken
+                    self._last += taken
         if at < position:
             raise self.error(f"it ended after {at} bytes", position)
 
@@ -243,13 +269,25 @@ class Download:
     def count(self, received: int, position: int) -> None:
         """Note that so many bytes came from the source; `position` is for the error.
 
+        A server that gathers bytes before it passes them on is silent now and then, and does not
+        crawl. So the first long silence does not count; if too few bytes come until the second one,
+        that does.
+
         Raises:
             SourceError: it crawls. These bytes count all the same.
         """
+        now = time.monotonic()
+        silence, self._last = now - self._last, now if received else self._last
+        if silence >= self._retries.slow_for and received and not self._was_silent:
+            self._was_silent, self._since, self._came = True, now, 0
         self._received += received
-        self._came += received
         if self._received >= _REPORT:
             self._report()
+        self.gauge(received, position)
+
+    def gauge(self, received: int, position: int) -> None:
+        """As `count`, for bytes that will be counted later."""
+        self._came += received
         took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
@@ -258,7 +296,7 @@ class Download:
         came, least = self._came, self._retries.least_rate
         self._since, self._came = self._since + took, 0
         if came >= least * took or getattr(self._attempts.source, "is_live", False):
-            self._crawls = 0
+            self._crawls, self._was_silent = 0, False
             return
         self._crawls += 1
         reason = f"it gave only {came} bytes in {took:.0f} s"
@@ -269,7 +307,8 @@ class Download:
     def _report(self) -> None:
         received, self._received = self._received, 0
         if received:
-            self._tell(Event(EventKind.RECEIVED, self._key, received))
+            kind = getattr(self._attempts.source, "receives", EventKind.RECEIVED)
+            self._tell(Event(kind, self._key, received))
 
     # Failing.
 
@@ -286,10 +325,10 @@ class Download:
     def other(self, reason: str, position: int, feed: Feed) -> SourceError | ContentChanged:
         """The error for another blob in `feed`: the source is hopeless, or it is the end.
 
-        It is not the end yet if the source was asked for a part, and says that the content is the
-        same: some servers give the wrong part. Then it is asked for the whole blob.
+        It is not the end yet if the source was asked for a part, and does not say that it has other
+        content: some servers give the wrong part, or a page. Then it is asked for the whole blob.
         """
-        is_wrong_part = self._asks_part and feed.validator == self.known.validator
+        is_wrong_part = self._asks_part and feed.validator in (None, self.known.validator)
         if self._is_given or is_wrong_part:
             return self.error(reason, position, retryable=False)
         return ContentChanged(self._name, position, f"{self._attempts.source.name}: {reason}")
@@ -305,6 +344,9 @@ class Download:
         """
         self.close()
         self.check_going_on(error)  # a stop makes a source fail, which says nothing of the source
+        if isinstance(error, AskAgain):
+            _log.debug("%s: %s", self._key, error)
+            return
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
             pause = self._attempts.failed(error, position, with_part=with_part)
@@ -319,6 +361,7 @@ class Download:
         if pause is None:
             self._tell(Event(EventKind.FAILED_OVER, self._key))
             self._failing_since = None
+            self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         now = time.monotonic()
@@ -329,6 +372,8 @@ class Download:
         text = f"{error}; that was try {tries} of {allowed}, the next is in {pause:.1f} s"
         self._say(logging.WARNING if is_long else logging.INFO, text, is_retry=True)
         self._stopping.wait(pause)
+        if error.retry_after or error.kind.is_without_connection:  # it was told to wait, or away
+            self._since += pause
         self.check_going_on(error)
 
     def _say(self, level: int, text: str, *, is_retry: bool = False) -> None:

@@ -31,11 +31,12 @@ except ImportError as _missing:
 from urllib3.connection import HTTPConnection
 
 from shmstream.sources.http_guard import GuardedConnection
+from shmstream.sources.http_pool import PlainConnection
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_PLAIN = (HTTPConnection, GuardedConnection)
+_PLAIN = (HTTPConnection, PlainConnection, GuardedConnection)
 _LITTLE = 128 * 1024  # bytes to read while few come: memory for more costs 10 us each time
 _MUCH = 512 * 1024  # bytes to read while many come: a quarter of the steps, at the same cost each
 _PIPE = 1 << 20  # bytes; with a smaller pipe, the steps cost more than the saved copy

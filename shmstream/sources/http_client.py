@@ -13,11 +13,13 @@ one for each proxy that its environment names; `close_pools` closes them.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import os
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from http.client import HTTPException
 from typing import Any, NamedTuple
@@ -36,9 +38,13 @@ from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
 from shmstream.sources import http_guard
+from shmstream.sources.http_coding import decoded
+from shmstream.sources.http_pool import Pool, TLSPool, Waiting
 
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
+_KEPT = 64  # idle connections to a host; urllib3 warns of each one beyond, and closes it
+_MOST_WORDS = 2048  # bytes of an answer that says why it refuses
 _WORTH_DRAINING = 8192  # bytes; to read so much costs less than a new connection
 _MAY_PASS = frozenset((408, 425, 429))  # and 5xx
 _NEVER_PASS = frozenset((501, 505))  # the server cannot do what it is asked for
@@ -46,10 +52,28 @@ _GO_ANYWHERE = frozenset(("accept", "accept-language", "user-agent"))
 _OURS = frozenset(
     ("range", "if-range", "accept-encoding", "connection", "content-length", "transfer-encoding")
 )
+WHOLE = (200, 203)
+"""Statuses of an answer that is the whole; with 203 a proxy says that it may have changed it."""
 _FOR_EVER = 1e10  # s; a `Retry-After` may have any number of digits
 _NO_DATE = 10**12  # s; beyond the last year that a calendar has
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TEXT = re.compile(r"[^:]+://[^\\/?#]*([^?#]*)(?:\?([^#]*))?")  # path and query as they are written
+_UNFIT = re.compile(r"[^\x21-\x7e]")
+_UNWISE = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+Stranger = Callable[[Url, str], str | None]
+"""The Authorization for a server that a redirect led to, and that answered with a challenge."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds to wait: to connect, until the head of an answer is there, and for the next bytes."""
+
+    connect: float = 10.0
+    first_byte: float = 30.0
+    silence: float = 30.0
 
 
 class Reply(NamedTuple):
@@ -62,25 +86,27 @@ class Reply(NamedTuple):
 class Client:
     """Asks for one source; errors have its `name`. Any thread may use it.
 
-    `timeout`: seconds to wait for a connection, and for the next bytes. `pool`: for all requests,
-    instead of the pools of this process. `private_redirects`: a redirect may lead from a public
-    server to a private address. `named_by`: the server that named the URLs to ask, as a redirect
-    does; None: the user did.
+    `pool`: for all requests, instead of the pools of this process. `private_redirects`: a redirect
+    may lead from a public server to a private address. `named_by`: the server that named the URLs
+    to ask, as a redirect does; None: the user did. `stranger`: gives an authorization for a server
+    that a redirect led to.
     """
 
     def __init__(
         self,
         name: str,
-        timeout: tuple[float, float] = (10.0, 30.0),
+        patience: Patience = Patience(),
         pool: urllib3.PoolManager | None = None,
         *,
         private_redirects: bool = False,
         named_by: Url | None = None,
+        stranger: Stranger | None = None,
     ) -> None:
         self._private_redirects = private_redirects
         self._named_by = named_by
+        self._stranger = stranger
         self.name = name
-        self._connect_timeout, self._read_timeout = timeout
+        self.patience = patience
         self._pool = pool
 
     def ask(
@@ -91,56 +117,109 @@ class Client:
         *,
         offset: int = 0,
         body: bytes | None = None,
+        until: float | None = None,
     ) -> Reply:
         """The answer, after all redirects. The caller reads its body, or calls `discard`.
 
-        Blocks until the head is there. A request with a `body` follows no redirect.
+        Blocks until the head is there. `until`: when the whole answer has to be there, its body
+        included, on the monotonic clock. A request with a `body` follows no redirect.
 
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
         """
-        home = origin_of(url)
+        asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
-        for _ in range(_MAX_REDIRECTS + 1):
+        redirects, is_introduced = 0, False
+        while redirects <= _MAX_REDIRECTS:
             try:
-                response = self._manager(url, first).urlopen(
-                    method,
-                    url.url,
-                    body=body,
-                    headers=headers,
-                    redirect=False,
-                    retries=False,
-                    preload_content=False,
-                    decode_content=False,
-                    timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
-                )
+                response = self._send(method, url, first, headers, body, until)
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
-                raise self.explain(error, offset) from error
-            location = response.get_redirect_location()
-            if not location:
-                return Reply(response, origin_of(url) == home)
+                failure = self.explain(error, offset)
+                if url is not asked and failure.kind.is_without_connection:
+                    # The server itself has answered: it may give the blob when asked otherwise.
+                    timed_out = failure.kind.is_timeout
+                    failure.kind = FailureKind.TIMEOUT if timed_out else FailureKind.BROKEN
+                raise failure from error
+            if location := response.get_redirect_location():
+                discard(response)
+                if body is not None:
+                    raise self.failed(offset, "it redirects what was sent to it")
+                there = self._redirected(url, location, offset)
+                if origin_of(there) != origin_of(url):
+                    kept = _GO_ANYWHERE | _OURS
+                    headers = {name: value for name, value in headers.items() if name in kept}
+                    is_introduced = False
+                url, redirects = there, redirects + 1
+                continue
+            reply = Reply(response, origin_of(url) == home)
+            if is_introduced or (introduced := self._introduced(reply, url)) is None:
+                return reply
             discard(response)
-            if body is not None:
-                raise self.failed(offset, "it redirects what was sent to it")
-            there = self._redirected(url, location, offset)
-            if origin_of(there) != origin_of(url):
-                kept = _GO_ANYWHERE | _OURS
-                headers = {name: value for name, value in headers.items() if name in kept}
-            url = there
+            headers, is_introduced = {**headers, "authorization": introduced}, True
         raise self.failed(offset, f"it redirects more than {_MAX_REDIRECTS} times")
+
+    def _send(
+        self,
+        method: str,
+        url: Url,
+        first: Url,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        until: float | None,
+    ) -> urllib3.BaseHTTPResponse:
+        """Send one request; the answer once its head is there. `first`: see `_manager`."""
+        patience = self.patience
+        connect, left = patience.connect, None
+        if until is not None:
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the time for the answer is over")
+            connect = min(connect, left)
+        manager, proxy = self._manager(url, first)
+        options: dict[str, Any] = {}
+        read = patience.silence
+        if self._pool is None:
+            is_absolute = proxy is not None and url.scheme == "http"
+            options["target"] = url._replace(auth=None, fragment=None).url if is_absolute else None
+            options["target"] = options["target"] or url.request_uri
+            options["waiting"] = Waiting(patience.first_byte, patience.silence, until)
+            read = patience.first_byte if left is None else min(patience.first_byte, left)
+        return manager.urlopen(
+            method,
+            url.url,
+            body=body,
+            headers=headers,
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=Timeout(connect=connect, read=read),
+            **options,
+        )
+
+    def _introduced(self, reply: Reply, url: Url) -> str | None:
+        """The authorization for the server of `url`, which no secret of the user's is sent to."""
+        challenge = reply.response.headers.get("www-authenticate")
+        if reply.is_home or reply.response.status != 401 or None in (challenge, self._stranger):
+            return None
+        assert challenge is not None
+        assert self._stranger is not None
+        return self._stranger(url, challenge)
 
     def _redirected(self, url: Url, location: str, offset: int) -> Url:
         try:
-            there = parse(urljoin(url.url, location))
+            there = parse(_joined(url, location), is_exact=True)
         except ValueError as error:
             raise self.failed(offset, f"it redirects elsewhere than to a URL: {error}") from None
         if url.scheme == "https" != there.scheme:
             raise self.failed(offset, "it redirects from https to http")
         return there._replace(auth=None, fragment=None)
 
-    def _manager(self, url: Url, first: Url) -> urllib3.PoolManager:
-        """The pools for a request to `url`; `first` is the server that was asked first.
+    def _manager(self, url: Url, first: Url) -> tuple[urllib3.PoolManager, str | None]:
+        """The pools for a request to `url`, and the proxy that they use.
+
+        `first` is the server that was asked first.
 
         Raises:
             InsideAddressError: `first` has led to a private address.
@@ -154,14 +233,16 @@ class Client:
         if self._pool is not None:
             if guarded:
                 http_guard.check_looked_up(url)
-            return self._pool
+            return self._pool, None
         proxy = _proxy_for(url)
         if guarded and proxy is not None:
             http_guard.check_literal(url)
-        return _pool_for(url.scheme, proxy, guarded=guarded and proxy is None)
+        return _pool_for(url.scheme, proxy, guarded=guarded and proxy is None), proxy
 
     def read(self, reply: Reply, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes, as it was sent. Blocks until all of it came.
+
+        What is encoded, though nobody has asked for that, is decoded.
 
         Raises:
             SourceError: the body is longer, or breaks off.
@@ -174,10 +255,21 @@ class Client:
             raise self.explain(error, len(data)) from error
         if len(data) > limit:
             raise self.failed(0, f"its answer is longer than {limit} bytes")
-        return bytes(data)
+        return decoded(bytes(data), reply.response.headers.get("content-encoding"), limit)
+
+    def first(self, reply: Reply) -> bytes:
+        """The first byte of the body, without waiting for others; empty if the body is.
+
+        Raises:
+            SourceError: the body breaks off.
+        """
+        try:
+            return bytes(reply.response.read(1))
+        except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
+            raise self.explain(error, 0) from error
 
     def refused(self, reply: Reply, offset: int = 0) -> SourceError:
-        """The error for an answer with a status that is of no use.
+        """The error for an answer with a status that is of no use, with the answer's first words.
 
         It has no challenge of another origin: our credentials must not answer that.
         """
@@ -191,6 +283,7 @@ class Client:
             retry_after=_seconds(response.headers.get("retry-after")),
             status=status,
             challenge=response.headers.get("www-authenticate") if reply.is_home else None,
+            said=_beginning(response),
         )
 
     def failed(self, offset: int, reason: str) -> SourceError:
@@ -207,8 +300,9 @@ class Client:
         elif isinstance(cause, TimeoutError):
             kind = FailureKind.TIMEOUT
         if isinstance(cause, TimeoutError):
-            bounds = f"{self._connect_timeout:g} s to connect, {self._read_timeout:g} s to read"
-            reason = f"no answer in time ({bounds})"
+            patience = self.patience
+            bounds = f"{patience.connect:g} s to connect, {patience.first_byte:g} s for the head"
+            reason = f"no answer in time ({bounds}, {patience.silence:g} s for the next bytes)"
         elif isinstance(error, exceptions.NameResolutionError):
             reason = f"its name cannot be resolved: {cause}"
         else:
@@ -237,8 +331,10 @@ def discard(response: urllib3.BaseHTTPResponse) -> None:
 # What is sent.
 
 
-def parse(url: str) -> Url:
-    """The parts of an http or https URL.
+def parse(url: str, *, is_exact: bool = False) -> Url:
+    """The parts of an http or https URL. Path and query stay as they are written.
+
+    Only what cannot stand in a request is escaped; unless `is_exact`, also what should not.
 
     Raises:
         ValueError: `url` is no such URL; the message shows no credentials.
@@ -251,7 +347,30 @@ def parse(url: str) -> Url:
         parts = Url()  # its message would show the whole URL, credentials and all
     if parts.scheme not in ("http", "https") or not parts.host or " " in parts.host:
         raise ValueError(f"not a valid http or https URL: {public(url)!r}")
-    return parts
+    text = _TEXT.match(url)
+    assert text is not None
+    unfit = _UNFIT if is_exact else _UNWISE
+    path, query = (each and unfit.sub(_percent, each) for each in text.groups())
+    return parts._replace(path=path or "/", query=query)
+
+
+def _percent(found: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode("utf-8", "surrogateescape"))
+
+
+def _joined(url: Url, location: str) -> str:
+    """Where a `Location` leads, in its own text: what http.client read as Latin-1 is mostly UTF-8.
+
+    A signature in it is made of that text, so nothing in it is put in order.
+    """
+    location = location.encode("latin-1", "replace").decode("utf-8", "surrogateescape")
+    if _ABSOLUTE.match(location):
+        return location
+    if location.startswith("//"):
+        return f"{url.scheme}:{location}"
+    if location.startswith("/"):
+        return f"{url.scheme}://{url.netloc}{location}"
+    return urljoin(url.url, location)
 
 
 def origin_of(url: Url) -> tuple[str | None, str | None, int]:
@@ -303,6 +422,23 @@ def authorization(auth: tuple[str, str] | str) -> str:
 # What is answered.
 
 
+def _beginning(response: urllib3.BaseHTTPResponse) -> str:
+    """The first characters of a text that explains a refusal; empty for a page, or no text."""
+    kind = response.headers.get("content-type", "text/plain").partition(";")[0].strip().lower()
+    if kind not in ("text/plain", "") and not kind.endswith("json"):
+        return ""
+    length = getattr(response, "length_remaining", None)
+    try:
+        if length is not None and length <= _WORTH_DRAINING:
+            data = response.read(_MOST_WORDS)
+        else:  # one that is longer may not come at once
+            data = response.read1(_MOST_WORDS, False)
+    except (exceptions.HTTPError, HTTPException, OSError, ValueError):
+        return ""  # the status says enough
+    text = data.decode("utf-8", "replace").strip()
+    return "" if text.startswith("<") else text
+
+
 def date(text: str | None) -> int | None:
     """A date in a header, as seconds since 1970; None if `text` is no date."""
     try:
@@ -333,9 +469,32 @@ _pools: PerProcess[_Pools] = PerProcess(dict)  # a forked child has none
 
 def _proxy_for(url: Url) -> str | None:
     proxy = _named(url.scheme or "") or _named("all")
-    if not proxy or proxy_bypass(url.netloc or ""):
+    if not proxy or proxy_bypass(url.netloc or "") or _is_excepted(url):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _is_excepted(url: Url) -> bool:
+    """Whether `no_proxy` has a network (10.0.0.0/8) or a pattern (*.example.com) for `url`.
+
+    Plain names and addresses in `no_proxy` are the matter of urllib.
+    """
+    host = (url.host or "").strip("[]").partition("%")[0].lower()
+    entries = [each.strip().strip("[]").lower() for each in (_named("no") or "").split(",")]
+    if any(each.startswith("*.") and host.endswith(each[1:]) for each in entries):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False  # a name; nobody looks it up for that
+    return any(_has(each, address) for each in entries)
+
+
+def _has(network: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    try:
+        return address in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 def _named(kind: str) -> str | None:
@@ -353,8 +512,9 @@ def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib
         if (scheme, proxy, guarded) not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
             context = ssl.create_default_context() if scheme == "https" else None
-            options = {"num_pools": 16, "maxsize": 8, "ssl_context": context}
+            options = {"num_pools": 16, "maxsize": _KEPT, "ssl_context": context}
             pools[scheme, proxy, guarded] = made = _new_pool(proxy, options)
+            made.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
             if guarded:
                 http_guard.guard(made)
         return pools[scheme, proxy, guarded]

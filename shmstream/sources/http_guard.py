@@ -21,8 +21,10 @@ import os
 import socket
 
 import urllib3
-from urllib3 import connection, connectionpool, exceptions
+from urllib3 import exceptions
 from urllib3.util import Url
+
+from shmstream.sources.http_pool import PlainConnection, Pool, TLSConnection, TLSPool
 
 _ALLOWED = "SHMSTREAM_PRIVATE_REDIRECTS"
 """The variable of the environment that, set to 1, allows such redirects in the whole process."""
@@ -30,7 +32,8 @@ _ALLOWED = "SHMSTREAM_PRIVATE_REDIRECTS"
 _INSIDE = [
     ipaddress.ip_network(each)
     for each in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "0.0.0.0/8",
-                 "fc00::/7", "fec0::/10")
+                 "198.18.0.0/15", "240.0.0.0/4", "fc00::/7", "fec0::/10", "64:ff9b:1::/48",
+                 "::ffff:0:0:0/96")
 ]  # fmt: skip
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # the last four bytes are an address of IPv4
 
@@ -52,11 +55,17 @@ def is_allowed_here() -> bool:
 
 
 def is_inside(address: str) -> bool:
-    """Whether an IP address is on loopback, link-local or private; False for what is no address."""
+    """Whether an IP address is on loopback, link-local or private; False for what is no address.
+
+    An address of IPv4 may have fewer numbers, or be one: `127.1`, `0x7f000001`, `2130706433`.
+    """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
-        return False
+        try:
+            found = ipaddress.IPv4Address(socket.inet_aton(address))
+        except (OSError, UnicodeError, ValueError):
+            return False
     if isinstance(found, ipaddress.IPv6Address):
         embedded = found.ipv4_mapped or found.sixtofour
         if embedded is None and found in _NAT64:
@@ -109,23 +118,23 @@ def _checked(made: socket.socket, host: str) -> socket.socket:
     return made
 
 
-class GuardedConnection(connection.HTTPConnection):
+class GuardedConnection(PlainConnection):
     """A connection that is not made to a private address."""
 
     def _new_conn(self) -> socket.socket:
         return _checked(super()._new_conn(), self.host)
 
 
-class _GuardedTLSConnection(connection.HTTPSConnection):
+class _GuardedTLSConnection(TLSConnection):
     def _new_conn(self) -> socket.socket:
         return _checked(super()._new_conn(), self.host)
 
 
-class _GuardedPool(connectionpool.HTTPConnectionPool):
+class _GuardedPool(Pool):
     ConnectionCls = GuardedConnection
 
 
-class _GuardedTLSPool(connectionpool.HTTPSConnectionPool):
+class _GuardedTLSPool(TLSPool):
     ConnectionCls = _GuardedTLSConnection
 
 

@@ -7,19 +7,24 @@
                               be used, it is asked for the whole blob at once
     no source is left         each source that failed with a part only is asked for the whole blob;
                               then the caller may have found other sources
-    there are none            `SourceFailed`, with the last error of each source
+    there are none            if bytes of the blob are here, and somebody reads them, the last
+                              source is waited for (`Retries.outage`): it may be away for a while,
+                              and the readers have nobody else. Then `SourceFailed`, with the last
+                              error of each source
 
 The caller (`download`) waits for the pause, and decides at which offset to go on.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from shmstream.errors import SourceError, SourceFailed
 from shmstream.sources.base import Source
 
+_LONGEST_SAID = 256  # characters of what the last source said
 _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
 
 
@@ -32,6 +37,9 @@ class Retries:
     source that says when to ask again (`Retry-After`, up to 30 s) is given that time. Before a
     source is given up that was asked for the rest of a blob only, it is asked for the whole blob.
 
+    In the middle of a blob, with readers, the last source is asked again for `outage` seconds since
+    it last gave a byte, however often that is.
+
     A source that gives fewer than `least_rate` bytes a second, over `slow_for` seconds, crawls. It
     is asked again once, because another connection may be faster; if it crawls again, it counts as
     failed. Sources that are `is_live` may be slow: what they give is made just then. 0: all may be.
@@ -43,6 +51,7 @@ class Retries:
     longest_pause: float = 2.0
     least_rate: float = 1024.0
     slow_for: float = 15.0
+    outage: float = 0.0
 
 
 @dataclass
@@ -61,7 +70,7 @@ class Attempts:
     """Counts the tries to get one blob from `sources`, in this order.
 
     `name` is what errors call the blob. `others` is called when no source is left, and gives
-    further sources. For one thread at a time.
+    further sources. `is_wanted` tells whether somebody reads. For one thread at a time.
     """
 
     def __init__(
@@ -70,8 +79,12 @@ class Attempts:
         sources: Sequence[Source],
         retries: Retries,
         others: Callable[[], Sequence[Source]] = tuple,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name = name
+        self._is_wanted = is_wanted
+        self._failing_since: float | None = None  # without progress, of whatever source
+        self._is_waiting = False  # for the last source: all were asked as often as they may be
         self._turns: list[_Turn] = []
         self._add(sources)
         self._others = others
@@ -121,13 +134,9 @@ class Attempts:
         Raises:
             SourceFailed: there is no next source.
         """
+        now = time.monotonic()
         turn = self._turns[self._current]
-        _, failures = self._last_words.get(error.source, ("", 0))
-        self._last_words[error.source] = str(error), failures + 1
-        if offset > self._progress:
-            self._progress = offset
-            self._tries = 0
-        self._tries += 1
+        self._note(error, offset, now)
         crawls = error.kind.is_timeout and not error.retryable  # and so would the whole blob
         with_part = with_part and not turn.is_whole and not crawls
         if with_part and not error.retryable:
@@ -136,19 +145,48 @@ class Attempts:
         pause = self._pause(error)
         if error.retryable and self._tries < self._allowed(turn) and pause <= _LONGEST_RETRY_AFTER:
             return pause
-        if with_part and not error.kind.is_without_connection:
-            self._turns.append(_Turn(turn.source, is_whole=True))
-        if self._current + 1 == len(self._turns):
-            self._add(self._others())
-        if self._current + 1 == len(self._turns):
-            reason = "; ".join(
-                text if count == 1 else f"{text} (it failed {count} times)"
-                for text, count in self._last_words.values()
-            )
-            raise SourceFailed(self._name, offset, reason, error.status, error.kind) from error
-        self._current += 1
-        self._tries = 0
-        return None
+        if not self._is_waiting:
+            if with_part and not error.kind.is_without_connection:
+                self._turns.append(_Turn(turn.source, is_whole=True))
+            if self._current + 1 == len(self._turns):
+                self._add(self._others())
+            if self._current + 1 < len(self._turns):
+                self._current += 1
+                self._tries = 0
+                return None
+        if error.retryable and offset and self._may_wait(now + pause):
+            self._wait_for(turn.source)
+            return pause
+        said = error.said[:_LONGEST_SAID]
+        raise SourceFailed(
+            self._name, offset, self._reason(), error.status, error.kind, said
+        ) from error
+
+    def _note(self, error: SourceError, offset: int, now: float) -> None:
+        _, failures = self._last_words.get(error.source, ("", 0))
+        self._last_words[error.source] = str(error), failures + 1
+        if offset > self._progress:
+            self._progress = offset
+            self._tries, self._failing_since, self._is_waiting = 0, None, False
+        if self._failing_since is None:
+            self._failing_since = now
+        self._tries += 1
+
+    def _may_wait(self, until: float) -> bool:
+        """Whether somebody wants the blob, and its sources may be away until then."""
+        since = until if self._failing_since is None else self._failing_since
+        return until - since < self._retries.outage and self._is_wanted()
+
+    def _wait_for(self, source: Source) -> None:
+        """From now on, ask this source only, for the rest of the blob if it can give that."""
+        self._is_waiting = True
+        self._current = next(n for n, each in enumerate(self._turns) if each.source is source)
+
+    def _reason(self) -> str:
+        return "; ".join(
+            text if count == 1 else f"{text} (it failed {count} times)"
+            for text, count in self._last_words.values()
+        )
 
     def _pause(self, error: SourceError) -> float:
         retries = self._retries

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from shmstream.errors import DamagedBlob
+from shmstream.errors import DamagedBlob, StoreUnusable
 from shmstream.sources.base import Description
 from shmstream.storage.folder import Folder
 from shmstream.storage.record import Record
@@ -137,9 +137,14 @@ class Layout:
         """`shared_group` as in `Store`.
 
         Raises:
-            StoreUnusable: other users may write to the folder, or locks do not work there.
+            StoreUnusable: other users may write to the folder, or locks do not work there; or it is
+                no folder, but a URL, or in the home of a user who does not exist.
         """
-        self.folder: str = os.path.realpath(folder)
+        name = os.fsdecode(folder)
+        if not name or "://" in name or name.startswith("~"):
+            reason = "a store is a folder on this machine, such as /var/cache/blobs or ~/blobs"
+            raise StoreUnusable(repr(name), reason)
+        self.folder: str = os.path.realpath(name)
         self.mark: str = os.path.join(self.folder, ".shmstream")
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")

@@ -47,12 +47,13 @@ from shmstream.stream.partial import (
     remove_partial,
 )
 from shmstream.stream.segment import Segment
+from shmstream.stream.subscribers import remove_doorbells
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
 _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _LIFE = (1, HEADER_SIZE - 1)
 
-_SWEEP_INTERVAL = 0.1  # s
+_SWEEP_INTERVAL = 60.0  # s; a sweep lists all shared memory of the host
 _YOUNG = 10_000_000_000  # ns; so long a dead leader's stream waits for the next call
 _swept = float("-inf")  # when this process swept last
 
@@ -186,7 +187,7 @@ def reap(name: str, spare: Spare | None = None) -> bool:
             block = Block.read(lock.fd, name)
             ready = facts.st_size > 0 and block.validate(name, facts.st_size)
             if not (ready and spare is not None and spare(block, lock)):
-                _remove_remains(block, ready)
+                _remove_remains(block, lock.fd if ready else None)
                 segment.unlink(name)
                 return True
             lock.release(REAPER)
@@ -213,8 +214,12 @@ def reap_unread(name: str) -> None:
         reap(name, is_read)
 
 
-def _remove_remains(block: Block, ready: bool) -> None:
-    """Remove what the block of a dead stream names; a half-made block names at most a path."""
+def _remove_remains(block: Block, fd: int | None) -> None:
+    """Remove what the block of a dead stream names, in the segment's file `fd`.
+
+    None: it is half-made, and names at most a path.
+    """
+    ready = fd is not None
     if ready and block.resumable and block.state == State.STREAMING:
         _vouch(block)
     if is_path(block.path) and block.state != State.COMMITTED and not block.resumable:
@@ -224,8 +229,8 @@ def _remove_remains(block: Block, ready: bool) -> None:
         except OSError as error:
             if error.errno not in GONE:
                 raise  # else a link or a folder lies there, which is not ours
-    for _, bell in list(doorbell.names(block.token)) if ready else []:
-        doorbell.unlink(bell)
+    if fd is not None:
+        remove_doorbells(block.token, Block.read_ever_taken(fd, block.slots))
 
 
 def _vouch(block: Block) -> None:
@@ -250,8 +255,8 @@ def sweep(but: str = "", spare: Spare = is_read) -> list[str]:
     This removes dead streams without readers, with their doorbells and partial files, and doorbells
     whose stream is gone. It touches nothing that is alive, nothing that this version of shmstream
     did not make, not the stream of the name `but`, and no dead stream that `spare` leaves alone (by
-    default those with readers). It is cheap, never blocks, and any process may call it at any
-    time. `BlobStreamer.create` calls it, at most ten times a second.
+    default those with readers). It never blocks, and any process may call it at any time. It lists
+    all shared memory of the host. `BlobStreamer.create` calls it, at most once a minute.
     """
     global _swept
     _swept = time.monotonic()

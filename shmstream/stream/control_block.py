@@ -320,6 +320,11 @@ class Block:
             raise DamagedSegment(name=name, reason="it is of another kind, or of another version")
         return token
 
+    @staticmethod
+    def read_ever_taken(fd: int, slots: int) -> dict[int, int]:
+        """As `ever_taken`, in a segment's file of so many slots."""
+        return generations_in(os.pread(fd, slots * 8, HEADER_SIZE))
+
     @classmethod
     def read(cls, fd: int, name: str = "") -> Block:
         """A copy of the header in a segment's file; zeros where the file is shorter."""
@@ -446,6 +451,11 @@ class Block:
             used = words[: len(flags)].tolist()
         return {index: word >> 8 for index, word in enumerate(used) if word & 1}
 
+    def ever_taken(self) -> dict[int, int]:
+        """All slots that a reader has ever taken: slot number -> generation."""
+        with self.memberships() as words:
+            return generations_in(words.tobytes())
+
     def slot(self, index: int) -> Slot:
         """The slot of that number."""
         return Slot(self, index, self._slot_offset(index))
@@ -469,7 +479,8 @@ class Slot:
     """The slot of one subscriber: the reader that holds the lock on its bytes writes it.
 
     The membership word, which lies apart, is `generation << 8 | active`. Each reader that takes the
-    slot begins a new generation, so that no two readers have doorbells of the same name.
+    slot begins a new generation, so that no two readers have doorbells of the same name. It stores
+    the generation before it makes the doorbell, so the word names every doorbell that may exist.
     """
 
     pid: Word = Word(0, "reader", "subscribe", "before the membership", "the reader's process id")
@@ -515,6 +526,13 @@ class Slot:
         """Release the memory, so that it can be unmapped."""
         self.words.release()
         self._membership.release()
+
+
+def generations_in(memberships: bytes) -> dict[int, int]:
+    """The slots that a reader has ever taken, in the bytes of all membership words."""
+    end = -(-len(memberships.rstrip(b"\0")) // 8) * 8  # most slots have never been taken
+    with memoryview(memberships[:end]) as used, used.cast("Q") as words:
+        return {index: word >> 8 for index, word in enumerate(words) if word}
 
 
 def is_path(text: bytes) -> bool:

@@ -324,8 +324,14 @@ class ResumableStreamer(BlobStreamer):
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
 
     def commit(self) -> None:
-        """Commit as a `BlobStreamer`; then seal the blob if it was hashed and is on the disk."""
+        """Commit as a `BlobStreamer`; then seal the blob if it was hashed and is on the disk.
+
+        What may be published goes out first: to verify and to sync the rest takes a while, and
+        meanwhile readers, and nodes that read here, can have the bytes before the last chunk.
+        """
         with self._lock:
+            if self._streaming and self._publishable() > self._published:
+                self._publish()
             super().commit()
             if self.durable and self.digest is not None:
                 seal(self._file.fd, self.digest)

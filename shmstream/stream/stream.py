@@ -43,6 +43,7 @@ from shmstream.stream.partial import (
     reserve,
 )
 from shmstream.stream.segment import Segment
+from shmstream.stream.subscribers import remove_doorbells
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
 
@@ -175,6 +176,7 @@ class Stream:
                     with Changing(partial.fd, block):
                         os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
+                remove_doorbells(block.token, block.ever_taken())
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
             stream._sign()

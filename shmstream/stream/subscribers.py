@@ -4,17 +4,19 @@ A reader takes a slot with the kernel lock on the slot's bytes. So a slot whose 
 free at once, and two readers never share a slot:
 
     reader                                    writer, at each publish
-    1 lock a free slot, or a dead reader's    1 post the doorbells that it has open
-    2 create the doorbell of a new generation 2 compare the memberships with the last ones seen
-    3 fill the slot                           3 for each that changed: close the old doorbell, or
-    4 store the membership as active            open the new doorbell and post it
-    5 load `published` again, then wait       4 at most every 20 ms check one slot, in turn; if no
-                                                process holds its lock, unlink the doorbell and
+    1 lock a free slot, or a dead reader's;   1 post the doorbells that it has open
+      unlink the doorbell that it names
+    2 store a new generation, not active      2 compare the memberships with the last ones seen
+    3 create the doorbell of it, and          3 for each that changed: close the old doorbell, or
+      fill the slot                             open the new doorbell and post it
+    4 store the membership as active          4 at most every 20 ms check one slot, in turn; if no
+    5 load `published` again, then wait         process holds its lock, unlink the doorbell and
                                                 store the membership as free
 
 If the writer compares before step 4 of a new reader, it does not ring that reader, but in step 5
-the reader sees what was published. A kill between 2 and 4 leaves a doorbell. The next reader that
-takes the slot replaces it, or `gc` or the end of the stream removes it. The writer posts the open
+the reader sees what was published. A kill between 3 and 4 leaves a doorbell, and the membership
+names it. So the next reader that takes the slot removes it, or `gc` or the end of the stream does.
+None of them needs to list the doorbells of the host, which may be many. The writer posts the open
 doorbells first, so that these readers do not wait while it reads the memberships. Readers never
 wait for each other, and the writer never waits for a reader (I6).
 """
@@ -52,16 +54,16 @@ class Subscription:
         self.slot: Slot = _claim(block, lock, name)
         self._block = block
         self._lock = lock
-        generation, was_active = self.slot.membership
-        if was_active:  # the doorbell of a reader that was killed
+        generation, _ = self.slot.membership
+        if generation:  # its reader may have been killed
             doorbell.unlink(doorbell.name_of(block.token, self.slot.index, generation))
-        generation = (generation + 1) % GENERATIONS
+        generation = generation % (GENERATIONS - 1) + 1  # 0 is of a slot that was never taken
+        self.slot.membership = (generation, False)
         try:
             self.doorbell: Doorbell = Doorbell(
                 doorbell.name_of(block.token, self.slot.index, generation)
             )
         except BaseException:
-            self.slot.membership = (generation, False)
             lock.release(self.slot.span)
             self.slot.release()
             raise
@@ -232,6 +234,12 @@ def reclaim(block: Block, lock: KernelLock, index: int, bells: Iterable[str] = (
         return gone
     finally:
         slot.release()
+
+
+def remove_doorbells(token: int, ever_taken: dict[int, int]) -> None:
+    """Unlink every doorbell that the readers of a stream may have left, at its end."""
+    for index, generation in ever_taken.items():
+        doorbell.unlink(doorbell.name_of(token, index, generation))
 
 
 def forsaken(block: Block, lock: KernelLock, bells: Iterable[str]) -> dict[int, set[str]]:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from shmstream.errors import (
     BlobAborted,
     DamagedPartial,
+    DamagedSegment,
     DigestMismatch,
     OutOfResources,
     SizeMismatch,
@@ -43,7 +44,7 @@ from shmstream.stream.digest import RunningDigest, digest_or_algorithm
 from shmstream.stream.pacer import Pacer, check_pacing
 from shmstream.stream.partial import PartialFile
 from shmstream.stream.stream import Stream
-from shmstream.stream.subscribers import Subscriber, Subscribers, present
+from shmstream.stream.subscribers import Subscriber, Subscribers, present, remove_doorbells
 from shmstream.system.buffers import buffers
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import register
@@ -448,7 +449,7 @@ class BlobStreamer:
             ending.callback(self._release)
             ending.callback(self._stream.unlink)
             ending.callback(self._unlink_doorbells)
-            ending.callback(self._close_file)  # this frees a descriptor to list the doorbells with
+            ending.callback(self._close_file)  # frees a descriptor, to list the doorbells with
             ending.callback(self._subscribers.close)
             ending.callback(self._pacer.close)
             if aborting and not self._has_ended():
@@ -472,8 +473,11 @@ class BlobStreamer:
             self._release()
 
     def _unlink_doorbells(self) -> None:
-        for _, bell in list(doorbell.names(self._token)):
-            doorbell.unlink(bell)
+        try:
+            remove_doorbells(self._token, self._block.ever_taken())
+        except DamagedSegment:  # another program has cut it off, so they have to be looked for
+            for _, bell in list(doorbell.names(self._token)):
+                doorbell.unlink(bell)
 
     def _release(self) -> None:
         self._closed = self._closed or "it was closed"

@@ -195,6 +195,6 @@ def watch(identity: Identity, call: Callable[[], object]) -> Watch | None:
             _watcher.add(identity, found)
         except ProcessLookupError:
             found._tell()
-        except (OSError, RuntimeError):  # an old kernel, a sandbox, or something has run out
-            return None
+        except (OSError, RuntimeError, OverflowError):
+            return None  # an old kernel, a sandbox, something has run out, or it is no process id
     return found

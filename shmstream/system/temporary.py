@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from shmstream.system.locks import WHOLE_FILE, KernelLock
@@ -20,20 +20,46 @@ _LOCK = "lock"
 _GRACE = 60.0  # s; a folder without a lock file may be one that is just being made
 
 
-@contextmanager
-def temporary_folder(prefix: str) -> Iterator[str]:
-    """A folder whose name begins with `prefix`, there inside and removed afterwards.
+class TemporaryFolder:
+    """A folder whose name begins with `prefix`; `close` removes it.
 
-    Removes first the folders of this user with that prefix whose processes were killed.
+    The constructor first removes the folders of this user with that prefix whose processes were
+    killed.
     """
-    _remove_abandoned(prefix)
-    folder = tempfile.mkdtemp(prefix=prefix)
-    try:
-        with closing(KernelLock(os.path.join(folder, _LOCK), os.O_CREAT)) as lock:
-            lock.try_acquire(WHOLE_FILE)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    def __init__(self, prefix: str) -> None:
+        _remove_abandoned(prefix)
+        self.path: str = tempfile.mkdtemp(prefix=prefix)
+        self._take()
+
+    def _take(self) -> None:
+        self._lock = KernelLock(os.path.join(self.path, _LOCK), os.O_CREAT)
+        self._lock.try_acquire(WHOLE_FILE)
+
+    def restore(self) -> bool:
+        """Make it anew if it is gone; whether it was. Many systems remove old files from /tmp.
+
+        Raises:
+            OSError: it cannot be made, or another user has put something there.
+        """
+        if self._lock.is_at(os.path.join(self.path, _LOCK)):
+            return False
+        is_new = True
+        try:
+            os.mkdir(self.path, 0o700)
+        except FileExistsError:  # only files in it were removed
+            is_new = False
+            facts = os.stat(self.path, follow_symlinks=False)
+            if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+                raise
+        self._lock.close()
+        self._take()
+        return is_new
+
+    def close(self) -> None:
+        """Remove it. Idempotent."""
+        self._lock.close()
+        shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _remove_abandoned(prefix: str) -> None:

@@ -45,6 +45,7 @@ def is_consistent(answer: Answer, size: int | None) -> bool:
 @example({"range": "bytes=0-"}, None, 0)
 @example({"range": "bytes=-5"}, None, 0)
 @example({"range": "bytes=" + "9" * 19 + "-"}, None, 10)
+@example({"range": "bytes=" + "9" * 60_000 + "-"}, None, 10)
 @example({"if-match": '"' * 100_000, "if-none-match": 'W/"' * 50_000}, '"a"', None)
 @example({"range": "bytes=\u0661-\u0662"}, None, 10)
 def test_whatever_is_asked_has_an_answer(
@@ -129,3 +130,20 @@ def test_a_key_that_means_a_digest_is_an_etag() -> None:
         assert etag_of(key) == ETAG
     for key in ("a name", "sha256:abc", "a" * 40):
         assert etag_of(key) is None
+
+
+def test_numbers_of_any_length() -> None:
+    """Bounds behind the end of a blob, however many digits they have, and zeros before them."""
+    huge = "9" * 60_000
+    for wanted, status, start, end in (
+        (f"{huge}-", 416, 0, 0),
+        (f"{'1' * 20}-{'1' * 21}", 416, 0, 0),
+        (f"5-{huge}", 206, 5, 10),
+        (f"-{huge}", 206, 0, 10),
+        (f"{'0' * 5000}3-{'0' * 5000}4", 206, 3, 5),
+        (f"{huge}-5", 200, 0, 10),
+        ("bytes=3-4", 200, 0, 10),
+    ):
+        answer = with_the_blob({"range": f"bytes={wanted}"}, None, 10)
+        assert (answer.status, answer.start, answer.end) == (status, start, end), wanted[:50]
+    assert with_the_blob({"range": "Bytes=3-4"}, None, 10).status == 206

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import struct
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,43 @@ def test_requests_in_a_row(server: Server, store: Store) -> None:
             client.send(GET + f"Range: bytes={start}-{end - 1}\r\n\r\n".encode())
         for start, end in spans:
             assert client.answer() == (206, DATA[start:end])
+
+
+def test_a_client_that_ends_its_side_gets_its_answers(server: Server, origin: Origin) -> None:
+    """As `nc -N` does, and some proxies: all requests that it has sent are answered."""
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    with Client(server) as client:
+        client.send(GET + b"\r\n" + GET + b"\r\n" + b"GET /blob/absent HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        origin.wait("/blob", lambda asked: bool(asked) and asked[0].sent >= MIB)
+        origin.release()
+        assert [client.answer(), client.answer()] == [(200, DATA)] * 2
+        assert client.answer() == (404, b"")
+        assert client.rest() == b""
+    with Client(server) as client:  # a request that is not complete, and none at all
+        client.send(GET)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.rest() == b""
+    with Client(server) as client:
+        client.send(GET + b"\r\n")
+        assert client.answer() == (200, DATA)
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.rest() == b""
+
+
+def test_a_request_names_one_host(server: Server, store: Store) -> None:
+    store.fetch(KEY, [DATA])
+    for version, hosts, expected in (
+        (b"1.1", [], 400),
+        (b"1.1", [b"a", b"a"], 400),
+        (b"1.0", [b"a", b"b"], 400),
+        (b"1.1", [b""], 200),
+        (b"1.0", [], 200),
+    ):
+        with Client(server) as client:
+            lines = b"".join(b"Host: %b\r\n" % each for each in hosts)
+            client.send(b"HEAD /blob/%b HTTP/%b\r\n%b\r\n" % (KEY.encode(), version, lines))
+            assert client.file.readline().split()[1] == b"%d" % expected
 
 
 def test_a_head_is_not_late_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
@@ -265,6 +303,9 @@ def test_responses_are_told_when_their_client_has_left() -> None:
                 assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
             undo["/first"]()  # the second has begun by now
             writer.write(b"GET /late HTTP/1.1\r\nHost: test\r\n\r\n")
+            # A reset: the mere end of what it sends does not tell that a client has left.
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.close()
             await writer.wait_closed()
             await over.wait()
@@ -274,6 +315,41 @@ def test_responses_are_told_when_their_client_has_left() -> None:
 
     with protocol_of(app) as make:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+def test_a_client_that_has_sent_more_requests_has_left() -> None:
+    """The response that is under way is told, and can be sent on without an error."""
+    told: list[str] = []
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def app(_scope: object, receive: Any, send: Any) -> None:
+        await receive()  # the end of the request
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        begun.set()
+        leaving = asyncio.ensure_future(receive())
+        try:
+            while not leaving.done():  # a write finds that the client has left
+                await send({"type": "http.response.body", "body": b"data", "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b"data", "more_body": True})
+            told.append(leaving.result()["type"])
+        finally:
+            leaving.cancel()
+            over.set()
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        serving = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
+        async with serving:
+            client = socket.create_connection(serving.sockets[0].getsockname())
+            client.sendall(b"GET /first HTTP/1.1\r\nHost: test\r\n\r\n" * 3)
+            await begun.wait()
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            await over.wait()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert told == ["http.disconnect"]
 
 
 # What a client may send, and what waits here.
@@ -304,7 +380,9 @@ def test_requests_in_a_row_wait_in_the_socket() -> None:
         serving = await asyncio.get_running_loop().create_server(make_one, "127.0.0.1", 0)
         async with serving:
             reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
-            writer.write(b"".join(b"GET /%d HTTP/1.1\r\n\r\n" % each for each in range(count)))
+            writer.write(
+                b"".join(b"GET /%d HTTP/1.1\r\nHost:a\r\n\r\n" % each for each in range(count))
+            )
             while not (made and made[0].pipeline):
                 await asyncio.sleep(0)
             assert made[0].flow.read_paused
@@ -325,7 +403,7 @@ def test_requests_in_a_row_wait_in_the_socket() -> None:
 BODIES = {
     "length": (b"Content-Length: 1000000000\r\n\r\n", b"x" * 65536),
     "chunked": (b"Transfer-Encoding: chunked\r\n\r\n", b"10000\r\n" + b"x" * 65536 + b"\r\n"),
-    "requests": (b"Content-Length: 1000000000\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n" * 3000),
+    "requests": (b"Content-Length: 1000000000\r\n\r\n", b"GET / HTTP/1.1\r\nHost:a\r\n\r\n" * 3000),
 }
 
 
@@ -386,12 +464,12 @@ def test_a_body_that_has_come_keeps_the_connection() -> None:
             reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
             chunked = b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
             for request in (
-                b"POST /read HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % SIZE + DATA,
-                b"POST /read HTTP/1.1\r\n" + chunked,
-                b"POST /skip HTTP/1.1\r\n" + chunked,
-                b"POST /skip HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
-                b"GET /last HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-                b"GET /last HTTP/1.1\r\n\r\n",
+                b"POST /read HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE + DATA,
+                b"POST /read HTTP/1.1\r\nHost: a\r\n" + chunked,
+                b"POST /skip HTTP/1.1\r\nHost: a\r\n" + chunked,
+                b"POST /skip HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+                b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+                b"GET /last HTTP/1.1\r\nHost: a\r\n\r\n",
             ):
                 writer.write(request)
                 answer = await reader.readuntil(b"\r\n\r\n")

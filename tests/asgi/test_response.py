@@ -349,9 +349,11 @@ def test_wrong_bytes_never_complete_a_body(server: Server, origin: Origin, store
 
 
 def test_errors_before_the_headers_are_answers(server: Server, origin: Origin) -> None:
-    origin.change("/blob", status=404)
-    answer = server.request("GET", f"/blob/{KEY}")
-    assert (answer.status, answer.body) == (502, b"")
+    for status, expected in ((404, 404), (410, 404), (403, 502), (500, 502)):
+        origin.change("/blob", status=status)
+        for method in ("HEAD", "GET"):
+            answer = server.request(method, f"/blob/{KEY}")
+            assert (answer.status, answer.body) == (expected, b"")
     assert server.request("GET", "/blob/absent").status == 404
 
 

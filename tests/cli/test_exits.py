@@ -116,3 +116,11 @@ def test_an_extra_that_is_not_there(store: Store, tmp_path: Path) -> None:  # no
     )
     assert done.returncode == 1
     assert done.stderr == "Error: an HTTP source needs urllib3: pip install 'shmstream[http]'\n"
+
+
+def test_an_error_moves_no_cursor(run: Run, url: str) -> None:
+    """Whatever text is in it: here the folder's name."""
+    code, out, told = run("fetch", url, "--store", "/proc/x\x1b[2J\nforged")
+    assert (code, out) == (1, "")
+    assert "/proc/x\\x1b[2J\\nforged cannot hold a store" in told
+    assert told.count("\n") == 1

@@ -314,7 +314,7 @@ def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> 
         with socket.create_connection(
             ("127.0.0.1", int(host.partition(":")[2]))
         ) as first:  # to be held at three quarters
-            first.sendall(f"GET /v2/{NAME}/blobs/{largest} HTTP/1.1\r\n\r\n".encode())
+            first.sendall(f"GET /v2/{NAME}/blobs/{largest} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
             first.recv(1)
         client = skopeo(f"{NAME}:{TAG}", host, tmp_path / "copy")
         succeeds(client)

@@ -26,6 +26,7 @@ WINGS = [
     ["sources"],
     ["storage"],
     ["flight"],
+    ["cluster"],
     ["store"],
     ["asgi"],
     ["filesystem"],

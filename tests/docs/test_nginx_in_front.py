@@ -156,7 +156,11 @@ def test_an_open_mirror(serve: Serve, front: Put, origin: Origin, upstream: str)
     wait_until(lambda: len(serving.accesses()) == 1)
     assert in_front.get(BLOB)[:2] == (200, DATA)
     assert in_front.get(BLOB.replace("team", "any"), Range="bytes=5-9")[:2] == (206, DATA[5:10])
-    assert in_front.get(BLOB)[2]["docker-content-digest"] == KEY
+    told = in_front.get(BLOB)[2]
+    assert (told["docker-content-digest"], told["etag"]) == (KEY, f'"{KEY}"')
+    part = {"Range": "bytes=5-9", "If_Range": f'"{KEY}"'}
+    assert in_front.get(BLOB, **part)[:2] == (206, DATA[5:10]), "as it was begun from shmstream"
+    assert in_front.get(BLOB, **{**part, "If_Range": '"x"'})[0] == 200
     assert in_front.get("/v2/")[0] == 200
     wait_until(lambda: len(serving.accesses()) == 2)
     assert serving.accesses()[1]["path"] == "/v2/", "shmstream did not even know of the others"

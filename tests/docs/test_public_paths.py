@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import pickle
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,19 @@ ERRORS = {
     if isinstance(thing := getattr(shmstream, name), type) and issubclass(thing, ShmstreamError)
 }
 USED = {
-    "AsyncBlob", "Blob", "BlobStreamer", "CommandSource", "CopierStatistics", "Description",
-    "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo", "InFlightCopier",
-    "Progress", "Retries", "Role", "Source", "State", "Store", "StreamerStatistics", "Subscriber",
-    "sweep",
+    "AsyncBlob", "Blob", "BlobStreamer", "Cluster", "CommandSource", "CopierStatistics",
+    "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo",
+    "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Store",
+    "StreamerStatistics", "Subscriber", "sweep",
 }  # fmt: skip
+
+
+@pytest.fixture
+def free_port() -> Iterator[int]:
+    """A port of 127.0.0.1 at which nothing listens."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        yield place.getsockname()[1]
 
 
 def test_this_uses_all_that_is_public() -> None:
@@ -113,6 +124,15 @@ def test_a_store(module: str, tmp_path: Path) -> None:
             return await blob.read()
 
     assert asyncio.run(read()) == DATA
+
+
+@pytest.mark.parametrize("module", ["shmstream", "shmstream.cluster"])
+def test_a_store_of_a_cluster_that_is_away(module: str, tmp_path: Path, free_port: int) -> None:
+    """It is as good as a store without a cluster."""
+    public = importlib.import_module(module)
+    cluster = public.Cluster(f"redis://127.0.0.1:{free_port}", secret="a secret of 16 bytes")
+    with contextlib.closing(Store(tmp_path / "store", cluster=cluster)) as store:
+        assert Path(store.fetch(KEY, Mine())).read_bytes() == DATA
 
 
 @pytest.mark.parametrize("name", sorted(ERRORS))

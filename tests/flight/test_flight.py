@@ -282,6 +282,18 @@ def test_a_leader_that_forks(start: Start, folder: str, origin: Origin) -> None:
     assert len(origin.requests("/blob")) == 1
 
 
+def test_no_directory_is_listed(start: Start, folder: str, origin: Origin) -> None:
+    """/dev/shm and the store may have many files: no flight is slower for them.
+
+    The first flight of a process sweeps once; then it does so once a minute.
+    """
+    for number in range(4):
+        origin.serve(f"/{number}", seed=number, size=3 * MIB)
+    flier = start(flights.fly_and_note_listings, folder, [origin.url(f"/{n}") for n in range(4)])
+    assert flier.hear() == []
+    flier.finish()
+
+
 def test_everyone_leaves_and_the_flight_goes_on(store: Store, origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
     origin.change("/blob", stall_after=500_000)

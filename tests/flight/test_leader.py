@@ -34,7 +34,7 @@ def test_events(folder: str, origin: Origin) -> None:
         store.fetch("other", missing)
     assert caught.value.status == 404
     wait_until(lambda: store.flights() == [])
-    assert told == [Event(EventKind.LED, "other"), Event(EventKind.ABORTED, "other")]
+    assert told == [Event(EventKind.LED, "other"), Event(EventKind.REFUSED, "other")]
     told.clear()
     origin.serve("/second", seed=2, size=MIB)
     store.fetch(digest(2, MIB), origin.url("/second"))

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from shmstream import DigestMismatch, OutOfRoom, Retries, SourceFailed, Store
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    OutOfRoom,
+    Retries,
+    SizeMismatch,
+    SourceFailed,
+    Store,
+)
 from shmstream.sources.base import Description
 from tests.support import flights
 from tests.support.flights import make_store
@@ -34,6 +42,15 @@ BROKEN_RANGES: dict[str, dict[str, Any]] = {
     "the rest as the whole": {"rest_is_all": True},
     "the rest as the whole, in chunks": {"rest_is_all": True, "framing": "chunked"},
     "reset": {"range_resets": True},
+    "the whole as the rest": {"all_is_rest": True},
+    "nothing is left": {
+        "for_ranges": {"status": 416, "headers": {"Content-Range": f"bytes */{HALF}"}}
+    },
+    "a page": {"for_ranges": {"text": "<html>log in</html>", "etag": None, "ranges": False}},
+    "no bytes": {"for_ranges": {"text": "", "etag": None, "ranges": False}},
+    "elsewhere": {
+        "for_ranges": {"status": 302, "headers": {"Location": "http://127.0.0.1:1/nobody"}}
+    },
 }
 
 
@@ -110,6 +127,33 @@ def test_a_wrong_blob_is_asked_last_the_next_time(
     taker.finish()
     assert len(origin.requests("/bad")) == asked
     assert len(list(Path(store.folder).rglob("*.shmstream-journal"))) == 0
+
+
+@pytest.mark.parametrize("how", [{"text": "<h1>Log in</h1>"}, {"seed": 2, "size": SIZE + 1}])
+def test_a_blob_of_another_size_is_asked_last_of_a_name_too(
+    how: dict[str, Any], store: Store, origin: Origin
+) -> None:
+    """The caller says the size, and the source does not: it turns out at the end."""
+    bad = origin.serve("/bad", framing="chunked", **how)
+    good = origin.serve("/good", seed=1, size=SIZE)
+    with pytest.raises((ContentChanged, SizeMismatch)):
+        store.fetch("a name", [bad, good], size=SIZE)
+    wait_until(lambda: store.flights() == [])
+    asked = len(origin.requests("/bad"))
+    path = store.fetch("a name", [bad, good], size=SIZE)
+    assert Path(path).read_bytes() == content(1, SIZE)
+    assert len(origin.requests("/bad")) == asked
+
+
+def test_a_length_that_never_fits_is_left_for_another_source(store: Store, origin: Origin) -> None:
+    """Only if no other source has the blob, there is no room for it."""
+    huge = origin.serve("/huge", seed=1, size=SIZE, content_length=str(1 << 50))
+    good = origin.serve("/good", seed=1, size=SIZE)
+    with pytest.raises(OutOfRoom, match=str(1 << 50)):
+        store.fetch(digest(1, SIZE), [huge, "/nowhere"])
+    for key in (digest(1, SIZE), "a name"):
+        wait_until(lambda: store.flights() == [])
+        assert Path(store.fetch(key, [huge, good])).read_bytes() == content(1, SIZE)
 
 
 def test_wrong_sources_are_never_dropped(store: Store, origin: Origin) -> None:

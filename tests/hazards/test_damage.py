@@ -182,6 +182,12 @@ def test_junk_that_comes_after_attaching(blob: str) -> None:
         with pytest.raises(DamagedSegment, match="path"):
             InFlightCopier.attach(streamer.name)
         streamer._block.path = os.fsencode(blob)
+        for number in (0, 1 << 32, 1 << 63):
+            streamer._block.writer_pid = number
+            goes_on = threading.Timer(0.1, streamer.append, [b"y" * 100])
+            goes_on.start()
+            assert reader.read(100) == b"y" * 100
+            goes_on.join()
         reader.close()
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from shmstream import BlobStreamer, InFlightCopier, WriterDied, WriterStalled, sweep
-from shmstream.stream import segment
+from shmstream.stream import doorbell, segment
+from shmstream.stream.claims import reap
 from tests.support import roles
 from tests.support.faults import READER_POINTS, WRITER_POINTS
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
@@ -141,6 +142,32 @@ def test_reader_killed(point: str, start: Start, blob: str) -> None:
         outcome = bystander.hear()
         assert (outcome["error"], outcome["sha256"]) == (None, roles.sha256(whole))
         bystander.finish()
+
+
+@pytest.mark.parametrize("ends", ["closes", "killed"])
+@pytest.mark.parametrize(
+    "point", ["after the doorbell is made", "before the membership", "before the wait"]
+)
+def test_the_end_of_a_stream_finds_the_doorbells_of_the_killed(
+    point: str, ends: str, start: Start, blob: str
+) -> None:
+    """Without listing those of the host; a second reader was killed in the same slot."""
+    writer = start(roles.write, blob, {"name": "bells", "publish_interval": 0})
+    assert writer.hear() == "bells"
+    writer.say(["append", 1, SIZE])
+    for _ in range(2):
+        victim = start(roles.read, "bells", {}, point)
+        assert victim.hear() == "starting"
+        victim.wait_killed()
+    assert [*doorbell.names()]
+    if ends == "closes":
+        writer.say(["commit"])
+        writer.say(["close"])
+        writer.finish()
+    else:
+        writer.kill()
+        assert reap("bells")
+    assert [*doorbell.names()] == []
 
 
 def taken_slots(streamer: BlobStreamer) -> int:

@@ -41,7 +41,7 @@ def run(
         [sys.executable, *options, "-c", program, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
 
@@ -161,7 +161,7 @@ def churn(number):
 threads = [threading.Thread(target=churn, args=(number,)) for number in range(2)]
 [thread.start() for thread in threads]
 holding = 0
-for _ in range(300):
+for _ in range(150):
     child = os.fork()
     if child == 0:
         locks = 0

@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import os
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 from tests.registry.test_registry_faults import serve_manifest
-from tests.support.images import OCI_INDEX, OCI_MANIFEST, Image, digest_of, image, index
+from tests.support.docker_registry import DockerRegistry
+from tests.support.images import (
+    DOCKER_MANIFEST,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Image,
+    digest_of,
+    image,
+    index,
+)
 from tests.support.origin import Origin
 from tests.support.registries import Answer, Registry
 from tests.support.roles import content
@@ -169,6 +179,33 @@ def test_a_page_instead_of_referrers(ours: Registry, origin: Origin) -> None:
     assert listed(ours, "paged/app", NONE) == [known]
 
 
+def test_what_upstreams_without_referrers_answer(ours: Registry, origin: Origin) -> None:
+    """The tag counts, and without a tag there are none; but a refusal of both stays a refusal."""
+    known = entry(image(213, [10]).manifest, artifactType="a/b")
+    text = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]})
+    origin.serve("/elsewhere", text=PAGE, media_type="text/html")
+    cases: list[dict[str, Any]] = [
+        {"status": 303, "headers": {"Location": "/elsewhere"}},
+        *({"status": status} for status in (400, 401, 403, 404, 405, 406, 410, 422, 501)),
+        {"text": PAGE, "media_type": "text/html; charset=utf-8"},
+        {"status": 404, "says": PAGE, "media_type": "text/html"},
+    ]
+    for number, answer in enumerate(cases):
+        origin.serve(f"/v2/lacking/app{number}/referrers/{NONE}", **answer)
+        path = f"/v2/fault.test/lacking/app{number}/referrers/{NONE}"
+        if (status := answer.get("status")) in (401, 403):
+            assert ours.get(path).status == status
+        else:
+            assert listed(ours, f"lacking/app{number}", NONE) == []
+        serve_fallback(origin, f"lacking/app{number}", NONE, text)
+        assert listed(ours, f"lacking/app{number}", NONE) == [known]
+    for status, expected in ((429, 429), (500, 502)):
+        there = f"/v2/lacking/busy{status}/referrers/{NONE}"
+        origin.serve(there, status=status)
+        serve_fallback(origin, f"lacking/busy{status}", NONE, text)
+        assert ours.get(f"/v2/fault.test{there.removeprefix('/v2')}").status == expected
+
+
 def test_referrers_that_are_no_index(ours: Registry, origin: Origin) -> None:
     for number, text in enumerate([PAGE, ERRORS, "{}", '{"manifests": [{"digest": "x"}]}']):
         origin.serve(f"/v2/fake/ref{number}/referrers/{NONE}", text=text, media_type=OCI_INDEX)
@@ -198,10 +235,97 @@ def test_a_tag_whose_manifest_is_gone_is_resolved_again(ours: Registry, origin: 
 
 
 def test_a_tag_that_names_what_there_is_not(ours: Registry, origin: Origin) -> None:
-    """The upstream contradicts itself: one more question, not more."""
+    """It has the manifest by its tag only: a client gets it, as it would without us."""
     text = image(209, [10]).manifest.decode()
     name = serve_manifest(origin, "broken/app", "v1", text, OCI_MANIFEST)
     origin.serve(f"/v2/broken/app/manifests/{name}", status=404)
-    for asked in (1, 2):
-        assert ours.get("/v2/fault.test/broken/app/manifests/v1").code == "MANIFEST_UNKNOWN"
+    for asked in (2, 4):
+        answer = ours.get("/v2/fault.test/broken/app/manifests/v1")
+        assert (answer.status, answer.body) == (200, text.encode())
+        assert answer.headers["content-type"] == OCI_MANIFEST
+        assert answer.headers["docker-content-digest"] == name
         assert len(origin.requests("/v2/broken/app/manifests/v1")) == asked
+    assert name not in ours.store
+    origin.serve("/v2/broken/app/manifests/v1", status=404)
+    assert ours.get("/v2/fault.test/broken/app/manifests/v1").code == "MANIFEST_UNKNOWN"
+
+
+# Manifests that cannot be kept.
+
+SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+
+
+def test_a_manifest_of_the_first_kind_is_passed_on(ours: Registry, origin: Origin) -> None:
+    """Its digest is not that of its bytes, by which they could be kept."""
+    facts = {"schemaVersion": 1, "fsLayers": [{"blobSum": NONE}], "signatures": []}
+    text, name = json.dumps(facts), f"sha256:{'1' * 64}"
+    told = {"Docker-Content-Digest": name}
+    for reference in ("v1", name):
+        there = f"/v2/signed/app/manifests/{reference}"
+        origin.serve(there, text=text, media_type=SIGNED, headers=told)
+    for reference, accept in (("v1", "*/*"), (name, "*/*"), ("v1", f"{SIGNED}, {OCI_MANIFEST}")):
+        for method in ("HEAD", "GET", "GET"):
+            path = f"/v2/fault.test/signed/app/manifests/{reference}"
+            answer = ours.get(path, method, Accept=accept)
+            assert (answer.status, answer.body) == (200, text.encode() if method == "GET" else b"")
+            assert answer.headers["content-type"] == SIGNED
+            assert answer.headers["docker-content-digest"] == name
+            assert answer.headers["content-length"] == str(len(text))
+        assert origin.requests()[-1].headers["accept"] == accept
+    assert name not in ours.store
+
+
+def test_what_the_upstream_makes_for_a_client(
+    docker_registry: DockerRegistry, ours: Registry
+) -> None:
+    """docker-registry wants to make another manifest for clients that name none; here it cannot."""
+    what = docker_registry.push("made/app", "v1", image(211, [10], DOCKER_MANIFEST))
+    straight = HTTPConnection("127.0.0.1", docker_registry.port)
+    straight.request("GET", "/v2/made/app/manifests/v1", headers={"Accept": "*/*"})
+    expected = straight.getresponse()
+    straight.close()
+    assert ours.get("/v2/made/app/manifests/v1", Accept="*/*").status == expected.status == 400
+    answer = ours.get("/v2/made/app/manifests/v1", Accept=DOCKER_MANIFEST)
+    assert answer.headers["docker-content-digest"] == what.digest
+
+
+def test_what_the_upstream_says_of_its_refusal(ours: Registry, origin: Origin) -> None:
+    """Clients are told, on one line, without what moves the cursor of a terminal."""
+    words = {"code": "DENIED", "message": "pay \x1b[2J first", "detail": {}}
+    cases = [
+        (403, json.dumps({"errors": [words]}), "application/json", "DENIED: pay \\x1b[2J first"),
+        (404, json.dumps({"errors": [words]}), "application/json", "DENIED: pay"),
+        (404, "no such\nproject", "text/plain", "no such project"),
+        (503, '{"message": "in maintenance"}', "application/problem+json", "in maintenance"),
+        (429, '{"details": "slow down"}', "application/json; charset=utf-8", "slow down"),
+        (404, "<html>no</html>", "text/html", None),
+        (404, "<html>no</html>", "text/plain", None),
+    ]
+    for number, (status, text, kind, expected) in enumerate(cases):
+        parts = [f"blobs/sha256:{number:064d}", f"tags/list?n={number}"]
+        if status in (403, 404):  # the others end with the answer to a HEAD, which has no words
+            parts.append(f"manifests/v{number}")
+        for part in parts:
+            origin.serve(f"/v2/words/app/{part}", says=text, media_type=kind, status=status)
+            answer = ours.get(f"/v2/fault.test/words/app/{part}")
+            assert answer.status == (502 if status == 503 else status)
+            (told,) = json.loads(answer.body)["errors"]
+            assert told["message"].isprintable()
+            if expected is None:
+                assert "html" not in told["message"]
+            else:
+                assert expected in told["message"]
+
+
+def test_the_header_accept_goes_on_as_it_is(ours: Registry, origin: Origin) -> None:
+    text = image(212, [10]).manifest.decode()
+    serve_manifest(origin, "accept/app", "v1", text, OCI_MANIFEST)
+    accept = f"z/z;q=0.5;v=1, {OCI_MANIFEST} , A/b;q=0.9"
+    answer = ours.raw(
+        b"GET /v2/fault.test/accept/app/manifests/v1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"
+        + b"".join(b"Accept: %b\r\n" % each.encode() for each in accept.split(" , "))
+        + b"\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    (asked,) = origin.requests("/v2/accept/app/manifests/v1")
+    assert asked.headers["accept"] == accept.replace(" , ", ", ")

@@ -98,6 +98,17 @@ def test_a_flight_that_drips_ends_and_others_go_on(
     assert methods == ["HEAD", "GET"]
 
 
+def test_a_source_that_crawls_with_a_small_blob_is_left(folder: str, origin: Origin) -> None:
+    """It is verified before its size is told, because there is another source."""
+    hasty = Store(folder, retries=Retries(least_rate=1e9, slow_for=0.1))
+    crawling = origin.serve("/crawling", seed=1, size=60_000, rate=20_000)
+    good = origin.serve("/good", seed=1, size=60_000)
+    with hasty.open(digest(1, 60_000), [crawling, good]) as blob:
+        assert blob.read() == content(1, 60_000)
+    assert len(origin.requests("/good")) == 1
+    assert all(each.sent < 60_000 for each in origin.requests("/crawling")), "on the way"
+
+
 def test_a_source_that_crawls_is_left(folder: str, origin: Origin, store: Store) -> None:
     """It is asked again once, at the same offset; then the next source goes on."""
     assert store.folder == folder

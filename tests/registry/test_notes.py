@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from shmstream.registry.notes import Notes
+from tests.support.root import GROUP, as_user, mount, needs_root, unmount
 
 
 def test_notes(tmp_path: Path) -> None:
@@ -88,3 +90,67 @@ def test_notes_are_ours_alone(tmp_path: Path) -> None:
     folder.symlink_to("/tmp")
     with pytest.raises(PermissionError):
         Notes(str(tmp_path), "tags")
+
+
+WRITES = """
+from shmstream.registry.notes import Notes
+notes = Notes(sys.argv[1], "tags")
+before = notes.read(("a",))
+notes.write(("a",), str(os.getuid()))
+notes.write((str(os.getuid()),), "")
+print(before and before.text, notes.read(("a",)).text)
+"""
+
+
+@needs_root
+def test_notes_of_a_store_that_a_group_shares(for_all: Path) -> None:
+    """Any user of the group writes them, and goes on with those of another one."""
+    store = for_all / "store"
+    store.mkdir()
+    os.chown(store, 0, GROUP)
+    store.chmod(0o2770)
+    assert as_user(1001, GROUP, str(store), WRITES) == "None 1001"
+    assert as_user(1002, GROUP, str(store), WRITES) == "1001 1002"
+    notes = Notes(str(store), "tags")
+    notes.tidy()
+    for path in store.rglob("*"):
+        facts = path.stat()
+        assert facts.st_gid == GROUP, path
+        assert stat.S_IMODE(facts.st_mode) == (0o2770 if path.is_dir() else 0o660), path
+    os.chown(store / "registry" / "tags", 1001, 1001)
+    with pytest.raises(PermissionError):
+        Notes(str(store), "tags")
+
+
+READS = """
+from shmstream.registry.notes import Notes
+notes = Notes(sys.argv[1], sys.argv[1][-4:])
+notes.write(("a",), "other")
+notes.remove(("a",))
+print(notes.read(("a",)) and notes.read(("a",)).text)
+"""
+
+
+@needs_root
+def test_notes_of_a_store_that_can_only_be_read(
+    for_all: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are read, if there are any; to write none is no failure."""
+    for name, expected in (("none", "None"), ("tags", "one")):
+        store = for_all / name
+        store.mkdir()
+        if name == "tags":
+            Notes(str(store), "tags").write(("a",), "one")
+        subprocess.run(["chmod", "-R", "a+rX", store], check=True)
+        assert as_user(1234, 1234, str(store), READS) == expected
+    disk = for_all / "disk"
+    mount(disk)
+    try:
+        (disk / ".shmstream").touch()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        notes = Notes(str(disk), "tags")
+        notes.write(("a",), "one")
+        assert notes.read(("a",)) is None
+    finally:
+        unmount(disk)
+    assert not caplog.records

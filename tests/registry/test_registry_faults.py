@@ -140,7 +140,8 @@ def test_something_else_of_that_name_is_no_answer(ours: Registry, origin: Origin
         (401, {}, 401, "UNAUTHORIZED"),
         (403, {}, 403, "DENIED"),
         (429, {"Retry-After": "17"}, 429, "TOOMANYREQUESTS"),
-        (400, {}, 502, "UNAVAILABLE"),
+        (400, {}, 400, "UNSUPPORTED"),
+        (451, {}, 451, "UNSUPPORTED"),
     ],
 )
 def test_what_the_upstream_refuses(
@@ -218,7 +219,8 @@ def test_a_flight_of_another_repository(ours: Registry, origin: Origin) -> None:
     following.close()
     methods = [each.method for each in origin.requests(f"/v2/flying/b/blobs/{key}")]
     assert methods == ["HEAD"]
-    assert [each.method for each in origin.requests(f"/v2/flying/c/blobs/{key}")] == ["HEAD"]
+    asked = origin.requests(f"/v2/flying/c/blobs/{key}")
+    assert [(each.method, each.range) for each in asked] == [("HEAD", None), ("GET", "bytes=0-0")]
 
 
 def test_a_flight_of_another_repository_that_is_refused(ours: Registry, origin: Origin) -> None:
@@ -310,7 +312,7 @@ def test_a_grant_grows_old(ours: Registry, origin: Origin) -> None:
     origin.refuse()
     assert ours.get(path).status == 200
     origin.accept()
-    assert len(origin.requests(asked)) == 2
+    assert [each.method for each in origin.requests(asked)[1:]] == ["HEAD", "GET", "GET", "GET"]
     origin.change(asked, status=403)
     assert ours.get(path).code == "DENIED"
     origin.refuse()
@@ -318,7 +320,8 @@ def test_a_grant_grows_old(ours: Registry, origin: Origin) -> None:
     origin.accept()
     origin.change(asked, status=None)
     assert ours.get(path).body == content(105, SIZE)
-    assert {each.method for each in origin.requests(asked)[1:]} == {"HEAD"}
+    later = origin.requests(asked)[1:]
+    assert {each.range for each in later if each.method == "GET"} == {"bytes=0-0"}
 
 
 # Manifests.
@@ -468,6 +471,30 @@ def test_the_default_upstream_is_also_known_by_its_host(
     host = origin.url("").removeprefix("http://")
     assert ours.get(f"/v2/debian/tags/list?ns={host}").status == 200
     assert ours.get("/v2/debian/tags/list?ns=docker.io").code == "NAME_UNKNOWN"
+    asked = len(origin.requests())
+    answer = ours.get("/v2/quay.io/org/app/manifests/v1")
+    assert answer.code == "NAME_UNKNOWN", "it is not asked of the default upstream"
+    assert b"no upstream for quay.io" in answer.body
+    assert len(origin.requests()) == asked
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "is_hub"),
+    [
+        ("https://registry.hub.docker.com", "registry-1.docker.io", True),
+        ("https://registry.hub.docker.com:443/", "registry-1.docker.io", True),
+        ("https://DOCKER.io", "registry-1.docker.io", True),
+        ("https://ghcr.io:443", "ghcr.io", False),
+        ("http://host:80", "host", False),
+        ("http://host:443", "host:443", False),
+        ("https://host:5000/prefix", "host:5000", False),
+    ],
+)
+def test_names_of_an_upstream(url: str, host: str, is_hub: bool) -> None:
+    """Its usual port is the same as none, in the keys of credentials, too."""
+    upstream = Upstream(url)
+    assert (upstream.host, upstream.is_hub) == (host, is_hub)
+    assert upstream.full_name("debian") == ("library/debian" if is_hub else "debian")
 
 
 # Attacks.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shmstream.registry.settings import BadSetting, Settings, Upstream
+from shmstream.registry.settings import BadSetting, ClusterSettings, Settings, Upstream
 
 FILE = """
 listen = "[::1]:0"
@@ -15,6 +16,10 @@ store = "/var/cache/shmstream"
 workers = 3
 max_bytes = "100GiB"
 max_flights = 64
+first_byte = "2m"
+silence = 90
+question = "45s"
+outage = "5m"
 tag_ttl = "2m"
 grace = 1.5
 access_log = false
@@ -28,6 +33,12 @@ url = "https://registry.example/"
 [[upstream]]
 namespace = "GHCR.io"
 url = "http://127.0.0.1:5001"
+
+[cluster]
+url = "rediss://redis:6379"
+advertise = "10.0.0.7:5001"
+secret_file = "/etc/shmstream/cluster.key"
+lease = "4s"
 """
 
 
@@ -44,6 +55,10 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
         workers=3,
         max_bytes=100 << 30,
         max_flights=64,
+        first_byte=120.0,
+        silence=90.0,
+        question=45.0,
+        outage=300.0,
         tag_ttl=120.0,
         grace=1.5,
         access_log=False,
@@ -51,12 +66,26 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
         certfile="/etc/ssl/a.pem",
         x_accel_redirect="/store/",
         listen="[::1]:0",
+        cluster=ClusterSettings(
+            "rediss://redis:6379", "10.0.0.7:5001", "/etc/shmstream/cluster.key", lease=4.0
+        ),
     )
     environment: dict[str, str] = {"SHMSTREAM_CONFIG": "/no/such/file"}
     settings.to_environment(environment)
     assert Settings.from_environment(environment) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.address == ("::1", 0)
+    assert settings.stall > settings.outage, "clients are there when the upstream is back"
+
+
+@pytest.mark.parametrize("key", ["first_byte", "silence", "question", "outage"])
+def test_waiting_times(key: str) -> None:
+    upstreams = (Upstream(None, "http://a"),)
+    assert getattr(Settings(upstreams, "/s"), key) > 30.0, "real upstreams are silent for so long"
+    for value in (-1.0, 1e6, float("nan"), float("inf")):
+        given: dict[str, Any] = {key: value}
+        with pytest.raises(BadSetting, match=key):
+            Settings(upstreams, "/s", **given)
 
 
 ADDRESSES = [
@@ -85,6 +114,7 @@ def test_upstreams_of_the_command_line() -> None:
         assert Upstream.parse(text) == upstream
 
 
+CLUSTER = "[cluster]\nurl = 'redis://a'\nadvertise = 'a:1'\nsecret_file = '/f'\n"
 REFUSED: list[tuple[str, str]] = [
     ("store = 1", "store: is a text, not 1"),
     ("store = ''", "store: is a text, not ''"),
@@ -109,6 +139,10 @@ REFUSED: list[tuple[str, str]] = [
     ("[[upstream]]\nurl = 'https://b'\nnamespace = 'b/c'", "upstream 2, namespace: 'b/c' is no"),
     ("[[upstream]]\nurl = 'https://b:x'\nnamespace = 'b'", "upstream 2, url: 'https://b:x' is no"),
     ("[[upstream]]\nurl = 'https://b?c'\nnamespace = 'b'", "upstream 2, url: 'https://b?c' is no"),
+    ("[cluster]\nurl = 'redis://a'", "cluster: is a table with url, advertise and secret_file"),
+    (CLUSTER + "color = 1", "cluster: is a table with url, advertise and secret_file; it may have"),
+    (CLUSTER + "fan = 'two'", "cluster, fan: is a number, not 'two'"),
+    (CLUSTER + "lease = '3 years'", "cluster, lease: '3 years' is no duration"),
     ("[upstream]", "is no TOML"),
     ("store =", "is no TOML"),
 ]
@@ -150,3 +184,37 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     missing = tmp_path / "missing.toml"
     with pytest.raises(BadSetting, match=r"missing\.toml: cannot be read: No such file"):
         Settings.from_environment({"SHMSTREAM_CONFIG": str(missing)})
+
+
+# The cluster.
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> str:
+    """A file with a secret."""
+    path = tmp_path / "secret"
+    path.write_text("a secret of 16 bytes\n")
+    return str(path)
+
+
+def test_a_cluster_gets_its_secret_from_a_file(secret: str) -> None:
+    made = ClusterSettings("redis://user@a", "a:1", secret, password_file=secret).make()
+    assert (made.secret, made.password) == ("a secret of 16 bytes",) * 2
+
+
+def test_a_cluster_that_cannot_be_made(secret: str) -> None:
+    bad: list[tuple[dict[str, object], str]] = [
+        ({"url": "http://a"}, "cluster: the url of a cluster begins with"),
+        ({"url": "redis://u:p@a"}, "cluster, url: a password does not belong here"),
+        ({"advertise": "a"}, "cluster: advertise is HOST:PORT"),
+        ({"secret_file": "/no/such"}, "cluster, secret_file: /no/such cannot be read"),
+        ({"password_file": "/no/such"}, "cluster, password_file: /no/such cannot be read"),
+        ({"secret_file": "/dev/null"}, "cluster: the secret of a cluster has at least 16"),
+        ({"certfile": "/no/such", "cafile": "/no/such"}, "cluster: there is no certificate"),
+    ]
+    for wrong, told in bad:
+        given = {"url": "redis://a", "advertise": "a:1", "secret_file": secret, **wrong}
+        with pytest.raises(BadSetting) as caught:
+            ClusterSettings(**given).make()  # type: ignore[arg-type]
+        assert str(caught.value).startswith(told)
+        assert "p@a" not in str(caught.value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from shmstream import (
     ContentChanged,
     Event,
     EventKind,
+    FailureKind,
     Feed,
     OutOfResources,
     ShmstreamError,
@@ -75,13 +78,19 @@ class Client:
     """Downloads as a leader does: compares what comes again with what it has."""
 
     def __init__(
-        self, *sources: Scripted, is_given: bool = True, known: Description | None = None
+        self,
+        *sources: Scripted,
+        is_given: bool = True,
+        known: Description | None = None,
+        retries: Retries = HASTE,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.events: list[Event] = []
         self.data = b""
         self.download = Download(
-            "key", "name", sources, HASTE,
+            "key", "name", sources, retries,
             is_given=is_given, compares=True, tell=self.events.append, end="it was stopped",
+            is_wanted=is_wanted,
         )  # fmt: skip
         self.download.known, self.download.binds = known or Description(), known is not None
 
@@ -143,6 +152,17 @@ def test_retries_are_told_after_a_second(caplog: pytest.LogCaptureFixture) -> No
     assert str(caught.value).count("it at offset 0") == 1, "a key that is the URL is not repeated"
     [told] = caplog.messages
     assert told == "key: it at offset 0: busy; that was try 2 of 3, the next is in 0.6 s"
+
+
+def test_a_source_that_breaks_off_after_a_few_bytes_each_time_crawls() -> None:
+    def gives_ten(offset: int) -> Feed:
+        return gives(BLOB[: offset + 10], breaks_at=offset + 10)(offset)
+
+    floor = Retries(first_pause=0.001, longest_pause=0.001, least_rate=1e6, slow_for=0.05)
+    crawling, other = Scripted("it", gives_ten), Scripted("other", gives())
+    client = Client(crawling, other, retries=floor)
+    assert client.run() == BLOB
+    assert other.asked[0][0] < len(BLOB), "it was left on the way"
 
 
 def test_a_hopeless_source_is_asked_once() -> None:
@@ -260,3 +280,126 @@ def test_what_this_machine_lacks_is_no_failure_of_the_source(
     error.__cause__, between.__cause__, lack.__context__ = between, lack, between
     with pytest.raises(expected, match=r"cannot be reached|out of"):
         Client(Scripted("it", error)).download.open(0)
+
+
+# A source that is away, or silent, for a while.
+
+
+def away(tries: int) -> list[SourceError]:
+    kind = FailureKind.UNREACHABLE
+    return [SourceError("it", 0, "away", kind=kind) for _ in range(tries)]
+
+
+PATIENT = Retries(attempts=3, first_pause=0.0, longest_pause=0.0, outage=3600.0)
+
+
+def test_a_source_that_is_away_in_the_middle_is_waited_for() -> None:
+    source = Scripted("it", gives(breaks_at=5000), *away(50), gives())
+    assert Client(source, retries=PATIENT).run() == BLOB
+    assert source.asked[-1] == (5000, None), "it is asked for the rest, not for the whole"
+
+
+def test_a_server_in_between_that_is_up_while_its_source_is_away() -> None:
+    """It says 503. Perhaps its ranges do not work: then it is asked for the whole blob, too."""
+    busy = [SourceError("it", 5000, "503", status=503) for _ in range(50)]
+    source = Scripted("it", gives(breaks_at=5000), *busy, gives())
+    assert Client(source, retries=PATIENT).run() == BLOB
+    assert source.asked[-1] == (5000, None)
+    assert sum(offset == 0 for offset, _ in source.asked) == 1 + PATIENT.with_others
+
+
+def test_other_sources_are_asked_before_one_is_waited_for() -> None:
+    first = Scripted("it", gives(breaks_at=5000), *away(50))
+    second = Scripted("other", gives(breaks_at=7000), *away(50), gives())
+    assert Client(first, second, retries=PATIENT).run() == BLOB
+    assert len(first.asked) == 1 + 1
+
+
+def test_each_byte_gives_it_the_whole_time_again() -> None:
+    answers: list[Callable[[int], Feed] | SourceError] = []
+    for at in range(1, 9):
+        answers += [gives(breaks_at=at * 1000), *away(20)]
+    assert Client(Scripted("it", *answers, gives()), retries=PATIENT).run() == BLOB
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_wanted", "outage"),
+    [
+        (away(50), True, 3600.0),  # before the first byte: the client is told, and may ask again
+        ([gives(breaks_at=5000), *away(50)], False, 3600.0),
+        ([gives(breaks_at=5000), *away(50)], True, 0.0),
+        ([gives(breaks_at=5000), *away(10), refuses("404", status=404, retryable=False)],
+         True, 3600.0),
+    ],
+)  # fmt: skip
+def test_what_is_not_waited_for(answers: list[Any], is_wanted: bool, outage: float) -> None:
+    retries = replace(PATIENT, outage=outage)
+    source = Scripted("it", *answers)
+    with pytest.raises(SourceFailed):
+        Client(source, retries=retries, is_wanted=lambda: is_wanted).run()
+    assert len(source.asked) <= 13
+
+
+class Clock:
+    """The clock of a download; a source moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    for module in ("download", "retries"):
+        monkeypatch.setattr(f"shmstream.sources.{module}.time", found)
+    return found
+
+
+def test_the_time_of_an_outage(clock: Clock) -> None:
+    """It is over when no byte came for so long."""
+
+    def later(_: int) -> Feed:
+        clock.now += 10.0
+        raise SourceError("it", 0, "away")
+
+    source = Scripted("it", gives(breaks_at=5000), later)
+    with pytest.raises(SourceFailed, match="away"):
+        Client(source, retries=replace(PATIENT, outage=100.0)).run()
+    assert 100.0 <= clock.now - 1000.0 <= 120.0
+
+
+def in_bursts(clock: Clock, silence: float, burst: int, rate: float) -> Callable[[int], Feed]:
+    """An answer that is silent for so long before each burst of so many bytes."""
+
+    def answer(offset: int) -> Feed:
+        def buffers() -> Iterator[bytes]:
+            for at in range(offset, len(BLOB), 1000):
+                if (at - offset) % burst == 0:
+                    clock.now += silence
+                clock.now += 1000 / rate
+                yield BLOB[at : at + 1000]
+
+        return Feed(buffers(), offset, len(BLOB))
+
+    return answer
+
+
+@pytest.mark.parametrize("burst", [1000, 2000, 5000])
+def test_a_server_that_gathers_does_not_crawl(clock: Clock, burst: int) -> None:
+    """It is silent for longer than the time that a rate is measured over."""
+    retries = replace(PATIENT, least_rate=20.0, slow_for=15.0)
+    source = Scripted("it", in_bursts(clock, 40.0, burst, 1e6))
+    assert Client(source, retries=retries).run() == BLOB
+    assert len(source.asked) == 1
+
+
+def test_a_server_that_drips_crawls(clock: Clock) -> None:
+    """A few bytes now and then do not make it a server that gathers."""
+    retries = replace(PATIENT, least_rate=1024.0, slow_for=15.0, outage=1e9)
+    source = Scripted("it", in_bursts(clock, 20.0, 1000, 1e6))
+    with pytest.raises(SourceFailed, match="gave only"):
+        Client(source, retries=retries).run()
+    assert clock.now - 1000.0 <= 120.0

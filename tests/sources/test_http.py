@@ -210,7 +210,23 @@ def test_a_length_that_is_too_long(origin: Origin) -> None:
     assert error.retryable
 
 
-@pytest.mark.parametrize("length", ["many", "-1", "300000, 300000", "1e3"])
+@pytest.mark.parametrize(
+    "length", ["300000, 300000", "300000,300000 ,", "300000\r\nContent-Length: 300000"]
+)
+def test_a_length_that_is_told_twice(origin: Origin, length: str) -> None:
+    """The connection is kept: a client that waits for its end would wait for long."""
+    url = origin.serve("/blob", seed=1, size=SIZE, content_length=length)
+    for _ in range(2):
+        assert read(HTTPSource(url)) == BLOB
+    assert len({each.connection for each in origin.requests()}) == 1
+
+
+def test_lengths_that_contradict_each_other(origin: Origin) -> None:
+    url = origin.serve("/blob", seed=1, size=SIZE, content_length="300000, 300001")
+    assert "several lengths" in fails_to_open(HTTPSource(url)).reason
+
+
+@pytest.mark.parametrize("length", ["many", "-1", "1e3", str(2**64), "9" * 5000])
 def test_a_length_that_is_none(origin: Origin, length: str) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, content_length=length)
     assert not fails_to_open(HTTPSource(url)).retryable
@@ -267,8 +283,8 @@ huge = "9" * 5000
 @hypothesis.given(numbers, numbers, numbers, some.sampled_from(["bytes", "BYTES", "Bytes"]))
 def test_a_content_range(start: int, length: int, size: int, unit: str) -> None:
     told = {"content-range": f" {unit} {start}-{start + length}/{size} "}
-    assert _content_range(told) == (start, size)
-    assert _content_range({"content-range": f"{unit} */{size}"}) == (None, size)
+    assert _content_range(told) == (start, start + length + 1, size)
+    assert _content_range({"content-range": f"{unit} */{size}"}) == (None, None, size)
 
 
 @hypothesis.settings(deadline=None, max_examples=300)
@@ -277,8 +293,9 @@ def test_a_content_range(start: int, length: int, size: int, unit: str) -> None:
 @hypothesis.example(f"bytes {huge}-5/6")
 @hypothesis.example("bytes \u0663-5/6")
 def test_whatever_a_content_range_is(told: str) -> None:
-    start, size = _content_range({"content-range": told})
+    start, end, size = _content_range({"content-range": told})
     assert start is None or f"{start}" in told
+    assert end is None or f"{end - 1}" in told
     assert size is None or f"{size}" in told
 
 

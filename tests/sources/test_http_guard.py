@@ -17,9 +17,12 @@ from tests.support.origin import Origin
 INSIDE = [
     "127.0.0.1", "127.9.9.9", "10.0.0.1", "172.31.0.1", "192.168.0.1", "169.254.169.254", "0.0.0.0",
     "100.64.0.1", "::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "fec0::1", "::ffff:127.0.0.1",
-    "::ffff:a9fe:a9fe", "2002:7f00:1::", "64:ff9b::7f00:1",
+    "::ffff:a9fe:a9fe", "2002:7f00:1::", "64:ff9b::7f00:1", "::ffff:0:7f00:1", "64:ff9b:1::7f00:1",
+    "198.18.0.1", "240.0.0.1", "127.1", "0x7f000001", "2130706433", "017700000001", "10.1",
 ]  # fmt: skip
-OUTSIDE = ["8.8.8.8", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "name"]
+OUTSIDE = [
+    "8.8.8.8", "8.8", "172.32.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "name",
+]  # fmt: skip
 PUBLIC = "http://8.8.8.8"  # the test's proxy answers for it: nothing is asked outside
 
 
@@ -45,6 +48,7 @@ def redirects(origin: Origin, monkeypatch: pytest.MonkeyPatch, location: str) ->
         ("127.0.0.1", False),
         ("2130706433", False),
         ("localhost", True),
+        ("2130706433", True),
         ("[::ffff:127.0.0.1]", True),
     ],
 )

@@ -19,11 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from shmstream import Retries, ShmstreamError, Store
+from shmstream.flight import blob as flight_blob
+from shmstream.flight import flight
 from shmstream.sources import download
 from shmstream.storage import journal
 from shmstream.stream import digest, partial, resumable_writer, waiter
 from tests.support import faults
-from tests.support.interpreters import Link
+from tests.support.interpreters import PATIENCE, Link
 
 HASTY = Retries(first_pause=0.01, longest_pause=0.05)
 """As many tries as by default, with short pauses."""
@@ -81,6 +83,18 @@ def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth:
             return
         time.sleep(random.random() * hurry)  # a random start, not a synchronisation
         link.say(read_all(link, store, key, source))
+
+
+def _be_patient() -> None:
+    """Wait for another process to take over for as long as a busy machine needs."""
+    for module in (flight, flight_blob):
+        vars(module)["SUCCESSION"] = PATIENCE
+
+
+def take_patiently(link: Link, folder: str, options: dict[str, Any]) -> None:
+    """A taker that gives another process all the time it needs to take over."""
+    _be_patient()
+    take(link, folder, options)
 
 
 def take_without_looks(link: Link, folder: str) -> None:
@@ -165,6 +179,14 @@ def read_in_steps(
                 link.say(read | {"told": told[-1], "size": blob.size})
 
 
+def read_in_steps_patiently(
+    link: Link, folder: str, key: str, source: Any, stall_timeout: float | None
+) -> None:
+    """As `read_in_steps`, and gives another process all the time it needs to take over."""
+    _be_patient()
+    read_in_steps(link, folder, key, source, stall_timeout)
+
+
 def read_in_asyncio(link: Link, folder: str, key: str, source: Any) -> None:
     """Three tasks read a blob; says a dictionary of what the first task has read, then of all."""
 
@@ -231,3 +253,23 @@ def unpickle(link: Link) -> None:
             link.say({"sha256": hashlib.sha256(file.read()).hexdigest()})
     except ShmstreamError as error:
         link.say({"error": type(error).__name__, "text": str(error)})
+
+
+def fly_and_note_listings(link: Link, folder: str, urls: list[str]) -> None:
+    """Lead a flight of each, with another reader; say which folders all but the first list."""
+    listed: list[str] = []
+    is_noted = False
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if is_noted and event in ("os.listdir", "os.scandir", "glob.glob"):
+            listed.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    store = make_store(folder, {})
+    for url in urls:
+        with store.open(url, url) as leader, store.open(url, url) as follower:
+            assert leader.read() == follower.read()
+            leader.wait()
+        is_noted = True
+    is_noted = False
+    link.say(listed)

@@ -51,6 +51,7 @@ class Behaviour:
     seed: int = 0
     size: int = 0
     text: str | None = None  # instead of `content(seed, size)`
+    file: str | None = None  # likewise: the path of a file with the bytes
     etag: str | None = "auto"  # auto: a strong one that seed and size decide
     last_modified: str | None = None
     media_type: str | None = "application/octet-stream"
@@ -62,9 +63,12 @@ class Behaviour:
     content_range: str | None = None  # a lie
     reason: str | None = None  # behind the status
     status: int | None = None  # instead of the blob, with a short text
+    says: str | None = None  # that text, of `media_type`
     range_status: int | None = None  # for requests with a range, with a short text
     range_resets: bool = False  # a request with a range ends with RST, before the head
     rest_is_all: bool = False  # a range is answered with 200, as if the rest were the whole blob
+    all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
+    for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
@@ -76,6 +80,8 @@ class Behaviour:
 
     def body(self) -> bytes:
         data = _content(self.seed, self.size) if self.text is None else self.text.encode()
+        if self.file is not None:
+            data = Path(self.file).read_bytes()
         if self.wrong_at is not None:
             flipped = bytes([data[self.wrong_at] ^ 0xFF])
             data = data[: self.wrong_at] + flipped + data[self.wrong_at + 1 :]
@@ -273,6 +279,8 @@ class _Answer:
         if self.request.range is not None and self.does.range_resets:
             _reset_on_close(self.channel)
             return False
+        if self.request.range is not None:
+            self.does = replace(self.does, **self.does.for_ranges)
         status = self.does.status
         if self.request.range is not None and self.does.range_status is not None:
             status = self.does.range_status
@@ -324,9 +332,12 @@ class _Answer:
             return 200, headers, body[start:end]
         told = does.content_range
         told = f"bytes {start}-{end - 1}/{len(body)}" if told is None else told
-        return 206, headers | {"Content-Range": told}, body[start:end]
+        given = body if does.all_is_rest else body[start:end]
+        return 206, headers | {"Content-Range": told}, given
 
     def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
+        if self.does.says is not None:
+            return status, {"Content-Type": self.does.media_type or ""}, self.does.says.encode()
         return status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
     def _send_body(self, body: memoryview, *, chunked: bool) -> bool:

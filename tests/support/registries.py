@@ -8,6 +8,7 @@ skopeo("team/app:v1", ours.host, folder)           a real client, which verifies
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 from tests.support.serving import Serving
 
-_DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
+DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def ours_process(
 ) -> Iterator[Registry]:
     prefix = tmp_path_factory.mktemp("registry")
     upstreams = {None: docker_registry_process.url, "fault.test": origin_process.url("")}
-    registry = Registry(prefix, str(prefix / "store"), upstreams, _DIRECT)
+    registry = Registry(prefix, str(prefix / "store"), upstreams, DIRECT)
     yield registry
     registry.close()
     assert registry.store.check() == []
@@ -197,6 +198,42 @@ def skopeo(name: str, host: str, to: Path, *options: str) -> subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+class Podman:
+    """podman with a storage of its own in `folder`, whose path is short."""
+
+    def __init__(self, folder: str) -> None:
+        folders = ["--root", f"{folder}/root", "--runroot", f"{folder}/run"]
+        self._command = [program("podman", "podman"), *folders, "--storage-driver", "vfs"]
+        self._environment = {**os.environ, "HOME": folder, "XDG_RUNTIME_DIR": f"{folder}/xdg"}
+        works = self.run("info")
+        if works.returncode and os.environ.get("SHMSTREAM_REQUIRE_REAL") != "1":
+            pytest.skip(f"podman does not run here: {works.stderr}")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*self._command, *arguments],
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def pull(self, name: str) -> str:
+        """Pull an image; the digest of its configuration."""
+        done = self._pull(name)
+        assert done.returncode == 0, done.stderr
+        return f"sha256:{done.stdout.strip()}"
+
+    def errors(self, name: str) -> str:
+        """Pull an image; what it tells of errors."""
+        done = self._pull(name)
+        return done.stderr if done.returncode else ""
+
+    def _pull(self, name: str) -> subprocess.CompletedProcess[str]:
+        return self.run("pull", "--tls-verify=false", "--arch", "amd64", name)
 
 
 def succeeds(client: subprocess.Popen[str]) -> None:

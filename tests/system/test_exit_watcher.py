@@ -100,6 +100,9 @@ def test_processes_that_cannot_be_watched(monkeypatch: pytest.MonkeyPatch) -> No
     me = Identity.mine()
     assert watch(me, pytest.fail) is None
     assert watch(Identity(1, 1, me.namespace + 1), pytest.fail) is None
+    for number in (0, 1 << 31, 1 << 32, (1 << 64) - 1):  # another program has stored it
+        found = watch(Identity(number, 1, me.namespace), pytest.fail)
+        assert found is None, number
     parent = Identity(os.getppid(), 1, me.namespace)
     with monkeypatch.context() as patched:
         patched.delattr(os, "pidfd_open")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from shmstream.system.temporary import temporary_folder
+from shmstream.system.temporary import TemporaryFolder
 
 HOLD = """
 import sys
-from shmstream.system.temporary import temporary_folder
-with temporary_folder("test-folder-") as folder:
-    print(folder, flush=True)
-    sys.stdin.read()
+from shmstream.system.temporary import TemporaryFolder
+folder = TemporaryFolder("test-folder-")
+print(folder.path, flush=True)
+sys.stdin.read()
 """
 
 
@@ -30,10 +32,10 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_folder_is_there_inside(there: Path) -> None:
-    with temporary_folder("test-folder-") as folder:
-        assert Path(folder).parent == there
-        assert Path(folder).name.startswith("test-folder-")
-        (Path(folder) / "file").write_text("data")
+    with closing(TemporaryFolder("test-folder-")) as folder:
+        assert Path(folder.path).parent == there
+        assert Path(folder.path).name.startswith("test-folder-")
+        (Path(folder.path) / "file").write_text("data")
     assert list(there.iterdir()) == []
 
 
@@ -45,12 +47,12 @@ def test_what_is_in_use_stays_and_what_a_killed_process_left_goes(there: Path) -
         try:
             assert process.stdout is not None
             theirs = process.stdout.readline().strip()
-            with temporary_folder("test-folder-") as mine:
-                assert sorted(map(str, there.iterdir())) == sorted([mine, theirs])
+            with closing(TemporaryFolder("test-folder-")) as mine:
+                assert sorted(map(str, there.iterdir())) == sorted([mine.path, theirs])
         finally:
             process.kill()
-    with temporary_folder("test-folder-") as mine:
-        assert list(map(str, there.iterdir())) == [mine]
+    with closing(TemporaryFolder("test-folder-")) as mine:
+        assert list(map(str, there.iterdir())) == [mine.path]
 
 
 def test_a_folder_without_a_lock_is_left_for_a_while(there: Path) -> None:
@@ -59,5 +61,24 @@ def test_a_folder_without_a_lock_is_left_for_a_while(there: Path) -> None:
         each.mkdir()
         os.utime(each, (1000, 1000))
     os.utime(new)
-    with temporary_folder("test-folder-") as mine:
-        assert sorted(there.iterdir()) == sorted([new, other, Path(mine)])
+    with closing(TemporaryFolder("test-folder-")) as mine:
+        assert sorted(there.iterdir()) == sorted([new, other, Path(mine.path)])
+
+
+def test_a_folder_that_is_removed_is_made_anew(there: Path) -> None:
+    """Many systems remove old files from /tmp, and then the folders that they were in."""
+    with closing(TemporaryFolder("test-folder-")) as mine:
+        assert not mine.restore()
+        (Path(mine.path) / "lock").unlink()
+        assert not mine.restore()
+        shutil.rmtree(mine.path)
+        assert mine.restore()
+        os.utime(mine.path, (1000, 1000))
+        with closing(TemporaryFolder("test-folder-")):
+            assert Path(mine.path).is_dir(), "its lock is there again"
+        shutil.rmtree(mine.path)
+        Path(mine.path).symlink_to(there)
+        with pytest.raises(FileExistsError):
+            mine.restore()
+        Path(mine.path).unlink()
+    assert list(there.iterdir()) == []

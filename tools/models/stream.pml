@@ -119,6 +119,9 @@ byte wanted[4];                    /* so many bytes the sleeping reader waits fo
 
 #define BELL(slot, generation) ((slot) * GENERATIONS + (generation))
 #define EXISTS(b) ((bells >> (b)) & 1)
+/* The doorbells that the memberships name, which are all that its readers may have left. */
+#define NAMED_BELL(slot) (word[slot] -> 1 << BELL(slot, word[slot] >> 1) : 0)
+#define NAMED_BELLS (bells & (NAMED_BELL(0) | NAMED_BELL(1)))
 #define UNLINK(b) bells = bells & ~(1 << (b))
 #define IS_READ (slot_lock[0] != NONE || slot_lock[1] != NONE)
 
@@ -248,7 +251,7 @@ inline reap() {
             :: DIES
             fi
 #endif
-        :: atomic { ALIVE && named && !IS_READ -> list = bells }
+        :: atomic { ALIVE && named && !IS_READ -> list = NAMED_BELLS }
             unlink_listed();
             STEP(assert(life == NONE); named = false);        /* I8: nothing alive is removed */
             STEP(byte_0 = NONE);
@@ -399,12 +402,12 @@ close:   /* BlobStreamer._end: the doorbells, the name, the lock */
     STEP(if :: spoilt && at_partial == mine -> at_partial = NONE :: else fi);
 #if LEAVING
     STEP(file_lock[mine] = NONE);
-    STEP(list = bells);
+    STEP(list = NAMED_BELLS);
     unlink_listed();
     STEP(IS_LEADER; named = false);
     STEP(leading = NONE; life = NONE; byte_0 = NONE);
 #else
-    STEP(IS_LEADER; file_lock[mine] = NONE; bells = 0; named = false;
+    STEP(IS_LEADER; file_lock[mine] = NONE; bells = bells & ~NAMED_BELLS; named = false;
          leading = NONE; life = NONE; byte_0 = NONE);
 #endif
 gone:
@@ -430,13 +433,13 @@ inline subscribe() {
         :: DIES
         fi;
         STEP(got = word[s]);
-        if :: got & 1 -> STEP(UNLINK(BELL(s, got >> 1))) :: else fi;
+        if :: got -> STEP(UNLINK(BELL(s, got >> 1))) :: else fi;
 #ifdef BUG_DOORBELL_AFTER_MEMBERSHIP
-        STEP(got = ((got >> 1) + 1) % GENERATIONS; word[s] = got << 1 | 1);
+        STEP(got = (got >> 1) % (GENERATIONS - 1) + 1; word[s] = got << 1 | 1);
         STEP(bell[me] = BELL(s, got); bells = bells | (1 << bell[me]); posts[me] = 0; got = 0)
 #else
-        STEP(got = ((got >> 1) + 1) % GENERATIONS;
-             bell[me] = BELL(s, got); bells = bells | (1 << bell[me]); posts[me] = 0);
+        STEP(got = (got >> 1) % (GENERATIONS - 1) + 1; word[s] = got << 1);
+        STEP(bell[me] = BELL(s, got); bells = bells | (1 << bell[me]); posts[me] = 0);
         STEP(word[s] = got << 1 | 1; got = 0)
 #endif
     :: DIES
@@ -646,7 +649,7 @@ leave:
                             posts[me] = 0; slot_lock[s] = NONE; s = NONE
             :: else
          fi;
-         if :: named && byte_0 == NONE && !IS_READ -> bells = 0; named = false :: else fi);
+         if :: named && byte_0 == NONE && !IS_READ -> bells = bells & ~NAMED_BELLS; named = false :: else fi);
 #endif
     atomic { visits--; at = 0; must = true }
     if :: visits > 0 -> goto join :: else fi;

@@ -8,10 +8,13 @@ How a request for a blob is answered:
                                                              pull, grants, upstream/repository
 
 For a manifest by tag, `tags` first finds the digest of the tag. If the upstream has that digest no
-longer, the tag may mean another one by now, so it is asked once more. A manifest is read as a
-whole, because it tells its media type and its layers (`upstream/manifests`), and because a blob of
-that digest may be no manifest; `prefetch` may begin the flights of the layers. Lists are asked for
-every time. Everything that blocks runs in a few threads (`singleflight`).
+longer, the tag may mean another one by now, so it is asked once more. If the upstream cannot give
+it, the client gets the manifest that the tag had before. A manifest is read as a whole, because it
+tells its media type and its layers (`upstream/manifests`), and because a blob of that digest may be
+no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
+digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
+on, and not kept. Lists are asked for every time. Everything that blocks runs in a few threads
+(`singleflight`).
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -28,19 +32,21 @@ from urllib.parse import parse_qsl, quote, urlencode
 from shmstream.asgi.messages import Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
+from shmstream.registry.api.accept import Accept
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
-from shmstream.registry.api.routes import Kind, Route, locate, route
-from shmstream.registry.api.tags import Tagged, Tags, acceptable
+from shmstream.registry.api.routes import Kind, Route, canonical, locate, route
+from shmstream.registry.api.tags import Tagged, Tags
 from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import answers, credentials, manifests
-from shmstream.registry.upstream.answers import InvalidAnswer
-from shmstream.registry.upstream.manifests import Manifest
+from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
+from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
+from shmstream.system.threads import Call
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -68,17 +74,31 @@ class Registry:
             credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
         except credentials.CredentialsError as error:
             raise BadSetting("docker_config", str(error)) from error
-        self._all = [Upstream(each.url, each.namespace, config) for each in settings.upstreams]
+        reached = Notes(store.folder, "reach")
+        bounds = Bounds(settings.first_byte, settings.silence, settings.question)
+        self._all = [
+            Upstream(each.url, each.namespace, config, bounds, reached)
+            for each in settings.upstreams
+        ]
         self._upstreams = _by_namespace(self._all)
-        self._shared = Shared(store, self._all)
-        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl)
+        self._shared = Shared(store, self._all, settings.stall)
+        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
 
     def problems(self) -> list[str]:
-        """What is wrong with upstreams, as this process has last seen them. Asks nobody."""
-        told = [upstream.reach.problem for upstream in self._all]
-        return [problem for problem in told if problem is not None]
+        """What is wrong with upstreams, as the workers have last seen them. Reads files.
+
+        An upstream that did not answer is asked again meanwhile, so that its problem can end.
+        """
+        told = []
+        for upstream in self._all:
+            if (problem := upstream.reach.problem) is not None:
+                told.append(problem)
+                if upstream.reach.wants_probe():
+                    with suppress(RuntimeError):  # no thread can be started: a later look tries
+                        Call(upstream.probe, "shmstream-probe").start()
+        return told
 
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""
@@ -147,27 +167,67 @@ class Registry:
     async def _manifest(
         self, asked: Route, repository: Repository, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        if asked.is_digest:
-            pull = self._pull_of(repository, asked.reference)
-            await self._send_manifest(asked, pull, None, scope, receive, send)
-            return
-        tag, accept = asked.reference, _accept(scope)
+        async def give(tagged: Tagged | None, digest: str) -> None:
+            known = None if tagged is None else tagged.manifest
+            pull = Pull(self._shared, repository, "manifests", digest, known)
+            await self._send_manifest(asked, pull, tagged, scope, receive, send)
+
+        try:
+            if asked.is_digest:
+                await give(None, asked.reference)
+            else:
+                await self._tagged_manifest(repository, asked.reference, _accept(scope), give)
+        except Unkept:
+            await self._pass_manifest(asked, repository, scope, send)
+
+    async def _tagged_manifest(
+        self,
+        repository: Repository,
+        tag: str,
+        accept: Accept,
+        give: Callable[[Tagged, str], Awaitable[None]],
+    ) -> None:
+        """Give the manifest of a tag. If nothing was sent, there may be another one to give.
+
+        Raises:
+            Unkept: the upstream has a manifest of that tag, and none of the digest that it tells.
+        """
         tagged = self._tags.known(repository, tag, accept)
         if tagged is None:
             tagged = await self._resolve(repository, tag, accept)
-        pull = self._pull_of(repository, tagged.manifest.digest, tagged.manifest)
-        try:
-            await self._send_manifest(asked, pull, tagged, scope, receive, send)
-        except (SourceError, SourceFailed) as error:
-            if error.status not in _GONE or tagged.was_asked:
-                raise
-            self._tags.forget(repository, tag, accept)
-            tagged = await self._resolve(repository, tag, accept)
-            pull = self._pull_of(repository, tagged.manifest.digest, tagged.manifest)
-            await self._send_manifest(asked, pull, tagged, scope, receive, send)
+        while True:
+            try:
+                await give(tagged, tagged.manifest.digest)
+            except (SourceError, SourceFailed) as error:
+                tagged = await self._instead(repository, tag, accept, tagged, error)
+            else:
+                return
 
-    def _pull_of(self, repository: Repository, digest: str, known: Manifest | None = None) -> Pull:
-        return Pull(self._shared, repository, "manifests", digest, known)
+    async def _instead(
+        self,
+        repository: Repository,
+        tag: str,
+        accept: Accept,
+        tagged: Tagged,
+        error: SourceError | SourceFailed,
+    ) -> Tagged:
+        """What to give instead of a manifest that the upstream did not give.
+
+        Raises:
+            SourceError, SourceFailed: there is nothing else; `error` itself.
+            Unkept: as `_tagged_manifest`.
+        """
+        if error.status in _GONE and tagged.was_asked:
+            raise Unkept(repository.upstream.name, 0, "it has it by its tag only") from error
+        if error.status in _GONE and not tagged.is_stale:
+            self._tags.forget(repository, tag, accept)
+            return await self._resolve(repository, tag, accept)
+        earlier = None
+        if error.status not in REFUSED and not tagged.is_stale and not isinstance(error, Unkept):
+            earlier = self._tags.stale(repository, tag, accept, but=tagged.manifest.digest)
+        if earlier is None:
+            raise error
+        return earlier
 
     async def _send_manifest(
         self,
@@ -185,12 +245,27 @@ class Registry:
             headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
+        if scope["method"] == "GET" and tagged is not None and tagged.is_signed:
+            raise Unkept(pull.repository.upstream.name, 0, "its manifest is of the first kind")
         media_type = None
         if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream tells
             content, media_type = await self._read(pull)
             if scope["method"] == "GET":
                 self._begin(pull.repository, manifests.layers(content))
         await pull.send(scope, receive, send, headers, media_type)
+
+    async def _pass_manifest(
+        self, asked: Route, repository: Repository, scope: Scope, send: Send
+    ) -> None:
+        """Answer as the upstream does, and keep nothing: a digest does not tell these bytes."""
+        reference, accept = asked.reference, _accept(scope).text
+        ask = partial(repository.passed, reference, accept)
+        passed = await self._shared.ask(repository, ("passed", reference, accept), ask)
+        headers = {"content-type": passed.media_type, "cache-status": "shmstream; fwd=miss"}
+        if passed.digest is not None:
+            headers["docker-content-digest"] = passed.digest
+        scope["shmstream.cache"] = "miss"
+        await _send(scope, send, 200, {**headers, "x-content-type-options": "nosniff"}, passed.data)
 
     async def _read(self, pull: Pull) -> tuple[dict[str, Any], str | None]:
         """The manifest and its media type.
@@ -206,7 +281,7 @@ class Registry:
             raise Refusal(502, Code.MANIFEST_INVALID, f"the upstream: {error}") from None
         return content, manifests.declared(content) or noted
 
-    async def _resolve(self, repository: Repository, tag: str, accept: str) -> Tagged:
+    async def _resolve(self, repository: Repository, tag: str, accept: Accept) -> Tagged:
         """What the upstream says that a tag means; what is noted if it does not answer."""
 
         def resolve() -> Tagged:
@@ -217,7 +292,7 @@ class Registry:
                 self._shared.grants.record(repository, "manifests", *facts)
             return tagged
 
-        return await self._shared.ask(repository, ("tag", tag, accept), resolve)
+        return await self._shared.ask(repository, ("tag", tag, accept.text), resolve)
 
     def _begin(self, repository: Repository, layers: Iterable[str]) -> None:
         """Begin the flights of layers, as many as the limit of `prefetch` allows."""
@@ -261,7 +336,9 @@ def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
             found[each.host] = each
             if each.is_hub:
                 found["docker.io"] = each
-    return found | {each.namespace: each for each in upstreams}
+    named = {each.namespace: each for each in upstreams}
+    usual = {canonical(name): each for name, each in named.items() if name is not None}
+    return found | usual | named
 
 
 def _raw_path(scope: Scope) -> bytes:
@@ -269,9 +346,9 @@ def _raw_path(scope: Scope) -> bytes:
     return raw if isinstance(raw, bytes) else quote(scope["path"]).encode()
 
 
-def _accept(scope: Scope) -> str:
+def _accept(scope: Scope) -> Accept:
     lines = [value for name, value in scope["headers"] if name.lower() == b"accept"]
-    return acceptable(b",".join(lines).decode("latin-1"))
+    return Accept.of(each.decode("latin-1") for each in lines)
 
 
 def _about(asked: Route) -> dict[str, str]:

@@ -5,10 +5,10 @@ A `Refusal` is a status, a code and a body in the form of the distribution speci
     {"errors": [{"code": "BLOB_UNKNOWN", "message": "...", "detail": {...}}]}
 
 `because` finds the refusal for any error of a store, a flight or an upstream. The address of the
-upstream, and its exact words, are logged, but not sent to clients. If an answer of the upstream is
-not what it should be (`BadAnswer`), clients get the beginning of it: it tells them what is wrong.
-The text of a refusal never has control characters, also where an upstream wrote the text, because
-people read it on terminals.
+upstream is logged, but not sent to clients. What the upstream itself says of its refusal goes on to
+the clients, and so does the beginning of an answer that is not what it should be (`BadAnswer`): it
+tells them what is wrong. The text of a refusal never has control characters, also where an upstream
+wrote the text, because people read it on terminals.
 """
 
 from __future__ import annotations
@@ -91,6 +91,11 @@ _SAID: dict[int, tuple[int, Code, str]] = {
 }
 
 
+_OURS = (407, 408, 421, 425, 431)
+"""Statuses of a request that is not the client's, but this cache's own."""
+_CODES = frozenset(Code)
+
+
 _OTHERS: dict[int, tuple[Code, str]] = {
     500: (Code.UNKNOWN, "this cache is not in order"),
     502: (Code.UNAVAILABLE, "the upstream gives other bytes than those of the digest"),
@@ -104,16 +109,26 @@ def _meaning(error: ShmstreamError, unknown: Code) -> tuple[int, Code, str]:
     if isinstance(error, BadAnswer):
         return 502, Code.UNAVAILABLE, f"the upstream: {error.reason}"
     if isinstance(error, SourceError | SourceFailed):
-        if error.status in (404, 410):
-            return 404, unknown, "not known to the upstream"
-        if error.status in _SAID:
-            return _SAID[error.status]
-        if error.kind.is_timeout:
-            return 504, Code.UNAVAILABLE, "the upstream does not answer in time"
-        if error.status is None:
-            return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
-        return 502, Code.UNAVAILABLE, f"the upstream answers {error.status}"
+        status, code, message = _meaning_of_upstream(error, unknown)
+        return status, code, f"{message}: {error.said}" if error.said else message
     status = status_of(error)
     if status == 404:
         return status, unknown, "not known here"
     return status, *_OTHERS[status]
+
+
+def _meaning_of_upstream(error: SourceError | SourceFailed, unknown: Code) -> tuple[int, Code, str]:
+    status = error.status
+    if status in (404, 410):
+        return 404, unknown, "not known to the upstream"
+    if status in _SAID:
+        return _SAID[status]
+    if error.kind.is_timeout:
+        return 504, Code.UNAVAILABLE, "the upstream does not answer in time"
+    if status is None:
+        return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
+    message = f"the upstream answers {status}"
+    if 400 <= status <= 499 and status not in _OURS:
+        named = error.said.partition(":")[0]
+        return status, Code(named) if named in _CODES else Code.UNSUPPORTED, message
+    return 502, Code.UNAVAILABLE, message

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from shmstream.errors import SourceError
 from shmstream.registry.notes import Notes
+from shmstream.registry.upstream.answers import REFUSED, Page
 from shmstream.registry.upstream.manifests import media_type as of_manifest
 from shmstream.registry.upstream.repository import Repository
 
 _FRESH = 12 * 3600.0  # s
-_WITHDRAWN = (401, 403, 404, 410)
 
 
 class Grants:
@@ -74,9 +74,9 @@ class Grants:
         if note is not None and repository.upstream.reach.is_quiet:
             return
         try:
-            about = repository.about(kind, digest, size)
+            about = repository.about(kind, digest, size, has_other=note is not None)
         except SourceError as error:
-            if error.status in _WITHDRAWN:
+            if error.status in REFUSED and not isinstance(error, Page):
                 self._notes.remove(key)
             elif note is not None:
                 return

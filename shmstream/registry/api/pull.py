@@ -24,6 +24,7 @@ source, the next request finds the blob absent again, or complete.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -33,6 +34,7 @@ from shmstream.errors import (
     BlobNotFound,
     ShmstreamError,
     SizeMismatch,
+    SourceError,
     SourceFailed,
     WriterStalled,
 )
@@ -42,6 +44,7 @@ from shmstream.registry.api.grants import Grants
 from shmstream.registry.notes import Notes
 from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
+from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
@@ -50,7 +53,7 @@ from shmstream.store import Store
 
 T = TypeVar("T")
 
-_STALL = 60.0  # s; without a byte of a manifest
+_STALL = 70.0  # s; longer than an upstream may be silent
 _MOST_LED = 4096  # digests
 
 
@@ -60,11 +63,16 @@ class Shared:
     Each upstream has threads of its own, so an upstream that hangs does not delay the others.
     """
 
-    def __init__(self, store: Store, upstreams: Iterable[Upstream]) -> None:
-        """Raises:
-        OSError: the store's folder cannot be written to.
+    def __init__(
+        self, store: Store, upstreams: Iterable[Upstream], stall_timeout: float = _STALL
+    ) -> None:
+        """`stall_timeout`: seconds after which a client without a byte is given up.
+
+        Raises:
+            OSError: the store's folder cannot be written to.
         """
         self.store = store
+        self.stall_timeout = stall_timeout
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
@@ -116,6 +124,29 @@ class Pull:
         if self.digest in self._shared.store:
             return "hit"
         return "flight" if self._shared.store.is_in_flight(self.digest) else "miss"
+
+    async def _expected(self, is_part: bool) -> Description | None:
+        """What the upstream has said of a blob that is not here.
+
+        For a part it is asked, without bytes: a flight that finds no room has asked for all bytes.
+
+        Raises:
+            SourceError: the repository does not have it.
+        """
+        if self.cache != "miss":
+            return None
+        size = self._noted_size()
+        if size is None and is_part:
+            try:
+                await self._confirm()
+            except SourceError as error:
+                if error.status in REFUSED:
+                    raise
+            size = self._noted_size()
+        return None if size is None else Description(size, f'"{self.digest}"')
+
+    def _noted_size(self) -> int | None:
+        return self._shared.grants.size(self.repository, self._kind, self.digest)
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
@@ -188,10 +219,20 @@ class Pull:
         await self._see_grant(source)
         if isinstance(blob, Description) or blob.is_complete:
             return
-        ours = self._shared.grants.size(self.repository, self._kind, self.digest)
-        if None not in (ours, blob.size) and ours != blob.size:
+        ours, size = self._told_size(), blob.size
+        if size is None or ours in (None, size):
+            return
+        confirm = partial(self._shared.grants.confirm, self.repository, self._kind, self.digest)
+        what = ("size", self._kind, self.digest, size)
+        with suppress(SourceError):  # what a HEAD told may be wrong: only a GET is believed
+            await self._shared.ask(self.repository, what, partial(confirm, size))
+        ours = self._told_size()
+        if ours not in (None, size):
             reason = f"its flight has {blob.size} bytes, and {self.repository.url('')} tells {ours}"
             raise SizeMismatch(self.digest, 0, reason, ours or 0, blob.size or 0)
+
+    def _told_size(self) -> int | None:
+        return self._shared.grants.size(self.repository, self._kind, self.digest)
 
     async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
         await self.admit()
@@ -214,15 +255,16 @@ class Pull:
 
     async def _read(self, source: RepositorySource) -> bytes:
         store, limit = self._shared.store, manifests.LARGEST + 1
+        stall = self._shared.stall_timeout
         try:
-            async with store.aopen(self.digest, source, stall_timeout=_STALL) as blob:
+            async with store.aopen(self.digest, source, stall_timeout=stall) as blob:
                 await blob.known()
                 await self._see_grant(source)
                 data = await blob.read(limit) if (blob.size or 0) < limit else None
         except ShmstreamError as error:
             anyway = isinstance(error, WriterStalled) and self._goes_past(source)
             async with store.pass_through(
-                self.digest, source, error, stall_timeout=_STALL, anyway=anyway
+                self.digest, source, error, stall_timeout=stall, anyway=anyway
             ) as passage:
                 about = await passage.ask()
                 await self._see_grant(source)
@@ -254,8 +296,10 @@ class Pull:
                 source,
                 headers=headers,
                 media_type=media_type,
+                stall_timeout=self._shared.stall_timeout,
                 authorise=partial(self._authorise, source),
                 goes_past=partial(self._goes_past, source),
+                expected=self._expected,
             )
             try:
                 await reply.send(scope, receive, send)

@@ -21,9 +21,12 @@ from typing import NoReturn, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from shmstream.registry.api.errors import Code, Refusal
+from shmstream.registry.upstream.credentials import is_hub
 from shmstream.stream.digest import is_digest
 
 T = TypeVar("T")
+
+_NEEDED = "this cache needs a namespace"
 
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_PART}(?:/{_PART})*")
@@ -145,23 +148,48 @@ def _check_reference(kind: Kind, reference: str) -> None:
         raise Refusal(404, Code.MANIFEST_UNKNOWN, message, {"tag": reference[:300]})
 
 
+def canonical(namespace: str) -> str:
+    """The usual name of a registry, which has several, and may be written with its port."""
+    plain = namespace.lower().removesuffix(":443")
+    return "docker.io" if is_hub(plain) else plain
+
+
 def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
     """Which upstream a request means, and the name of the repository there.
 
     A client names the upstream by `?ns=`, as containerd does, or by the first part of the name, as
-    in `docker.io/library/debian`. If it names none, it means the upstream without a namespace.
+    in `docker.io/library/debian`. If it names none, it means the upstream without a namespace. A
+    first part that looks like the host of a registry names one, also if it is not configured: the
+    upstream without a namespace would give another image of that name.
 
     Raises:
         Refusal: there is no such upstream.
     """
     first, slash, rest = asked.name.partition("/")
     if asked.namespace is not None:
-        namespace, name = asked.namespace, asked.name
-    elif slash and first in upstreams:
-        namespace, name = first, rest
+        found, name = _known(upstreams, asked.namespace), asked.name
+    elif slash and (found := _known(upstreams, first)) is not None:
+        name = rest
+    elif slash and _is_host(first):
+        found, name = None, rest
     else:
-        namespace, name = None, asked.name
-    if namespace not in upstreams:
-        message = "this cache has no such upstream" if namespace else "this cache needs a namespace"
+        found, name = upstreams.get(None), asked.name
+    if found is None:
+        where = asked.namespace or (first if slash and _is_host(first) else None)
+        message = _NEEDED if where is None else f"this cache has no upstream for {where[:300]}"
         raise Refusal(404, Code.NAME_UNKNOWN, message, {"name": asked.name})
-    return upstreams[namespace], name
+    return found, name
+
+
+def _is_host(part: str) -> bool:
+    """Whether the first part of a name is that of a registry, as Docker and podman understand it.
+
+    Names at the upstream without a namespace that begin so need the host of the upstream before.
+    """
+    return "." in part or part == "localhost"
+
+
+def _known(upstreams: Mapping[str | None, T], namespace: str) -> T | None:
+    """The upstream of that namespace, in whichever way a client writes its name."""
+    plain = namespace.lower()
+    return upstreams.get(plain) or upstreams.get(canonical(plain))

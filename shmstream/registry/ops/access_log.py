@@ -60,7 +60,7 @@ class Entry:
     def _line(self, lost: int, longest: int) -> bytes:
         facts = {
             "time": datetime.fromtimestamp(self.ended, UTC).isoformat(timespec="milliseconds"),
-            "client": self.client,
+            "client": self.client and self.client[:longest],  # a proxy may hand on any text
             "method": self.method,
             "path": self.path[:longest],
             "ns": self.namespace and self.namespace[:longest],

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from importlib.resources import files
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.asgi.statuses import shortage
@@ -56,7 +56,7 @@ class Operations:
     def __init__(
         self, status: Status, metrics: Metrics, upstream_problems: Callable[[], list[str]]
     ) -> None:
-        """`upstream_problems` returns the known problems of upstreams, and asks no upstream."""
+        """`upstream_problems` returns the known problems of upstreams. It reads files."""
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
@@ -111,9 +111,10 @@ class Operations:
             return await self._looker.ask(what, look)
 
     async def _tell_ready(self, send: Send) -> None:
+        upstreams: list[str] = []
         try:
             async with asyncio.timeout(_PATIENCE):
-                problems = await self._prober.ask("problems", self._status.problems)
+                problems, upstreams = await self._prober.ask("problems", self._problems)
         except TimeoutError:
             problems = [f"the store does not answer within {_PATIENCE:g} s"]
         except (OSError, MemoryError, RuntimeError) as error:
@@ -123,11 +124,14 @@ class Operations:
         facts = {
             "ready": not problems,
             "problems": problems,
-            "upstreams": self._upstream_problems(),
+            "upstreams": upstreams,
         }
         body = json.dumps(facts).encode() + b"\n"
         headers = {"retry-after": "5"} if problems else None
         await _answer(send, 503 if problems else 200, "application/json", body, headers)
+
+    def _problems(self) -> tuple[list[str], list[str]]:
+        return self._status.problems(), self._upstream_problems()
 
     async def _tell_metrics(self, scope: Scope, send: Send) -> None:
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
@@ -191,15 +195,17 @@ class Operations:
         await asyncio.sleep(self._due - loop.time())
         self._due = loop.time() + _SNAPSHOT_EVERY
         try:
-            snapshot = await self._look("snapshot", self._status.snapshot)
+            snapshot = await self._look("snapshot", self._snapshot_now)
         except TimeoutError:
             return _event("problem", {"problem": "the store does not answer"})
         except (OSError, MemoryError, RuntimeError) as error:
             if (lack := shortage(error, "the status page")) is None:
                 raise
             return _event("problem", {"problem": escaped(str(lack))})
-        snapshot["problems"] = self._upstream_problems()
         return _event("snapshot", snapshot)
+
+    def _snapshot_now(self) -> dict[str, Any]:
+        return {**self._status.snapshot(), "problems": self._upstream_problems()}
 
 
 def _event(kind: str, data: object) -> bytes:

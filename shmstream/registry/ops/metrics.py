@@ -6,10 +6,15 @@ worker's number and not its process id, so a new worker continues the counts of 
 Flights, followers and the store are not counted but looked at, when a client asks.
 
 Without PROMETHEUS_MULTIPROC_DIR a process counts for itself alone.
+
+If the disk is full, to count in a page that has no space there yet kills the process with SIGBUS.
+So a worker takes the space for its files before it counts. If there is none, it counts for itself
+alone, too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,9 +33,34 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 NUMBER_VARIABLE = "SHMSTREAM_WORKER"
 """Holds the number of this worker: a small number, used by one process at a time."""
 
-if FOLDER_VARIABLE in os.environ and NUMBER_VARIABLE in os.environ:
-    _number = os.environ[NUMBER_VARIABLE]
-    values.ValueClass = values.MultiProcessValue(lambda: _number)  # type: ignore[no-untyped-call]
+_SPACE = {"counter": 1 << 20, "histogram": 1 << 18, "gauge_livesum": 1 << 16}
+"""The files of a worker, and the bytes that are taken for each: more than it will need."""
+
+_log = logging.getLogger("shmstream")
+
+
+def _shared_folder() -> str | None:
+    """The folder of the counts of all workers; None if this process counts for itself alone."""
+    folder, number = os.environ.get(FOLDER_VARIABLE), os.environ.get(NUMBER_VARIABLE)
+    if folder is None or number is None:
+        return folder
+    try:
+        for kind, size in _SPACE.items():
+            path = os.path.join(folder, f"{kind}_{number}.db")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        _log.error("this worker counts for itself alone: %s: %s", error.strerror, folder)
+        values.ValueClass = values.MutexValue
+        return None
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+    return folder
+
+
+_folder = _shared_folder()
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,10 @@ METRICS = (
         "shmstream_upstream_bytes_total", "counter", (), "Bytes of blobs that came from upstreams"
     ),
     Described(
+        "shmstream_peer_bytes_total", "counter", (),
+        "Bytes of blobs that came from other nodes of the cluster",
+    ),
+    Described(
         "shmstream_saved_bytes", "gauge", (),
         "Bytes of blobs and manifests sent, less those that came from upstreams",
     ),
@@ -85,6 +119,10 @@ METRICS = (
     Described(
         "shmstream_aborts_total", "counter", (),
         "Flights that were given up: the source failed, the digest was wrong, no room",
+    ),
+    Described(
+        "shmstream_refusals_total", "counter", (),
+        "Flights without a byte: the upstream has no such blob, or does not give it",
     ),
     Described(
         "shmstream_passed_through_total", "counter", (),
@@ -112,6 +150,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.FAILED_OVER: ("shmstream_failovers_total", None),
     EventKind.COMMITTED: ("shmstream_commits_total", None),
     EventKind.ABORTED: ("shmstream_aborts_total", None),
+    EventKind.REFUSED: ("shmstream_refusals_total", None),
     EventKind.HANDED_OVER: ("shmstream_handovers_total", None),
     EventKind.PASSED_THROUGH: ("shmstream_passed_through_total", None),
     EventKind.EVICTED: ("shmstream_evictions_total", "shmstream_evicted_bytes_total"),
@@ -134,7 +173,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._folder = os.environ.get(FOLDER_VARIABLE)
+        self._folder = _folder
         counted = {each.name: each for each in METRICS if each.kind == "counter"}
         self._counters = {
             name: Counter(name, each.help, each.labels, registry=self._registry)
@@ -198,6 +237,9 @@ class Metrics:
         if event.kind is EventKind.RECEIVED:
             self._counters["shmstream_upstream_bytes_total"].inc(event.count)
             return
+        if event.kind is EventKind.FROM_PEER:
+            self._counters["shmstream_peer_bytes_total"].inc(event.count)
+            return
         name, bytes_name = _COUNTED[event.kind]
         self._counters[name].inc()
         if bytes_name is not None:
@@ -226,7 +268,10 @@ class Metrics:
         gauges = dict(seen)
         gauges["shmstream_saved_bytes"] = Totals.of(collected).saved
         found = [_in_order(collected, each, gauges) for each in METRICS]
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except TypeError:  # it compares versions, and this one is no number
+            encode, content_type = choose_encoder("")
         registry = CollectorRegistry()
         registry.register(_Collected([each for each in found if each is not None]))
         return content_type, encode(registry)

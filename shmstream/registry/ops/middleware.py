@@ -31,8 +31,8 @@ class Response:
     """One response while it is sent. Its `send` wraps the server's."""
 
     __slots__ = (
-        "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete", "has_body",
-        "sent", "status", "ttfb",
+        "_length", "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete",
+        "has_body", "sent", "status", "ttfb",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, send: Send, metrics: Metrics, names: Names) -> None:
@@ -41,6 +41,7 @@ class Response:
         self._metrics = metrics
         self._names = names
         self._uncounted = 0
+        self._length: int | None = None  # of the body, as the head says
         self.has_body: bool = scope["method"] != "HEAD"
         self.began: float = time.perf_counter()
         self.status: int = 0
@@ -65,6 +66,7 @@ class Response:
         else:
             if kind == "http.response.start":
                 self.status = message["status"]
+                self._length = _length(message)
                 if self.status < 300 and (named := self._scope.get("shmstream.named")):
                     self._names.note(*named)
             await self._send(message)
@@ -75,7 +77,8 @@ class Response:
             self._uncounted += count
             if self._uncounted >= _COUNTED_AT_ONCE:
                 self.count()
-        if not more:
+        # A client that has the whole body may hang up before it is told that this is the end.
+        if not more or (self.has_body and self.sent == self._length):
             self.complete = True
 
     def count(self) -> None:
@@ -83,6 +86,12 @@ class Response:
         if self._uncounted:
             self._metrics.served(self._scope.get("shmstream.route"), self._uncounted)
             self._uncounted = 0
+
+
+def _length(message: Message) -> int | None:
+    """The length of the body, as the head of a response says; None if it does not."""
+    told = dict(message.get("headers", ())).get(b"content-length", b"")
+    return int(told) if told.isdigit() else None
 
 
 def _count(message: Message) -> int:

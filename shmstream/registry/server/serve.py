@@ -27,7 +27,7 @@ from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
 from shmstream.system import tcp
 from shmstream.system.descriptors import make_room
-from shmstream.system.temporary import temporary_folder
+from shmstream.system.temporary import TemporaryFolder
 
 _NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
 _BACKLOG = 2048  # connections that wait for a worker to take them
@@ -48,7 +48,7 @@ def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER)
         StoreUnusable: the folder cannot hold a store.
         BadSetting: a file that the settings name, or the address, cannot be used.
     """
-    _require_extra()
+    _require_extra(settings)
     log_to_stderr("", "INFO")
     store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
@@ -56,12 +56,12 @@ def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER)
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
-        folder = undo.enter_context(temporary_folder(_FOLDER))
+        folder = undo.enter_context(closing(TemporaryFolder(_FOLDER)))
         _tidy(store)
         environment = {
             **os.environ,
             SETTINGS_VARIABLE: settings.to_json(),
-            "PROMETHEUS_MULTIPROC_DIR": folder,
+            "PROMETHEUS_MULTIPROC_DIR": folder.path,
         }
         workers = Workers(
             settings.workers,
@@ -75,7 +75,7 @@ def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER)
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
-            may_renew=lambda: _may_renew(settings),
+            may_renew=lambda: _may_renew(settings, folder),
         )
 
 
@@ -91,7 +91,9 @@ def _keeper(settings: Settings) -> Keeper | None:
     return Keeper(settings.workers * most_connections(settings), most)
 
 
-def _require_extra() -> None:
+def _require_extra(settings: Settings) -> None:
+    if settings.cluster is not None and importlib.util.find_spec("redis") is None:
+        raise ImportError("a cluster needs: pip install 'shmstream[cluster]'", name="redis")
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError("`serve` needs: pip install 'shmstream[serve]'", name=missing[0])
@@ -110,6 +112,8 @@ def check_files(settings: Settings) -> None:
         credentials.check(namespaces, settings.docker_config, os.environ)
     except credentials.CredentialsError as error:
         raise BadSetting("docker_config", str(error)) from error
+    if settings.cluster is not None:
+        settings.cluster.make()
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
@@ -123,10 +127,11 @@ def check_files(settings: Settings) -> None:
             raise BadSetting("certfile", reason) from error
 
 
-def _may_renew(settings: Settings) -> bool:
+def _may_renew(settings: Settings, folder: TemporaryFolder) -> bool:
     try:
         check_files(settings)
-    except BadSetting as error:
+        _restore(folder)
+    except (BadSetting, OSError) as error:
         _log.error("the workers stay as they are: %s", error)
         return False
     return True
@@ -190,11 +195,21 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
 
-def _forget(number: int, folder: str) -> None:
+def _restore(folder: TemporaryFolder) -> None:
+    """Have the folder for metrics again if it was removed, so that new workers can start."""
+    if folder.restore():
+        _log.warning("%s was removed, and is made anew: metrics begin again", folder.path)
+
+
+def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder, CONNECTIONS), number)
-    counts.tell(None)
-    counts.close()
+    try:
+        _restore(folder)
+        mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+        counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
+        counts.tell(None)
+        counts.close()
+    except OSError as error:  # the disk is full, or gone
+        _log.error("a dead worker's counts cannot be removed: %s", error)

@@ -97,6 +97,7 @@ def _serve(
     from shmstream.registry.server.accepting import Post, Server, configuration, most_connections
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of pools that are full
     make_room()
     try:
         app = (make or _registry)(settings)

@@ -21,18 +21,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmstream.errors import SourceError, escaped
-from shmstream.registry.upstream.manifests import IMAGE, INDEX, media_type
+from shmstream.registry.upstream.manifests import IMAGE, INDEX, SIGNED, media_type
 from shmstream.stream.digest import is_digest
 
 Json = dict[str, Any]
+
+REFUSED = (401, 403, 404, 410)
+"""Statuses that mean a no: what was granted and known before counts no longer."""
 
 TOKEN_LIFE = 60.0
 """Seconds; the life of a token whose answer tells none, as the specification of Docker says."""
 
 _DOCKER_IMAGE = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
-_SIGNED = "application/vnd.docker.distribution.manifest.v1+json"
-_ALSO_SIGNED = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 _ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
 
 _VENDORS = re.compile(r"application/vnd\.[^;]+\+(?:json|prettyjws)", re.IGNORECASE)
@@ -51,6 +52,24 @@ class InvalidAnswer(ValueError):
 @dataclass(eq=False)
 class BadAnswer(SourceError):
     """The upstream's answer is not what it is said to be. Clients may read the `reason`."""
+
+
+@dataclass(eq=False)
+class Page(SourceError):
+    """A page instead of a blob: there is none here, but that is not the word of a registry."""
+
+    retryable: bool = False
+    status: int | None = 404
+
+
+@dataclass(eq=False)
+class Unkept(SourceError):
+    """The upstream has this manifest, and its bytes have not the digest that names it.
+
+    So nothing can be kept. A client gets what the upstream answers to the same question.
+    """
+
+    retryable: bool = False
 
 
 def looks_like_a_manifest(told: str | None) -> bool:
@@ -109,7 +128,7 @@ def _kind_of(found: Json, told: str | None) -> str:
     if "layers" in found:
         return IMAGE
     if "fsLayers" in found:
-        return _SIGNED
+        return SIGNED[0]
     declared = media_type(named) or media_type(told) or ""
     return declared if looks_like_a_manifest(declared) else ""
 
@@ -159,8 +178,8 @@ _CHECKS = {
     _DOCKER_IMAGE: _check_image,
     INDEX: _check_index,
     _DOCKER_LIST: _check_index,
-    _SIGNED: _check_signed,
-    _ALSO_SIGNED: _check_signed,
+    SIGNED[0]: _check_signed,
+    SIGNED[1]: _check_signed,
     _ARTIFACT: _check_artifact,
 }
 """What a manifest must have, by media type."""
@@ -261,6 +280,11 @@ def _object(data: bytes, what: str) -> Json:
     if not isinstance(found, dict):
         raise InvalidAnswer(f"its answer is no {what}: {_words(data)}")
     return found
+
+
+def refusal(text: str) -> str:
+    """What the text of a refusal says to people, on one line."""
+    return _words(text.encode()) if text else ""
 
 
 def _words(data: bytes) -> str:

@@ -8,6 +8,9 @@ The first of these that has credentials for the upstream counts:
                                      docker-credential-*), then `auths`
     DOCKER_AUTH_CONFIG               the text of such a file, as GitLab sets it
 
+In a file, a key is a registry, or a registry and the beginning of a repository's name: of several
+keys that are right, the longest one counts. An entry without credentials hides no other one.
+
 No error, log line or `repr` contains credentials.
 """
 
@@ -26,7 +29,9 @@ from typing import Any
 
 from shmstream.sources.http_client import has_control_characters
 
-_HUB = frozenset(("docker.io", "index.docker.io", "registry-1.docker.io"))
+_HUB = frozenset(
+    ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
+)
 _HUB_ADDRESS = "https://index.docker.io/v1/"  # its name in Docker's configuration
 _CONFIG_VARIABLE = "DOCKER_AUTH_CONFIG"
 _HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -57,11 +62,12 @@ class Credential:
     user: str = field(repr=False)
     secret: str = field(repr=False)
     means: Means = Means.PASSWORD
+    password: str = field(default="", repr=False, compare=False)  # beside an identity token
 
 
 def is_hub(host: str) -> bool:
     """Whether `host` is one of the names of Docker Hub."""
-    return host in _HUB
+    return host.removesuffix(":443") in _HUB
 
 
 def check(
@@ -79,9 +85,15 @@ def check(
 
 
 def find(
-    host: str, namespace: str | None, config: str | None, environment: Mapping[str, str]
+    host: str,
+    namespace: str | None,
+    config: str | None,
+    environment: Mapping[str, str],
+    repository: str = "",
 ) -> Credential | None:
-    """The credential for the registry at `host`, which includes its port; None if there is none.
+    """The credential for a `repository` of the registry at `host`; None if there is none.
+
+    `host` includes its port, unless that is the usual one. `repository` is the registry's own name.
 
     Blocks for the disk, and while a helper runs.
 
@@ -91,7 +103,7 @@ def find(
     if (found := _in_environment(namespace, environment)) is not None:
         return found
     for where, facts in _configurations(config, environment):
-        if (found := _in_config(facts, where, host, environment)) is not None:
+        if (found := _in_config(facts, where, host, repository, environment)) is not None:
             return found
     return None
 
@@ -105,10 +117,19 @@ def _configurations(
         yield _CONFIG_VARIABLE, _parsed(text, _CONFIG_VARIABLE)
 
 
+def rights(namespace: str | None, environment: Mapping[str, str]) -> str:
+    """Namespaces of one registry have the same text if they have the same credentials there."""
+    variable = _variable(namespace)
+    return variable if environment.get(variable) else ""
+
+
+def _variable(namespace: str | None) -> str:
+    of = "" if namespace is None else "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
+    return f"SHMSTREAM_AUTH{of}"
+
+
 def _in_environment(namespace: str | None, environment: Mapping[str, str]) -> Credential | None:
-    variable = "SHMSTREAM_AUTH"
-    if namespace is not None:
-        variable += "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
+    variable = _variable(namespace)
     pair = environment.get(variable)
     if not pair:
         return None
@@ -139,28 +160,55 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def _in_config(
-    config: dict[str, Any], where: str, host: str, environment: Mapping[str, str]
+    config: dict[str, Any],
+    where: str,
+    host: str,
+    repository: str,
+    environment: Mapping[str, str],
 ) -> Credential | None:
-    helpers = config.get("credHelpers")
-    for each, helper in (helpers if isinstance(helpers, dict) else {}).items():
-        if _is_same(each, host):
-            return _ask_helper(helper, each, environment)
+    for each, helper in _best_first(config.get("credHelpers"), host, repository):
+        if (found := _ask_helper(helper, each, environment)) is not None:
+            return found
     if store := config.get("credsStore"):
         address = _HUB_ADDRESS if is_hub(host) else host
         if (found := _ask_helper(store, address, environment)) is not None:
             return found
-    auths = config.get("auths")
-    for each, entry in (auths if isinstance(auths, dict) else {}).items():
-        if _is_same(each, host) and isinstance(entry, dict):
-            return _entry(entry, f"{where}, auths of {host}")
+    for _, entry in _best_first(config.get("auths"), host, repository):
+        if isinstance(entry, dict):
+            found = _entry(entry, f"{where}, auths of {host}")
+            if found is not None:
+                return found
     return None
 
 
-def _is_same(address: str, host: str) -> bool:
-    """Whether `address`, such as https://index.docker.io/v1/ in Docker's file, is `host`."""
+def _best_first(table: object, host: str, repository: str) -> list[tuple[str, Any]]:
+    """The entries for a repository: first those whose key names most of its path."""
+    if not isinstance(table, dict):
+        return []
+    found = [(_parts(each, host, repository), each == host, each) for each in table]
+    good = sorted((each for each in found if each[0] is not None), key=_order, reverse=True)
+    return [(each, table[each]) for _, _, each in good]
+
+
+def _order(found: tuple[int | None, bool, str]) -> tuple[int, bool]:
+    return found[0] or 0, found[1]
+
+
+def _parts(address: str, host: str, repository: str) -> int | None:
+    """How many parts of the repository's name `address` names; None if it is of something else.
+
+    Such as https://index.docker.io/v1/, as Docker writes it, or host:5000/team/app.
+    """
     written = address.partition("://")[2] or address
-    written = written.partition("/")[0].lower()
-    return written == host or (is_hub(written) and is_hub(host))
+    server, _, path = written.partition("/")
+    server = server.lower().removesuffix(":443")
+    if server != host.removesuffix(":443") and not (is_hub(server) and is_hub(host)):
+        return None
+    path = path.strip("/")
+    if path in ("", "v1", "v2"):
+        return 0
+    parts = path.split("/")
+    return len(parts) if repository.split("/")[: len(parts)] == parts else None
 
 
 def _entry(entry: dict[str, Any], where: str) -> Credential | None:
@@ -170,22 +218,28 @@ def _entry(entry: dict[str, Any], where: str) -> Credential | None:
     )
     if auth := entry.get("auth"):
         try:
-            user, _, password = base64.b64decode(auth, validate=True).decode().partition(":")
-        except (binascii.Error, ValueError, TypeError):
+            user, _, password = _decoded(auth).partition(":")
+        except (binascii.Error, ValueError, TypeError, AttributeError):
             raise CredentialsError(f"{where}: `auth` is not base64 of user:password") from None
         password = password.rstrip("\0")  # as Docker does
     identity = entry.get("identitytoken")
     if isinstance(identity, str) and identity:
-        return _credential(user, identity, Means.IDENTITY, where)
+        return _credential(user, identity, Means.IDENTITY, where, password)
     if token:
         return _credential(user, token, Means.TOKEN, where)
     return _credential(user, password, Means.PASSWORD, where) if user or password else None
 
 
-def _credential(user: str, secret: str, means: Means, where: str) -> Credential:
-    if has_control_characters(user + secret):
+def _decoded(text: str) -> str:
+    """The text in base64, which some tools wrap into lines, and others write without its end."""
+    plain = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True).decode()
+
+
+def _credential(user: str, secret: str, means: Means, where: str, password: str = "") -> Credential:
+    if has_control_characters(user + secret + password):
         raise CredentialsError(f"{where}: credentials have no line breaks")
-    return Credential(user, secret, means)
+    return Credential(user, secret, means, password)
 
 
 def _ask_helper(helper: Any, address: str, environment: Mapping[str, str]) -> Credential | None:
@@ -213,5 +267,7 @@ def _ask_helper(helper: Any, address: str, environment: Mapping[str, str]) -> Cr
     user, secret = answer.get("Username"), answer.get("Secret")
     if not isinstance(user, str) or not isinstance(secret, str):
         raise CredentialsError(f"{program} gives no Username or no Secret")
+    if not user and not secret:
+        return None
     means = Means.IDENTITY if user == _TOKEN_USER else Means.PASSWORD
     return _credential(user, secret, means, program)

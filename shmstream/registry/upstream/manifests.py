@@ -12,13 +12,15 @@ from shmstream.stream.digest import is_digest
 LARGEST = 4 << 20  # bytes; registries must accept as many (distribution specification)
 INDEX = "application/vnd.oci.image.index.v1+json"
 IMAGE = "application/vnd.oci.image.manifest.v1+json"
-KNOWN = (
-    IMAGE,
-    INDEX,
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-)
+IMAGES = (IMAGE, "application/vnd.docker.distribution.manifest.v2+json")
+INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
+KNOWN = (IMAGES[0], INDEXES[0], IMAGES[1], INDEXES[1])
 """The media types that we accept from an upstream."""
+SIGNED = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
+"""The media types of the first kind of manifests, whose digest is not that of all their bytes."""
 
 UNTOLD = "application/octet-stream"
 _MEDIA_TYPE = re.compile(r"application/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]{0,126}")
@@ -63,6 +65,11 @@ def declared(manifest: dict[str, Any]) -> str | None:
     if isinstance(manifest.get("layers"), list) and isinstance(manifest.get("config"), dict):
         return IMAGE
     return None
+
+
+def is_signed(manifest: dict[str, Any]) -> bool:
+    """Whether it is of the first kind of Docker's manifests."""
+    return manifest.get("schemaVersion") == 1 and "fsLayers" in manifest
 
 
 def layers(manifest: dict[str, Any]) -> list[str]:

@@ -1,13 +1,15 @@
 """One repository of an upstream: the questions to it, and its blobs and manifests as sources.
 
-    resolve     HEAD of a manifest: which digest a tag means
-    about       HEAD of a digest: whether this repository has it
+    resolve     which digest a tag means: by HEAD, or by GET where HEAD does not tell
+    about       whether this repository has a digest; likewise
     source      the bytes of a digest, for a flight
     tags        a page of its tags
     referrers   the artifacts that refer to a manifest
 
 What comes is judged (`answers`) before anybody gets it. So a manifest is read as a whole before it
-becomes a feed, and a HEAD whose Content-Type is that of no manifest is followed by a GET.
+becomes a feed, and a HEAD whose Content-Type is that of no manifest is followed by a GET. So is a
+HEAD without a length, or with another length than that of the bytes that are here: some registries
+answer it with 0. A blob needs no Content-Type, because it has a digest.
 
 Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
 answer, the error has none.
@@ -16,6 +18,7 @@ answer, the error has none.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,16 +27,19 @@ from typing import Any
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.registry.upstream import answers, manifests
-from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
+from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.upstream import NO_SUCH_METHOD, Upstream
 from shmstream.sources.base import Description, Feed
 from shmstream.sources.http import HTTPSource
+from shmstream.sources.http_coding import coding_of
 from shmstream.stream.digest import is_digest
 
-_DOWNLOAD = (10.0, 30.0)  # s; to connect, and for the next bytes
+_CONNECT = 10.0  # s; for a download
 _WHOLE = 60.0  # s; for all bytes of a manifest
 _LARGEST_LIST = 16 << 20  # bytes
+_LARGEST_PAGE = 4 << 20  # bytes
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
 _DOUBTFUL = 16  # manifests that may be asked whether they are referrers, for one request
 
 
@@ -43,6 +49,15 @@ class Listing:
 
     content: dict[str, Any]
     link: str | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A manifest as the upstream answers it to one client. `digest` is what the upstream says."""
+
+    data: bytes
+    media_type: str
+    digest: str | None
 
 
 class Repository:
@@ -59,32 +74,56 @@ class Repository:
     def key(self) -> tuple[str, str, str]:
         """Identifies the repository in this process and on disk.
 
-        One registry may be configured for several namespaces, with credentials of their own.
+        One registry may be configured for several namespaces. What clients of one of them have
+        pulled is there for the others, unless the namespaces have credentials of their own.
         """
-        return self.upstream.namespace or "", self.upstream.name, self.name
+        return self.upstream.rights, self.upstream.name, self.name
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of the repository."""
         return self.upstream.url(f"{self.name}/{part}", query)
 
-    def resolve(self, tag: str, accept: str) -> Manifest:
+    def resolve(self, tag: str, accept: str, *, has_other: bool = False) -> Manifest:
         """Which manifest a tag means now, among the media types in `accept`.
+
+        `has_other`: there is an older answer, which is better than to wait for long.
 
         Raises:
             SourceError: the upstream has none, refuses, or does not answer.
         """
         url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
-        headers, _ = self.upstream.ask("HEAD", self.name, url, accepting)
+        until = self.upstream.until(has_other=has_other)
+        headers = self.upstream.look(self.name, url, accepting, until) or {}
         digest, told = headers.get("docker-content-digest", ""), headers.get("content-type")
-        if is_digest(digest) and answers.looks_like_a_manifest(told):
-            return Manifest(digest, manifests.media_type(told), _size(headers))
-        data, told = self._whole(url, accepting)
+        if is_digest(digest) and answers.looks_like_a_manifest(told) and (size := _size(headers)):
+            return Manifest(digest, manifests.media_type(told), size)
+        data, told = self._whole(url, accepting, until)
         algorithm = digest.partition(":")[0] if is_digest(digest) else "sha256"
         return Manifest(_digest_of(data, algorithm), manifests.media_type(told), len(data))
 
-    def _whole(self, url: str, accepting: Mapping[str, str]) -> tuple[bytes, str | None]:
+    def passed(self, reference: str, accept: str) -> Passed:
+        """The manifest of a tag or digest, for a client that accepts `accept`, as it is.
+
+        Raises:
+            SourceError: the upstream has none, refuses, or does not answer.
+        """
+        url = self.url(f"manifests/{reference}")
+        headers, data = self.upstream.ask(
+            "GET", self.name, url, {"accept": accept}, manifests.LARGEST
+        )
+        told = headers.get("content-type")
+        self.judge_manifest(data, told)
+        declared = manifests.media_type(told) or manifests.declared(manifests.parsed(data))
+        digest = headers.get("docker-content-digest", "")
+        return Passed(data, declared or manifests.UNTOLD, digest if is_digest(digest) else None)
+
+    def _whole(
+        self, url: str, accepting: Mapping[str, str], until: float | None = None
+    ) -> tuple[bytes, str | None]:
         """The manifest behind `url`, which was judged, and its Content-Type."""
-        headers, data = self.upstream.ask("GET", self.name, url, accepting, manifests.LARGEST)
+        headers, data = self.upstream.ask(
+            "GET", self.name, url, accepting, manifests.LARGEST, until
+        )
         told = headers.get("content-type")
         self.judge_manifest(data, told)
         return data, told
@@ -103,29 +142,57 @@ class Repository:
     def _bad(self, reason: str) -> BadAnswer:
         return BadAnswer(self.upstream.name, 0, reason, retryable=False)
 
-    def about(self, kind: str, digest: str, here: int | None = None) -> Description:
+    def about(
+        self, kind: str, digest: str, here: int | None = None, *, has_other: bool = False
+    ) -> Description:
         """What the upstream says of `digest` in this repository; `kind` is blobs or manifests.
 
-        `here`: the bytes of it, if they are known here.
+        `here`: the bytes of it, if they are known here. `has_other`: as for `resolve`.
 
         Raises:
             SourceError: the repository does not have it, or the upstream does not tell.
         """
         url, accepting = self.url(f"{kind}/{digest}"), _accepting(kind)
-        headers, _ = self.upstream.ask("HEAD", self.name, url, accepting)
-        told, named = headers.get("content-type"), headers.get("docker-content-digest", digest)
-        size = _size(headers)
+        until = self.upstream.until(has_other=has_other)
+        headers = self.upstream.look(self.name, url, accepting, until)
         if kind != "manifests":
-            if answers.is_page(told) and headers.get("docker-content-digest") != digest:
-                raise self.page()
-        elif (size or here or 0) > manifests.LARGEST:
-            pass  # no client gets it
-        elif named != digest or not answers.looks_like_a_manifest(told):
-            data, told = self._whole(url, accepting)
-            if digest != (got := _digest_of(data, digest.partition(":")[0])):
-                raise self._bad(f"its answer is another manifest, {got}")
-            size = len(data)
-        return Description(size, f'"{digest}"', told)
+            return self._about_blob(url, digest, headers, here, until)
+        if headers is not None:
+            told, size = headers.get("content-type"), _size(headers)
+            is_too_large = max(size or 0, here or 0) > manifests.LARGEST  # no client gets it
+            is_right = _is_manifest(headers, digest) and size and here in (None, size)
+            if is_too_large or is_right:
+                return Description(size, f'"{digest}"', told)
+        data, told = self._whole(url, accepting, until)
+        if digest != (got := _digest_of(data, digest.partition(":")[0])):
+            raise self._bad(f"its answer is another manifest, {got}")
+        return Description(len(data), f'"{digest}"', told)
+
+    def _about_blob(
+        self,
+        url: str,
+        digest: str,
+        headers: Mapping[str, str] | None,
+        here: int | None,
+        until: float,
+    ) -> Description:
+        """What HEAD has told in `headers`, if that can be true; else what GET tells."""
+        accepting = _accepting("blobs")
+        if headers is None or _is_doubtful(headers, digest, here):
+            headers, first = self.upstream.glance(self.name, url, accepting, until)
+            may_be_page = first == b"<" or coding_of(headers.get("content-encoding")) is not None
+            if may_be_page and _is_called_page(headers, digest):
+                self._check_no_page(url, digest, _size(headers), until)
+        return Description(_size(headers), f'"{digest}"', headers.get("content-type"))
+
+    def _check_no_page(self, url: str, digest: str, size: int | None, until: float) -> None:
+        """Refuse what is called a page, unless it is the blob, or larger than any page."""
+        if (size or 0) > _LARGEST_PAGE:
+            return
+        accepting = _accepting("blobs")
+        _, data = self.upstream.ask("GET", self.name, url, accepting, _LARGEST_PAGE, until)
+        if _digest_of(data, digest.partition(":")[0]) != digest:
+            raise self.page()
 
     def source(
         self,
@@ -152,26 +219,25 @@ class Repository:
     def referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
         """The index of the artifacts that refer to `digest`; an empty one if there are none.
 
-        An upstream without the referrers API may have the index under a tag made of the digest.
+        An upstream without the referrers API may have the index under a tag made of the digest. To
+        the API it answers 404 then, another refusal, or a page.
 
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
-        bad: BadAnswer | None = None
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
-        except BadAnswer as error:  # a page for a path that the upstream does not know, perhaps
-            bad = error
         except SourceError as error:
-            if error.status not in (404, *NO_SUCH_METHOD):
+            if not _may_lack_referrers(error):
                 raise
+            refusal = error
         try:
             return Listing({"manifests": self._tagged_referrers(digest)})
         except SourceError as error:
             if error.status not in (404, *NO_SUCH_METHOD):
                 raise
-        if bad is not None:
-            raise bad
+        if isinstance(refusal, BadAnswer) or refusal.status in (401, 403):
+            raise refusal
         return Listing({})
 
     def _tagged_referrers(self, digest: str) -> list[dict[str, Any]]:
@@ -215,12 +281,13 @@ class Repository:
         try:
             return Listing(judged(data), headers.get("link"))
         except InvalidAnswer as error:
+            if answers.is_page(headers.get("content-type")) and accept == manifests.INDEX:
+                raise self.page() from None
             raise self._bad(str(error)) from None
 
     def page(self) -> SourceError:
-        """The error for a blob that is an HTML page: servers answer so where one has to log in."""
-        reason = "it answers with a page"
-        return SourceError(self.upstream.name, 0, reason, retryable=False, status=404)
+        """The error for an HTML page: servers answer so where one has to log in."""
+        return Page(self.upstream.name, 0, "it answers with a page")
 
 
 class RepositorySource:
@@ -244,6 +311,7 @@ class RepositorySource:
         self._known = known
         self.was_asked: bool = False
         self.failure: SourceError | None = None
+        self._is_encoded: bool | None = None
         self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
 
     def __repr__(self) -> str:
@@ -255,17 +323,36 @@ class RepositorySource:
         The `validator` of an earlier answer is ignored: the digest decides, and a redirect may now
         lead to another server with the same bytes. A manifest always begins at 0.
         """
+        return self._open(offset, None)
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:  # noqa: ARG002
+        """`open` for the bytes before `end` alone; a manifest is always given as a whole."""
+        return self._open(offset, end)
+
+    def _open(self, offset: int, end: int | None) -> Feed:
         self.was_asked = True
         headers = _accepting(self._kind)
         if self._kind == "manifests":
-            offset = 0
+            offset, end = 0, None
+
+        upstream = self._repository.upstream
 
         def call(authorization: dict[str, str]) -> Feed:
-            headers_now = {**headers, **authorization}
-            return HTTPSource(self.name, headers=headers_now, timeout=_DOWNLOAD).open(offset)
+            source = HTTPSource(
+                self.name,
+                headers={**headers, **authorization},
+                timeout=(_CONNECT, upstream.bounds.silence),
+                first_byte=upstream.bounds.first_byte,
+                digest=self._digest,
+                stranger=upstream.introduce,
+            )
+            source.is_encoded = self._is_encoded
+            feed = source.open(offset) if end is None else source.open_part(offset, end)
+            self._is_encoded = source.is_encoded
+            return feed
 
         try:
-            feed = self._repository.upstream.authorised(self._repository.name, call)
+            feed = upstream.authorised(self._repository.name, call)
         except SourceError as error:
             if error.status == 429 and not offset:
                 error.retryable = False  # the client waits for the first byte: tell it at once
@@ -300,19 +387,28 @@ class RepositorySource:
                     raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
         manifest = bytes(whole)
         self._repository.judge_manifest(manifest, feed.media_type)
+        if manifests.is_signed(manifests.parsed(manifest)):
+            algorithm = self._digest.partition(":")[0]
+            if _digest_of(manifest, algorithm) != self._digest:
+                reason = "its manifest is of the first kind, without a digest of all its bytes"
+                raise Unkept(self.name, 0, reason)
         told = manifests.media_type(feed.media_type)
         return Feed(iter((manifest,)), 0, len(manifest), feed.validator, told)
 
     def _check_page(self, feed: Feed) -> None:
-        """Refuse a page. A blob is one if it begins as a page: some registries call all blobs so.
+        """Refuse a page, unless it is the blob. Some registries call all blobs pages.
 
         Raises:
             SourceError: it is a page.
         """
-        first = bytes(next(feed.data, b""))
+        first = bytearray(next(feed.data, b""))
         if first.lstrip()[:1] == b"<":
-            raise self._repository.page()
-        feed.data = chain((first,) if first else (), feed.data)
+            while len(first) <= _LARGEST_PAGE and (more := next(feed.data, b"")):
+                first += more
+            is_whole = len(first) <= _LARGEST_PAGE
+            if is_whole and _digest_of(first, self._digest.partition(":")[0]) != self._digest:
+                raise self._repository.page()
+        feed.data = chain((bytes(first),) if first else (), feed.data)
         feed.by_kernel = None
 
     def _too_large(self) -> SourceError:
@@ -332,19 +428,49 @@ class RepositorySource:
         return Description(about.size, about.validator, media_type)
 
 
+def _may_lack_referrers(error: SourceError) -> bool:
+    """Whether an upstream without the referrers API may answer so."""
+    status = error.status or 0
+    refused = 400 <= status <= 499 and status not in (408, 425, 429)
+    return refused or status in NO_SUCH_METHOD or isinstance(error, BadAnswer)
+
+
 def _accepting(kind: str) -> dict[str, str]:
     if kind == "manifests":
         return {"accept": ", ".join((*manifests.KNOWN, "*/*;q=0.1"))}
     return {"accept": "*/*"}
 
 
-def _digest_of(data: bytes, algorithm: str) -> str:
+def _is_manifest(headers: Mapping[str, str], digest: str) -> bool:
+    """Whether a HEAD tells that this is the manifest of that digest."""
+    told, named = headers.get("content-type"), headers.get("docker-content-digest", digest)
+    return named == digest and answers.looks_like_a_manifest(told)
+
+
+def _is_doubtful(headers: Mapping[str, str], digest: str, here: int | None) -> bool:
+    """Whether what a HEAD tells of a blob may be wrong; `here`: its real size, if that is known."""
+    size = _size(headers)
+    is_wrong = not size if here is None else size != here
+    return is_wrong or _is_called_page(headers, digest)
+
+
+def _is_called_page(headers: Mapping[str, str], digest: str) -> bool:
+    """Whether an answer is called a page, and does not tell that it has the digest."""
+    is_page = answers.is_page(headers.get("content-type"))
+    return is_page and headers.get("docker-content-digest") != digest
+
+
+def _digest_of(data: bytes | bytearray, algorithm: str) -> str:
     return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"
 
 
 def _size(headers: Mapping[str, str]) -> int | None:
-    """The size of the whole; the answer to a range has it in Content-Range."""
-    length = headers.get("content-range", "/" + headers.get("content-length", "")).rpartition("/")[
-        2
-    ]
-    return int(length) if length.isascii() and length.isdigit() else None
+    """The size of the whole; the answer to a range has it in Content-Range.
+
+    None if it is not told, or if it may be the size of the encoded bytes.
+    """
+    if coding_of(headers.get("content-encoding")) is not None:
+        return None
+    told = headers.get("content-range") or f"/{headers.get('content-length', '')}"
+    length = told.rpartition("/")[2]
+    return int(length) if _LENGTH.fullmatch(length) else None

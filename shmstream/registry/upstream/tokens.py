@@ -3,9 +3,12 @@
     ask                      the first time without the header
     401, WWW-Authenticate    the challenge: `Basic`, or `Bearer` with the realm that gives tokens
     renew                    basic: the credentials themselves; bearer: ask the realm for a token
-                             that allows pulling from this repository, with credentials if there
-                             are any, else anonymously
+                             of the scope in the challenge, or that allows pulling from this
+                             repository; with credentials if there are any, else anonymously
     ask again                with the header; so are all further questions, until it expires
+    refused all the same     the next challenge of the header, if it has several; without a
+                             challenge, or with 403, the last one again: credentials and tokens may
+                             have been revoked meanwhile
 
 A realm is asked only if the upstream itself has named it (`SourceError.challenge`). If the upstream
 speaks https, so must the realm. A token is kept in memory, for a little less than its life.
@@ -18,15 +21,20 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urljoin
+
+from urllib3.util import Url
 
 from shmstream.errors import SourceError
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
+from shmstream.registry.upstream.questions import patiently
 from shmstream.sources.base import public
 from shmstream.sources.http_client import (
+    WHOLE,
     Client,
+    Patience,
     authorization,
     discard,
     parse,
@@ -37,8 +45,12 @@ _LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_CHALLENGE = 8192  # characters
 _MOST = 10_000  # repositories whose tokens are kept
 _CLIENT = "shmstream"
+_PATIENCE = Patience(5.0, 60.0, 60.0)
+_LONGEST = 60.0  # s; for a token, unless the caller has less time
+_NO_POST = (401, 404, 405, 501)  # what services answer that give tokens to a GET only
 
 _SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?=[\s,]|$)")
+_TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 _PARAMETER = re.compile(
     r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*(?:,|$)"
 )
@@ -53,11 +65,20 @@ class Challenge:
 
 
 def challenges(header: str) -> list[Challenge]:
-    """The challenges of a WWW-Authenticate header, up to the first that is not understood."""
+    """The challenges of a WWW-Authenticate header. What is not understood is left out.
+
+    A scheme may have parameters, or one text instead of them (`Negotiate YIIJ...==`).
+    """
     text, position, found = header[:_LONGEST_CHALLENGE], 0, []
-    while scheme := _SCHEME.match(text, position):
+    while position < len(text):
+        scheme = _SCHEME.match(text, position)
+        if scheme is None:
+            position = text.find(",", position) + 1 or len(text)
+            continue
         position = scheme.end()
-        parameters = {}
+        parameters: dict[str, str] = {}
+        if token := _TOKEN68.match(text, position):
+            position = token.end()
         while parameter := _PARAMETER.match(text, position):
             position = parameter.end()
             name, quoted, plain = parameter.groups()
@@ -74,6 +95,7 @@ class _Held:
     lock: threading.Lock = field(default_factory=threading.Lock)
     value: str | None = None
     until: float = 0.0
+    challenge: Challenge | None = None  # which led to it
 
     def current(self) -> str | None:
         return self.value if time.monotonic() < self.until else None
@@ -82,8 +104,8 @@ class _Held:
 class Tokens:
     """The authorizations for the repositories of one upstream. Any thread may use it."""
 
-    def __init__(self, name: str, scheme: str, find: Callable[[], Credential | None]) -> None:
-        """`scheme` of the upstream: http or https; `find` looks up its credential."""
+    def __init__(self, name: str, scheme: str, find: Callable[[str], Credential | None]) -> None:
+        """`scheme` of the upstream: http or https; `find` looks up a repository's credential."""
         self._name = name
         self._home = parse(name) if "://" in name else None
         self._scheme = scheme
@@ -100,48 +122,82 @@ class Tokens:
                 del self._held[next(iter(self._held))]
             return held
 
-    def current(self, repository: str) -> str | None:
+    def current(self, repository: str, until: float | None = None) -> str | None:
         """The authorization for the next question; None while the upstream has asked for none.
 
-        If an earlier question needed a token, a missing token is fetched at once. Blocks for that.
+        If an earlier question needed a token, a missing token is fetched at once. Blocks for that,
+        not longer than `until`.
         """
         held, usual = self._of(repository), self._usual
         if (value := held.current()) is not None or usual is None:
             return value
         try:
-            return self._renewed(held, repository, usual)
+            return self._renewed(held, repository, held.challenge or usual, None, until)
         except SourceError:  # the upstream may have another realm by now, and will name it
             self._usual = None
             return None
 
-    def renew(self, repository: str, header: str, refused: str | None) -> str | None:
-        """A new authorization after a refusal with the challenges in `header`; None if none helps.
+    def renew(
+        self,
+        repository: str,
+        header: str | None,
+        refused: str | None = None,
+        tried: list[Challenge] | None = None,
+        until: float | None = None,
+    ) -> str | None:
+        """A new authorization after a refusal; None if none helps.
 
-        `refused` is the authorization that was refused.
+        `header` has the challenges; without it, the challenge counts that has led to what was
+        `refused`. `tried` has the challenges that were tried for the same question; these are added
+        to it. `until`: the end of it, on the monotonic clock.
 
         Raises:
-            SourceError: the realm cannot be asked, or gives no token.
+            SourceError: no realm can be asked, or gives a token.
         """
-        offered = {each.scheme: each for each in reversed(challenges(header))}
-        chosen = offered.get("bearer") or offered.get("basic")
-        if chosen is None:
-            return None
         held = self._of(repository)
-        renewed = self._renewed(held, repository, chosen, refused)
-        if renewed is None or renewed == refused:
-            return None
-        self._usual = chosen
-        return renewed
+        tried = [] if tried is None else tried
+        failure: SourceError | None = None
+        for challenge in self._offered(held, header):
+            if challenge in tried:
+                continue
+            tried.append(challenge)
+            try:
+                renewed = self._renewed(held, repository, challenge, refused, until)
+            except SourceError as error:
+                failure = failure or error
+                continue
+            if renewed is not None and renewed != refused:
+                usual = {name: each for name, each in challenge.parameters.items()
+                         if name != "scope"}  # fmt: skip
+                self._usual = Challenge(challenge.scheme, usual)
+                return renewed
+        if failure is not None:
+            raise failure
+        return None
+
+    @staticmethod
+    def _offered(held: _Held, header: str | None) -> list[Challenge]:
+        """The challenges that can be answered, the best ones first."""
+        if header is None:
+            return [] if held.challenge is None else [held.challenge]
+        known = [each for each in challenges(header) if each.scheme in ("bearer", "basic")]
+        return sorted(known, key=lambda each: each.scheme, reverse=True)
 
     def _renewed(
-        self, held: _Held, repository: str, challenge: Challenge, refused: str | None = None
+        self,
+        held: _Held,
+        repository: str,
+        challenge: Challenge,
+        refused: str | None,
+        until: float | None,
     ) -> str | None:
+        until = time.monotonic() + _LONGEST if until is None else until
         with held.lock:
             current = held.current()
             if current is not None and current != refused:
                 return current  # another thread has renewed it
             try:
-                credential = self._find()
+                credential = self._find(repository)
             except CredentialsError as error:
                 raise self._failed(str(error)) from error
             if challenge.scheme == "basic":
@@ -149,8 +205,9 @@ class Tokens:
             elif credential is not None and credential.means is Means.TOKEN:
                 value, life = authorization(credential.secret), float("inf")
             else:
-                value, life = self._token(repository, challenge, credential)
+                value, life = self._token(repository, challenge, credential, until)
             held.value, held.until = value, time.monotonic() + life * (1 - _MARGIN)
+            held.challenge = challenge
             return value
 
     def _basic(self, credential: Credential | None) -> str | None:
@@ -162,40 +219,68 @@ class Tokens:
             raise self._failed(str(error)) from error
 
     def _token(
-        self, repository: str, challenge: Challenge, credential: Credential | None
+        self, repository: str, challenge: Challenge, credential: Credential | None, until: float
     ) -> tuple[str, float]:
         """A token for pulling, and its life in seconds."""
+        url = self._realm(challenge)
+        scope = challenge.parameters.get("scope") or f"repository:{repository}:pull"
+        service = {name: each for name, each in challenge.parameters.items() if name == "service"}
+        if credential is not None and credential.means is Means.IDENTITY:
+            form = {"grant_type": "refresh_token", "client_id": _CLIENT, "scope": scope, **service}
+            form["refresh_token"] = credential.secret
+            try:
+                return self._asked(url, until, "POST", {}, urlencode(form).encode())
+            except SourceError as error:
+                if error.status not in _NO_POST:
+                    raise
+            password = credential.password or credential.secret
+            credential = Credential(credential.user, password)
+        known = self._basic(credential)
+        headers = {} if known is None else {"authorization": known}
+        fields = [("scope", each) for each in scope.split()] + list(service.items())
+        query = f"{url.query}&" if url.query else ""
+        return self._asked(url._replace(query=query + urlencode(fields)), until, "GET", headers)
+
+    def _realm(self, challenge: Challenge) -> Url:
+        """The URL of the service that gives tokens; it may be told relative to the upstream's."""
         realm = challenge.parameters.get("realm", "")
+        if realm and self._home is not None:
+            realm = urljoin(f"{self._home.url}/v2/", realm)
         try:
             url = parse(realm)._replace(auth=None, fragment=None)
         except ValueError as error:
             raise self._failed(f"its challenge names no realm: {error}") from error
         if self._scheme == "https" != url.scheme:
             raise self._failed("it wants credentials to be sent without https")
-        fields = {"scope": f"repository:{repository}:pull"}
-        if "service" in challenge.parameters:
-            fields["service"] = challenge.parameters["service"]
-        client = Client(public(realm), named_by=self._home)
-        headers = {"accept": "application/json", "user-agent": _CLIENT}
-        if credential is not None and credential.means is Means.IDENTITY:
-            fields |= {"grant_type": "refresh_token", "client_id": _CLIENT}
-            fields["refresh_token"] = credential.secret
+        return url
+
+    def _asked(
+        self,
+        url: Url,
+        until: float,
+        method: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+    ) -> tuple[str, float]:
+        """What the service at `url` gives; it is asked again if its failure may pass."""
+        client = Client(public(url.url), _PATIENCE, named_by=self._home)
+        headers = {"accept": "application/json", "user-agent": _CLIENT, **headers}
+        if body is not None:
             headers["content-type"] = "application/x-www-form-urlencoded"
-            reply = client.ask("POST", url, headers, body=urlencode(fields).encode())
-        else:
-            if credential is not None:
-                headers["authorization"] = self._basic(credential) or ""
-            given = f"{url.query}&" if url.query else ""
-            reply = client.ask("GET", url._replace(query=given + urlencode(fields)), headers)
-        try:
-            status = reply.response.status
-            if status in (401, 403, 429) or status >= 500:
-                raise client.refused(reply)
-            if status != 200:
+
+        def once() -> tuple[str, float]:
+            reply = client.ask(method, url, headers, body=body, until=until)
+            try:
+                status = reply.response.status
+                if status in WHOLE:
+                    return self._understood(client.read(reply, _LARGEST_ANSWER))
+                if status in (401, 403, 429) or status >= 500 or (body and status in _NO_POST):
+                    raise client.refused(reply)
                 raise self._failed(f"its realm answers {status}")
-            return self._understood(client.read(reply, _LARGEST_ANSWER))
-        finally:
-            discard(reply.response)
+            finally:
+                discard(reply.response)
+
+        return patiently(once, until)
 
     def _understood(self, answer: bytes) -> tuple[str, float]:
         try:

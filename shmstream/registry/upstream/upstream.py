@@ -1,7 +1,20 @@
 """`Upstream`: a registry that is asked for what is not here.
 
-    authorised   ask with an authorization, and once more if the upstream wants another one
+    authorised   ask with an authorization, and again if the upstream wants another one
     ask          a short answer, read as a whole
+    look         what a HEAD tells, without a body; None if only a GET can tell
+    glance       what a GET tells, without its body
+
+No refusal of a HEAD is final: registries and the servers that they redirect to answer it with 404,
+403 or 400 where they answer a GET with 200.
+
+Some registries say 404 or 403 to everybody whom they do not know, and name their challenge only
+under `/v2/`, which every plain client asks first. So a refusal of a question without an
+authorization has us ask there, at most every few minutes.
+
+An authorization that was good may be refused later in several ways: with 401 and a challenge, with
+401 alone, with 403 (Amazon ECR, after twelve hours) or 400. So each of them has the credentials
+looked up anew, once for each question.
 
 Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
 answer, the error has none.
@@ -10,22 +23,47 @@ answer, the error has none.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, urlencode
 
-from shmstream.errors import SourceError
-from shmstream.registry.upstream.credentials import Credential, find, is_hub
+from urllib3.util import Url
+
+from shmstream.errors import FailureKind, SourceError
+from shmstream.registry.notes import Notes
+from shmstream.registry.upstream import answers
+from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
 from shmstream.registry.upstream.health import Reach
-from shmstream.registry.upstream.tokens import Tokens
-from shmstream.sources.http_client import Client, Reply, discard, parse
+from shmstream.registry.upstream.questions import USUAL, Bounds, patiently
+from shmstream.registry.upstream.tokens import Challenge, Tokens
+from shmstream.sources.http_client import (
+    WHOLE,
+    Client,
+    Patience,
+    Reply,
+    discard,
+    origin_of,
+    parse,
+)
 
 T = TypeVar("T")
+Headers = Mapping[str, str]
 
-_PATIENCE = (5.0, 20.0)  # s; to connect, and to answer a question (not a download)
+_CONNECT = 5.0  # s; for a question, not for a download
+_SHORT = 20.0  # s; for a question that has an older answer
 _AGENT = {"user-agent": "shmstream"}
 _HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
+_USUAL_PORTS = {"http": 80, "https": 443}
+_STALE = (400, 401, 403)  # what an authorization is refused with that is valid no longer
+_HIDING = (401, 403, 404)  # what a registry may say to a question without an authorization
+_CHALLENGED_FOR = 300.0  # s; how long what `/v2/` said is believed
+_MOST_ROUNDS = 4  # authorizations for one question
+_MOST_STRANGERS = 100
+_SURE = (401, 403, 404, 410, 429, 500, 502, 503, 504)  # whatever range is asked for
+_NAME = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 
 NO_SUCH_METHOD = (405, 501)
 """Statuses of a server that does not know the method."""
@@ -38,9 +76,18 @@ class Upstream:
         url: http or https, perhaps with a path before `/v2/`.
         namespace: the name that clients use; None for the upstream of requests without one.
         config: the path of a Docker config.json with credentials.
+        bounds: how long it may take to answer.
+        notes: where all workers note whether it answers.
     """
 
-    def __init__(self, url: str, namespace: str | None = None, config: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        namespace: str | None = None,
+        config: str | None = None,
+        bounds: Bounds = USUAL,
+        notes: Notes | None = None,
+    ) -> None:
         """Raises:
         ValueError: the URL is not valid.
         """
@@ -49,19 +96,28 @@ class Upstream:
             parts = parts._replace(host=_HUB)
         self._base = parts._replace(path=(parts.path or "").rstrip("/"))
         self.name: str = self._base.url
+        if parts.port == _USUAL_PORTS[parts.scheme or ""]:
+            parts = parts._replace(port=None)
         self.host: str = parts.netloc or ""
         self.namespace = namespace
+        self.rights: str = rights(namespace, os.environ)
+        """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
+        self.bounds: Bounds = bounds
         self._tokens = Tokens(self.name, parts.scheme or "", self._find)
-        self._client = Client(self.name, _PATIENCE)
-        self.reach: Reach = Reach(self.name)
+        self._strangers: dict[object, Tokens] = {}
+        self._challenge: tuple[float, str | None] = (-_CHALLENGED_FOR, None)  # of `/v2/`, and when
+        first_byte = min(bounds.first_byte, bounds.in_all)
+        patience = Patience(_CONNECT, first_byte, bounds.silence)
+        self._client = Client(self.name, patience, stranger=self.introduce)
+        self.reach: Reach = Reach(self.name, namespace, notes)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
 
-    def _find(self) -> Credential | None:
-        return find(self.host, self.namespace, self._config, os.environ)
+    def _find(self, repository: str) -> Credential | None:
+        return find(self.host, self.namespace, self._config, os.environ, repository)
 
     def full_name(self, name: str) -> str:
         """The upstream's own name for the repository that a client calls `name`."""
@@ -72,68 +128,198 @@ class Upstream:
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
 
-    def authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
-        """Call `call` with the headers that authorize this `repository`; what it returns.
-
-        It is called once more with new headers if the upstream wants a new authorization, for
-        example because a token has expired.
-        """
+    def probe(self) -> None:
+        """Ask whether it answers. Blocks."""
         began = time.monotonic()
         try:
-            found = self._authorised(repository, call)
+            reply = self._client.ask("GET", parse(self.url("")), _AGENT)
+            discard(reply.response)
+            if reply.response.status >= 500:
+                raise self._client.refused(reply)
         except SourceError as error:
+            self.reach.failed(error, began)
+        else:
+            self.reach.answered()
+
+    # Authorization.
+
+    def authorised(
+        self,
+        repository: str,
+        call: Callable[[dict[str, str]], T],
+        until: float | None = None,
+    ) -> T:
+        """Call `call` with the headers that authorize this `repository`; what it returns.
+
+        It is called again with new headers if the upstream wants a new authorization, for example
+        because a token has expired. `until`: the end of it, on the monotonic clock; None: only the
+        time for tokens is bounded.
+        """
+        began = time.monotonic()
+        until = began + self.bounds.in_all if until is None else until
+        try:
+            found = self._authorised(repository, call, until)
+        except SourceError as error:
+            error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
             raise
         self.reach.answered()
         return found
 
-    def _authorised(self, repository: str, call: Callable[[dict[str, str]], T]) -> T:
-        authorization = self._tokens.current(repository)
+    def _authorised(self, repository: str, call: Callable[[dict[str, str]], T], until: float) -> T:
+        authorization = self._tokens.current(repository, until)
+        tried: list[Challenge] = []
+        for _ in range(_MOST_ROUNDS - 1):
+            try:
+                return call(_headers(authorization))
+            except SourceError as error:
+                renewed = self._renewed(repository, error, authorization, tried, until)
+                if renewed is None:
+                    raise
+            authorization = renewed
+        return call(_headers(authorization))
+
+    def _renewed(
+        self,
+        repository: str,
+        error: SourceError,
+        refused: str | None,
+        tried: list[Challenge],
+        until: float,
+    ) -> str | None:
+        """Another authorization after a refusal; None if there is none to be had."""
+        renew = partial(self._tokens.renew, repository, refused=refused, tried=tried, until=until)
+        if error.status in (401, 403) and error.challenge is not None:
+            renewed = renew(error.challenge)
+            if renewed is not None:
+                return renewed
+        if error.status in _STALE and refused is not None:
+            return renew(None)
+        if error.status in _HIDING and refused is None:
+            return renew(self._greeting(until) or "")
+        return None
+
+    def _greeting(self, until: float) -> str | None:
+        """The challenge of `/v2/`, as it was a few minutes ago at most; None if there is none."""
+        then, challenge = self._challenge
+        if time.monotonic() - then > _CHALLENGED_FOR:
+            challenge = None
+            try:
+                reply = self._client.ask("GET", parse(self.url("")), _AGENT, until=until)
+                if reply.response.status == 401:
+                    challenge = self._client.refused(reply).challenge
+                discard(reply.response)
+            except SourceError:
+                return None  # it has answered the question, and may answer this one later
+            self._challenge = time.monotonic(), challenge
+        return challenge
+
+    def introduce(self, url: Url, challenge: str) -> str | None:
+        """An anonymous authorization for a server that a redirect led to, and that asks for one.
+
+        None if there is none to be had: then its refusal is the answer.
+        """
+        place = origin_of(url)
+        tokens = self._strangers.get(place)
+        if tokens is None:
+            while len(self._strangers) >= _MOST_STRANGERS:
+                self._strangers.pop(next(iter(self._strangers)), None)
+            name = url._replace(auth=None, path="", query=None, fragment=None).url
+            tokens = self._strangers[place] = Tokens(name, url.scheme or "", lambda _: None)
+        repository = _NAME.search(url.path or "")
+        until = time.monotonic() + self.bounds.in_all
         try:
-            return call(_headers(authorization))
-        except SourceError as error:
-            if error.status != 401 or error.challenge is None:
-                raise
-            renewed = self._tokens.renew(repository, error.challenge, authorization)
-            if renewed is None:
-                raise
-        return call(_headers(renewed))
+            return tokens.renew(repository[1] if repository else "", challenge, until=until)
+        except SourceError:
+            return None
+
+    # Questions.
+
+    def until(self, *, has_other: bool = False) -> float:
+        """When a question that is asked now has to be answered, on the monotonic clock.
+
+        `has_other`: there is an older answer, which is better than to wait for long.
+        """
+        longest = min(self.bounds.in_all, _SHORT) if has_other else self.bounds.in_all
+        return time.monotonic() + longest
 
     def ask(
-        self, method: str, repository: str, url: str, headers: Mapping[str, str], limit: int = 0
-    ) -> tuple[Mapping[str, str], bytes]:
-        """The headers, and at most `limit` bytes of the body, of a good answer (200 or 206).
+        self,
+        method: str,
+        repository: str,
+        url: str,
+        headers: Headers,
+        limit: int = 0,
+        until: float | None = None,
+    ) -> tuple[Headers, bytes]:
+        """The headers, and at most `limit` bytes of the body, of a good answer.
 
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
 
-        def call(authorization: dict[str, str]) -> tuple[Mapping[str, str], bytes]:
+        def read(reply: Reply) -> bytes:
+            return self._client.read(reply, limit) if limit else b""
+
+        return self._ask(method, repository, url, headers, read, until)
+
+    def _ask(
+        self,
+        method: str,
+        repository: str,
+        url: str,
+        headers: Headers,
+        read: Callable[[Reply], T],
+        until: float | None,
+    ) -> tuple[Headers, T]:
+        until = self.until() if until is None else until
+
+        def call(authorization: dict[str, str]) -> tuple[Headers, T]:
             headers_now = {**headers, **authorization}
-            reply = self._client.ask(method, parse(url), headers_now)
-            if method == "HEAD" and _wants_get(reply):
-                discard(reply.response)
-                headers_now["range"] = "bytes=0-0"
-                reply = self._client.ask("GET", parse(url), headers_now)
+            reply = self._client.ask(method, parse(url), headers_now, until=until)
             try:
-                if reply.response.status not in (200, 206):
+                if reply.response.status not in (*WHOLE, 206):
                     raise self._client.refused(reply)
-                data = self._client.read(reply, limit) if limit else b""
-                return reply.response.headers, data
+                return reply.response.headers, read(reply)
             finally:
                 discard(reply.response)
 
         self.reach.check()
-        return self.authorised(repository, call)
+        if method == "HEAD":  # its refusal is not final: `look`
+            return self.authorised(repository, call, until)
+        return patiently(partial(self.authorised, repository, call, until), until)
 
+    def look(
+        self, repository: str, url: str, headers: Headers, until: float | None = None
+    ) -> Headers | None:
+        """The headers that a HEAD is answered with; None if only a GET can tell.
 
-def _wants_get(reply: Reply) -> bool:
-    """Whether a HEAD request was refused because it is no GET.
+        Raises:
+            SourceError: the upstream does not answer at all, or wants to be left alone.
+        """
+        try:
+            return self.ask("HEAD", repository, url, headers, until=until)[0]
+        except SourceError as error:
+            is_answer = error.status is not None and error.status != 429
+            if is_answer or (error.retryable and error.kind is FailureKind.BROKEN):
+                return None
+            raise
 
-    A server that a registry redirects to may allow only the one request that the URL was made for.
-    """
-    status = reply.response.status
-    return status in NO_SUCH_METHOD or (not reply.is_home and status in (400, 403))
+    def glance(
+        self, repository: str, url: str, headers: Headers, until: float | None = None
+    ) -> tuple[Headers, bytes]:
+        """The headers that a GET is answered with, and the first byte: it asks for no more.
+
+        Raises:
+            SourceError: the upstream refuses, or does not answer.
+        """
+        ranged = {**headers, "range": "bytes=0-0"}
+        try:
+            return self._ask("GET", repository, url, ranged, self._client.first, until)
+        except SourceError as error:
+            if error.status is None or error.status in _SURE:
+                raise
+        return self._ask("GET", repository, url, headers, self._client.first, until)
 
 
 def _headers(authorization: str | None) -> dict[str, str]:

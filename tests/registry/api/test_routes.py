@@ -159,16 +159,24 @@ def test_which_upstream_is_meant() -> None:
     assert found("/v2/ghcr.io/a/b/tags/list") == ("github", "a/b")
     assert found("/v2/ghcr.io/tags/list") == ("default", "ghcr.io")
     assert found("/v2/ghcr.io/a/tags/list", "ns=docker.io") == ("hub", "ghcr.io/a")
+    for namespace in ("DOCKER.IO", "Docker.io:443", "registry-1.docker.io", "index.docker.io",
+                      "registry.hub.docker.com"):  # fmt: skip
+        assert found("/v2/a/tags/list", f"ns={namespace}") == ("hub", "a")
+    assert found("/v2/a/tags/list", "ns=GHCR.io:443") == ("github", "a")
     for query in (
         "ns=evil.example",
         "ns=",
         "ns=docker.io%00",
         "ns=http://docker.io",
-        "ns=DOCKER.IO",
     ):
         with pytest.raises(Refusal) as caught:
             found("/v2/a/tags/list", query)
         assert (caught.value.status, caught.value.code) == (404, Code.NAME_UNKNOWN)
+    for path in ("/v2/quay.io/a/b/tags/list", "/v2/localhost/a/tags/list", "/v2/a.b/c/tags/list"):
+        with pytest.raises(Refusal) as caught:
+            found(path)
+        assert (caught.value.status, caught.value.code) == (404, Code.NAME_UNKNOWN)
+        assert path.split("/")[2] in caught.value.message
     with pytest.raises(Refusal):
         locate({"docker.io": "hub"}, route("GET", b"/v2/a/tags/list", b""))
 

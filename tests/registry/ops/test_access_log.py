@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from shmstream.registry.notes import Notes
 from shmstream.registry.ops import access_log
 from shmstream.registry.ops.access_log import AccessLog, Entry
+from shmstream.registry.ops.metrics import Metrics
+from shmstream.registry.ops.middleware import Response
+from shmstream.registry.ops.names import Names
 from tests.support.commands import PYTHON, ROOT
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.serving import Serve
@@ -23,7 +27,7 @@ from tests.support.serving import Serve
 def entry(text: str) -> Entry:
     """A response to a request that has that text everywhere."""
     return Entry(
-        ended=time.time(), client="::1", method="GET", path=text, namespace=text,
+        ended=time.time(), client=text, method="GET", path=text, namespace=text,
         wanted_range=text, user_agent=text, status=200, sent=1 << 40, complete=False,
         duration=1e6, ttfb=1e6, route="blob", cache="flight",
     )  # fmt: skip
@@ -136,3 +140,30 @@ def test_a_log_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
             process.wait()
             os.close(reader)
             os.close(writer)
+
+
+@pytest.mark.parametrize(("method", "sent", "complete"), [
+    ("GET", [b"da", b"ta"], True), ("GET", [b"da"], False), ("HEAD", [], False),
+    ("GET", [b"data", None], True), ("HEAD", [None], True),
+])  # fmt: skip
+def test_a_body_that_was_sent_is_complete(
+    method: str, sent: list[bytes | None], complete: bool, tmp_path: Path
+) -> None:
+    """Also if the client has hung up with it, before the end was told (None)."""
+
+    async def send(_: Any) -> None:
+        pass
+
+    async def main() -> bool:
+        names = Names(Notes(str(tmp_path), "names"))
+        response = Response({"method": method, "path": "/"}, send, Metrics(), names)
+        headers = [(b"content-length", b"4")]
+        await response.send({"type": "http.response.start", "status": 200, "headers": headers})
+        for each in sent:
+            more = each is not None
+            await response.send(
+                {"type": "http.response.body", "body": each or b"", "more_body": more}
+            )
+        return response.complete
+
+    assert asyncio.run(main()) is complete

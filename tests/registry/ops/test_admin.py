@@ -38,14 +38,42 @@ def test_problems_of_the_upstream_are_told(serve: Serve, origin: Origin, upstrea
     ready = serving.ask("/readyz")
     assert ready.status == 200, "what is here can be served"
     [problem] = json.loads(ready.body)["upstreams"]
-    assert problem.startswith(f"{upstream}: ")
-    assert "refused" in problem
+    assert re.fullmatch(rf"{upstream}: .*refused.*, for \d+ s", problem)
     events = Events(serving)
-    assert events.next()["problems"] == [problem]
+    [seen] = events.next()["problems"]
+    assert seen.rpartition(",")[0] == problem.rpartition(",")[0]
     events.close()
     origin.accept()
     assert serving.ask("/v2/team/app/manifests/v1").status == 404
     assert json.loads(serving.ask("/readyz").body)["upstreams"] == [], "it answers"
+
+
+def test_problems_end_when_the_upstream_is_well(
+    serve: Serve, origin: Origin, upstream: str
+) -> None:
+    """For all workers, and also if no client asks."""
+    other = f"named.test={upstream}"
+    serving = serve("--workers", "2", "--upstream", other, upstream=upstream)
+
+    def problems() -> list[str]:
+        told: list[str] = json.loads(serving.ask("/readyz").body)["upstreams"]
+        return told
+
+    origin.refuse()
+    assert serving.ask("/v2/named.test/team/app/manifests/v1").status == 502
+    for _ in range(10):  # whichever worker is asked
+        [problem] = problems()
+        assert problem.startswith(f"named.test, {upstream}: ")
+    origin.accept()
+    wait_until(lambda: not problems())
+    assert {each.path for each in origin.requests()} == {"/v2/"}
+    origin.serve("/v2/team/app/tags/list", status=503)
+    assert serving.ask("/v2/team/app/tags/list").status == 502
+    [problem] = problems()
+    assert "503" in problem
+    origin.serve("/v2/team/app/tags/list", text='{"tags": []}')
+    assert serving.ask("/v2/team/app/tags/list").status == 200
+    assert problems() == []
 
 
 # Events.

@@ -70,6 +70,29 @@ def test_labels_are_bounded_and_half_made_files_no_trouble(serve: Serve) -> None
     assert set(found) <= {("GET", "other"), ("other", "other")}
 
 
+def test_whatever_a_client_accepts_the_metrics_are_told(serve: Serve) -> None:
+    """A version may be quoted, or no number at all."""
+    serving = serve("--workers", "1", "--no-access-log")
+    for version in ('"1.0.0"', "x", "1.0.x", "", "9" * 5000, "1" + ".0" * 1000, "\xff"):
+        for kind in ("application/openmetrics-text", "text/plain"):
+            answer = serving.ask("/metrics", Accept=f"{kind}; version={version}, */*")
+            assert (answer.status, b"shmstream_flights" in answer.body) == (200, True), version
+    assert "Traceback" not in serving.log
+
+
+def test_a_digest_that_there_is_not_is_no_news(serve: Serve, origin: Origin, upstream: str) -> None:
+    """Clients ask for what there is not; that is no abort, and no warning."""
+    serving = serve("--workers", "1", upstream=upstream)
+    for number, status in enumerate((404, 403, 401, 400)):
+        path = f"/v2/team/app/blobs/sha256:{number:064d}"
+        origin.serve(path, status=status)
+        assert serving.ask(path).status == status
+    wait_until(lambda: serving.metric("shmstream_refusals_total") == 4)
+    assert serving.metric("shmstream_flights_led_total") == 4
+    assert serving.metric("shmstream_aborts_total") == 0
+    assert "WARNING" not in serving.log
+
+
 def test_aborts_and_evictions(serve: Serve, origin: Origin, upstream: str) -> None:
     wrong = f"/v2/team/app/blobs/{digest(2, SIZE)}"
     origin.serve(wrong, seed=2, size=SIZE, wrong_at=5)

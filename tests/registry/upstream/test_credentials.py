@@ -33,6 +33,8 @@ def basic(pair: str) -> dict[str, str]:
         ("host:5000", "https://HOST:5000"),
         ("registry-1.docker.io", "https://index.docker.io/v1/"),
         ("registry-1.docker.io", "docker.io"),
+        ("registry-1.docker.io", "registry.hub.docker.com"),
+        ("ghcr.io", "https://ghcr.io:443"),
     ],
 )
 def test_auths(tmp_path: Path, host: str, address: str) -> None:
@@ -53,6 +55,84 @@ def test_auths(tmp_path: Path, host: str, address: str) -> None:
 )
 def test_entries(tmp_path: Path, entry: dict[str, str], expected: Credential | None) -> None:
     assert find("h", None, config(tmp_path, auths={"h": entry}), {}) == expected
+
+
+KEYS = {
+    "host": "all",
+    "https://host/v2/": "never",
+    "host/team": "team",
+    "https://host/team/app/": "app",
+    "host/te": "te",
+    "HOST/other/app": "other",
+    "docker.io": "hub",
+    "docker.io/library": "library",
+    "host:443/port": "port",
+}
+
+
+@pytest.mark.parametrize(
+    ("host", "repository", "user"),
+    [
+        ("host", "", "all"),
+        ("host", "team", "team"),
+        ("host", "team/app", "app"),
+        ("host", "team/app/more", "app"),
+        ("host", "team/apple", "team"),
+        ("host", "teams/app", "all"),
+        ("host", "te/am", "te"),
+        ("host", "other/app", "other"),
+        ("host", "other", "all"),
+        ("host", "port/app", "port"),
+        ("registry-1.docker.io", "library/debian", "library"),
+        ("registry-1.docker.io", "team/app", "hub"),
+        ("elsewhere", "team/app", None),
+        ("host:5000", "team/app", None),
+    ],
+)
+def test_the_longest_key_counts(
+    tmp_path: Path, host: str, repository: str, user: str | None
+) -> None:
+    """Whatever their order is: no team's password goes out with another team's request."""
+    for keys in (list(KEYS), list(KEYS)[::-1]):
+        path = config(tmp_path, auths={key: basic(f"{KEYS[key]}:x") for key in keys})
+        found = find(host, None, path, {}, repository)
+        assert (found and found.user) == user
+
+
+def test_empty_entries_hide_nothing(tmp_path: Path, helper: dict[str, str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", helper["PATH"])
+        good, empty = basic("me:x"), {"auth": "", "username": "", "email": "me@example.com"}
+        for auths in (
+            {"https://host/v1/": empty, "host": good},
+            {"host": empty, "https://host": {}, "https://host/v2/": good},
+            {"host/team/app": {}, "host/team": good, "host": basic("other:x")},
+        ):
+            found = find("host", None, config(tmp_path, auths=auths), {}, "team/app")
+            assert found == Credential("me", "x")
+        path = config(tmp_path, credHelpers={"host": "test"}, auths={"host": good})
+        assert find("host", None, path, helper) == Credential("me", "x"), "the helper has none"
+        text = json.dumps({"auths": {"host": good}})
+        path = config(tmp_path, auths={"host": {}})
+        assert find("host", None, path, {"DOCKER_AUTH_CONFIG": text}) == Credential("me", "x")
+
+
+def test_base64_as_tools_write_it(tmp_path: Path) -> None:
+    user, secret = "a-user", "\u00ff?>p\u00e4ss~" * 12
+    pair = f"{user}:{secret}"
+    plain = base64.b64encode(pair.encode()).decode()
+    wrapped = "\n".join(plain[at : at + 76] for at in range(0, len(plain), 76)) + "\r\n"
+    url_safe = base64.urlsafe_b64encode(pair.encode()).decode()
+    for text in (
+        plain,
+        plain.rstrip("="),
+        wrapped,
+        wrapped.replace("=", ""),
+        url_safe,
+        f" {plain} ",
+    ):
+        path = config(tmp_path, auths={"h": {"auth": text}})
+        assert find("h", None, path, {}) == Credential(user, secret)
 
 
 def test_credentials_in_the_environment(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_whatever_a_challenge_is(header: str) -> None:
 
 
 def _holding(credential: Credential | None) -> Tokens:
-    return Tokens("upstream", "https", lambda: credential)
+    return Tokens("upstream", "https", lambda _: credential)
 
 
 NAMES = some.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
@@ -85,7 +85,7 @@ def _quoted(value: str) -> str:
 
 def test_basic_authentication_is_looked_up_when_it_is_refused() -> None:
     known = [Credential("me", "one")]
-    tokens = Tokens("upstream", "https", lambda: known[-1])
+    tokens = Tokens("upstream", "https", lambda _: known[-1])
     assert tokens.current("a") is None
     first = tokens.renew("a", 'Basic realm="r"', None)
     assert first == "Basic " + base64.b64encode(b"me:one").decode()
@@ -98,20 +98,20 @@ def test_basic_authentication_is_looked_up_when_it_is_refused() -> None:
 
 
 def test_a_bearer_token_of_the_operator() -> None:
-    tokens = Tokens("upstream", "https", lambda: Credential("", "t0ken", Means.TOKEN))
+    tokens = Tokens("upstream", "https", lambda _: Credential("", "t0ken", Means.TOKEN))
     assert tokens.renew("a", 'Bearer realm="https://127.0.0.1:1/"', None) == "Bearer t0ken"
     assert tokens.renew("a", 'Bearer realm="https://127.0.0.1:1/"', "Bearer t0ken") is None
 
 
 def test_without_credentials_there_is_no_basic_authentication() -> None:
-    tokens = Tokens("upstream", "https", lambda: None)
+    tokens = Tokens("upstream", "https", lambda _: None)
     assert tokens.renew("a", 'Basic realm="r"', None) is None
     assert tokens.renew("a", 'Negotiate, Digest realm="r"', None) is None
     assert tokens.current("a") is None
 
 
 def test_credentials_do_not_leave_https() -> None:
-    tokens = Tokens("upstream", "https", lambda: Credential("me", "s3cret"))
+    tokens = Tokens("upstream", "https", lambda _: Credential("me", "s3cret"))
     for realm in ("http://127.0.0.1:1/token", "ftp://a/", "//a/b", "https://a\r\nb/", "https://"):
         with pytest.raises(SourceError) as caught:
             tokens.renew("a", f'Bearer realm="{realm}"', None)
@@ -120,7 +120,7 @@ def test_credentials_do_not_leave_https() -> None:
 
 
 def test_credentials_that_cannot_be_looked_up() -> None:
-    def fail() -> Credential | None:
+    def fail(_: str) -> Credential | None:
         raise CredentialsError("docker-credential-x does not run")
 
     with pytest.raises(SourceError, match="docker-credential-x"):
@@ -129,7 +129,7 @@ def test_credentials_that_cannot_be_looked_up() -> None:
 
 def test_the_tokens_of_many_repositories_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmstream.registry.upstream.tokens._MOST", 3)
-    tokens = Tokens("upstream", "https", lambda: None)
+    tokens = Tokens("upstream", "https", lambda _: None)
     for number in range(10):
         tokens.current(str(number))
     assert list(tokens._held) == ["7", "8", "9"]

@@ -1,0 +1,224 @@
+"""`Node`: what one process has of its node: the directory, the endpoint, the leases.
+
+A store makes it. The endpoint begins to listen when the store is made, and in a forked child with
+the first flight there. It ends with the process, or when the store is closed or freed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from shmstream.cluster import peer
+from shmstream.cluster.cluster import Cluster
+from shmstream.cluster.directory import MOST, Directory, DirectoryAway, Me
+from shmstream.cluster.endpoint import PATIENCE, Endpoint
+from shmstream.cluster.lease import Leases
+from shmstream.cluster.part import Part
+from shmstream.cluster.peer import Asker
+from shmstream.cluster.signing import Guard, check_secret
+from shmstream.errors import StoreUnusable
+from shmstream.events import Event
+from shmstream.flight.blob import Blob
+from shmstream.flight.flight import Flight, Policy
+from shmstream.flight.offers import Offer
+from shmstream.storage.eviction import Upkeep
+from shmstream.storage.layout import Layout, Place
+from shmstream.system import threads
+from shmstream.system.process import register
+
+_RECENT = 256  # blobs
+
+_log = logging.getLogger("shmstream")
+
+
+@dataclass(frozen=True)
+class Here:
+    """Opens blobs that are complete or in flight on this host, for the endpoint."""
+
+    layout: Layout
+    policy: Policy
+
+    def __call__(self, digest: str) -> Blob:
+        """The blob, to read for `PATIENCE` seconds at a time.
+
+        Raises:
+            BlobNotFound: it is neither complete nor in flight.
+            ValueError: that is no digest.
+        """
+        place = self.layout.place(digest)
+        if place.is_named:
+            raise ValueError("only a digest is known to other nodes")
+        flight = Flight(
+            self.layout, place, Offer(None), self.policy, stall_timeout=PATIENCE, lingers=True
+        )
+        return Blob(flight, goes_past=False)
+
+
+def _say_nothing(_event: Event) -> None:
+    """What is given to peers begins no flight."""
+
+
+def weak(node: Node) -> Callable[[], None]:
+    """Calls `announce` of a node for as long as the node lives."""
+    known = weakref.ref(node)
+
+    def announce() -> None:
+        if (there := known()) is not None:
+            there.announce()
+
+    return announce
+
+
+class Node:
+    """The node of the store in `layout`, as this process sees it. Any thread may call it."""
+
+    def __init__(self, cluster: Cluster, layout: Layout, policy: Policy) -> None:
+        """Raises:
+        OSError: a certificate cannot be read.
+        ImportError: the extra `cluster` is not installed.
+        """
+        peer.require()
+        self._cluster = cluster
+        self._layout = layout
+        upkeep = Upkeep(layout, None, _say_nothing)
+        self._policy = replace(
+            policy, verify=False, across=None, tell=_say_nothing, upkeep=upkeep
+        )  # nothing of the store: a store that is dropped ends its node
+        secret, contexts = check_secret(cluster.secret), cluster.contexts()
+        self._address = cluster.advertise or ""
+        self.directory: Directory = Directory(
+            cluster.url,
+            lease=cluster.lease,
+            fan=cluster.fan,
+            password=cluster.password,
+            back=weak(self),
+        )
+        self.leases: Leases = Leases(cluster.lease)
+        self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
+        self.endpoint: Endpoint | None = None
+        if cluster.address is not None:
+            guard = Guard(secret, self._address, layout.folder)
+            server = contexts[0] if contexts else None
+            here = Here(layout, self._policy)
+            self.endpoint = Endpoint(cluster.address, guard, here, cluster.max_peers, server)
+        self._begin()
+        register(self)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._telling: set[threads.Call] = set()
+        self._recent: dict[str, None] = {}  # what this process has completed, the newest last
+        self._is_closed = False
+        self._is_deaf = False
+
+    def begin(self) -> None:
+        """Listen for peers.
+
+        Raises:
+            StoreUnusable: this process cannot listen on that address.
+        """
+        if self.endpoint is None:
+            return
+        try:
+            self.endpoint.start()
+        except OSError as error:
+            told = os.strerror(error.errno) if error.errno else str(error)
+            host, port = self._cluster.address or ("", 0)
+            reason = f"its node cannot listen on {host or '*'}:{port} for the cluster: {told}"
+            raise StoreUnusable(self._layout.folder, reason) from error
+
+    def part(self, place: Place) -> Part | None:
+        """The part in a new flight; None if its key is a name, which stays on this host."""
+        if place.is_named or self._is_closed:
+            return None
+        for each in (self, self.directory, self.leases):
+            register(each)  # again, because a forked child begins with nothing registered
+        address = self._address
+        if self.endpoint is not None:
+            try:
+                self.begin()  # a forked child does not listen yet
+            except StoreUnusable as error:
+                address = ""
+                if not self._is_deaf:
+                    _log.error("%s", error)
+                self._is_deaf = True
+        return Part(self, place.key, address)
+
+    def completed(self, key: str) -> None:
+        """Note that this process has completed a blob."""
+        with self._lock:
+            self._recent[key] = None
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
+
+    def announce(self) -> None:
+        """The directory is back, perhaps empty: tell what is complete here. Does not wait."""
+        with self._lock:
+            keys = list(self._recent)
+        if keys and self._address:
+            self.tell(partial(self._leave, keys, "complete"))
+
+    def evicted(self, key: str) -> None:
+        """Tell that the complete blob is here no more. Does not wait."""
+        if self._address and ":" in key:
+            with self._lock:
+                self._recent.pop(key, None)
+            self.tell(partial(self._leave, [key], "evicted"))
+
+    def _leave(self, keys: list[str], how: str) -> None:
+        me = Me(self._address, "")
+        self.directory.use()
+        try:
+            for key in keys:
+                self.directory.leave(key, me, how)
+        except DirectoryAway:
+            pass  # who asks this node for them finds out
+        finally:
+            self.directory.let_go()
+
+    def tell(self, call: Callable[[], None]) -> None:
+        """Make a call of the directory in another thread; this process waits for it at its end."""
+
+        def run() -> None:
+            try:
+                call()
+            finally:
+                with self._lock:
+                    self._telling.discard(calling)
+
+        calling = threads.Call(run, "shmstream-tell")
+        with self._lock:
+            self._telling.add(calling)
+        try:
+            calling.start()
+        except RuntimeError:  # no thread can be started, as at the end of the interpreter
+            run()
+
+    def close(self) -> None:
+        """Give nothing to peers. Waits 1.5 s at most for what is to be told. Idempotent."""
+        with self._lock:
+            self._is_closed = True
+            telling = list(self._telling)
+        for each in telling:
+            each.join(MOST)
+        if self.endpoint is not None:
+            self.endpoint.close()
+        self.directory.close()
+
+    def abandon(self) -> None:
+        """In a forked child: what is being told is the parent's."""
+        self._begin()
+
+    def __del__(self) -> None:
+        if getattr(self, "endpoint", None) is not None:
+            self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._cluster, self._layout, self._policy)

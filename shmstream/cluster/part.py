@@ -1,0 +1,378 @@
+"""`Part`: this node's part in the flight of one digest across the cluster.
+
+The process that leads the flight on its host has it. Its sources are wrapped: whenever the download
+opens one of them, at whatever offset, the part decides anew where the bytes come from.
+
+    open(offset)    ask the directory, which answers:
+        lead        open the upstream; `lease` renews the lease meanwhile
+        peers       ask them in this order; the first that has bytes gives them
+        wait        nobody has bytes now: poll the peers that wait as well, or pause
+        failed      the upstream failed for all: fail at once, as if it had failed here
+        no answer   open the upstream: each node for itself
+    a feed breaks   `AskAgain`: the download calls `open` at the offset that it has reached
+
+So re-parenting, taking over the lead, resuming and failover need nothing of their own. Flights on
+the host, takeover between its processes, and verification are what they are without a cluster.
+
+    node B, whose parent is A               node A, which leads
+    1 reads from A
+                                            all its processes are killed
+    2 the connection breaks: `AskAgain`
+    3 asks: A is offered; it refuses
+    4 asks again, accuses A: nobody else
+      ranks below B, and the lease of an
+      accused node is void: B leads
+    5 opens the upstream at its offset;
+      A's other children find B
+
+                                            is stopped: connections open, nothing comes
+    2 no byte for 2 s: `AskAgain`
+    3 asks: A is offered; no answer in 2 s
+    4 asks again without A: the lease has
+      ended by itself, so B leads
+                                            wakes up: renews, and learns that B has the lease;
+                                              closes its feed, asks, gets B as its parent
+
+                                            waits for a slow upstream: its lease is renewed
+    3 A answers: nothing yet (425)
+    4 polls A every second. Asks after 3 s:
+      `wait`; then more and more rarely
+
+If nothing came for 45 s in any of these ways, the part opens the upstream by itself: no node waits
+for ever for a leader that is alive and does nothing. That is longer than a leader waits for its
+upstream, so children do not give up first.
+
+Two processes of a host may download the same digest, when one goes past a leader that hangs
+(`flight/beside`), or has no room (`flight/pass_through`). These have no part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from shmstream.cluster.directory import Decision, Directory, DirectoryAway, Me, Verdict
+from shmstream.cluster.lease import Leases
+from shmstream.cluster.peer import Asker, NoPeer, Trouble
+from shmstream.errors import (
+    DigestMismatch,
+    FailureKind,
+    SizeMismatch,
+    SourceError,
+    SourceFailed,
+    StreamClosed,
+)
+from shmstream.events import EventKind
+from shmstream.sources.base import AskAgain, Feed, Source
+from shmstream.sources.select import fingerprint
+
+PATIENCE = 45.0
+"""Seconds without a byte after which a node goes to the upstream by itself."""
+_STALLED = 3.0  # s without a byte after which other peers are asked for, too
+_POLL = 3.0  # s; how long the same peers are asked again without asking the directory
+_LONGEST_POLL = 10.0  # s
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # s; while there is nobody to ask
+
+_log = logging.getLogger("shmstream")
+
+
+class Company(Protocol):
+    """What a part needs of its node."""
+
+    directory: Directory
+    leases: Leases
+    asker: Asker
+
+    def tell(self, call: Callable[[], None]) -> None:
+        """Make a call of the directory in another thread."""
+
+    def completed(self, key: str) -> None:
+        """This node has the complete blob."""
+
+
+class Part:
+    """One flight of `key`. One thread opens; any thread may call the other methods."""
+
+    def __init__(self, node: Company, key: str, address: str) -> None:
+        """`address` is empty if this process gives nothing to peers."""
+        self._node = node
+        self._key = key
+        self._me = Me(address, secrets.token_hex(8))
+        self._lock = threading.Lock()  # guards the next three
+        self._leads = False
+        self._is_lost = False
+        self._upstream_feed: Feed | None = None
+        self._is_used = False
+        self._validator: str | None = None  # what the upstream has told this part
+        self._asked: set[str] = set()  # fingerprints of the upstreams that were asked
+        self._parents: set[str] = set()  # all that gave bytes
+        self.parent: str = ""
+        """Where the bytes come from: an address, `upstream`, or nothing yet."""
+        self._decision: Decision | None = None  # to be used again ...
+        self._use_until = 0.0  # ... until then
+        self._poll = _POLL
+        self._pause = _FIRST_PAUSE
+        self._refused: set[str] = set()
+        self._avoid: set[str] = set()
+        self._waiting: list[str] = []
+        self._offset = -1
+        self._since = time.monotonic()  # when the offset was reached
+        self._was_told = False  # that the upstream has failed
+
+    def source(self, upstream: Source) -> Joined:
+        """`upstream`, or a node that has its bytes already."""
+        return Joined(self, upstream)
+
+    @property
+    def used_peers(self) -> bool:
+        """Whether some bytes came from peers."""
+        return bool(self._parents)
+
+    # Opening.
+
+    def open(self, upstream: Source, offset: int, validator: str | None) -> Feed:
+        """A feed from `offset` on, from a peer or from `upstream`.
+
+        Raises:
+            AskAgain: there was none within some seconds.
+            SourceError: the upstream fails.
+        """
+        if not self._is_used:
+            self._is_used = True
+            self._node.directory.use()
+        self._note_progress(offset)
+        with self._lock:
+            self._is_lost, self._upstream_feed = False, None
+        if time.monotonic() - self._since > PATIENCE:
+            _log.warning("%s: nothing came from any node for %g s", self._key, PATIENCE)
+            self._since = time.monotonic()
+            return self._from_upstream(upstream, offset, validator)
+        try:
+            decision = self._decide(fingerprint(upstream))
+        except DirectoryAway:
+            return self._from_upstream(upstream, offset, validator)
+        if decision.verdict is Verdict.LEAD:
+            self._lead()
+            return self._from_upstream(upstream, offset, validator)
+        if decision.verdict is Verdict.WAIT and not (decision.leader or self._me.node):
+            return self._from_upstream(upstream, offset, validator)
+        self._stop_leading()
+        if decision.verdict is Verdict.FAILED:
+            return self._after_failure(upstream, offset, validator, decision.why)
+        return self._from_peers(decision, offset)
+
+    def _note_progress(self, offset: int) -> None:
+        if offset > self._offset:
+            self._offset, self._since = offset, time.monotonic()
+            self._poll, self._pause, self._decision = _POLL, _FIRST_PAUSE, None
+            self._waiting.clear()
+
+    def _decide(self, source: str) -> Decision:
+        """Whom to ask; not from the directory if its last answer is still good."""
+        now = time.monotonic()
+        if self._decision is not None and now < self._use_until:
+            return self._decision
+        avoid = set(self._avoid)
+        if now - self._since > _STALLED:
+            avoid.update(self._waiting)
+        decision = self._node.directory.decide(
+            self._key, self._me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
+        )
+        self._refused.clear()
+        self._avoid.clear()
+        if decision.verdict is Verdict.WAIT and self._waiting:
+            decision = decision._replace(peers=tuple(self._waiting))
+        self._decision = None
+        return decision
+
+    # From the upstream.
+
+    def _lead(self) -> None:
+        with self._lock:
+            self._leads = True
+        if self.parent != "upstream":
+            _log.info("%s: this node pulls it for the cluster", self._key)
+        self._node.leases.hold(self)
+
+    def _stop_leading(self) -> None:
+        with self._lock:
+            self._leads = False
+        self._node.leases.release(self)
+
+    def _from_upstream(self, upstream: Source, offset: int, validator: str | None) -> Feed:
+        """The upstream's own feed. A validator that it has not told is not for it."""
+        self._asked.add(fingerprint(upstream))
+        self.parent = "upstream"
+        known = validator if validator is not None and validator == self._validator else None
+        feed = upstream.open(offset, known)
+        self._validator = feed.validator
+        with self._lock:
+            if not self._is_lost:
+                self._upstream_feed = feed
+                return feed
+        feed.close()
+        raise AskAgain(upstream.name, offset, "another node has the lease by now")
+
+    def _after_failure(
+        self, upstream: Source, offset: int, validator: str | None, why: str
+    ) -> Feed:
+        """The upstream has failed for the leader.
+
+        If the leader could not even reach it, that may be the leader's own trouble: then this node
+        tries once, too.
+        """
+        self._was_told = True
+        reason, status, kind = _failure(why)
+        if kind.is_without_connection:
+            try:
+                return self._from_upstream(upstream, offset, validator)
+            except SourceError as error:
+                error.retryable = False
+                raise
+        reason = f"it failed for another node: {reason}"
+        raise SourceError(upstream.name, offset, reason, False, status=status, kind=kind)
+
+    def renew(self) -> None:
+        """Renew the lease; close the upstream's feed if another node has it."""
+        try:
+            if self._node.directory.renew(self._key, self._me):
+                return
+        except DirectoryAway:
+            return
+        with self._lock:
+            if not self._leads:
+                return
+            self._leads, self._is_lost = False, True
+            feed = self._upstream_feed
+        _log.info("%s: another node pulls it for the cluster by now", self._key)
+        self._node.leases.release(self)
+        if feed is not None:
+            feed.close()
+
+    # From peers.
+
+    def _from_peers(self, decision: Decision, offset: int) -> Feed:
+        for each in decision.peers:
+            peer, is_whole = each.removeprefix("+"), each.startswith("+")
+            try:
+                feed = self._node.asker.ask(peer, self._key, offset, whole=is_whole)
+            except NoPeer as error:
+                self._note_trouble(peer, error.trouble)
+                if error.trouble is Trouble.WAITING and peer == decision.peers[0]:
+                    break  # it is the parent, and the others are not ahead of it
+            else:
+                self.parent = peer
+                self._parents.add(peer)
+                return feed
+        if self._waiting and not self._refused:
+            self._decision = Decision(Verdict.PEERS, tuple(self._waiting), decision.leader)
+            if time.monotonic() >= self._use_until:
+                self._use_until = time.monotonic() + self._poll
+                self._poll = min(self._poll * 1.5, _LONGEST_POLL)
+        elif not self._refused:
+            time.sleep(self._pause)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+        raise AskAgain("the cluster", offset, "no node has more bytes yet")
+
+    def _note_trouble(self, peer: str, trouble: Trouble) -> None:
+        if trouble is not Trouble.WAITING and peer in self._waiting:
+            self._waiting.remove(peer)
+        if trouble is Trouble.WAITING:
+            if peer not in self._waiting:
+                self._waiting.append(peer)
+        elif trouble in (Trouble.GONE, Trouble.DEAD):
+            self._refused.add(peer)
+        else:
+            self._avoid.add(peer)
+        level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
+        _log.log(level, "%s: peer %s: %s", self._key, peer, trouble)
+
+    # The end.
+
+    def ended(self, error: BaseException | None) -> None:
+        """The flight has ended, with the complete blob if `error` is None. Does not wait."""
+        self._stop_leading()
+        if not self._is_used:
+            return
+        self._is_used = False
+        how, text = self._farewell(error)
+        if error is None and self._me.node:
+            self._node.completed(self._key)
+        directory, key, me = self._node.directory, self._key, self._me
+
+        def leave() -> None:
+            try:
+                if me.node:
+                    directory.leave(key, me, how, text)
+            except DirectoryAway:
+                pass  # what is not told is found out by those who ask this node
+            finally:
+                directory.let_go()
+
+        self._node.tell(leave)
+
+    def _farewell(self, error: BaseException | None) -> tuple[str, str]:
+        """How the flight has ended, in the words of `scripts.LEAVE`."""
+        if error is None:
+            return "complete", ""
+        if isinstance(error, StreamClosed):
+            return "handed over", ""
+        if isinstance(error, DigestMismatch | SizeMismatch):
+            return "wrong", " ".join(sorted(self._parents))
+        is_for_all = isinstance(error, SourceFailed) and _is_for_all(error)
+        if not isinstance(error, SourceFailed) or not is_for_all or self._was_told:
+            return "over", ""
+        facts = {
+            "tried": sorted(self._asked),
+            "kind": str(error.kind),
+            "status": error.status,
+            "reason": error.reason[:500],
+        }
+        return ("failed", json.dumps(facts)) if self._asked else ("over", "")
+
+
+def _failure(why: str) -> tuple[str, int | None, FailureKind]:
+    """What another node has told of its failure: the reason, the status, and the kind."""
+    try:
+        facts = json.loads(why)
+        status = facts["status"]
+        return str(facts["reason"]), status and int(status), FailureKind(facts["kind"])
+    except (ValueError, LookupError, TypeError):
+        return "it does not say why", None, FailureKind.BROKEN
+
+
+def _is_for_all(error: SourceFailed) -> bool:
+    """Whether the upstream fails for every node; a refusal belongs to one repository."""
+    if error.status is not None:
+        return error.status == 429 or error.status >= 500
+    return error.kind.is_timeout or error.kind.is_without_connection
+
+
+class Joined:
+    """A source whose bytes come from its upstream or from another node, as the part decides."""
+
+    def __init__(self, part: Part, upstream: Source) -> None:
+        self._part = part
+        self._upstream = upstream
+        self.name: str = upstream.name
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        """See `Source.open`."""
+        return self._part.open(self._upstream, offset, validator)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether bytes may come slowly: those of a peer come as fast as its own upstream's."""
+        is_from_peer = self._part.parent not in ("", "upstream")
+        return is_from_peer or bool(getattr(self._upstream, "is_live", False))
+
+    @property
+    def receives(self) -> EventKind:
+        """What bytes count as."""
+        is_from_peer = self._part.parent not in ("", "upstream")
+        return EventKind.FROM_PEER if is_from_peer else EventKind.RECEIVED

@@ -1,0 +1,312 @@
+"""Connections and their pools: those of urllib3, with what real servers need.
+
+    target      a request has the text of its URL as it was given. A signature in a URL is made of
+                that very text, so `%2b` does not become `%2B`, and dot segments stay
+    kept        a kept connection that the server has closed meanwhile is no failure: all idle
+                connections to the server are closed, and the request goes out on a new connection
+    head        interim answers (102, 103) are skipped; a head may have many headers, and
+                `Content-Length: 5, 5` is 5
+    waiting     `Waiting`: how long the head may take, how long the body may be silent, and when all
+                has to be there. A server that sends a byte now and then gains no time by that,
+                except for the silence of a body
+
+    this thread                             the server, at the same time
+    takes a kept connection from the pool,
+    which has not ended
+                                            ends the connection, because it was idle
+    sends its request; reads the end
+    instead of an answer
+
+No look at a connection can tell that in advance, so a request is sent a second time. That is done
+only if the connection was a kept one. What a server does to a request on a new connection is its
+answer, and the caller's matter.
+
+Needs urllib3, the extra `http`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import queue
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from urllib3 import connection, connectionpool, exceptions
+
+if TYPE_CHECKING:
+    import urllib3
+    from typing_extensions import Buffer
+
+_IDLE = 60.0  # s; routers forget a connection that is idle for longer, and tell nobody
+_LONGEST_LINE = 65536  # bytes
+_LONGEST_HEAD = 1 << 20  # bytes
+_MANY = 90  # headers; http.client takes no more than 100
+_USED = frozenset(
+    (
+        b"accept-ranges", b"connection", b"content-encoding", b"content-length", b"content-range",
+        b"content-type", b"date", b"docker-content-digest", b"etag", b"keep-alive",
+        b"last-modified", b"link", b"location", b"proxy-connection", b"retry-after",
+        b"transfer-encoding", b"www-authenticate",
+    )
+)  # fmt: skip
+"""The headers that this library reads; of a head with many headers no others are kept."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How long to wait for an answer: `head` seconds for the whole head; in the body `silence`
+    seconds for the next bytes. `until`: when all has to be there, on the monotonic clock.
+    """
+
+    head: float
+    silence: float
+    until: float | None = None
+
+
+class ClosedMeanwhile(ConnectionError):
+    """The server has closed a kept connection before it answered."""
+
+
+class _PatientReader(io.RawIOBase):
+    """The bytes of a connection, each waited for as long as `Waiting` says."""
+
+    def __init__(self, connected: socket.socket, waiting: Waiting) -> None:
+        self._socket = connected
+        self._raw = cast("io.RawIOBase", connected.makefile("rb", buffering=0))
+        self._waiting = waiting
+        self._longest = waiting.head  # s; for the next bytes
+        self._deadline: float | None = time.monotonic() + waiting.head
+        if waiting.until is not None:
+            self._deadline = min(self._deadline, waiting.until)
+
+    def begin_body(self) -> None:
+        """The head is there."""
+        self._longest, self._deadline = self._waiting.silence, self._waiting.until
+        self._socket.settimeout(self._longest)
+
+    def readinto(self, buffer: Buffer, /) -> int | None:
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the time for the answer is over")
+            self._socket.settimeout(min(left, self._longest))
+        return cast("int | None", self._raw.readinto(buffer))
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer whose head is read and put in order before http.client understands it."""
+
+    def __init__(
+        self,
+        connected: socket.socket,
+        debuglevel: int = 0,
+        method: str | None = None,
+        url: str | None = None,
+        *,
+        waiting: Waiting | None = None,
+    ) -> None:
+        super().__init__(connected, debuglevel, method, url)
+        self._reader: _PatientReader | None = None
+        if waiting is not None:
+            self.fp.close()
+            self._reader = _PatientReader(connected, waiting)
+            self.fp = io.BufferedReader(self._reader)
+
+    def begin(self) -> None:
+        if cast("object", self.headers) is not None:
+            return
+        whole = self.fp
+        self.fp = io.BufferedReader(cast("io.RawIOBase", io.BytesIO(_head(whole))))
+        try:
+            super().begin()
+        finally:
+            self.fp = whole
+        if self._reader is not None:
+            self._reader.begin_body()
+
+
+def _head(incoming: io.BufferedReader) -> bytes:
+    """The head of the final answer, as http.client likes it; empty if the connection has ended.
+
+    Raises:
+        ConnectionError: the connection ended in the middle of it.
+        HTTPException: it is too long, or contradicts itself.
+    """
+    size = 0
+    while True:
+        lines = []
+        for line in _lines(incoming):
+            size += len(line)
+            if size > _LONGEST_HEAD:
+                raise http.client.HTTPException(f"its head has more than {_LONGEST_HEAD} bytes")
+            lines.append(line)
+        if not lines or not _is_interim(lines[0]):
+            return b"".join(_in_order(lines))
+
+
+def _lines(incoming: io.BufferedReader) -> Iterator[bytes]:
+    """The lines of one head, from the status line to the empty line; none at the end."""
+    is_first = True
+    while True:
+        line = incoming.readline(_LONGEST_LINE + 1)
+        if len(line) > _LONGEST_LINE:
+            raise http.client.LineTooLong("header line")
+        if not line:
+            if is_first:
+                return
+            raise http.client.RemoteDisconnected("the connection ended in the middle of the head")
+        yield line
+        if line in (b"\r\n", b"\n") and not is_first:
+            return
+        is_first = False
+
+
+def _is_interim(status_line: bytes) -> bool:
+    """Whether another answer follows; 101 is final, and nobody has asked for it."""
+    version, _, rest = status_line.partition(b" ")
+    status = rest.lstrip()[:3]
+    return version.startswith(b"HTTP/") and status[:1] == b"1" and status != b"101"
+
+
+def _in_order(lines: list[bytes]) -> Iterator[bytes]:
+    """The same lines with one Content-Length; of many headers only those that are used here."""
+    lengths: set[bytes] = set()
+    fields: list[bytes] = []
+    for line in lines[1:-1]:
+        if line[:1] in (b" ", b"\t") and fields:
+            fields[-1] = fields[-1].rstrip() + b" " + line.lstrip()
+        elif _name(line) == b"content-length":
+            lengths |= {each.strip() for each in _value(line).split(b",")} - {b""}
+        elif _name(line) == b"transfer-encoding" and _value(line).lower() in (b"", b"identity"):
+            pass  # it says nothing
+        else:
+            fields.append(line)
+    if len(fields) > _MANY:
+        fields = [each for each in fields if _name(each) in _USED][:_MANY]
+    if any(_name(each) == b"transfer-encoding" for each in fields):
+        lengths.clear()  # it does not count (RFC 9112, 6.3)
+    if len(lengths) > 1:
+        raise http.client.HTTPException("its head tells several lengths")
+    yield from lines[:1]
+    yield from fields
+    yield from (b"Content-Length: " + each + b"\r\n" for each in lengths)
+    yield from lines[-1:] if len(lines) > 1 else ()
+
+
+def _name(line: bytes) -> bytes:
+    return line.partition(b":")[0].strip().lower()
+
+
+def _value(line: bytes) -> bytes:
+    return line.partition(b":")[2].strip()
+
+
+# Connections and pools.
+
+
+class PlainConnection(connection.HTTPConnection):
+    """A connection without TLS."""
+
+    response_class = _Answer
+    idle_since: float = 0.0
+
+
+class TLSConnection(connection.HTTPSConnection):
+    """A connection with TLS."""
+
+    response_class = _Answer
+    idle_since: float = 0.0
+
+
+class _Keeping(connectionpool.HTTPConnectionPool):
+    """What both kinds of pools do. `urlopen` takes `target` and `waiting`, too."""
+
+    def urlopen(  # type: ignore[override]
+        self, method: str, url: str, **options: Any
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            return super().urlopen(method, url, **options)
+        except exceptions.ProtocolError as error:
+            if not isinstance(error.args[-1], ClosedMeanwhile):
+                raise
+        self._close_idle()
+        return super().urlopen(method, url, **options)
+
+    def _make_request(  # type: ignore[override]
+        self,
+        conn: PlainConnection | TLSConnection,
+        method: str,
+        url: str,
+        *,
+        target: str | None = None,
+        waiting: Waiting | None = None,
+        **options: Any,
+    ) -> urllib3.BaseHTTPResponse:
+        was_kept = conn.idle_since > 0 and not conn.is_closed
+        conn.idle_since = 0.0
+        conn.response_class = partial(_Answer, waiting=waiting)  # type: ignore[assignment]
+        try:
+            return super()._make_request(conn, method, target or url, **options)
+        except (ConnectionError, ssl.SSLEOFError) as error:
+            if was_kept:
+                raise ClosedMeanwhile(*error.args) from error
+            raise
+
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        conn = super()._get_conn(timeout)
+        idle_since = getattr(conn, "idle_since", 0.0)
+        if idle_since and time.monotonic() - idle_since > _IDLE:
+            conn.close()
+        return conn
+
+    def _put_conn(self, conn: Any) -> None:
+        """Keep a connection, or close it if enough are kept, which is no reason for a warning."""
+        if conn is not None:
+            conn.idle_since = time.monotonic()
+        try:
+            cast("queue.LifoQueue[Any]", self.pool).put(conn, block=False)
+        except (AttributeError, queue.Full):  # without a queue, the pool was closed
+            if conn is not None:
+                conn.close()
+
+    def _close_idle(self) -> None:
+        """Close all idle connections. They stay in the pool, and connect anew when needed."""
+        pool, found = self.pool, []
+        while pool is not None:
+            try:
+                found.append(pool.get(block=False))
+            except queue.Empty:
+                break
+        for conn in found:
+            if conn is not None:
+                conn.close()
+            self._put_conn(conn)
+
+
+class Pool(_Keeping):
+    """Connections to one server, without TLS."""
+
+    ConnectionCls = PlainConnection
+
+
+class TLSPool(_Keeping, connectionpool.HTTPSConnectionPool):
+    """Connections to one server, with TLS."""
+
+    ConnectionCls = TLSConnection

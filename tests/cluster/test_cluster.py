@@ -1,0 +1,421 @@
+"""Nodes that give each other what they have in flight: real Redis, real origin, real kills."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from shmstream import (
+    DigestMismatch,
+    EventKind,
+    SourceFailed,
+    Store,
+    StoreUnusable,
+)
+from shmstream.cluster import directory
+from shmstream.cluster.endpoint import Endpoint
+from shmstream.system import process
+from tests.support.cluster import Nodes, Reading
+from tests.support.interpreters import Interpreter, wait_until
+from tests.support.origin import Origin
+from tests.support.redis import Redis
+from tests.support.roles import content
+from tests.support.stores import digest
+
+SIZE = 3_000_000
+KEY = digest(1, SIZE)
+SHA = KEY.removeprefix("sha256:")
+HALF = SIZE // 2
+RATE = 6_000_000  # bytes/s
+
+
+def gets(origin: Origin) -> list[str | None]:
+    """The ranges that the origin was asked for."""
+    return [each.range for each in origin.requests("/blob") if each.method == "GET"]
+
+
+def sent(origin: Origin) -> int:
+    return sum(each.sent for each in origin.requests("/blob"))
+
+
+def has(store: Store, count: int) -> bool:
+    return bool(store.flights()) and store.flights()[0].published >= count
+
+
+def received(nodes: Nodes, store: Store, kind: EventKind) -> int:
+    return nodes.counts[store.folder].bytes.get(kind, 0)
+
+
+@pytest.fixture
+def slow(origin: Origin) -> Origin:
+    """An origin whose blob takes half a second."""
+    origin.serve("/blob", seed=1, size=SIZE, rate=RATE)
+    return origin
+
+
+@pytest.fixture
+def halting(origin: Origin) -> Origin:
+    """An origin that halts in the middle of its first answer, until `release`."""
+    origin.serve("/blob", seed=1, size=SIZE)
+    origin.change("/blob", first=0, count=1, stall_after=HALF)
+    return origin
+
+
+# One pull.
+
+
+def test_one_get_for_all_nodes(nodes: Nodes, slow: Origin) -> None:
+    stores = [nodes.store() for _ in range(5)]
+    readings = [Reading(each, KEY, slow.url("/blob")) for each in stores]
+    assert all(each.is_right(KEY) for each in readings)
+    assert gets(slow) == [None]
+    assert sum(received(nodes, each, EventKind.RECEIVED) for each in stores) == SIZE
+    assert sum(received(nodes, each, EventKind.FROM_PEER) for each in stores) == 4 * SIZE
+
+
+def test_a_node_that_comes_later_gets_all_that_is_there_at_once(
+    nodes: Nodes, halting: Origin
+) -> None:
+    first, second = nodes.store(), nodes.store()
+    readings = [Reading(first, KEY, halting.url("/blob"))]
+    wait_until(lambda: has(first, HALF))
+    readings.append(Reading(second, KEY, halting.url("/blob")))
+    wait_until(lambda: has(second, HALF))  # and the origin gives nothing meanwhile
+    halting.release()
+    assert all(each.is_right(KEY) for each in readings)
+    assert gets(halting) == [None]
+
+
+def test_a_complete_blob_is_given_without_its_origin(nodes: Nodes, slow: Origin) -> None:
+    first, second = nodes.store(), nodes.store()
+    first.fetch(KEY, slow.url("/blob"))
+    slow.refuse()
+    nodes.settle(first)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    slow.accept()
+
+
+def test_a_stored_blob_that_is_wrong_is_given_to_nobody(
+    nodes: Nodes, slow: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = nodes.store(), nodes.store()
+    path = first.fetch(KEY, slow.url("/blob"))
+    with open(path, "r+b") as file:
+        file.write(b"wrong")
+    nodes.settle(first)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    assert "is not given to peers" in caplog.text
+    first.remove(KEY)
+
+
+def test_a_blob_without_a_seal_is_given_once_it_is_hashed(nodes: Nodes, slow: Origin) -> None:
+    first, second = nodes.store(durable=False), nodes.store()
+    first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    assert gets(slow) == [None]
+
+
+@pytest.mark.parametrize("how", ["removed", "evicted", "without a word"])
+def test_a_holder_that_has_the_blob_no_more(nodes: Nodes, slow: Origin, how: str) -> None:
+    first, second = nodes.store(), nodes.store()
+    path = first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    if how == "removed":
+        first.remove(KEY)
+    elif how == "evicted":
+        first.evict(0)
+    else:
+        os.unlink(path)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    assert gets(slow) == [None, None]
+
+
+def test_names_stay_on_their_host(nodes: Nodes, slow: Origin) -> None:
+    for store in (nodes.store(), nodes.store()):
+        store.fetch("a name", slow.url("/blob"))
+    assert len(gets(slow)) == 2
+
+
+def test_a_consumer_gets_and_does_not_give(nodes: Nodes, halting: Origin) -> None:
+    first, consumer = nodes.store(), nodes.store(None)
+    readings = [Reading(first, KEY, halting.url("/blob"))]
+    wait_until(lambda: has(first, HALF))
+    readings.append(Reading(consumer, KEY, halting.url("/blob")))
+    wait_until(lambda: has(consumer, HALF))
+    halting.release()
+    assert all(each.is_right(KEY) for each in readings)
+    assert gets(halting) == [None]
+
+
+def test_a_consumer_alone_goes_to_the_origin(nodes: Nodes, slow: Origin) -> None:
+    assert Reading(nodes.store(None), KEY, slow.url("/blob")).is_right(KEY)
+    assert gets(slow) == [None]
+
+
+# Deaths.
+
+
+def begin(nodes: Nodes, url: str, count: int, fan: int = 2) -> list[Interpreter]:
+    """So many nodes, each a process; the first one leads, and each has some bytes."""
+    made = nodes.processes(*(nodes.where() for _ in range(count)), fan=fan)
+    for each in made:
+        each.say([KEY, url])
+        assert each.hear() == "began"
+    return made
+
+
+def finish(*nodes: Interpreter) -> list[dict[str, Any]]:
+    """Wait until all have the blob; then they may go."""
+    told: list[dict[str, Any]] = [each.hear() for each in nodes]
+    for each in nodes:
+        each.say("end")
+    assert [each["error"] for each in told] == [None] * len(nodes)
+    assert {each["sha"] for each in told} == {SHA}
+    return told
+
+
+def test_the_leading_node_is_killed(nodes: Nodes, halting: Origin) -> None:
+    leader, *others = begin(nodes, halting.url("/blob"), 3)
+    leader.kill()
+    finish(*others)
+    first, *more = gets(halting)
+    assert first is None
+    assert len(more) == 1  # one of them led
+    assert more[0] is not None  # and went on where it was
+
+
+def test_a_node_in_the_middle_is_killed(nodes: Nodes, halting: Origin) -> None:
+    first, middle, last = begin(nodes, halting.url("/blob"), 3, fan=1)
+    middle.kill()
+    halting.release()
+    finish(first, last)
+    assert gets(halting) == [None]
+
+
+def test_the_leading_process_of_a_node_is_killed(nodes: Nodes, halting: Origin) -> None:
+    where, url = nodes.where(), halting.url("/blob")
+    leader, heir, other = nodes.processes(where, where, nodes.where())
+    for each in (leader, heir, other):
+        each.say([KEY, url])
+        assert each.hear() == "began"
+    leader.kill()
+    _, told = finish(heir, other)
+    assert told["from a peer"] == SIZE
+    assert len(gets(halting)) == 2
+
+
+def test_the_leading_node_is_stopped(nodes: Nodes, halting: Origin) -> None:
+    leader, other = begin(nodes, halting.url("/blob"), 2)
+    leader.stop()
+    told = other.hear()
+    assert told["sha"] == SHA
+    assert told["error"] is None
+    leader.resume()  # it learns that others have the blob, and does not wait for the origin
+    [told] = finish(leader)
+    assert told["from a peer"] > 0
+    other.say("end")
+
+
+# The directory.
+
+
+def test_without_a_directory_each_is_for_itself(nodes: Nodes, slow: Origin, redis: Redis) -> None:
+    redis.kill()
+    stores = [nodes.store() for _ in range(3)]
+    readings = [Reading(each, KEY, slow.url("/blob")) for each in stores]
+    assert all(each.is_right(KEY) for each in readings)
+    assert len(gets(slow)) == 3
+
+
+@pytest.mark.parametrize("how", ["killed", "hangs", "wiped", "killed and back"])
+def test_flights_under_way_go_on(nodes: Nodes, halting: Origin, redis: Redis, how: str) -> None:
+    stores = [nodes.store() for _ in range(4)]
+    readings = [Reading(each, KEY, halting.url("/blob")) for each in stores]
+    wait_until(lambda: all(has(each, HALF - 100_000) for each in stores))
+    {"killed": redis.kill, "hangs": redis.stop, "wiped": redis.wipe}.get(how, redis.kill)()
+    if how == "killed and back":
+        redis.start()
+    halting.release()
+    assert all(each.is_right(KEY) for each in readings)
+    assert gets(halting) == [None]
+
+
+def test_a_hanging_directory_costs_a_second_and_a_half(
+    nodes: Nodes, slow: Origin, redis: Redis
+) -> None:
+    store = nodes.store()
+    redis.stop()
+    began = time.monotonic()
+    store.fetch(KEY, slow.url("/blob"))
+    assert time.monotonic() - began < 1.5 + SIZE / RATE + 1.0
+
+
+def test_wiped_and_then_the_leading_node_is_killed(
+    nodes: Nodes, halting: Origin, redis: Redis
+) -> None:
+    leader, other = begin(nodes, halting.url("/blob"), 2)
+    redis.wipe()
+    leader.kill()
+    finish(other)
+    assert len(gets(halting)) == 2
+
+
+# The upstream.
+
+
+def test_an_upstream_that_fails_fails_for_all_together(nodes: Nodes, origin: Origin) -> None:
+    origin.serve("/blob", seed=1, size=SIZE, status=503)
+    stores = [nodes.store() for _ in range(4)]
+    readings = [Reading(each, KEY, origin.url("/blob")) for each in stores]
+    for each in readings:
+        each.finish()
+        assert isinstance(each.error, SourceFailed)
+        assert each.error.status == 503
+    assert len(gets(origin)) <= 2 * 8  # a node alone asks 8 times; one may have come late
+
+
+def test_a_refusal_belongs_to_one_node(nodes: Nodes, slow: Origin) -> None:
+    """Another node may have other credentials: it asks for itself."""
+    slow.serve("/refused", seed=1, size=SIZE, status=403)
+    first, second = nodes.store(), nodes.store()
+    refused = Reading(first, KEY, slow.url("/refused"))
+    refused.finish()
+    assert isinstance(refused.error, SourceFailed)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+
+
+def test_a_wrong_blob_of_the_upstream_is_completed_by_nobody(nodes: Nodes, origin: Origin) -> None:
+    origin.serve("/blob", seed=1, size=SIZE, wrong_at=1000, rate=RATE)
+    stores = [nodes.store() for _ in range(3)]
+    readings = [Reading(each, KEY, origin.url("/blob")) for each in stores]
+    for each in readings:
+        each.finish()
+        assert isinstance(each.error, DigestMismatch)
+        assert each.size < SIZE
+    assert not any(KEY in each for each in stores)
+    origin.serve("/blob", seed=1, size=SIZE)
+    assert all(Reading(each, KEY, origin.url("/blob")).is_right(KEY) for each in stores)
+
+
+# A peer that lies.
+
+
+def test_a_peer_that_gives_a_wrong_byte(
+    nodes: Nodes, halting: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    liar, victim = nodes.store(), nodes.store()
+    copy = Endpoint._copy
+
+    def lie(self: Endpoint, talk: socket.socket, blob: Any, start: int) -> None:
+        if self is not liar._node.endpoint:  # type: ignore[union-attr]
+            copy(self, talk, blob, start)
+            return
+        blob.seek(start)
+        talk.sendall(b"\xff" + blob.read(1000)[1:])
+        copy(self, talk, blob, start + 1000)
+
+    monkeypatch.setattr(Endpoint, "_copy", lie)
+    leading = Reading(liar, KEY, halting.url("/blob"))
+    wait_until(lambda: has(liar, HALF))
+    deceived = Reading(victim, KEY, halting.url("/blob"))
+    wait_until(lambda: has(victim, 100_000))
+    halting.release()
+    assert leading.is_right(KEY)
+    deceived.finish()
+    assert isinstance(deceived.error, DigestMismatch)
+    nodes.settle(victim)
+    assert Reading(victim, KEY, halting.url("/blob")).is_right(KEY)  # not from the liar
+    assert len(gets(halting)) == 2
+
+
+# Processes.
+
+
+def test_a_forked_child_is_of_the_same_node(nodes: Nodes, halting: Origin) -> None:
+    store, other = nodes.store(), nodes.store()
+    heard, says = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with store.open(KEY, halting.url("/blob")) as blob:
+                blob.read(1000)
+                os.write(says, b"!")
+                code = 0 if len(blob.read()) == SIZE - 1000 else 2
+                blob.wait()
+            process.close_all()
+        finally:
+            os._exit(code)
+    assert os.read(heard, 1) == b"!"
+    reading = Reading(other, KEY, halting.url("/blob"))
+    wait_until(lambda: has(other, HALF - 100_000))
+    halting.release()
+    assert reading.is_right(KEY)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(heard)
+    os.close(says)
+    assert gets(halting) == [None]
+
+
+def test_a_store_of_a_cluster_can_be_pickled(nodes: Nodes, slow: Origin) -> None:
+    store = nodes.store()
+    nodes.counts[store.folder] = counts = nodes.counts.pop(store.folder)
+    store._on_event = None
+    again = pickle.loads(pickle.dumps(store))
+    nodes.stores.append(again)
+    nodes.counts[again.folder] = counts
+    assert Reading(again, KEY, slow.url("/blob")).is_right(KEY)
+
+
+def test_a_store_that_is_dropped_listens_no_more(nodes: Nodes) -> None:
+    address = nodes.ports.take()
+    store: Store | None = nodes.store(address)
+    host, port = address.split(":")
+    socket.create_connection((host, int(port))).close()
+    nodes.stores.clear()
+    store = None  # noqa: F841
+    import gc
+
+    gc.collect()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)))
+
+
+def test_an_address_that_another_program_has(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(StoreUnusable, match=r"cannot listen on 127\.0\.0\.1"):
+            nodes.store(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_a_closed_store_is_of_no_cluster(nodes: Nodes, slow: Origin) -> None:
+    first, second = nodes.store(), nodes.store()
+    first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    second.close()
+    second.close()
+    second.fetch(KEY, slow.url("/blob"))
+    assert len(gets(slow)) == 2
+
+
+def test_a_directory_that_comes_back_empty_learns_what_nodes_have(
+    nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "AWAY", 0.05)
+    first, second = nodes.store(), nodes.store()
+    first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    redis.kill()
+    first.fetch(digest(2, 10), [content(2, 10)])  # notices that it is away
+    nodes.settle(first)
+    redis.start()
+    time.sleep(0.1)  # the time for which it is not asked
+    first.fetch(digest(3, 10), [content(3, 10)])  # notices that it is back
+    nodes.settle(first)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    assert gets(slow) == [None]

@@ -1,0 +1,111 @@
+"""`shmstream serve` as nodes of a cluster: one pull of a blob, and each client's own permission."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import SECRET, Ports
+from tests.support.commands import PYTHON
+from tests.support.interpreters import wait_until
+from tests.support.origin import Origin
+from tests.support.redis import Redis
+from tests.support.roles import content
+from tests.support.serving import Answer, Serving
+from tests.support.stores import digest
+
+SIZE = 2_000_000
+KEY = digest(1, SIZE)
+OURS, THEIRS = f"/v2/ours/blobs/{KEY}", f"/v2/theirs/blobs/{KEY}"
+
+
+@pytest.fixture
+def two(tmp_path: Path, redis: Redis, origin: Origin) -> Iterator[list[Serving]]:
+    """Two registries of one cluster, each with two workers, in front of the origin."""
+    ports = Ports()
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    with ExitStack() as closing:
+        closing.callback(ports.close)
+        made = []
+        for number in range(2):
+            folder = tmp_path / f"node{number}"
+            folder.mkdir()
+            options = ["--cluster", redis.url, "--cluster-secret-file", str(secret)]
+            options += ["--advertise", ports.take()]
+            serving = Serving(folder, *options, upstream=origin.url("").rstrip("/"))
+            closing.callback(serving.close)
+            made.append(serving)
+        for each in made:
+            wait_until(lambda each=each: each.ask("/healthz").status == 200)  # type: ignore[misc]
+        yield made
+
+
+def together(two: list[Serving], *paths: str) -> list[Answer]:
+    """What the nodes answer, each to one client for each path, all at the same time."""
+    answers: list[Answer] = []
+    threads = [
+        threading.Thread(target=lambda n=node, p=path: answers.append(n.ask(p)))
+        for node in two
+        for path in paths
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(60)
+    return answers
+
+
+def test_one_pull_and_each_client_is_admitted_by_the_upstream(
+    two: list[Serving], origin: Origin
+) -> None:
+    origin.serve(OURS, seed=1, size=SIZE, rate=4_000_000)
+    origin.serve(THEIRS, status=404)
+    answers = together(two, OURS, OURS, OURS)
+    assert [each.status for each in answers] == [200] * 6
+    assert {each.body for each in answers} == {content(1, SIZE)}
+    asked = [each.method for each in origin.requests(OURS)]
+    assert asked.count("GET") == 1
+    assert asked.count("HEAD") >= 1  # the node that did not pull asked for its own clients
+    peer = sum(each.metric("shmstream_peer_bytes_total") for each in two)
+    upstream = sum(each.metric("shmstream_upstream_bytes_total") for each in two)
+    assert (upstream, peer) == (SIZE, SIZE)
+    # The bytes are on both nodes, and yet no client of another repository gets them.
+    for each in two:
+        refused = each.ask(THEIRS)
+        assert refused.status == 404
+        assert content(1, SIZE)[:1000] not in refused.body
+
+
+def test_what_the_command_line_refuses(tmp_path: Path) -> None:
+    for options, told in (
+        (["--cluster", "redis://x"], "advertise and secret_file"),
+        (["--advertise", "x:1"], "url, advertise and secret_file"),
+        (
+            ["--cluster", "redis://x", "--advertise", "x:1", "--cluster-secret-file", "/no/such"],
+            "/no/such cannot be read",
+        ),
+    ):
+        done = subprocess.run(
+            [
+                *PYTHON,
+                "-m",
+                "shmstream",
+                "serve",
+                "--upstream",
+                "http://x",
+                "--store",
+                str(tmp_path / "store"),
+                *options,
+            ],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode != 0
+        assert told in " ".join(done.stderr.split())

@@ -1,0 +1,88 @@
+"""A store without room for a blob: what its clients take comes from the upstream, and no more."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.support import registries
+from tests.support.interpreters import wait_until
+from tests.support.origin import Origin
+from tests.support.registries import Registry
+from tests.support.roles import content
+from tests.support.stores import digest
+
+MIB = 1 << 20
+SIZE = 20 * MIB + 4321
+PIECE = 2 * MIB
+KEY = digest(600, SIZE)
+DATA = content(600, SIZE)
+THERE = f"/v2/large/app/blobs/{KEY}"
+
+
+@pytest.fixture
+def small(run_registry: registries.Run, origin: Origin) -> Registry:
+    """A registry with two workers, and room for little."""
+    origin.serve(THERE, seed=600, size=SIZE)
+    return run_registry(origin.url(""), workers=2, max_bytes="1MiB")
+
+
+def logged(ours: Registry) -> list[dict[str, Any]]:
+    """The lines of its access log that are about ranges."""
+    return [each for each in ours.serving.accesses() if "range" in each]
+
+
+def take(ours: Registry, wanted: str, count: int) -> bytes:
+    """Ask for a range, take so many bytes of it, and hang up."""
+    connection, response = ours.open(THERE, Range=wanted)
+    assert response.status == 206
+    assert response.headers["content-range"].endswith(f"/{SIZE}")
+    taken = response.read(count)
+    connection.close()
+    return taken
+
+
+def test_open_ranges_and_hang_ups(small: Registry, origin: Origin) -> None:
+    """containerd 2 gets a layer so: several clients at once, a piece for each request."""
+    starts = range(0, SIZE, PIECE)
+    with ThreadPoolExecutor(3) as clients:
+        taken = clients.map(lambda start: take(small, f"bytes={start}-", PIECE), starts)
+        assert b"".join(taken) == DATA
+    asked = origin.requests(THERE)
+    origin.wait(THERE, lambda asked: all(each.over for each in asked))
+    assert sum(each.sent for each in asked) <= 1.1 * SIZE
+    assert [key for key, _ in small.store.blobs()] == []
+    lines = [line for line in small.serving.log.splitlines() if " WARNING " in line]
+    assert len(lines) <= 2, "one of each worker"
+
+
+def test_ranges(small: Registry, origin: Origin) -> None:
+    """Clients that mount an image ask for many small ranges; others go on with what they have.
+
+    The pieces grow, so a client that wants everything does not cost a request for each.
+    """
+    spans = [(start, start + 10_000) for start in range(0, 20 * MIB, MIB)]
+    for start, end in spans:
+        assert take(small, f"bytes={start}-{end - 1}", 20_000) == DATA[start:end]
+    assert take(small, "bytes=-5000", 20_000) == DATA[-5000:]
+    asked = [each for each in origin.requests(THERE) if each.method == "GET"]
+    assert [each.range for each in asked][:-1] == [
+        f"bytes={start}-{end - 1}" for start, end in spans
+    ]
+    assert sum(each.sent for each in asked) == 10_000 * len(spans) + 5000
+    wait_until(lambda: len(logged(small)) == len(spans) + 1)
+    assert all(each["complete"] for each in logged(small))
+
+    for start in (0, 1, 12 * MIB):
+        before = len(origin.requests(THERE))
+        assert small.get(THERE, Range=f"bytes={start}-").body == DATA[start:]
+        asked = origin.requests(THERE)[before:]
+        assert sum(each.sent for each in asked) == SIZE - start
+        assert len(asked) < 80
+    origin.change(THERE, first=len(origin.requests(THERE)) + 2, count=1, reset_after=50_000)
+    assert small.get(THERE, Range="bytes=1000-").body == DATA[1000:]
+    origin.change(THERE, ranges=False)
+    assert small.get(THERE, Range=f"bytes={12 * MIB}-").body == DATA[12 * MIB :]
+    assert small.get(THERE).body == DATA

@@ -1,0 +1,64 @@
+"""What only root can do: mount file systems, and be another user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.interpreters import wait_until
+
+GROUP = 5000
+"""A group for the users of a shared store."""
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("SHMSTREAM_REQUIRE_REAL"),
+    reason="only root can mount, and be another user",
+)
+
+
+def mount(folder: Path, options: str = "size=8m") -> None:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def unmount(folder: Path) -> None:
+    # A thread that looks at the folder may keep the mount busy for a moment.
+    wait_until(lambda: subprocess.run(["umount", folder], check=False).returncode == 0)
+
+
+def become(user: int, group: int) -> str:
+    """The beginning of a program that runs as that user, and could not import anything then."""
+    return (
+        "import os, sys, shmstream.http_source; from shmstream import *\n"
+        "import encodings.ascii, encodings.idna, encodings.latin_1\n"
+        f"os.setgroups([]); os.setgid({group}); os.setuid({user})\n"
+    )
+
+
+def as_user(user: int, group: int, folder: str, program: str) -> str:
+    """What a program prints that runs as that user; it has a `store` in `folder`."""
+    done = subprocess.run(
+        [sys.executable, "-c", become(user, group) + program, folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def for_all() -> Iterator[Path]:
+    """A folder that other users may reach: pytest keeps its own private."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder)
