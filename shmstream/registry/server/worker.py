@@ -17,9 +17,8 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import ShmstreamError
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.channel import Channel
@@ -28,6 +27,9 @@ from shmstream.registry.server.error_log import log_to_stderr
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
+
+if TYPE_CHECKING:
+    from shmstream.registry.server.accepting import Served
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
@@ -56,16 +58,6 @@ def main(make: Callable[[Settings], Served] | None = None) -> None:
         code = _serve(make, settings, connections, counts, *map(int, post))
     logging.shutdown()
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
-
-
-class Served(Protocol):
-    """The ASGI application of a worker."""
-
-    def stop(self) -> None:
-        """The server is about to stop."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request, or the lifespan."""
 
 
 def _registry(settings: Settings) -> Served:
