@@ -6,7 +6,8 @@ TESTS ?=
 BENCH ?=
 
 
-.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec matrix clean
+.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-cluster \
+    matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +64,9 @@ bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BE
 
 bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into docs/fsspec.md
 	$(BIN)/python -m bench.fsspec --docs docs/fsspec.md $(BENCH)
+
+bench-cluster: $(VENV)/.ready  ## nodes in network namespaces, into docs/cluster.md; needs root, Redis
+	$(BIN)/python -m bench.cluster --docs docs/cluster.md $(BENCH)
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

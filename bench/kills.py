@@ -6,7 +6,8 @@
     kills    32 clients keep their connections to a registry of 4 workers: 16 ask for 4 KiB, again
              and again, 16 for 32 MiB at 16 MiB/s each. The store has room for three quarters of
              the large blobs, so that downloads go on all the time. A random worker is killed by
-             SIGKILL as soon as `--every` seconds are over and at least 3 workers serve
+             SIGKILL as soon as `--every` seconds are over and at least 3 workers serve. Before, the
+             same clients ask for some seconds without a kill, to show the pauses of this machine
     cost     8 clients ask for 4 KiB, of one worker: its processor time for a hit, with and without
              `--no-keep`, in turns; each round counts with the medians of its turns
 
@@ -62,6 +63,7 @@ _SMALL, _LARGE, _RATE = 4 * KIB, 32 * MIB, 16 * MIB
 _BLOBS = 8  # large ones
 _APART = 0.005  # s; between small requests of one client
 _TURNS, _HITS = 40, 10  # turns of a round, hits of each client in a turn
+_CALM = 20.0  # s
 _PATIENCE = 60.0  # s
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 
@@ -282,8 +284,14 @@ def _measure_kills(
             for index in range(_PROCESSES)
         ]
         killer = threading.Thread(target=_kill, args=(registry, kills, every, str(stop)))
+        calm = threading.Thread(target=_stop, args=(3.0 if options.quick else _CALM, str(stop)))
+        quiet = sum(crew.run(jobs, calm.start), Told())
+        calm.join()
+        stop.write_bytes(bytes(8))
         told = sum(crew.run(jobs, killer.start), Told())
         killer.join()
+        if quiet.cut or quiet.wrong:
+            raise CheckFailed("clients are cut, or get wrong bytes, although no worker is killed")
         if not registry.is_running:
             raise CheckFailed("the registry has ended")
     notes = {"kills": float(kills), "answers": float(told.whole)}
@@ -292,9 +300,16 @@ def _measure_kills(
         Row("kills", "clients cut", "clients", told.cut, goal=none, notes=notes),
         Row("kills", "wrong answers", "answers", told.wrong, goal=none, notes=notes),
         Row("kills", "mixed heads", "answers", told.mixed, goal=none, notes=notes),
-        Row("kills", "longest pause", "ms", told.pause * 1e3,
+        Row("kills", "longest pause, beside without kills", "ms", told.pause * 1e3,
+            quiet.pause * 1e3, notes=notes),
+        Row("kills", "what the kills add to it", "ms", (told.pause - quiet.pause) * 1e3,
             goal=Goal(100, at_least=False, of_ratio=False), notes=notes),
     ]  # fmt: skip
+
+
+def _stop(seconds: float, stop: str) -> None:
+    time.sleep(seconds)
+    shared_words(stop)[0] = 1
 
 
 def _kill(registry: Registry, kills: int, every: float, stop: str) -> None:

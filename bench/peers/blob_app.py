@@ -1,58 +1,74 @@
-"""What is measured as shmstream: a small ASGI application on uvicorn, with all that it offers.
+"""What is measured as shmstream: a small ASGI application on the server of `shmstream serve`.
 
 GET /<rate>/<name>    the blob <name> of the origin, streamed while it arrives
 
 python -m bench.peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
                             PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
                             every blob is verified, or "name", and none is, as with a proxy
+
+Each worker is `python -m bench.peers.blob_app` as well, with its number and descriptor.
 """
 
 from __future__ import annotations
 
-import gc
 import os
+import sys
 from typing import TYPE_CHECKING
-
-import uvicorn
 
 from shmstream import Store
 from shmstream.asgi.response import InFlightResponse
-from shmstream.server import Protocol, make_room
+from shmstream.registry.server import serve, worker
+from shmstream.registry.settings import Settings, Upstream
 
 if TYPE_CHECKING:
     from shmstream.asgi.response import Receive, Scope, Send
 
+_MODULE = "bench.peers.blob_app"
 _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
 _prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
-_store = Store(
-    os.environ["PEERS_STORE"],
-    durable=False,  # as with the peers, nothing is synced
-    publish_bytes=4 << 20,  # as `shmstream serve` has it
-    publish_interval=0.2,  # likewise
-)
 
 
-async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer one request."""
-    path: str = scope["path"]
-    key = _prefix + path.rpartition("/")[2]
-    await InFlightResponse(_store, key, _origin + path)(scope, receive, send)
+class BlobApp:
+    """Answers with the blobs of the origin."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store = Store(
+            settings.store,
+            durable=False,  # as with the peers, nothing is synced
+            publish_bytes=4 << 20,  # as `shmstream serve` has it
+            publish_interval=0.2,  # likewise
+        )
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or live."""
+        if scope["type"] == "lifespan":
+            for phase in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{phase}.complete"})
+            return
+        path: str = scope["path"]
+        key = _prefix + path.rpartition("/")[2]
+        await InFlightResponse(self._store, key, _origin + path)(scope, receive, send)
 
 
-make_room()  # as `shmstream serve` does
-gc.freeze()  # what is here by now stays: a full collection need not go through it (docs/serving.md)
+def main() -> None:
+    """Be the server, or one of its workers."""
+    if len(sys.argv) > 1:
+        worker.main(BlobApp)
+        return
+    settings = Settings(
+        (Upstream(None, _origin),),
+        os.environ["PEERS_STORE"],
+        listen=f"127.0.0.1:{os.environ['PEERS_PORT']}",
+        workers=int(os.environ["PEERS_WORKERS"]),
+        grace=0.0,
+        access_log=False,
+    )
+    serve.serve(settings, print, _MODULE)
 
 
 if __name__ == "__main__":
-    uvicorn.run(
-        "bench.peers.blob_app:app",
-        host="127.0.0.1",
-        port=int(os.environ["PEERS_PORT"]),
-        workers=int(os.environ["PEERS_WORKERS"]),
-        loop="uvloop",
-        http=Protocol,
-        lifespan="off",
-        proxy_headers=False,  # there is none in front, or nobody asks whose client it is
-        log_level="warning",
-        access_log=False,
-    )
+    main()

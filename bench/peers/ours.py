@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Shmstream:
-    """uvicorn with its workers; with `is_behind` nginx serves what is complete."""
+    """The server with its workers; with `is_behind` nginx serves what is complete."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class Shmstream:
         return f"{ours}, nginx {nginx.version()}" if self.is_behind else ours
 
     def launches(self, seat: Seat) -> list[Launch]:
-        """uvicorn; then nginx, where that is in front."""
+        """The server; then nginx, where that is in front."""
         store = seat.mkdir("disk") / "store"
         if not self.is_behind:
             return [self._launch(seat, seat.port, store)]
@@ -59,7 +59,7 @@ class Shmstream:
         return Launch([sys.executable, "-m", "bench.peers.blob_app"], port, environment, disks)
 
 
-_COMMON = f"`InFlightResponse` on uvicorn, uvloop, `shmstream.server.Protocol`, {WORKERS} workers"
+_COMMON = f"`InFlightResponse` on the server of `shmstream serve`, {WORKERS} workers"
 ALONE = Shmstream("shmstream", "shmstream", f"{_COMMON}; keys are SHA-256, every blob is verified")
 UNVERIFIED = Shmstream(
     "shmstream-name", "shmstream, unverified", f"{_COMMON}; keys are names, as proxies have", "name"

@@ -7,6 +7,7 @@ serve          `serve`
 ls             `ls`
 maintenance    `check`, `gc`, `evict`
 top            `top`
+cluster        `cluster`
 demo           `demo`
 completion     `completion`
 options        options of several commands, and the parsers of sizes, durations and digests
@@ -23,6 +24,7 @@ from __future__ import annotations
 import click
 
 import shmstream
+from shmstream.cli.cluster import cluster
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
@@ -53,7 +55,7 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for _each in (fetch, serve, ls, top, check, gc, evict, demo, completion):
+for _each in (fetch, serve, ls, top, cluster, check, gc, evict, demo, completion):
     command.add_command(_each)
 
 __all__ = ["command"]

@@ -227,8 +227,8 @@ def serve(
       shmstream serve --upstream docker.io=https://registry-1.docker.io \\
           --upstream ghcr.io=https://ghcr.io --listen :5000 --max-bytes 100GiB
       shmstream serve --config /etc/shmstream.toml
-      shmstream serve --upstream https://registry.example.com --cluster redis://redis:6379 \\
-          --advertise 10.0.0.7:5001 --cluster-secret-file /etc/shmstream/cluster.key
+      shmstream serve --upstream https://registry.example.com --advertise 10.0.0.7:5001 \\
+          --cluster redis://redis:6379 --cluster-secret-file /etc/cluster.key
     """  # noqa: D301  click wants the real character
     try:
         settings = _settings(ctx, upstreams, folder, config, options)

@@ -87,6 +87,10 @@ class _Answers(NamedTuple):
     bad: list[Exception]
 
 
+def _do_nothing() -> None:
+    """What is done when the directory comes back, if nobody wants more."""
+
+
 class Directory:
     """The directory behind `url`. Any thread may call it; a forked child, too.
 
@@ -95,17 +99,25 @@ class Directory:
         lease: seconds for which the lease lasts if it is not renewed.
         fan: how many children a node has in the tree.
         password: if the url has none.
+        back: called when the directory answers again; it must not call the directory itself.
 
     Raises:
         ImportError: redis-py is not installed.
     """
 
     def __init__(
-        self, url: str, *, lease: float = 3.0, fan: int = 2, password: str | None = None
+        self,
+        url: str,
+        *,
+        lease: float = 3.0,
+        fan: int = 2,
+        password: str | None = None,
+        back: Callable[[], None] = _do_nothing,
     ) -> None:
-        self._redis = _redis()  # here, because to import it takes longer than a call may
+        self._redis = load_redis()  # here, because to import it takes longer than a call may
         self._url = url
         self._password = password
+        self._back = back
         self._lease = round(lease * 1000)
         self._fan = fan
         self.calls: int = 0
@@ -210,6 +222,7 @@ class Directory:
             if self._why:
                 _log.warning("the directory of the cluster answers again")
                 self._why = ""
+                self._back()
             return answers.good[0]
         if answers.bad:
             cause = answers.bad[0]
@@ -288,7 +301,12 @@ class Directory:
         self._begin()
 
 
-def _redis() -> Any:
+def load_redis() -> Any:
+    """The module of redis-py.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import redis
     except ImportError as error:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from shmstream.cluster import peer
@@ -30,6 +32,8 @@ from shmstream.storage.eviction import Upkeep
 from shmstream.storage.layout import Layout, Place
 from shmstream.system import threads
 from shmstream.system.process import register
+
+_RECENT = 256  # blobs
 
 _log = logging.getLogger("shmstream")
 
@@ -61,6 +65,17 @@ def _say_nothing(_event: Event) -> None:
     """What is given to peers begins no flight."""
 
 
+def weak(node: Node) -> Callable[[], None]:
+    """Calls `announce` of a node for as long as the node lives."""
+    known = weakref.ref(node)
+
+    def announce() -> None:
+        if (there := known()) is not None:
+            there.announce()
+
+    return announce
+
+
 class Node:
     """The node of the store in `layout`, as this process sees it. Any thread may call it."""
 
@@ -79,7 +94,11 @@ class Node:
         secret, contexts = check_secret(cluster.secret), cluster.contexts()
         self._address = cluster.advertise or ""
         self.directory: Directory = Directory(
-            cluster.url, lease=cluster.lease, fan=cluster.fan, password=cluster.password
+            cluster.url,
+            lease=cluster.lease,
+            fan=cluster.fan,
+            password=cluster.password,
+            back=weak(self),
         )
         self.leases: Leases = Leases(cluster.lease)
         self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
@@ -95,6 +114,7 @@ class Node:
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._telling: set[threads.Call] = set()
+        self._recent: dict[str, None] = {}  # what this process has completed, the newest last
         self._is_closed = False
         self._is_deaf = False
 
@@ -131,22 +151,37 @@ class Node:
                 self._is_deaf = True
         return Part(self, place.key, address)
 
+    def completed(self, key: str) -> None:
+        """Note that this process has completed a blob."""
+        with self._lock:
+            self._recent[key] = None
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
+
+    def announce(self) -> None:
+        """The directory is back, perhaps empty: tell what is complete here. Does not wait."""
+        with self._lock:
+            keys = list(self._recent)
+        if keys and self._address:
+            self.tell(partial(self._leave, keys, "complete"))
+
     def evicted(self, key: str) -> None:
         """Tell that the complete blob is here no more. Does not wait."""
-        if not self._address or ":" not in key:
-            return
+        if self._address and ":" in key:
+            with self._lock:
+                self._recent.pop(key, None)
+            self.tell(partial(self._leave, [key], "evicted"))
+
+    def _leave(self, keys: list[str], how: str) -> None:
         me = Me(self._address, "")
-
-        def leave() -> None:
-            self.directory.use()
-            try:
-                self.directory.leave(key, me, "evicted")
-            except DirectoryAway:
-                pass  # who asks this node for it finds out
-            finally:
-                self.directory.let_go()
-
-        self.tell(leave)
+        self.directory.use()
+        try:
+            for key in keys:
+                self.directory.leave(key, me, how)
+        except DirectoryAway:
+            pass  # who asks this node for them finds out
+        finally:
+            self.directory.let_go()
 
     def tell(self, call: Callable[[], None]) -> None:
         """Make a call of the directory in another thread; this process waits for it at its end."""

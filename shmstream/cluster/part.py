@@ -91,6 +91,9 @@ class Company(Protocol):
     def tell(self, call: Callable[[], None]) -> None:
         """Make a call of the directory in another thread."""
 
+    def completed(self, key: str) -> None:
+        """This node has the complete blob."""
+
 
 class Part:
     """One flight of `key`. One thread opens; any thread may call the other methods."""
@@ -298,6 +301,8 @@ class Part:
             return
         self._is_used = False
         how, text = self._farewell(error)
+        if error is None and self._me.node:
+            self._node.completed(self._key)
         directory, key, me = self._node.directory, self._key, self._me
 
         def leave() -> None:

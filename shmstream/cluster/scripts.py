@@ -9,6 +9,7 @@ Keys of one digest, all with the same hash tag, all with a time to live:
     have      sorted set: node -> since when it has the complete blob; the 64 newest
     bad       sorted set: node -> until when it is no parent
     deceived  sorted set: nodes that got wrong bytes themselves -> since when
+    from      hash: node -> whom it was told to ask first, for people
     fail      the last failure of the upstream, and for which flights it counts
 
 The rule against cycles: **a parent ranks below its child.**
@@ -37,7 +38,9 @@ clocks of nodes differ. Redis or Valkey, 6.2 or later.
 
 from __future__ import annotations
 
-KEYS: tuple[str, ...] = ("lead", "fly", "who", "seq", "have", "bad", "deceived", "fail")
+KEYS: tuple[str, ...] = (
+    "lead", "fly", "who", "seq", "have", "bad", "deceived", "fail", "from",
+)  # fmt: skip
 """The keys of one digest, in the order in which each script gets them."""
 
 REFUSED_FOR = 10
@@ -54,8 +57,8 @@ ENDS = ("complete", "failed", "wrong", "over", "handed over", "evicted")
 """How a flight ends, for `LEAVE`."""
 
 _COMMON = """
-local lead, fly, who, seq, have, bad, deceived, fail =
-    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local lead, fly, who, seq, have, bad, deceived, fail, from =
+    KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local node, token, lease, ttl = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -80,7 +83,7 @@ local function get_the_lead()
 end
 
 local function keep()
-    for _, key in ipairs({fly, who, seq}) do redis.call('EXPIRE', key, ttl) end
+    for _, key in ipairs({fly, who, seq, from}) do redis.call('EXPIRE', key, ttl) end
 end
 """
 
@@ -179,6 +182,9 @@ elseif #peers == 0 then
         get_the_lead()
     end
 end
+if joins then
+    redis.call('HSET', from, node, verdict == 'lead' and 'upstream' or peers[1] or 'nobody')
+end
 keep()
 return {verdict, leader or '', unpack(peers)}
 """
@@ -223,6 +229,7 @@ if is_mine then
         redis.call('SET', fail, string.format('%d ', last) .. text, 'EX', 10)
     end
     redis.call('HDEL', who, node)
+    redis.call('HDEL', from, node)
     redis.call('ZREM', fly, node)
     if redis.call('GET', lead) == node then redis.call('DEL', lead) end
 end

@@ -173,7 +173,8 @@ class Beside(DescribedFile):
             # With a descriptor of a folder, `link` follows the name in /proc.
             os.link(self._name or f"/proc/self/fd/{self._fd}", place.path, src_dir_fd=self._fd)
             if self._durable:
-                sync_folder(os.path.dirname(place.path))
+                with suppress(OSError):  # the blob is complete: only a crash could lose its name
+                    sync_folder(os.path.dirname(place.path))
         self._remove_name()
         self.is_complete = True
         self._ended(place.path)

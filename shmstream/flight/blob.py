@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from shmstream.errors import (
     BlobAborted,
     BlobNotFound,
+    CannotStart,
     ContentChanged,
     DamagedPartial,
     ShmstreamError,
+    StoreUnusable,
     StreamBroken,
     StreamClosed,
     WriterDied,
@@ -38,6 +40,7 @@ from shmstream.sources.local import rereadable
 from shmstream.stream.growing_file import View
 from shmstream.stream.partial import partial_path
 from shmstream.stream.reader import InFlightCopier
+from shmstream.system.buffers import lines_of, octets
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
 
@@ -219,7 +222,7 @@ class Blob(io.RawIOBase):
 
         After an error the position is where it was.
         """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             filled = 0
             try:
                 while filled < len(view):
@@ -268,6 +271,13 @@ class Blob(io.RawIOBase):
         except BaseException:
             self._file.position = start
             raise
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """The lines from the position to the end, as a file has them; waits for all of them.
+
+        With a `hint` above 0, it stops after the line with which they have more bytes than that.
+        """
+        return lines_of(self, hint)
 
     def __iter__(self) -> Self:
         return self
@@ -397,11 +407,11 @@ class Blob(io.RawIOBase):
         elif isinstance(error, Unproved | BlobAborted) and self._flight.is_foreign(error):
             deaths.error = error
         elif (
-            isinstance(error, BlobNotFound)
+            isinstance(error, BlobNotFound | StoreUnusable | CannotStart)
             and deaths.error is not None
             and not isinstance(deaths.error, Unproved)
         ):
-            deaths.wait_for_a_source(deaths.error)
+            deaths.wait_for_another(deaths.error if isinstance(error, BlobNotFound) else error)
         elif not (isinstance(error, WriterStalled) and self._is_past(error)):
             raise error
 
@@ -577,12 +587,12 @@ class _Deaths:
             time.sleep(min(0.01 * 2 ** min(self._count, 5), 0.25))
         self._count, self._last, self.error = self._count + 1, time.monotonic(), error
 
-    def wait_for_a_source(self, death: StreamBroken) -> None:
-        """This process has no source: wait a moment, as a process that has a source may lead.
+    def wait_for_another(self, error: ShmstreamError) -> None:
+        """This process cannot lead: wait a moment, as a process that can may lead.
 
         Raises:
-            StreamBroken: `death`, because no process did so in time.
+            ShmstreamError: `error`, because no process did so in time.
         """
         if time.monotonic() - self._last > SUCCESSION:
-            raise death
+            raise error
         time.sleep(0.01)

@@ -17,8 +17,8 @@ the next call begins anew.
 
 A source that gave a wrong blob (of another digest or size) is noted in the journal, and asked last
 by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
-because the last chunk is withheld. So if there is another source, such a blob is verified before
-its size is told, and the next source is asked at once.
+because the last chunk is withheld. So if there is another source, of the leader or of a reader,
+such a blob is verified before its size is told, and the next source is asked at once.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Leader:
             self._across_hosts(self._journal.wrong_last(sources)),
             retries,
             is_given=self._is_given,
+            digest=self._digest,
             size=place.size if streamer.state == State.OPENING else None,
             compares=True,
             tell=tell,
@@ -234,7 +235,7 @@ class Leader:
             _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
             self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
-            if not (isinstance(error, SourceFailed) and self._gives_way(error)):
+            if not self._gives_way(error):
                 self._abort(error)
                 self._tell_across(error)
         else:
@@ -266,10 +267,12 @@ class Leader:
 
     def _is_wanted(self) -> bool:
         """Whether a source that is away is worth waiting for: there are readers without another."""
-        return self.streamer.has_readers() and not self._have_others_sources()
+        has_readers = offers.has_readers(self._place.asked) or self.streamer.has_readers()
+        return has_readers and not self._have_others_sources()
 
     def _known_crews(self) -> frozenset[int]:
-        return self._crews | {0, offers.crew(self._place.asked)}
+        """Readers that offer just these sources have nothing new; the leader may be no reader."""
+        return self._crews | {0, offers.crew(self._place.asked), offers.crew_of(self._tried)}
 
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
@@ -277,9 +280,22 @@ class Leader:
         readers = self.streamer.statistics().subscribers
         return not all(each.identity == here or each.sources in crews for each in readers)
 
-    def _gives_way(self, error: SourceFailed) -> bool:
+    def _may_ask_another(self) -> bool:
+        """Whether another source is left, or a reader has other sources."""
+        if self._download.has_another or offers.untried(self._place.asked, self._tried):
+            return True
+        try:
+            return self._have_others_sources()
+        except ShmstreamError:
+            return False
+
+    def _gives_way(self, error: BaseException) -> bool:
         """Hand over if a reader in another process has other sources; whether it has."""
+        if not isinstance(error, SourceFailed | OutOfRoom):
+            return False
         streamer, crews = self.streamer, self._known_crews()
+        if isinstance(error, OutOfRoom) and streamer.state != State.OPENING:
+            return False  # else nobody was told the size, which may be a lie of this source
         try:
             if not self._have_others_sources():
                 return False
@@ -353,7 +369,7 @@ class Leader:
     def _open(self, kept: int) -> Feed:
         """A feed that begins at `kept`, or at 0 if that is all that can be had.
 
-        If another source is left, a source whose blob can never fit counts as failed.
+        If another source may be asked, a source whose blob can never fit counts as failed.
 
         Raises:
             OutOfRoom: no other source has the blob.
@@ -362,9 +378,10 @@ class Leader:
         try:
             while True:
                 feed, download = self._open_right(kept), self._download
-                if not download.has_another or feed.size is None:
+                if feed.size is None:
                     return feed
-                if (reason := self._upkeep.misfit(feed.size, self._place.path)) is None:
+                reason = self._upkeep.misfit(feed.size, self._place.path)
+                if reason is None or not self._may_ask_another():
                     return feed
                 misfit = OutOfRoom(self.streamer.name, 0, reason)
                 download.fail(download.error(reason, 0, retryable=False), kept)
@@ -374,12 +391,13 @@ class Leader:
             raise misfit from failed
 
     def _open_right(self, kept: int) -> Feed:
-        """As `_open`; a whole blob of one chunk is verified first if another source is left."""
+        """As `_open`; a whole blob of one chunk is verified first if there is another source."""
         download, most = self._download, self.streamer.chunk_size
         while True:
             feed = download.open(kept)
-            may_ask_another = self._is_given and download.has_another
-            if not may_ask_another or feed.offset or (feed.size or 0) > most:
+            if not self._is_given or feed.offset or (feed.size or 0) > most:
+                return feed
+            if not self._may_ask_another():
                 return feed
             data = bytearray()
             try:

@@ -20,7 +20,7 @@ import hashlib
 import logging
 import threading
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from functools import cached_property
 
 from shmstream.sources.base import Source
@@ -97,6 +97,19 @@ def _offers(stream: str) -> tuple[_Room | None, list[Offer]]:
         return room, [] if room is None else list(room.offers)
 
 
+def has_readers(stream: str) -> bool:
+    """Whether this process has readers for that stream; those of asyncio take no slot in it."""
+    return bool(_offers(stream)[1])
+
+
+def crew_of(fingerprints: Set[str]) -> int:
+    """The number of a process that offers the sources with these fingerprints, and no others."""
+    if not fingerprints:
+        return 0
+    digest = hashlib.blake2b(" ".join(sorted(fingerprints)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest) | 1
+
+
 def crew(stream: str) -> int:
     """A number that another process has only if it offers the same sources; 0: it offers none."""
     room, offers = _offers(stream)
@@ -104,9 +117,7 @@ def crew(stream: str) -> int:
         return 0
     if room.crew is None:
         room.crew = 0  # first: an offer that comes meanwhile sets it to None again
-        found = sorted({each for offer in offers for each in offer.fingerprints})
-        digest = hashlib.blake2b(" ".join(found).encode(), digest_size=8).digest()
-        number = (int.from_bytes(digest) | 1) if found else 0
+        number = crew_of({each for offer in offers for each in offer.fingerprints})
         if room.crew == 0:
             room.crew = number
         return number

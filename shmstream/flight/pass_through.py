@@ -221,6 +221,7 @@ class OwnBytes:
             Journal(place.journal, place.algorithm).wrong_last(sources),
             retries,
             is_given=place.is_given,
+            digest=place.digest,
             compares=False,
             tell=tell,
             end="its reader has left",

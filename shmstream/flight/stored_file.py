@@ -8,10 +8,12 @@ descriptor, do not move each other's position.
 from __future__ import annotations
 
 import io
+import operator
 import os
 from typing import TYPE_CHECKING
 
 from shmstream.stream.growing_file import View
+from shmstream.system.buffers import octets
 from shmstream.system.copying import Mover
 from shmstream.system.locks import file_identity
 
@@ -69,14 +71,14 @@ class StoredFile(io.RawIOBase):
     def readinto1(self, buffer: Buffer, /) -> int:
         """Read once; how many bytes, 0 at the end."""
         self._check_open()
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             count = os.preadv(self._fd, [view], self.position)
         self.position += count
         return count
 
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill `buffer`; how many bytes, fewer only at the end."""
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             filled = 0  # one call of the kernel reads 2 GiB at most
             while filled < len(view) and (count := self.readinto1(view[filled:])):
                 filled += count
@@ -124,7 +126,7 @@ class StoredFile(io.RawIOBase):
         bases = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self.size}
         if whence not in bases:
             raise ValueError(f"whence is 0, 1 or 2, not {whence}")
-        target = bases[whence] + offset
+        target = bases[whence] + operator.index(offset)
         if target < 0:
             raise ValueError(f"a position is not negative: {target}")
         self.position = target

@@ -179,6 +179,7 @@ class Source(Protocol):
     - `is_live = True`, if its bytes are made while they are read, and may come slowly
     - `identity`, a text that two sources share only if one can do no better than the other; without
       it, that is the name. It is never shown
+    - `expecting(digest) -> Source`, the source for a blob that is known to have this digest
 
     To write a source:
 

@@ -46,6 +46,7 @@ from shmstream.events import Event, EventKind
 from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
+from shmstream.system.buffers import octets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -74,6 +75,7 @@ class Download:
         sources: asked in this order.
         retries: how often a source is tried.
         is_given: whether the digest is known in advance, which guards the content.
+        digest: that digest; a source may have a use for it (`expecting`).
         size: the bytes that the blob must have; None: any number.
         compares: whether the caller has a `Prefix`. Without it, of a key that is a name, an answer
             from 0 on must have the same validator, too.
@@ -94,6 +96,7 @@ class Download:
         compares: bool,
         tell: Callable[[Event], None],
         end: str,
+        digest: str = "",
         size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
         is_wanted: Callable[[], bool] = lambda: True,
@@ -106,6 +109,8 @@ class Download:
         self._name = name
         self._attempts = Attempts(name, sources, retries, others, is_wanted)
         self._is_given = is_given
+        self._digest = digest
+        self._expecting: dict[int, Source] = {}
         self.compares = compares
         self._tell = tell
         self._end = end
@@ -165,7 +170,7 @@ class Download:
         validator = self.known.validator if offset else None
         if self._is_given and not self._attempts.is_first:
             validator = None  # the first source gave it, and the digest guards
-        feed = open_at(source, offset, validator, end)
+        feed = open_at(self._knowing(source), offset, validator, end)
         if feed.size == feed.offset and self.known.size in (None, feed.size):
             self._asks_part = False  # it says that nothing is left, and gives no part
         try:
@@ -183,6 +188,15 @@ class Download:
             feed.close()
             raise
         return feed
+
+    def _knowing(self, source: Source) -> Source:
+        """The same source, which knows the digest if it has a use for that."""
+        expecting: Callable[[str], Source] | None = getattr(source, "expecting", None)
+        if expecting is None or not self._is_given or not self._digest:
+            return source
+        if id(source) not in self._expecting:  # `Attempts` holds it
+            self._expecting[id(source)] = expecting(self._digest)
+        return self._expecting[id(source)]
 
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
@@ -217,7 +231,7 @@ class Download:
         """
         at = feed.offset
         while (data := self.take(feed, position)) is not None:
-            with memoryview(data) as raw, raw.cast("B") as view:
+            with octets(data) as view:
                 count = len(view)
                 self.count(count, position)
                 again = min(max(position - at, 0), count)

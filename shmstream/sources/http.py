@@ -22,10 +22,11 @@ takes the bytes to the file; `http_coding` undoes what a server did to the bytes
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
 from shmstream.sources import http_coding
@@ -68,8 +69,9 @@ class HTTPSource:
     from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
     followed, but not from https to http, and not from a public server to a private address. The
     body is taken as it is stored: a server that encodes it all the same is an error, unless the
-    `digest` is known. No request is tried twice, except where a kept connection has ended
-    meanwhile: to try again is up to the caller. Any thread may use it, and a forked child.
+    `digest` is known, as in a flight of a key that is a digest. No request is tried twice, except
+    where a kept connection has ended meanwhile: to try again is up to the caller. Any thread may
+    use it, and a forked child.
 
     Args:
         url: user and password in it are sent as basic authentication, and appear nowhere else.
@@ -128,6 +130,12 @@ class HTTPSource:
 
     def __repr__(self) -> str:
         return f"HTTPSource({self.name!r})"
+
+    def expecting(self, digest: str) -> Self:
+        """The same source, for a blob that is known to have this digest."""
+        source = copy.copy(self)
+        source._digest, source.is_encoded = self._digest or digest, None
+        return source
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """Ask for the blob from `offset` on; see `Source.open`.

@@ -11,10 +11,11 @@ read as a whole first, up to `LARGEST` bytes. Of a larger one the first bytes ha
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
+
+from shmstream.stream.spelling import new_hash
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -97,10 +98,11 @@ def is_encoded(first: bytes, coding: str, digest: str | None) -> bool:
 
 
 def _digest(data: Iterable[bytes], like: str) -> str:
-    running = hashlib.new(like.partition(":")[0])
+    algorithm = like.partition(":")[0]
+    running = new_hash(algorithm)
     for each in data:
         running.update(each)
-    return f"{running.name}:{running.hexdigest()}"
+    return f"{algorithm}:{running.hexdigest()}"
 
 
 def _attempt(data: bytes, coding: str) -> Iterator[bytes]:

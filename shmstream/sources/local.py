@@ -100,7 +100,7 @@ class FileSource:
         """Read the file from `offset`; see `Source.open`. Blocks as long as the file does."""
         check_offset(offset)
         file, start = self._file, self._start
-        size = current = None
+        size = current = regular = None
         if start is None:
             _only_once(self.name, offset, again=self._opened)
             self._opened = True
@@ -110,12 +110,13 @@ class FileSource:
                 size, current = _size_and_validator(file, start)
                 offset = begin(offset, size, validator, current)
                 file.seek(start + offset)
+                if current is not None:
+                    regular = _At(file, start + offset)
             except (OSError, ValueError) as error:
                 raise explain(error, offset, name=self.name) from error
         explained = partial(explain, name=self.name, retryable=start is not None)
-        return Feed(
-            checked(_unchanged(file, current), offset, size, explained), offset, size, current
-        )
+        data = checked(_unchanged(regular or file, current), offset, size, explained)
+        return Feed(data, offset, size, current)
 
 
 class IterableSource:
@@ -152,7 +153,27 @@ def _file_validator(found: os.stat_result) -> str:
     return f"{found.st_mtime_ns}-{found.st_size}-{found.st_ino}"
 
 
-def _unchanged(file: BinaryIO | io.FileIO, validator: str | None) -> Iterator[Buffer]:
+class _At(io.RawIOBase):
+    """Reads a regular file from a position of its own.
+
+    The kernel's position is shared with forked processes that read the file, and the position of a
+    file object with other threads: each of them would get some of the bytes.
+    """
+
+    def __init__(self, file: BinaryIO, position: int) -> None:
+        self._file = file
+        self._position = position
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        count = os.preadv(self.fileno(), [buffer], self._position)
+        self._position += count
+        return count
+
+    def fileno(self) -> int:
+        return self._file.fileno()  # an error if the caller has closed the file
+
+
+def _unchanged(file: BinaryIO | io.RawIOBase, validator: str | None) -> Iterator[Buffer]:
     yield from buffers(file)
     if validator is not None and _file_validator(os.fstat(file.fileno())) != validator:
         raise EOFError("the file was changed while it was read")

@@ -33,6 +33,7 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import deaf, forsaken
 from shmstream.system.files import is_hollow, open_file
 
+_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 
 
@@ -40,7 +41,7 @@ _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 class Finding:
     """Something that is not as it should be. `kind` is one of:
 
-    `damaged`: a blob whose bytes do not have its digest, or a journal that cannot be read;
+    `damaged`: a blob whose bytes do not have its digest, or a file that cannot be read;
     `foreign`: a file that no store makes; `abandoned`: a partial file, journal, record, stream or
     doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named blob without
     its record; `unverified`: a blob whose digest this Python cannot compute; `exposed`: a file that
@@ -62,7 +63,13 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
     began = time.monotonic()
     found = []
     for entry in layout.entries():
-        found += _check_entry(layout, entry, verify)
+        try:
+            found += _check_entry(layout, entry, verify)
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            reason = f"it cannot be read: {error.strerror}"
+            found.append(Finding("damaged", entry.path, reason))
     if before:
         time.sleep(max(began + MOMENT - time.monotonic(), 0.0))
     return found + _check_streams(layout, before)
@@ -120,7 +127,7 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
         if fd is None or path != place.path or layout.is_read_only or is_hollow(fd):
             return
         digest = digest_of(fd, place.algorithm)
-        with suppress(FileNotFoundError):
+        with suppress(OSError):  # gone, or no room for it: the next check tries again
             if os.path.samestat(os.stat(path), os.fstat(fd)):
                 replace(record, digest=digest).write(place.record)
 

@@ -174,14 +174,21 @@ class Upkeep:
     def _evict(
         self, entries: list[Entry], excess: int, coming: dict[str, int], latest: str
     ) -> list[str]:
-        """Remove `excess` bytes; but blobs in `coming`, at `latest` and after it stay."""
+        """Remove `excess` bytes; but blobs in `coming`, at `latest` and after it stay.
+
+        What cannot be removed, such as an immutable file, is passed over.
+
+        Raises:
+            OSError: nothing can be removed.
+        """
         gone: list[str] = []
+        stuck: list[OSError] = []
         if excess <= 0:
             return gone
         for entry in self._idle(entries):
             if excess <= 0:
                 return gone
-            if remove_partial(entry.path):  # `gc` removes its journal
+            if _is_removed(entry, remove_partial, stuck):  # `gc` removes its journal
                 _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
                 excess -= self._layout.space(entry)
                 gone.append(entry.path)
@@ -191,11 +198,16 @@ class Upkeep:
             # Also if another process removes it: it counts the same blobs.
             excess -= self._layout.space(entry)
             key = self._layout.key_of(entry.path)
-            if self._layout.remove(entry.path):
+            known = len(stuck)
+            if _is_removed(entry, self._layout.remove, stuck):
                 self._layout.remove(entry.path + RECORD)
                 _log.info("evicted %s, %d bytes", entry.path, entry.size)
                 self._tell(Event(EventKind.EVICTED, key or entry.path, entry.size))
                 gone.append(entry.path)
+            elif len(stuck) > known:
+                excess += self._layout.space(entry)
+        if stuck and not gone and excess > 0:
+            raise stuck[0]
         return gone
 
     @staticmethod
@@ -302,6 +314,17 @@ class Upkeep:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self.max_bytes, self._tell)
+
+
+def _is_removed(entry: Entry, remove: Callable[[str], bool], stuck: list[OSError]) -> bool:
+    """Remove a file; whether this process did. If it cannot be removed, `stuck` has the error."""
+    try:
+        return remove(entry.path)
+    except OSError as error:
+        if not stuck:
+            _log.warning("%s cannot be removed: %s", entry.path, error.strerror)
+        stuck.append(error)
+        return False
 
 
 def _is_free(partial: str) -> bool:

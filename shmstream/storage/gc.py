@@ -6,6 +6,7 @@ is just making is younger than `_GRACE`.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -23,6 +24,8 @@ WEEK = 7 * 24 * 3600.0
 _DAY = 24 * 3600.0  # s; how long notes on sources are kept
 _GRACE = 60.0  # s; a younger file may still be without the files that belong to it
 
+_log = logging.getLogger("shmstream")
+
 
 def gc(layout: Layout, *, partial_age: float) -> list[str]:
     """Remove what dead processes left; the names and paths of what was removed.
@@ -36,10 +39,13 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
         for index, left in forsaken(stream.block, stream.lock, bells).items():
             removed += reclaim(stream.block, stream.lock, index, left)
     for entry in sorted(layout.entries(blobs=False), key=lambda each: each.kind != "partial"):
-        if entry.kind != "foreign" and is_abandoned(entry, partial_age):
-            remove = remove_partial if entry.kind == "partial" else layout.remove
-            if remove(entry.path):
-                removed.append(entry.path)
+        try:
+            if entry.kind != "foreign" and is_abandoned(entry, partial_age):
+                remove = remove_partial if entry.kind == "partial" else layout.remove
+                if remove(entry.path):
+                    removed.append(entry.path)
+        except PermissionError as error:  # another user's, and `check` reports it
+            _log.warning("%s stays: %s", entry.path, error.strerror)
     return removed
 
 

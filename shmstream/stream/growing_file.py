@@ -15,6 +15,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from shmstream.errors import DamagedPartial
+from shmstream.system.buffers import lines_of, octets
 from shmstream.system.copying import Destination, Mover
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class GrowingFile(io.RawIOBase):
             StreamBroken: it is `BlobAborted`, `WriterDied`, `WriterStalled` or `DamagedPartial`.
                 The call before has returned the published bytes that were left.
         """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             if not len(view):
                 return 0
             start = self.position
@@ -106,7 +107,7 @@ class GrowingFile(io.RawIOBase):
         Raises:
             StreamBroken: as `readinto`.
         """
-        with memoryview(buffer) as whole, whole.cast("B") as view:
+        with octets(buffer) as view:
             if not len(view):
                 return 0
             count = self._readable(self.position + 1) - self.position
@@ -160,6 +161,13 @@ class GrowingFile(io.RawIOBase):
         except BaseException:
             self.position = start
             raise
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        """The lines from the position to the end, as a file has them; waits for all of them.
+
+        With a `hint` above 0, it stops after the line with which they have more bytes than that.
+        """
+        return lines_of(self, hint)
 
     def __iter__(self) -> Self:
         return self

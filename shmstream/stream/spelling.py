@@ -10,7 +10,8 @@ plain name, because then wrong bytes would be accepted without a word.
     sha384-OLBgp1Gs...                  base64 instead of hex digits, as in SRI and in lock files
     32, 40, 56, 96, ... hex digits      refused: nothing says which algorithm that is
     sha256:9f86, crc32:12345678         refused: not all of a digest, or not verifiable
-    a digest in quotes or white space   refused
+    sha256.9f86..., 9f:86:..., n4bQ...= refused: joined otherwise, in pieces, base64 alone
+    a digest in quotes or white space   refused; likewise behind `hash:`, `urn:`, `@`, `#`, ...
     model-9f86..., git:9f86...          plain names: another word stands in front
 """
 
@@ -42,9 +43,11 @@ _FLAGS = re.ASCII | re.IGNORECASE | re.DOTALL
 _NAME = r"(md-?5|sha[-_]?(?:1|224|256|384|512)|sha3[-_]?(?:224|256|384|512)|blake2[bs]|blake3)"
 _MARKED = re.compile(rf"{_NAME}\s*[:=](.*)", _FLAGS)  # what follows must be a digest
 _JOINED = re.compile(rf"{_NAME}[-_/ ]+(\S+)(.*)", _FLAGS)  # what follows may be a plain name
+_APART = re.compile(rf"{_NAME}(?:%3a|%3d|[^a-z0-9])+(.+)", _FLAGS)  # as no name is joined
 _UNKNOWN = re.compile(  # algorithms that nothing here can compute
-    r"((?:(?:md|sha|shake|rmd|crc|xxh|sm)[-_]?\d|blake|ripemd|adler|xxhash|whirlpool|tiger|keccak"
-    r"|gost|streebog|murmur|fnv|k12)[\w/-]*)\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2})",
+    r"((?:(?:md|sha|shake|rmd|crc|xxh|sm|skein)[-_]?\d|blake|ripemd|adler|xxhash|whirlpool|tiger"
+    r"|keccak|gost|streebog|murmur|fnv|k12|meow|highwayhash|quickxor|sha\b|b2[bs]?\b|b2sum)[\w/-]*)"
+    r"\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2}|[a-z0-9+/]{6}==)",
     _FLAGS,
 )
 _HEX = re.compile(r"[0-9a-f]+", _FLAGS)
@@ -53,11 +56,26 @@ _SPELLED = re.compile(
 )
 _NEARLY = re.compile(r"[0-9a-f]{16,}|[a-z0-9+/]{20,}={0,2}", _FLAGS)
 _PRINTED = re.compile(  # a line of sha256sum, or of `sha256sum --tag`
-    rf"\\?[0-9a-f]{{{_FEWEST},}} [ *].+|[a-z0-9/-]+ ?\(.*\) ?= ?[0-9a-f]{{8,}}", _FLAGS
+    rf"\\?[0-9a-f]{{{_FEWEST},}} [ *].+|[a-z0-9/-]* ?\(?.*\) ?= ?[0-9a-f]{{8,}}", _FLAGS
+)
+_PIECES = re.compile(  # as certificates and Windows print it
+    r"[0-9a-f]{2}([: -])(?:[0-9a-f]{2}\1){14,}[0-9a-f]{2}|(?:[0-9a-f]{4,} ){3,}[0-9a-f]{4,}", _FLAGS
+)
+_BASE = re.compile(  # 16, 20, 28, 32 or 64 bytes
+    r"(?:[a-z0-9+/]{22}=|[a-z0-9+/]{38}=|[a-z0-9+/]{27}|[a-z0-9+/]{43}|[a-z0-9+/]{86}=)=", _FLAGS
+)
+_REFUSED = (
+    (_PRINTED, "with the name of its file", "the digest alone"),
+    (_PIECES, "in pieces", "an algorithm, ':' and the hex digits with nothing between"),
+    (_BASE, "in base64, but does not say of which algorithm", "'sha256-' in front"),
 )
 _FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
 _USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
-_EDGES = "\"'`<>"
+_EDGES = "\"'`<>@#|,;*()[]{}"
+_LABEL = re.compile(  # says that a digest follows
+    r"(?:urn|(?:--)?hash|checksum|digest|integrity|fingerprint|e-?tag)\s*[:=]\s*|ni://[^/]*/|W/",
+    _FLAGS,
+)
 
 
 class Hash(Protocol):
@@ -114,7 +132,7 @@ def read_digest(text: str) -> str | None:
 
 
 def _read(text: str) -> str | None:
-    if _HEX.fullmatch(text.removeprefix("0x")):
+    if _HEX.fullmatch(text[2:] if text[:2].lower() == "0x" else text):
         return _bare(text)
     if (marked := _MARKED.fullmatch(text)) is not None:
         name, value = _algorithm(marked[1]), marked[2]
@@ -126,10 +144,15 @@ def _read(text: str) -> str | None:
     if (unknown := _UNKNOWN.fullmatch(text)) is not None:
         reason = f"but {unknown[1]!r} is no algorithm that can be verified"
         raise _refusal(text, reason, "one of " + ", ".join(ALGORITHMS))
-    if _PRINTED.fullmatch(text):
-        raise _refusal(text, "with the name of its file", "the digest alone")
+    for refused, reason, how in _REFUSED:
+        if refused.fullmatch(text):
+            raise _refusal(text, reason, how)
     if (joined := _JOINED.fullmatch(text)) is not None:
         return _joined(text, _algorithm(joined[1]), joined[2], joined[3])
+    if (apart := _APART.fullmatch(text)) is not None:
+        name = _algorithm(apart[1])
+        if _value(name, apart[2], loose=True) is not None:
+            raise _refusal(text, "and is joined otherwise", f"'{name}:' and what follows")
     return None
 
 
@@ -191,12 +214,17 @@ def _missing(algorithm: str) -> str | None:
 
 
 def _inner(text: str) -> str:
-    """`text` in its plainest characters, without quotes, white space and what is invisible."""
-    if text.isascii() and text[:1].isalnum() and text[-1:].isalnum():
-        return text
+    """`text` in its plainest characters, without quotes, brackets, white space and labels."""
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    while plain and (_is_edge(plain[0]) or _is_edge(plain[-1])):
-        plain = plain[1:] if _is_edge(plain[0]) else plain[:-1]
+    while plain:
+        if _is_edge(plain[0]):
+            plain = plain[1:]
+        elif _is_edge(plain[-1]):
+            plain = plain[:-1]
+        elif (label := _LABEL.match(plain)) is not None:
+            plain = plain[label.end() :]
+        else:
+            break
     return plain
 
 

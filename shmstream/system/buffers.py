@@ -1,4 +1,8 @@
-"""`buffers`: the bytes of any Python object that has bytes, in order, as soon as they arrive."""
+"""The bytes of any Python object that has bytes.
+
+`buffers` gives them in order, as soon as they arrive. `octets` are those of one buffer of any form.
+`lines_of` gives the lines of a file whose iteration gives pieces.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +59,32 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
     return iter(source)
 
 
+def octets(buffer: Buffer) -> memoryview:
+    """The bytes of a C-contiguous buffer; of none at all if one of its dimensions is 0.
+
+    Raises:
+        TypeError: it is no such buffer.
+    """
+    view = memoryview(buffer)
+    return view.cast("B") if view.nbytes else memoryview(bytearray())
+
+
+def lines_of(file: io.RawIOBase, hint: int | None) -> list[bytes]:
+    """What `readlines(hint)` of a file gives: its lines, each with its end.
+
+    `io.IOBase.readlines` would give the pieces of an iteration.
+    """
+    lines: list[bytes] = []
+    if hint is None or hint <= 0:
+        *lines, rest = file.readall().split(b"\n")
+        return [line + b"\n" for line in lines] + ([rest] if rest else [])
+    length = 0
+    while length <= hint and (line := file.readline()):
+        lines.append(line)
+        length += len(line)
+    return lines
+
+
 def _is_pipe(raw: io.RawIOBase) -> bool:
     return isinstance(raw, io.FileIO) and not raw.seekable()
 
@@ -86,8 +116,9 @@ def _checked(source: object, data: Iterator[Buffer]) -> Iterator[Buffer]:
     """
     yield from data
     http = sys.modules.get("http.client")
-    if http is not None and isinstance(source, http.HTTPResponse) and source.length:
-        raise EOFError(f"the response ended {source.length} bytes short of its Content-Length")
+    inner = getattr(source, "raw", source)  # what an `io.BufferedReader` reads
+    if http is not None and isinstance(inner, http.HTTPResponse) and inner.length:
+        raise EOFError(f"the response ended {inner.length} bytes short of its Content-Length")
 
 
 def _there(given: T | None) -> T:

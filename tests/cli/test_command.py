@@ -6,7 +6,7 @@ import re
 
 from tests.cli.conftest import Begin, Run
 
-COMMANDS = ("fetch", "serve", "ls", "top", "check", "gc", "evict", "demo", "completion")
+COMMANDS = ("fetch", "serve", "ls", "top", "cluster", "check", "gc", "evict", "demo", "completion")
 
 
 def test_help(run: Run, begin: Begin) -> None:

@@ -17,12 +17,14 @@ from shmstream import (
     Store,
     StoreUnusable,
 )
+from shmstream.cluster import directory
 from shmstream.cluster.endpoint import Endpoint
 from shmstream.system import process
 from tests.support.cluster import Nodes, Reading
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.redis import Redis
+from tests.support.roles import content
 from tests.support.stores import digest
 
 SIZE = 3_000_000
@@ -399,3 +401,21 @@ def test_a_closed_store_is_of_no_cluster(nodes: Nodes, slow: Origin) -> None:
     second.close()
     second.fetch(KEY, slow.url("/blob"))
     assert len(gets(slow)) == 2
+
+
+def test_a_directory_that_comes_back_empty_learns_what_nodes_have(
+    nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "AWAY", 0.05)
+    first, second = nodes.store(), nodes.store()
+    first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    redis.kill()
+    first.fetch(digest(2, 10), [content(2, 10)])  # notices that it is away
+    nodes.settle(first)
+    redis.start()
+    time.sleep(0.1)  # the time for which it is not asked
+    first.fetch(digest(3, 10), [content(3, 10)])  # notices that it is back
+    nodes.settle(first)
+    assert Reading(second, KEY, slow.url("/blob")).is_right(KEY)
+    assert gets(slow) == [None]

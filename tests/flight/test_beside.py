@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
@@ -16,7 +17,7 @@ import psutil
 import pytest
 
 from shmstream import DigestMismatch, InFlightCopier, SourceFailed, Store, WriterStalled
-from shmstream.flight import hub
+from shmstream.flight import beside, hub
 from tests.support import flights
 from tests.support.asgi_servers import Server
 from tests.support.interpreters import Interpreter, wait_until
@@ -90,6 +91,20 @@ def test_a_blob_goes_past(
 def test_fetch_goes_past(stopped: Stopped, store: Store, url: str) -> None:
     stopped(KEY)
     assert Path(store.fetch(KEY, url, stall_timeout=0.3)).read_bytes() == DATA
+
+
+def test_what_is_complete_is_told_although_its_folder_cannot_be_synced(
+    stopped: Stopped, folder: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its final name already, and other processes find it there."""
+
+    def fails(_path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stopped(KEY)
+    monkeypatch.setattr(beside, "sync_folder", fails)
+    with Store(folder).open(KEY, url, stall_timeout=0.3) as blob:
+        assert blob.read() == DATA
 
 
 def test_who_comes_later_does_not_wait(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -178,6 +179,32 @@ def test_the_lead_goes_to_the_other_container_and_back(
     patient.finish()
     assert here.streams() == there.streams() == [], "also of the killed"
     assert KEY in Store(folder)
+
+
+def test_a_reader_that_cannot_lead_waits_for_another_one(
+    reader: Reader, containers: tuple[Container, Container], folder: str, origin: Origin
+) -> None:
+    """It has a source, and no shared memory to lead with."""
+    here, there = containers
+    url = origin.serve("/blob", seed=1, size=SIZE)
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    leader = reader(here, KEY, url)
+    assert leader.hear()["role"] == "leads"
+    wait_until(partial(has_come, folder, MIB))
+    subprocess.run([*there.within, "mount", "-o", "remount,ro", "/dev/shm"], check=True)
+    second, unable = reader(here, KEY, url), reader(there, KEY, url)
+    assert second.hear()["role"] == unable.hear()["role"] == "follows"
+    send(second, signal.SIGSTOP)
+    send(leader, signal.SIGKILL)
+    unable.say(-1)
+    [journal] = Path(folder).rglob("*.shmstream-journal")
+    wait_until(lambda: "seal" in journal.read_text())  # it has found the leader dead
+    send(second, signal.SIGCONT)
+    second.say(-1)
+    for each in (second, unable):
+        heard = each.hear()
+        assert heard.get("sha256", heard) == sha256(DATA)
+        each.finish()
 
 
 def test_wrong_bytes_complete_no_reader(

@@ -92,6 +92,31 @@ def test_a_follower_with_a_good_source_goes_on(
         taker.finish()
 
 
+WRONG: list[dict[str, Any]] = [
+    {"text": "<h1>Please log in</h1>"},
+    {"text": ""},
+    {"seed": 1, "size": MIB, "content_length": str(1 << 50)},
+]
+
+
+@pytest.mark.parametrize("how", WRONG, ids=["a page", "nothing", "a length that never fits"])
+def test_a_leader_whose_source_gives_a_wrong_blob_hands_over(
+    how: dict[str, Any], takers: list[Interpreter], store: Store, origin: Origin
+) -> None:
+    """Nothing was published, so another reader's source can still be asked."""
+    key, good = digest(1, MIB), origin.serve("/good", seed=1, size=MIB)
+    bad = origin.serve("/bad", stall_after=-1, **how)
+    take(takers[0], key, bad, "leads")
+    wait_until(lambda: bool(origin.requests()))
+    take(takers[1], key, bad, "follows")
+    take(takers[2], key, good, "follows")
+    wait_until(partial(has_readers, store, 2))
+    origin.release()
+    for taker in takers:
+        outcome = finish(taker)
+        assert (outcome["error"], outcome["sha256"]) == (None, sha256(content(1, MIB)))
+
+
 def test_without_another_source_nobody_waits_and_nothing_is_asked_twice(
     takers: list[Interpreter], store: Store, origin: Origin
 ) -> None:

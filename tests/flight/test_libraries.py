@@ -132,7 +132,10 @@ LIBRARIES: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
     "zipfile": (a_zip, lambda file: zipfile.ZipFile(file).read("numbers")),
     "tarfile": (a_tar, from_tar),
     "readinto": (a_csv, lambda file: (file.readinto(whole := bytearray(2_000_000)), bytes(whole))),
-    "readlines": (a_csv, buffered(lambda file: file.readlines())),
+    "readlines": (a_csv, lambda file: file.readlines()),
+    "readlines, some": (a_csv, lambda file: (file.readlines(700), file.tell())),
+    "readlines, buffered": (a_csv, buffered(lambda file: file.readlines())),
+    "an empty array": (a_csv, lambda file: file.readinto(np.empty((0, 3)))),
     "numpy": (NUMBERS.tobytes, lambda file: np.frombuffer(file.read(), float).tobytes()),
 }
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from shmstream import Store
 from shmstream.errors import SourceError
 from shmstream.sources import http_coding
 from shmstream.sources.http import HTTPSource
@@ -153,6 +154,25 @@ def test_without_a_digest_nobody_can_tell(quirks: Quirks) -> None:
         else:
             with pytest.raises(SourceError, match="content-encoding"):
                 HTTPSource(url).open()
+
+
+def test_a_store_takes_what_is_encoded(folder: str, quirks: Quirks) -> None:
+    """A key that is a digest tells the source what to look for; a name with a digest does, too."""
+    cases: list[tuple[bytes, Wrap]] = [
+        (gzip.compress(b"1" + content(630, 5000), 1), lambda there: labelled(there, "x-gzip")),
+        (b"2" + content(630, 5000), encoded),
+        (gzip.compress(b"3" + content(630, 5000), 1), encoded),
+    ]
+    for number, (data, wrap) in enumerate(cases):
+        quirks.script = wrap(plain(blobs=[data]))
+        store, key = Store(folder), digest_of(data)
+        url = f"{quirks.url}/v2/a/blobs/{key}"
+        with store.open(key, url) as blob:
+            assert blob.read() == data
+        with store.open(f"name-{number}", url, digest=key) as blob:
+            assert blob.read() == data
+        with store.open(key, HTTPSource(url, digest=key)) as blob:
+            assert blob.read() == data
 
 
 def test_encoded_bytes_that_are_none(quirks: Quirks) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -14,7 +16,7 @@ from shmstream.registry.upstream.questions import Bounds
 from shmstream.sources.http import HTTPSource
 from tests.support import registries
 from tests.support.images import digest_of, image
-from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until
 from tests.support.origin import Origin
 from tests.support.quirks import Asked, Quirks, Reply, plain
 from tests.support.roles import content
@@ -43,6 +45,82 @@ def test_an_upstream_that_is_away_while_clients_read(
         origin.accept()
         assert blob.read() == content(800, SIZE)[10:]
     assert [each.range for each in origin.requests("/blob")] == [None, "bytes=100000-"]
+
+
+def test_an_upstream_that_is_away_while_tasks_read(
+    folder: str, origin: Origin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Tasks of the process that leads: they have no slot in the stream."""
+    caplog.set_level("INFO", "shmstream")
+    key = digest(804, SIZE)
+    source = HTTPSource(origin.serve("/blob", seed=804, size=SIZE, stall_after=100_000))
+
+    async def read() -> bytes:
+        async with Store(folder, retries=OFTEN).aopen(key, source) as blob:
+            first = await blob.read(10)
+            origin.refuse()
+            async with asyncio.timeout(PATIENCE):
+                while tries(caplog) <= 10 * OFTEN.attempts:
+                    await asyncio.sleep(0.001)
+            origin.change("/blob", stall_after=None)
+            origin.accept()
+            return first + await blob.read()
+
+    assert asyncio.run(read()) == content(804, SIZE)
+
+
+def test_an_upstream_that_is_away_while_tasks_have_left(folder: str, origin: Origin) -> None:
+    source = HTTPSource(origin.serve("/blob", seed=805, size=SIZE, stall_after=100_000))
+    store = Store(folder, retries=OFTEN)
+
+    async def read() -> None:
+        async with store.aopen(digest(805, SIZE), source) as blob:
+            await blob.read(10)
+
+    asyncio.run(read())
+    origin.refuse()
+    wait_until(lambda: not store.flights())
+    origin.accept()
+    store.gc()
+
+
+def lead_and_leave(link: Link, folder: str, url: str, key: str) -> None:
+    """Lead a flight, read no more of it, and say when its source was asked often."""
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("shmstream")
+    log.setLevel("INFO")
+    log.addHandler(handler)
+    with Store(folder, retries=OFTEN).open(key, url) as blob:
+        blob.read(10)
+        link.say("leads")
+        link.hear()
+    link.say("left")
+    wait_until(lambda: sum("that was try" in each for each in told) > 10 * OFTEN.attempts)
+    link.say("tried")
+    link.hear()
+
+
+def test_an_upstream_that_is_away_while_only_another_process_reads(
+    folder: str, origin: Origin, start: Callable[..., Interpreter]
+) -> None:
+    """Its reader has the same source: there is nobody to hand over to."""
+    key = digest(803, SIZE)
+    url = origin.serve("/blob", seed=803, size=SIZE, stall_after=100_000)
+    leader = start(lead_and_leave, folder, url, key)
+    assert leader.hear() == "leads"
+    with Store(folder, retries=OFTEN).open(key, url) as blob:
+        assert blob.read(10) == content(803, SIZE)[:10]
+        leader.say("leave")
+        assert leader.hear() == "left"
+        origin.refuse()
+        assert leader.hear() == "tried"
+        origin.change("/blob", stall_after=None)
+        origin.accept()
+        assert blob.read() == content(803, SIZE)[10:]
+    leader.say("end")
+    leader.finish()
 
 
 def test_an_upstream_that_is_away_while_nobody_reads(folder: str, origin: Origin) -> None:

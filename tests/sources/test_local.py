@@ -119,6 +119,16 @@ def test_file_objects_that_can_seek(path: Path) -> None:
             assert read(source) == BLOB
 
 
+def test_readers_of_one_regular_file_do_not_move_each_other(path: Path) -> None:
+    """A file object in two threads, or in two processes after a fork, which share a position."""
+    with path.open("rb") as file, open(os.dup(file.fileno()), "rb") as forked:
+        feeds = [FileSource(each).open() for each in (file, file, forked)]
+        found = [bytes(next(feed.data)) for feed in feeds]
+        assert [first + everything(feed) for first, feed in zip(found, feeds, strict=True)] == [
+            BLOB, BLOB, BLOB,
+        ]  # fmt: skip
+
+
 def test_a_file_object_that_cannot_seek() -> None:
     reader, writer = os.pipe()
     with os.fdopen(reader, "rb") as file:

@@ -9,12 +9,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shmstream import BlobAborted, BlobNotFound, DamagedBlob, Store, StoreUnusable
 from shmstream.asgi import InFlightResponse, Message
+from shmstream.storage.record import Record
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
@@ -449,3 +451,68 @@ def test_a_huge_sparse_file(store: Store) -> None:
     sparse(path + ".shmstream-partial")
     sparse(path + ".shmstream-journal")
     assert Path(store.fetch("a name", [DATA])).read_bytes() == DATA
+
+
+LOOKS = """
+store = Store(sys.argv[1])
+print([(each.kind, each.detail) for each in store.check()])
+print(len(store.gc(partial_age=0)), len(store.blobs()), store.open('a name').read())
+"""
+
+
+@needs_root
+def test_what_this_user_cannot_read(for_all: Path) -> None:
+    """It is reported, and it keeps no other file from being looked at, or from being removed."""
+    folder = for_all / "store"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 1234, 1234)
+    makes = f"store = Store(sys.argv[1]); store.fetch({KEY!r}, [{DATA!r}])\n"
+    makes += "store.fetch('a name', [b'x'])"
+    as_user(1234, 1234, str(folder), makes)
+    (folder / "blobs" / KEY.replace(":", "/")).chmod(0)
+    for number in range(3):
+        partial = folder / "named" / (f"{number}" * 64 + ".shmstream-partial")
+        partial.touch(0o600)
+        if number != 1:
+            os.chown(partial, 1234, 1234)
+        os.utime(partial, (1000, 1000))
+    found, told = as_user(1234, 1234, str(folder), LOOKS).splitlines()
+    assert found.count("'it cannot be read: Permission denied'") == 2
+    assert told == "2 2 b'x'"
+
+
+@needs_root
+def test_what_cannot_be_removed_is_passed_over(folder: str) -> None:
+    """As an immutable file, or here a mount point: the next blob goes in its place."""
+    store = make_store(folder, {"max_bytes": 1000})
+    first = store.fetch(KEY, [DATA])
+    wait_until(lambda: store.flights() == [])
+    subprocess.run(["mount", "--bind", "/etc/hostname", first], check=True)
+    try:
+        os.utime(first, (1000, 1000))
+        second, third = (store.fetch(name, [content(1, 700)]) for name in ("second", "third"))
+        wait_until(lambda: not os.path.exists(second))
+        assert store.evict(0) == [third]
+        with pytest.raises(StoreUnusable, match="busy"):
+            store.evict(0)
+    finally:
+        unmount(Path(first))
+    assert store.evict(0) == [first]
+
+
+@needs_root
+def test_a_check_of_a_disk_without_space(disk: Path) -> None:
+    """It would note the digest of a blob whose leader was killed just before it could."""
+    store = make_store(str(disk / "store"), {})
+    path = store.fetch("a name", [DATA])
+    wait_until(lambda: store.flights() == [])
+    record = Record.read(path + ".shmstream-record")
+    assert record is not None
+    Record("a name", None, record.metadata).write(path + ".shmstream-record")
+    with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert store.check() == []
+    (disk / "full").unlink()
+    assert store.check() == []
+    assert Record.read(path + ".shmstream-record") == record

@@ -123,8 +123,9 @@ def answer(connection: socket.socket, length: int, body: bytes) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + body)
 
 
+@pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("length", [4, 10])
-def test_an_http_response_that_is_cut_off_does_not_just_end(length: int) -> None:
+def test_an_http_response_that_is_cut_off_does_not_just_end(length: int, *, buffered: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = http.client.HTTPConnection("127.0.0.1", server.getsockname()[1], PATIENCE)
         client.request("GET", "/")
@@ -132,10 +133,11 @@ def test_an_http_response_that_is_cut_off_does_not_just_end(length: int) -> None
         thread = threading.Thread(target=answer, args=(connection, length, b"some"))
         thread.start()
         with client.getresponse() as response:
+            file = io.BufferedReader(response) if buffered else response
             if length == 4:
-                assert joined(response) == b"some"
+                assert joined(file) == b"some"
             else:
                 with pytest.raises(EOFError, match="6 bytes short"):
-                    joined(response)
+                    joined(file)
         client.close()
         thread.join()

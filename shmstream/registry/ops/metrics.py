@@ -6,10 +6,15 @@ worker's number and not its process id, so a new worker continues the counts of 
 Flights, followers and the store are not counted but looked at, when a client asks.
 
 Without PROMETHEUS_MULTIPROC_DIR a process counts for itself alone.
+
+If the disk is full, to count in a page that has no space there yet kills the process with SIGBUS.
+So a worker takes the space for its files before it counts. If there is none, it counts for itself
+alone, too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,9 +33,34 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 NUMBER_VARIABLE = "SHMSTREAM_WORKER"
 """Holds the number of this worker: a small number, used by one process at a time."""
 
-if FOLDER_VARIABLE in os.environ and NUMBER_VARIABLE in os.environ:
-    _number = os.environ[NUMBER_VARIABLE]
-    values.ValueClass = values.MultiProcessValue(lambda: _number)  # type: ignore[no-untyped-call]
+_SPACE = {"counter": 1 << 20, "histogram": 1 << 18, "gauge_livesum": 1 << 16}
+"""The files of a worker, and the bytes that are taken for each: more than it will need."""
+
+_log = logging.getLogger("shmstream")
+
+
+def _shared_folder() -> str | None:
+    """The folder of the counts of all workers; None if this process counts for itself alone."""
+    folder, number = os.environ.get(FOLDER_VARIABLE), os.environ.get(NUMBER_VARIABLE)
+    if folder is None or number is None:
+        return folder
+    try:
+        for kind, size in _SPACE.items():
+            path = os.path.join(folder, f"{kind}_{number}.db")
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, size)
+            finally:
+                os.close(fd)
+    except OSError as error:
+        _log.error("this worker counts for itself alone: %s: %s", error.strerror, folder)
+        values.ValueClass = values.MutexValue
+        return None
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+    return folder
+
+
+_folder = _shared_folder()
 
 
 @dataclass(frozen=True)
@@ -143,7 +173,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._folder = os.environ.get(FOLDER_VARIABLE)
+        self._folder = _folder
         counted = {each.name: each for each in METRICS if each.kind == "counter"}
         self._counters = {
             name: Counter(name, each.help, each.labels, registry=self._registry)

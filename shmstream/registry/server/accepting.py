@@ -19,13 +19,13 @@ from functools import partial
 import uvicorn
 
 from shmstream.asgi.protocol import Protocol
-from shmstream.registry.application import Application
 from shmstream.registry.server.acceptor import Acceptor, Counts
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeping_protocol import KeptProtocol
 from shmstream.registry.server.kept import Kept, Place
 from shmstream.registry.server.transport import Transport
+from shmstream.registry.server.worker import Served
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
@@ -46,7 +46,7 @@ class Post:
     table: Table
 
 
-def configuration(settings: Settings, app: Application) -> uvicorn.Config:
+def configuration(settings: Settings, app: Served) -> uvicorn.Config:
     """How uvicorn serves `app`; loaded.
 
     Raises:
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        app: Application,
+        app: Served,
         listener: socket.socket,
         counts: Counts,
         most: int,
@@ -149,8 +149,6 @@ class Server(uvicorn.Server):
         """Ten times a second: tell the other workers how many connections there are."""
         if self._acceptor is not None:
             self._acceptor.tell()
-        if self._kept is not None:
-            self._kept.beat()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -29,6 +29,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Sized
+from contextlib import suppress
 
 _DEFERENCE = 0.002  # s
 _ENDED = (errno.EINVAL, errno.EBADF)  # the socket listens no more
@@ -52,7 +53,8 @@ class Counts:
     def tell(self, count: int | None) -> None:
         """Tell how many connections this worker has; None: it accepts none."""
         told = 0 if count is None else count + 1
-        os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
+        with suppress(OSError):  # no space on the disk: then the others take their turns by chance
+            os.pwrite(self._fd, _COUNT.pack(told), self._number * _COUNT.size)
 
     def least(self) -> int | None:
         """The smallest count of all workers; None if no worker accepts."""

@@ -22,6 +22,7 @@ cut, unless the rest of the response is in the record. A refusal (408, 431, 400)
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import suppress
 from functools import partial
@@ -104,6 +105,7 @@ class KeptProtocol(Protocol):
         self._is_anothers = False  # the response was made by another worker, which has ended
         self._is_late = False  # a response is complete, and waits for the kernel to take it
         self._is_ending = False  # the server stops: this is the last response
+        self._was_there = False  # this process is about to be woken for bytes that it has read
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
         self._held = b""  # the head of a response, before the first part of its body
@@ -143,6 +145,9 @@ class KeptProtocol(Protocol):
         if (self._is_answering() or self._is_late) and not self._is_midway:
             self._look_behind()
             return
+        if self._was_there:
+            self._was_there = False
+            return
         try:
             data = self._socket.recv(_LOOK, socket.MSG_PEEK)
             if len(data) == _LOOK:
@@ -151,7 +156,6 @@ class KeptProtocol(Protocol):
                 self._client_ended()
             elif not self._is_midway and (size := _size_of_head(data)):
                 self._request = size
-                self._wake_at(len(data) + 1)
                 self._is_midway = True  # until `on_message_complete`
                 self.data_received(data if size == len(data) else data[:size])
                 self._take_unless_whole()
@@ -168,7 +172,6 @@ class KeptProtocol(Protocol):
         """Read the head of a request whose body is still to come."""
         if self._is_midway:
             self._take(self._request)
-            self._wake_at(1)
 
     def _take(self, count: int) -> None:
         """Read bytes from the socket that were looked at before."""
@@ -325,6 +328,10 @@ class KeptProtocol(Protocol):
             gone = min(self._skip, count)
             self._skip -= gone
             offset, count = offset + gone, count - gone
+        if self._held and count <= _SHORT:  # cheaper than two calls of the kernel
+            data = os.pread(file, count, offset)
+            self._held += data
+            offset, count = offset + len(data), count - len(data)
         self._write_held(more=count > 0)
         await super()._send_file(file, offset, count)
 
@@ -358,6 +365,7 @@ class KeptProtocol(Protocol):
             self._sent = self._end_of_it
         try:
             self._take(self._request)
+            self._was_there = self._low == 1
             self._wake_at(1)
         except OSError:
             self.transport.abort()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Record, Table
 
+_BEAT = 0.1  # s
 _EMPTY = 64  # bytes; more than a response has before its text
 
 _log = logging.getLogger("shmstream")
@@ -64,13 +65,14 @@ class Kept:
 
     def ready(self) -> None:
         """Tell the supervisor that this worker takes connections."""
-        self._table.beat()
+        self._beat()
         self._send(Message(Kind.READY))
 
-    def beat(self) -> None:
-        """Tell the supervisor that this worker makes progress. Call it ten times a second."""
+    def _beat(self) -> None:
+        """Tell that this worker makes progress, ten times a second, also while it stops."""
         if not self._is_over:
             self._table.beat()
+            self._loop.call_later(_BEAT, self._beat)
 
     def take(self, connection: socket.socket) -> Place | None:
         """Have a new connection kept. None if that is not possible: it can be served all the same.

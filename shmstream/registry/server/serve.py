@@ -22,7 +22,7 @@ from contextlib import ExitStack, closing
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
-from shmstream.registry.server.worker import CONNECTIONS, log_to_stderr
+from shmstream.registry.server.worker import CONNECTIONS, WORKER, log_to_stderr
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
 from shmstream.system import tcp
@@ -37,10 +37,11 @@ _OWN = 256  # descriptors of the parent that are no duplicates of connections
 _log = logging.getLogger("shmstream")
 
 
-def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
+def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER) -> bool:
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is called with lines for the person who started the server.
+    `tell` is called with lines for the person who started the server. `module` is run as a program
+    to be a worker.
 
     Raises:
         ImportError: the extra `serve` is not installed.
@@ -70,6 +71,7 @@ def serve(settings: Settings, tell: Callable[[str], None]) -> bool:
             gone=lambda number: _forget(number, folder),
             keeper=_keeper(settings),
             stuck_after=settings.stuck_after,
+            module=module,
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
@@ -203,8 +205,11 @@ def _forget(number: int, folder: TemporaryFolder) -> None:
     """Remove a dead worker's gauges, and its count of connections."""
     from prometheus_client.multiprocess import mark_process_dead
 
-    _restore(folder)
-    mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
-    counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
-    counts.tell(None)
-    counts.close()
+    try:
+        _restore(folder)
+        mark_process_dead(number, folder.path)  # type: ignore[no-untyped-call]
+        counts = Counts(os.path.join(folder.path, CONNECTIONS), number)
+        counts.tell(None)
+        counts.close()
+    except OSError as error:  # the disk is full, or gone
+        _log.error("a dead worker's counts cannot be removed: %s", error)

@@ -45,7 +45,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shmstream.registry.server.keeper import Keeper
-from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE, POST
+from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE, POST, WORKER
 
 _ROOT = str(Path(__file__).parents[2])  # workers import the package from here
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -93,11 +93,13 @@ class Workers:
         gone: Callable[[int], None],
         keeper: Keeper | None = None,
         stuck_after: float = 0.0,
+        module: str = WORKER,
     ) -> None:
         """`gone` is called with the number of each worker that has ended.
 
         `keeper` keeps the connections; it is closed at the end. A worker that makes no progress for
-        `stuck_after` seconds is killed if there is a keeper; 0: never.
+        `stuck_after` seconds is killed if there is a keeper; 0: never. `module` is run as a
+        program to be a worker.
         """
         self._count = count
         self._patience = grace + LAST_PATIENCE
@@ -107,6 +109,7 @@ class Workers:
         self._gone = gone
         self._keeper = keeper
         self._stuck_after = stuck_after
+        self._module = module
         self._workers: list[Worker] = []
         self._is_stopping = False
         self._cannot_start = False
@@ -195,9 +198,8 @@ class Workers:
     def _open(self, number: int, *post: int) -> subprocess.Popen[bytes]:
         """Start the process of a worker, which gets these descriptors of the keeper."""
         listener = self._listener.fileno()
-        module = "shmstream.registry.server.worker"
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", module, str(number), str(listener)],
+            [sys.executable, "-P", "-m", self._module, str(number), str(listener)],
             stdin=subprocess.PIPE,
             stdout=None if sys.stdout is not None else subprocess.DEVNULL,
             stderr=None if sys.stderr is not None else subprocess.DEVNULL,
@@ -296,7 +298,8 @@ class Workers:
             return
         for worker in self._workers:
             silence = self._keeper.silence(worker.number)
-            if silence > self._stuck_after and worker.process.poll() is None:
+            is_stuck = silence > self._stuck_after and worker.deadline is None
+            if is_stuck and worker.process.poll() is None:
                 what = f"has made no progress for {silence:.0f} s and is killed"
                 _log.error("worker %d %s", worker.process.pid, what)
                 worker.process.kill()

@@ -15,8 +15,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import ShmstreamError, escaped
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.channel import Channel
@@ -27,6 +30,8 @@ from shmstream.system.threads import Call
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
+WORKER = "shmstream.registry.server.worker"
+"""The program that is a worker of the registry."""
 POST = "SHMSTREAM_POST"
 """The environment variable with the descriptors of a channel and a table of the keeper."""
 CONNECTIONS = "connections"
@@ -37,8 +42,8 @@ LAST_PATIENCE = 10.0
 _log = logging.getLogger("shmstream")
 
 
-def main() -> None:
-    """Run one worker."""
+def main(make: Callable[[Settings], Served] | None = None) -> None:
+    """Run one worker, of the application that `make` makes; None: of the registry."""
     number, listener = sys.argv[1:]
     post = os.environ.pop(POST, "").split()
     os.environ["SHMSTREAM_WORKER"] = number
@@ -47,9 +52,19 @@ def main() -> None:
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
     counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:
-        code = _serve(settings, connections, counts, *map(int, post))
+        code = _serve(make, settings, connections, counts, *map(int, post))
     logging.shutdown()
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
+
+
+class Served(Protocol):
+    """The ASGI application of a worker."""
+
+    def stop(self) -> None:
+        """The server is about to stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
 
 
 class _OneLine(logging.Formatter):
@@ -72,18 +87,28 @@ def log_to_stderr(prefix: str, level: str) -> None:
     logging.getLogger("shmstream").setLevel(level)
 
 
+def _registry(settings: Settings) -> Served:
+    from shmstream.registry.application import Application
+
+    return Application(settings)
+
+
 def _serve(
-    settings: Settings, listener: socket.socket, counts: Counts, channel: int = -1, table: int = -1
+    make: Callable[[Settings], Served] | None,
+    settings: Settings,
+    listener: socket.socket,
+    counts: Counts,
+    channel: int = -1,
+    table: int = -1,
 ) -> int:
     """Serve until a signal; the exit code."""
-    from shmstream.registry.application import Application
     from shmstream.registry.server.accepting import Post, Server, configuration, most_connections
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of pools that are full
     make_room()
     try:
-        app = Application(settings)
+        app = (make or _registry)(settings)
         config = configuration(settings, app)
     except (ShmstreamError, BadSetting, OSError) as error:  # ssl.SSLError is one
         _log.error("%s", error)

@@ -23,6 +23,7 @@ from tests.support.commands import PYTHON, ROOT, Command
 from tests.support.crowds import BLOB, DATA, MIB
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
+from tests.support.root import mount, needs_root, unmount
 from tests.support.serving import Serve, Serving
 
 STARTS = "shmstream_worker_starts_total"
@@ -66,6 +67,37 @@ def test_its_temporary_folder_is_removed(serve: Serve) -> None:
     serving.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len([*folder.glob("counter_*.db")]) == 2)
     assert serving.ask("/metrics").status == 200
+
+
+@needs_root
+def test_no_space_in_its_temporary_folder(serve: Serve, tmp_path: Path) -> None:
+    """As where it is on the disk of the store. Metrics lie there, and to count is no risk."""
+    disk = tmp_path / "temporary"
+    mount(disk, "size=4m")
+    try:
+        serving = serve("--workers", "1", "--no-access-log")
+        [worker] = serving.workers()
+        for number in range(3):
+            with (disk / f"{number}").open("wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+        for path in ("/healthz", "/metrics", "/none", "/v2/", "/v2/a/tags/list?n=x", "/readyz"):
+            for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
+                assert serving.ask(path, method).status > 0
+        assert serving.workers() == [worker]
+        serving.process.send_signal(signal.SIGHUP)  # a worker of another number, which has no files
+        wait_until(lambda: serving.workers() not in ([worker], []) and len(serving.workers()) == 1)
+        assert serving.metric("shmstream_worker_starts_total") > 0
+        assert "counts for itself alone" in serving.log
+        os.kill(serving.workers()[0], signal.SIGKILL)
+        wait_until(lambda: "died by SIGKILL" in serving.log and len(serving.workers()) == 1)
+        assert serving.ask("/v2/").status == 200
+        assert serving.stop() == 0
+        assert "SIGBUS" not in serving.log
+        for each in disk.iterdir():
+            each.unlink()
+    finally:
+        unmount(disk)
 
 
 def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
