@@ -182,7 +182,11 @@ def test_the_lead_goes_to_the_other_container_and_back(
 
 
 def test_a_reader_that_cannot_lead_waits_for_another_one(
-    reader: Reader, containers: tuple[Container, Container], folder: str, origin: Origin
+    reader: Reader,
+    start: Callable[..., Interpreter],
+    containers: tuple[Container, Container],
+    folder: str,
+    origin: Origin,
 ) -> None:
     """It has a source, and no shared memory to lead with."""
     here, there = containers
@@ -192,7 +196,9 @@ def test_a_reader_that_cannot_lead_waits_for_another_one(
     assert leader.hear()["role"] == "leads"
     wait_until(partial(has_come, folder, MIB))
     subprocess.run([*there.within, "mount", "-o", "remount,ro", "/dev/shm"], check=True)
-    second, unable = reader(here, KEY, url), reader(there, KEY, url)
+    second = reader(here, KEY, url)
+    arguments = (folder, KEY, url, None)
+    unable = start(flights.read_in_steps_patiently, *arguments, within=there.within)
     assert second.hear()["role"] == unable.hear()["role"] == "follows"
     send(second, signal.SIGSTOP)
     send(leader, signal.SIGKILL)

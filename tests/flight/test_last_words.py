@@ -101,9 +101,12 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("how", WRONG, ids=["a page", "nothing", "a length that never fits"])
 def test_a_leader_whose_source_gives_a_wrong_blob_hands_over(
-    how: dict[str, Any], takers: list[Interpreter], store: Store, origin: Origin
+    how: dict[str, Any], start: Start, store: Store, origin: Origin
 ) -> None:
     """Nothing was published, so another reader's source can still be asked."""
+    takers = [start(flights.take_patiently, store.folder, {}) for _ in range(3)]
+    for taker in takers:
+        taker.hear()
     key, good = digest(1, MIB), origin.serve("/good", seed=1, size=MIB)
     bad = origin.serve("/bad", stall_after=-1, **how)
     take(takers[0], key, bad, "leads")

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import typing
 from dataclasses import dataclass
 from functools import partial
 
 import uvicorn
 
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.asgi.protocol import Protocol
 from shmstream.registry.server.acceptor import Acceptor, Counts
 from shmstream.registry.server.channel import Channel
@@ -25,12 +27,21 @@ from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeping_protocol import KeptProtocol
 from shmstream.registry.server.kept import Kept, Place
 from shmstream.registry.server.transport import Transport
-from shmstream.registry.server.worker import Served
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
 _UNASKED = 2  # connections for each that `max_connections` allows; those beyond it get a 503
 _FEW = 64  # connections; as many are taken in any case
+
+
+class Served(typing.Protocol):
+    """The ASGI application of a worker."""
+
+    def stop(self) -> None:
+        """The server is about to stop."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan."""
 
 
 def most_connections(settings: Settings) -> int:
