@@ -27,6 +27,7 @@ error, with the same facts, as the writer that aborted.
     |-- SourceError               one source failed once: inside a flight, and from `Source.open`
     `-- StoreError                a store, before there is a flight
         |-- BlobNotFound          the blob is not in the store, and no source was given
+        |-- BlobExists            the blob is complete already, so nobody can produce it
         |-- StoreUnusable         the folder cannot hold a store
         `-- DamagedBlob           a complete blob does not have the digest of its key
 
@@ -443,13 +444,33 @@ class StoreError(ShmstreamError):
 
 @dataclass(eq=False)
 class BlobNotFound(StoreError, LookupError):
-    """The blob is neither complete nor in flight, and no source was given."""
+    """The blob is neither complete nor in flight, and no source was given.
+
+    `waited`: seconds for which this waited until another process would begin it.
+    """
+
+    key: str
+    folder: str
+    waited: float = 0.0
+
+    def __str__(self) -> str:
+        how = f"; no process has begun it in {self.waited:g} s" if self.waited else ""
+        told = f"{self.key[:200]!r} is not in {self.folder}"
+        return f"{told}, and no source was given to get it from{how}"
+
+
+@dataclass(eq=False)
+class BlobExists(StoreError):
+    """The blob is complete already, and its producer did not say that it is to be replaced."""
 
     key: str
     folder: str
 
     def __str__(self) -> str:
-        return f"{self.key[:200]!r} is not in {self.folder}, and no source was given to get it from"
+        return (
+            f"{self.key[:200]!r} is complete in {self.folder} already: read it, remove it first "
+            "(`store.remove(key)`), or create it with replace=True"
+        )
 
 
 @dataclass(eq=False)

@@ -2,11 +2,16 @@
 
     store.open           a readable file at once, in every process     flight/flight, flight/blob
     store.aopen          the same for asyncio                          flight/async_blob
+    store.create         a writable file, which others read meanwhile  flight/blob_writer
     store.fetch          the path of the whole blob                    flight/blob
+    store.fetch_many     the paths of several blobs
+    store.snapshot       a folder of blobs with names for people       storage/placing
     store.pass_through   the bytes for one client, nothing is kept     flight/pass_through
     store.flights        the downloads in progress                     storage/flights
     store.stock          what is complete, counted                     storage/stock
     store.remove         remove one blob
+    store.cancel         end one flight, in whatever process           flight/cancelling
+    store.pin, unpin     have one blob stay
     store.evict          make room, the least recently used first      storage/eviction
     store.check          find what is not as it should be              storage/check
     store.gc             remove what dead processes left               storage/gc
@@ -19,22 +24,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
-from shmstream.cluster.cluster import Cluster
-from shmstream.cluster.node import Node
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event, EventKind
-from shmstream.flight import offers
-from shmstream.flight.async_blob import AsyncBlob, Stored
-from shmstream.flight.blob import Blob, Progress
+from shmstream.flight import cancelling, offers
+from shmstream.flight.blob import Blob
+from shmstream.flight.blob_writer import BlobWriter
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import Passage
+from shmstream.flight.producer import Order, Producer
+from shmstream.flight.progress import Bar, Listener, Progress, listener
 from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
@@ -42,13 +49,20 @@ from shmstream.storage import check, flights, gc
 from shmstream.storage.check import Finding
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
-from shmstream.storage.folder import trouble
+from shmstream.storage.folder import default_folder, is_set, trouble
 from shmstream.storage.gc import WEEK
 from shmstream.storage.layout import Entry, Layout, Place
+from shmstream.storage.placing import place_file
 from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
+from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
 from shmstream.units import is_size, size
+
+if TYPE_CHECKING:
+    from shmstream.cluster.cluster import Cluster
+    from shmstream.cluster.node import Node
+    from shmstream.flight.async_blob import AsyncBlob, Stored
 
 _log = logging.getLogger("shmstream")
 
@@ -60,7 +74,10 @@ class Store:
     store holds nothing open between calls, so it needs no closing and survives a fork.
 
     Args:
-        folder: the path; a missing folder is made, with mode 0700. `~` is the user's home.
+        folder: the path; a missing folder is made, with mode 0700. `~` is the user's home. None:
+            the folder that the environment variable SHMSTREAM_STORE names, or `shmstream` in the
+            user's cache (`~/.cache`), with the limit in SHMSTREAM_MAX_BYTES, and shared by a group
+            if SHMSTREAM_SHARED_GROUP is 1.
         max_bytes: limit of all blobs together, complete or partial, in bytes or as a text such as
             `"10GiB"`; beyond it abandoned partial files go first, then the least recently used
             blobs. None: no limit. A blob in flight is not evicted, nor is the blob that was just
@@ -96,7 +113,7 @@ class Store:
 
     def __init__(
         self,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         max_bytes: int | str | None = None,
         durable: bool = True,
@@ -112,6 +129,10 @@ class Store:
         cluster: Cluster | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
+        if folder is None:
+            folder = default_folder()
+            max_bytes = os.environ.get("SHMSTREAM_MAX_BYTES") if max_bytes is None else max_bytes
+            shared_group = shared_group or is_set("SHMSTREAM_SHARED_GROUP")
         max_bytes = _bytes(max_bytes, "max_bytes")
         if max_flights is not None and max_flights < 1:
             raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
@@ -137,6 +158,8 @@ class Store:
         )
         self._node: Node | None = None
         if cluster is not None:
+            from shmstream.cluster.node import Node
+
             self._node = Node(cluster, self._layout, self._policy)
             self._policy = replace(self._policy, across=self._node.part)
             self._node.begin()
@@ -148,14 +171,16 @@ class Store:
         *,
         digest: str | None = None,
         size: int | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Listener = None,
         stall_timeout: float | None = None,
         linger: bool = True,
+        wait_for: float = 0.0,
     ) -> Blob:
         """The blob of `key`, to read while it arrives: complete, in flight, or from `source`.
 
         Does not wait for the source. However many processes call this at the same time, one of
-        them downloads. If that process dies, another one continues the download.
+        them downloads. If that process dies, another one continues the download; but what another
+        process writes (`create`), no other one can continue.
 
         Args:
             key: a digest, and then the bytes are verified: `sha256:<hex>`, 64 hex digits alone,
@@ -168,12 +193,15 @@ class Store:
                 with another digest is not what was asked for: it is downloaded anew.
             size: the bytes that the blob has; more, or fewer, are an error. Otherwise as `digest`.
             progress: called with a `Progress` while this blob is read or waited for, by the thread
-                that reads or waits, at most ten times a second.
+                that reads or waits, at most ten times a second. True: shows a bar, by tqdm or rich.
             stall_timeout: seconds without a new byte after which this process goes on without the
                 leader, although that is alive, by a download of its own. A read raises
                 `WriterStalled` if this process leads or has no source. None: wait for as long as
                 the leader lives.
             linger: continue the download to its end when no reader is left.
+            wait_for: if the blob is neither complete nor in flight, wait up to so many seconds
+                until another process begins it, by `create` or by a download of its own. Only
+                then `source` is asked.
 
         Raises:
             BlobNotFound: the blob is not here, and there is no source.
@@ -184,11 +212,12 @@ class Store:
             CannotStart, StoreError: a flight cannot begin; the subclasses tell why.
             ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
-        flight = self._flight(self._layout.place(key, digest, size), source, stall_timeout, linger)
+        place = self._layout.place(key, digest, size)
+        flight = self._flight(place, source, stall_timeout, linger, _seconds(wait_for))
         opens = partial(
             self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
         )
-        return Blob(flight, progress, opens=opens)
+        return Blob(flight, listener(progress), opens=opens)
 
     def _flight(
         self,
@@ -196,6 +225,7 @@ class Store:
         source: Offer | AnySource | None,
         stall_timeout: float | None,
         linger: bool,
+        wait_for: float = 0.0,
     ) -> Flight:
         return Flight(
             self._layout,
@@ -204,7 +234,42 @@ class Store:
             self._policy,
             stall_timeout=stall_timeout,
             lingers=linger,
+            wait_for=wait_for,
         )
+
+    def create(
+        self,
+        key: str,
+        size: int | None = None,
+        digest: str | None = None,
+        *,
+        media_type: str | None = None,
+        replace: bool = False,
+    ) -> BlobWriter:
+        """A writable binary file that is the blob of `key`; others read it while it is written.
+
+        `with store.create(key) as blob: ...` commits at the end, and aborts on an exception. Any
+        process that opens the key gets the bytes as they come, also one that waits for it already
+        (`wait_for`). Nobody can go on for this process: if it is killed, readers get `WriterDied`,
+        and nothing is kept. The limit `max_flights` does not count it.
+
+        Args:
+            key: as for `open`; if it is a digest, the bytes must have it.
+            size: the bytes that the blob will have, if that is known; more, or fewer, are an error.
+            digest: what the bytes of a name must have. Readers get the last chunk only when all
+                is verified.
+            media_type: such as `text/csv`, for responses over HTTP.
+            replace: write it although there is a complete blob, which is replaced at the end.
+
+        Raises:
+            BlobExists: it is complete already.
+            StreamExists: another process writes or downloads it just now.
+            OutOfRoom: the store cannot keep `size` bytes.
+            CannotStart, StoreError: it cannot begin; the subclasses tell why.
+            ValueError: the key, `size` or `digest` is not valid.
+        """
+        order = Order(self._layout.place(key, digest, size), media_type, replace)
+        return BlobWriter(Producer.begin(self._layout, order, self._policy), self.folder)
 
     def aopen(
         self,
@@ -213,14 +278,18 @@ class Store:
         *,
         digest: str | None = None,
         size: int | None = None,
+        progress: Listener = None,
         stall_timeout: float | None = None,
         linger: bool = True,
+        wait_for: float = 0.0,
     ) -> AsyncBlob:
         """`open` for asyncio: `async with store.aopen(key, source) as blob: ...`.
 
         Arguments and errors are those of `open`. Entering the block raises the errors; only a key
         that is not valid raises here.
         """
+        from shmstream.flight.async_blob import AsyncBlob  # it imports asyncio
+
         place = self._layout.place(key, digest, size)
         sources = Offer(source)
 
@@ -247,8 +316,24 @@ class Store:
         # Without a source it cannot lead or take over.
         flight = (self.folder, place.key, source is None, place.digest, place.size)
         return AsyncBlob(
-            place.key, flight, place.path, stored, flight_for_all, stall_timeout, offer, withdraw
+            place.key,
+            flight,
+            place.path,
+            stored,
+            flight_for_all,
+            stall_timeout,
+            offer,
+            withdraw,
+            wait_for=_seconds(wait_for),
+            is_begun=partial(self._is_begun, place),
+            progress=listener(progress),
         )
+
+    def _is_begun(self, place: Place) -> bool:
+        """Whether the blob is complete, or a live process brings it."""
+        if os.path.lexists(place.path) or FileFollower.finds(place):
+            return True
+        return os.path.exists(segment.path_of(place.stream)) and not is_abandoned(place.stream)
 
     def fetch(
         self,
@@ -257,21 +342,129 @@ class Store:
         *,
         digest: str | None = None,
         size: int | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        progress: Listener = None,
         stall_timeout: float | None = None,
+        wait_for: float = 0.0,
+        link: str | os.PathLike[str] | None = None,
     ) -> str:
         """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
 
-        Arguments are those of `open`.
+        Arguments are those of `open`. `link` is a further name for the blob, outside the store. It
+        appears when the blob is complete, replaces an older file, and is what this returns. It is a
+        reflink where the file system has them, else a hard link (do not write to it: it is the
+        store's file), and a copy only on another file system. An eviction does not remove it.
 
         Raises:
             ShmstreamError: as `open`, and as reading a `Blob`.
+            OSError: `link` cannot be written to.
         """
         with self.open(
-            key, source, digest=digest, size=size, progress=progress, stall_timeout=stall_timeout
+            key,
+            source,
+            digest=digest,
+            size=size,
+            progress=progress,
+            stall_timeout=stall_timeout,
+            wait_for=wait_for,
         ) as blob:
             blob.wait()
-            return blob.path
+            if link is None:
+                return blob.path
+            place_file(blob.view().fd, link)
+            return os.path.abspath(os.path.expanduser(link))
+
+    def fetch_many(
+        self,
+        sources: Mapping[str, AnySource | None],
+        *,
+        progress: Listener = None,
+        stall_timeout: float | None = None,
+        at_once: int = 8,
+    ) -> dict[str, str]:
+        """Wait for several blobs, and return the path of each, by key.
+
+        Args:
+            sources: by key, what `open` takes as source.
+            progress: as for `open`; called for each blob. True: one bar for all.
+            stall_timeout: as for `open`.
+            at_once: so many are in flight at one time.
+
+        Raises:
+            ShmstreamError: the first blob that fails. What is in flight goes on.
+        """
+        paths: dict[str, str] = {}
+        for key, blob in self._complete(sources, progress, stall_timeout, at_once):
+            paths[key] = blob.path
+        return paths
+
+    def snapshot(
+        self,
+        folder: str | os.PathLike[str],
+        files: Mapping[str, tuple[str, AnySource | None]],
+        *,
+        progress: Listener = None,
+        stall_timeout: float | None = None,
+        at_once: int = 8,
+    ) -> str:
+        """A folder with blobs under names for people; its path.
+
+        `store.snapshot("model", {"weights/a.bin": (key, source), ...})`: each file appears when its
+        blob is complete, as with `fetch(link=...)`. Other files in the folder stay.
+
+        Args:
+            folder: is made if it is missing.
+            files: by name, which may have subfolders: key and source, as `open` takes them.
+            progress: as for `fetch_many`.
+            stall_timeout: as for `open`.
+            at_once: so many are in flight at one time.
+
+        Raises:
+            ShmstreamError: the first blob that fails.
+            ValueError: a name is empty, absolute, or leads out of the folder.
+            OSError: a file cannot be written.
+        """
+        folder = os.path.abspath(os.path.expanduser(folder))
+        names: dict[str, list[str]] = {}
+        sources: dict[str, AnySource | None] = {}
+        for name, (key, source) in files.items():
+            names.setdefault(key, []).append(_inside(folder, name))
+            if sources.get(key) is None:
+                sources[key] = source
+        os.makedirs(folder, exist_ok=True)
+        for key, blob in self._complete(sources, progress, stall_timeout, at_once):
+            for path in names[key]:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                place_file(blob.view().fd, path)
+        return folder
+
+    def _complete(
+        self,
+        sources: Mapping[str, AnySource | None],
+        progress: Listener,
+        stall_timeout: float | None,
+        at_once: int,
+    ) -> Iterator[tuple[str, Blob]]:
+        """Each blob when it is complete. Their leaders bring them, a few at one time."""
+        if at_once < 1:
+            raise ValueError(f"at_once is a number of blobs, not {at_once!r}")
+        told = listener(progress)
+        left = list(sources.items())[::-1]
+        with ExitStack() as closing:
+            if isinstance(told, Bar):
+                closing.callback(told.close)
+            running: deque[tuple[str, Blob]] = deque()
+            while left or running:
+                while left and len(running) < at_once:
+                    key, source = left.pop()
+                    # Not the bar itself, which the first blob would close.
+                    tell = None if told is None else partial(_tell, told)
+                    blob = self.open(key, source, progress=tell, stall_timeout=stall_timeout)
+                    closing.callback(blob.close)
+                    running.append((key, blob))
+                key, blob = running.popleft()
+                blob.wait()
+                yield key, blob
+                blob.close()
 
     def pass_through(
         self,
@@ -312,12 +505,43 @@ class Store:
         """Where the complete blob of `key` lies, or will lie."""
         return self._layout.place(key).path
 
+    def pin(self, key: str) -> None:
+        """Have the blob of `key` stay when room is made, also one that is yet to come. Idempotent.
+
+        Until `unpin` or `remove`. It counts for `max_bytes` all the same.
+
+        Raises:
+            StoreUnusable: the store is read-only, or its folder is gone.
+        """
+        with self._naming_troubles():
+            self._layout.pin(self._layout.place(key))
+
+    def unpin(self, key: str) -> bool:
+        """Let the blob of `key` go when room is made. False if it was not pinned."""
+        with self._naming_troubles():
+            return self._layout.remove(self._layout.place(key).pin)
+
+    def is_pinned(self, key: str) -> bool:
+        """Whether the blob of `key` stays when room is made."""
+        return os.path.lexists(self._layout.place(key).pin)
+
+    def cancel(self, key: str) -> bool:
+        """End the flight of `key`, also one of another process. False if there was none.
+
+        Its readers get `BlobAborted`, what came is removed, and the next call begins anew. A
+        complete blob stays. Waits until the flight has ended; if the process that leads is stopped,
+        5 s at most.
+        """
+        with self._naming_troubles():
+            return cancelling.cancel(self._layout.place(key))
+
     def remove(self, key: str) -> bool:
-        """Remove the complete blob of `key`. False if there was none.
+        """Remove the complete blob of `key`, also if it is pinned. False if there was none.
 
         It stays readable where it is open, and a flight of the key goes on.
         """
         place = self._layout.place(key)
+        self._layout.remove(place.pin)
         removed = self._layout.remove(place.path)
         if removed and self._node is not None:
             self._node.evicted(place.key)
@@ -335,7 +559,11 @@ class Store:
         return os.path.exists(segment.path_of(place.stream)) or FileFollower.finds(place)
 
     def blobs(self) -> list[tuple[str | None, Entry]]:
-        """The complete blobs with their keys, the least recently used first."""
+        """The complete blobs with their keys, the least recently used first.
+
+        An entry has `size`, `path`, `used`, `source` and `is_pinned`. The key is None for a blob
+        whose key is no digest, if its record is lost.
+        """
         with self._naming_troubles():
             return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
 
@@ -458,3 +686,30 @@ def _bytes(given: int | str | None, name: str) -> int | None:
     if number < 0:
         raise ValueError(f"{name} is a number of bytes, or None for no limit: {given!r}")
     return number
+
+
+def _seconds(wait_for: float) -> float:
+    """A time to wait, in seconds.
+
+    Raises:
+        ValueError: it is negative, or no number.
+    """
+    if not wait_for >= 0:
+        raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
+    return wait_for
+
+
+def _tell(told: Callable[[Progress], None], progress: Progress) -> None:
+    told(progress)
+
+
+def _inside(folder: str, name: str) -> str:
+    """The path of the file of that name in the folder.
+
+    Raises:
+        ValueError: the name is empty, absolute, or leads out of the folder.
+    """
+    parts = name.split("/")
+    if os.path.isabs(name) or any(part in ("", ".", "..") for part in parts) or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a file in a folder, such as 'a.bin' or 'a/b.bin'")
+    return os.path.join(folder, *parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 _NUMBER = r"(\d{1,30}(?:\.\d{1,30})?)"  # of more digits, nothing has a use
 _SIZE = re.compile(rf"{_NUMBER}\s*(?:([kmgtp])(i?b)?|b)?", re.IGNORECASE | re.ASCII)
@@ -19,6 +18,8 @@ def size(text: str) -> int:
     """
     if not (found := _SIZE.fullmatch(text.strip())):
         raise ValueError(f"{text!r} is no size, such as 1234, 500MB or 10GiB")
+    from fractions import Fraction
+
     number, letter, unit = found.groups()
     kilo = 1000 if (unit or "").lower() == "b" else 1024
     return int(Fraction(number) * kilo ** " kmgtp".index((letter or " ").lower()))

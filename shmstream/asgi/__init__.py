@@ -3,6 +3,8 @@
 response      `InFlightResponse`, an ASGI application
 reply         `BlobReply`, the answer to one request; raises what goes wrong
 conditions    which status, headers and range a request gets
+terms         how a caller wants the answers to look; also for WSGI
+headers       dates and names of files in headers
 body          sends the bytes as they arrive
 leaving       ends the work for a client that leaves
 statuses      which status an error means

@@ -1,13 +1,14 @@
 """The answer to a request for a blob, decided from its headers and from what is known of the blob.
 
-    If-Match that does not name it    412
-    If-None-Match that names it       304
+    If-Match that does not name it    412; without it If-Unmodified-Since, if it was modified since
+    If-None-Match that names it       304; without it If-Modified-Since, if it was not modified
     one Range, without If-Range or
       with one that names it          206, or 416 if the blob has no such bytes
     anything else                     200
 
 A request for several ranges, for another unit, or for no valid range gets the whole blob, as RFC
-9110 (14.2) allows. So does any request while the size is not known. Nothing here waits or sends.
+9110 (14.2) allows. While the size is not known, a range with a first and a last byte that are there
+is a 206 with `*` for the size; any other request gets the whole blob. Nothing here waits or sends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from shmstream.asgi.headers import http_date, read_date
 from shmstream.stream.spelling import read_digest
 
 _ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d+)?|-(\d+))\s*", re.ASCII | re.IGNORECASE)
@@ -56,44 +58,94 @@ def _digest_of(key: str) -> str | None:
         return None
 
 
-def without_the_blob(request: Mapping[str, str], etag: str | None) -> Answer | None:
+def without_the_blob(
+    request: Mapping[str, str], etag: str | None, modified: int | None = None
+) -> Answer | None:
     """412 or 304, if a condition of the request decides the answer; None if the blob is needed.
 
-    Raises nothing, whatever the headers are.
+    `modified` is when the blob was modified last, in seconds since 1970. Raises nothing, whatever
+    the headers are.
     """
-    if not _matches(request.get("if-match"), etag, weak=False):
-        return Answer(412, _tagged(etag, {"content-length": "0"}))
-    if "if-none-match" in request and _matches(request["if-none-match"], etag, weak=True):
-        return Answer(304, _tagged(etag, {}))
-    return None
+    since = read_date(request.get("if-unmodified-since"))
+    too_late = None not in (since, modified) and (modified or 0) > (since or 0)
+    if "if-match" not in request:
+        is_refused = too_late
+    else:
+        is_refused = not _matches(request["if-match"], etag, weak=False)
+    if is_refused:
+        return Answer(412, _tagged(etag, modified, {"content-length": "0"}))
+    since = read_date(request.get("if-modified-since"))
+    if "if-none-match" in request:
+        is_known = _matches(request["if-none-match"], etag, weak=True)
+    else:
+        is_known = None not in (since, modified) and (modified or 0) <= (since or 0)
+    return Answer(304, _tagged(etag, modified, {})) if is_known else None
 
 
-def with_the_blob(request: Mapping[str, str], etag: str | None, size: int | None) -> Answer:
-    """The answer to a request whose conditions allow one; `size` in bytes, None if not known."""
-    if size is None:
-        return Answer(200, _tagged(etag, {}), end=None)
+def with_the_blob(
+    request: Mapping[str, str],
+    etag: str | None,
+    size: int | None,
+    modified: int | None = None,
+    published: int = 0,
+) -> Answer:
+    """The answer to a request whose conditions allow one; `size` in bytes, None if not known.
+
+    `published` is the number of bytes that are there.
+    """
     wanted = request.get("range")
-    is_same = "if-range" not in request or (_is_strong(etag) and request["if-range"] == etag)
-    if wanted is not None and is_same:
-        span = _span(wanted, size)
-        if span is not None:
-            start, end = span
-            if start >= end:
-                told = {"content-range": f"bytes */{size}", "content-length": "0"}
-                return Answer(416, _tagged(etag, told))
-            told = {
-                "content-range": f"bytes {start}-{end - 1}/{size}",
-                "content-length": str(end - start),
-            }
-            return Answer(206, _tagged(etag, told), start, end, wanted.strip().endswith("-"))
-    return Answer(200, _tagged(etag, {"content-length": str(size)}), 0, size)
+    if "if-range" in request and not _is_same(request["if-range"], etag, modified):
+        wanted = None
+    if size is None:
+        part = _part_that_is_there(wanted, published)
+        if part is None:
+            return Answer(200, _tagged(etag, modified, {}), end=None)
+        return _partial(part, None, etag, modified)
+    span = None if wanted is None else _span(wanted, size)
+    if span is None:
+        return Answer(200, _tagged(etag, modified, {"content-length": str(size)}), 0, size)
+    if span[0] >= span[1]:
+        told = {"content-range": f"bytes */{size}", "content-length": "0"}
+        return Answer(416, _tagged(etag, modified, told))
+    answer = _partial(span, size, etag, modified)
+    answer.is_open = (wanted or "").strip().endswith("-")
+    return answer
 
 
-def _tagged(etag: str | None, headers: dict[str, str]) -> dict[str, str]:
+def _partial(
+    span: tuple[int, int], size: int | None, etag: str | None, modified: int | None
+) -> Answer:
+    start, end = span
+    told = {
+        "content-range": f"bytes {start}-{end - 1}/{'*' if size is None else size}",
+        "content-length": str(end - start),
+    }
+    return Answer(206, _tagged(etag, modified, told), start, end)
+
+
+def _part_that_is_there(wanted: str | None, published: int) -> tuple[int, int] | None:
+    """Start and end of the one range that is asked for, if all its bytes are there."""
+    match = None if wanted is None else _ONE_RANGE.fullmatch(wanted)
+    if match is None or match[1] is None or match[2] is None:
+        return None
+    start, end = _number(match[1]), _number(match[2]) + 1
+    return (start, end) if start < end <= published else None
+
+
+def _tagged(etag: str | None, modified: int | None, headers: dict[str, str]) -> dict[str, str]:
     headers["accept-ranges"] = "bytes"
     if etag is not None:
         headers["etag"] = etag
+    if modified is not None:
+        headers["last-modified"] = http_date(modified)
     return headers
+
+
+def _is_same(if_range: str, etag: str | None, modified: int | None) -> bool:
+    """Whether the client has a part of this very content."""
+    if '"' in if_range:
+        return _is_strong(etag) and if_range == etag
+    return modified is not None and read_date(if_range) == modified
 
 
 def _matches(condition: str | None, etag: str | None, *, weak: bool) -> bool:

@@ -208,6 +208,10 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._look_for_progress(None)
         return self._has_ended
 
+    def _reads_on(self) -> bool:
+        """Whether a client that has ended its side has sent more requests, which are read now."""
+        return False  # all that has come was parsed
+
     def _look_for_progress(self, before: tuple[int, int] | None) -> None:
         """Cut a client that has ended its side, and is sent nothing: it may have left."""
         now = (self._messages, self._passed)
@@ -334,7 +338,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._parse()
             self.flow.resume_reading()
             self._see_it_out(None)
-            if self._has_ended and not self._is_answering():
+            if self._has_ended and not self._is_answering() and not self._reads_on():
                 self._end()
             return
         self.server_state.total_requests += 1

@@ -22,10 +22,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmstream.asgi.body import Sending
-from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_the_blob
+from shmstream.asgi.conditions import Answer
 from shmstream.asgi.leaving import Leaving
 from shmstream.asgi.messages import SERVER, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
+from shmstream.asgi.terms import Terms
 from shmstream.errors import (
     BlobNotFound,
     ContentChanged,
@@ -36,6 +37,7 @@ from shmstream.errors import (
     StreamBroken,
     WriterStalled,
 )
+from shmstream.flight.flight import Role
 from shmstream.sources.base import Description, describe
 from shmstream.sources.select import as_sources
 from shmstream.system.threads import in_thread
@@ -84,8 +86,9 @@ class BlobReply:
     """The answer to one GET or HEAD request, with the blob of `key`.
 
     Args:
-        store, key, source, headers, media_type, stall_timeout, write_timeout: as for
+        store, key, source, stall_timeout, write_timeout, wait_for, linger: as for
             `InFlightResponse`.
+        terms: how the answers look; by default made of `headers` and `media_type`.
         authorise: called with what is known of the blob, after the source has answered and before
             anything is sent. `send` raises what `authorise` raises; but after a `SizeMismatch` the
             blob comes from the source itself.
@@ -108,6 +111,9 @@ class BlobReply:
         media_type: str | None = None,
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
+        wait_for: float = 0.0,
+        linger: bool = True,
+        terms: Terms | None = None,
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
         goes_past: Callable[[], bool] = lambda: False,
         expected: Callable[[bool], Awaitable[Description | None]] = expect_nothing,
@@ -116,8 +122,8 @@ class BlobReply:
         self._store = store
         self._key = key
         self._source = source
-        self._extra = {name.lower(): value for name, value in (headers or {}).items()}
-        self._media_type = media_type
+        self._terms = terms or Terms(key, headers=headers, media_type=media_type)
+        self._wait_for, self._linger = wait_for, linger
         self._stall_timeout = stall_timeout
         self._write_timeout = write_timeout
         self._authorise = authorise
@@ -146,9 +152,9 @@ class BlobReply:
 
     async def _serve(self, request: _Request, send: Send, sending: Sending) -> None:
         opened = self._open()
-        answer = self._without_the_blob(request)
+        answer = self._terms.without_the_blob(request.headers)
         if answer is None and not request.is_get and (about := await self._described()) is not None:
-            answer = self._answer(request, about)
+            answer = self._terms.answer(request.headers, about)
         if answer is None:
             about = await self._expected("range" in request.headers) if request.is_get else None
             misfit = None if about is None else await self._misfit(about)
@@ -201,7 +207,7 @@ class BlobReply:
         await self._authorise(about)
         answer = self._answer(request, about)
         await self._begin(send, answer)
-        if request.is_get and answer.status in (200, 206):
+        if request.is_get and answer.status in (200, 206) and answer.end != 0:
             await give(answer)
         else:
             await finish(send)
@@ -246,7 +252,13 @@ class BlobReply:
             BlobNotFound: the key is not valid, so there is no such blob.
         """
         try:
-            return self._store.aopen(self._key, self._source, stall_timeout=self._stall_timeout)
+            return self._store.aopen(
+                self._key,
+                self._source,
+                stall_timeout=self._stall_timeout,
+                linger=self._linger,
+                wait_for=self._wait_for,
+            )
         except ValueError as error:
             raise BlobNotFound(self._key, self._store.folder) from error
 
@@ -257,26 +269,16 @@ class BlobReply:
         sources = as_sources(self._source)
         return await in_thread(lambda: describe(sources))
 
-    def _without_the_blob(self, request: _Request) -> Answer | None:
-        """The answer if a condition on the ETag decides; None if source or blob are needed."""
-        etag = self._extra.get("etag") or etag_of(self._key)
-        # `*` asks whether there is any blob, which only the store or the source knows.
-        is_any = request.headers.get("if-none-match", "").strip() == "*"
-        if not etag or is_any or (answer := without_the_blob(request.headers, etag)) is None:
-            return None
-        answer.headers = answer.headers | self._extra
-        return answer
-
-    def _answer(self, request: _Request, about: Description | AsyncBlob) -> Answer:
+    def _answer(self, request: _Request, about: AsyncBlob | Description) -> Answer:
         """What to send for this request, now that the blob or its description is known."""
-        etag = self._extra.get("etag") or etag_of(self._key, about.validator)
-        headers = request.headers
-        answer = without_the_blob(headers, etag) or with_the_blob(headers, etag, about.size)
-        if answer.status not in (304, 412):
-            media_type = self._media_type or about.media_type or "application/octet-stream"
-            answer.headers["content-type"] = media_type
-        answer.headers = answer.headers | self._extra
-        return answer
+        if isinstance(about, Description):
+            return self._terms.answer(request.headers, about)
+        if request.is_get and about.role == Role.STORED:
+            folder = self._store.folder
+            in_front = self._terms.handed_over(request.headers, about, about.path, folder)
+            if in_front is not None:
+                return in_front
+        return self._terms.answer(request.headers, about, about.published)
 
 
 async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:

@@ -32,9 +32,12 @@ from typing import TYPE_CHECKING
 from shmstream.asgi.messages import Message, Receive, Scope, Send, answer
 from shmstream.asgi.reply import BlobReply
 from shmstream.asgi.statuses import status_of
+from shmstream.asgi.terms import Terms
 from shmstream.errors import ShmstreamError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from starlette.background import BackgroundTask
 
     from shmstream.flight.async_blob import AsyncBlob
@@ -56,8 +59,9 @@ __all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]
 class InFlightResponse(_Response):
     """Sends the blob of `key`, complete or in flight, as `Store.aopen` gives it.
 
-    GET and HEAD; 200, 206 for one range (also for bytes that have not arrived), 304, 412, 416,
-    ETag, If-Range, Content-Length as soon as the size is known and chunked coding until then.
+    GET and HEAD; 200, 206 for one range (also for bytes that have not arrived, if the size is
+    known), 304, 412, 416, ETag, Last-Modified, If-Range, Content-Length as soon as the size is
+    known and chunked coding until then.
     An error before the headers becomes an answer: 404, 502 (the source), 503 with Retry-After (this
     machine, or `max_flights`) or 504 (a stall). A subclass may answer in its own way (`refuse`).
     Other methods get 405. A HEAD begins no download, unless its source can tell nothing without
@@ -69,10 +73,23 @@ class InFlightResponse(_Response):
         source: as for `Store.open`.
         headers: sent with a 200, 206, 304, 412 or 416.
         media_type: the Content-Type; None for the one that the source says.
+        filename: the name under which browsers save the body.
+        last_modified: a `datetime`, seconds since 1970, or a date as HTTP has it; the answer to
+            `If-Modified-Since` and the like. None: the Last-Modified of the source, if that is all
+            that the source tells.
+        wait_for: seconds to wait until another process begins to write or to download the blob;
+            after that the source is asked, or it is a 404. See `Store.open`.
+        linger: as for `Store.open`; False: the flight ends when its last client has left.
+        x_accel: an internal location of an nginx in front that maps to the folder of the
+            store, such as `/store/`: nginx sends complete blobs itself.
+        x_sendfile: the same for Apache and lighttpd, by the header X-Sendfile.
         stall_timeout: seconds without a byte after which this process goes on without the leader,
             if that is another process, by a download of its own. If this process leads, or has no
             source, the client is cut.
         write_timeout: seconds in which the client must take some bytes.
+
+    Raises:
+        ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
     """
 
     def __init__(
@@ -83,16 +100,34 @@ class InFlightResponse(_Response):
         *,
         headers: Mapping[str, str] | None = None,
         media_type: str | None = None,
+        filename: str | None = None,
+        last_modified: datetime | float | str | None = None,
+        wait_for: float = 0.0,
+        linger: bool = True,
+        x_accel: str | None = None,
+        x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
     ) -> None:
+        if not wait_for >= 0:
+            raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
+        terms = Terms(
+            key,
+            headers=headers,
+            media_type=media_type,
+            filename=filename,
+            last_modified=last_modified,
+            x_accel=x_accel,
+            x_sendfile=x_sendfile,
+        )
         self._reply = partial(
             BlobReply,
             store,
             key,
             source,
-            headers=headers,
-            media_type=media_type,
+            terms=terms,
+            wait_for=wait_for,
+            linger=linger,
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
         )

@@ -5,6 +5,7 @@ progress       shows how far a fetch is
 output         opens what a fetch writes to
 serve          `serve`
 ls             `ls`
+keys           `rm`, `pin`, `unpin`, `cancel`: what is done to the blob of one key
 maintenance    `check`, `gc`, `evict`
 top            `top`
 cluster        `cluster`
@@ -28,16 +29,18 @@ from shmstream.cli.cluster import cluster
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
+from shmstream.cli.keys import cancel, pin, rm, unpin
 from shmstream.cli.ls import ls
 from shmstream.cli.maintenance import check, evict, gc
-from shmstream.cli.options import verbose_option
+from shmstream.cli.options import name_by_environment, verbose_option
 from shmstream.cli.serve import serve
 from shmstream.cli.top import top
 
 _EPILOG = """\
 Exit codes: 0 success, 1 failure, 2 wrong usage, 130 ended by Ctrl-C, 143 ended by SIGTERM. The
 environment variable SHMSTREAM_STORE names the folder of the store; without it, the store is in
-~/.cache/shmstream.
+~/.cache/shmstream. Each option has a variable: SHMSTREAM_SERVE_LISTEN is --listen of serve;
+SHMSTREAM_MAX_BYTES and SHMSTREAM_SHARED_GROUP are for all commands.
 """
 
 
@@ -55,7 +58,10 @@ def command() -> None:
     """Pull a blob once, and stream it to every process on the host while it is still arriving."""
 
 
-for _each in (fetch, serve, ls, top, cluster, check, gc, evict, demo, completion):
+for _each in (
+    fetch, serve, ls, top, cluster, rm, pin, unpin, cancel, check, gc, evict, demo, completion,
+):  # fmt: skip
+    name_by_environment(_each)
     command.add_command(_each)
 
 __all__ = ["command"]

@@ -10,11 +10,13 @@ from shmstream.storage.layout import Entry
 
 
 def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
-    """A complete blob: its size in bytes, the time of its last use in UTC."""
+    """A complete blob: its size in bytes, the time of its last use in UTC, where it came from."""
     return {
         "key": key,
         "size": entry.size,
         "last_used": datetime.fromtimestamp(entry.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": entry.source,
+        "pinned": entry.is_pinned,
         "path": entry.path,
     }
 

@@ -17,8 +17,8 @@ import click
 
 from shmstream.cli import output
 from shmstream.cli.exits import Command
+from shmstream.cli.options import Line, is_shared, show_retries, size, store_option, verbose_option
 from shmstream.cli.options import digest as digest_of_text
-from shmstream.cli.options import is_shared, show_retries, size, store_option, verbose_option
 from shmstream.cli.output import STANDARD_OUTPUT
 from shmstream.cli.printing import PEOPLE
 from shmstream.cli.progress import telling
@@ -26,6 +26,7 @@ from shmstream.errors import ShmstreamError
 from shmstream.flight.blob import Blob
 from shmstream.sources.base import Source, public
 from shmstream.sources.select import as_sources
+from shmstream.storage.placing import place_file
 from shmstream.store import Store
 
 
@@ -39,6 +40,12 @@ from shmstream.store import Store
     metavar="FILE|-",
     help="Write the blob to FILE, completely or not at all; - streams it to standard output as it "
     "arrives.  [default: print the path of the blob in the store]",
+)
+@click.option(
+    "--link",
+    is_flag=True,
+    help="With -o FILE: have FILE share the bytes of the store, by a reflink or a hard link, where "
+    "the file system can. Do not write to FILE then: it may be the store's own.",
 )
 @click.option(
     "--digest",
@@ -67,6 +74,7 @@ from shmstream.store import Store
     "--header",
     "headers",
     multiple=True,
+    type=Line(),
     metavar="'NAME: VALUE'",
     help="A header for requests to the host of URL, and to no other host; can be given several "
     "times.",
@@ -82,6 +90,7 @@ from shmstream.store import Store
 def fetch(
     url: str,
     out: str | None,
+    link: bool,
     digest: str | None,
     key: str | None,
     expected: int | None,
@@ -107,6 +116,8 @@ def fetch(
       path=$(shmstream fetch -q https://host/data.tar --source https://mirror/data.tar)
     """  # noqa: D301  click wants the real character
     name = key or digest or key_of(url)
+    if link and out in (None, STANDARD_OUTPUT):
+        raise click.UsageError("--link goes with -o FILE.")
     try:
         sources = _sources([url, *others], _parsed(headers))
     except ValueError as error:
@@ -115,7 +126,7 @@ def fetch(
         show_retries()
     store = Store(folder, max_bytes=max_bytes, shared_group=is_shared())
     with ExitStack() as stack:
-        target = None if out is None else stack.enter_context(output.opened(out))
+        target = None if out is None or link else stack.enter_context(output.opened(out))
         blob = stack.enter_context(_opened(store, name, sources, digest, expected))
         shares_terminal = out == STANDARD_OUTPUT and sys.stdout.isatty()
         bar = PEOPLE.is_terminal and PEOPLE.is_interactive and not shares_terminal
@@ -125,6 +136,9 @@ def fetch(
                 with output.writing_to(out):
                     blob.copy(target)
             blob.wait()  # also after a copy: if we lead, the leader's thread still has to clean up
+        if link and out is not None:
+            with output.writing_to(out):
+                place_file(blob.view().fd, out)
         path = blob.path
     if out is None:
         click.echo(path)

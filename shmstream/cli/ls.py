@@ -9,6 +9,7 @@ from shmstream.cli.facts import blob_facts, flight_facts
 from shmstream.cli.formatting import in_columns, local_time, named, plural
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import say, show_json
+from shmstream.errors import escaped
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
 from shmstream.storage.layout import Entry
 from shmstream.units import amount
@@ -20,6 +21,8 @@ from shmstream.units import amount
 @verbose_option
 def ls(folder: str, as_json: bool) -> None:
     """List the blobs of a store, the least recently used first, and its flights.
+
+    Of each blob `ls` shows its key and the source that it came from, and * if it is pinned.
 
     A flight is a download in progress on this host. For each flight, `ls` shows which process leads
     it, how many processes follow, and how many bytes are published. With --json: an object with
@@ -46,10 +49,14 @@ def ls(folder: str, as_json: bool) -> None:
 
 
 def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
-    rows = [("SIZE", "LAST USED", "BLOB")]
+    rows = [("SIZE", "LAST USED", "PIN", "BLOB", "SOURCE")]
     for key, entry in blobs:
-        rows.append((amount(entry.size), local_time(entry.used), named(key)))
-    return in_columns(rows, right=[0])
+        source = entry.source or ""
+        told = "" if source == key else escaped(source)  # of a URL that is its own key
+        pin = "*" if entry.is_pinned else ""
+        rows.append((amount(entry.size), local_time(entry.used), pin, named(key), told))
+    shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    return in_columns(list(zip(*shown, strict=True)), right=[0])
 
 
 def _flight_lines(flights: list[FlightInfo]) -> str:

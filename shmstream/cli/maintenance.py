@@ -11,6 +11,7 @@ from shmstream.cli.formatting import plural
 from shmstream.cli.options import (
     duration,
     existing_store,
+    is_store,
     json_option,
     size,
     store_option,
@@ -18,6 +19,7 @@ from shmstream.cli.options import (
 )
 from shmstream.cli.printing import say, show_json
 from shmstream.errors import escaped
+from shmstream.storage.gc import gc_of_shared_memory
 
 
 @click.command(cls=Command, short_help="Report what is damaged or left over in a store.")
@@ -69,8 +71,11 @@ def gc(folder: str, partial_age: float) -> None:
 
     Dead processes leave shared memory and semaphores of this user on this host, partial files that
     no process continues, and files that belong to these. Nothing that a live process uses is
-    touched.
+    touched. Where there is no store, only shared memory and semaphores are looked at.
     """
+    if not is_store(folder):
+        _tell_gone(gc_of_shared_memory(), "leftover", f"shared memory; no store in {folder}")
+        return
     store = existing_store(folder)
     gone = store.gc(partial_age=partial_age)
     _tell_gone(gone, "leftover", store.folder)
@@ -89,7 +94,7 @@ def gc(folder: str, partial_age: float) -> None:
 def evict(max_bytes: int, folder: str) -> None:
     """Remove the least recently used blobs until at most SIZE is left, and print their paths.
 
-    A process that has such a blob open goes on reading it. Flights are not touched.
+    A process that has such a blob open goes on reading it. Flights and pinned blobs stay.
     """
     store = existing_store(folder)
     _tell_gone(store.evict(max_bytes), "blob", store.folder)

@@ -1,11 +1,16 @@
-"""Options of several commands, and parsers for their values: sizes, durations and digests."""
+"""Options of several commands, and parsers for their values: sizes, durations and digests.
+
+Each option has an environment variable, too: SHMSTREAM_FETCH_MAX_BYTES is `--max-bytes` of `fetch`.
+Three are the same for all commands, and for `Store()`: SHMSTREAM_STORE, SHMSTREAM_MAX_BYTES and
+SHMSTREAM_SHARED_GROUP.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -53,9 +58,14 @@ def existing_store(folder: str) -> Store:
         ClickException: there is no store in `folder`.
         StoreUnusable: as `Store`.
     """
-    if not os.path.isfile(os.path.join(folder, ".shmstream")):
+    if not is_store(folder):
         raise click.ClickException(f"there is no store in {folder!r}; `shmstream fetch` makes one")
     return Store(folder, shared_group=is_shared())
+
+
+def is_store(folder: str) -> bool:
+    """Whether there is a store in the folder."""
+    return os.path.isfile(os.path.join(os.path.expanduser(folder), ".shmstream"))
 
 
 _SHARED = "shmstream.shared_group"
@@ -75,6 +85,7 @@ def store_option(command: F) -> F:
     command = click.option(
         "--shared-group",
         is_flag=True,
+        envvar="SHMSTREAM_SHARED_GROUP",
         expose_value=False,
         callback=_note_shared,
         help="The users of the folder's group share the store, and trust each other; its mode must "
@@ -141,3 +152,23 @@ def verbose_option(command: F) -> F:
         callback=_be_verbose,
         help="Show on standard error what happens.",
     )(command)
+
+
+class Line(click.types.StringParamType):
+    """A text that may have spaces in it; in an environment variable, each line is one."""
+
+    envvar_list_splitter: ClassVar[str | None] = "\n"
+
+
+def name_by_environment(command: click.Command) -> None:
+    """Give each option of a command that has none its environment variable."""
+    for option in command.params:
+        is_switch = isinstance(option, click.Option) and not isinstance(option.flag_value, str)
+        if isinstance(option, click.Option) and is_switch and option.envvar is None:
+            long = next((each for each in option.opts if each.startswith("--")), None)
+            if long is not None:
+                word = long.removeprefix("--").upper().replace("-", "_")
+                names = [f"SHMSTREAM_{(command.name or '').upper()}_{word}"]
+                if word == "MAX_BYTES":
+                    names.append("SHMSTREAM_MAX_BYTES")
+                option.envvar = names

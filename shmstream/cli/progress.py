@@ -18,10 +18,8 @@ from shmstream.cli.formatting import left, per_second
 from shmstream.cli.printing import PEOPLE, say
 from shmstream.errors import escaped
 from shmstream.flight.blob import Blob
-from shmstream.stream.spelling import is_spelled
+from shmstream.flight.progress import short
 from shmstream.units import amount
-
-_NAME_WIDTH = 28  # columns of a terminal
 
 
 @contextmanager
@@ -58,7 +56,7 @@ class _Bar(Progress):
             redirect_stdout=False,  # standard output is for results
         )
         role = str(blob.role)
-        self.add_task(_short(name), total=blob.size, completed=self._done(), role=role)
+        self.add_task(short(escaped(name)), total=blob.size, completed=self._done(), role=role)
 
     def _done(self) -> int:
         return self._blob.position if self._copying else self._blob.published
@@ -96,12 +94,3 @@ class _Amounts(TextColumn):
             when = f"{left(task.time_remaining)} left" if task.speed else ""
         shown = [told, per_second(task.speed), when]
         return Text("  ".join(each for each in shown if each))
-
-
-def _short(name: str) -> str:
-    """A short name that tells blobs apart: the end of a URL, or the beginning of a digest."""
-    name = escaped(name)
-    if is_spelled(name):
-        return name[: name.index(":") + 13]
-    name = name.partition("?")[0].rstrip("/").rpartition("/")[2] or name
-    return name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 3] + "..."

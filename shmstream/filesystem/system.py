@@ -51,7 +51,8 @@ from shmstream.filesystem.options import (
 )
 from shmstream.filesystem.ranges import read_slice, side_by_side
 from shmstream.filesystem.target import TargetSource
-from shmstream.flight.blob import Blob, Progress
+from shmstream.flight.blob import Blob
+from shmstream.flight.progress import Progress
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 

@@ -2,6 +2,12 @@
 
 flight          decides by kernel locks whether this process leads, follows or succeeds
 leader          downloads the blob, in one thread
+producer        leads a flight without a source: a program of this process writes the blob
+blob_writer     the writable file that such a program is given
+inlet           the pipe into a blob, for programs that write to a descriptor
+space           takes disk space for a blob while its bytes come
+cancelling      ends a flight from any process
+progress        a progress bar, for `progress=True`
 offers          which sources the readers of a process have, beside the leader's
 last_words      how a leader that gives up hands over to a reader with another source
 blob            a readable file that goes on when its leader dies

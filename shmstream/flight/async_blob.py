@@ -13,6 +13,7 @@ A blob that is complete when it is opened needs no `Lookout`, only a descriptor.
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import time
@@ -22,9 +23,16 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from shmstream.errors import DamagedPartial, OutOfResources, StreamClosed, WriterStalled
-from shmstream.flight.flight import Flight, Role
+from shmstream.errors import (
+    BlobNotFound,
+    DamagedPartial,
+    OutOfResources,
+    StreamClosed,
+    WriterStalled,
+)
+from shmstream.flight.flight import FIRST_LOOK, LAST_LOOK, Flight, Role
 from shmstream.flight.hub import Lookout
+from shmstream.flight.progress import REPORT, Bar, Progress
 from shmstream.sources.base import Description
 from shmstream.storage.folder import no_memory
 from shmstream.stream.growing_file import View
@@ -60,11 +68,20 @@ class AsyncBlob:
         stall_timeout: float | None,
         offer: Callable[[], object],
         withdraw: Callable[[], object],
+        *,
+        wait_for: float = 0.0,
+        is_begun: Callable[[], bool] = lambda: True,
+        progress: Callable[[Progress], None] | None = None,
     ) -> None:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
         `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
+        Entering waits up to `wait_for` seconds until `is_begun`.
         """
+        self._wait_for = wait_for
+        self._is_begun = is_begun
+        self._tell = progress
+        self._told = float("-inf")
         self._offer = offer
         self._withdraw = withdraw
         self.key = key
@@ -81,9 +98,27 @@ class AsyncBlob:
 
     async def __aenter__(self) -> Self:
         try:
-            return await self._enter()
+            return await self._enter_in_time()
         except MemoryError as error:
             raise no_memory(self.key, error) from error
+
+    async def _enter_in_time(self) -> Self:
+        """Enter; before that wait until another process has begun the blob, if that is wanted."""
+        until = time.monotonic() + self._wait_for
+        pause = FIRST_LOOK
+        while (left := until - time.monotonic()) > 0:
+            if self._is_begun():
+                try:
+                    return await self._enter()
+                except BlobNotFound:  # its leader has just given it up, or died
+                    pass
+            await asyncio.sleep(min(pause, left))
+            pause = min(pause * 1.2, LAST_LOOK)
+        try:
+            return await self._enter()
+        except BlobNotFound as error:
+            error.waited = self._wait_for
+            raise
 
     async def _enter(self) -> Self:
         is_new = False
@@ -118,6 +153,9 @@ class AsyncBlob:
 
     async def aclose(self) -> None:
         """Leave the blob; its flight goes on. Idempotent."""
+        if isinstance(self._tell, Bar):
+            self._report(last=True)
+            self._tell.close()
         lookout, self._lookout = self._lookout, None
         view, self._view = self._view, View()
         if lookout is not None:
@@ -194,6 +232,7 @@ class AsyncBlob:
         if lookout is None:
             if self._view.fd < 0:
                 raise StreamClosed(self.key, "it was closed, or never entered")
+            self._report()
             return self._view.published
         came = time.monotonic()
         view = lookout.view
@@ -211,7 +250,14 @@ class AsyncBlob:
                 waited = time.monotonic() - max(came, lookout.past_since)
                 self._look_at_stall(lookout, waited, self._stall_timeout)
         self._view = view
+        self._report()
         return view.published
+
+    def _report(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if self._tell is not None and (last or now - self._told >= REPORT):
+            self._told = now
+            self._tell(Progress(self.key, self.published, self.size, self.role))
 
     def _look_at_stall(self, lookout: Lookout, waited: float, patience: float) -> None:
         """After a leader without progress: have the lookout go past it, or raise.
@@ -294,9 +340,15 @@ class AsyncBlob:
         lookout = self._lookout
         while lookout is not None and not lookout.is_complete:
             self._raise_error(lookout)
-            await lookout.wait(lambda: lookout.is_complete)
+            await lookout.wait(partial(self._has_enough, lookout, lookout.published))
             self._check_open(lookout)
+            self._report()
+        self._report(last=True)
         return self.published
+
+    def _has_enough(self, lookout: Lookout, seen: int) -> bool:
+        """Whether it is complete, or there are more bytes than `seen` to tell somebody of."""
+        return lookout.is_complete or (self._tell is not None and lookout.published > seen)
 
     def tell(self) -> int:
         """Bytes from the beginning of the blob to the next byte to read."""

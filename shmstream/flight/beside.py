@@ -22,7 +22,6 @@ import copy
 import errno
 import logging
 import os
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
@@ -31,6 +30,7 @@ from shmstream.errors import BlobAborted, DamagedPartial, ShmstreamError, Stream
 from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.sources.base import Description
+from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.partial import sync_folder
 from shmstream.stream.seal import seal
@@ -175,6 +175,7 @@ class Beside(DescribedFile):
             if self._durable:
                 with suppress(OSError):  # the blob is complete: only a crash could lose its name
                     sync_folder(os.path.dirname(place.path))
+        note_source(self._fd, self._bytes.source)
         self._remove_name()
         self.is_complete = True
         self._ended(place.path)
@@ -218,5 +219,5 @@ def _make_file(place: Place) -> tuple[int, str]:
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
-    name = f"{place.partial}.{secrets.token_hex(4)}"
+    name = f"{place.partial}.{os.urandom(4).hex()}"
     return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600), name

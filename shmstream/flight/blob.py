@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -34,6 +32,7 @@ from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.flight import SUCCESSION, Flight, Reader, Role
 from shmstream.flight.guarded import Unproved
 from shmstream.flight.naming import name_key, naming
+from shmstream.flight.progress import REPORT, Bar, Progress
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
@@ -54,20 +53,6 @@ _SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one t
 _COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _APART = 2.0  # s; a leader that is found dead so long after the last one is another one
 _PATIENCE = 60.0  # s; how long no process may be able to take over
-_REPORT = 0.1  # s; progress is reported at most that often
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a blob is: `published` bytes can be read, of `size` (None while unknown).
-
-    `role` is the part of this process in its flight.
-    """
-
-    key: str
-    published: int
-    size: int | None
-    role: Role
 
 
 class Opens(Protocol):
@@ -121,6 +106,8 @@ class Blob(io.RawIOBase):
             self._file = flight.join() if reader is None else reader
         except BaseException:
             flight.withdraw()
+            if isinstance(progress, Bar):
+                progress.close()
             raise
         self._is_forked = False
         self.joins: int = 1
@@ -498,9 +485,18 @@ class Blob(io.RawIOBase):
 
     def _report(self, *, last: bool = False) -> None:
         now = time.monotonic()
-        if self._tell is not None and (last or now - self._told >= _REPORT):
+        if self._tell is not None and (last or now - self._told >= REPORT):
             self._told = now
             self._tell(Progress(self.key, self.published, self.size, self.role))
+
+    def _close_bar(self) -> None:
+        """Show how far it came, and close the bar, if there is one."""
+        if isinstance(self._tell, Bar):
+            try:
+                self._report(last=True)
+            except (ShmstreamError, ValueError, OSError):  # it has failed, and has told so
+                pass
+            self._tell.close()
 
     # In another process.
 
@@ -528,6 +524,8 @@ class Blob(io.RawIOBase):
     def close(self) -> None:
         """Leave the blob. Its flight goes on. Idempotent."""
         if (file := getattr(self, "_file", None)) is not None:  # None: opening it failed
+            if not self.closed:
+                self._close_bar()
             self._flight.withdraw()
             file.close()
             if not isinstance(file, StoredFile):
@@ -547,6 +545,8 @@ class Blob(io.RawIOBase):
 
 def _trouble_with_pickling(thing: object) -> str | None:
     """Why `thing` cannot be pickled; None if it can."""
+    import pickle
+
     try:
         pickle.dumps(thing)
     except (TypeError, AttributeError, pickle.PicklingError) as error:

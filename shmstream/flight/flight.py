@@ -26,6 +26,7 @@ leader needs no reader.
 Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
 All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
 others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
+Neither is the stream of a producer (`producer`) that has died: nobody else has the rest.
 A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
 """
 
@@ -84,6 +85,7 @@ from shmstream.system.process import Identity
 
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
 _PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
+FIRST_LOOK, LAST_LOOK = 0.005, 0.1  # s; from look to look for a flight that has not begun
 SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
 
 _log = logging.getLogger("shmstream")
@@ -127,8 +129,12 @@ class Flight:
         *,
         stall_timeout: float | None,
         lingers: bool,
+        wait_for: float = 0.0,
     ) -> None:
-        """The sources are made only when a source is needed."""
+        """The sources are made only when a source is needed.
+
+        The first `join` waits up to `wait_for` seconds until another process begins the flight.
+        """
         self.place: Place = place
         self.role: Role = Role.STORED
         self._layout = layout
@@ -136,6 +142,7 @@ class Flight:
         self._policy = policy
         self.stall_timeout = stall_timeout
         self._lingers = lingers
+        self._wait_for = wait_for
         self._leader: Leader | None = None
         self.found_damage: bool = False
         """Whether another program changed the file of a dead leader, as the last `join` found."""
@@ -161,6 +168,8 @@ class Flight:
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.
 
+        The first call may wait for another process to begin the flight.
+
         Raises:
             BlobNotFound: the blob is not here and not in flight, and there is no source.
             DamagedBlob: `verify` is set, the complete blob is wrong, and there is no source.
@@ -174,18 +183,19 @@ class Flight:
             return self._join()
 
     def _join(self) -> Reader:
+        waited = self._wait_for
+        if (found := self._wait_for_another_to_begin()) is not None:
+            return found
         began = time.monotonic()
         patience = 0.0
         while True:
-            if (stored := self._stored()) is not None:
-                self.role = Role.STORED
-                return stored
-            offers.add(self.place.asked, self.sources)
-            reader: Reader | None = self._follow(patience) or self._follow_file()
-            if (reader := reader or _if_aborted(self.before)) is not None:
+            if (reader := self._find(patience)) is not None:
                 return reader
             try:
                 reader = self._lead()
+            except BlobNotFound as error:
+                error.waited = waited
+                raise
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
@@ -197,6 +207,31 @@ class Flight:
                 continue
             if reader is not None:
                 return reader
+
+    def _find(self, patience: float) -> Reader | None:
+        """A reader of the blob if it is complete or in flight."""
+        if (stored := self._stored()) is not None:
+            self.role = Role.STORED
+            return stored
+        offers.add(self.place.asked, self.sources)
+        return self._follow(patience) or self._follow_file() or _if_aborted(self.before)
+
+    def _wait_for_another_to_begin(self) -> Reader | None:
+        """A reader of the blob as soon as another process has begun it; None if none has in time.
+
+        No process rings before there is a stream, so this looks, more and more rarely.
+        """
+        until, self._wait_for = time.monotonic() + self._wait_for, 0.0
+        pause = FIRST_LOOK
+        while (left := until - time.monotonic()) > 0:
+            try:
+                if (reader := self._find(0.0)) is not None:
+                    return reader
+            except BlobNotFound:  # its leader died, and no other process has gone on with it
+                pass
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.2, LAST_LOOK)
+        return None
 
     def _forget_ended_leader(self) -> None:
         if self._leader is not None and not self._leader.is_alive:
@@ -328,7 +363,10 @@ class Flight:
             undo.callback(copier.close)
             follower = None
             if copier.is_orphaned:
-                follower = self._follow_file(copier) or self._succeed(copier)
+                follower = self._follow_file(copier)
+                if follower is None and copier.is_orphaned and not copier.is_resumable:
+                    return None  # its producer has died
+                follower = follower or self._succeed(copier)
                 if follower is None and copier.is_orphaned and copier.was_written_to:
                     self.found_damage = True
                     return None  # nobody can go on with that file: a new flight has to begin

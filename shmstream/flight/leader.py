@@ -9,6 +9,7 @@
                in another process that has another source (`last_words`); or abort with the last
                words of each source, which every reader gets
     commit     verify the blob, move it to its name, tell the readers; remove the journal
+    cancel     abort, because the partial file was removed (`cancelling`)
     close      when this process ends: hand over, so that a reader in another process goes on
 
 A source that goes on must have the same bytes: see `Download`. Where it begins at 0 again, the
@@ -36,7 +37,6 @@ from typing import Protocol
 from shmstream.errors import (
     BlobAborted,
     DigestMismatch,
-    OutOfResources,
     OutOfRoom,
     ShmstreamError,
     SizeMismatch,
@@ -49,9 +49,11 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.guarded import attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
+from shmstream.flight.space import Space
 from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_hash
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
@@ -59,6 +61,7 @@ from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import WORTH_A_JOURNAL, Journal
 from shmstream.storage.layout import Layout, Place
+from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.reader import InFlightCopier
@@ -69,7 +72,6 @@ from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
 
 _CHECKPOINT = 16 << 20  # bytes
-_LEAST, _MOST = 1 << 20, 16 << 20  # bytes; so much space is taken ahead of what has come
 _NOTES = 1 << 16  # bytes; space for record and journal
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
@@ -153,12 +155,14 @@ class Leader:
         self._lingers = lingers
         self._held = held
         self._noted = 0
-        self._space = 0  # bytes of the blob for which there is space
+        self._space = Space(streamer, upkeep, place.path)
         self._has_given_way = False
+        self._cancelled: BlobAborted | None = None
         self._over = threads.Flag()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
         register(self)
+        watch(self)
 
     def start(self) -> None:
         """Lead in another thread.
@@ -192,6 +196,25 @@ class Leader:
         self.streamer.close()
         if self.streamer.state in TERMINAL:
             self.join(1.0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this has ended, and cleared up."""
+        return self._over.is_set()
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the partial file was removed or replaced."""
+        return self.streamer.is_cut_off
+
+    def cancel(self) -> None:
+        """Give the blob up. From any thread."""
+        streamer = self.streamer
+        self._cancelled = BlobAborted(streamer.name, streamer.appended, REASON)
+        try:
+            streamer.abort(self._cancelled)
+        finally:
+            self._download.stop()
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
@@ -230,12 +253,15 @@ class Leader:
             finally:
                 self._download.close()
             self._commit()
-        except StreamClosed as error:
-            self._tell_across(error)
-            _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
-            self._say(EventKind.HANDED_OVER, streamer.appended)
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
-            if not self._gives_way(error):
+            if self._cancelled is not None:
+                self._abort(self._cancelled)
+                self._tell_across(self._cancelled)
+            elif isinstance(error, StreamClosed):
+                self._tell_across(error)
+                _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
+                self._say(EventKind.HANDED_OVER, streamer.appended)
+            elif not self._gives_way(error):
                 self._abort(error)
                 self._tell_across(error)
         else:
@@ -463,7 +489,7 @@ class Leader:
         """Tell all readers what the blob is, and publish the `kept` bytes."""
         streamer, metadata, place = self.streamer, self.metadata, self._place
         if metadata.size is not None:
-            self._require_fit(metadata.size)
+            self._space.require_fit(metadata.size)
         self._upkeep.make_room(_NOTES)
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
         if kept:
@@ -493,47 +519,6 @@ class Leader:
         size = self.metadata.size
         return self._place.is_named or size is None or size > WORTH_A_JOURNAL
 
-    def _require_fit(self, size: int) -> None:
-        """Require that the store can keep a blob of so many bytes, if it evicts all it may.
-
-        Raises:
-            OutOfRoom: it cannot. Nothing was evicted.
-        """
-        if (reason := self._upkeep.misfit(size, self._place.path)) is not None:
-            raise OutOfRoom(self.streamer.name, self.streamer.appended, reason)
-
-    def _take_space(self, count: int) -> None:
-        """Before `count` more bytes: have space for them, and for some that come after them.
-
-        The steps grow with the blob, so a slow source does not keep much from others. Only the
-        space of a blob of known size is reserved, because that never has to be given back.
-
-        Raises:
-            OutOfRoom, OutOfResources: there is no room for them.
-        """
-        streamer, size = self.streamer, self.streamer.size
-        end = streamer.appended + count
-        end = end if size is None else min(end, size)
-        if end <= self._space:
-            return
-        upto = max(end, streamer.appended + min(max(streamer.appended, _LEAST), _MOST))
-        most = size
-        if size is None:
-            self._require_fit(end)
-            most = self._upkeep.max_bytes
-        upto = upto if most is None else min(upto, most)
-        sure = upto if size is not None else end
-        for is_last in (False, True):
-            self._upkeep.expect(sure, self._place.path, upto - max(streamer.appended, self._space))
-            try:
-                if size is not None:
-                    streamer.reserve(upto)
-                break
-            except OutOfResources:  # another flight was faster
-                if is_last:
-                    raise
-        self._space = upto
-
     def _pump(self, feed: Feed) -> Feed | None:
         """Append the bytes of `feed`; None after the last byte of the blob, else the next feed."""
         streamer, download = self.streamer, self._download
@@ -541,7 +526,7 @@ class Leader:
             self._journal.first = name_hash(download.source)
         try:
             if streamer.size is None and feed.size is not None:
-                self._require_fit(feed.size)
+                self._space.require_fit(feed.size)
                 streamer.set_size(feed.size)
                 download.known = replace(download.known, size=feed.size)
             if feed.by_kernel is not None and feed.offset == streamer.appended:
@@ -562,7 +547,7 @@ class Leader:
         streamer = self.streamer
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
-                self._take_space(AT_ONCE)
+                self._space.take(AT_ONCE)
                 count = streamer.receive(feed.move)
                 self._download.count(count, streamer.appended)
                 self._keep_journal()
@@ -575,7 +560,7 @@ class Leader:
         """Append the bytes of the feed that are new."""
         for data in self._download.new(feed, self.streamer.appended, self):
             if data:
-                self._take_space(len(data))
+                self._space.take(len(data))
                 self.streamer.append(data)
                 self._keep_journal()
             greenlets.give_way()
@@ -604,6 +589,7 @@ class Leader:
         place, streamer = self._place, self.streamer
         streamer.commit()
         # From here on the blob is complete: nothing may end as an abort any more.
+        note_source(streamer.descriptor, self._download.source.name)
         try:
             if place.is_named:
                 self._write_record(streamer.digest)

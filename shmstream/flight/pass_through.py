@@ -34,7 +34,6 @@ until the client had the time to hang up.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
@@ -83,9 +82,10 @@ _log = logging.getLogger("shmstream")
 
 
 class Passage:
-    """One client's own way to a blob. An async context manager and iterator; one task uses it.
+    """One client's own way to a blob. One task uses it, or one thread.
 
-    A task that is cancelled leaves nothing behind.
+    A context manager and an iterator, for `async with` and for `with`. A task that is cancelled
+    leaves nothing behind.
 
     Raises from entering to the end:
         SourceFailed: no source has the blob, or the rest of it.
@@ -141,6 +141,36 @@ class Passage:
                 passages = _passages.value
                 passages.discard(self)
 
+    # For a thread.
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._finish()
+
+    def ask_now(self, *, for_part: bool = False) -> Description:
+        """As `ask`. Blocks as long as the source does."""
+        with self._lock:
+            return self._bytes.ask(for_part=for_part)
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The bytes that `give` has begun to give. Blocks as long as the source does."""
+        while True:
+            with self._lock:
+                data = self._next()
+            if data is None:
+                return
+            if data:  # else something came, and is not for the client
+                yield data
+
+    # For a task.
+
     async def ask(self, *, for_part: bool = False) -> Description:
         """What the source says of the blob; `for_part`: without asking for its bytes, if it can."""
         return await self._run(partial(self._bytes.ask, for_part=for_part))
@@ -192,6 +222,8 @@ class Passage:
             with self._lock:
                 return call()
 
+        import asyncio
+
         try:
             async with asyncio.timeout(self._stall_timeout):
                 return await in_thread(alone, _THREADS)
@@ -235,6 +267,11 @@ class OwnBytes:
         self._gives_more = False  # whether the feed goes on behind the range
         self._hash: Hash | None = None  # of all before `position`, where that is proof
         self._file = -1
+
+    @property
+    def source(self) -> str:
+        """The name of the source that was asked last."""
+        return self._download.source.name
 
     # For the passage.
 

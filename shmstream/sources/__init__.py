@@ -4,6 +4,8 @@ base           a *source* opens at an offset and gives a *feed*, an iterable of 
 select         which sources a user means by a URL, a path, a file object, ...
 local          files, file objects, iterables
 command        the output of a command, complete only if the command succeeds
+renewed        a source whose address expires, such as a signed URL
+netrc_file     names and passwords for hosts
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
 http_pool      connections, as real servers need them

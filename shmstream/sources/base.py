@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
-from urllib.parse import urlsplit
 
 from shmstream.errors import FailureKind, SourceError
 
@@ -291,6 +290,8 @@ def public(url: str) -> str:
         return f"{link[1]}://***::{public(rest)}" if is_half else f"{public(first)}::{public(rest)}"
     if url.isascii() and not any(mark in url for mark in "@?#"):
         return url  # has nothing to hide
+    from urllib.parse import urlsplit
+
     head, separator, rest = url.partition("://")
     if not separator:
         return "***"

@@ -29,12 +29,12 @@ import os
 import re
 import select
 import signal
-import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from shmstream.errors import SourceError, escaped
 from shmstream.sources.base import Feed, check_offset, checked, explain
@@ -42,6 +42,8 @@ from shmstream.system.buffers import buffers
 from shmstream.system.process import fork_lock
 
 if TYPE_CHECKING:
+    import subprocess
+
     from typing_extensions import Buffer
 
 _READ_SIZE = 128 * 1024  # bytes; a buffer of this size stays in the processor's cache
@@ -92,6 +94,8 @@ class CommandSource:
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Start the command; the feed begins at 0. See `Source.open`. Waits for no output."""
+        import subprocess
+
         check_offset(offset)
         try:
             with fork_lock:  # a child that is forked now would keep the pipes open for ever
@@ -174,6 +178,8 @@ class _Running:
 
     def close(self) -> None:
         """End the process and its group. Idempotent. Blocks for two seconds at most."""
+        import subprocess
+
         if os.getpid() != self._owner:
             return  # a forked child: the process is the parent's
         self._is_closed = True
@@ -216,7 +222,7 @@ class ProcessSource:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         given: object = process
-        if not isinstance(given, subprocess.Popen):
+        if not is_process(given):
             raise TypeError(f"a process is a subprocess.Popen, not {type(given).__name__}")
         if process.stdout is None:
             raise ValueError("the output of the process is no pipe: give stdout=subprocess.PIPE")
@@ -256,6 +262,12 @@ class ProcessSource:
 
 
 # What both share.
+
+
+def is_process(thing: object) -> TypeGuard[subprocess.Popen[bytes]]:
+    """Whether it is a `subprocess.Popen`. There is none if nobody has imported that module."""
+    module = sys.modules.get("subprocess")
+    return module is not None and isinstance(thing, module.Popen)
 
 
 class _UnknownCode(ValueError):

@@ -47,6 +47,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
     import urllib3
@@ -84,6 +85,8 @@ class HTTPSource:
         digest: of the blob, such as "sha256:...". Then a body that is said to be encoded is taken,
             too: as it is if that has the digest, else decoded.
         pool: a PoolManager for all requests, instead of the pools of this process.
+        netrc: without `auth`, and without user and password in the URL, use those that the user's
+            netrc file (`$NETRC`, or `~/.netrc`) has for the host.
         private_redirects: follow redirects from a public server to a private address, too. So does
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
@@ -103,6 +106,7 @@ class HTTPSource:
         first_byte: float | None = None,
         digest: str | None = None,
         pool: urllib3.PoolManager | None = None,
+        netrc: bool = True,
         private_redirects: bool = False,
         stranger: Stranger | None = None,
     ) -> None:
@@ -113,7 +117,7 @@ class HTTPSource:
         self._url = parts._replace(auth=None, fragment=None)
         self._headers = valid_headers(headers or {})
         if auth is None and "authorization" not in self._headers:
-            auth = credentials_in(parts)
+            auth = credentials_in(parts) or (login_for(parts.host) if netrc else None)
         if auth is not None:
             if "authorization" in self._headers:
                 raise ValueError("either `auth` or a header Authorization")

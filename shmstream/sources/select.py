@@ -7,6 +7,7 @@ a binary file object             FileSource
 a subprocess.Popen               ProcessSource
 a buffer such as bytes           FileSource of it
 an object with `name` and `open(offset, ...)`    is a source already
+a function without arguments     RenewedSource: it returns one of the above, fresh when it expires
 an iterable of buffers           IterableSource
 a list or tuple of the above     each in turn; a list of buffers is an iterable of buffers
 """
@@ -18,19 +19,24 @@ import inspect
 import io
 import os
 import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 from shmstream.sources.base import Source
-from shmstream.sources.command import ProcessSource
+from shmstream.sources.command import ProcessSource, is_process
 from shmstream.sources.local import FileSource, IterableSource, PathSource
+from shmstream.sources.renewed import RenewedSource
 from shmstream.system.process import Identity
 
 if TYPE_CHECKING:
+    import subprocess
+
     from typing_extensions import Buffer
 
-OneSource: TypeAlias = Union[str, os.PathLike[str], BinaryIO, "subprocess.Popen[bytes]", Source]
+_Address: TypeAlias = str | os.PathLike[str] | Source
+OneSource: TypeAlias = Union[
+    _Address, BinaryIO, "subprocess.Popen[bytes]", "Callable[[], _Address]"
+]
 AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
 
 _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
@@ -77,6 +83,8 @@ def fingerprint(source: object) -> str:
         source = source._file
     elif isinstance(source, IterableSource):
         source = source._iterable
+    elif isinstance(source, RenewedSource):
+        source = source.renew
     given = getattr(source, "identity", None) or getattr(source, "name", None)
     if isinstance(source, str) and _URL.match(source):
         text = source
@@ -103,10 +111,12 @@ def _as_source(source: object) -> Source:
         return _named(source)
     if isinstance(source, os.PathLike):
         return PathSource(os.fspath(source))
-    if isinstance(source, subprocess.Popen):
+    if is_process(source):
         return ProcessSource(source)
     if _is_file(source):
         return FileSource(source)
+    if _is_function(source):
+        return RenewedSource(source, _as_source)
     raise _no_source(source)
 
 
@@ -124,8 +134,8 @@ def _named(name: str) -> Source:
 
 
 def _is_one(source: object) -> bool:
-    known = isinstance(source, str | os.PathLike | subprocess.Popen)
-    return known or _is_source(source) or _is_file(source)
+    known = isinstance(source, str | os.PathLike) or is_process(source)
+    return known or _is_source(source) or _is_file(source) or _is_function(source)
 
 
 def _is_source(source: object) -> TypeGuard[Source]:
@@ -140,6 +150,12 @@ def _is_source(source: object) -> TypeGuard[Source]:
 
 def _is_file(source: object) -> TypeGuard[BinaryIO]:
     return callable(getattr(source, "read", None))
+
+
+def _is_function(source: object) -> TypeGuard[Callable[[], object]]:
+    if not callable(source) or isinstance(source, type | Iterable):
+        return False
+    return not inspect.iscoroutinefunction(source)
 
 
 def _is_buffer(source: object) -> TypeGuard[Buffer]:
@@ -160,6 +176,7 @@ def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
 def _no_source(source: object) -> TypeError:
     return TypeError(
         "a source is a URL, a path, a binary file object, a process, an iterable of buffers, an "
-        "object with `name` and `open(offset, validator)`, or a list of these; "
+        "object with `name` and `open(offset, validator)`, a function that returns a URL, or a "
+        "list of these; "
         f"not {type(source).__name__}"
     )

@@ -3,6 +3,8 @@
 folder      makes the folder, or refuses one that is not fit
 layout      paths and keys
 record      what is known of a blob whose key is no digest
+origin      which source a blob came from
+placing     gives a blob a second name elsewhere
 journal     what lets a download go on after a restart
 permits     limits how many downloads are in progress
 stock       tells how many complete blobs there are, and which were used last

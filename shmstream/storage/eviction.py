@@ -15,7 +15,8 @@ sends evicts nothing for it. What goes, in this order:
 
     1 partial files that nobody writes to or waits for, the oldest first; also of a store without a
       limit, if the disk is full
-    2 the least recently used blobs; not those that have come just now
+    2 the least recently used blobs; not those that have come just now, and not those that are
+      pinned, which count for the limit all the same
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from shmstream.errors import StoreUnusable
 from shmstream.events import Event, EventKind
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
-from shmstream.storage.layout import RECORD, Entry, Layout
+from shmstream.storage.layout import PIN, RECORD, Entry, Layout
 from shmstream.stream.claims import is_read
 from shmstream.stream.control_block import State
 from shmstream.stream.partial import is_written, partial_path, remove_partial
@@ -143,8 +144,14 @@ class Upkeep:
         return self._evict(entries, excess, {}, "")
 
     def _entries(self) -> list[Entry]:
-        """All files that take space: complete blobs and partial files."""
-        return [each for each in self._layout.entries() if each.kind in ("blob", "partial")]
+        """All files that take space: partial files, and complete blobs, `pinned` or `blob`."""
+        found = list(self._layout.entries())
+        pinned = {each.path.removesuffix(PIN) for each in found if each.kind == "pin"}
+        return [
+            each._replace(kind="pinned") if each.path in pinned else each
+            for each in found
+            if each.kind in ("blob", "partial")
+        ]
 
     def _idle(self, entries: Iterable[Entry]) -> list[Entry]:
         """The partial files that nobody writes to, and that no reader waits for; the oldest first.
@@ -199,16 +206,20 @@ class Upkeep:
             excess -= self._layout.space(entry)
             key = self._layout.key_of(entry.path)
             known = len(stuck)
-            if _is_removed(entry, self._layout.remove, stuck):
+            if _is_removed(entry, self._remove_unpinned, stuck):
                 self._layout.remove(entry.path + RECORD)
                 _log.info("evicted %s, %d bytes", entry.path, entry.size)
                 self._tell(Event(EventKind.EVICTED, key or entry.path, entry.size))
                 gone.append(entry.path)
-            elif len(stuck) > known:
+            elif len(stuck) > known or entry.is_pinned:
                 excess += self._layout.space(entry)
         if stuck and not gone and excess > 0:
             raise stuck[0]
         return gone
+
+    def _remove_unpinned(self, path: str) -> bool:
+        """Remove a blob, unless it has been pinned since the look at all blobs."""
+        return not os.path.lexists(path + PIN) and self._layout.remove(path)
 
     @staticmethod
     def _by_use(entries: list[Entry], coming: dict[str, int], latest: str) -> list[Entry]:

@@ -50,6 +50,11 @@ def default_folder() -> str:
     return os.path.join(cache, "shmstream")
 
 
+def is_set(name: str) -> bool:
+    """Whether an environment variable says yes: 1, true, yes or on."""
+    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+
 class Folder:
     """The folder of one store, as this process found it last.
 

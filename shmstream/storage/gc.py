@@ -33,11 +33,7 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     A partial file that a download can go on with is removed once it is older than `partial_age`
     seconds.
     """
-    removed = sweep()
-    for stream in streams():
-        bells = [bell for _, bell in doorbell.names(stream.block.token)]
-        for index, left in forsaken(stream.block, stream.lock, bells).items():
-            removed += reclaim(stream.block, stream.lock, index, left)
+    removed = gc_of_shared_memory()
     for entry in sorted(layout.entries(blobs=False), key=lambda each: each.kind != "partial"):
         try:
             if entry.kind != "foreign" and is_abandoned(entry, partial_age):
@@ -46,6 +42,16 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
                     removed.append(entry.path)
         except PermissionError as error:  # another user's, and `check` reports it
             _log.warning("%s stays: %s", entry.path, error.strerror)
+    return removed
+
+
+def gc_of_shared_memory() -> list[str]:
+    """Remove what dead processes of this user left in shared memory; the names."""
+    removed = sweep()
+    for stream in streams():
+        bells = [bell for _, bell in doorbell.names(stream.block.token)]
+        for index, left in forsaken(stream.block, stream.lock, bells).items():
+            removed += reclaim(stream.block, stream.lock, index, left)
     return removed
 
 

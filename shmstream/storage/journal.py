@@ -31,7 +31,6 @@ import json
 import logging
 import os
 import re
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -204,7 +203,7 @@ class Journal:
         if self._seal:
             lines.append(f"seal {self._seal}")
         # Beside and renamed: a process that is killed leaves the old journal, or the new one.
-        fresh = f"{self.path}.{secrets.token_hex(4)}"
+        fresh = f"{self.path}.{os.urandom(4).hex()}"
         try:
             self._write("\n".join(lines), os.O_EXCL, fresh)
             os.rename(fresh, self.path)

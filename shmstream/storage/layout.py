@@ -8,6 +8,7 @@
     <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
     <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
     <blob>.shmstream-record             of a named blob: its key, and what its source said
+    <blob>.shmstream-pin                the blob is not to be evicted
 
 Whatever way a key spells a digest (stream/spelling.py), the blob lies at one place. Any other key
 is hashed. So a key never becomes a path as it is, and never leads out of the folder. Folders are
@@ -32,11 +33,13 @@ from typing import NamedTuple
 from shmstream.errors import DamagedBlob, StoreUnusable
 from shmstream.sources.base import Description
 from shmstream.storage.folder import Folder
+from shmstream.storage.origin import source_of
 from shmstream.storage.record import Record
 from shmstream.stream.digest import digest_of, require_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
 from shmstream.stream.spelling import ALGORITHMS, read_digest
+from shmstream.system.files import open_file
 
 _ALWAYS = ("blobs", "blobs/sha256", "blobs/sha512", "named")  # the folders that each store has
 _SHELVES = {f"blobs/{name}": count for name, count in ALGORITHMS.items()} | {"named": 64}
@@ -47,6 +50,7 @@ _BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it ne
 
 JOURNAL = ".shmstream-journal"
 RECORD = ".shmstream-record"
+PIN = ".shmstream-pin"
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,16 @@ class Place:
         """The record of a blob whose key is a name."""
         return self.path + RECORD
 
+    @property
+    def pin(self) -> str:
+        """The file that says that the blob is not to be evicted."""
+        return self.path + PIN
+
 
 class Entry(NamedTuple):
     """A file of the store, as it was when `Layout.entries` found it.
 
-    `kind` is `blob`, `partial`, `journal`, `record`, `temporary` (a file that is about to be
+    `kind` is `blob`, `partial`, `journal`, `record`, `pin`, `temporary` (a file that is about to be
     renamed), or `foreign` (a file that no store makes).
     """
 
@@ -128,6 +137,16 @@ class Entry(NamedTuple):
     def used(self) -> float:
         """When it was last used, in seconds since 1970."""
         return self.facts.st_atime
+
+    @property
+    def source(self) -> str | None:
+        """The name of the source that the blob came from; None if it is not known."""
+        return source_of(self.path)
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the blob is not to be evicted, as of now."""
+        return os.path.lexists(self.path + PIN)
 
 
 class Layout:
@@ -302,6 +321,18 @@ class Layout:
         space = max(min(taken, entry.size), entry.size > 0)
         return max(space, taken - _BLOCK) if entry.kind == "partial" else space
 
+    def pin(self, place: Place) -> None:
+        """Have the blob of `place` stay, also one that is yet to come. Idempotent.
+
+        Raises:
+            StoreUnusable: the store is read-only.
+            OSError: it cannot be noted.
+        """
+        if self.is_read_only:
+            raise StoreUnusable(self.folder, "it is read-only: nothing can be pinned")
+        self.make_shelf(place)
+        os.close(open_file(place.pin, os.O_WRONLY | os.O_CREAT))
+
     def remove(self, path: str) -> bool:
         """Remove a file. False if there was none."""
         try:
@@ -372,7 +403,7 @@ def algorithm_at(path: str) -> str | None:
 def _naming(digits: int) -> Callable[[str], str]:
     """A function that tells the kind of a file from its name, on a shelf of such `digits`."""
     is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
-    suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+    suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record", PIN: "pin"}
 
     def kind_of(name: str) -> str:
         if is_blob(name):

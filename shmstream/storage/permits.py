@@ -6,7 +6,7 @@ lock when its process ends, however it ends, so that no permit is ever lost and 
 
 from __future__ import annotations
 
-import secrets
+import os
 
 from shmstream.storage.layout import Layout
 from shmstream.system.locks import KernelLock
@@ -20,7 +20,7 @@ def take_permit(layout: Layout, limit: int) -> KernelLock | None:
     Closing the lock gives the permit back.
     """
     permit = KernelLock(layout.mark)
-    start = secrets.randbelow(limit) if limit else 0  # else all would try the same bytes first
+    start = int.from_bytes(os.urandom(4)) % max(limit, 1)  # else all would try the same bytes first
     for index in range(limit):
         if permit.try_acquire((_FIRST + (start + index) % limit, 1)):
             return permit

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,7 +53,7 @@ class Record:
             "digest": self.digest,
             "metadata": self.metadata.to_text(_LONGEST).decode(),
         }
-        temporary = f"{path}.{secrets.token_hex(4)}"
+        temporary = f"{path}.{os.urandom(4).hex()}"
         fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             with os.fdopen(fd, "w", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ reader              `InFlightCopier` waits for the chunks, and copies them from 
 growing_file        the reading methods of a file to which another process appends
 control_block       what all processes know of a stream, in shared memory
 segment             that shared memory: create, attach, unlink, list
+mapping             the mapped memory of one segment, by `multiprocessing`
 subscribers         which readers there are, and how each of them is woken
 doorbell            the semaphore of one reader
 pacer               decides when appended bytes are published
@@ -15,6 +16,7 @@ digest              the running digest of that file
 seal                the mark of a file whose bytes were verified
 stream              one stream as any process sees it: its segment, its block and its locks
 claims              how streams come to be, and how those of dead processes are removed
+described_writer    a writer that tells its readers what the blob is
 resumable_writer    a writer whose stream another process can go on with
 invariants          whether a stream keeps its invariants, as any process sees it
 

@@ -259,9 +259,14 @@ class PartialFile:
         finally:
             os.close(folder)
 
+    @property
+    def is_at_its_path(self) -> bool:
+        """Whether its path still leads to it."""
+        return self._lock.is_at(self.path)
+
     def unlink(self) -> None:
         """Remove the file, if it is still at its path."""
-        if self._lock.is_at(self.path):
+        if self.is_at_its_path:
             os.unlink(self.path)
 
     @property

@@ -183,6 +183,11 @@ class InFlightCopier(GrowingFile):
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
 
     @property
+    def is_resumable(self) -> bool:
+        """Whether another process can go on with the stream if its writer dies."""
+        return bool(self._block.resumable)
+
+    @property
     def was_written_to(self) -> bool:
         """Whether another program has changed the file of a stream whose writer has died.
 

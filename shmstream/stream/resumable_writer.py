@@ -16,28 +16,24 @@ Its partial file outlives its writer, and its readers stay attached:
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Self
 
 from shmstream.errors import (
-    BlobAborted,
     ContentChanged,
     DamagedPartial,
-    DamagedSegment,
     DigestMismatch,
     OutOfResources,
     SizeMismatch,
     naming_shortages,
 )
 from shmstream.stream.claims import reap_unread
-from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
+from shmstream.stream.control_block import TERMINAL, State
+from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import RunningDigest
 from shmstream.stream.pacer import check_pacing
-from shmstream.stream.seal import seal
 from shmstream.stream.stream import Stream
-from shmstream.stream.writer import BlobStreamer
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
 AT_ONCE = 1 << 20
@@ -46,12 +42,8 @@ _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
 """After these errors the partial file is removed, because its bytes are wrong."""
 
 
-class ResumableStreamer(BlobStreamer):
-    """A `BlobStreamer` that another process can succeed, while its readers wait.
-
-    Its size can be set later, when the source has told it. Before the first append it can store
-    what the source says about the blob.
-    """
+class ResumableStreamer(DescribedStreamer):
+    """A `BlobStreamer` that another process can succeed, while its readers wait."""
 
     _resumable = True
     keeps = True
@@ -105,7 +97,7 @@ class ResumableStreamer(BlobStreamer):
             self._file.truncate(keep)
 
     def _replace_file(self) -> None:
-        fresh = f"{self._file.path}.{secrets.token_hex(4)}"
+        fresh = f"{self._file.path}.{os.urandom(4).hex()}"
         lock = KernelLock(fresh, os.O_CREAT | os.O_EXCL)
         try:
             lock.try_acquire(WHOLE_FILE)  # no other process knows the file yet
@@ -218,70 +210,6 @@ class ResumableStreamer(BlobStreamer):
         with naming_shortages(self.name, os.path.dirname(self.path)):
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def set_size(self, size: int) -> None:
-        """Set the blob's size in bytes, as soon as the source tells it.
-
-        Raises:
-            SizeMismatch: another size was set, or there are more bytes. The stream is aborted.
-        """
-        with self._lock:
-            self._check_open()
-            if self._limit not in (UNKNOWN, size) or size < self._file.size:
-                raise self._fail_size(size)
-            if self._limit == UNKNOWN:
-                self._block.size = self._limit = size
-                self._subscribers.tell_here()
-
-    def reserve(self, size: int) -> None:
-        """Reserve the disk space for the first `size` bytes of the blob.
-
-        What is not written is given back when the stream ends.
-
-        Raises:
-            OutOfResources: the disk has less free space. The stream goes on.
-        """
-        with self._lock:
-            self._check_open()
-            self._file.reserve(min(size, self._limit))
-
-    def withhold(self) -> None:
-        """Withhold the last chunk until the commit, though no digest was given. In this process."""
-        with self._lock:
-            self._withholds = True
-
-    @property
-    def expected(self) -> str:
-        """The digest that the blob must have, or only its algorithm; also an earlier writer's."""
-        return self._block.digest.decode()
-
-    def set_metadata(self, text: bytes) -> None:
-        """Before the first append: store for every reader what the source says about the blob.
-
-        Raises:
-            ValueError: `text` is longer than 1,024 bytes.
-            IllegalTransition: appending has begun.
-        """
-        with self._lock:
-            self._check_open()
-            self._block.require(State.STREAMING, self.name)
-            self._block.metadata = text
-
-    @property
-    def metadata(self) -> bytes:
-        """What `set_metadata` stored, in this process or in an earlier writer's."""
-        return self._block.metadata
-
-    @property
-    def error(self) -> BlobAborted | None:
-        """The error that readers of an aborted stream get; None if it is not aborted."""
-        if self._block.state != State.ABORTED:
-            return None
-        try:
-            return BlobAborted.from_text(self._block.error)
-        except ValueError as error:
-            reason = f"its error cannot be read: {error}"
-            raise DamagedSegment(self.name, reason) from error
-
     @property
     def last_words(self) -> bytes:
         """What an earlier writer left in `give_way`; empty if it left nothing."""
@@ -322,19 +250,6 @@ class ResumableStreamer(BlobStreamer):
             if not self._block.is_sound:
                 return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
-
-    def commit(self) -> None:
-        """Commit as a `BlobStreamer`; then seal the blob if it was hashed and is on the disk.
-
-        What may be published goes out first: to verify and to sync the rest takes a while, and
-        meanwhile readers, and nodes that read here, can have the bytes before the last chunk.
-        """
-        with self._lock:
-            if self._streaming and self._publishable() > self._published:
-                self._publish()
-            super().commit()
-            if self.durable and self.digest is not None:
-                seal(self._file.fd, self.digest)
 
     @property
     def _is_untold(self) -> bool:

@@ -1,6 +1,6 @@
 """The shared memory of one stream: create, attach, unlink, list.
 
-This module uses `multiprocessing.shared_memory`, and avoids three of its dangers:
+This module uses `multiprocessing.shared_memory` (in `mapping`), and avoids three of its dangers:
 
 - Its resource tracker would unlink a segment as soon as any unrelated reader exits. Our segments
   are never registered: from Python 3.13 on by `track=False`; before that, the tracker's `register`
@@ -17,67 +17,22 @@ import errno
 import os
 import re
 import stat
-import sys
-from collections.abc import Callable, Iterator
-from multiprocessing import resource_tracker, shared_memory
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from shmstream.errors import DamagedSegment
 
-_FOLDER = "/dev/shm"
-_PREFIX = "shms-"
+if TYPE_CHECKING:
+    from shmstream.stream.mapping import Mapping
 
-NAME_LIMIT = 30 - len("/" + _PREFIX)
+_FOLDER = "/dev/shm"
+PREFIX = "shms-"
+"""What the names of our files in `/dev/shm` begin with; `mapping` knows it, too."""
+
+NAME_LIMIT = 30 - len("/" + PREFIX)
 """Characters that a stream's name may have: with our prefix, 30 are portable."""
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
-
-
-class _Attached(shared_memory.SharedMemory):
-    _fd: int  # the constructor of the base class sets it
-
-    @property
-    def descriptor(self) -> int:
-        return self._fd
-
-    def unlink(self) -> None:
-        """Do nothing: a failing constructor calls this, and would remove what others use."""
-
-    def close(self) -> None:
-        """Unmap. Memory to which a frame still has a view is unmapped when the view is gone."""
-        try:
-            super().close()
-        except BufferError:
-            fd, self._fd = self._fd, -1
-            if fd >= 0:
-                os.close(fd)
-
-
-if sys.version_info >= (3, 13):
-
-    def _create(name: str, size: int) -> _Attached:
-        return _Attached(_PREFIX + name, create=True, size=size, track=False)
-
-    def _attach(name: str) -> _Attached:
-        return _Attached(_PREFIX + name, track=False)
-
-else:
-
-    def _overlooking_ours(tell: Callable[[str, str], None]) -> Callable[[str, str], None]:
-        def tell_of_others(name: str, rtype: str) -> None:
-            if not name.startswith("/" + _PREFIX):
-                tell(name, rtype)
-
-        return tell_of_others
-
-    resource_tracker.register = _overlooking_ours(  # type: ignore[assignment]
-        resource_tracker.register
-    )
-
-    def _create(name: str, size: int) -> _Attached:
-        return _Attached(_PREFIX + name, create=True, size=size)
-
-    def _attach(name: str) -> _Attached:
-        return _Attached(_PREFIX + name)
 
 
 class Segment:
@@ -87,7 +42,7 @@ class Segment:
     closing it.
     """
 
-    def __init__(self, memory: _Attached, name: str) -> None:
+    def __init__(self, memory: Mapping, name: str) -> None:
         self._memory = memory
         self.name = name
         self.memory: memoryview = memory.buf if memory.buf is not None else memoryview(b"")
@@ -102,7 +57,9 @@ class Segment:
             FileExistsError: the name is taken.
             OSError: shared memory or descriptors have run out; nothing is left behind.
         """
-        return cls(_create(name, size), name)
+        from shmstream.stream import mapping
+
+        return cls(mapping.create(PREFIX + name, size), name)
 
     def reserve(self) -> None:
         """Reserve all pages, so that touching them later never fails.
@@ -122,6 +79,8 @@ class Segment:
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
+        from shmstream.stream import mapping
+
         facts = os.stat(path_of(name), follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode):
             raise DamagedSegment(name, "it is no file")
@@ -129,7 +88,7 @@ class Segment:
         if facts.st_size > most:
             raise DamagedSegment(name, f"it has {facts.st_size} bytes, more than any stream")
         try:
-            memory = _attach(name)
+            memory = mapping.attach(PREFIX + name)
         except ValueError as error:  # "cannot mmap an empty file": made, but not yet sized
             raise FileNotFoundError(errno.ENOENT, "segment has no size yet", name) from error
         try:
@@ -174,7 +133,7 @@ def is_name(name: str) -> bool:
 
 def path_of(name: str) -> str:
     """The path of the segment of that name, to lock and remove it without mapping it."""
-    return f"{_FOLDER}/{_PREFIX}{name}"
+    return f"{_FOLDER}/{PREFIX}{name}"
 
 
 def unlink(name: str) -> None:
@@ -199,11 +158,11 @@ def _found() -> Iterator[tuple[str, str, bool]]:
     """Of all that this user has with our prefix: path, name, and whether it is a file."""
     with os.scandir(_FOLDER) as entries:
         for entry in entries:
-            if entry.name.startswith(_PREFIX):
+            if entry.name.startswith(PREFIX):
                 try:
                     facts = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
                 if facts.st_uid == os.geteuid():
-                    name = entry.name.removeprefix(_PREFIX)
+                    name = entry.name.removeprefix(PREFIX)
                     yield entry.path, name, stat.S_ISREG(facts.st_mode)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -91,6 +90,7 @@ class Stream:
             OSError: the partial file cannot be made, or the disk has no space for it.
         """
         _check_name(name)
+        Identity.mine()  # its first call takes a while: not when the name is claimed
         with _naming_causes(name):
             spare = can_go_on if resumable else None
             claim = claim_segment(name, Block.size_for(slots), spare)
@@ -111,7 +111,7 @@ class Stream:
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
             block.slots = slots
-            block.token = secrets.randbits(48)
+            block.token = int.from_bytes(os.urandom(6))
             block.chunk_size = chunk_size
             stream._sign()
             block.device, block.inode, block.file_generation = file_identity(partial.fd)
@@ -196,6 +196,7 @@ class Stream:
             OutOfResources: descriptors or memory have run out.
         """
         _check_name(name)
+        Identity.mine()
         timeout = ATTACH_TIMEOUT if timeout is None else timeout
         began = time.monotonic()
         abandoned_since = None

@@ -4,6 +4,7 @@ What each step does:
 
     create     claim the name and the partial file, fill the block, the magic last
     append     write all bytes to the partial file, count them, publish them when it is time
+    write      `append`, for programs that write files
     publish    store `published`, store `chunk_count`, ring                             (I1, I2)
     commit     check size and digest, rename the file to the final name, store the size, publish
                the last bytes, store COMMITTED, ring; if the caller gave only an algorithm,
@@ -14,8 +15,8 @@ What each step does:
 
 from __future__ import annotations
 
+import io
 import os
-import secrets
 import sys
 import threading
 import time
@@ -77,10 +78,15 @@ class BlobStreamer:
     it also removes the name, so keep it open for as long as new readers may come. Attached readers
     go on undisturbed, and the committed file stays.
 
+    It is a writable binary file without `seek`, so `shutil.copyfileobj`, `tarfile`, `zipfile`,
+    `pandas`, `pyarrow` and the like write to it. A program that closes it before the commit aborts.
+
     Any thread of the process may call any method. A forked child cannot use it: there every method
     raises `StreamClosed`.
     """
 
+    mode: str = "wb"
+    """As of a file; some programs ask for it."""
     _resumable = False
 
     def __init__(
@@ -177,7 +183,7 @@ class BlobStreamer:
         path = os.path.abspath(path)
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
-        name = secrets.token_hex(8) if name is None else name
+        name = os.urandom(8).hex() if name is None else name
         with naming_shortages(name, os.path.dirname(path)):
             sweep_again(but=name)  # the claim below decides about the stream of this name
             stream, lock = Stream.create(
@@ -323,6 +329,49 @@ class BlobStreamer:
                 self.abort(error)
             raise
         return self._file.size
+
+    # As a file.
+
+    def write(self, data: Buffer, /) -> int:
+        """As `append`; the number of bytes of `data`, which are all written."""
+        self.append(data)
+        return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Publish now what may be published."""
+        with self._lock:
+            self._check_open()
+            if self._streaming and self._publishable() > self._published:
+                self._publish()
+
+    def tell(self) -> int:
+        """The bytes that were written."""
+        return self.appended
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:  # noqa: ARG002
+        """Raises:
+        UnsupportedOperation: always.
+        """
+        raise cannot_seek(self.name)
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def readable(self) -> bool:
+        """False: a reader attaches by `name`."""
+        return False
+
+    def seekable(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed is not None
+
+    # The end.
 
     def commit(self) -> None:
         """Complete the blob: verify it, rename it to its final name, publish the last bytes.
@@ -522,3 +571,11 @@ class BlobStreamer:
         now = self._block.snapshot()
         size = "?" if now.size == UNKNOWN else now.size
         return f"<BlobStreamer {self.name!r} {now.known_state().name} {now.published}/{size} bytes>"
+
+
+def cannot_seek(name: str) -> io.UnsupportedOperation:
+    """The error for a program that wants to go back in the stream `name` while it writes."""
+    return io.UnsupportedOperation(
+        f"cannot seek in {name[:200]!r}: its readers may have read what was written before; write "
+        "to a temporary file, and copy that file when it is complete"
+    )

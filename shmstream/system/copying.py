@@ -14,12 +14,15 @@ from __future__ import annotations
 import errno
 import io
 import os
-import socket
 import stat
+import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard, Union
 
 from shmstream.system import greenlets
+
+if TYPE_CHECKING:
+    import socket
 
 
 class SupportsWrite(Protocol):
@@ -29,7 +32,7 @@ class SupportsWrite(Protocol):
         """Take some or all bytes of `data`; how many, or None for all."""
 
 
-Destination = SupportsWrite | socket.socket | int
+Destination: TypeAlias = Union[SupportsWrite, "socket.socket", int]
 
 _Way = Callable[[int, int, int], int]  # descriptor, offset, count -> bytes moved
 
@@ -48,6 +51,12 @@ _CANNOT = frozenset(
 )
 
 
+def _is_socket(thing: object) -> TypeGuard[socket.socket]:
+    """Whether it is a socket. There is none if nobody has imported that module."""
+    module = sys.modules.get("socket")
+    return module is not None and isinstance(thing, module.socket)
+
+
 class Mover:
     """Moves spans of files to one destination: call `move` any number of times, then `finish`."""
 
@@ -61,11 +70,11 @@ class Mover:
         self._out = -1
         if isinstance(destination, int):
             self._out = destination
-        elif isinstance(destination, socket.socket):
+        elif _is_socket(destination):
             self._timeout = destination.gettimeout()
             if self._timeout == 0:
                 raise ValueError("a socket in non-blocking mode cannot be copied to")
-            if type(destination) is socket.socket:
+            if type(destination) is sys.modules["socket"].socket:
                 self._out = destination.fileno()
         elif type(destination) is io.FileIO:
             self._out = destination.fileno()
@@ -153,7 +162,7 @@ def _through(write: Callable[[bytes], int | None]) -> _Way:
 
 
 def _writer_of(destination: object) -> Callable[[bytes], int | None]:
-    if isinstance(destination, socket.socket):
+    if _is_socket(destination):
         return destination.send
     if isinstance(destination, io.TextIOBase):
         raise TypeError("a blob is bytes: open the destination in binary mode")

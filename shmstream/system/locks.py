@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import struct
 import sys
 import time
@@ -129,7 +128,7 @@ def trouble_with_locks(path: str) -> str | None:
     Takes milliseconds; a second in the last case.
     """
     holder, other = KernelLock(path), KernelLock(path)
-    span = (secrets.randbits(60), 1)  # no other process tries that byte
+    span = (int.from_bytes(os.urandom(7)), 1)  # no other process tries that byte
     try:
         works = holder.try_acquire(span) and other.is_held_elsewhere(span)
         if not works or other.try_acquire(span):

@@ -18,20 +18,22 @@ The threads of `Call` are daemons: the interpreter does not wait for them when i
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from shmstream.errors import OutOfResources
 from shmstream.system import greenlets, process
 from shmstream.system.process import PerProcess
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -221,6 +223,9 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
     Raises:
         OutOfResources: no thread can be started, and the pool has none.
     """
+    import asyncio  # only those need it who have it already
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     name, threads = kind
     with _executors.lock:
         executors = _executors.value

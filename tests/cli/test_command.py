@@ -6,7 +6,10 @@ import re
 
 from tests.cli.conftest import Begin, Run
 
-COMMANDS = ("fetch", "serve", "ls", "top", "cluster", "check", "gc", "evict", "demo", "completion")
+COMMANDS = (
+    "fetch", "serve", "ls", "top", "cluster", "rm", "pin", "unpin", "cancel", "check", "gc",
+    "evict", "demo", "completion",
+)  # fmt: skip
 
 
 def test_help(run: Run, begin: Begin) -> None:

@@ -19,9 +19,11 @@ def test_a_list(run: Run, url: str, store: Store, tmp_path: Path) -> None:
     code, out, told = run("ls")
     assert code == 0
     head, *lines = out.splitlines()
-    assert head.split() == ["SIZE", "LAST", "USED", "BLOB"]
-    assert re.fullmatch(rf"293.0 KiB  \d+-\d\d-\d\d \d\d:\d\d:\d\d  {DIGEST}", lines[0])
-    assert re.fullmatch(r"  7 bytes  [\d-]+ [\d:]+  a\\x1b\[31m\\nkey", lines[1])
+    assert head.split() == ["SIZE", "LAST", "USED", "BLOB", "SOURCE"]
+    when = r"\d+-\d\d-\d\d \d\d:\d\d:\d\d"
+    assert re.fullmatch(rf"293.0 KiB  {when}  {DIGEST}  {re.escape(url)}", lines[0])
+    path = re.escape(str(tmp_path / "file"))
+    assert re.fullmatch(rf"  7 bytes  [\d-]+ [\d:]+  a\\x1b\[31m\\nkey +{path}", lines[1])
     assert told == f"2 blobs of 293.0 KiB, 0 flights in {store.folder}\n"
 
     facts = json.loads(run("ls", "--json")[1])
@@ -33,6 +35,8 @@ def test_a_list(run: Run, url: str, store: Store, tmp_path: Path) -> None:
         "key": DIGEST,
         "size": SIZE,
         "last_used": first["last_used"],
+        "source": url,
+        "pinned": False,
         "path": os.path.join(store.folder, "blobs", *DIGEST.split(":")),
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", first["last_used"])

@@ -11,16 +11,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as some
 
+from shmstream import Store
+from shmstream.cli import command as root
 from shmstream.cli import options
 from shmstream.storage.folder import default_folder
 from tests.cli.conftest import DIGEST, Run
+from tests.support.origin import Origin
 
 
-@pytest.mark.parametrize("command", ["ls", "top", "check", "gc"])
+@pytest.mark.parametrize("command", ["ls", "top", "check", "rm a", "pin a", "cancel a"])
 def test_a_mistyped_store_is_not_made(run: Run, tmp_path: Path, command: str) -> None:
     nowhere = str(tmp_path / "nowhere")
     for folder in (nowhere, str(tmp_path)):
-        code, out, told = run(command, "--store", folder)
+        code, out, told = run(*command.split(), "--store", folder)
         assert (code, out) == (1, "")
         assert told == f"Error: there is no store in {folder!r}; `shmstream fetch` makes one\n"
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
@@ -93,3 +96,31 @@ def test_sizes_and_durations() -> None:
         assert options.size(text) == value
     for text, value in (("90", 90), ("90s", 90), ("1.5m", 90), ("12h", 43200), ("7d", 604800)):
         assert options.duration(text) == value
+
+
+def test_each_option_has_a_variable() -> None:
+    for name, command in root.commands.items():
+        for option in command.params:
+            if isinstance(option, click.Option) and not isinstance(option.flag_value, str):
+                told = option.envvar
+                assert told, f"{name} {option.opts}"
+                named = [told] if isinstance(told, str) else list(told)
+                assert named[0].startswith("SHMSTREAM_")
+
+
+def test_variables_are_options(
+    run: Run, url: str, store: Store, monkeypatch: pytest.MonkeyPatch, origin: Origin
+) -> None:
+    monkeypatch.setenv("SHMSTREAM_FETCH_DIGEST", DIGEST)
+    monkeypatch.setenv("SHMSTREAM_FETCH_QUIET", "1")
+    monkeypatch.setenv("SHMSTREAM_FETCH_HEADER", "X-One: a b\nX-Two: c")
+    assert run("fetch", url) == (0, f"{store.path(DIGEST)}\n", "")
+    headers = origin.requests("/blob")[0].headers
+    assert (headers["x-one"], headers["x-two"]) == ("a b", "c")
+    assert run("fetch", url, "--digest", f"sha256:{'0' * 64}")[0] == 1  # the option counts
+    monkeypatch.setenv("SHMSTREAM_MAX_BYTES", "1KiB")
+    assert run("evict")[1] == f"{store.path(DIGEST)}\n"
+    monkeypatch.setenv("SHMSTREAM_EVICT_MAX_BYTES", "nonsense")
+    code, _, told = run("evict")
+    assert code == 2
+    assert "'--max-bytes': 'nonsense' is no size" in told

@@ -29,6 +29,7 @@ WINGS = [
     ["cluster"],
     ["store"],
     ["asgi"],
+    ["wsgi"],
     ["filesystem"],
     ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
     ["__init__"],
@@ -169,26 +170,68 @@ def test_only_one_room_registers_what_a_forked_child_does() -> None:
             assert "register_at_fork" not in path.read_text(encoding="utf-8"), module
 
 
-def test_the_core_needs_only_its_two_dependencies() -> None:
-    program = (
-        "import sys; before = set(sys.modules); import shmstream;"
-        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
-    )
+def imported_by(program: str) -> set[str]:
+    """The modules that a program has imported at its end, beside those of a bare interpreter."""
+    told = "print(*set(sys.modules) - before, file=sys.stderr)"
     done = subprocess.run(
         [
             sys.executable,
             "-I",
             "-c",
-            f"import sys; sys.path.insert(0, {str(HOUSE.parent)!r});" + program,
+            f"import sys; sys.path.insert(0, {str(HOUSE.parent)!r}); before = set(sys.modules)\n"
+            f"{program}\n{told}",
         ],
         capture_output=True,
         text=True,
         check=True,
     )
-    third_party = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    return set(done.stderr.split())
+
+
+def test_the_core_needs_only_its_two_dependencies(tmp_path: Path) -> None:
+    everything = (
+        "import shmstream\n"
+        "for name in shmstream.__all__: getattr(shmstream, name)\n"
+        f"shmstream.Store({str(tmp_path / 'store')!r}).fetch('a', [b'b'])\n"
+    )
+    found = {name.split(".")[0] for name in imported_by(everything)}
+    third_party = found - set(sys.stdlib_module_names)
     assert {name for name in third_party if not name.startswith("_")} == {
         "shmstream", "posix_ipc", "psutil",
     }  # fmt: skip
+
+
+def test_importing_costs_little() -> None:
+    """What is imported is counted, not timed, because that does not depend on the machine."""
+    assert imported_by("import shmstream") & set(MODULES_OF_OURS) == {"shmstream"}
+    few = imported_by("from shmstream import Store")
+    much = {
+        "asyncio", "concurrent.futures", "decimal", "multiprocessing", "multiprocessing.util",
+        "pickle", "psutil", "random", "socket", "ssl", "subprocess", "tempfile",
+    }  # fmt: skip
+    assert not few & much
+    assert len(few) < 180
+    assert "asyncio" in imported_by("from shmstream import AsyncBlob")
+
+
+MODULES_OF_OURS = [f"shmstream.{each}".removesuffix(".__init__") for each in MODULES]
+
+
+def test_the_public_names_are_told_once_for_people_and_once_for_programs() -> None:
+    tree = ast.parse((HOUSE / "__init__.py").read_text(encoding="utf-8"))
+    [for_types] = [node for node in tree.body if isinstance(node, ast.If)]
+    told = {
+        name.name: node.module
+        for node in for_types.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert told == shmstream._ROOM_OF
+    assert set(told) == set(shmstream.__all__)
+    assert set(shmstream.__all__) <= set(dir(shmstream))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        shmstream.__getattr__("nothing")
+    assert shmstream.errors.ShmstreamError is shmstream.ShmstreamError
 
 
 def test_all_that_is_public_is_documented() -> None:

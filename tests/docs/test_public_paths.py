@@ -34,7 +34,8 @@ ERRORS = {
     if isinstance(thing := getattr(shmstream, name), type) and issubclass(thing, ShmstreamError)
 }
 USED = {
-    "AsyncBlob", "Blob", "BlobStreamer", "Cluster", "CommandSource", "CopierStatistics",
+    "AsyncBlob", "Blob", "BlobStreamer", "BlobWriter", "Cluster", "CommandSource",
+    "CopierStatistics",
     "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo",
     "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Store",
     "StreamerStatistics", "Subscriber", "sweep",
@@ -117,6 +118,11 @@ def test_a_store(module: str, tmp_path: Path) -> None:
     damaged.write_bytes(DATA[::-1])
     [finding] = store.check()
     assert type(finding) is shmstream.Finding
+
+    with store.create("written") as writer:
+        assert type(writer) is shmstream.BlobWriter
+        writer.write(DATA)
+    assert Path(store.fetch("written")).read_bytes() == DATA
 
     async def read() -> bytes:
         async with store.aopen("another name", Mine()) as blob:
@@ -215,6 +221,18 @@ def test_a_response(tmp_path: Path) -> None:
     assert sent[0]["status"] == 200
     assert b"".join(each.get("body", b"") for each in sent[1:]) == DATA
     assert {"Receive", "Scope", "Send"} <= set(asgi.__all__)
+
+
+def test_a_response_for_wsgi(tmp_path: Path) -> None:
+    wsgi: Any = importlib.import_module("shmstream.wsgi")
+    told: list[Any] = []
+    response = wsgi.InFlightResponse(Store(tmp_path / "store"), KEY, Mine())
+    environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1"}
+    body = response(environ, lambda status, headers: told.append((status, headers)))
+    assert told[0][0] == "200 OK"
+    assert b"".join(body) == DATA
+    body.close()
+    assert {"InFlightResponse", "Prepared", "for_django", "for_flask"} == set(wsgi.__all__)
 
 
 def test_a_protocol_and_the_registry(

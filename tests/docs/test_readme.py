@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import http.client
-import io
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import shmstream
-from shmstream.sources.http import close_pools
 from tests.support import roles
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
@@ -25,20 +22,28 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_first_example_runs(tmp_path: Path, origin: Origin) -> None:
+    """As it is, but for the URL."""
+    program = EXAMPLES[0]
+    assert len([line for line in program.splitlines() if line.strip()]) <= 10
+    assert README.index(program) < 1500, "on the first screen"
     data = roles.content(1, 300_000)
     url = origin.serve("/model.bin", seed=1, size=len(data))
-    program = (
-        EXAMPLES[0]
-        .replace("/var/cache/blobs", str(tmp_path / "store"))
-        .replace("sha256:...", f"sha256:{roles.sha256(data)}")
-        .replace("https://host/model.bin", url)
+    [there] = re.findall(r'"(https://[^"]+)"', program)
+    (tmp_path / "example.py").write_text(program.replace(there, url), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "example.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "SHMSTREAM_STORE": str(tmp_path / "store")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    names: dict[str, Any] = {"Store": shmstream.Store, "shutil": shutil, "out": io.BytesIO()}
-    exec(program, names)
-    assert names["out"].getvalue() == data
-    assert Path(names["path"]).read_bytes() == data
+    assert done.returncode == 0, done.stderr
+    outcome = ast.literal_eval(done.stdout)
+    assert {each for _, each in outcome} == {roles.sha256(data)}
+    assert {role for role, _ in outcome} <= {"leads", "follows", "stored"}
     assert len(origin.requests("/model.bin")) == 1
-    close_pools()
 
 
 def test_the_second_example_runs(tmp_path: Path) -> None:
@@ -70,9 +75,21 @@ def test_the_other_examples_use_what_there_is() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if "://" not in target:
-            assert (ROOT / target).exists(), target
+    """They are absolute: PyPI shows the README, too."""
+    ours = re.compile(
+        r"https://(?:github\.com/shmstream/shmstream/blob|"
+        r"raw\.githubusercontent\.com/shmstream/shmstream)/main/([^#]+)(?:#(.*))?"
+    )
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 20
+    for target in links:
+        assert target.startswith("https://"), target
+        if (found := ours.fullmatch(target)) is not None:
+            assert (ROOT / found[1]).exists(), target
+            if found[2]:
+                heads = re.findall(r"^#+ (.*)$", (ROOT / found[1]).read_text("utf-8"), re.MULTILINE)
+                anchors = [re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in heads]
+                assert found[2] in anchors, target
 
 
 def test_errors_it_names_exist() -> None:

@@ -296,6 +296,7 @@ def test_what_the_upstream_says_of_its_refusal(ours: Registry, origin: Origin) -
         (403, json.dumps({"errors": [words]}), "application/json", "DENIED: pay \\x1b[2J first"),
         (404, json.dumps({"errors": [words]}), "application/json", "DENIED: pay"),
         (404, "no such\nproject", "text/plain", "no such project"),
+        (404, '{"errors": [{"message": "raw \x1b text"}]}', "application/json", "raw \\x1b text"),
         (503, '{"message": "in maintenance"}', "application/problem+json", "in maintenance"),
         (429, '{"details": "slow down"}', "application/json; charset=utf-8", "slow down"),
         (404, "<html>no</html>", "text/html", None),

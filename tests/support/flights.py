@@ -153,22 +153,31 @@ async def _read_all(link: Link, store: Store, key: str, source: Any) -> dict[str
 
 
 def read_in_steps(
-    link: Link, folder: str, key: str, source: Any, stall_timeout: float | None
+    link: Link,
+    folder: str,
+    key: str,
+    source: Any,
+    stall_timeout: float | None,
+    wait_for: float = 0.0,
 ) -> None:
     """Opens a blob, and says its role. Then it reads as many bytes as it hears, again and again.
 
     For a negative number it reads the rest, and goes. An error ends nothing: it can be told to read
-    again. With each answer it says its role.
+    again, or with None to leave. With each answer it says its role.
     """
     logging.basicConfig(level=logging.INFO)
     told: list[int] = []
     store = make_store(folder, {})
     tell = lambda now: told.append(now.published)  # noqa: E731
-    with store.open(key, source, progress=tell, stall_timeout=stall_timeout) as blob:
+    options: dict[str, Any] = {"progress": tell, "stall_timeout": stall_timeout}
+    if wait_for:
+        link.say("waits")
+    with store.open(key, source, wait_for=wait_for, **options) as blob:
         link.say({"role": blob.role, "pid": os.getpid()})
         count = 0
         while count >= 0:
-            count = link.hear()
+            if (count := link.hear()) is None:
+                return
             try:
                 data = blob.read(count)
             except ShmstreamError as error:
@@ -252,6 +261,27 @@ def unpickle(link: Link) -> None:
             link.say({"position": file.tell(), "role": getattr(file, "role", None)})
             link.say({"sha256": hashlib.sha256(file.read()).hexdigest()})
     except ShmstreamError as error:
+        link.say({"error": type(error).__name__, "text": str(error)})
+
+
+def produce(link: Link, folder: str) -> None:
+    """Creates a blob, and does what it hears: [order, argument]. Says the outcome of each order.
+
+    The `with` block is left at `leave`, and by an exception at `fail`.
+    """
+    store = make_store(folder, {})
+    _, key, options = link.hear()
+    try:
+        with store.create(key, **options) as blob:
+            link.say({"path": blob.path, "pid": os.getpid()})
+            while (heard := link.hear())[0] != "leave":
+                if heard[0] == "write":
+                    link.say(blob.write(bytes.fromhex(heard[1])))
+                    blob.flush()
+                elif heard[0] == "fail":
+                    raise ValueError(heard[1])
+        link.say({"error": None, "digest": blob.digest})
+    except (ShmstreamError, ValueError) as error:
         link.say({"error": type(error).__name__, "text": str(error)})
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from shmstream import (
     Blob,
+    BlobExists,
     BlobStreamer,
     CannotStart,
     DigestMismatch,
@@ -543,11 +544,42 @@ class Read(Operation):
         return []
 
 
+class Produce(Operation):
+    """A blob that a program writes as a file. The next process writes it if it is not here."""
+
+    key = "a name"
+
+    def act(self, fate: Fate) -> None:
+        store = self.store()
+        fate.arm()
+        self._produce(store)
+
+    def _produce(self, store: Store) -> None:
+        with store.create(self.key) as blob:
+            for start in range(0, SIZE, PIECE):
+                blob.write(DATA[start : start + PIECE])
+
+    def recover(self) -> list[str]:
+        store = self.store()
+        with suppress(BlobExists):
+            self._produce(store)
+        with store.open(self.key) as blob:
+            wrong = [] if blob.read() == DATA else ["wrong bytes"]
+        return wrong + self.left(store, [store._layout.place(self.key).path])
+
+
+class ProduceDigest(Produce):
+    """The same, of a key that is the digest."""
+
+    key = DIGEST
+
+
 OPERATIONS: dict[str, type[Operation]] = {
     each.__name__: each
     for each in (
         Operation, Named, Durable, ByKernel, Resume, ResumeNamed, Takeover, TakeoverNamed, Abort,
-        WrongBytes, Followed, HandOver, LeaveAlone, Evict, Collect, Create, Leave, Read,
+        WrongBytes, Followed, HandOver, LeaveAlone, Evict, Collect, Create, Leave, Read, Produce,
+        ProduceDigest,
     )
 }  # fmt: skip
 

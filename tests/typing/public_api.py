@@ -6,7 +6,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, assert_type
 
@@ -15,6 +16,7 @@ from shmstream import (
     AsyncBlob,
     Blob,
     BlobStreamer,
+    BlobWriter,
     CommandSource,
     CopierStatistics,
     Description,
@@ -35,6 +37,7 @@ from shmstream import (
     StreamerStatistics,
     Subscriber,
     sweep,
+    wsgi,
 )
 from shmstream.asgi import InFlightResponse, Receive, Scope, Send
 from shmstream.registry import create_app
@@ -53,6 +56,16 @@ def write(source: BinaryIO) -> None:
         assert_type(statistics, StreamerStatistics)
         assert_type(statistics.subscribers, tuple[Subscriber, ...])
         blob.commit()
+
+
+def produce(store: Store, frame: bytes) -> None:
+    with store.create("report", size=5, media_type="text/csv") as blob:
+        assert_type(blob.write(frame), int)
+        subprocess.run(["date"], stdout=blob, check=True)
+        shutil.copyfileobj(BytesIO(frame), blob)
+        assert_type(blob, BlobWriter)
+    with store.open("report", wait_for=30) as arriving:
+        assert_type(arriving.read(), bytes)
 
 
 def read(destination: BinaryIO) -> None:
@@ -74,6 +87,13 @@ def tell(progress: Progress) -> None:
 def hear(event: Event) -> None:
     assert_type(event.kind, EventKind)
     assert_type(event.count, int)
+
+
+def serve_wsgi(
+    environ: dict[str, object], start_response: wsgi.StartResponse, store: Store
+) -> Iterable[bytes]:
+    response = wsgi.InFlightResponse(store, "report", filename="a.csv", wait_for=30.0)
+    return response(environ, start_response)
 
 
 class Mine:

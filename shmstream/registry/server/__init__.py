@@ -5,6 +5,7 @@ supervisor    the parent: starts the workers, and another one when one dies
 acceptor      decides which worker takes a connection
 worker        one worker process
 accepting     uvicorn, for one worker among several
+error_log     the log on standard error, which waits for no reader
 
 Connections that outlive their worker:
 

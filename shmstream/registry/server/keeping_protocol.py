@@ -206,6 +206,14 @@ class KeptProtocol(Protocol):
         elif not self.eof_received():
             self.transport.close()
 
+    def _reads_on(self) -> bool:
+        """Further requests are still in the socket."""
+        has_more = tcp.waiting(self._socket) > 0
+        if has_more:
+            self._wake_at(1)
+            cast("Transport", self.transport).resume_reading()
+        return has_more
+
     # Parsing.
 
     def on_message_complete(self) -> None:

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 
 from shmstream.registry.server.acceptor import Counts
+from shmstream.registry.server.error_log import log_to_stderr
 from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
-from shmstream.registry.server.worker import CONNECTIONS, WORKER, log_to_stderr
+from shmstream.registry.server.worker import CONNECTIONS, WORKER
 from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
 from shmstream.store import Store
 from shmstream.system import tcp

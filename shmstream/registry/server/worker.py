@@ -19,10 +19,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.errors import ShmstreamError, escaped
+from shmstream.errors import ShmstreamError
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
+from shmstream.registry.server.error_log import log_to_stderr
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
@@ -57,26 +58,6 @@ def main(make: Callable[[Settings], Served] | None = None) -> None:
         code = _serve(make, settings, connections, counts, *map(int, post))
     logging.shutdown()
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
-
-
-class _OneLine(logging.Formatter):
-    """One line for each event. What an upstream or a client has written cannot begin another one.
-
-    A traceback has its lines.
-    """
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name of logging
-        record.message = escaped(record.message.rstrip())
-        return super().formatMessage(record)
-
-
-def log_to_stderr(prefix: str, level: str) -> None:
-    """Set up the log of the parent or of a worker: one line for each event."""
-    form = _OneLine(f"%(asctime)s %(levelname)-7s {prefix}%(message)s")
-    handler = logging.StreamHandler()
-    handler.setFormatter(form)
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("shmstream").setLevel(level)
 
 
 def _registry(settings: Settings) -> Served:

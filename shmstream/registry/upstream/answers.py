@@ -291,7 +291,7 @@ def _words(data: bytes) -> str:
     """The first words of an answer, on one line: of errors in JSON what they say, else the text."""
     text = data[: 8 * _WORDS].decode("utf-8", "replace")
     try:
-        found = json.loads(data)
+        found = json.loads(data, strict=False)  # it may have control characters
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict):

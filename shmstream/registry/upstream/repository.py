@@ -345,6 +345,7 @@ class RepositorySource:
                 first_byte=upstream.bounds.first_byte,
                 digest=self._digest,
                 stranger=upstream.introduce,
+                netrc=False,
             )
             source.is_encoded = self._is_encoded
             feed = source.open(offset) if end is None else source.open_part(offset, end)

@@ -285,6 +285,17 @@ def say(serving: Serving, what: bytes) -> None:
                 pass
 
 
+def test_a_client_that_ends_its_side_gets_all_answers(serve: Serve) -> None:
+    serving = serve("--workers", "1")
+    with socket.create_connection((serving.host, serving.port), PATIENCE) as client:
+        for path in (b"/healthz", b"/v2/", b"/healthz"):
+            client.sendall(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as answers:
+            assert answers.read().count(b"HTTP/1.1 200 OK") == 3
+    assert is_quiet(serving)
+
+
 def is_quiet(serving: Serving) -> bool:
     """Whether there is no warning in the log."""
     return not re.search(r"WARNING|ERROR|Traceback", serving.log)

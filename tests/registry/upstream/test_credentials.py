@@ -12,7 +12,14 @@ import pytest
 from shmstream import Store
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.settings import BadSetting, Settings, Upstream
-from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means, check, find
+from shmstream.registry.upstream.credentials import (
+    Credential,
+    CredentialsError,
+    Means,
+    check,
+    find,
+    rights,
+)
 
 
 def config(folder: Path, **facts: object) -> str:
@@ -245,3 +252,14 @@ def test_what_is_no_configuration_is_seen_at_the_start(tmp_path: Path) -> None:
 def test_credentials_are_not_shown() -> None:
     assert "secret" not in repr(Credential("user", "secret"))
     assert "user" not in repr(Credential("user", "secret"))
+
+
+def test_who_has_the_same_rights() -> None:
+    """Namespaces of one registry, by what the environment has for them."""
+    one, other = "me:s3cret", "me:other"
+    environment = {"SHMSTREAM_AUTH": one, "SHMSTREAM_AUTH_A_IO": one, "SHMSTREAM_AUTH_B_IO": other}
+    told = {each: rights(each, environment) for each in (None, "a.io", "b.io", "c.io", "d.io")}
+    assert told[None] == told["a.io"]
+    assert told["c.io"] == told["d.io"]
+    assert len({told["a.io"], told["b.io"], told["c.io"]}) == 3
+    assert not any("s3cret" in each for each in told.values())

@@ -1,0 +1,80 @@
+"""The log of the parent and of the workers: lines on standard error, and nobody waits for them.
+
+Standard error may be a pipe or a socket that nobody reads. When it is full, a write would wait, and
+the event loop with it, and all clients. So what does not fit at once is dropped, and the next line
+tells how many were lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from shmstream.errors import escaped
+
+
+class _OneLine(logging.Formatter):
+    """One line for each event. What an upstream or a client has written cannot begin another one.
+
+    A traceback has its lines.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  the name of logging
+        record.message = escaped(record.message.rstrip())
+        return super().formatMessage(record)
+
+
+class _StandardError(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self._write = _writer()
+        self._lost = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or drop it."""
+        try:
+            text = self.format(record) + "\n"
+        except Exception:  # noqa: BLE001  as every handler of logging: a mistake in a log call
+            self.handleError(record)
+            return
+        if self._lost:
+            text = f"{self._lost} lines of the log were lost: nobody read them\n{text}"
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[self._write(data) :]
+            self._lost = 0
+        except OSError:  # it is full, or closed
+            self._lost += 1
+
+
+def _writer() -> Callable[[bytes], int]:
+    """A function that writes to standard error, and does not wait if that is a pipe or a socket.
+
+    Others have the same pipe, and expect that it waits. So it is opened anew.
+    """
+    if sys.stderr is None:  # closed: another file may have descriptor 2
+        return len
+    mode = os.fstat(2).st_mode
+    if stat.S_ISFIFO(mode):
+        with suppress(OSError):  # another user has made it
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            return partial(os.write, os.open("/proc/self/fd/2", flags))
+    if stat.S_ISSOCK(mode):
+        connection = socket.socket(fileno=os.dup(2))
+        return lambda data: connection.send(data, socket.MSG_DONTWAIT)
+    return partial(os.write, 2)
+
+
+def log_to_stderr(prefix: str, level: str) -> None:
+    """Set up the log of the parent or of a worker: one line for each event."""
+    handler = _StandardError()
+    handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)-7s {prefix}%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("shmstream").setLevel(level)
