@@ -224,14 +224,14 @@ def _value(line: bytes) -> bytes:
 class PlainConnection(connection.HTTPConnection):
     """A connection without TLS."""
 
-    response_class = _Answer
+    response_class: type[http.client.HTTPResponse] = _Answer
     idle_since: float = 0.0
 
 
 class TLSConnection(connection.HTTPSConnection):
     """A connection with TLS."""
 
-    response_class = _Answer
+    response_class: type[http.client.HTTPResponse] = _Answer
     idle_since: float = 0.0
 
 

@@ -237,8 +237,8 @@ class Table:
     def __init__(self, descriptor: int, records: int) -> None:
         """Internal: use `make` or `attach`."""
         size = HEADER_SIZE + records * RECORD_SIZE
-        self.descriptor = descriptor
-        self.records = records
+        self.descriptor: int = descriptor
+        self.records: int = records
         self._map = mmap.mmap(descriptor, size)
         self._memory = memoryview(self._map)
         self._words = self._memory.cast("Q")

@@ -380,7 +380,7 @@ class KeptProtocol(Protocol):
     def _wait_for_another(self) -> None:
         """A connection of another worker waits for its next request."""
         self._head_since = None
-        self.timeout_keep_alive_task = self.loop.call_later(
+        self.timeout_keep_alive_task: asyncio.TimerHandle | None = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
