@@ -86,7 +86,7 @@ RANGES: list[tuple[str, int, slice | None]] = [
     ("bytes=0-1,5-6", 200, slice(0, SIZE)),
     ("lines=0-1", 200, slice(0, SIZE)),
     ("bytes=", 200, slice(0, SIZE)),
-    ("bytes=" + "9" * 30 + "-", 200, slice(0, SIZE)),
+    ("bytes=" + "9" * 30 + "-", 416, None),
     ("bytes=0-1" * 1000, 200, slice(0, SIZE)),
 ]
 
@@ -159,13 +159,14 @@ def test_head_begins_no_download(server: Server, origin: Origin, store: Store) -
     assert [each.method for each in origin.requests("/blob")] == ["HEAD"] * 3
     assert (KEY in store, store.flights()) == (False, [])
     origin.change("/blob", status=404)
-    assert server.request("HEAD", f"/blob/{KEY}").status == 502
+    assert server.request("HEAD", f"/blob/{KEY}").status == 404
     origin.change("/blob", status=None)
     server.request("GET", f"/blob/{KEY}")
     wait_until(lambda: KEY in store)
     answer = server.request("HEAD", f"/blob/{KEY}")
     assert (answer.status, answer.getheader("content-length")) == (200, str(SIZE))
-    assert len(origin.requests("/blob")) == 5
+    # The HEAD that was refused, and then a GET for one byte; the download.
+    assert [each.method for each in origin.requests("/blob")[3:]] == ["HEAD", "GET", "GET"]
 
 
 @pytest.mark.parametrize("protocol", ["tests.support.app:ByHand", PROTOCOLS[1]])
@@ -298,7 +299,7 @@ def test_keys_that_are_none(server: Server, origin: Origin) -> None:
             answer = server.request("GET", f"/blob/{key}", **condition)
             assert (answer.status, answer.getheader("etag")) == (404, None)
     origin.change("/blob", status=404)
-    assert server.request("GET", f"/blob/{KEY}", If_None_Match="*").status == 502
+    assert server.request("GET", f"/blob/{KEY}", If_None_Match="*").status == 404
 
 
 def test_http_1_0_is_told_the_length(server: Server, origin: Origin) -> None:

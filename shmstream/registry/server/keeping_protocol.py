@@ -183,11 +183,11 @@ class KeptProtocol(Protocol):
     def _look_behind(self) -> None:
         """Something has come while a request is answered: more bytes, or the end."""
         try:
-            if tcp.has_ended(self._socket):
-                self._client_ended()
-                return
             behind = tcp.waiting(self._socket)
-            if behind < self._low or behind > _MOST_BEHIND:
+            has_ended = tcp.has_ended(self._socket)
+            if has_ended and (behind <= self._request or tcp.is_lost(self._socket)):
+                self._client_ended()
+            elif has_ended or behind < self._low or behind > _MOST_BEHIND:
                 cast("Transport", self.transport).pause_reading()  # until the response is complete
             else:
                 self._wake_at(behind + 1)
@@ -203,10 +203,8 @@ class KeptProtocol(Protocol):
         cast("Transport", self.transport).pause_reading()
         if tcp.is_lost(self._socket):
             self.transport.abort()
-        else:
-            stays: object = cast("asyncio.Protocol", self).eof_received()
-            if not stays:
-                self.transport.close()
+        elif not self.eof_received():
+            self.transport.close()
 
     def _reads_on(self) -> bool:
         """Further requests are still in the socket."""

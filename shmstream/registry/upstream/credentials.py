@@ -140,6 +140,8 @@ def _in_environment(namespace: str | None, environment: Mapping[str, str]) -> Cr
     user, colon, password = pair.partition(":")
     if not colon:
         raise CredentialsError(f"{variable} is not user:password")
+    if not user and not password:
+        return None
     return _credential(user, password, Means.PASSWORD, variable)
 
 

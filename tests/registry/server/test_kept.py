@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -158,6 +159,23 @@ def test_requests_in_a_row_are_answered_in_order(kept: Kept) -> None:
     assert client.hear().body == b"alive\n"
     assert client.hear().body == data
     assert client.hear().status == 200
+
+
+def test_requests_before_the_end_are_answered(kept: Kept) -> None:
+    """The client ends its side at once. Then a worker is killed."""
+    path, data = kept.blob(21, stall_after=MIB)
+    client = kept.client()
+    for asked in ("/healthz", path, "/healthz"):
+        client.say(asked)
+    client.socket.shutdown(socket.SHUT_WR)
+    assert client.hear().body == b"alive\n"
+    client.head()
+    first = client.read(MIB // 2)
+    kept.kill(client.worker)
+    kept.origin.release()
+    assert first + client.read(len(data) - len(first)) == data
+    assert client.hear().body == b"alive\n"
+    assert client.is_over()
 
 
 def test_idle_connections_go_on(kept: Kept) -> None:

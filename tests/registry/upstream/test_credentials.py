@@ -121,7 +121,9 @@ def test_empty_entries_hide_nothing(tmp_path: Path, helper: dict[str, str]) -> N
         assert find("host", None, path, helper) == Credential("me", "x"), "the helper has none"
         text = json.dumps({"auths": {"host": good}})
         path = config(tmp_path, auths={"host": {}})
-        assert find("host", None, path, {"DOCKER_AUTH_CONFIG": text}) == Credential("me", "x")
+        for pair in ("", ":"):
+            environment = {"DOCKER_AUTH_CONFIG": text, "SHMSTREAM_AUTH": pair}
+            assert find("host", None, path, environment) == Credential("me", "x")
 
 
 def test_base64_as_tools_write_it(tmp_path: Path) -> None:
