@@ -87,6 +87,7 @@ _MOMENT = 0.05  # s; longer than a process needs between taking a permit and cre
 _PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
 FIRST_LOOK, LAST_LOOK = 0.005, 0.1  # s; from look to look for a flight that has not begun
 SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
+_HOPE = 10.0  # s; the same if a live process reads it that has a source: it may be slow
 
 _log = logging.getLogger("shmstream")
 
@@ -482,16 +483,18 @@ class Flight:
         Raises:
             BlobNotFound: none does, and there are no last words.
         """
-        deadline, here = time.monotonic() + SUCCESSION, Identity.mine()
+        began, here = time.monotonic(), Identity.mine()
         while copier.is_orphaned:
             words = LastWords.from_text(copier.last_words)
+            crews = {0, offers.crew(self.place.asked)}
             if words is not None:
                 self._offer_nothing(copier)
-                crews = words.crews | {0, offers.crew(self.place.asked)}
-                readers = copier.subscribers()
-                if all(each.identity == here or each.sources in crews for each in readers):
-                    return True, None
-            if time.monotonic() > deadline:
+                crews |= words.crews
+            readers = copier.subscribers()
+            may_be = any(each.identity != here and each.sources not in crews for each in readers)
+            if words is not None and not may_be:
+                return True, None
+            if time.monotonic() - began > (_HOPE if may_be else SUCCESSION):
                 if words is None:
                     raise BlobNotFound(self.place.key, self._layout.folder)
                 return True, None
