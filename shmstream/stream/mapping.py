@@ -1,7 +1,4 @@
-"""`Mapping`: shared memory of `multiprocessing`, without its dangers; `segment` tells which.
-
-It is imported when the first segment is needed, because `multiprocessing` is much to import.
-"""
+"""`Mapping`: shared memory of `multiprocessing`, without its dangers; `segment` tells which."""
 
 from __future__ import annotations
 

@@ -18,12 +18,10 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from shmstream.errors import DamagedSegment
-
-if TYPE_CHECKING:
-    from shmstream.stream.mapping import Mapping
+from shmstream.stream import mapping
+from shmstream.stream.mapping import Mapping
 
 _FOLDER = "/dev/shm"
 PREFIX = "shms-"
@@ -57,8 +55,6 @@ class Segment:
             FileExistsError: the name is taken.
             OSError: shared memory or descriptors have run out; nothing is left behind.
         """
-        from shmstream.stream import mapping
-
         return cls(mapping.create(PREFIX + name, size), name)
 
     def reserve(self) -> None:
@@ -79,8 +75,6 @@ class Segment:
             PermissionError: another user owns it, or may write to it.
             OSError: descriptors or memory have run out.
         """
-        from shmstream.stream import mapping
-
         facts = os.stat(path_of(name), follow_symlinks=False)
         if not stat.S_ISREG(facts.st_mode):
             raise DamagedSegment(name, "it is no file")

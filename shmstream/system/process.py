@@ -34,7 +34,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import util
 from typing import Generic, Protocol, TypeVar
+
+import psutil
 
 T = TypeVar("T")
 
@@ -60,8 +63,6 @@ class Identity:
         """`pid 123 (python train.py)`, or only the pid if nothing else can be known."""
         if self.namespace != Identity.mine().namespace:
             return f"pid {self.pid} of another pid namespace"
-        import psutil  # half of what importing shmstream would cost
-
         try:
             process = psutil.Process(self.pid)
             if _microseconds(process.create_time()) != self.started:
@@ -80,8 +81,6 @@ def _microseconds(seconds: float) -> int:
 
 @cache
 def _identity_of(pid: int) -> Identity:
-    import psutil
-
     started = _microseconds(psutil.Process(pid).create_time())
     return Identity(pid, started, os.stat("/proc/self/ns/pid").st_ino)
 
@@ -182,8 +181,6 @@ def _close_at_end() -> None:
     """
     global _closes_at_end_of
     if _closes_at_end_of != os.getpid():
-        from multiprocessing import util
-
         util.Finalize(None, close_all, exitpriority=100)
         _closes_at_end_of = os.getpid()
 

@@ -202,15 +202,16 @@ def test_the_core_needs_only_its_two_dependencies(tmp_path: Path) -> None:
 
 
 def test_importing_costs_little() -> None:
-    """What is imported is counted, not timed, because that does not depend on the machine."""
-    assert imported_by("import shmstream") & set(MODULES_OF_OURS) == {"shmstream"}
-    few = imported_by("from shmstream import Store")
-    much = {
-        "asyncio", "concurrent.futures", "decimal", "multiprocessing", "multiprocessing.util",
-        "pickle", "psutil", "random", "socket", "ssl", "subprocess", "tempfile",
-    }  # fmt: skip
-    assert not few & much
-    assert len(few) < 180
+    """What is imported is counted, not timed, because that does not depend on the machine.
+
+    What a store needs is imported with it: later there may be no descriptors, or another user.
+    """
+    few = imported_by("import shmstream")
+    assert few & set(MODULES_OF_OURS) == {"shmstream"}
+    much = {"asyncio", "decimal", "pickle", "random", "socket", "ssl", "subprocess", "tempfile"}
+    assert not (few | imported_by("from shmstream import Store")) & {"asyncio", "ssl"}
+    assert not few & {*much, "concurrent.futures", "multiprocessing", "psutil"}
+    assert len(few) < 60, sorted(few)
     assert "asyncio" in imported_by("from shmstream import AsyncBlob")
 
 

@@ -22,7 +22,7 @@ from shmstream import (
     StreamExists,
 )
 from shmstream.flight import flight
-from shmstream.stream import segment
+from shmstream.stream import mapping, segment
 from shmstream.stream.control_block import HEADER_SIZE
 from shmstream.system.locks import KernelLock
 from tests.support.flights import make_store
@@ -95,7 +95,7 @@ def test_what_runs_out(read: Open, store: Store, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(segment, "_create", run_out)
+        patch.setattr(mapping, "create", run_out)
         told = fails(OutOfResources, store, KEY, lambda: read(store, KEY, [DATA]))
     assert told.startswith(f"'{KEY}': out of space in")
 

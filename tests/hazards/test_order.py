@@ -155,7 +155,7 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         del record[:]
         reader = InFlightCopier.attach(streamer.name)
         assert record == [
-            "doorbell", "unlink", "write",
+            "membership free", "doorbell", "unlink", "write",
             "pid", "started", "namespace", "position", "sources", "membership active",
         ]  # fmt: skip
         streamer.append(b"data")

@@ -52,18 +52,28 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
     assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each worker's number"
 
 
+def remove(folder: Path) -> None:
+    """Remove a folder in which workers make files at the same time."""
+
+    def is_gone() -> bool:
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    wait_until(is_gone)
+
+
 def test_its_temporary_folder_is_removed(serve: Serve) -> None:
     """As by a program that removes old files from /tmp. Workers can be replaced all the same."""
     serving = serve()
     wait_until(lambda: both_run(serving))
     [folder] = serving.temporary.iterdir()
-    shutil.rmtree(folder)
+    remove(folder)
     for _ in range(4):
         assert serving.ask("/metrics").status == 200
     os.kill(serving.workers()[0], signal.SIGKILL)
     wait_until(lambda: "made anew" in serving.log and len(serving.workers()) == 2)
     wait_until(lambda: len([*folder.glob("counter_*.db")]) == 1)
-    shutil.rmtree(folder)
+    remove(folder)
     serving.process.send_signal(signal.SIGHUP)
     wait_until(lambda: len([*folder.glob("counter_*.db")]) == 2)
     assert serving.ask("/metrics").status == 200
