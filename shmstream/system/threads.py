@@ -24,6 +24,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -33,7 +34,6 @@ from shmstream.system.process import PerProcess
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 T = TypeVar("T")
 
@@ -224,7 +224,6 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
         OutOfResources: no thread can be started, and the pool has none.
     """
     import asyncio  # only those need it who have it already
-    from concurrent.futures import Future, ThreadPoolExecutor
 
     name, threads = kind
     with _executors.lock:
