@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
 
 MIB = 1 << 20
 SIZE = 2 * MIB
-MANY = 48  # clients at most
+MANY = 6  # clients
 ROOT = Path(__file__).parents[2]
 
 
@@ -68,19 +68,25 @@ def get(url: str) -> tuple[int, bytes]:
 def ask_both_workers(
     clients: ThreadPoolExecutor, server: str, store: Store
 ) -> list[Future[tuple[int, bytes]]]:
-    """Have clients ask for the blob until both workers have readers; wait until the source stalls.
+    """Have clients of both workers ask for the blob; wait until the source stalls.
 
-    The kernel decides which worker gets a connection.
+    The kernel decides which worker gets a connection. So the worker that has clients is stopped
+    until the other one has some, too.
     """
-    answers = [clients.submit(get, server) for _ in range(6)]
 
-    def both_have_readers() -> bool:
-        if len(answers) < MANY:
-            answers.append(clients.submit(get, server))
-        return len({each.identity for each in store.flights()[0].followers}) == 2
+    def readers() -> set[int]:
+        return {each.identity.pid for flight in store.flights() for each in flight.followers}
 
-    wait_until(lambda: bool(store.flights()))
-    wait_until(both_have_readers)
+    answers = [clients.submit(get, server) for _ in range(3)]
+    wait_until(lambda: bool(readers()))
+    if len(found := readers()) == 1:
+        [first] = found
+        os.kill(first, signal.SIGSTOP)
+        try:
+            answers += [clients.submit(get, server) for _ in range(3)]
+            wait_until(lambda: len(readers()) == 2)
+        finally:
+            os.kill(first, signal.SIGCONT)
     wait_until(partial(has_published, store, MIB - 65536))
     return answers
 
