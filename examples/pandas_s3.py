@@ -14,7 +14,7 @@ import pandas
 
 
 def rows(url: str) -> int:
-    """Read the table; `shmstream::` is all that is new."""
+    """Read the table. Only `shmstream::` in the URL is new."""
     return len(pandas.read_csv(f"shmstream::{url}"))
 
 

@@ -57,7 +57,7 @@ from shmstream.storage.stock import Stock, take_stock
 from shmstream.stream import segment
 from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
-from shmstream.units import is_size, size
+from shmstream.units import is_size, size, waiting_time
 
 if TYPE_CHECKING:
     from shmstream.cluster.cluster import Cluster
@@ -213,7 +213,7 @@ class Store:
             ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
         place = self._layout.place(key, digest, size)
-        flight = self._flight(place, source, stall_timeout, linger, _seconds(wait_for))
+        flight = self._flight(place, source, stall_timeout, linger, waiting_time(wait_for))
         opens = partial(
             self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
         )
@@ -324,7 +324,7 @@ class Store:
             stall_timeout,
             offer,
             withdraw,
-            wait_for=_seconds(wait_for),
+            wait_for=waiting_time(wait_for),
             is_begun=partial(self._is_begun, place),
             progress=listener(progress),
         )
@@ -686,17 +686,6 @@ def _bytes(given: int | str | None, name: str) -> int | None:
     if number < 0:
         raise ValueError(f"{name} is a number of bytes, or None for no limit: {given!r}")
     return number
-
-
-def _seconds(wait_for: float) -> float:
-    """A time to wait, in seconds.
-
-    Raises:
-        ValueError: it is negative, or no number.
-    """
-    if not wait_for >= 0:
-        raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
-    return wait_for
 
 
 def _tell(told: Callable[[Progress], None], progress: Progress) -> None:

@@ -29,6 +29,7 @@ from shmstream.errors import BlobNotFound, ShmstreamError
 from shmstream.flight.flight import Role
 from shmstream.sources.base import Description, describe
 from shmstream.sources.select import as_sources
+from shmstream.units import waiting_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -110,8 +111,6 @@ class InFlightResponse:
         x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
     ) -> None:
-        if not wait_for >= 0:
-            raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
         self._terms = Terms(
             key,
             headers=headers,
@@ -122,7 +121,11 @@ class InFlightResponse:
             x_sendfile=x_sendfile,
         )
         self._store, self._key, self._source = store, key, source
-        self._stall_timeout, self._linger, self._wait_for = stall_timeout, linger, wait_for
+        self._stall_timeout, self._linger, self._wait_for = (
+            stall_timeout,
+            linger,
+            waiting_time(wait_for),
+        )
 
     def __call__(
         self, environ: Mapping[str, Any], start_response: StartResponse

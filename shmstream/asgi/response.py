@@ -34,6 +34,7 @@ from shmstream.asgi.reply import BlobReply
 from shmstream.asgi.statuses import status_of
 from shmstream.asgi.terms import Terms
 from shmstream.errors import ShmstreamError
+from shmstream.units import waiting_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -109,8 +110,7 @@ class InFlightResponse(_Response):
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
     ) -> None:
-        if not wait_for >= 0:
-            raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
+        waiting_time(wait_for)
         terms = Terms(
             key,
             headers=headers,

@@ -1,4 +1,4 @@
-"""`cluster`: the nodes of a cluster, and who gets which blob from whom."""
+"""`cluster`: the nodes of a cluster, and from which node each node gets its blobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shmstream.cli.printing import say, show_json
 from shmstream.cluster.overview import Spread, spreads
 
 
-@click.command(cls=Command, short_help="Show who gets which blob from whom in a cluster.")
+@click.command(cls=Command, short_help="Show from which node each node gets its blobs.")
 @click.argument("url")
 @click.option(
     "--password-file",

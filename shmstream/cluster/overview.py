@@ -21,7 +21,7 @@ class Spread:
     Attributes:
         key: the digest.
         leader: the node that has the lease to pull from the upstream; empty if none has.
-        parents: for each node that has it in flight, whom it was told to ask first: another node,
+        parents: for each node that has it in flight, the one that it was told to ask first: a node,
             or `upstream`, or `nobody`.
         holders: the nodes that have told that they have the complete blob; the newest 64.
     """

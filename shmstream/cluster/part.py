@@ -173,7 +173,7 @@ class Part:
             self._waiting.clear()
 
     def _decide(self, source: str) -> Decision:
-        """Whom to ask; not from the directory if its last answer is still good."""
+        """The node to ask. The directory is asked unless its last answer is still good."""
         now = time.monotonic()
         if self._decision is not None and now < self._use_until:
             return self._decision

@@ -9,7 +9,7 @@ Keys of one digest, all with the same hash tag, all with a time to live:
     have      sorted set: node -> since when it has the complete blob; the 64 newest
     bad       sorted set: node -> until when it is no parent
     deceived  sorted set: nodes that got wrong bytes themselves -> since when
-    from      hash: node -> whom it was told to ask first, for people
+    from      hash: node -> the node that it was told to ask first, for people
     fail      the last failure of the upstream, and for which flights it counts
 
 The rule against cycles: **a parent ranks below its child.**

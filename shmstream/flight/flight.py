@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from shmstream.errors import (
     BlobAborted,
@@ -76,6 +76,7 @@ from shmstream.storage.record import Record
 from shmstream.stream import segment
 from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import State
+from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
@@ -91,6 +92,7 @@ _HOPE = 10.0  # s; the same if a live process reads it that has a source: it may
 
 _log = logging.getLogger("shmstream")
 
+S = TypeVar("S", bound=DescribedStreamer)
 Reader = StoredFile | InFlightCopier | FileFollower | Beside
 
 
@@ -116,6 +118,24 @@ class Policy:
     upkeep: Upkeep
     tell: Callable[[Event], None]
     across: Callable[[Place], Across | None] | None = None
+
+    def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
+        """A new stream of that kind for a blob.
+
+        Raises:
+            As `BlobStreamer.create`.
+        """
+        layout.make_shelf(place)
+        return kind.create(
+            place.path,
+            name=place.stream,
+            digest=place.digest,
+            chunk_size=self.chunk_size,
+            max_subscribers=self.max_subscribers,
+            durable=self.durable,
+            publish_bytes=self.pacing[0],
+            publish_interval=self.pacing[1],
+        )
 
 
 class Flight:
@@ -569,7 +589,7 @@ class Flight:
                 undo.callback(permit.close)
             elif policy.max_flights is not None:
                 raise TooManyFlights(place.key, policy.max_flights)
-            streamer = self._create()
+            streamer = self._policy.begin(ResumableStreamer, self._layout, self.place)
             undo.callback(streamer.close)
             if self._has_it():  # the second look
                 return None
@@ -583,20 +603,6 @@ class Flight:
         """One of the `max_flights` permits; None if none is free, or if there is no limit."""
         limit = self._policy.max_flights
         return None if limit is None else take_permit(self._layout, limit)
-
-    def _create(self) -> ResumableStreamer:
-        place, policy = self.place, self._policy
-        self._layout.make_shelf(place)
-        return ResumableStreamer.create(
-            place.path,
-            name=place.stream,
-            digest=place.digest,
-            chunk_size=policy.chunk_size,
-            max_subscribers=policy.max_subscribers,
-            durable=policy.durable,
-            publish_bytes=policy.pacing[0],
-            publish_interval=policy.pacing[1],
-        )
 
     def _leader_of(
         self,

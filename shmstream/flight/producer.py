@@ -108,10 +108,10 @@ class Producer:
         with ExitStack() as undo, naming(place):
             try:
                 try:
-                    streamer = _create(layout, place, policy)
+                    streamer = policy.begin(DescribedStreamer, layout, place)
                 except FileNotFoundError:  # somebody has removed a folder of the store
                     layout.restore()
-                    streamer = _create(layout, place, policy)
+                    streamer = policy.begin(DescribedStreamer, layout, place)
                 undo.callback(streamer.close)
                 _require_absence(layout, order)  # the second look
                 producer = cls(streamer, layout, order, policy)
@@ -244,17 +244,3 @@ class Producer:
 def _require_absence(layout: Layout, order: Order) -> None:
     if not order.replaces and os.path.lexists(order.place.path):
         raise BlobExists(order.place.key, layout.folder)
-
-
-def _create(layout: Layout, place: Place, policy: Policy) -> DescribedStreamer:
-    layout.make_shelf(place)
-    return DescribedStreamer.create(
-        place.path,
-        name=place.stream,
-        digest=place.digest,
-        chunk_size=policy.chunk_size,
-        max_subscribers=policy.max_subscribers,
-        durable=policy.durable,
-        publish_bytes=policy.pacing[0],
-        publish_interval=policy.pacing[1],
-    )

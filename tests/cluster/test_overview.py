@@ -1,4 +1,4 @@
-"""`shmstream cluster`: who gets which blob from whom."""
+"""`shmstream cluster`: from which node each node gets its blobs."""
 
 from __future__ import annotations
 
