@@ -78,6 +78,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "[default: 2048]",
 )
 @click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many connections to its upstream one large blob may come over; a file can say so for "
+    "each upstream.  [default: 1]",
+)
+@click.option(
     "--min-rate",
     type=size,
     metavar="SIZE",

@@ -118,6 +118,7 @@ class Policy:
     upkeep: Upkeep
     tell: Callable[[Event], None]
     across: Callable[[Place], Across | None] | None = None
+    connections: int | None = None
 
     def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
         """A new stream of that kind for a blob.
@@ -623,6 +624,7 @@ class Flight:
             held=permit,
             words=words,
             across=None if self._policy.across is None else self._policy.across(self.place),
+            connections=self._policy.connections,
         )
 
     def offer(self, reader: Reader) -> None:

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 from shmstream.cluster import Cluster
+from shmstream.sources.base import check_connections
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
@@ -55,10 +56,12 @@ class Upstream:
         namespace: the value that containerd sends as `?ns=`, such as "docker.io"; None for the
             upstream of requests without one.
         url: `https://registry-1.docker.io`.
+        connections: how many connections one blob may come over; None: as `Settings` says.
     """
 
     namespace: str | None
     url: str
+    connections: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -80,6 +83,14 @@ class Upstream:
                 raise BadSetting("namespace", f"{self.namespace[:200]!r} is {what}")
             object.__setattr__(self, "namespace", self.namespace.lower())
         object.__setattr__(self, "url", _checked_url(self.url))
+        _check_connections(self.connections)
+
+
+def _check_connections(connections: int | None) -> None:
+    try:
+        check_connections(connections)
+    except ValueError as error:
+        raise BadSetting("connections", str(error).removeprefix("connections ")) from None
 
 
 def _checked_url(url: str) -> str:
@@ -167,6 +178,8 @@ class Settings:
         max_flights: downloads at one time, of all workers together; None for no limit.
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
+        connections: how many connections one blob may come over from an upstream that does not say
+            it itself.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         first_byte: how long an upstream may take to begin its answer.
         silence: how long it may give no byte in the middle of a blob.
@@ -199,6 +212,7 @@ class Settings:
     max_bytes: int | None = None
     max_flights: int | None = None
     max_pass_through: int = 64
+    connections: int = 1
     min_rate: int = 1024
     first_byte: float = 60.0
     silence: float = 60.0
@@ -243,6 +257,7 @@ class Settings:
         _ = self.address
 
     def _check_numbers(self) -> None:
+        _check_connections(self.connections)
         for key, least in _LEAST.items():
             value = getattr(self, key)
             if value is not None and not value >= least:
@@ -420,6 +435,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "max_bytes": _size,
     "max_flights": _count,
     "max_pass_through": _count,
+    "connections": _count,
     "min_rate": _size,
     "first_byte": _duration,
     "silence": _duration,
@@ -453,22 +469,30 @@ def _reading(key: str, read: Callable[[object], object], value: object) -> objec
         raise BadSetting(key, str(error)) from error
 
 
+_OF_UPSTREAM = {"url", "namespace", "connections"}
+
+
 def _upstreams(tables: object) -> list[Upstream]:
     if not isinstance(tables, list):
         raise BadSetting("upstream", "is a list of tables: [[upstream]]")
     found = []
     for number, table in enumerate(tables, 1):
         key = f"upstream {number}"
-        if not isinstance(table, Mapping) or not {"url"} <= set(table) <= {"url", "namespace"}:
-            raise BadSetting(key, "is a table with `url`, and `namespace` if it is not the default")
+        if not isinstance(table, Mapping) or not {"url"} <= set(table) <= _OF_UPSTREAM:
+            what = "`namespace` if it is not the default, and perhaps `connections`"
+            raise BadSetting(key, f"is a table with `url`, {what}")
         namespace = table.get("namespace")
         if namespace is not None:
             namespace = _reading(f"{key}, namespace", _text, namespace)
         url = _reading(f"{key}, url", _text, table["url"])
+        connections = table.get("connections")
+        if connections is not None:
+            connections = _reading(f"{key}, connections", _count, connections)
+        assert connections is None or isinstance(connections, int)
         assert isinstance(url, str)
         assert namespace is None or isinstance(namespace, str)
         try:
-            found.append(Upstream(namespace, url))
+            found.append(Upstream(namespace, url, connections))
         except BadSetting as error:
             raise BadSetting(f"{key}, {error.key}", error.reason) from error
     return found

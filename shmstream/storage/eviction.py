@@ -34,7 +34,7 @@ from shmstream.errors import StoreUnusable
 from shmstream.events import Event, EventKind
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
-from shmstream.storage.layout import PIN, RECORD, Entry, Layout
+from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout
 from shmstream.stream.claims import is_read
 from shmstream.stream.control_block import State
 from shmstream.stream.partial import is_written, partial_path, remove_partial
@@ -207,6 +207,7 @@ class Upkeep:
                 return gone
             if _is_removed(entry, remove_partial, stuck):  # `gc` removes its journal
                 _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
+                self._layout.remove(entry.path.removesuffix(partial_path("")) + AHEAD)
                 excess -= self._layout.space(entry)
                 gone.append(entry.path)
         for entry in self._by_use(entries, coming, latest):

@@ -77,7 +77,14 @@ class Registry:
         reached = Notes(store.folder, "reach")
         bounds = Bounds(settings.first_byte, settings.silence, settings.question)
         self._all = [
-            Upstream(each.url, each.namespace, config, bounds, reached)
+            Upstream(
+                each.url,
+                each.namespace,
+                config,
+                bounds,
+                reached,
+                each.connections or settings.connections,
+            )
             for each in settings.upstreams
         ]
         self._upstreams = _by_namespace(self._all)

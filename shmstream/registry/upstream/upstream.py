@@ -78,6 +78,7 @@ class Upstream:
         config: the path of a Docker config.json with credentials.
         bounds: how long it may take to answer.
         notes: where all workers note whether it answers.
+        connections: how many connections one blob may come over.
     """
 
     def __init__(
@@ -87,10 +88,12 @@ class Upstream:
         config: str | None = None,
         bounds: Bounds = USUAL,
         notes: Notes | None = None,
+        connections: int = 1,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
         """
+        self.connections: int = connections
         parts = parse(url)
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
