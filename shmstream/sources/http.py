@@ -47,6 +47,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
 from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class HTTPSource:
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
+        tls: which certificates to trust, and which one to show; see `TLS`.
+        is_guarded: make no connection to a private address at all.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -109,6 +112,8 @@ class HTTPSource:
         netrc: bool = True,
         private_redirects: bool = False,
         stranger: Stranger | None = None,
+        tls: TLS = USUAL_TLS,
+        is_guarded: bool = False,
     ) -> None:
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
@@ -126,7 +131,13 @@ class HTTPSource:
         connect, silence = timeout
         patience = Patience(connect, silence if first_byte is None else first_byte, silence)
         self._client = Client(
-            self.name, patience, pool, private_redirects=private_redirects, stranger=stranger
+            self.name,
+            patience,
+            pool,
+            private_redirects=private_redirects,
+            stranger=stranger,
+            tls=tls,
+            is_guarded=is_guarded,
         )
         self._digest = digest
         self.is_encoded: bool | None = None
