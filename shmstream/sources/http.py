@@ -54,6 +54,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
 from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ class HTTPSource:
             challenge, or None.
         connections: how many of them one blob may come over; None: what the call or the store says,
             or else 8 if the blob has 64 MiB or more.
+        tls: which certificates to trust, and which one to show; see `TLS`.
+        is_guarded: make no connection to a private address at all.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -119,6 +122,8 @@ class HTTPSource:
         private_redirects: bool = False,
         stranger: Stranger | None = None,
         connections: int | None = None,
+        tls: TLS = USUAL_TLS,
+        is_guarded: bool = False,
     ) -> None:
         self.connections: int | None = check_connections(connections)
         parts = parse(url)
@@ -137,7 +142,13 @@ class HTTPSource:
         connect, silence = timeout
         patience = Patience(connect, silence if first_byte is None else first_byte, silence)
         self._client = Client(
-            self.name, patience, pool, private_redirects=private_redirects, stranger=stranger
+            self.name,
+            patience,
+            pool,
+            private_redirects=private_redirects,
+            stranger=stranger,
+            tls=tls,
+            is_guarded=is_guarded,
         )
         self._digest = digest
         self.is_encoded: bool | None = None
