@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
-from shmstream.events import Event, EventKind
+from shmstream.events import Event
 from shmstream.flight import cancelling, offers
 from shmstream.flight.blob import Blob
 from shmstream.flight.blob_writer import BlobWriter
@@ -622,8 +622,8 @@ class Store:
 
     def _say(self, event: Event) -> None:
         """Call `on_event`. An error of it is logged, and ends no flight."""
-        if event.kind is EventKind.EVICTED and self._node is not None:
-            self._node.evicted(event.key)
+        if self._node is not None:
+            self._node.saw(event)
         if self._on_event is not None:
             try:
                 self._on_event(event)

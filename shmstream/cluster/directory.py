@@ -30,6 +30,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from shmstream.cluster import scripts
+from shmstream.events import Event, EventKind
 from shmstream.system import threads
 from shmstream.system.process import register
 
@@ -91,6 +92,10 @@ def _do_nothing() -> None:
     """What is done when the directory comes back, if nobody wants more."""
 
 
+def _say_nothing(_event: Event) -> None:
+    """What is told if nobody listens."""
+
+
 class Directory:
     """The directory behind `url`. Any thread may call it; a forked child, too.
 
@@ -100,6 +105,7 @@ class Directory:
         fan: how many children a node has in the tree.
         password: if the url has none.
         back: called when the directory answers again; it must not call the directory itself.
+        tell: called with an event for each call, in the thread that has made the call.
 
     Raises:
         ImportError: redis-py is not installed.
@@ -113,11 +119,13 @@ class Directory:
         fan: int = 2,
         password: str | None = None,
         back: Callable[[], None] = _do_nothing,
+        tell: Callable[[Event], None] = _say_nothing,
     ) -> None:
         self._redis = load_redis()  # here, because to import it takes longer than a call may
         self._url = url
         self._password = password
         self._back = back
+        self._tell = tell
         self._lease = round(lease * 1000)
         self._fan = fan
         self.calls: int = 0
@@ -133,6 +141,8 @@ class Directory:
         self._known: dict[str, Any] = {}
         self._not_before = 0.0
         self._why = ""
+        self._away_until = 0.0  # when it failed last; 0 while it answers
+        self._away = self._untold = 0.0  # s; all of it, and what no event has told
         self._running: threads.Call | None = None
         self._users = 0
 
@@ -189,17 +199,31 @@ class Directory:
     def _call(self, script: str, key: str, me: Me, more: Sequence[object]) -> object:
         if not self._lock.acquire(timeout=MOST):
             raise DirectoryAway(self._why or "other calls take all the time")
+        failures, was_asked = self.failures, False
         try:
             if time.monotonic() < self._not_before:
                 raise DirectoryAway(self._why)
             if self._running is not None and self._running.is_alive():
                 raise self._failed("an earlier call still hangs")
             self.calls += 1
+            was_asked = True
             keys = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
             arguments = [me.node, me.token, self._lease, _TTL, *more]
             return self._in_time(lambda until: self._ask(script, keys, arguments, until))
         finally:
+            has_failed, seconds, self._untold = self.failures > failures, self._untold, 0.0
             self._lock.release()
+            if was_asked:
+                kind = EventKind.UNANSWERED if has_failed else EventKind.ASKED
+                self._tell(Event(kind, key, seconds=seconds))
+
+    def _count_away(self, *, is_back: bool) -> None:
+        """Count the time for which it has been away until now."""
+        now = time.monotonic()
+        if self._away_until:
+            self._away += now - self._away_until
+            self._untold += now - self._away_until
+        self._away_until = 0.0 if is_back else now
 
     def _in_time(self, ask: Callable[[float], object]) -> object:
         """What `ask` returns, if it does so in time."""
@@ -222,6 +246,7 @@ class Directory:
             if self._why:
                 _log.warning("the directory of the cluster answers again")
                 self._why = ""
+                self._count_away(is_back=True)
                 self._back()
             return answers.good[0]
         if answers.bad:
@@ -232,6 +257,7 @@ class Directory:
     def _failed(self, reason: str) -> DirectoryAway:
         """Note a failure: the next 3 s nobody asks."""
         self.failures += 1
+        self._count_away(is_back=False)
         self._not_before = time.monotonic() + AWAY
         if not self._why:
             told = "the directory of the cluster does not answer: each node goes on by itself: %s"
@@ -288,6 +314,12 @@ class Directory:
     def trouble(self) -> str:
         """Why the directory does not answer; empty while it does."""
         return self._why
+
+    @property
+    def away(self) -> float:
+        """Seconds for which it did not answer."""
+        until = self._away_until
+        return self._away + (time.monotonic() - until if until else 0.0)
 
     def close(self) -> None:
         """Close the connection. The next call makes another one. Idempotent."""

@@ -13,9 +13,11 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import ismethod
 from typing import Any
 
 from shmstream.cluster import peer
+from shmstream.cluster.account import Account, Ledger, Pull
 from shmstream.cluster.cluster import Cluster
 from shmstream.cluster.directory import MOST, Directory, DirectoryAway, Me
 from shmstream.cluster.endpoint import PATIENCE, Endpoint
@@ -24,7 +26,7 @@ from shmstream.cluster.part import Part
 from shmstream.cluster.peer import Asker
 from shmstream.cluster.signing import Guard, check_secret
 from shmstream.errors import StoreUnusable
-from shmstream.events import Event
+from shmstream.events import Event, EventKind
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.offers import Offer
@@ -65,6 +67,17 @@ def _say_nothing(_event: Event) -> None:
     """What is given to peers begins no flight."""
 
 
+def weakly(tell: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Calls a method for as long as its object lives: a store that is dropped ends its node."""
+    known = weakref.WeakMethod(tell) if ismethod(tell) else lambda: tell
+
+    def tell_it(event: Event) -> None:
+        if (there := known()) is not None:
+            there(event)
+
+    return tell_it
+
+
 def weak(node: Node) -> Callable[[], None]:
     """Calls `announce` of a node for as long as the node lives."""
     known = weakref.ref(node)
@@ -87,6 +100,7 @@ class Node:
         peer.require()
         self._cluster = cluster
         self._layout = layout
+        self._tell_store = weakly(policy.tell)
         upkeep = Upkeep(layout, None, _say_nothing)
         self._policy = replace(
             policy, verify=False, across=None, tell=_say_nothing, upkeep=upkeep
@@ -99,6 +113,7 @@ class Node:
             fan=cluster.fan,
             password=cluster.password,
             back=weak(self),
+            tell=self._tell_store,
         )
         self.leases: Leases = Leases(cluster.lease)
         self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
@@ -108,6 +123,12 @@ class Node:
             server = contexts[0] if contexts else None
             here = Here(layout, self._policy)
             self.endpoint = Endpoint(cluster.address, guard, here, cluster.max_peers, server)
+        known = weakref.ref(self)
+        self._ledger = Ledger(
+            layout.folder, lambda: Account() if (n := known()) is None else n.account()
+        )
+        if self.endpoint is not None:
+            self.endpoint.wake = self._ledger.wake
         self._begin()
         register(self)
 
@@ -117,6 +138,9 @@ class Node:
         self._recent: dict[str, None] = {}  # what this process has completed, the newest last
         self._is_closed = False
         self._is_deaf = False
+        self._pulls: dict[str, Part] = {}  # of the flights that this process leads
+        self._bytes: dict[str, dict[EventKind, int]] = {}  # of these flights
+        self._sums: dict[EventKind, int] = {}
 
     def begin(self) -> None:
         """Listen for peers.
@@ -149,7 +173,66 @@ class Node:
                 if not self._is_deaf:
                     _log.error("%s", error)
                 self._is_deaf = True
-        return Part(self, place.key, address)
+        part = Part(self, place.key, address)
+        with self._lock:
+            self._pulls[place.key] = part
+            self._bytes[place.key] = {}
+        return part
+
+    def ended(self, part: Part) -> None:
+        """The flight of a part has ended."""
+        with self._lock:
+            if self._pulls.get(part.key) is part:
+                del self._pulls[part.key], self._bytes[part.key]
+        self._ledger.wake()
+
+    def moved(self) -> None:
+        """A part has another parent."""
+        self._ledger.wake()
+
+    # What is told of it.
+
+    def saw(self, event: Event) -> None:
+        """An event of this process's store."""
+        if event.kind is EventKind.EVICTED:
+            self.evicted(event.key)
+        elif event.kind in (EventKind.RECEIVED, EventKind.FROM_PEER):
+            with self._lock:
+                for sums in (self._sums, self._bytes.get(event.key)):
+                    if sums is not None:
+                        sums[event.kind] = sums.get(event.kind, 0) + event.count
+
+    def account(self) -> Account:
+        """What this process has of the cluster just now."""
+        children: dict[str, tuple[str, ...]] = {}
+        given = 0
+        if self.endpoint is not None:
+            for digest, count in self.endpoint.count().items():
+                self._tell_store(Event(EventKind.GIVEN, digest, count))
+            children, given = self.endpoint.children, self.endpoint.given
+        with self._lock:
+            pulls = {
+                key: Pull(
+                    part.parent,
+                    self._bytes[key].get(EventKind.FROM_PEER, 0),
+                    self._bytes[key].get(EventKind.RECEIVED, 0),
+                )
+                for key, part in self._pulls.items()
+            }
+            sums = dict(self._sums)
+        directory = self.directory
+        return Account(
+            self._address,
+            pulls,
+            children,
+            sums.get(EventKind.FROM_PEER, 0),
+            sums.get(EventKind.RECEIVED, 0),
+            given,
+            directory.calls,
+            directory.failures,
+            round(directory.away, 3),
+            directory.trouble,
+        )
 
     def completed(self, key: str) -> None:
         """Note that this process has completed a blob."""
@@ -210,6 +293,8 @@ class Node:
             each.join(MOST)
         if self.endpoint is not None:
             self.endpoint.close()
+        self.account()  # tells what was given last
+        self._ledger.close()
         self.directory.close()
 
     def abandon(self) -> None:

@@ -94,6 +94,12 @@ class Company(Protocol):
     def completed(self, key: str) -> None:
         """This node has the complete blob."""
 
+    def moved(self) -> None:
+        """The part has another parent."""
+
+    def ended(self, part: Part) -> None:
+        """The flight of the part has ended."""
+
 
 class Part:
     """One flight of `key`. One thread opens; any thread may call the other methods."""
@@ -101,7 +107,7 @@ class Part:
     def __init__(self, node: Company, key: str, address: str) -> None:
         """`address` is empty if this process gives nothing to peers."""
         self._node = node
-        self._key = key
+        self.key: str = key
         self._me = Me(address, secrets.token_hex(8))
         self._lock = threading.Lock()  # guards the next three
         self._leads = False
@@ -149,7 +155,7 @@ class Part:
         with self._lock:
             self._is_lost, self._upstream_feed = False, None
         if time.monotonic() - self._since > PATIENCE:
-            _log.warning("%s: nothing came from any node for %g s", self._key, PATIENCE)
+            _log.warning("%s: nothing came from any node for %g s", self.key, PATIENCE)
             self._since = time.monotonic()
             return self._from_upstream(upstream, offset, validator)
         try:
@@ -181,7 +187,7 @@ class Part:
         if now - self._since > _STALLED:
             avoid.update(self._waiting)
         decision = self._node.directory.decide(
-            self._key, self._me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
+            self.key, self._me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
         )
         self._refused.clear()
         self._avoid.clear()
@@ -190,13 +196,18 @@ class Part:
         self._decision = None
         return decision
 
+    def _set_parent(self, parent: str) -> None:
+        if parent != self.parent:
+            self.parent = parent
+            self._node.moved()
+
     # From the upstream.
 
     def _lead(self) -> None:
         with self._lock:
             self._leads = True
         if self.parent != "upstream":
-            _log.info("%s: this node pulls it for the cluster", self._key)
+            _log.info("%s: this node pulls it for the cluster", self.key)
         self._node.leases.hold(self)
 
     def _stop_leading(self) -> None:
@@ -207,7 +218,7 @@ class Part:
     def _from_upstream(self, upstream: Source, offset: int, validator: str | None) -> Feed:
         """The upstream's own feed. A validator that it has not told is not for it."""
         self._asked.add(fingerprint(upstream))
-        self.parent = "upstream"
+        self._set_parent("upstream")
         known = validator if validator is not None and validator == self._validator else None
         feed = upstream.open(offset, known)
         self._validator = feed.validator
@@ -240,7 +251,7 @@ class Part:
     def renew(self) -> None:
         """Renew the lease; close the upstream's feed if another node has it."""
         try:
-            if self._node.directory.renew(self._key, self._me):
+            if self._node.directory.renew(self.key, self._me):
                 return
         except DirectoryAway:
             return
@@ -249,7 +260,7 @@ class Part:
                 return
             self._leads, self._is_lost = False, True
             feed = self._upstream_feed
-        _log.info("%s: another node pulls it for the cluster by now", self._key)
+        _log.info("%s: another node pulls it for the cluster by now", self.key)
         self._node.leases.release(self)
         if feed is not None:
             feed.close()
@@ -260,13 +271,13 @@ class Part:
         for each in decision.peers:
             peer, is_whole = each.removeprefix("+"), each.startswith("+")
             try:
-                feed = self._node.asker.ask(peer, self._key, offset, whole=is_whole)
+                feed = self._node.asker.ask(peer, self.key, offset, whole=is_whole)
             except NoPeer as error:
                 self._note_trouble(peer, error.trouble)
                 if error.trouble is Trouble.WAITING and peer == decision.peers[0]:
                     break  # it is the parent, and the others are not ahead of it
             else:
-                self.parent = peer
+                self._set_parent(peer)
                 self._parents.add(peer)
                 return feed
         if self._waiting and not self._refused:
@@ -290,20 +301,21 @@ class Part:
         else:
             self._avoid.add(peer)
         level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
-        _log.log(level, "%s: peer %s: %s", self._key, peer, trouble)
+        _log.log(level, "%s: peer %s: %s", self.key, peer, trouble)
 
     # The end.
 
     def ended(self, error: BaseException | None) -> None:
         """The flight has ended, with the complete blob if `error` is None. Does not wait."""
         self._stop_leading()
+        self._node.ended(self)
         if not self._is_used:
             return
         self._is_used = False
         how, text = self._farewell(error)
         if error is None and self._me.node:
-            self._node.completed(self._key)
-        directory, key, me = self._node.directory, self._key, self._me
+            self._node.completed(self.key)
+        directory, key, me = self._node.directory, self.key, self._me
 
         def leave() -> None:
             try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,11 +77,30 @@ def test_one_pull_and_each_client_is_admitted_by_the_upstream(
     peer = sum(each.metric("shmstream_peer_bytes_total") for each in two)
     upstream = sum(each.metric("shmstream_upstream_bytes_total") for each in two)
     assert (upstream, peer) == (SIZE, SIZE)
+    wait_until(lambda: sum(each.metric("shmstream_given_bytes_total") for each in two) == SIZE)
+    assert all(each.metric("shmstream_directory_calls_total") > 0 for each in two)
+    assert all(each.metric("shmstream_directory_failures_total") == 0 for each in two)
+    assert all(each.metric("shmstream_children") == 0 for each in two)
+    told = [_snapshot(each)["cluster"] for each in two]
+    assert sum(each["given"] for each in told) == sum(each["from_peers"] for each in told) == SIZE
+    assert [each["trouble"] for each in told] == ["", ""]
     # The bytes are on both nodes, and yet no client of another repository gets them.
     for each in two:
         refused = each.ask(THEIRS)
         assert refused.status == 404
         assert content(1, SIZE)[:1000] not in refused.body
+
+
+def _snapshot(serving: Serving) -> dict[str, Any]:
+    """The first facts for the status page."""
+    connection, response = serving.open("/events")
+    try:
+        for line in response:
+            if line.startswith(b"data: "):
+                return dict(json.loads(line.removeprefix(b"data: ")))
+    finally:
+        connection.close()
+    raise AssertionError("no snapshot")
 
 
 def test_what_the_command_line_refuses(tmp_path: Path) -> None:
