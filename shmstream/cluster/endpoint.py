@@ -3,8 +3,9 @@
     GET /blobs/sha256:<hex>     signed (`signing`); with `Range: bytes=N-` from N on
 
     200, 206      the bytes from N to the end, as they come. The last chunk of a blob in flight
-                  follows when this node has verified all bytes, because its own stream withholds it
-                  until then. If the flight ends otherwise, the connection ends short of its
+                  follows when this node has verified all bytes; it does not wait until they are on
+                  this node's disk, because the peer verifies them again, and withholds that chunk
+                  until it has. If the flight ends otherwise, the connection ends short of its
                   Content-Length
     404           this node neither has the blob nor has it in flight
     425           it is in flight, and a second long there was no byte after N: ask again
@@ -142,9 +143,10 @@ class Endpoint:
     def _count(self, giving: _Giving) -> None:
         if giving.blob is not None:
             position = giving.blob.position
-            new, giving.counted = position - giving.counted, position
-            self.given += new
-            self._uncounted[giving.digest] = self._uncounted.get(giving.digest, 0) + new
+            if (new := position - giving.counted) > 0:  # it is 0 while the blob joins anew
+                giving.counted = position
+                self.given += new
+                self._uncounted[giving.digest] = self._uncounted.get(giving.digest, 0) + new
 
     def start(self) -> None:
         """Listen, unless this process does. A forked child starts it for itself.

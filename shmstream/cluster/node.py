@@ -58,7 +58,13 @@ class Here:
         if place.is_named:
             raise ValueError("only a digest is known to other nodes")
         flight = Flight(
-            self.layout, place, Offer(None), self.policy, stall_timeout=PATIENCE, lingers=True
+            self.layout,
+            place,
+            Offer(None),
+            self.policy,
+            stall_timeout=PATIENCE,
+            lingers=True,
+            ahead=True,
         )
         return Blob(flight, goes_past=False)
 

@@ -151,10 +151,12 @@ class Flight:
         stall_timeout: float | None,
         lingers: bool,
         wait_for: float = 0.0,
+        ahead: bool = False,
     ) -> None:
         """The sources are made only when a source is needed.
 
         The first `join` waits up to `wait_for` seconds until another process begins the flight.
+        `ahead`: what is read goes to another host; see `InFlightCopier.attach`.
         """
         self.place: Place = place
         self.role: Role = Role.STORED
@@ -164,6 +166,7 @@ class Flight:
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._wait_for = wait_for
+        self._ahead = ahead
         self._leader: Leader | None = None
         self.found_damage: bool = False
         """Whether another program changed the file of a dead leader, as the last `join` found."""
@@ -436,6 +439,7 @@ class Flight:
                 stall_timeout=self.stall_timeout,
                 subscribes_late=subscribes_late,
                 sources=offers.crew(self.place.asked),
+                ahead=self._ahead,
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
