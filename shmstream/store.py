@@ -161,7 +161,7 @@ class Store:
             from shmstream.cluster.node import Node
 
             self._node = Node(cluster, self._layout, self._policy)
-            self._policy = replace(self._policy, across=self._node.part)
+            self._policy = replace(self._policy, across=self._node.part, beside=self._node.guest)
             self._node.begin()
 
     def open(
@@ -488,7 +488,8 @@ class Store:
         if source is not None and (anyway or is_for_want_of_room(because)):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
-            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
+            across = None if anyway or policy.beside is None else policy.beside(place)
+            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout, across)
             if passage.begin(self._max_pass_through):
                 return passage
         raise because

@@ -194,9 +194,52 @@ class Directory:
         assert how in scripts.ENDS
         self._call(scripts.LEAVE, key, me, (how, text))
 
+    def greet(self, me: Me) -> bool:
+        """Whether the directory knows this node; from now on it does, for an hour.
+
+        Raises:
+            DirectoryAway: it does not answer.
+        """
+        name = f"{_PREFIX}:node:{me.node}"
+        return (
+            self._asked(me.node, lambda client: client.set(name, 1, ex=_TTL, get=True)) is not None
+        )
+
+    def announce(self, keys: Sequence[str], me: Me) -> None:
+        """Tell that this node has these complete blobs: some hundreds at most at one time.
+
+        Raises:
+            DirectoryAway: it does not answer.
+        """
+
+        def tell(client: Any) -> object:
+            script = self._script(scripts.LEAVE)
+            with client.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    names, arguments = self._of(key, me, ("complete", ""))
+                    script(keys=names, args=arguments, client=pipeline)
+                return pipeline.execute()
+
+        self._asked(me.node, tell)
+
     # How a call is made.
 
     def _call(self, script: str, key: str, me: Me, more: Sequence[object]) -> object:
+        names, arguments = self._of(key, me, more)
+        return self._asked(key, lambda _: self._script(script)(keys=names, args=arguments))
+
+    def _of(self, key: str, me: Me, more: Sequence[object]) -> tuple[list[str], list[object]]:
+        """The keys and the arguments of a script."""
+        names = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
+        return names, [me.node, me.token, self._lease, _TTL, *more]
+
+    def _script(self, text: str) -> Any:
+        if text not in self._known:
+            self._known[text] = self._client.register_script(text)
+        return self._known[text]
+
+    def _asked(self, key: str, request: Callable[[Any], object]) -> object:
+        """What `request` returns, which is called with the client of Redis."""
         if not self._lock.acquire(timeout=MOST):
             raise DirectoryAway(self._why or "other calls take all the time")
         failures, was_asked = self.failures, False
@@ -207,9 +250,7 @@ class Directory:
                 raise self._failed("an earlier call still hangs")
             self.calls += 1
             was_asked = True
-            keys = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
-            arguments = [me.node, me.token, self._lease, _TTL, *more]
-            return self._in_time(lambda until: self._ask(script, keys, arguments, until))
+            return self._in_time(lambda until: self._ask(request, until))
         finally:
             has_failed, seconds, self._untold = self.failures > failures, self._untold, 0.0
             self._lock.release()
@@ -265,7 +306,7 @@ class Directory:
         self._why = reason
         return DirectoryAway(reason)
 
-    def _ask(self, script: str, keys: list[str], arguments: list[object], until: float) -> object:
+    def _ask(self, request: Callable[[Any], object], until: float) -> object:
         """Ask, and ask again after a time-out, until the time is over."""
         redis = self._redis
         if self._client is None:
@@ -277,11 +318,9 @@ class Directory:
                 password=self._password,
                 retry=None,
             )
-        if script not in self._known:
-            self._known[script] = self._client.register_script(script)
         while True:
             try:
-                return self._known[script](keys=keys, args=arguments)
+                return request(self._client)
             except (redis.TimeoutError, TimeoutError):
                 pause = random.uniform(0.02, 0.1)
                 if time.monotonic() + pause + _ONE_TRY / 2 > until:

@@ -57,11 +57,12 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.across import Across
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.guarded import GuardedCopier, Unproved, attach
 from shmstream.flight.last_words import LastWords
-from shmstream.flight.leader import Across, Leader
+from shmstream.flight.leader import Leader
 from shmstream.flight.naming import naming
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import OwnBytes
@@ -118,6 +119,8 @@ class Policy:
     upkeep: Upkeep
     tell: Callable[[Event], None]
     across: Callable[[Place], Across | None] | None = None
+    beside: Callable[[Place], Across | None] | None = None
+    """The same, for a reader that has a download of its own."""
 
     def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
         """A new stream of that kind for a blob.
@@ -656,7 +659,8 @@ class Flight:
         if known.size is None:
             known = replace(known, size=old.size)
         try:
-            own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
+            across = None if policy.beside is None else policy.beside(place)
+            own = OwnBytes(place, self.sources(), policy.retries, policy.tell, across)
             ended = policy.upkeep.ended
             return Beside.begin(place, own, known, old, ended, durable=policy.durable)
         except OSError as error:

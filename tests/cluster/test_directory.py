@@ -103,6 +103,18 @@ def test_an_empty_directory_learns_of_the_leader_again(redis: Redis, directory: 
     assert directory.decide(KEY, B).peers == ("a:1",)
 
 
+def test_many_blobs_are_announced_at_once(redis: Redis, directory: Directory) -> None:
+    keys = [f"sha256:{each:064x}" for each in range(100)]
+    assert not directory.greet(A)
+    assert directory.greet(A)
+    calls = directory.calls
+    directory.announce(keys, Me("a:1", ""))
+    assert directory.calls == calls + 1
+    assert all(directory.decide(each, B).peers == ("+a:1",) for each in keys)
+    redis.wipe()
+    assert not directory.greet(A)
+
+
 def test_everything_ends_by_itself(redis: Redis, directory: Directory) -> None:
     for me, how in ((A, "complete"), (B, "wrong"), (C, "failed")):
         directory.decide(KEY, me, refused=["x:1"])
