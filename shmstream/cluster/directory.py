@@ -6,6 +6,7 @@ cluster.
 
     answers                     the connection is kept while this process has flights
     refuses the connection      `DirectoryAway` at once
+    answers, and many wait      each waits for its turn, as long as it answers several a second
     answers late, or not        tried again after 0.6 s, with jitter; `DirectoryAway` after 1.5 s
     has failed                  `DirectoryAway` at once, for 3 s; then one caller tries
     hangs where no timeout      (a resolver of names): the thread that hangs is left alone, and
@@ -39,6 +40,8 @@ MOST = 1.5
 AWAY = 3.0
 """Seconds for which a directory that failed is not asked."""
 _ONE_TRY = 0.6  # s
+_BRISK = 8  # calls that are answered in `MOST` seconds: then others wait for their turn ...
+_QUEUE = 10.0  # ... and at most so many seconds
 _TTL = 3600  # s; a rank of which nothing is heard any more
 _PREFIX = "shmstream"
 
@@ -132,6 +135,7 @@ class Directory:
         """How many calls were made."""
         self.failures: int = 0
         """How many of them failed."""
+        self._answered = 0
         self._begin()
         register(self)
 
@@ -177,13 +181,14 @@ class Directory:
             return Decision(verdict, why=second)
         return Decision(verdict, tuple(peers), second)
 
-    def renew(self, key: str, me: Me) -> bool:
-        """Keep the lease; False if another node has it.
+    def renew(self, held: Sequence[tuple[str, Me]]) -> list[bool]:
+        """Keep these leases; False for each that another node has.
 
         Raises:
             DirectoryAway: it does not answer.
         """
-        return self._call(scripts.RENEW, key, me, ()) == 1
+        answers = self._at_once(scripts.RENEW, held, ())
+        return [each == 1 or isinstance(each, Exception) for each in answers]
 
     def leave(self, key: str, me: Me, how: str, text: str = "") -> None:
         """Tell how the flight of this node has ended: see `scripts.LEAVE`.
@@ -211,22 +216,31 @@ class Directory:
         Raises:
             DirectoryAway: it does not answer.
         """
-
-        def tell(client: Any) -> object:
-            script = self._script(scripts.LEAVE)
-            with client.pipeline(transaction=False) as pipeline:
-                for key in keys:
-                    names, arguments = self._of(key, me, ("complete", ""))
-                    script(keys=names, args=arguments, client=pipeline)
-                return pipeline.execute()
-
-        self._asked(me.node, tell)
+        self._at_once(scripts.LEAVE, [(key, me) for key in keys], ("complete", ""))
 
     # How a call is made.
 
     def _call(self, script: str, key: str, me: Me, more: Sequence[object]) -> object:
         names, arguments = self._of(key, me, more)
         return self._asked(key, lambda _: self._script(script)(keys=names, args=arguments))
+
+    def _at_once(
+        self, text: str, of: Sequence[tuple[str, Me]], more: Sequence[object]
+    ) -> list[object]:
+        """The answers to one script for several digests, or their errors, in one call."""
+
+        def ask(client: Any) -> object:
+            script = self._script(text)
+            with client.pipeline(transaction=False) as pipeline:
+                for key, me in of:
+                    names, arguments = self._of(key, me, more)
+                    script(keys=names, args=arguments, client=pipeline)
+                return pipeline.execute(raise_on_error=False)
+
+        answers = self._asked(of[0][0], ask) if of else []
+        if not isinstance(answers, list) or len(answers) != len(of):
+            raise DirectoryAway(f"an answer that makes no sense: {answers!r:.100}")
+        return answers
 
     def _of(self, key: str, me: Me, more: Sequence[object]) -> tuple[list[str], list[object]]:
         """The keys and the arguments of a script."""
@@ -240,7 +254,7 @@ class Directory:
 
     def _asked(self, key: str, request: Callable[[Any], object]) -> object:
         """What `request` returns, which is called with the client of Redis."""
-        if not self._lock.acquire(timeout=MOST):
+        if not self._take_turn():
             raise DirectoryAway(self._why or "other calls take all the time")
         failures, was_asked = self.failures, False
         try:
@@ -257,6 +271,16 @@ class Directory:
             if was_asked:
                 kind = EventKind.UNANSWERED if has_failed else EventKind.ASKED
                 self._tell(Event(kind, key, seconds=seconds))
+
+    def _take_turn(self) -> bool:
+        """Take the lock; False if the calls of others take too long."""
+        until = time.monotonic() + _QUEUE
+        while True:
+            seen = self._answered
+            if self._lock.acquire(timeout=MOST):
+                return True
+            if self._answered - seen < _BRISK or time.monotonic() > until:
+                return False
 
     def _count_away(self, *, is_back: bool) -> None:
         """Count the time for which it has been away until now."""
@@ -284,6 +308,7 @@ class Directory:
             raise self._failed(str(error)) from error
         self._running.join(max(until - time.monotonic(), 0.0))
         if answers.good:
+            self._answered += 1
             if self._why:
                 _log.warning("the directory of the cluster answers again")
                 self._why = ""

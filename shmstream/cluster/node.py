@@ -122,7 +122,7 @@ class Node:
             back=weak(self),
             tell=self._tell_store,
         )
-        self.leases: Leases = Leases(cluster.lease)
+        self.leases: Leases = Leases(cluster.lease, self.directory.renew)
         self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
         self.endpoint: Endpoint | None = None
         if cluster.address is not None:

@@ -116,7 +116,7 @@ class Part:
         self._patience = _STALLED if self._is_guest else PATIENCE
         self._node = node
         self.key: str = key
-        self._me = Me(address, secrets.token_hex(8))
+        self.me: Me = Me(address, secrets.token_hex(8))
         self._lock = threading.Lock()  # guards the next three
         self._leads = False
         self._is_lost = False
@@ -175,7 +175,7 @@ class Part:
             self._lead()
             return self._from_upstream(upstream, offset, validator)
         has_leader = bool(decision.leader) and not self._is_guest
-        if decision.verdict is Verdict.WAIT and not (has_leader or self._me.node):
+        if decision.verdict is Verdict.WAIT and not (has_leader or self.me.node):
             return self._from_upstream(upstream, offset, validator)
         self._stop_leading()
         if decision.verdict is Verdict.FAILED:
@@ -199,7 +199,7 @@ class Part:
         if now - self._since > _STALLED:
             avoid.update(self._waiting)
         decision = self._node.directory.decide(
-            self.key, self._me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
+            self.key, self.me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
         )
         self._refused.clear()
         self._avoid.clear()
@@ -260,13 +260,8 @@ class Part:
         reason = f"it failed for another node: {reason}"
         raise SourceError(upstream.name, offset, reason, False, status=status, kind=kind)
 
-    def renew(self) -> None:
-        """Renew the lease; close the upstream's feed if another node has it."""
-        try:
-            if self._node.directory.renew(self.key, self._me):
-                return
-        except DirectoryAway:
-            return
+    def lose(self) -> None:
+        """Another node has the lease: close the upstream's feed."""
         with self._lock:
             if not self._leads:
                 return
@@ -340,7 +335,7 @@ class Part:
             return
         self._is_used = False
         how, text = self._farewell(error)
-        directory, key, me = self._node.directory, self.key, self._me
+        directory, key, me = self._node.directory, self.key, self.me
 
         def leave() -> None:
             try:
