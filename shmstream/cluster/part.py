@@ -133,6 +133,7 @@ class Part:
         self._pause = _FIRST_PAUSE
         self._refused: set[str] = set()
         self._avoid: set[str] = set()
+        self._silent: set[str] = set()  # holders that did not answer once
         self._waiting: list[str] = []
         self._offset = -1
         self._since = time.monotonic()  # when the offset was reached
@@ -281,7 +282,7 @@ class Part:
             try:
                 feed = self._node.asker.ask(peer, self.key, offset, whole=is_whole)
             except NoPeer as error:
-                self._note_trouble(peer, error.trouble)
+                self._note_trouble(peer, error.trouble, is_whole=is_whole)
                 if error.trouble is Trouble.BUSY:
                     busy.append(each)
                 if error.trouble is Trouble.WAITING and peer == decision.peers[0]:
@@ -312,7 +313,7 @@ class Part:
             self._use_until = time.monotonic() + self._poll
             self._poll = min(self._poll * 1.5, _LONGEST_POLL)
 
-    def _note_trouble(self, peer: str, trouble: Trouble) -> None:
+    def _note_trouble(self, peer: str, trouble: Trouble, *, is_whole: bool) -> None:
         if trouble is not Trouble.WAITING and peer in self._waiting:
             self._waiting.remove(peer)
         if trouble is Trouble.WAITING:
@@ -320,7 +321,9 @@ class Part:
                 self._waiting.append(peer)
         elif trouble in (Trouble.GONE, Trouble.DEAD):
             self._refused.add(peer)
-        else:
+        elif trouble is Trouble.SILENT and is_whole and peer not in self._silent:
+            self._silent.add(peer)  # it has the blob: perhaps it is only slow
+        elif trouble is not Trouble.BUSY:  # if all were avoided, we would be told to lead
             self._avoid.add(peer)
         level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
         _log.log(level, "%s: peer %s: %s", self.key, peer, trouble)

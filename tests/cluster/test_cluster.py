@@ -20,7 +20,7 @@ from shmstream import (
     StoreUnusable,
 )
 from shmstream.cluster import announcer, directory
-from shmstream.cluster.endpoint import Endpoint
+from shmstream.cluster.endpoint import Endpoint, _Giving
 from shmstream.system import process
 from tests.support.cluster import Nodes, Reading
 from tests.support.interpreters import Interpreter, wait_until
@@ -469,6 +469,25 @@ def test_a_node_that_does_nothing_finds_that_the_directory_was_wiped(
             closed.close()
         redis.wipe()
         wait_until(lambda: holders(redis, KEY) == [address])
+
+
+def test_a_busy_holder_is_waited_for(nodes: Nodes, slow: Origin) -> None:
+    """Nobody pulls again what a node has, only because that gives to others just now."""
+    first = nodes.store(max_peers=1)
+    first.fetch(KEY, slow.url("/blob"))
+    nodes.settle(first)
+    assert first._node is not None
+    endpoint = first._node.endpoint
+    assert endpoint is not None
+    with endpoint._lock:
+        endpoint._giving[-1] = _Giving("another blob", "another node")
+    reading = Reading(nodes.store(), KEY, slow.url("/blob"))
+    asked = endpoint._guard
+    wait_until(lambda: len(asked._seen) >= 3)  # it was refused, and asked again
+    with endpoint._lock:
+        del endpoint._giving[-1]
+    assert reading.is_right(KEY)
+    assert gets(slow) == [None]
 
 
 # Downloads beside the flight of a host.
