@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
-from shmstream.events import Event, EventKind
+from shmstream.events import Event
 from shmstream.flight import cancelling, offers
 from shmstream.flight.blob import Blob
 from shmstream.flight.blob_writer import BlobWriter
@@ -167,7 +167,7 @@ class Store:
             from shmstream.cluster.node import Node
 
             self._node = Node(cluster, self._layout, self._policy)
-            self._policy = replace(self._policy, across=self._node.part)
+            self._policy = replace(self._policy, across=self._node.part, beside=self._node.guest)
             self._node.begin()
 
     def open(
@@ -512,7 +512,8 @@ class Store:
         if source is not None and (anyway or is_for_want_of_room(because)):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
-            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
+            across = None if anyway or policy.beside is None else policy.beside(place)
+            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout, across)
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
@@ -646,8 +647,8 @@ class Store:
 
     def _say(self, event: Event) -> None:
         """Call `on_event`. An error of it is logged, and ends no flight."""
-        if event.kind is EventKind.EVICTED and self._node is not None:
-            self._node.evicted(event.key)
+        if self._node is not None:
+            self._node.saw(event)
         if self._on_event is not None:
             try:
                 self._on_event(event)

@@ -34,7 +34,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -51,6 +50,7 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.across import Across
 from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.guarded import attach
 from shmstream.flight.lanes import Lanes
@@ -80,20 +80,6 @@ _NOTES = 1 << 16  # bytes; space for record and journal
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
 
 _log = logging.getLogger("shmstream")
-
-
-class Across(Protocol):
-    """What the flight is part of beyond this host: `cluster/part.py`."""
-
-    def source(self, upstream: Source) -> Source:
-        """A source with the bytes of `upstream`, wherever they come from."""
-
-    @property
-    def used_peers(self) -> bool:
-        """Whether some bytes did not come from the upstream."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """The flight has ended here; with the complete blob if there is no `error`."""
 
 
 def _at_most(room: int, move: Callable[[int, int], int], fd: int, limit: int) -> int:

@@ -208,7 +208,7 @@ class ClusterSettings:
     listen: str | None = None
     password_file: str | None = None
     fan: int = 2
-    max_peers: int = 8
+    max_peers: int = 16
     lease: float = 3.0
     certfile: str | None = None
     keyfile: str | None = None
