@@ -9,7 +9,6 @@ from __future__ import annotations
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import OutOfResources
 from shmstream.registry.api.distribution import Registry
-from shmstream.registry.notes import Notes
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
 from shmstream.registry.ops.metrics import Metrics
@@ -21,6 +20,7 @@ from shmstream.sources.retries import Retries
 from shmstream.store import Store
 from shmstream.system import process
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.notes import Notes
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each publishing wakes every client at the tail

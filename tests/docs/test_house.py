@@ -33,6 +33,7 @@ WINGS = [
     ["filesystem"],
     ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
     ["__init__"],
+    ["upstreams"],
     ["registry"],
     ["demo"],
     ["cli"],

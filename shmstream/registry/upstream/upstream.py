@@ -33,11 +33,8 @@ from urllib.parse import quote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.registry.notes import Notes
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
-from shmstream.registry.upstream.health import Reach
-from shmstream.registry.upstream.questions import USUAL, Bounds, patiently
 from shmstream.registry.upstream.tokens import Challenge, Tokens
 from shmstream.sources.http_client import (
     WHOLE,
@@ -48,6 +45,9 @@ from shmstream.sources.http_client import (
     origin_of,
     parse,
 )
+from shmstream.upstreams.health import Reach
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import USUAL, Bounds, patiently
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
