@@ -33,6 +33,7 @@ pytest_plugins = [
     "tests.support.cluster",  # after those that it uses
     "tests.support.registries",
     "tests.support.quirks",
+    "tests.support.mirrors",
 ]  # the servers, each started when a test asks
 
 

@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 from shmstream.cluster import Cluster
+from shmstream.mirror.settings import Mirror
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
@@ -161,7 +162,7 @@ class Settings:
     """The settings of the registry. Sizes in bytes, times in seconds.
 
     Attributes:
-        upstreams: at least one; no two with the same namespace.
+        upstreams: no two with the same namespace. There is at least one, or a mirror.
         store: the folder of the store.
         max_bytes: limit of all complete blobs together; None for no limit.
         max_flights: downloads at one time, of all workers together; None for no limit.
@@ -189,6 +190,7 @@ class Settings:
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
         cluster: other nodes, which have the same blobs; None for none.
+        mirrors: of other things than images; no two with the same path.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -219,11 +221,15 @@ class Settings:
     x_accel_redirect: str | None = None
     shared_group: bool = False
     cluster: ClusterSettings | None = None
+    mirrors: tuple[Mirror, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
-        if not self.upstreams:
+        if not (self.upstreams or self.mirrors):
             raise BadSetting("upstream", "is needed: the URL of the registry to pull from")
+        paths = [each.path for each in self.mirrors]
+        if len(set(paths)) < len(paths):
+            raise BadSetting("mirror", "there are several with the same path")
         names = [each.namespace for each in self.upstreams]
         for name in names:
             if names.count(name) > 1:
@@ -275,8 +281,10 @@ class Settings:
         for key, value in table.items():
             if key == "upstream":
                 values["upstreams"] = tuple(_upstreams(value))
+            elif key == "mirror":
+                values["mirrors"] = tuple(_mirrors(value))
             elif (read := _READ.get(key)) is None:
-                known = ", ".join(["upstream", *_READ])
+                known = ", ".join(["upstream", "mirror", *_READ])
                 raise BadSetting(key, f"is no setting; there are {known}")
             else:
                 values[key] = _reading(key, read, value)
@@ -291,6 +299,7 @@ class Settings:
         upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
         if values["cluster"] is not None:
             values["cluster"] = ClusterSettings(**values["cluster"])
+        values["mirrors"] = tuple(Mirror(**each) for each in values["mirrors"])
         return cls(upstreams, **values)
 
     def to_json(self) -> str:
@@ -441,7 +450,7 @@ _READ: dict[str, Callable[[object], object]] = {
 }
 """How each setting is read from a table."""
 
-assert set(_READ) | {"upstreams"} == {each.name for each in fields(Settings)}
+assert set(_READ) | {"upstreams", "mirrors"} == {each.name for each in fields(Settings)}
 
 
 def _reading(key: str, read: Callable[[object], object], value: object) -> object:
@@ -471,4 +480,16 @@ def _upstreams(tables: object) -> list[Upstream]:
             found.append(Upstream(namespace, url))
         except BadSetting as error:
             raise BadSetting(f"{key}, {error.key}", error.reason) from error
+    return found
+
+
+def _mirrors(tables: object) -> list[Mirror]:
+    if not isinstance(tables, list):
+        raise BadSetting("mirror", "is a list of tables: [[mirror]]")
+    found = []
+    for number, table in enumerate(tables, 1):
+        try:
+            found.append(Mirror.from_table(table))
+        except ValueError as error:
+            raise BadSetting(f"mirror {number}", str(error)) from error
     return found

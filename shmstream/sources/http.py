@@ -199,6 +199,14 @@ class HTTPSource:
         finally:
             discard(response)
 
+    @staticmethod
+    def told(response: urllib3.BaseHTTPResponse) -> tuple[int | None, str | None, str | None]:
+        """Size, validator and media type, as the head of an answer with the whole blob has them."""
+        headers = response.headers
+        length = headers.get("content-length", "0")
+        size = _size(headers) if _LENGTH.fullmatch(length) else None
+        return size, _validator(headers), _media_type(headers)
+
     def _ask(
         self,
         offset: int,

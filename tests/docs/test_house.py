@@ -34,6 +34,7 @@ WINGS = [
     ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
     ["__init__"],
     ["upstreams"],
+    ["mirror"],
     ["registry"],
     ["demo"],
     ["cli"],

@@ -191,7 +191,7 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     upstreams = [
         each.url if each.namespace is None else f"{each.namespace} from {each.url}"
         for each in settings.upstreams
-    ]
+    ] + [f"{each.path} from {each.url}" for each in settings.mirrors]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
