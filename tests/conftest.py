@@ -34,6 +34,7 @@ pytest_plugins = [
     "tests.support.registries",
     "tests.support.quirks",
     "tests.support.mirrors",
+    "tests.support.hub",
 ]  # the servers, each started when a test asks
 
 

@@ -100,6 +100,24 @@ class Found:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _is_claimed: bool = False
 
+    @property
+    def status(self) -> int:
+        """The status of the answer."""
+        if self.entry is not None:
+            return self.entry.status
+        return 0 if self.reply is None else self.reply.response.status
+
+    @property
+    def fields(self) -> Pairs:
+        """The head of the answer."""
+        if self.entry is not None:
+            return self.entry.fields
+        return [] if self.reply is None else head_of(self.reply.response)
+
+    def first(self, name: str) -> str | None:
+        """The value of the first field of that name."""
+        return next(iter(freshness.values(self.fields, name)), None)
+
     def claim(self) -> bool:
         """Whether the caller is the first one: an answer that is not kept is for one client."""
         with self._lock:

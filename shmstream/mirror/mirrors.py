@@ -21,6 +21,7 @@ from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.asgi.statuses import shortage, status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.mirror.cache import Cache, NotKept
+from shmstream.mirror.huggingface import Hub
 from shmstream.mirror.kind import Kind, Plain, Refused, Rooms, say
 from shmstream.mirror.origin import Origin
 from shmstream.mirror.replies import Replies
@@ -31,7 +32,7 @@ from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.questions import Bounds
 from shmstream.upstreams.singleflight import Together
 
-_KINDS: dict[str, type[Plain]] = {"http": Plain}
+_KINDS: dict[str, type[Plain]] = {"http": Plain, "huggingface": Hub}
 _SOON = "5"  # s; Retry-After
 
 _log = logging.getLogger("shmstream")

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 
-KINDS = ("http",)
+KINDS = ("http", "huggingface")
 """What a mirror may be of."""
 
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _OURS = ("/v2", "/healthz", "/readyz", "/metrics", "/events")
-_TTL = {"http": 0.0}  # s
+_TTL = {"http": 0.0, "huggingface": 0.0}  # s
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ def mirrored_process(
             tmp_path_factory.mktemp("mirrored"),
             {"path": "/files", "kind": "http", "url": url, "immutable": ["/for-ever/*", "*.whl"]},
             {"path": "/believed", "kind": "http", "url": f"{url}/below", "ttl": "1h"},
+            {"path": "/hf", "kind": "huggingface", "url": url},
         )
     yield mirrored
     mirrored.close()
