@@ -35,6 +35,7 @@ pytest_plugins = [
     "tests.support.quirks",
     "tests.support.mirrors",
     "tests.support.hub",
+    "tests.support.package_index",
 ]  # the servers, each started when a test asks
 
 

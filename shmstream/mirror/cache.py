@@ -57,7 +57,8 @@ class Asked:
 
     `is_immutable`: the content of the URL never changes. `arrived`: when the request came, in
     seconds since 1970. `believed`: seconds for which an answer is fresh that does not say so.
-    `at_most`: the longest that any answer is.
+    `at_most`: the longest that any answer is. `shares`: whether an answer to credentials may be
+    kept for others if the origin says so.
     """
 
     url: str
@@ -66,6 +67,7 @@ class Asked:
     is_immutable: bool = False
     believed: float = 0.0
     at_most: float | None = None
+    shares: bool = True
     arrived: float = field(default_factory=time.time)
 
     @property
@@ -269,7 +271,7 @@ class Cache:
         personal = partial(
             freshness.may_keep, is_personal=asked.is_personal, asked=asked.wish.directives
         )
-        may_keep = personal(status, fields)
+        may_keep = personal(status, fields) and (asked.shares or not asked.is_personal)
         if asked.is_personal:  # where a redirect led to is not for everybody if the redirect is not
             may_keep = may_keep and all(personal(200, each) for each in heads)
         if not may_keep:

@@ -24,7 +24,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
@@ -251,7 +251,7 @@ class Hub(Plain):
             if found.status not in _HIDING:
                 return found
             found.close()
-        return await self._cache.find(self.asked(scope, rest, request))
+        return await self._cache.find(replace(self.asked(scope, rest, request), shares=False))
 
     async def _ask_paths(self, scope: Scope, receive: Receive, send: Send, rest: str) -> None:
         """Pass on a question about paths of a repository, which is a POST."""

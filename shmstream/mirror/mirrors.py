@@ -24,6 +24,7 @@ from shmstream.mirror.cache import Cache, NotKept
 from shmstream.mirror.huggingface import Hub
 from shmstream.mirror.kind import Kind, Plain, Refused, Rooms, say
 from shmstream.mirror.origin import Origin
+from shmstream.mirror.pypi import Index
 from shmstream.mirror.replies import Replies
 from shmstream.mirror.settings import Mirror
 from shmstream.store import Store
@@ -32,7 +33,7 @@ from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.questions import Bounds
 from shmstream.upstreams.singleflight import Together
 
-_KINDS: dict[str, type[Plain]] = {"http": Plain, "huggingface": Hub}
+_KINDS: dict[str, type[Plain]] = {"http": Plain, "huggingface": Hub, "pypi": Index}
 _SOON = "5"  # s; Retry-After
 
 _log = logging.getLogger("shmstream")

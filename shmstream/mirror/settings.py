@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 
-KINDS = ("http", "huggingface")
+KINDS = ("http", "huggingface", "pypi")
 """What a mirror may be of."""
 
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~-]+)+")
 _OURS = ("/v2", "/healthz", "/readyz", "/metrics", "/events")
-_TTL = {"http": 0.0, "huggingface": 0.0}  # s
+_TTL = {"http": 0.0, "huggingface": 0.0, "pypi": 60.0}  # s
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Mirror:
 
     Attributes:
         path: where clients find it, such as `/hf`.
-        kind: of `KINDS`.
+        kind: `http`, `huggingface` or `pypi`.
         url: of what it mirrors; a path of a client is added to it.
         ttl: seconds for which an answer is believed that does not say how long it is fresh, and at
             most for which a page of a package index is; None: 0, and 60 for a package index.

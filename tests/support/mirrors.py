@@ -68,6 +68,8 @@ def mirrored_process(
             {"path": "/files", "kind": "http", "url": url, "immutable": ["/for-ever/*", "*.whl"]},
             {"path": "/believed", "kind": "http", "url": f"{url}/below", "ttl": "1h"},
             {"path": "/hf", "kind": "huggingface", "url": url},
+            {"path": "/pypi", "kind": "pypi", "url": url},
+            {"path": "/pypi-now", "kind": "pypi", "url": f"{url}/simple", "ttl": 0},
         )
     yield mirrored
     mirrored.close()
