@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,6 +204,41 @@ def test_one_download_for_all_and_each_gets_it_while_it_comes(
         connection.close()
     whole = [each for each in quirks.requests("/together") if "if-none-match" not in each.headers]
     assert len(whole) == 1
+
+
+def test_the_leading_worker_is_killed_and_no_client_notices(
+    mirrored: Mirrored, quirks: Quirks
+) -> None:
+    """Whichever worker a client has, the other one goes on with its connection and its download."""
+    ends = threading.Event()
+
+    def pieces() -> Iterator[bytes]:
+        yield b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 300000\r\n\r\n'
+        yield BODY[:200_000]
+        assert ends.wait(PATIENCE)
+
+    def script(asked: Asked) -> Reply:
+        if {"range", "if-none-match"} & set(asked.headers):
+            return tagged(BODY, '"1"')(asked)
+        return Reply(pieces=pieces(), closes=True)
+
+    quirks.script = script
+    opened = [mirrored.serving.open("/files/killed") for _ in range(4)]
+    early = [response.read(200_000) for _, response in opened]
+    [flight] = mirrored.store.flights()
+    assert flight.leader is not None
+    assert flight.leader.pid in mirrored.serving.workers()
+    os.kill(flight.leader.pid, signal.SIGKILL)
+    rests = [response.read() for _, response in opened]
+    assert [first + rest for first, rest in zip(early, rests, strict=True)] == [BODY] * 4
+    ends.set()
+    for connection, _ in opened:
+        connection.close()
+    asked = quirks.requests("/killed")
+    assert [each.headers.get("range") for each in asked if "if-none-match" not in each.headers] == [
+        None, "bytes=200000-",
+    ]  # fmt: skip
+    wait_until(lambda: len(mirrored.serving.workers()) == 2)
 
 
 def test_a_download_that_breaks_goes_on_where_it_was(mirrored: Mirrored, quirks: Quirks) -> None:
