@@ -31,6 +31,7 @@ class AnswerSource:
             timeout=(10.0, origin.bounds.silence),
             first_byte=origin.bounds.first_byte,
             netrc=False,
+            named_by=origin.name,
         )
         self._lock = threading.Lock()
         self._reply = reply

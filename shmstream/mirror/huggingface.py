@@ -314,7 +314,9 @@ def _facts_of(told: Told) -> Pairs | None:
         is_of_last = name in ("content-length", "etag", "content-type")
         if name in _KEPT and (not is_of_last or (name, value) in last):
             found.setdefault(name, value)
-    if 300 <= told.status <= 399:  # the content is elsewhere, and so is its head
+    is_linked = any(values(head, "x-linked-etag") for head in heads)
+    if 300 <= told.status <= 399 or (is_linked and told.status >= 400):
+        # The content is elsewhere, and so is its head, for which a HEAD may not be allowed there.
         found.pop("content-type", None)
         return [*found.items()] if "x-linked-etag" in found else None
     is_good = 200 <= told.status <= 299 and ("etag" in found or "x-linked-etag" in found)

@@ -103,7 +103,8 @@ class Origin:
         self.name: str = url
         self.bounds: Bounds = bounds
         self.reach: Reach = Reach(url, path, notes)
-        self.client: Client = Client(url, Patience(_CONNECT, bounds.first_byte, bounds.silence))
+        patience = Patience(_CONNECT, bounds.first_byte, bounds.silence)
+        self.client: Client = Client(url, patience, named_by=parse(url))
 
     def __repr__(self) -> str:
         return f"<Origin {self.name}>"

@@ -7,9 +7,9 @@
     _files/simple/<project>/<file>.metadata    the metadata of a wheel (PEP 658), likewise
 
 What is asked for below `_files` is looked up on the page, so the mirror fetches nothing that its
-index does not name. A page that is kept serves for that however old it is; if it lacks the file,
-the index is asked again. A file without a hash is kept by its URL, for ever: an index never changes
-a file.
+index does not name; nor what an index on the internet names inside of this network. A page that is
+kept serves for that however old it is; if it lacks the file, the index is asked again. A file
+without a hash is kept by its URL, for ever: an index never changes a file.
 """
 
 from __future__ import annotations
@@ -166,6 +166,7 @@ class Index(Plain):
             first_byte=bounds.first_byte,
             digest=key,
             netrc=False,
+            named_by=self._mirror.url,
         )
         terms = Terms(key, headers=headers)
         await self._rooms.replies.blob(scope, receive, send, key, source, terms)

@@ -226,7 +226,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
         if not (self.upstreams or self.mirrors):
-            raise BadSetting("upstream", "is needed: the URL of the registry to pull from")
+            raise BadSetting(
+                "upstream", "is needed: the URL of the registry to pull from; or a mirror"
+            )
         paths = [each.path for each in self.mirrors]
         if len(set(paths)) < len(paths):
             raise BadSetting("mirror", "there are several with the same path")

@@ -91,6 +91,7 @@ class HTTPSource:
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
+        named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -109,6 +110,7 @@ class HTTPSource:
         netrc: bool = True,
         private_redirects: bool = False,
         stranger: Stranger | None = None,
+        named_by: str | None = None,
     ) -> None:
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
@@ -126,7 +128,12 @@ class HTTPSource:
         connect, silence = timeout
         patience = Patience(connect, silence if first_byte is None else first_byte, silence)
         self._client = Client(
-            self.name, patience, pool, private_redirects=private_redirects, stranger=stranger
+            self.name,
+            patience,
+            pool,
+            private_redirects=private_redirects,
+            named_by=None if named_by is None else parse(named_by),
+            stranger=stranger,
         )
         self._digest = digest
         self.is_encoded: bool | None = None

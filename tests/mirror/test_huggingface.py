@@ -179,6 +179,25 @@ def _has_range(mirrored: Mirrored, text: str) -> bool:
     return any(each.get("range") == text for each in mirrored.serving.accesses())
 
 
+def test_a_cdn_at_the_hub_itself_that_refuses_a_head(mirrored: Mirrored, hub: Hub) -> None:
+    data = content(81, 30_000)
+    hub.add("org/inside", {"i.bin": data})
+    usual, hub.cdn.url = hub.quirks.script, hub.quirks.url
+
+    def script(asked: Asked) -> Reply:
+        if not asked.path.startswith("/repos/"):
+            return usual(asked)
+        return Reply(403) if asked.method == "HEAD" else Reply(200, {}, data)
+
+    hub.quirks.script = script
+    try:
+        head = mirrored.ask("/hf/org/inside/resolve/main/i.bin", "HEAD")
+        assert (head.status, head.headers["content-length"]) == (200, "30000")
+        assert mirrored.ask("/hf/org/inside/resolve/main/i.bin").body == data
+    finally:
+        hub.cdn.url = f"http://127.0.0.1:{hub.cdn.port}"
+
+
 def test_wrong_bytes_never_complete(mirrored: Mirrored, hub: Hub) -> None:
     data = content(51, 200_000)
     hub.add("org/wrong", {"w.bin": data})

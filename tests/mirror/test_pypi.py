@@ -16,8 +16,8 @@ from uv import find_uv_bin
 from shmstream.mirror import index_pages
 from tests.support.interpreters import PATIENCE
 from tests.support.mirrors import Mirrored
-from tests.support.package_index import JSON, PackageIndex
-from tests.support.quirks import Reply
+from tests.support.package_index import JSON, PackageIndex, wheel
+from tests.support.quirks import Asked, Reply
 from tests.support.roles import content
 
 CLEAN = {
@@ -153,6 +153,25 @@ def test_a_password_is_passed_on_and_kept_nowhere(
     assert mirrored.ask(f"/pypi-now/_files/simple/own-pkg/{name}").status == 404
     for file in mirrored.serving.store.rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+
+
+def test_files_without_a_hash(mirrored: Mirrored, index: PackageIndex, tmp_path: Path) -> None:
+    """As in the listing of a folder: they are kept by their URL."""
+    data = wheel("plain-pkg", "1.0")
+    name = "plain_pkg-1.0-py3-none-any.whl"
+
+    def script(asked: Asked) -> Reply:
+        if asked.path == "/simple/plain-pkg/":
+            return Reply(200, {"Content-Type": "text/html"}, f'<a href="{name}">x</a>'.encode())
+        if asked.path == f"/simple/plain-pkg/{name}":
+            return Reply(200, {"Cache-Control": "no-cache"}, data)
+        return Reply(404)
+
+    index.quirks.script = script
+    ends_well(pip(f"{mirrored.url}/pypi-now/", tmp_path / "pip", "plain-pkg"))
+    assert (tmp_path / "pip" / name).read_bytes() == data
+    assert mirrored.ask(f"/pypi-now/_files/plain-pkg/{name}").body == data
+    assert len(index.quirks.requests(name)) == 1
 
 
 PAGE = "http://a/simple/x/"
