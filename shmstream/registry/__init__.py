@@ -2,10 +2,8 @@
 
 application     the application: which path leads where, and what happens at start and stop
 settings        all settings: command line, TOML file, environment
-notes           small files that all workers share, and may lose
-singleflight    blocking questions for asyncio; identical ones are asked once
 api/            what clients ask: everything under /v2/
-upstream/       what an upstream is asked: repositories, tokens, health
+upstream/       what an upstream is asked: repositories, tokens
 ops/            what operators see: metrics, health, the status page, the access log
 server/         the processes of `shmstream serve`
 

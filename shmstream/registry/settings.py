@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 from shmstream.cluster import Cluster
+from shmstream.mirror.settings import Mirror
 from shmstream.sources.base import check_connections
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
@@ -253,7 +254,7 @@ class Settings:
     """The settings of the registry. Sizes in bytes, times in seconds.
 
     Attributes:
-        upstreams: at least one; no two with the same namespace.
+        upstreams: no two with the same namespace. There is at least one, or a mirror.
         store: the folder of the store.
         max_bytes: limit of all complete blobs together; None for no limit.
         max_flights: downloads at one time, of all workers together; None for no limit.
@@ -283,6 +284,7 @@ class Settings:
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
         cluster: other nodes, which have the same blobs; None for none.
+        mirrors: of other things than images; no two with the same path.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -314,11 +316,17 @@ class Settings:
     x_accel_redirect: str | None = None
     shared_group: bool = False
     cluster: ClusterSettings | None = None
+    mirrors: tuple[Mirror, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
-        if not self.upstreams:
-            raise BadSetting("upstream", "is needed: the URL of the registry to pull from")
+        if not (self.upstreams or self.mirrors):
+            raise BadSetting(
+                "upstream", "is needed: the URL of the registry to pull from; or a mirror"
+            )
+        paths = [each.path for each in self.mirrors]
+        if len(set(paths)) < len(paths):
+            raise BadSetting("mirror", "there are several with the same path")
         names = [each.namespace for each in self.upstreams]
         for name in names:
             if names.count(name) > 1:
@@ -363,8 +371,10 @@ class Settings:
         for key, value in table.items():
             if key == "upstream":
                 values["upstreams"] = tuple(_upstreams(value))
+            elif key == "mirror":
+                values["mirrors"] = tuple(_mirrors(value))
             elif (read := _READ.get(key)) is None:
-                known = ", ".join(["upstream", *_READ])
+                known = ", ".join(["upstream", "mirror", *_READ])
                 raise BadSetting(key, f"is no setting; there are {known}")
             else:
                 values[key] = _reading(key, read, value)
@@ -381,6 +391,7 @@ class Settings:
         )
         if values["cluster"] is not None:
             values["cluster"] = ClusterSettings(**values["cluster"])
+        values["mirrors"] = tuple(Mirror(**each) for each in values["mirrors"])
         return cls(upstreams, **values)
 
     def to_json(self) -> str:
@@ -546,7 +557,7 @@ _READ: dict[str, Callable[[object], object]] = {
 }
 """How each setting is read from a table."""
 
-assert set(_READ) | {"upstreams"} == {each.name for each in fields(Settings)}
+assert set(_READ) | {"upstreams", "mirrors"} == {each.name for each in fields(Settings)}
 
 
 def _reading(key: str, read: Callable[[object], object], value: object) -> object:
@@ -596,3 +607,15 @@ def _upstream(key: str, table: object) -> Upstream:
         return Upstream(values.pop("namespace", None), url, tuple(more), **values)
     except BadSetting as error:
         raise BadSetting(f"{key}, {error.key}", error.reason) from error
+
+
+def _mirrors(tables: object) -> list[Mirror]:
+    if not isinstance(tables, list):
+        raise BadSetting("mirror", "is a list of tables: [[mirror]]")
+    found = []
+    for number, table in enumerate(tables, 1):
+        try:
+            found.append(Mirror.from_table(table))
+        except ValueError as error:
+            raise BadSetting(f"mirror {number}", str(error)) from error
+    return found

@@ -27,7 +27,7 @@ from shmstream.asgi.statuses import shortage
 from shmstream.errors import escaped
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
-from shmstream.registry.singleflight import Together
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 

@@ -184,7 +184,10 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     host, port = listener.getsockname()[:2]
     scheme = "http" if settings.certfile is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    upstreams = map(str, settings.upstreams)
+    upstreams = [
+        *map(str, settings.upstreams),
+        *(f"{each.path} from {each.url}" for each in settings.mirrors),
+    ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 
