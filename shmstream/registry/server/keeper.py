@@ -8,9 +8,9 @@ what the next worker finds.
 A worker tells of a new connection and sends a duplicate (KEEP), and tells when it wants it kept no
 more (CLOSED): then it has closed it, or does something with it that no other worker could go on
 with. Beyond `most` connections there is no duplicate; but a worker that hands a connection over
-sends one more (HAND_OVER), so a planned end cuts none of them. Between `accept` and KEEP a connection has no duplicate, which lasts some microseconds: if the
-worker is killed there, its client is cut. A connection is kept by the keeper in one place at a
-time:
+sends one more (HAND_OVER), so a planned end cuts none of them. Between `accept` and KEEP a
+connection has no duplicate, which lasts some microseconds: if the worker is killed there, its
+client is cut. A connection is kept by the keeper in one place at a time:
 
     KEEP        it is in the table of a worker: `clients`, by the index of its record
     that worker ends, or sends HAND_OVER: the record's last response is copied out of the table
