@@ -462,9 +462,6 @@ class Lanes:
             count = min(pieces.ready() - pieces.front, len(buffer))
             if count <= 0:
                 return 0
-            piece = pieces.at_front()
-            if piece is not None and not piece.supply.is_first:
-                self.helpers.add(name_hash(piece.supply.source))
             count = file.read(pieces.front, buffer[:count])
         old = min(count, self._adopted)
         self._adopted -= old
@@ -636,6 +633,8 @@ class Lanes:
             if not supply.is_proved:
                 supply.is_proved = True
                 self._work.notify_all()
+                if not supply.is_first:
+                    self.helpers.add(name_hash(supply.source))
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
 

@@ -16,6 +16,8 @@ import pytest
 
 from shmstream import ContentChanged, DigestMismatch, Event, EventKind, SizeMismatch, Store
 from shmstream.flight import lanes, supply
+from shmstream.registry.upstream.repository import Repository
+from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
@@ -78,6 +80,17 @@ def test_pieces_come_over_several_connections(folder: str, origin: Origin) -> No
     assert ahead_files(folder) == []
     received = sum(each.count for each in told if each.kind == EventKind.RECEIVED)
     assert SIZE <= received <= SIZE + MIB
+
+
+def test_an_upstream_of_a_registry(folder: str, origin: Origin) -> None:
+    url = origin.serve(f"/v2/a/b/blobs/{KEY}", seed=1, size=SIZE, rate=RATE)
+    upstream = Upstream(url.partition("/v2/")[0], connections=3)
+    source = Repository(upstream, "a/b").source("blobs", KEY, lambda *_: None, None)
+    assert Path(make_store(folder, {}).fetch(KEY, source)).read_bytes() == DATA
+    asked = [each.range for each in origin.requests(f"/v2/a/b/blobs/{KEY}")]
+    assert len(asked) > 2
+    manifest = Repository(upstream, "a/b").source("manifests", KEY, lambda *_: None, None)
+    assert manifest.connections == 1
 
 
 def test_a_source_says_how_many_itself(folder: str, origin: Origin) -> None:
