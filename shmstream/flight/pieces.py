@@ -46,6 +46,8 @@ class Piece:
     """When its last bytes came."""
     feed: Feed | None = None
     is_dropped: bool = False
+    is_over: bool = False
+    """Whether its connection has ended with it, and may bring another one."""
     writing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
