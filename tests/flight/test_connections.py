@@ -106,16 +106,16 @@ def test_a_source_says_how_many_itself(folder: str, origin: Origin) -> None:
         HTTPSource(url, connections=-1)
 
 
-@pytest.mark.parametrize("key", [KEY, "a name"])
 @pytest.mark.parametrize(
-    "behaviour",
+    ("key", "behaviour"),
     [
-        {"ranges": False},
-        {"for_ranges": {"status": 403}},
-        {"for_ranges": {"status": 500}},
-        {"range_resets": True},
-        {"all_is_rest": True},
-        {"etag": None},
+        (KEY, {"ranges": False}),
+        ("a name", {"for_ranges": {"status": 403}}),
+        (KEY, {"for_ranges": {"status": 500}}),
+        ("a name", {"range_resets": True}),
+        (KEY, {"all_is_rest": True}),
+        ("a name", {"all_is_rest": True}),
+        (KEY, {"etag": None}),
     ],
     ids=str,
 )
