@@ -28,7 +28,7 @@ Several connections are of no use if the way to the source is full: then each of
 others, and the front, which readers wait for, grows more slowly. So the rates are compared once,
 while the leader's own feed is still open; if the sum has hardly grown, the others are given up.
 
-A thread looks at all that twenty times a second. It also looks whether the leader's own feed is
+A thread looks at all that thirty times a second. It also looks whether the leader's own feed is
 late, and then closes it: the leader goes to 2.
 
 Two contents are never mixed: each part must be of the size and validator that are known
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 256 << 20  # bytes; the ring is no longer
 _WORTH = 2 << 20  # bytes; fewer come over one connection
-_SLICE = 0.05  # s; from look to look; the rate of one connection is measured over two of them
+_SLICE = 0.03  # s; from look to look; the rate of one connection is measured over two of them
 _SOON = 0.5  # s; a blob that is complete so soon needs no further connection
 _FAST = 128 << 20  # bytes/s; a connection with such a rate needs no others
 _JUDGED = 0.6  # s; after that time the rates are compared
