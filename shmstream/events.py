@@ -23,6 +23,9 @@ class EventKind(StrEnum):
     """Bytes came from a source; counts the bytes since the last such event."""
     FROM_PEER = "from a peer"
     """Bytes came from another node of the cluster; counts as `RECEIVED`."""
+    RETRIED = "retried"
+    """A source failed and is asked again; counts the bytes that had come by then. `reason` is the
+    status of its answer, or the kind of its failure."""
     FAILED_OVER = "failed over"
     """A source was given up; the next source is asked."""
     COMMITTED = "committed"
@@ -41,8 +44,13 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`."""
+    """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`.
+
+    `seconds`: of `TOOK_OVER`, how long readers had waited for bytes. `reason`: of `RETRIED`.
+    """
 
     kind: EventKind
     key: str
     count: int = 0
+    seconds: float = 0.0
+    reason: str = ""

@@ -364,6 +364,8 @@ class Download:
             self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
+        reason = str(error.kind if error.status is None else error.status)
+        self._tell(Event(EventKind.RETRIED, self._key, position, reason=reason))
         now = time.monotonic()
         if self._failing_since is None or position > self._failing_at:
             self._failing_since, self._failing_at = now, position
