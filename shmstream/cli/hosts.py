@@ -69,7 +69,8 @@ def hosts(
 
     \b
     Examples:
-      shmstream hosts --containerd /etc/containerd/certs.d --upstream docker.io --upstream ghcr.io
+      shmstream hosts --containerd /etc/containerd/certs.d \\
+          --upstream docker.io --upstream ghcr.io
       shmstream hosts --podman /etc/containers/registries.conf.d --upstream docker.io
       shmstream hosts --docker /etc/docker/daemon.json --upstream docker.io --remove
     """  # noqa: D301  click wants the real character

@@ -151,6 +151,13 @@ def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
     "[default: 2048]",
 )
 @click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many connections to its upstream one large blob may come over; a file can say so for "
+    "each upstream.  [default: 1]",
+)
+@click.option(
     "--min-rate",
     type=size,
     metavar="SIZE",

@@ -46,7 +46,9 @@ class Application:
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
-            retries=Retries(least_rate=settings.min_rate, outage=settings.outage),
+            retries=Retries(
+                least_rate=settings.min_rate, outage=settings.outage, on_retry=metrics.retried
+            ),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             cluster=None if settings.cluster is None else settings.cluster.make(),

@@ -28,6 +28,7 @@ from shmstream.registry.tables import (
     BadSettings,
     ClusterSettings,
     Upstream,
+    check_connections_setting,
     out_of_bounds,
     read_table,
 )
@@ -65,6 +66,8 @@ class Settings:
         max_flights: downloads at one time, of all workers together; None for no limit.
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
+        connections: how many connections one blob may come over from an upstream that does not say
+            it itself.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         first_byte: how long an upstream may take to begin its answer.
         silence: how long it may give no byte in the middle of a blob.
@@ -110,6 +113,7 @@ class Settings:
     max_bytes: int | None = None
     max_flights: int | None = None
     max_pass_through: int = 64
+    connections: int = 1
     min_rate: int = 1024
     first_byte: float = 60.0
     silence: float = 60.0
@@ -269,6 +273,10 @@ def _mistakes(settings: Settings) -> Iterator[BadSetting]:
             Reference.parse(text)
         except ValueError as error:
             yield BadSetting("preload", str(error))
+    try:
+        check_connections_setting(settings.connections)
+    except BadSetting as error:
+        yield error
     yield from _lonely(settings)
     if settings.log_format not in ("text", "json"):
         yield BadSetting("log_format", f"is text or json, not {settings.log_format!r}")

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from shmstream import units
 from shmstream.cluster import Cluster
+from shmstream.sources.base import check_connections
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
 _PREFIX = re.compile(r"[a-z0-9._-]+(?:/[a-z0-9._-]+)*")
@@ -111,7 +112,8 @@ class Upstream:
         anonymous: whether it never gets credentials.
         docker_config, first_byte, silence, question: as in `Settings`, for it alone.
         connect: seconds to wait for a connection; None: 5 for a question, 10 for a download.
-        connections: downloads from one URL of it at one time, of one worker; None for no limit.
+        max_downloads: downloads from one URL of it at one time, of one worker; None for no limit.
+        connections: how many connections one blob may come over; None: as `Settings` says.
         unused_for, kept_for: as in `Settings`, for its images alone.
         allow: names of the clients that may pull from it; "*" for all; None for all with a name.
     """
@@ -130,6 +132,7 @@ class Upstream:
     silence: float | None = None
     question: float | None = None
     connect: float | None = None
+    max_downloads: int | None = None
     connections: int | None = None
     allow: tuple[str, ...] | None = None
     unused_for: float | None = None
@@ -167,6 +170,7 @@ class Upstream:
             raise BadSetting("keyfile", "goes with certfile")
         if self.anonymous and self.docker_config is not None:
             raise BadSetting("anonymous", "and docker_config contradict each other")
+        check_connections_setting(self.connections)
         for mistake in out_of_bounds(self, _LEAST_OF_UPSTREAM):
             raise mistake
 
@@ -218,6 +222,14 @@ class Upstream:
         return urls if self.namespace is None else f"{self.namespace} from {urls}"
 
 
+def check_connections_setting(connections: int | None) -> None:
+    """Raises `BadSetting`: no blob can come over so many connections."""
+    try:
+        check_connections(connections)
+    except ValueError as error:
+        raise BadSetting("connections", str(error).removeprefix("connections ")) from None
+
+
 def _checked_url(url: str, *, is_pattern: bool = False) -> str:
     plain = url.replace(_NAMED, "namespace.example") if is_pattern else url
     try:
@@ -257,7 +269,7 @@ class ClusterSettings:
     listen: str | None = None
     password_file: str | None = None
     fan: int = 2
-    max_peers: int = 8
+    max_peers: int = 16
     lease: float = 3.0
     certfile: str | None = None
     keyfile: str | None = None
@@ -342,7 +354,7 @@ _WAITS = ("first_byte", "silence", "question", "outage", "connect")
 _LONGEST_WAIT = 24 * 3600.0  # s
 _LEAST_OF_UPSTREAM: dict[str, float] = {
     **dict.fromkeys(("first_byte", "silence", "question", "connect"), 0.1),
-    "connections": 1,
+    "max_downloads": 1,
     "unused_for": 0,
     "kept_for": 0,
 }
@@ -421,6 +433,7 @@ READ: dict[str, Callable[[object], object]] = {
     "max_bytes": _size,
     "max_flights": count,
     "max_pass_through": count,
+    "connections": count,
     "min_rate": _size,
     "first_byte": _duration,
     "silence": _duration,
@@ -461,7 +474,7 @@ READ_UPSTREAM: dict[str, Callable[[object], object]] = {
     **dict.fromkeys(("insecure", "anonymous"), flag),
     **dict.fromkeys(("first_byte", "silence", "question", "connect"), _duration),
     **dict.fromkeys(("unused_for", "kept_for"), _duration),
-    "connections": count,
+    **dict.fromkeys(("connections", "max_downloads"), count),
 }
 """How each setting of an upstream is read from a table."""
 

@@ -26,6 +26,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from shmstream.errors import SourceError
 from shmstream.events import Event, EventKind
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -114,8 +115,31 @@ METRICS = (
         "Bytes of blobs that came from other nodes of the cluster",
     ),
     Described(
+        "shmstream_given_bytes_total", "counter", (),
+        "Bytes of blobs that went to other nodes of the cluster",
+    ),
+    Described(
+        "shmstream_flights_from_peers", "gauge", (),
+        "Flights of this node whose bytes come from another node just now",
+    ),
+    Described(
+        "shmstream_children", "gauge", (), "Times that this node gives a blob to another one now"
+    ),
+    Described(
+        "shmstream_directory_calls_total", "counter", (),
+        "Calls of the directory of the cluster, also those that it did not answer",
+    ),
+    Described(
+        "shmstream_directory_failures_total", "counter", (),
+        "Calls that the directory did not answer",
+    ),
+    Described(
+        "shmstream_directory_away_seconds_total", "counter", (),
+        "Seconds from a call that the directory did not answer to one that it did, of all workers",
+    ),
+    Described(
         "shmstream_saved_bytes", "gauge", (),
-        "Bytes of blobs and manifests sent, less those that came from upstreams",
+        "Bytes of blobs and manifests sent to clients, less those that came from upstreams",
     ),
     Described("shmstream_flights", "gauge", (), "Downloads in progress"),
     Described("shmstream_followers", "gauge", (), "Processes that follow a flight of another"),
@@ -172,6 +196,12 @@ METRICS = (
     ),
 )  # fmt: skip
 """All metrics."""
+
+_BYTES: Mapping[EventKind, str] = {
+    EventKind.FROM_PEER: "shmstream_peer_bytes_total",
+    EventKind.GIVEN: "shmstream_given_bytes_total",
+}
+"""For each event that only tells of bytes: their counter."""
 
 _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.LED: ("shmstream_flights_led_total", None),
@@ -236,6 +266,11 @@ class Metrics:
         """Count a question to an upstream: answered, refused or failed."""
         self._counters["shmstream_upstream_requests_total"].labels(upstream, outcome).inc()
 
+    def retried(self, error: SourceError) -> None:
+        """Count a failure after which a source is asked again: for `Retries(on_retry=...)`."""
+        reason = str(error.kind if error.status is None else error.status)
+        self._counters["shmstream_retries_total"].labels(reason).inc()
+
     def started(self) -> None:
         """Count a worker that begins to serve."""
         self._counters["shmstream_worker_starts_total"].inc()
@@ -273,13 +308,16 @@ class Metrics:
             label = self.upstream_of(event.key)
             self._counters["shmstream_upstream_bytes_total"].labels(label).inc(event.count)
             return
-        if event.kind is EventKind.RETRIED:
-            self._counters["shmstream_retries_total"].labels(event.reason).inc()
-            return
         if event.kind is EventKind.TOOK_OVER:
             self._pauses.observe(event.seconds)
-        if event.kind is EventKind.FROM_PEER:
-            self._counters["shmstream_peer_bytes_total"].inc(event.count)
+        if (bytes_of := _BYTES.get(event.kind)) is not None:
+            self._counters[bytes_of].inc(event.count)
+            return
+        if event.kind in (EventKind.ASKED, EventKind.UNANSWERED):
+            self._counters["shmstream_directory_calls_total"].inc()
+            self._counters["shmstream_directory_away_seconds_total"].inc(event.seconds)
+            if event.kind is EventKind.UNANSWERED:
+                self._counters["shmstream_directory_failures_total"].inc()
             return
         name, bytes_name = _COUNTED[event.kind]
         self._counters[name].inc()
@@ -356,6 +394,11 @@ class Totals:
 
     served: float = 0  # bytes of blobs and manifests
     upstream: float = 0
+    peers: float = 0  # bytes from other nodes
+    given: float = 0  # bytes to other nodes
+    calls: float = 0  # of the directory
+    failures: float = 0  # of these
+    away: float = 0  # s; of the directory
     requests: float = 0  # for blobs and manifests
     hits: float = 0  # requests that began no download
     clients: float = 0
@@ -386,6 +429,11 @@ class Totals:
                 plain[sample.name] = plain.get(sample.name, 0.0) + sample.value
         names = {
             "upstream": "shmstream_upstream_bytes_total",
+            "peers": "shmstream_peer_bytes_total",
+            "given": "shmstream_given_bytes_total",
+            "calls": "shmstream_directory_calls_total",
+            "failures": "shmstream_directory_failures_total",
+            "away": "shmstream_directory_away_seconds_total",
             "clients": "shmstream_clients",
             "takeovers": "shmstream_takeovers_total",
             "aborts": "shmstream_aborts_total",

@@ -373,6 +373,11 @@ class RepositorySource:
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"
 
+    @property
+    def connections(self) -> int:
+        """How many connections a blob may come over."""
+        return 1 if self._kind == "manifests" else self._repository.upstream.connections
+
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Begin at `offset`; see `Source.open`.
 

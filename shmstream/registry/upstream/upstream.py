@@ -90,11 +90,12 @@ class Upstream:
         config: the path of a Docker config.json with credentials.
         bounds: how long it may take to answer.
         notes: where all workers note whether it answers.
+        connections: how many connections one blob may come over.
         prefix: what stands before the names of repositories there, as at a proxy for several
             registries: `dockerhub-proxy`.
         tls: which certificates to trust, and which one to show.
         is_anonymous: it is never given credentials.
-        connections: downloads from it at one time, of this process; None for no limit.
+        max_downloads: downloads from it at one time, of this process; None for no limit.
         is_guarded: a client has named its host, so it must not be at a private address.
         own_rights: tells what it is allowed to from what other upstreams at its URL are.
         others: the same images at other URLs.
@@ -116,7 +117,7 @@ class Upstream:
         prefix: str = "",
         tls: TLS = USUAL_TLS,
         is_anonymous: bool = False,
-        connections: int | None = None,
+        max_downloads: int | None = None,
         is_guarded: bool = False,
         own_rights: str = "",
         others: tuple[Upstream, ...] = (),
@@ -125,10 +126,12 @@ class Upstream:
         title: str = "",
         allow: tuple[str, ...] | None = None,
         tell: Callable[[str], None] | None = None,
+        connections: int = 1,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
         """
+        self.connections: int = connections
         parts = parse(url)
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
@@ -148,8 +151,9 @@ class Upstream:
         self.room: str = room or self.name
         self.title: str = title
         self.is_anonymous: bool = is_anonymous
-        self.connections: int | None = connections
-        self._places = None if connections is None else threading.BoundedSemaphore(connections)
+        self.max_downloads: int | None = max_downloads
+        places = None if max_downloads is None else threading.BoundedSemaphore(max_downloads)
+        self._places = places
         self.rights: str = ("" if is_anonymous else rights(namespace, os.environ)) + own_rights
         """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
@@ -214,7 +218,7 @@ class Upstream:
             yield _nothing
             return
         if not places.acquire(timeout=self.bounds.first_byte):
-            reason = f"all {self.connections} connections to it are in use"
+            reason = f"all {self.max_downloads} places for downloads from it are taken"
             raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
         given = threading.Lock()
 

@@ -215,13 +215,13 @@ def test_credentials_of_the_environment_are_for_the_first_url(
     assert not any(each.authorization for each in second.asked)
 
 
-def test_a_limit_of_connections(folder: str, quirks: Quirks) -> None:
+def test_a_limit_of_downloads(folder: str, quirks: Quirks) -> None:
     """One that is done, or fails, or is closed twice, makes room for one."""
     quirks.script = plain(IMAGE)
-    told = Upstream(None, quirks.url, connections=1, first_byte=0.1)
+    told = Upstream(None, quirks.url, max_downloads=1, first_byte=0.1)
     found = repository(chosen(folder, told))
     feed = source_of(found).open()
-    with pytest.raises(SourceError, match="all 1 connections to it are in use") as caught:
+    with pytest.raises(SourceError, match="all 1 places for downloads from it are taken") as caught:
         source_of(found).open()
     assert caught.value.retryable
     feed.close()
@@ -231,7 +231,7 @@ def test_a_limit_of_connections(folder: str, quirks: Quirks) -> None:
     first = source_of(found).open()
     with pytest.raises(SourceError):
         source_of(found).open()
-    waiting = repository(chosen(folder, Upstream(None, quirks.url, connections=1)))
+    waiting = repository(chosen(folder, Upstream(None, quirks.url, max_downloads=1)))
     first.close()
     held = source_of(waiting).open()
     threading.Timer(0.05, held.close).start()
