@@ -369,6 +369,9 @@ def serve(
     the image is downloaded once. All clients get the bytes as they arrive, verified by the digest.
     When a worker dies in the middle, another worker goes on, and the clients see a pause.
 
+    A [[mirror]] in the file of --config mirrors another server in the same way, below a path of its
+    own: any HTTP server, the Hugging Face Hub, or a package index for pip and uv.
+
     \b
       /v2/        for docker, containerd, podman, skopeo
       /           a page that shows what is going on

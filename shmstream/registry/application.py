@@ -1,4 +1,4 @@
-"""The application of one worker: /v2/ goes to the registry, everything else to operations.
+"""The application of one worker: the registry is at /v2/, mirrors have paths, operations the rest.
 
 At the end of the lifespan the flights that this process leads are handed over to other processes:
 later there may be no time for it, because a server may end the process by a signal.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import OutOfResources
+from shmstream.mirror.mirrors import Mirrors
 from shmstream.registry.api.access import Access
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.housekeeping import Housekeeper
-from shmstream.registry.notes import Notes
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
 from shmstream.registry.ops.catalogue import NAMES, PATH, Catalogue
 from shmstream.registry.ops.metrics import Metrics
-from shmstream.registry.ops.middleware import Observer
+from shmstream.registry.ops.middleware import App, Observer
 from shmstream.registry.ops.names import Names
 from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
@@ -24,6 +24,8 @@ from shmstream.sources.retries import Retries
 from shmstream.store import Store
 from shmstream.system import process
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import Bounds
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each publishing wakes every client at the tail
@@ -60,16 +62,27 @@ class Application:
         self._catalogue = None
         if settings.admins and self._access is not None:
             self._catalogue = Catalogue(settings, store, self._access)
+        self.mirrors: Mirrors = Mirrors(
+            settings.mirrors,
+            store,
+            Bounds(settings.first_byte, settings.silence, settings.question),
+            stall=settings.stall,
+            most=settings.max_pass_through,
+        )
         names = Names(Notes(store.folder, "names"))
         self.operations: Operations = Operations(
             Status(settings, store, metrics, names.of, self.registry.upstreams_that_are_well),
             metrics,
-            self.registry.problems,
+            self._problems,
             self._access,
         )
         self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
         self._observer = Observer(metrics, names, self._log)
+
+    def _problems(self) -> list[str]:
+        """The known problems of upstreams, and of what is mirrored. Reads files."""
+        return self.registry.problems() + self.mirrors.problems()
 
     def stop(self) -> None:
         """The server is about to stop: end the responses that have no end. Idempotent."""
@@ -82,9 +95,13 @@ class Application:
         if scope["type"] == "http":
             path = scope["path"]
             is_for_registry = path == "/v2" or path.startswith("/v2/")
-            app = self._serve_registry if is_for_registry else self.operations
+            app: App = self.operations
             if self._catalogue is not None and (path == NAMES or path.startswith(PATH)):
                 app = self._serve_admins
+            elif is_for_registry:
+                app = self._serve_registry
+            elif self.mirrors.find(path) is not None:
+                app = self._serve_mirror
             await self._observer.observe(app, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
@@ -100,6 +117,10 @@ class Application:
         with self._metrics.clients.track_inprogress():
             await self.registry(scope, receive, send)
 
+    async def _serve_mirror(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._metrics.clients.track_inprogress():
+            await self.mirrors(scope, receive, send)
+
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
         self._metrics.started()
@@ -108,6 +129,7 @@ class Application:
         assert (await receive())["type"] == "lifespan.shutdown"
         self.stop()
         self.registry.close()
+        self.mirrors.close()
         self.operations.close()
         if self._catalogue is not None:
             self._catalogue.close()

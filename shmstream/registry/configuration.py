@@ -44,6 +44,7 @@ except ImportError as _missing:
         "`serve` needs: pip install 'shmstream[serve]'", name="pydantic_settings"
     ) from _missing
 
+from shmstream.mirror.settings import Mirror
 from shmstream.registry import tables as known
 from shmstream.registry.tables import BadSetting, BadSettings
 
@@ -93,6 +94,15 @@ def _as_upstreams(value: object) -> object:
     if not isinstance(value, list):
         raise BadSetting("upstream", "is a list of tables: [[upstream]]")
     return value
+
+
+def _as_mirrors(value: object) -> object:
+    if not isinstance(value, list):
+        raise BadSetting("mirror", "is a list of tables: [[mirror]]")
+    return value
+
+
+_Mirror: Any = Annotated[Any, BeforeValidator(Mirror.from_table)]
 
 
 def _upstream_table(text: str) -> dict[str, object]:
@@ -170,6 +180,7 @@ class _Base(BaseSettings):
 
 _fields: dict[str, Any] = {key: _field(read, is_needed=False) for key, read in known.READ.items()}
 _fields["upstream"] = (Annotated[list[_Upstream], NoDecode, BeforeValidator(_as_upstreams)], [])
+_fields["mirror"] = (Annotated[list[_Mirror], NoDecode, BeforeValidator(_as_mirrors)], [])
 _fields["cluster"] = (Annotated[_Cluster | None, NoDecode, BeforeValidator(_as_cluster)], None)
 _Model: Callable[..., BaseSettings] = create_model("Configuration", __base__=_Base, **_fields)
 
@@ -277,6 +288,7 @@ def _validated(
         return {}, list(map(_mistake, error.errors(include_url=False)))
     values = {key: value for key, value in vars(model).items() if value is not None}
     values["upstreams"] = tuple(values.pop("upstream"))
+    values["mirrors"] = tuple(values.pop("mirror"))
     if (cluster := values.get("cluster")) is not None:
         told = {key: value for key, value in vars(cluster).items() if value is not None}
         values["cluster"] = known.ClusterSettings(**told)
@@ -313,7 +325,7 @@ def _named(place: _Place) -> str:
 
 
 def _unknown(key: str) -> str:
-    names = ["upstream", *known.READ]
+    names = ["upstream", "mirror", *known.READ]
     near = difflib.get_close_matches(key, names, 1)
     meant = f"did you mean {near[0]}? " if near else ""
     return f"is no setting; {meant}there are {', '.join(names)}"
@@ -358,8 +370,11 @@ def as_toml(settings: DataclassInstance, upstreams: Sequence[known.Upstream]) ->
     """The settings as a file that `read` reads."""
     table = _without_none(asdict(settings))
     table["upstream"] = [each.as_table() for each in upstreams]
+    table["mirror"] = [_without_none(each) for each in table.pop("mirrors")]
     del table["upstreams"]
-    last = ("cluster", "upstream")
+    if not table["mirror"]:
+        del table["mirror"]
+    last = ("cluster", "upstream", "mirror")
     return tomli_w.dumps({key: table[key] for key in sorted(table, key=lambda each: each in last)})
 
 

@@ -23,12 +23,12 @@ from functools import partial
 from pathlib import Path
 
 from shmstream.errors import OutOfResources
-from shmstream.registry.notes import Note, Notes
 from shmstream.registry.references import Reference
 from shmstream.registry.upstream import manifests
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.notes import Note, Notes
 
 _WRITER = ("shmstream-images", 1)  # a thread
 _SOON = 60.0  # s; a use is noted again after so long

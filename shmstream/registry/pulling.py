@@ -26,7 +26,6 @@ from shmstream.registry.api.grants import Grants
 from shmstream.registry.api.routes import locate, route
 from shmstream.registry.api.tags import Tags
 from shmstream.registry.images import Images
-from shmstream.registry.notes import Notes
 from shmstream.registry.references import Reference
 from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import manifests
@@ -34,6 +33,7 @@ from shmstream.registry.upstream.choice import Upstreams
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository
 from shmstream.store import Store
+from shmstream.upstreams.notes import Notes
 
 ALL = "all"
 """Every platform of an index."""

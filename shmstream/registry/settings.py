@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Self
 
+from shmstream.mirror.settings import Mirror
 from shmstream.registry.references import Reference
 from shmstream.registry.tables import (
     READ,
@@ -60,7 +61,7 @@ class Settings:
     """The settings of the registry. Sizes in bytes, times in seconds.
 
     Attributes:
-        upstreams: at least one; no two with the same namespace.
+        upstreams: no two with the same namespace. There is at least one, or a mirror.
         store: the folder of the store.
         max_bytes: limit of all complete blobs together; None for no limit.
         max_flights: downloads at one time, of all workers together; None for no limit.
@@ -103,6 +104,7 @@ class Settings:
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
         cluster: other nodes, which have the same blobs; None for none.
+        mirrors: of other things than images; no two with the same path.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -145,6 +147,7 @@ class Settings:
     x_accel_redirect: str | None = None
     shared_group: bool = False
     cluster: ClusterSettings | None = None
+    mirrors: tuple[Mirror, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
@@ -203,6 +206,7 @@ class Settings:
         upstreams = tuple(map(Upstream.of_json, values.pop("upstreams")))
         if values["cluster"] is not None:
             values["cluster"] = ClusterSettings(**values["cluster"])
+        values["mirrors"] = [Mirror(**each) for each in values["mirrors"]]
         lists = {key: tuple(each) for key, each in values.items() if isinstance(each, list)}
         return cls(upstreams, **{**values, **lists})
 
@@ -259,8 +263,12 @@ class Settings:
 
 def _mistakes(settings: Settings) -> Iterator[BadSetting]:
     """All that is not valid."""
-    if not settings.upstreams:
-        yield BadSetting("upstream", "is needed: the URL of the registry to pull from")
+    if not settings.upstreams and not settings.mirrors:
+        reason = "is needed: the URL of the registry to pull from; or a mirror"
+        yield BadSetting("upstream", reason)
+    paths = [each.path for each in settings.mirrors]
+    if len(set(paths)) < len(paths):
+        yield BadSetting("mirror", "there are several with the same path")
     names = [each.namespace for each in settings.upstreams]
     for name in dict.fromkeys(each for each in names if names.count(each) > 1):
         which = "without a namespace" if name is None else f"of {name}"
@@ -273,10 +281,6 @@ def _mistakes(settings: Settings) -> Iterator[BadSetting]:
             Reference.parse(text)
         except ValueError as error:
             yield BadSetting("preload", str(error))
-    try:
-        check_connections_setting(settings.connections)
-    except BadSetting as error:
-        yield error
     yield from _lonely(settings)
     if settings.log_format not in ("text", "json"):
         yield BadSetting("log_format", f"is text or json, not {settings.log_format!r}")
@@ -291,7 +295,11 @@ def _mistakes(settings: Settings) -> Iterator[BadSetting]:
 
 
 def _lonely(settings: Settings) -> Iterator[BadSetting]:
-    """Settings without another one that they need."""
+    """Settings without another one that they need, and connections."""
+    try:
+        check_connections_setting(settings.connections)
+    except BadSetting as error:
+        yield error
     for key in ("keyfile", "client_ca"):
         if getattr(settings, key) is not None and settings.certfile is None:
             yield BadSetting(key, "goes with certfile")
@@ -323,4 +331,4 @@ _LEAST: dict[str, float] = {
     "stuck_after": 0,
 }
 
-assert set(READ) | {"upstreams", "cluster"} == {each.name for each in fields(Settings)}
+assert set(READ) | {"upstreams", "cluster", "mirrors"} == {each.name for each in fields(Settings)}

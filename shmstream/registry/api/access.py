@@ -31,7 +31,7 @@ from typing import Generic, TypeVar
 from shmstream.asgi.messages import Scope
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.settings import BadSetting, Settings
-from shmstream.registry.singleflight import Together
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 

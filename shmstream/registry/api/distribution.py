@@ -14,7 +14,7 @@ tells its media type and its layers (`upstream/manifests`), and because a blob o
 no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
 digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
 on, and not kept. Lists are asked for every time. Everything that blocks runs in a few threads
-(`singleflight`).
+(`upstreams/singleflight`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
 from shmstream.registry.images import Images
-from shmstream.registry.notes import Notes
 from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
@@ -47,6 +46,7 @@ from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.store import Store
 from shmstream.system.threads import Call
+from shmstream.upstreams.notes import Notes
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,

@@ -29,7 +29,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
 from shmstream.errors import (
     BlobNotFound,
@@ -43,8 +43,6 @@ from shmstream.flight.async_blob import AsyncBlob
 from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
-from shmstream.registry.notes import Notes
-from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
@@ -52,6 +50,8 @@ from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.store import Store
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 
@@ -321,7 +321,3 @@ class Pull:
                 raise BrokenOff(str(error)) from error
 
         await self._attempt(use)
-
-
-class BrokenOff(Exception):
-    """A response ends short of its Content-Length. The server must close the connection."""

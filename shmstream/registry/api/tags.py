@@ -26,12 +26,12 @@ from fnmatch import fnmatchcase
 
 from shmstream.errors import SourceError
 from shmstream.registry.api.accept import Accept
-from shmstream.registry.notes import Notes
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository
 from shmstream.stream.digest import is_digest
+from shmstream.upstreams.notes import Notes
 
 _FOR_EVER = 10 * 365 * 86400.0  # s
 _OTHER = "other"  # the variant of all other types

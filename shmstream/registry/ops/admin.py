@@ -30,7 +30,7 @@ from shmstream.registry.api.access import REALM, Access
 from shmstream.registry.api.errors import Refusal
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
-from shmstream.registry.singleflight import Together
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from shmstream.registry.images import Image, Images
 from shmstream.registry.pulling import Puller
 from shmstream.registry.references import Reference
 from shmstream.registry.settings import Settings
-from shmstream.registry.singleflight import Together
 from shmstream.store import Store
+from shmstream.upstreams.singleflight import Together
 
 PATH = "/admin/images"
 """Where images are."""

@@ -28,6 +28,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from shmstream.errors import SourceError
 from shmstream.events import Event, EventKind
+from shmstream.mirror.settings import KINDS
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Set it before this module is imported: prometheus-client reads it at its import."""
@@ -87,7 +88,7 @@ METRICS = (
     ),
     Described(
         "shmstream_ttfb_seconds", "histogram", ("route",),
-        "Of /v2/: from the request to the first byte of the body, or to the end if it has none",
+        "Of /v2/, mirrors: from the request to the first byte of the body, or the end without one",
     ),
     Described("shmstream_served_bytes_total", "counter", ("route",), "Bytes of bodies sent"),
     Described(
@@ -217,11 +218,11 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
 }
 """For each event of a flight: the counter of events, and the counter of bytes, if any."""
 
-_TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers")
+_TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers", *KINDS)
 _ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics", "admin"))
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _CACHES = frozenset(("hit", "flight", "miss", "stale"))
-_OF_IMAGES = ("blob", "manifest")  # routes whose bytes come from upstreams
+_OF_UPSTREAMS = ("blob", "manifest", *KINDS)  # routes whose bytes come from upstreams
 
 
 class _Incremented(Protocol):
@@ -418,10 +419,10 @@ class Totals:
         sums = dict.fromkeys(("served", "requests", "hits"), 0.0)
         plain: dict[str, float] = {}
         for sample in (each for metric in collected for each in metric.samples):
-            of_images = sample.labels.get("route") in _OF_IMAGES
-            if sample.name == "shmstream_served_bytes_total" and of_images:
+            is_pulled = sample.labels.get("route") in _OF_UPSTREAMS
+            if sample.name == "shmstream_served_bytes_total" and is_pulled:
                 sums["served"] += sample.value
-            elif sample.name == "shmstream_requests_total" and of_images:
+            elif sample.name == "shmstream_requests_total" and is_pulled:
                 if cache := sample.labels["cache"]:
                     sums["requests"] += sample.value
                     sums["hits"] += sample.value if cache != "miss" else 0

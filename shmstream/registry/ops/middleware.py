@@ -10,10 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from shmstream.asgi.messages import ZERO_COPY, Message, Receive, Scope, Send, answer
+from shmstream.asgi.messages import ZERO_COPY, BrokenOff, Message, Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
 from shmstream.registry import request_id
-from shmstream.registry.api.pull import BrokenOff
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.names import Names

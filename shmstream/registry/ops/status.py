@@ -99,7 +99,8 @@ class Status:
             "workers": self._settings.workers,
             "upstreams": [
                 {"namespace": each.namespace, "url": each.url} for each in self._settings.upstreams
-            ],
+            ]
+            + [{"namespace": each.path, "url": each.url} for each in self._settings.mirrors],
             "totals": {
                 "served": totals.served,
                 "upstream": totals.upstream,

@@ -155,7 +155,8 @@ def _check_authorities(context: ssl.SSLContext, path: str) -> None:
 def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
     """Say who can reach this registry, if these are not only programs of this host."""
     address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
-    if address.is_loopback or settings.asks_names or settings.client_ca is not None:
+    is_asked = settings.asks_names and not settings.mirrors  # a mirror asks nobody
+    if address.is_loopback or is_asked or settings.client_ca is not None:
         return
     who = "every host of its networks" if address.is_unspecified else f"whoever reaches {address}"
     _log.warning(
@@ -243,7 +244,10 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     host, port = listener.getsockname()[:2]
     scheme = "http" if settings.certfile is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-    upstreams = map(str, settings.upstreams)
+    upstreams = [
+        *map(str, settings.upstreams),
+        *(f"{each.path} from {each.url}" for each in settings.mirrors),
+    ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 

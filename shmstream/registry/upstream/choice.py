@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 
 from shmstream.registry import tables as configured
 from shmstream.registry.api.routes import canonical
-from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import credentials
-from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.http_tls import TLS
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import Bounds
 
 _MOST = 256  # upstreams of patterns that are kept
 _HOST = re.compile(

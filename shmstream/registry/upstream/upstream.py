@@ -38,7 +38,6 @@ from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.registry import request_id
-from shmstream.registry.notes import Notes
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.credentials import (
     Credential,
@@ -47,8 +46,6 @@ from shmstream.registry.upstream.credentials import (
     rights,
     variable_of,
 )
-from shmstream.registry.upstream.health import Reach, is_refusal
-from shmstream.registry.upstream.questions import USUAL, Bounds, patiently
 from shmstream.registry.upstream.tokens import Challenge, Tokens
 from shmstream.sources.http_client import (
     WHOLE,
@@ -60,6 +57,9 @@ from shmstream.sources.http_client import (
     parse,
 )
 from shmstream.sources.http_tls import TLS, USUAL_TLS
+from shmstream.upstreams.health import Reach, is_refusal
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import USUAL, Bounds, patiently
 
 T = TypeVar("T")
 Headers = Mapping[str, str]

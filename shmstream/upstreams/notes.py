@@ -29,7 +29,7 @@ from shmstream.system.files import is_for_group, open_file
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MARK = ".shmstream"  # the file that says that a folder is a store
-_LARGEST = 4096  # bytes; larger notes are not read
+_LARGEST = 4096  # bytes; a larger note is not read, if nothing else is said
 _TIDY_AFTER = 1000  # notes written by this process; the first one tidies as well
 _FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
 _MOST = 100_000  # notes on a shelf; beyond, the oldest are removed
@@ -50,13 +50,16 @@ class Note:
 class Notes:
     """One shelf of notes. Any thread and any process may use it.
 
+    A note of more than `largest` bytes is not read.
+
     Raises:
         OSError: its folder cannot be made, though the store can be written to.
         PermissionError: a user who may not write to the store owns its folder, or may write to it.
     """
 
-    def __init__(self, store: str, shelf: str) -> None:
+    def __init__(self, store: str, shelf: str, largest: int = _LARGEST) -> None:
         self._store = store
+        self._largest = largest
         self._folder = os.path.join(store, "registry", shelf)
         self._written = 0
         try:
@@ -97,20 +100,19 @@ class Notes:
                 if "." not in entry.name and (note := self._read(entry.path)) is not None:
                     yield note
 
-    @staticmethod
-    def _read(path: str) -> Note | None:
+    def _read(self, path: str) -> Note | None:
         try:
             fd = os.open(path, os.O_RDONLY | _FLAGS)
         except OSError:
             return None
         try:
-            data = os.read(fd, _LARGEST + 1)
+            data = os.read(fd, self._largest + 1)
             changed = os.fstat(fd).st_mtime
         except OSError:
             return None
         finally:
             os.close(fd)
-        if len(data) > _LARGEST:
+        if len(data) > self._largest:
             return None
         return Note(data.decode("utf-8", "replace"), time.time() - changed)
 

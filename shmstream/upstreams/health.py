@@ -16,7 +16,7 @@ import json
 import time
 
 from shmstream.errors import FailureKind, SourceError, escaped
-from shmstream.registry.notes import Notes
+from shmstream.upstreams.notes import Notes
 
 _REMEMBERED = 300.0  # s; how long operators are told of the last failure
 _LONGEST = 500  # characters of a reason
