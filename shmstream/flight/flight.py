@@ -121,6 +121,7 @@ class Policy:
     across: Callable[[Place], Across | None] | None = None
     beside: Callable[[Place], Across | None] | None = None
     """The same, for a reader that has a download of its own."""
+    connections: int | None = None
 
     def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
         """A new stream of that kind for a blob.
@@ -630,6 +631,7 @@ class Flight:
             held=permit,
             words=words,
             across=None if self._policy.across is None else self._policy.across(self.place),
+            connections=self._policy.connections,
         )
 
     def offer(self, reader: Reader) -> None:
