@@ -127,12 +127,13 @@ class Found:
         return is_first or self.reply is None
 
     def close(self) -> None:
-        """Drop what was not used. The flight goes on. Idempotent. May block for a moment."""
+        """Drop what was not used. The flight goes on. Idempotent. Does not block."""
         blob, self._blob = self._blob, None
         if blob is not None:
             blob.close()
-        if self.reply is not None:
-            discard(self.reply.response)
+        if self.reply is not None:  # not drained: that could wait for the origin
+            self.reply.response.close()
+            self.reply.response.release_conn()
 
 
 class Cache:
