@@ -24,7 +24,7 @@ $(VENV)/.docs-ready: $(VENV)/.ready
 	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@
 
-demo: $(VENV)/.ready  ## a writer and its readers, a flight, a registry; one of each is killed
+demo: $(VENV)/.ready  ## a stream, a flight, a registry, a cluster; one of each is killed
 	$(BIN)/shmstream demo
 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it

@@ -25,9 +25,11 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "--upstream",
     "upstreams",
     multiple=True,
-    metavar="[NAMESPACE=]URL",
+    metavar="[NAMESPACE=]URL[,URL...]",
     help="The registry to pull from. With NAMESPACE, such as docker.io: the registry for clients "
-    "that ask for this namespace, as containerd does. Can be given several times.",
+    "that ask for this namespace, as containerd does; *.example.com or * for many, with "
+    "{namespace} in the URL. What follows /v2/ in the URL stands before names there. Further URLs "
+    "with the same images are asked where the first one fails. Can be given several times.",
 )
 @store_option
 @click.option(
@@ -76,6 +78,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     metavar="N",
     help="How many connections one worker may have; on further ones it answers 503.  "
     "[default: 2048]",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many connections to its upstream one large blob may come over; a file can say so for "
+    "each upstream.  [default: 1]",
 )
 @click.option(
     "--min-rate",
@@ -289,11 +298,11 @@ def _add_cluster(table: dict[str, object], options: dict[str, Any]) -> None:
         table["cluster"] = (dict(before) if isinstance(before, dict) else {}) | given
 
 
-def _upstream(text: str) -> dict[str, str]:
+def _upstream(text: str) -> dict[str, object]:
     """The value of `--upstream` as the table that a file would have."""
     try:
         upstream = Upstream.parse(text)
     except BadSetting as error:
         raise BadSetting("--upstream", error.reason) from error
     name = {} if upstream.namespace is None else {"namespace": upstream.namespace}
-    return {"url": upstream.url, **name}
+    return {"url": [upstream.url, *upstream.more], **name}

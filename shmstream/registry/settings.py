@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from shmstream import units
 from shmstream.cluster import Cluster
 from shmstream.mirror.settings import Mirror
+from shmstream.sources.base import check_connections
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
@@ -31,6 +32,9 @@ CONFIG_VARIABLE = "SHMSTREAM_CONFIG"
 """The environment variable that holds the path of a TOML file, for other servers than ours."""
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
+_PREFIX = re.compile(r"[a-z0-9._-]+(?:/[a-z0-9._-]+)*")
+_FURTHER = re.compile(r",\s*(?=https?://)")  # between the URLs of `--upstream`
+_NAMED = "{namespace}"
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>\d{1,5})")
 
 
@@ -49,43 +53,127 @@ class BadSetting(ValueError):
 
 
 @dataclass(frozen=True)
+class Address:
+    """A URL of an upstream, and what stands before the names of repositories there."""
+
+    url: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Upstream:
     """A registry that images come from.
 
     Attributes:
         namespace: the value that containerd sends as `?ns=`, such as "docker.io"; None for the
-            upstream of requests without one.
-        url: `https://registry-1.docker.io`.
+            upstream of requests without one; "*.example.com" or "*" for many.
+        url: `https://registry-1.docker.io`. What follows `/v2/` in it is a prefix of names. In that
+            of a pattern, `{namespace}` is the namespace that a client asks for.
+        more: other URLs with the same images, which are asked in turn if the first one fails.
+        prefix: what stands before the names of repositories there: "dockerhub-proxy".
+        cafile: path of a file in PEM with authorities to trust beside those of the system.
+        certfile: path of a file in PEM with a certificate to show.
+        keyfile: path of its key, unless `certfile` contains the key.
+        insecure: whether no certificate of it is checked.
+        anonymous: whether it never gets credentials.
+        docker_config, first_byte, silence, question: as in `Settings`, for it alone.
+        connect: seconds to wait for a connection; None: 5 for a question, 10 for a download.
+        max_downloads: downloads from one URL of it at one time, of one worker; None for no limit.
+        connections: how many connections one blob may come over; None: as `Settings` says.
     """
 
     namespace: str | None
     url: str
+    more: tuple[str, ...] = ()
+    prefix: str = ""
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    insecure: bool = False
+    anonymous: bool = False
+    docker_config: str | None = None
+    first_byte: float | None = None
+    silence: float | None = None
+    question: float | None = None
+    connect: float | None = None
+    max_downloads: int | None = None
+    connections: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `URL` or `NAMESPACE=URL`.
+        """From `URL` or `NAMESPACE=URL`; several URLs have commas between them.
 
         Raises:
             BadSetting: the text is neither.
         """
         before, equals, after = text.partition("=")
-        if equals and "://" not in before:
-            return cls(before.strip(), after.strip())
-        return cls(None, text.strip())
+        namespace = before.strip() if equals and "://" not in before else None
+        url, *more = _FURTHER.split((text if namespace is None else after).strip())
+        return cls(namespace, url, tuple(more))
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
         if self.namespace is not None:
-            if not _NAMESPACE.fullmatch(self.namespace):
+            name = self.namespace.removeprefix("*.") if self.is_pattern else self.namespace
+            if name != "*" and not _NAMESPACE.fullmatch(name):
                 what = "no name of a registry, such as docker.io"
                 raise BadSetting("namespace", f"{self.namespace[:200]!r} is {what}")
             object.__setattr__(self, "namespace", self.namespace.lower())
-        object.__setattr__(self, "url", _checked_url(self.url))
+        object.__setattr__(self, "url", _checked_url(self.url, is_pattern=self.is_pattern))
+        more = tuple(_checked_url(each, is_pattern=self.is_pattern) for each in self.more)
+        object.__setattr__(self, "more", more)
+        prefix = self.prefix.strip("/")
+        if prefix and not _PREFIX.fullmatch(prefix):
+            reason = f"{self.prefix[:200]!r} is no beginning of a repository's name"
+            raise BadSetting("prefix", reason)
+        object.__setattr__(self, "prefix", prefix)
+        if self.keyfile is not None and self.certfile is None:
+            raise BadSetting("keyfile", "goes with certfile")
+        if self.anonymous and self.docker_config is not None:
+            raise BadSetting("anonymous", "and docker_config contradict each other")
+        _check_connections(self.connections)
+        _check_limits(self, _LEAST_OF_UPSTREAM)
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether it is for many namespaces."""
+        return self.namespace == "*" or (self.namespace or "").startswith("*.")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether clients may have any host asked."""
+        return self.namespace == "*" and any(_NAMED in each for each in (self.url, *self.more))
+
+    def fits(self, namespace: str) -> bool:
+        """Whether a pattern is for this namespace."""
+        ending = (self.namespace or "").removeprefix("*")
+        return namespace.partition(":")[0].endswith(ending) or namespace.endswith(ending)
+
+    def addresses(self, namespace: str | None = None) -> list[Address]:
+        """Its URLs, the first one first, for a namespace that fits."""
+        found = []
+        for each in (self.url, *self.more):
+            url, mark, behind = each.replace(_NAMED, namespace or "").partition("/v2/")
+            own = behind.strip("/") if mark else ""
+            found.append(Address(url.removesuffix("/v2"), own or self.prefix))
+        return found
+
+    def __str__(self) -> str:
+        urls = " or ".join((self.url, *self.more))
+        return urls if self.namespace is None else f"{self.namespace} from {urls}"
 
 
-def _checked_url(url: str) -> str:
+def _check_connections(connections: int | None) -> None:
     try:
-        parts = urlsplit(url)
+        check_connections(connections)
+    except ValueError as error:
+        raise BadSetting("connections", str(error).removeprefix("connections ")) from None
+
+
+def _checked_url(url: str, *, is_pattern: bool = False) -> str:
+    plain = url.replace(_NAMED, "namespace.example") if is_pattern else url
+    try:
+        parts = urlsplit(plain)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
@@ -93,8 +181,12 @@ def _checked_url(url: str) -> str:
         if "@" in parts.netloc:  # no message may repeat it
             reason = "a user and password do not belong here: put them into docker_config"
             raise BadSetting("url", reason)
-    if not good or parts.query or parts.fragment or not url.isascii() or re.search(r"\s", url):
+    prefix = plain.partition("/v2/")[2].strip("/")
+    is_plain = url.isascii() and not re.search(r"[\s{}]", plain)
+    if not good or parts.query or parts.fragment or not is_plain:
         raise BadSetting("url", f"{url[:200]!r} is no URL of a registry, such as https://host:5000")
+    if prefix and not _PREFIX.fullmatch(prefix):
+        raise BadSetting("url", f"in {url[:200]!r} no beginning of a name follows /v2/")
     return url.rstrip("/")
 
 
@@ -117,7 +209,7 @@ class ClusterSettings:
     listen: str | None = None
     password_file: str | None = None
     fan: int = 2
-    max_peers: int = 8
+    max_peers: int = 16
     lease: float = 3.0
     certfile: str | None = None
     keyfile: str | None = None
@@ -168,6 +260,8 @@ class Settings:
         max_flights: downloads at one time, of all workers together; None for no limit.
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
+        connections: how many connections one blob may come over from an upstream that does not say
+            it itself.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         first_byte: how long an upstream may take to begin its answer.
         silence: how long it may give no byte in the middle of a blob.
@@ -201,6 +295,7 @@ class Settings:
     max_bytes: int | None = None
     max_flights: int | None = None
     max_pass_through: int = 64
+    connections: int = 1
     min_rate: int = 1024
     first_byte: float = 60.0
     silence: float = 60.0
@@ -239,7 +334,8 @@ class Settings:
                 raise BadSetting("upstream", f"there are several {which}")
         if not self.store:
             raise BadSetting("store", "is needed: the folder that blobs are kept in")
-        self._check_numbers()
+        _check_connections(self.connections)
+        _check_limits(self, _LEAST)
         if self.keyfile is not None and self.certfile is None:
             raise BadSetting("keyfile", "goes with certfile")
         prefix = self.x_accel_redirect
@@ -250,19 +346,11 @@ class Settings:
             raise BadSetting("x_accel_redirect", reason)
         _ = self.address
 
-    def _check_numbers(self) -> None:
-        for key, least in _LEAST.items():
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise BadSetting(key, f"is at least {least}, not {value}")
-        for key in _WAITS:
-            if (value := getattr(self, key)) > _LONGEST_WAIT:
-                raise BadSetting(key, f"is at most a day, {_LONGEST_WAIT:g} s, not {value:g}")
-
     @property
     def stall(self) -> float:
         """Seconds after which a client without a byte is given up; its upstream was waited for."""
-        return max(60.0, self.first_byte, self.silence, self.outage) + 10.0
+        own = [each for told in self.upstreams for each in (told.first_byte, told.silence) if each]
+        return max(60.0, self.first_byte, self.silence, self.outage, *own) + 10.0
 
     @property
     def address(self) -> tuple[str, int]:
@@ -298,7 +386,9 @@ class Settings:
     def from_json(cls, text: str) -> Self:
         """From the text that `to_json` made."""
         values = json.loads(text)
-        upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
+        upstreams = tuple(
+            Upstream(**{**each, "more": tuple(each["more"])}) for each in values.pop("upstreams")
+        )
         if values["cluster"] is not None:
             values["cluster"] = ClusterSettings(**values["cluster"])
         values["mirrors"] = tuple(Mirror(**each) for each in values["mirrors"])
@@ -354,7 +444,17 @@ def read_table(path: str) -> dict[str, object]:
         raise BadSetting("", f"is no TOML: {error}", path) from error
 
 
-_WAITS = ("first_byte", "silence", "question", "outage")
+def _check_limits(settings: object, limits: Mapping[str, float]) -> None:
+    """Raises `BadSetting`: a number is too small, or a time too long."""
+    for key, least in limits.items():
+        value = getattr(settings, key)
+        if value is not None and not value >= least:
+            raise BadSetting(key, f"is at least {least}, not {value}")
+        if key in _WAITS and value is not None and value > _LONGEST_WAIT:
+            raise BadSetting(key, f"is at most a day, {_LONGEST_WAIT:g} s, not {value:g}")
+
+
+_WAITS = ("first_byte", "silence", "question", "outage", "connect")
 _LONGEST_WAIT = 24 * 3600.0  # s
 _LEAST: dict[str, float] = {
     "max_bytes": 0,
@@ -371,6 +471,10 @@ _LEAST: dict[str, float] = {
     "max_connections": 1,
     "grace": 0,
     "stuck_after": 0,
+}
+_LEAST_OF_UPSTREAM: dict[str, float] = {
+    **dict.fromkeys(("first_byte", "silence", "question", "connect"), 0.1),
+    "max_downloads": 1,
 }
 
 
@@ -431,6 +535,7 @@ _READ: dict[str, Callable[[object], object]] = {
     "max_bytes": _size,
     "max_flights": _count,
     "max_pass_through": _count,
+    "connections": _count,
     "min_rate": _size,
     "first_byte": _duration,
     "silence": _duration,
@@ -464,25 +569,28 @@ def _reading(key: str, read: Callable[[object], object], value: object) -> objec
         raise BadSetting(key, str(error)) from error
 
 
+def _urls(value: object) -> list[str]:
+    entries = value if isinstance(value, list) and value else [value]
+    return [_text(each) for each in entries]
+
+
+_READ_UPSTREAM: dict[str, Callable[[object], object]] = {
+    **dict.fromkeys(("namespace", "prefix", "cafile", "certfile", "keyfile"), _text),
+    "url": _urls,
+    "docker_config": _text,
+    **dict.fromkeys(("insecure", "anonymous"), _flag),
+    **dict.fromkeys(("first_byte", "silence", "question", "connect"), _duration),
+    **dict.fromkeys(("connections", "max_downloads"), _count),
+}
+"""How each setting of an upstream is read from a table."""
+
+assert set(_READ_UPSTREAM) | {"more"} == {each.name for each in fields(Upstream)}
+
+
 def _upstreams(tables: object) -> list[Upstream]:
     if not isinstance(tables, list):
         raise BadSetting("upstream", "is a list of tables: [[upstream]]")
-    found = []
-    for number, table in enumerate(tables, 1):
-        key = f"upstream {number}"
-        if not isinstance(table, Mapping) or not {"url"} <= set(table) <= {"url", "namespace"}:
-            raise BadSetting(key, "is a table with `url`, and `namespace` if it is not the default")
-        namespace = table.get("namespace")
-        if namespace is not None:
-            namespace = _reading(f"{key}, namespace", _text, namespace)
-        url = _reading(f"{key}, url", _text, table["url"])
-        assert isinstance(url, str)
-        assert namespace is None or isinstance(namespace, str)
-        try:
-            found.append(Upstream(namespace, url))
-        except BadSetting as error:
-            raise BadSetting(f"{key}, {error.key}", error.reason) from error
-    return found
+    return [_upstream(f"upstream {number}", table) for number, table in enumerate(tables, 1)]
 
 
 def _mirrors(tables: object) -> list[Mirror]:
@@ -495,3 +603,19 @@ def _mirrors(tables: object) -> list[Mirror]:
         except ValueError as error:
             raise BadSetting(f"mirror {number}", str(error)) from error
     return found
+
+
+def _upstream(key: str, table: object) -> Upstream:
+    if not isinstance(table, Mapping) or not {"url"} <= set(table) <= set(_READ_UPSTREAM):
+        known = ", ".join(sorted(set(_READ_UPSTREAM) - {"url", "namespace"}))
+        what = f"`url`, and `namespace` if it is not the default; it may have {known}"
+        raise BadSetting(key, f"is a table with {what}")
+    values: dict[str, Any] = {
+        name: _reading(f"{key}, {name}", _READ_UPSTREAM[name], value)
+        for name, value in table.items()
+    }
+    url, *more = values.pop("url")
+    try:
+        return Upstream(values.pop("namespace", None), url, tuple(more), **values)
+    except BadSetting as error:
+        raise BadSetting(f"{key}, {error.key}", error.reason) from error

@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
 from shmstream.sources import http_coding
-from shmstream.sources.base import Description, Feed, check_offset, checked, public
+from shmstream.sources.base import (
+    Description,
+    Feed,
+    check_connections,
+    check_offset,
+    checked,
+    public,
+)
 from shmstream.sources.http_body import Body
 from shmstream.sources.http_client import (
     WHOLE,
@@ -47,6 +54,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
 from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
@@ -92,6 +100,10 @@ class HTTPSource:
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
         named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
+        connections: how many of them one blob may come over; None: what the call or the store says,
+            or else 8 if the blob has 64 MiB or more.
+        tls: which certificates to trust, and which one to show; see `TLS`.
+        is_guarded: make no connection to a private address at all.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -111,7 +123,11 @@ class HTTPSource:
         private_redirects: bool = False,
         stranger: Stranger | None = None,
         named_by: str | None = None,
+        connections: int | None = None,
+        tls: TLS = USUAL_TLS,
+        is_guarded: bool = False,
     ) -> None:
+        self.connections: int | None = check_connections(connections)
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
         self.identity: str = url + given
@@ -134,6 +150,8 @@ class HTTPSource:
             private_redirects=private_redirects,
             named_by=None if named_by is None else parse(named_by),
             stranger=stranger,
+            tls=tls,
+            is_guarded=is_guarded,
         )
         self._digest = digest
         self.is_encoded: bool | None = None
@@ -321,7 +339,8 @@ class HTTPSource:
         if coding is not None and is_in_doubt:
             return self._encoded(body, coding, size, validator, told)
         data = checked(iter(body), offset, size if end is None else end, self._client.explain)
-        by_kernel = body if size is not None and body.length == size - offset else None
+        last = size if end is None else end
+        by_kernel = body if last is not None and body.length == last - offset else None
         return Feed(data, offset, size, validator, told, body.close, by_kernel, end)
 
     def _check_part(self, headers: Mapping[str, str], offset: int) -> None:

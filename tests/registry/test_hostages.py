@@ -69,7 +69,7 @@ def test_a_flight_that_drips_ends_and_others_go_on(
     origin.serve(f"/v2/drip/a/blobs/{key}", seed=401, size=SIZE, rate=50_000, stall_after=50_000)
     origin.serve(f"/v2/drip/b/blobs/{key}", seed=401, size=SIZE)
     upstream = Upstream(origin.url(""))
-    shared = Shared(hasty, [upstream])
+    shared = Shared(hasty)
 
     async def main() -> None:
         theirs, ours = (

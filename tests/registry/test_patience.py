@@ -144,7 +144,7 @@ def test_the_settings_reach_the_upstreams(folder: str) -> None:
         outage=140.0,
     )
     registry = Registry(settings, Store(folder))
-    assert {each.bounds for each in registry._all} == {Bounds(11.0, 12.0, 13.0)}
+    assert {each.bounds for each in registry._upstreams} == {Bounds(11.0, 12.0, 13.0)}
     assert registry._shared.stall_timeout > 140.0
     registry.close()
 

@@ -3,6 +3,10 @@
 Each worker is a forked process with the worker's end of a real keeper. The role itself is the
 supervisor and the client: it asks a fixed row of requests on one connection, and compares every
 byte. Each of the `lives` workers is killed at its n-th line; the one after them serves the rest.
+
+How long may an answer take? On a busy machine a process may get no processor for minutes, so
+seconds say nothing. A worker tells ten times a second that its event loop turns: an answer is
+missing if the loop has turned often enough, and nothing has come.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import select
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -39,7 +44,9 @@ REQUESTS = [
     [("GET", "/text"), ("GET", "/hand")],
 ]
 """What the client sends at one time, and then waits for the answers."""
-_PATIENCE = 120.0  # s; the machine may be busy
+_BEATS = 200  # of a worker, without a byte from it
+_BEAT = 0.05  # s; two beats are further apart
+_PATIENCE = 3600.0  # s; for what no worker tells of
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -142,6 +149,18 @@ class _Crew:
         while not self.keeper.kept:
             assert not select.select([self.pidfd], [], [], 0.001)[0], "it died before it served"
 
+    def has_something(self) -> list[int]:
+        """Wait for bytes, or a death; empty if the loop of the worker turns, and nothing comes."""
+        beats, told, deadline = 0, 0.0, time.monotonic() + _PATIENCE
+        while beats < _BEATS and time.monotonic() < deadline:
+            if ready := select.select([self.client.fileno(), self.pidfd], [], [], 2 * _BEAT)[0]:
+                return ready
+            if (silence := self.keeper.silence(self.number)) and (
+                time.monotonic() - silence > told + _BEAT
+            ):
+                beats, told = beats + 1, time.monotonic() - silence
+        return []
+
     def bury(self) -> None:
         """The worker is dead, or dies now."""
         os.kill(self.pid, signal.SIGKILL)
@@ -188,8 +207,7 @@ def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
         crew.client.sendall(said.encode())
         answer, problem = b"", ""
         while problem == "":
-            waits = [crew.client.fileno(), crew.pidfd]
-            ready, _, _ = select.select(waits, [], [], _PATIENCE)
+            ready = crew.has_something()
             if crew.pidfd in ready:
                 killed += 1
                 crew.bury()

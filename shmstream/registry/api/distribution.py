@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -36,17 +35,16 @@ from shmstream.registry.api.accept import Accept
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
-from shmstream.registry.api.routes import Kind, Route, canonical, locate, route
+from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
-from shmstream.registry.settings import BadSetting, Settings
-from shmstream.registry.upstream import answers, credentials, manifests
+from shmstream.registry.settings import Settings
+from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
+from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Listing, Repository
-from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
 from shmstream.upstreams.notes import Notes
-from shmstream.upstreams.questions import Bounds
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -69,19 +67,9 @@ class Registry:
     """
 
     def __init__(self, settings: Settings, store: Store) -> None:
-        config = settings.docker_config
-        try:
-            credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
-        except credentials.CredentialsError as error:
-            raise BadSetting("docker_config", str(error)) from error
-        reached = Notes(store.folder, "reach")
-        bounds = Bounds(settings.first_byte, settings.silence, settings.question)
-        self._all = [
-            Upstream(each.url, each.namespace, config, bounds, reached)
-            for each in settings.upstreams
-        ]
-        self._upstreams = _by_namespace(self._all)
-        self._shared = Shared(store, self._all, settings.stall)
+        check(settings)
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"))
+        self._shared = Shared(store, settings.stall)
         self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
@@ -92,7 +80,7 @@ class Registry:
         An upstream that did not answer is asked again meanwhile, so that its problem can end.
         """
         told = []
-        for upstream in self._all:
+        for upstream in self._upstreams:
             if (problem := upstream.reach.problem) is not None:
                 told.append(problem)
                 if upstream.reach.wants_probe():
@@ -326,19 +314,6 @@ class Registry:
         if artifact_type is not None:
             headers["oci-filters-applied"] = "artifactType"
         await _send(scope, send, 200, headers, body)
-
-
-def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
-    """The upstreams by namespace; an upstream without a namespace also by its own host."""
-    found: dict[str | None, Upstream] = {}
-    for each in upstreams:
-        if each.namespace is None:
-            found[each.host] = each
-            if each.is_hub:
-                found["docker.io"] = each
-    named = {each.namespace: each for each in upstreams}
-    usual = {canonical(name): each for name, each in named.items() if name is not None}
-    return found | usual | named
 
 
 def _raw_path(scope: Scope) -> bytes:

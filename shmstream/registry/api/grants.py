@@ -71,7 +71,7 @@ class Grants:
         """
         key = _key(repository, kind, digest)
         note = self._notes.read(key)
-        if note is not None and repository.upstream.reach.is_quiet:
+        if note is not None and repository.upstream.is_quiet:
             return
         try:
             about = repository.about(kind, digest, size, has_other=note is not None)

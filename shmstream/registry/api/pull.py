@@ -23,10 +23,11 @@ source, the next request finds the blob absent again, or complete.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
@@ -63,9 +64,7 @@ class Shared:
     Each upstream has threads of its own, so an upstream that hangs does not delay the others.
     """
 
-    def __init__(
-        self, store: Store, upstreams: Iterable[Upstream], stall_timeout: float = _STALL
-    ) -> None:
+    def __init__(self, store: Store, stall_timeout: float = _STALL) -> None:
         """`stall_timeout`: seconds after which a client without a byte is given up.
 
         Raises:
@@ -76,7 +75,7 @@ class Shared:
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
-        self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
+        self._together: WeakKeyDictionary[Upstream, Together] = WeakKeyDictionary()
 
     def note_leader(self, digest: str, repository: Hashable) -> None:
         """Note whose upstream gives the bytes of a flight. Any thread may call it."""
@@ -89,11 +88,15 @@ class Shared:
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
     ) -> T:
         """Return or raise what `call` does; once for all requests that ask `what` just now."""
-        return await self._together[repository.upstream].ask((repository.key, *what), call)
+        upstream = repository.upstream
+        together = self._together.get(upstream)
+        if together is None:
+            together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
+        return await together.ask((repository.key, *what), call)
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""
-        for each in self._together.values():
+        for each in list(self._together.values()):
             each.close()
 
 

@@ -82,7 +82,7 @@ class Tags:
                 is no note.
         """
         stale = self.stale(repository, tag, accept)
-        if stale is not None and repository.upstream.reach.is_quiet:
+        if stale is not None and repository.upstream.is_quiet:
             return stale
         try:
             manifest = repository.resolve(tag, accept.text, has_other=stale is not None)

@@ -97,8 +97,31 @@ METRICS = (
         "Bytes of blobs that came from other nodes of the cluster",
     ),
     Described(
+        "shmstream_given_bytes_total", "counter", (),
+        "Bytes of blobs that went to other nodes of the cluster",
+    ),
+    Described(
+        "shmstream_flights_from_peers", "gauge", (),
+        "Flights of this node whose bytes come from another node just now",
+    ),
+    Described(
+        "shmstream_children", "gauge", (), "Times that this node gives a blob to another one now"
+    ),
+    Described(
+        "shmstream_directory_calls_total", "counter", (),
+        "Calls of the directory of the cluster, also those that it did not answer",
+    ),
+    Described(
+        "shmstream_directory_failures_total", "counter", (),
+        "Calls that the directory did not answer",
+    ),
+    Described(
+        "shmstream_directory_away_seconds_total", "counter", (),
+        "Seconds from a call that the directory did not answer to one that it did, of all workers",
+    ),
+    Described(
         "shmstream_saved_bytes", "gauge", (),
-        "Bytes of blobs and manifests sent, less those that came from upstreams",
+        "Bytes of blobs and manifests sent to clients, less those that came from upstreams",
     ),
     Described("shmstream_flights", "gauge", (), "Downloads in progress"),
     Described("shmstream_followers", "gauge", (), "Processes that follow a flight of another"),
@@ -143,6 +166,13 @@ METRICS = (
     ),
 )  # fmt: skip
 """All metrics."""
+
+_BYTES: Mapping[EventKind, str] = {
+    EventKind.RECEIVED: "shmstream_upstream_bytes_total",
+    EventKind.FROM_PEER: "shmstream_peer_bytes_total",
+    EventKind.GIVEN: "shmstream_given_bytes_total",
+}
+"""For each event that only tells of bytes: their counter."""
 
 _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.LED: ("shmstream_flights_led_total", None),
@@ -235,11 +265,14 @@ class Metrics:
 
     def flew(self, event: Event) -> None:
         """Count an event of a flight: for `Store(on_event=...)`."""
-        if event.kind is EventKind.RECEIVED:
-            self._counters["shmstream_upstream_bytes_total"].inc(event.count)
+        if (bytes_of := _BYTES.get(event.kind)) is not None:
+            self._counters[bytes_of].inc(event.count)
             return
-        if event.kind is EventKind.FROM_PEER:
-            self._counters["shmstream_peer_bytes_total"].inc(event.count)
+        if event.kind in (EventKind.ASKED, EventKind.UNANSWERED):
+            self._counters["shmstream_directory_calls_total"].inc()
+            self._counters["shmstream_directory_away_seconds_total"].inc(event.seconds)
+            if event.kind is EventKind.UNANSWERED:
+                self._counters["shmstream_directory_failures_total"].inc()
             return
         name, bytes_name = _COUNTED[event.kind]
         self._counters[name].inc()
@@ -307,6 +340,11 @@ class Totals:
 
     served: float = 0  # bytes of blobs and manifests
     upstream: float = 0
+    peers: float = 0  # bytes from other nodes
+    given: float = 0  # bytes to other nodes
+    calls: float = 0  # of the directory
+    failures: float = 0  # of these
+    away: float = 0  # s; of the directory
     requests: float = 0  # for blobs and manifests
     hits: float = 0  # requests that began no download
     clients: float = 0
@@ -337,6 +375,11 @@ class Totals:
                 plain[sample.name] = sample.value
         names = {
             "upstream": "shmstream_upstream_bytes_total",
+            "peers": "shmstream_peer_bytes_total",
+            "given": "shmstream_given_bytes_total",
+            "calls": "shmstream_directory_calls_total",
+            "failures": "shmstream_directory_failures_total",
+            "away": "shmstream_directory_away_seconds_total",
             "clients": "shmstream_clients",
             "takeovers": "shmstream_takeovers_total",
             "aborts": "shmstream_aborts_total",

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shmstream import __version__
-from shmstream.registry.ops.metrics import Metrics
+from shmstream.cluster.account import Account, Pull, of_node
+from shmstream.registry.ops.metrics import Metrics, Totals
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.storage.stock import Stock
@@ -59,8 +60,13 @@ class Status:
         """The gauges of the metrics: values that are looked at, and not counted."""
         flights = self._store.flights()
         others = [follower for flight in flights for follower in followers_of(flight)]
-        stock = self._take_stock(commits=None)
+        stock, account = self._take_stock(commits=None), self._account()
+        pulls = [] if account is None else account.pulls.values()
         return {
+            "shmstream_flights_from_peers": sum(
+                each.parent not in ("", "upstream") for each in pulls
+            ),
+            "shmstream_children": 0 if account is None else _children(account),
             "shmstream_flights": len(flights),
             "shmstream_followers": len(others),
             "shmstream_lag_bytes": max((each.lag for each in others), default=0),
@@ -75,7 +81,7 @@ class Status:
         """The facts of the status page, for JSON: sizes in bytes, rates in bytes a second."""
         sights = self._watch.look()
         totals = self._metrics.totals()
-        stock = self._take_stock(totals.commits + totals.evictions)
+        stock, account = self._take_stock(totals.commits + totals.evictions), self._account()
         now = time.time()
         return {
             "version": __version__,
@@ -102,7 +108,8 @@ class Status:
                 "limit": self._settings.max_bytes,
                 "room": self._store.room(),
             },
-            "flights": [self._flight(each) for each in sights[:_SHOWN]],
+            "cluster": None if account is None else _of_cluster(account, totals),
+            "flights": [self._flight(each, account) for each in sights[:_SHOWN]],
             "more_flights": max(len(sights) - _SHOWN, 0),
             "recent": [
                 {
@@ -116,9 +123,16 @@ class Status:
             ],
         }
 
-    def _flight(self, sight: Sight) -> dict[str, Any]:
-        flight = sight.flight
+    def _account(self) -> Account | None:
+        """What this node has of its cluster; None if it belongs to none."""
+        if self._settings.cluster is None:
+            return None
+        return of_node(self.folder) or Account(self._settings.cluster.advertise)
+
+    def _flight(self, sight: Sight, account: Account | None) -> dict[str, Any]:
+        flight, account = sight.flight, account or Account()
         others = followers_of(flight)
+        pull = account.pulls.get(flight.key or "", Pull())
         return {
             "key": flight.key,
             "name": None if flight.key is None else self._name_of(flight.key),
@@ -131,6 +145,10 @@ class Status:
             "leader": None if flight.leader is None else flight.leader.pid,
             "followers": [{"pid": each.identity.pid, "lag": each.lag} for each in others[:_SHOWN]],
             "more_followers": max(len(others) - _SHOWN, 0),
+            "parent": pull.parent or None,
+            "from_peers": pull.from_peers,
+            "from_upstream": pull.from_upstream,
+            "children": list(account.children.get(flight.key or "", ()))[:_SHOWN],
         }
 
     def problems(self) -> list[str]:
@@ -159,3 +177,21 @@ class Status:
                 stock=stock,
             )
         return self._counted.stock
+
+
+def _children(account: Account) -> int:
+    return sum(len(each) for each in account.children.values())
+
+
+def _of_cluster(account: Account, totals: Totals) -> dict[str, Any]:
+    """What the status page tells of the cluster; the sums outlive the workers."""
+    return {
+        "node": account.node,
+        "children": _children(account),
+        "from_peers": totals.peers,
+        "given": totals.given,
+        "calls": totals.calls,
+        "failures": totals.failures,
+        "away": totals.away,
+        "trouble": account.trouble,
+    }

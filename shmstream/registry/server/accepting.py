@@ -30,6 +30,7 @@ from shmstream.registry.server.transport import Transport
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
+_ANSWER = 10.0  # s; in which the supervisor says whether this worker is to leave
 _UNASKED = 2  # connections for each that `max_connections` allows; those beyond it get a 503
 _FEW = 64  # connections; as many are taken in any case
 
@@ -168,7 +169,7 @@ class Server(uvicorn.Server):
             self._acceptor.finish()
         self._listener.close()
         if self._kept is not None:
-            await self._kept.end(_LAST_REQUESTS)
+            await self._kept.end(_ANSWER)
         if self._leaves:
             for each in [*self.server_state.connections]:
                 if isinstance(each, KeptProtocol):

@@ -1,17 +1,20 @@
 """`Channel`: short messages between the supervisor and one worker, some with a connection.
 
 Neither end ever waits for the other: what the kernel does not take at once waits in a queue, in
-order. The owner of an end calls `flush` when it can be written, as long as `is_waiting`. What one
-end has sent before it was killed still reaches the other end.
+order. The owner of an end calls `flush` when it can be written, as long as `is_waiting`. What the
+kernel has taken before one end was killed still reaches the other end; what waits in the queue is
+lost with it. So what must not be done before a message is safe is given to `send` as `then`.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -32,7 +35,7 @@ class Kind(IntEnum):
     ENDING = 7  # worker: it is about to end, and waits for one of the next two
     STAY = 8  # supervisor: let your clients finish
     LEAVE = 9  # supervisor: hand your connections over when you stop
-    HAND_OVER = 10  # worker: it will not touch this connection any more; index
+    HAND_OVER = 10  # worker: it will not touch this connection any more; index, descriptor
 
 
 @dataclass
@@ -46,13 +49,17 @@ class Message:
     descriptor: int = -1
 
 
+def _nothing() -> None:
+    pass
+
+
 class Channel:
     """One end of a pair of sockets."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._socket = connection
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[tuple[Message, Callable[[], object]]] = deque()
         self._is_over = False
 
     @classmethod
@@ -74,18 +81,20 @@ class Channel:
         """Whether there are messages that the kernel has not taken yet."""
         return bool(self._waiting)
 
-    def send(self, message: Message) -> None:
+    def send(self, message: Message, then: Callable[[], object] = _nothing) -> None:
         """Send a message; dropped if the other end is gone. The caller keeps its descriptor.
+
+        `then` is called when the kernel has taken the message, or the other end is gone.
 
         Raises:
             OSError: a descriptor is needed, and there is none.
         """
-        if self._is_over:
+        if self._is_over or (not self._waiting and self._send_now(message)):
+            then()
             return
-        if self._waiting or not self._send_now(message):
-            if message.descriptor >= 0:
-                message.descriptor = os.dup(message.descriptor)
-            self._waiting.append(message)
+        if message.descriptor >= 0:
+            message.descriptor = os.dup(message.descriptor)
+        self._waiting.append((message, then))
 
     def _send_now(self, message: Message) -> bool:
         """False if the kernel takes nothing just now."""
@@ -97,14 +106,18 @@ class Channel:
                 socket.send_fds(self._socket, [data], [message.descriptor])
         except BlockingIOError:
             return False
-        except (ConnectionError, BrokenPipeError):
+        except OSError as error:
+            if error.errno == errno.ETOOMANYREFS:  # of descriptors that no process has received yet
+                return False
+            if not isinstance(error, ConnectionError):
+                raise
             self._is_over = True
         return True
 
     def flush(self) -> None:
         """Send what waits, as far as the kernel takes it."""
-        while self._waiting and (self._is_over or self._send_now(self._waiting[0])):
-            self._drop(self._waiting.popleft())
+        while self._waiting and (self._is_over or self._send_now(self._waiting[0][0])):
+            self._drop()
 
     def receive(self) -> Message | None:
         """The next message; None if there is none just now.
@@ -116,8 +129,10 @@ class Channel:
             data, others, _, _ = self._socket.recvmsg(_MOST, _ROOM, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
-        except ConnectionError:
-            data, others = b"", []
+        except ConnectionResetError:
+            # The other end was closed, and had not read all. The kernel tells that once, before it
+            # gives what the other end had sent.
+            return self.receive()
         if len(data) < _HEAD.size:
             raise EOFError("the other end of the channel is gone")
         kind, index, serial = _HEAD.unpack_from(data)
@@ -130,10 +145,12 @@ class Channel:
         """Drop what waits. Idempotent."""
         self._is_over = True
         while self._waiting:
-            self._drop(self._waiting.popleft())
+            self._drop()
         self._socket.close()
 
-    @staticmethod
-    def _drop(message: Message) -> None:
+    def _drop(self) -> None:
+        """The message that waits longest is done with."""
+        message, then = self._waiting.popleft()
         if message.descriptor >= 0:
             os.close(message.descriptor)
+        then()

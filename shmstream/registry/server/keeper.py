@@ -7,9 +7,10 @@ what the next worker finds.
 
 A worker tells of a new connection and sends a duplicate (KEEP), and tells when it wants it kept no
 more (CLOSED): then it has closed it, or does something with it that no other worker could go on
-with. Between `accept` and KEEP a connection has no duplicate, which lasts some microseconds: if the
-worker is killed there, its client is cut. A connection is kept by the keeper in one place at a
-time:
+with. Beyond `most` connections there is no duplicate; but a worker that hands a connection over
+sends one more (HAND_OVER), so a planned end cuts none of them. Between `accept` and KEEP a
+connection has no duplicate, which lasts some microseconds: if the worker is killed there, its
+client is cut. A connection is kept by the keeper in one place at a time:
 
     KEEP        it is in the table of a worker: `clients`, by the index of its record
     that worker ends, or sends HAND_OVER: the record's last response is copied out of the table
@@ -17,17 +18,20 @@ time:
     ADOPTED     it is in the table of that worker
 
     the worker that adopts                           if it is killed after this step
-    1 receives ADOPT                                 it was never touched: the copy goes to another
+    1 receives ADOPT                                 it was never touched: the copy goes to another.
+                                                     (If it answers REFUSED: the same)
     2 fills a record with the copy                   the same
     3 sends ADOPTED                                  its record is read, which is the copy
     4 reads, writes, changes its record              its record is read
 
 So ADOPTED comes before everything that changes the connection, and everything that a dead worker
 has sent is read before its connections are given away. Two workers that die one after the other are
-two such changes. If no worker is ready, connections wait here until one is, for `_PATIENCE`.
+two such changes. If no worker is ready, connections wait here until one is, for `_PATIENCE`. A
+connection that all ready workers have refused is closed.
 
 A request that kills each worker must not kill all of them for ever: a connection with a request
-under way is closed if `_DEATHS` workers have died with it in a row, and not a byte has moved.
+under way is closed if `_DEATHS` workers have died with it in a row, and not a byte has moved. A
+worker that dies before ADOPTED does not count.
 """
 
 from __future__ import annotations
@@ -61,6 +65,7 @@ class _Client:
         self.last = b""
         self.deaths = 0
         self.progress = (-1, -1)
+        self.refused: set[_Station] = set()  # workers that cannot go on with it
 
     def survive(self) -> bool:
         """Its worker has died: False if its request seems to kill workers."""
@@ -153,12 +158,12 @@ class Keeper:
                 return
             self._listen(station)
             del self._stations[number]
-            orphans = list(station.coming.values())
             for index, client in station.clients.items():
                 client.last = station.table.record(index).last.copy()
-                orphans.append(client)
             self._dismiss(station)
-            for client in orphans:
+            for client in station.coming.values():  # it has not touched these
+                self._place(client)
+            for client in station.clients.values():
                 self._inherit(client)
 
     def leave(self, number: int) -> None:
@@ -235,8 +240,8 @@ class Keeper:
 
     def _place(self, client: _Client) -> None:
         """Give a connection to the worker with the fewest."""
-        ready = [each for each in self._stations.values() if each.is_ready]
-        if self._is_over:
+        ready = {each for each in self._stations.values() if each.is_ready} - client.refused
+        if self._is_over or (client.refused and not ready):
             client.connection.close()
         elif not ready:
             if not self._homeless:
@@ -275,21 +280,23 @@ class Keeper:
                 self._epoll.unregister(station.channel.fileno())
 
     def _hear(self, station: _Station, message: Message) -> None:
-        if message.kind == Kind.KEEP and message.descriptor >= 0:
-            self._keep(station, message)
+        sent = (
+            _Client(socket.socket(fileno=message.descriptor)) if message.descriptor >= 0 else None
+        )
+        if message.kind == Kind.KEEP and sent is not None:
+            self._keep(station, message.index, sent)
         elif message.kind == Kind.CLOSED:
             if (client := station.clients.pop(message.index, None)) is not None:
                 client.connection.close()
         elif message.kind == Kind.HAND_OVER:
-            if (client := station.clients.pop(message.index, None)) is not None:
-                client.last = station.table.record(message.index).last.copy()
-                self._place(client)
+            self._was_given_up(station, message.index, sent)
         elif message.kind in (Kind.ADOPTED, Kind.REFUSED):
             self._was_taken(station, message)
         elif message.kind == Kind.ENDING:
             station.is_ready = False
+            is_alone = len(self._stations) == 1  # then the next worker starts when it has ended
             others = any(each.is_ready for each in self._stations.values())
-            leaves = others and not self._is_over
+            leaves = (others or is_alone) and not self._is_over
             self._send(station, Message(Kind.LEAVE if leaves else Kind.STAY))
         elif message.kind == Kind.READY:
             self._welcome(station)
@@ -301,22 +308,32 @@ class Keeper:
             self._place(client)
         self._ready()
 
-    def _keep(self, station: _Station, message: Message) -> None:
-        connection = socket.socket(fileno=message.descriptor)
+    def _keep(self, station: _Station, index: int, client: _Client) -> None:
+        client.last = b""
+        client.refused.clear()
         if self._count() < self._most and not self._is_over:
-            station.clients[message.index] = _Client(connection)
+            station.clients[index] = client
         else:
-            connection.close()
+            client.connection.close()
+
+    def _was_given_up(self, station: _Station, index: int, sent: _Client | None) -> None:
+        """Its worker will not touch a connection any more. If it is not kept, it has just come."""
+        client = station.clients.pop(index, sent)
+        if sent is not None and client is not sent:
+            sent.connection.close()
+        if client is not None:
+            client.last = station.table.record(index).last.copy()
+            self._place(client)
 
     def _was_taken(self, station: _Station, message: Message) -> None:
         client = station.coming.pop(message.serial, None)
         if client is None:
             pass
         elif message.kind == Kind.ADOPTED:
-            client.last = b""
-            station.clients[message.index] = client
+            self._keep(station, message.index, client)
         else:
-            client.connection.close()
+            client.refused.add(station)
+            self._place(client)
 
     # The thread.
 

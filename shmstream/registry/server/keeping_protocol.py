@@ -121,6 +121,8 @@ class KeptProtocol(Protocol):
             self._low = 0  # whatever the other worker has wanted
             self._wake_at(1)
             sent, self._read = tcp.written(self._socket), tcp.taken(self._socket)
+            if tcp.waiting(self._socket):  # a request that the other worker was there for
+                self.limit_concurrency = None
         except OSError:  # the client is gone
             self.transport.abort()
             return
@@ -225,6 +227,7 @@ class KeptProtocol(Protocol):
         """The head is complete: have the application answer."""
         before = self.cycle
         super().on_headers_complete()
+        self.limit_concurrency = self.config.limit_concurrency
         if self.cycle is before:  # it was refused
             return
         if self._request and not self._can_be_repeated():
@@ -425,10 +428,12 @@ class KeptProtocol(Protocol):
         step = continuation(self._place.record.last, sent, taken).step
         if step in (Step.GIVE_UP, Step.END):
             return False
-        place, self._place = self._place, None
-        self._response = None
+        try:
+            self._place.hand_over(self._socket)
+        except OSError:
+            return False
+        self._place = self._response = None
         cast("Transport", self.transport).release()
-        place.hand_over()
         super().connection_lost(None)
         return True
 

@@ -2,6 +2,10 @@
 
 A worker tells the supervisor of each connection, and has a record in its table for each: a `Place`.
 The supervisor may ask it to adopt connections of a worker that has ended (`keeper`).
+
+If the supervisor is slow, messages wait in this process, and are lost if it is killed. So two
+things are done only when the kernel has the message: a record is used for another connection after
+CLOSED, and an adopted connection is touched after ADOPTED.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Record, Table
@@ -32,9 +37,13 @@ class Place:
         """Have the connection kept no more. Call it once, and do not use the record after it."""
         self._kept.free(self._index)
 
-    def hand_over(self) -> None:
-        """Have another worker go on with the connection. As `close`."""
-        self._kept.hand_over(self._index)
+    def hand_over(self, connection: socket.socket) -> None:
+        """Have another worker go on with the connection. As `close`; the caller closes its socket.
+
+        Raises:
+            OSError: no descriptor is free. Nothing has happened.
+        """
+        self._kept.hand_over(self._index, connection)
 
 
 class Kept:
@@ -100,16 +109,21 @@ class Kept:
 
     def free(self, index: int) -> None:
         """The connection of that index is kept no more."""
-        self._send(Message(Kind.CLOSED, index))
-        self._free.append(index)
+        self._send(Message(Kind.CLOSED, index), partial(self._free.append, index))
 
-    def hand_over(self, index: int) -> None:
-        """Another worker goes on. The supervisor reads that record later, so it stays as it is."""
-        self._send(Message(Kind.HAND_OVER, index))
+    def hand_over(self, index: int, connection: socket.socket) -> None:
+        """Another worker goes on. The supervisor reads that record later, so it stays as it is.
 
-    def _send(self, message: Message) -> None:
+        The supervisor gets the connection once more: it may have kept none of it, for want of room.
+
+        Raises:
+            OSError: no descriptor is free.
+        """
+        self._send(Message(Kind.HAND_OVER, index, descriptor=connection.fileno()))
+
+    def _send(self, message: Message, then: Callable[[], object] = lambda: None) -> None:
         if not self._is_over:
-            self._channel.send(message)
+            self._channel.send(message, then)
             if self._channel.is_waiting and not self._is_waiting:
                 self._is_waiting = True
                 self._loop.add_writer(self._channel.fileno(), self._flush)
@@ -150,8 +164,8 @@ class Kept:
             self._refuse(message, "this worker has too many")
             return
         place = self._place(message.payload)
-        self._send(Message(Kind.ADOPTED, place._index, message.serial))
-        self._adopt(connection, place)
+        told = Message(Kind.ADOPTED, place._index, message.serial)
+        self._send(told, partial(self._adopt, connection, place))
 
     def _refuse(self, message: Message, reason: str) -> None:
         _log.error("a connection cannot be taken over: %s", reason)

@@ -106,13 +106,9 @@ def check_files(settings: Settings) -> None:
     Raises:
         BadSetting: a file cannot be used.
     """
-    from shmstream.registry.upstream import credentials
+    from shmstream.registry.upstream import choice
 
-    namespaces = [each.namespace for each in settings.upstreams]
-    try:
-        credentials.check(namespaces, settings.docker_config, os.environ)
-    except credentials.CredentialsError as error:
-        raise BadSetting("docker_config", str(error)) from error
+    choice.check(settings)
     if settings.cluster is not None:
         settings.cluster.make()
     if settings.certfile is not None:
@@ -189,9 +185,9 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     scheme = "http" if settings.certfile is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     upstreams = [
-        each.url if each.namespace is None else f"{each.namespace} from {each.url}"
-        for each in settings.upstreams
-    ] + [f"{each.path} from {each.url}" for each in settings.mirrors]
+        *map(str, settings.upstreams),
+        *(f"{each.path} from {each.url}" for each in settings.mirrors),
+    ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
 

@@ -1,6 +1,7 @@
 """What the registry asks of an upstream.
 
-upstream       one registry that is asked for what is not here
+choice         which upstream a namespace means, of those that are configured
+upstream       one registry that is asked for what is not here, at one URL
 repository     one repository of it: what is asked, and a digest as a source
 tokens         what a 401 leads to: basic credentials, or a token from the realm that it names
 credentials    which user and password this cache has for an upstream

@@ -64,6 +64,20 @@ def test_what_was_sent_before_the_end_arrives(ends: tuple[Channel, Channel]) -> 
     assert waits(there) == 0
 
 
+def test_what_was_sent_arrives_although_the_other_end_has_not_read_all(
+    ends: tuple[Channel, Channel],
+) -> None:
+    """A worker is killed before it has read what the supervisor has sent."""
+    here, there = ends
+    there.send(Message(Kind.LEAVE))
+    here.send(Message(Kind.CLOSED, 1))
+    here.send(Message(Kind.CLOSED, 2))
+    here.close()
+    assert [message.index for _ in range(2) if (message := there.receive())] == [1, 2]
+    with pytest.raises(EOFError):
+        there.receive()
+
+
 def test_messages_that_wait_are_dropped_at_the_end(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
     one, other = socket.socketpair()

@@ -187,22 +187,50 @@ def test_a_worker_that_ends_by_itself_asks(keeper: Keeper, hire: Hire) -> None:
     assert first.hear().kind == Kind.LEAVE
     assert not keeper.is_ready(first.number)
     second.say(Kind.ENDING)
-    assert second.hear().kind == Kind.STAY, "there is no other one"
+    assert second.hear().kind == Kind.STAY, "no other one is ready"
+    first.die()
+    second.say(Kind.ENDING)
+    assert second.hear().kind == Kind.LEAVE, "the next one starts when it has ended"
     third = hire()
     keeper.stop()
     third.say(Kind.ENDING)
     assert third.hear().kind == Kind.STAY, "the server stops"
 
 
-def test_a_refused_connection_is_closed(keeper: Keeper, hire: Hire) -> None:
-    dying, full = hire(), hire()
+def refuse(worker: Worker) -> None:
+    message = worker.hear()
+    os.close(message.descriptor)
+    worker.say(Kind.REFUSED, serial=message.serial)
+
+
+def test_a_refused_connection_goes_to_another_worker(keeper: Keeper, hire: Hire) -> None:
+    """It is closed when each of the workers has refused it."""
+    dying, *others = hire(), hire(), hire()
     with dying.take() as client:
+        wait_until(lambda: keeper.kept == 1)
         dying.die()
-        message = full.hear()
-        os.close(message.descriptor)
-        full.say(Kind.REFUSED, serial=message.serial)
+        first = others[0] if keeper._stations[others[0].number].load else others[1]
+        refuse(first)
+        assert not is_closed(client)
+        second = others[0] if first is others[1] else others[1]
+        refuse(second)
         wait_until(lambda: is_closed(client))
         assert keeper.kept == 0
+        assert first.channel.receive() is None
+
+
+def test_workers_that_die_before_they_adopt_do_not_count(keeper: Keeper, hire: Hire) -> None:
+    """All workers are killed at one time, and the request kills none."""
+    workers = [hire() for _ in range(room._DEATHS + 3)]
+    with workers[0].take() as client:
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        wait_until(lambda: keeper.kept == 1)
+        while workers:
+            has_it = [each for each in workers if keeper._stations[each.number].load]
+            has_it[0].die()
+            workers.remove(has_it[0])
+        hire().adopt()
+        assert not is_closed(client)
 
 
 def test_only_so_many_are_kept(keeper: Keeper, hire: Hire) -> None:
@@ -216,6 +244,28 @@ def test_only_so_many_are_kept(keeper: Keeper, hire: Hire) -> None:
     wait_until(lambda: keeper.kept == 6)
     for client in clients:
         client.close()
+
+
+def test_a_connection_that_was_not_kept_is_handed_over(keeper: Keeper, hire: Hire) -> None:
+    """There was no room for its duplicate. It comes with the message."""
+    leaving = hire()
+    clients = [leaving.take(index) for index in range(7)]
+    wait_until(lambda: is_closed(clients[6]))
+    staying = hire()
+    keeper.leave(leaving.number)
+    assert leaving.hear().kind == Kind.LEAVE
+    client, mine = connection()
+    leaving.table.record(6).begin(0, 0, 0, b"so far", 0, is_last=False)
+    leaving.say(Kind.HAND_OVER, 6, descriptor=mine.fileno())
+    mine.close()
+    assert b"so far" in staying.adopt().payload
+    for index in range(6):
+        assert not is_closed(clients[index])
+        leaving.say(Kind.HAND_OVER, index, descriptor=clients[index].fileno())
+        staying.adopt(index + 1)
+    wait_until(lambda: keeper.kept == 6)
+    for each in [*clients, client]:
+        each.close()
 
 
 def test_a_request_that_kills_workers_is_given_up(

@@ -272,6 +272,29 @@ def test_a_worker_that_is_stopped_is_killed_and_succeeded(
     client.close()
 
 
+def test_requests_of_a_dead_worker_are_not_turned_away(
+    serve: Serve, origin: Origin, folder_of_blob: Callable[[], tuple[str, bytes]]
+) -> None:
+    """The next worker has as many connections as it may have, before it answers one of them."""
+    path, data = folder_of_blob()
+    limits = "--workers", "1", "--max-connections", "3"
+    serving = serve(*limits, upstream=origin.url("").rstrip("/"))
+    wait_until(lambda: are_ready(serving, 1, 1))
+    clients = [Client(serving), Client(serving)]
+    for client in clients:
+        client.say(path)
+        client.head()
+    got = [client.read(MIB // 2) for client in clients]
+    clients.append(Client(serving))
+    wait_until(lambda: len(kept_ports(serving)) == 3)
+    kill(clients[0].worker)
+    origin.release()
+    for client, first in zip(clients, got, strict=False):
+        assert first + client.read(len(data) - len(first)) == data
+    for client in clients:
+        client.close()
+
+
 @pytest.fixture
 def folder_of_blob(origin: Origin) -> Callable[[], tuple[str, bytes]]:
     def make() -> tuple[str, bytes]:

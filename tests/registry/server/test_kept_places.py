@@ -1,0 +1,129 @@
+"""What a worker does only when the supervisor is sure to hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.connections import Table
+from shmstream.registry.server.kept import Kept, Place
+
+
+class Post:
+    """What a worker and the supervisor share; the supervisor hears nothing at first."""
+
+    def __init__(self) -> None:
+        self.supervisor, self._other = Channel.pair()
+        self.channel = Channel(self._other)
+        self.table = Table.make(10_000)
+        self.adopted: list[Place] = []
+
+    def kept(self) -> Kept:
+        return Kept(self.table, self.channel, self._adopt, lambda: None)
+
+    def _adopt(self, connection: socket.socket, place: Place) -> None:
+        connection.close()
+        self.adopted.append(place)
+
+    def fill(self, kept: Kept, client: socket.socket) -> int:
+        """Take connections, and give them up, until the kernel takes no more messages."""
+        count = 0
+        while not self.channel.is_waiting:
+            place = kept.take(client)
+            assert place is not None
+            if not self.channel.is_waiting:
+                place.close()
+            count += 1
+        return count
+
+    async def hear(self) -> list[Message]:
+        """Hear all that the worker has said, until the loop has nothing more to send."""
+        heard: list[Message] = []
+        while True:
+            while (message := self.supervisor.receive()) is not None:
+                if message.descriptor >= 0:
+                    os.close(message.descriptor)
+                heard.append(message)
+            if not self.channel.is_waiting:
+                return heard
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        self.supervisor.close()
+        self.channel.close()
+        self.adopted.clear()
+        self.table.close()
+        del self.table  # pytest keeps this object, and its records keep the memory
+
+
+@pytest.fixture
+def post() -> Iterator[Post]:
+    post = Post()
+    yield post
+    post.close()
+
+
+def test_a_record_is_used_again_only_when_its_end_was_told(post: Post) -> None:
+    """Else a dead worker's old connection would go on with the record of another one."""
+
+    async def go() -> None:
+        kept = post.kept()
+        one, other = socket.socketpair()
+        with one, other:
+            post.fill(kept, one)
+            first = kept.take(one)
+            assert first is not None
+            first.close()
+            second = kept.take(one)
+            assert second is not None
+            assert second._index != first._index, "CLOSED waits in this process"
+            heard = await post.hear()
+            third = kept.take(one)
+            assert third is not None
+            assert third._index == first._index
+        told = [(each.kind, each.index) for each in heard]
+        assert told[-3:] == [
+            (Kind.KEEP, first._index), (Kind.CLOSED, first._index), (Kind.KEEP, second._index)
+        ]  # fmt: skip
+        kept.close()
+
+    asyncio.run(go())
+
+
+def test_an_adopted_connection_is_touched_only_when_that_was_told(post: Post) -> None:
+    """Else the supervisor would give the connection away with what the worker before it did."""
+
+    async def go() -> None:
+        kept = post.kept()
+        one, other = socket.socketpair()
+        with one, other:
+            post.fill(kept, one)
+            post.supervisor.send(Message(Kind.ADOPT, 0, 7, b"", other.fileno()))
+            for _ in range(5):  # the loop hears it in the first turn
+                await asyncio.sleep(0)
+            assert post.adopted == []
+            heard = await post.hear()
+            assert len(post.adopted) == 1
+        assert (heard[-1].kind, heard[-1].serial) == (Kind.ADOPTED, 7)
+        kept.close()
+
+    asyncio.run(go())
+
+
+def test_an_adopted_connection_is_not_lost_with_the_supervisor(post: Post) -> None:
+    async def go() -> None:
+        kept = post.kept()
+        one, other = socket.socketpair()
+        with one, other:
+            post.fill(kept, one)
+            post.supervisor.send(Message(Kind.ADOPT, 0, 7, b"", other.fileno()))
+            post.supervisor.close()
+            while not post.adopted:
+                await asyncio.sleep(0)
+
+    asyncio.run(go())
