@@ -28,7 +28,7 @@ demo: $(VENV)/.ready  ## a stream, a flight, a registry, a cluster; one of each 
 	$(BIN)/shmstream demo
 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it
-	$(BIN)/python -X dev -m pytest -n auto --dist loadfile $(TESTS)
+	PYTHONMALLOC=default $(BIN)/python -X dev -m pytest -n auto --dist loadfile $(TESTS)
 
 check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 	$(BIN)/ruff format --check .

@@ -593,18 +593,6 @@ def _upstreams(tables: object) -> list[Upstream]:
     return [_upstream(f"upstream {number}", table) for number, table in enumerate(tables, 1)]
 
 
-def _mirrors(tables: object) -> list[Mirror]:
-    if not isinstance(tables, list):
-        raise BadSetting("mirror", "is a list of tables: [[mirror]]")
-    found = []
-    for number, table in enumerate(tables, 1):
-        try:
-            found.append(Mirror.from_table(table))
-        except ValueError as error:
-            raise BadSetting(f"mirror {number}", str(error)) from error
-    return found
-
-
 def _upstream(key: str, table: object) -> Upstream:
     if not isinstance(table, Mapping) or not {"url"} <= set(table) <= set(_READ_UPSTREAM):
         known = ", ".join(sorted(set(_READ_UPSTREAM) - {"url", "namespace"}))
@@ -619,3 +607,15 @@ def _upstream(key: str, table: object) -> Upstream:
         return Upstream(values.pop("namespace", None), url, tuple(more), **values)
     except BadSetting as error:
         raise BadSetting(f"{key}, {error.key}", error.reason) from error
+
+
+def _mirrors(tables: object) -> list[Mirror]:
+    if not isinstance(tables, list):
+        raise BadSetting("mirror", "is a list of tables: [[mirror]]")
+    found = []
+    for number, table in enumerate(tables, 1):
+        try:
+            found.append(Mirror.from_table(table))
+        except ValueError as error:
+            raise BadSetting(f"mirror {number}", str(error)) from error
+    return found

@@ -99,11 +99,11 @@ class HTTPSource:
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
-        named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
         connections: how many of them one blob may come over; None: what the call or the store says,
             or else 8 if the blob has 64 MiB or more.
         tls: which certificates to trust, and which one to show; see `TLS`.
         is_guarded: make no connection to a private address at all.
+        named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -122,10 +122,10 @@ class HTTPSource:
         netrc: bool = True,
         private_redirects: bool = False,
         stranger: Stranger | None = None,
-        named_by: str | None = None,
         connections: int | None = None,
         tls: TLS = USUAL_TLS,
         is_guarded: bool = False,
+        named_by: str | None = None,
     ) -> None:
         self.connections: int | None = check_connections(connections)
         parts = parse(url)
@@ -148,10 +148,10 @@ class HTTPSource:
             patience,
             pool,
             private_redirects=private_redirects,
-            named_by=None if named_by is None else parse(named_by),
             stranger=stranger,
             tls=tls,
             is_guarded=is_guarded,
+            named_by=None if named_by is None else parse(named_by),
         )
         self._digest = digest
         self.is_encoded: bool | None = None
