@@ -1,6 +1,7 @@
 """`Cache`: what is kept of one origin, and the rule by which the origin is asked (RFC 9111).
 
     kept and fresh                    served, and nobody is asked
+    in flight, without a lifetime     the same: it is what the origin says just now
     kept and stale, with a validator  asked whether it is still that: 304, and it is fresh again
     anything else                     asked for; the answer is kept if that is allowed
     the origin does not answer        what is kept serves, stale as it is, if that is allowed
@@ -127,12 +128,13 @@ class Found:
         return is_first or self.reply is None
 
     def close(self) -> None:
-        """Drop what was not used. The flight goes on. Idempotent. May block for a moment."""
+        """Drop what was not used. The flight goes on. Idempotent. Does not block."""
         blob, self._blob = self._blob, None
         if blob is not None:
             blob.close()
-        if self.reply is not None:
-            discard(self.reply.response)
+        if self.reply is not None:  # not drained: that could wait for the origin
+            self.reply.response.close()
+            self.reply.response.release_conn()
 
 
 class Cache:
@@ -205,9 +207,10 @@ class Cache:
     def kept(self, asked: Asked) -> Found | None:
         """What is kept and answers the request. Asks nobody; reads a small file."""
         entry = self._shelf.find(asked.url, asked.request)
-        if entry is None or not entry.serves(asked.wish, asked.arrived):
+        if entry is None or (how := self._has(entry)) is None:
             return None
-        if (how := self._has(entry)) is None:
+        arrives = how == "flight" and asked.wish.is_none and freshness.is_silent(entry.fields)
+        if not arrives and not entry.serves(asked.wish, asked.arrived):
             return None
         return self._served(entry, how, asked)
 
