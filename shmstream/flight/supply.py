@@ -40,8 +40,8 @@ class Supply:
 
     def __init__(self, source: Source, most: int, rate: float, *, is_first: bool) -> None:
         self.source = source
-        self.most = most
-        self.rate = rate
+        self.most: int = most
+        self.rate: float = rate
         self.is_first = is_first
         """Whether the bytes of the partial file came from it."""
         self.active: int = 0
