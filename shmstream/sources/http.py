@@ -103,6 +103,7 @@ class HTTPSource:
             or else 8 if the blob has 64 MiB or more.
         tls: which certificates to trust, and which one to show; see `TLS`.
         is_guarded: make no connection to a private address at all.
+        named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -124,6 +125,7 @@ class HTTPSource:
         connections: int | None = None,
         tls: TLS = USUAL_TLS,
         is_guarded: bool = False,
+        named_by: str | None = None,
     ) -> None:
         self.connections: int | None = check_connections(connections)
         parts = parse(url)
@@ -149,6 +151,7 @@ class HTTPSource:
             stranger=stranger,
             tls=tls,
             is_guarded=is_guarded,
+            named_by=None if named_by is None else parse(named_by),
         )
         self._digest = digest
         self.is_encoded: bool | None = None
@@ -220,6 +223,14 @@ class HTTPSource:
             return Description(size, _validator(headers), _media_type(headers))
         finally:
             discard(response)
+
+    @staticmethod
+    def told(response: urllib3.BaseHTTPResponse) -> tuple[int | None, str | None, str | None]:
+        """Size, validator and media type, as the head of an answer with the whole blob has them."""
+        headers = response.headers
+        length = headers.get("content-length", "0")
+        size = _size(headers) if _LENGTH.fullmatch(length) else None
+        return size, _validator(headers), _media_type(headers)
 
     def _ask(
         self,

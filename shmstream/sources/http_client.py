@@ -77,10 +77,14 @@ class Patience:
 
 
 class Reply(NamedTuple):
-    """An answer. `is_home` is False if a redirect led to another scheme, host or port."""
+    """An answer. `is_home` is False if a redirect led to another scheme, host or port.
+
+    `before` has the redirects that led to it, in order.
+    """
 
     response: urllib3.BaseHTTPResponse
     is_home: bool
+    before: tuple[urllib3.BaseHTTPResponse, ...] = ()
 
 
 class Client:
@@ -123,11 +127,13 @@ class Client:
         offset: int = 0,
         body: bytes | None = None,
         until: float | None = None,
+        stays: bool = False,
     ) -> Reply:
         """The answer, after all redirects. The caller reads its body, or calls `discard`.
 
         Blocks until the head is there. `until`: when the whole answer has to be there, its body
-        included, on the monotonic clock. A request with a `body` follows no redirect.
+        included, on the monotonic clock. A request with a `body` follows no redirect. `stays`: a
+        redirect to another origin is not followed, but is the answer.
 
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
@@ -135,8 +141,9 @@ class Client:
         asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
-        redirects, is_introduced = 0, False
-        while redirects <= _MAX_REDIRECTS:
+        before: tuple[urllib3.BaseHTTPResponse, ...] = ()
+        is_introduced = False
+        while len(before) <= _MAX_REDIRECTS:
             try:
                 response = self._send(method, url, first, headers, body, until)
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
@@ -152,12 +159,14 @@ class Client:
                     raise self.failed(offset, "it redirects what was sent to it")
                 there = self._redirected(url, location, offset)
                 if origin_of(there) != origin_of(url):
+                    if stays:
+                        return Reply(response, origin_of(url) == home, before)
                     kept = _GO_ANYWHERE | _OURS
                     headers = {name: value for name, value in headers.items() if name in kept}
                     is_introduced = False
-                url, redirects = there, redirects + 1
+                url, before = there, (*before, response)
                 continue
-            reply = Reply(response, origin_of(url) == home)
+            reply = Reply(response, origin_of(url) == home, before)
             if is_introduced or (introduced := self._introduced(reply, url)) is None:
                 return reply
             discard(response)

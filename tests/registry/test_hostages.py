@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from shmstream import SourceFailed, Store
+from shmstream.asgi.messages import BrokenOff
 from shmstream.errors import FailureKind
-from shmstream.registry.api.pull import BrokenOff, Pull, Shared
+from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.retries import Retries

@@ -12,8 +12,8 @@ import pytest
 from shmstream import Retries, Store
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.settings import Settings, Upstream
-from shmstream.registry.upstream.questions import Bounds
 from shmstream.sources.http import HTTPSource
+from shmstream.upstreams.questions import Bounds
 from tests.support import registries
 from tests.support.images import digest_of, image
 from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until

@@ -14,7 +14,7 @@ tells its media type and its layers (`upstream/manifests`), and because a blob o
 no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
 digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
 on, and not kept. Lists are asked for every time. Everything that blocks runs in a few threads
-(`singleflight`).
+(`upstreams/singleflight`).
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ from shmstream.asgi.messages import Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.accept import Accept
+from shmstream.registry.api.access import Access, check_allowed
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
-from shmstream.registry.notes import Notes
+from shmstream.registry.images import Images
 from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
@@ -45,6 +46,7 @@ from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.store import Store
 from shmstream.system.threads import Call
+from shmstream.upstreams.notes import Notes
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -66,11 +68,28 @@ class Registry:
         OSError: the store's folder cannot be written to.
     """
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        access: Access | None = None,
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`access`: which clients may pull; None: all that reach this registry.
+
+        `tell` is called with the label of an upstream, and the outcome of a question to it.
+        """
+        self._access = access
         check(settings)
-        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"))
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), tell)
         self._shared = Shared(store, settings.stall)
-        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
+        self.images: Images = Images(store)
+        self._tags = Tags(
+            Notes(store.folder, "tags"),
+            settings.tag_ttl,
+            store.__contains__,
+            settings.immutable_tags,
+        )
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
 
@@ -88,6 +107,14 @@ class Registry:
                         Call(upstream.probe, "shmstream-probe").start()
         return told
 
+    def upstreams_that_are_well(self) -> dict[str, bool]:
+        """By label, whether an upstream answers. Reads files."""
+        return self._upstreams.are_well()
+
+    def upstream_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if this process has not asked."""
+        return self._shared.title_of(digest)
+
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""
         self._prefetch.close()
@@ -96,7 +123,8 @@ class Registry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss or stale; and
+        Sets in the scope `shmstream.route`; `shmstream.user`, the client's name;
+        `shmstream.cache`: hit, flight, miss or stale; and
         `shmstream.named`: the digest that is sent, and its name for people.
         """
         unknown, detail = Code.NAME_UNKNOWN, {}
@@ -118,11 +146,18 @@ class Registry:
             await _send(scope, send, refusal.status, headers, refusal.body())
 
     async def _answer(self, asked: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        name = None
+        if self._access is not None:
+            scope["shmstream.user"] = name = await self._access.name_of(scope)
         if asked.kind is Kind.BASE:
+            if self._access is not None:
+                check_allowed(name, None)
             await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
             return
-        upstream, name = locate(self._upstreams, asked)
-        repository = Repository(upstream, name)
+        upstream, full_name = locate(self._upstreams, asked)
+        if self._access is not None:
+            check_allowed(name, upstream.allow)
+        repository = Repository(upstream, full_name)
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
@@ -233,6 +268,8 @@ class Registry:
             headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
+        if tagged is None or not tagged.is_signed:
+            self.images.note_soon(pull.repository.image, asked.reference, pull.digest)
         if scope["method"] == "GET" and tagged is not None and tagged.is_signed:
             raise Unkept(pull.repository.upstream.name, 0, "its manifest is of the first kind")
         media_type = None

@@ -29,7 +29,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
 from shmstream.errors import (
     BlobNotFound,
@@ -40,10 +40,9 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight.async_blob import AsyncBlob
+from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
-from shmstream.registry.notes import Notes
-from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
@@ -51,6 +50,8 @@ from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.store import Store
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 
@@ -75,14 +76,22 @@ class Shared:
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
+        self._titles: dict[str, str] = {}
         self._together: WeakKeyDictionary[Upstream, Together] = WeakKeyDictionary()
 
-    def note_leader(self, digest: str, repository: Hashable) -> None:
+    def note_leader(self, digest: str, repository: Repository) -> None:
         """Note whose upstream gives the bytes of a flight. Any thread may call it."""
         self.led.pop(digest, None)
-        self.led[digest] = repository
+        self.led[digest] = repository.key
+        self._titles[digest] = repository.upstream.title
         if len(self.led) > _MOST_LED:
-            self.led.pop(next(iter(self.led)), None)
+            oldest = next(iter(self.led))
+            self.led.pop(oldest, None)
+            self._titles.pop(oldest, None)
+
+    def title_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if nobody knows."""
+        return self._titles.get(digest, "")
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
@@ -92,7 +101,7 @@ class Shared:
         together = self._together.get(upstream)
         if together is None:
             together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
-        return await together.ask((repository.key, *what), call)
+        return await together.ask((repository.key, *what), request_id.carrying(call))
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""
@@ -156,7 +165,7 @@ class Pull:
         return self.repository.source(self._kind, self.digest, self._answered, self._known)
 
     def _answered(self, media_type: str | None, size: int | None) -> None:
-        self._shared.note_leader(self.digest, self.repository.key)
+        self._shared.note_leader(self.digest, self.repository)
         self._shared.grants.record(self.repository, self._kind, self.digest, media_type, size)
 
     def _goes_past(self, source: RepositorySource) -> bool:
@@ -312,7 +321,3 @@ class Pull:
                 raise BrokenOff(str(error)) from error
 
         await self._attempt(use)
-
-
-class BrokenOff(Exception):
-    """A response ends short of its Content-Length. The server must close the connection."""

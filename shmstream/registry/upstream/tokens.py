@@ -29,7 +29,6 @@ from shmstream.errors import SourceError
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
-from shmstream.registry.upstream.questions import patiently
 from shmstream.sources.base import public
 from shmstream.sources.http_client import (
     WHOLE,
@@ -40,6 +39,7 @@ from shmstream.sources.http_client import (
     parse,
 )
 from shmstream.sources.http_tls import TLS, USUAL_TLS
+from shmstream.upstreams.questions import patiently
 
 _MARGIN = 0.1  # part of a token's life, at its end, in which it is not used
 _LARGEST_ANSWER = 1 << 20  # bytes

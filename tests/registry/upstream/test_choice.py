@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from shmstream.errors import SourceError
-from shmstream.registry.notes import Notes
 from shmstream.registry.settings import BadSetting, Settings, Upstream
 from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Repository, RepositorySource
+from shmstream.upstreams.notes import Notes
 from tests.support.images import digest_of, image
 from tests.support.quirks import Asked, Quirks, Reply, nothing, plain
 
