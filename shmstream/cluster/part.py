@@ -94,6 +94,9 @@ class Company(Protocol):
     def tell(self, call: Callable[[], object]) -> None:
         """Make a call of the directory in another thread."""
 
+    def began(self, part: Part) -> None:
+        """The flight of the part asks for its first bytes."""
+
     def moved(self) -> None:
         """The part has another parent."""
 
@@ -111,9 +114,9 @@ class Part:
 
         `besides` is the address of its node, for a guest.
         """
-        self._is_guest = besides is not None
+        self.is_guest: bool = besides is not None
         self._never = {besides} if besides else set()
-        self._patience = _STALLED if self._is_guest else PATIENCE
+        self._patience = _STALLED if self.is_guest else PATIENCE
         self._node = node
         self.key: str = key
         self.me: Me = Me(address, secrets.token_hex(8))
@@ -161,11 +164,12 @@ class Part:
         if not self._is_used:
             self._is_used = True
             self._node.directory.use()
+            self._node.began(self)
         self._note_progress(offset)
         with self._lock:
             self._is_lost, self._upstream_feed = False, None
         if time.monotonic() - self._since > self._patience:
-            level = logging.INFO if self._is_guest else logging.WARNING
+            level = logging.INFO if self.is_guest else logging.WARNING
             _log.log(level, "%s: nothing came from any node for %g s", self.key, self._patience)
             self._since = time.monotonic()
             return self._from_upstream(upstream, offset, validator)
@@ -176,7 +180,7 @@ class Part:
         if decision.verdict is Verdict.LEAD:
             self._lead()
             return self._from_upstream(upstream, offset, validator)
-        has_leader = bool(decision.leader) and not self._is_guest
+        has_leader = bool(decision.leader) and not self.is_guest
         if decision.verdict is Verdict.WAIT and not (has_leader or self.me.node):
             return self._from_upstream(upstream, offset, validator)
         self._stop_leading()
@@ -189,7 +193,7 @@ class Part:
             self._offset, self._since = offset, time.monotonic()
             self._poll, self._pause = _POLL, _FIRST_PAUSE
             self._waiting.clear()
-            if not self._is_guest:
+            if not self.is_guest:
                 self._decision = None
 
     def _decide(self, source: str) -> Decision:
@@ -291,7 +295,7 @@ class Part:
             else:
                 self._set_parent(peer)
                 self._parents.add(peer)
-                if self._is_guest:  # it may ask for one piece after another
+                if self.is_guest:  # it may ask for one piece after another
                     self._reuse(decision, (each,))
                 return feed
         if self._refused:

@@ -57,6 +57,9 @@ class Company:
     def moved(self) -> None:
         pass
 
+    def began(self, _part: Part) -> None:
+        pass
+
     def decide(self, *_: Any, avoid: list[str], refused: list[str], **__: Any) -> Decision:
         self.calls.append(self._clock.now)
         self.accused += refused
