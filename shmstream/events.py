@@ -49,8 +49,8 @@ class EventKind(StrEnum):
 class Event:
     """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`.
 
-    `seconds`, of `ASKED` and `UNANSWERED`: for how long the directory has been away since the last
-    such event.
+    `seconds`: of `TOOK_OVER`, how long readers had waited for bytes; of `ASKED` and `UNANSWERED`,
+    for how long the directory has been away since the last such event.
     """
 
     kind: EventKind

@@ -138,6 +138,7 @@ class Part:
         self._offset = -1
         self._since = time.monotonic()  # when the offset was reached
         self._was_told = False  # that the upstream has failed
+        self._has_reached = False  # the upstream has answered this part
 
     def source(self, upstream: Source) -> Joined:
         """`upstream`, or a node that has its bytes already."""
@@ -234,7 +235,7 @@ class Part:
         self._set_parent("upstream")
         known = validator if validator is not None and validator == self._validator else None
         feed = upstream.open(offset, known)
-        self._validator = feed.validator
+        self._validator, self._has_reached = feed.validator, True
         with self._lock:
             if not self._is_lost:
                 self._upstream_feed = feed
@@ -247,12 +248,12 @@ class Part:
     ) -> Feed:
         """The upstream has failed for the leader.
 
-        If the leader could not even reach it, that may be the leader's own trouble: then this node
-        tries once, too.
+        If the leader could never even reach it, that may be the leader's own trouble: then this
+        node tries once, too.
         """
-        self._was_told = True
-        reason, status, kind = _failure(why)
-        if kind.is_without_connection:
+        was_told, self._was_told = self._was_told, True
+        reason, status, kind, was_reached = _failure(why)
+        if kind.is_without_connection and not (was_reached or was_told):
             try:
                 return self._from_upstream(upstream, offset, validator)
             except SourceError as error:
@@ -331,7 +332,16 @@ class Part:
     # The end.
 
     def ended(self, error: BaseException | None) -> None:
-        """The flight has ended, with the complete blob if `error` is None. Does not wait."""
+        """The flight has ended, with the complete blob if `error` is None.
+
+        Does not wait, unless it has failed for all nodes, or got wrong bytes. Then the directory is
+        to know that before the children do, or one of them would be told to lead:
+
+            leader                                   child
+            aborts: its endpoint answers 404
+                                                     asks: the leader has gone, so lead
+            tells that the upstream has failed       tries all over again, and so does the next
+        """
         self._stop_leading()
         self._node.ended(self)
         if not self._is_used:
@@ -349,7 +359,10 @@ class Part:
             finally:
                 directory.let_go()
 
-        self._node.tell(leave)
+        if how in ("failed", "wrong"):
+            leave()
+        else:
+            self._node.tell(leave)
 
     def _farewell(self, error: BaseException | None) -> tuple[str, str]:
         """How the flight has ended, in the words of `scripts.LEAVE`."""
@@ -367,18 +380,20 @@ class Part:
             "kind": str(error.kind),
             "status": error.status,
             "reason": error.reason[:500],
+            "reached": self._has_reached,
         }
         return ("failed", json.dumps(facts)) if self._asked else ("over", "")
 
 
-def _failure(why: str) -> tuple[str, int | None, FailureKind]:
-    """What another node has told of its failure: the reason, the status, and the kind."""
+def _failure(why: str) -> tuple[str, int | None, FailureKind, bool]:
+    """What another node has told: the reason, the status, the kind, and if it got an answer."""
     try:
         facts = json.loads(why)
         status = facts["status"]
-        return str(facts["reason"]), status and int(status), FailureKind(facts["kind"])
-    except (ValueError, LookupError, TypeError):
-        return "it does not say why", None, FailureKind.BROKEN
+        kind, was_reached = FailureKind(facts["kind"]), facts.get("reached") is True
+        return str(facts["reason"]), status and int(status), kind, was_reached
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "it does not say why", None, FailureKind.BROKEN, True
 
 
 def _is_for_all(error: SourceFailed) -> bool:

@@ -468,6 +468,7 @@ class Flight:
             must_end, follower = self._wait_for_another(copier)
             if not must_end:
                 return follower
+        quiet_for = copier.quiet_for
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -486,7 +487,9 @@ class Flight:
             return None
         streamer.forget_last_words()
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
-        self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
+        self._policy.tell(
+            Event(EventKind.TOOK_OVER, self.place.key, streamer.appended, seconds=quiet_for)
+        )
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
         leader = self._leader_of(streamer, sources, permit, words)
         try:

@@ -9,9 +9,12 @@ from __future__ import annotations
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import OutOfResources
 from shmstream.mirror.mirrors import Mirrors
+from shmstream.registry.api.access import Access
 from shmstream.registry.api.distribution import Registry
+from shmstream.registry.housekeeping import Housekeeper
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
+from shmstream.registry.ops.catalogue import NAMES, PATH, Catalogue
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.middleware import App, Observer
 from shmstream.registry.ops.names import Names
@@ -38,19 +41,27 @@ class Application:
         BadSetting: a file that the settings of the cluster name cannot be used.
         """
         metrics = Metrics()
+        self._access = Access.of(settings)
         store = Store(
             settings.store,
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
-            retries=Retries(least_rate=settings.min_rate, outage=settings.outage),
+            retries=Retries(
+                least_rate=settings.min_rate, outage=settings.outage, on_retry=metrics.retried
+            ),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             cluster=None if settings.cluster is None else settings.cluster.make(),
             on_event=metrics.flew,
         )
-        self.registry: Registry = Registry(settings, store)
+        self.registry: Registry = Registry(settings, store, self._access, metrics.asked)
+        metrics.upstream_of = self.registry.upstream_of
+        self._housekeeper = Housekeeper(settings, store)
+        self._catalogue = None
+        if settings.admins and self._access is not None:
+            self._catalogue = Catalogue(settings, store, self._access)
         self.mirrors: Mirrors = Mirrors(
             settings.mirrors,
             store,
@@ -60,9 +71,10 @@ class Application:
         )
         names = Names(Notes(store.folder, "names"))
         self.operations: Operations = Operations(
-            Status(settings, store, metrics, names.of),
+            Status(settings, store, metrics, names.of, self.registry.upstreams_that_are_well),
             metrics,
             self._problems,
+            self._access,
         )
         self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
@@ -75,6 +87,7 @@ class Application:
     def stop(self) -> None:
         """The server is about to stop: end the responses that have no end. Idempotent."""
         self._observer.is_stopping = True
+        self._housekeeper.stop()
         self.operations.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +96,9 @@ class Application:
             path = scope["path"]
             is_for_registry = path == "/v2" or path.startswith("/v2/")
             app: App = self.operations
-            if is_for_registry:
+            if self._catalogue is not None and (path == NAMES or path.startswith(PATH)):
+                app = self._serve_admins
+            elif is_for_registry:
                 app = self._serve_registry
             elif self.mirrors.find(path) is not None:
                 app = self._serve_mirror
@@ -92,6 +107,11 @@ class Application:
             await self._live(receive, send)
         else:
             raise ValueError(f"this application speaks HTTP only, not {scope['type']}")
+
+    async def _serve_admins(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        assert self._catalogue is not None
+        scope["shmstream.route"] = "admin"
+        await self._catalogue(scope, send)
 
     async def _serve_registry(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._metrics.clients.track_inprogress():
@@ -104,12 +124,17 @@ class Application:
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
         self._metrics.started()
+        self._housekeeper.start()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
         self.stop()
         self.registry.close()
         self.mirrors.close()
         self.operations.close()
+        if self._catalogue is not None:
+            self._catalogue.close()
+        if self._access is not None:
+            self._access.close()
         try:
             await in_thread(process.close_all, _CLOSER)
         except OutOfResources:  # no thread can be started; and nothing else is served any more

@@ -401,6 +401,8 @@ class Download:
             self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
+        if self._retries.on_retry is not None:
+            self._retries.on_retry(error)
         now = time.monotonic()
         if self._failing_since is None or position > self._failing_at:
             self._failing_since, self._failing_at = now, position

@@ -21,6 +21,8 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shmstream.system.files import is_for_group, open_file
@@ -92,8 +94,18 @@ class Notes:
 
     def read(self, key: tuple[str, ...]) -> Note | None:
         """The note; None if there is none that can be read."""
+        return self._read(self._path(key))
+
+    def all(self) -> Iterator[Note]:
+        """All notes that can be read, in no order."""
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if "." not in entry.name and (note := self._read(entry.path)) is not None:
+                    yield note
+
+    def _read(self, path: str) -> Note | None:
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | _FLAGS)
+            fd = os.open(path, os.O_RDONLY | _FLAGS)
         except OSError:
             return None
         try:

@@ -32,11 +32,13 @@ from shmstream.asgi.messages import Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.accept import Accept
+from shmstream.registry.api.access import Access, check_allowed
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
+from shmstream.registry.images import Images
 from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
@@ -66,11 +68,28 @@ class Registry:
         OSError: the store's folder cannot be written to.
     """
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        access: Access | None = None,
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`access`: which clients may pull; None: all that reach this registry.
+
+        `tell` is called with the label of an upstream, and the outcome of a question to it.
+        """
+        self._access = access
         check(settings)
-        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"))
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), tell)
         self._shared = Shared(store, settings.stall)
-        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
+        self.images: Images = Images(store)
+        self._tags = Tags(
+            Notes(store.folder, "tags"),
+            settings.tag_ttl,
+            store.__contains__,
+            settings.immutable_tags,
+        )
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
 
@@ -88,6 +107,14 @@ class Registry:
                         Call(upstream.probe, "shmstream-probe").start()
         return told
 
+    def upstreams_that_are_well(self) -> dict[str, bool]:
+        """By label, whether an upstream answers. Reads files."""
+        return self._upstreams.are_well()
+
+    def upstream_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if this process has not asked."""
+        return self._shared.title_of(digest)
+
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""
         self._prefetch.close()
@@ -96,7 +123,8 @@ class Registry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss or stale; and
+        Sets in the scope `shmstream.route`; `shmstream.user`, the client's name;
+        `shmstream.cache`: hit, flight, miss or stale; and
         `shmstream.named`: the digest that is sent, and its name for people.
         """
         unknown, detail = Code.NAME_UNKNOWN, {}
@@ -118,11 +146,18 @@ class Registry:
             await _send(scope, send, refusal.status, headers, refusal.body())
 
     async def _answer(self, asked: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        name = None
+        if self._access is not None:
+            scope["shmstream.user"] = name = await self._access.name_of(scope)
         if asked.kind is Kind.BASE:
+            if self._access is not None:
+                check_allowed(name, None)
             await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
             return
-        upstream, name = locate(self._upstreams, asked)
-        repository = Repository(upstream, name)
+        upstream, full_name = locate(self._upstreams, asked)
+        if self._access is not None:
+            check_allowed(name, upstream.allow)
+        repository = Repository(upstream, full_name)
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
@@ -233,6 +268,8 @@ class Registry:
             headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
+        if tagged is None or not tagged.is_signed:
+            self.images.note_soon(pull.repository.image, asked.reference, pull.digest)
         if scope["method"] == "GET" and tagged is not None and tagged.is_signed:
             raise Unkept(pull.repository.upstream.name, 0, "its manifest is of the first kind")
         media_type = None

@@ -40,6 +40,7 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight.async_blob import AsyncBlob
+from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
 from shmstream.registry.upstream import manifests
@@ -75,14 +76,22 @@ class Shared:
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
+        self._titles: dict[str, str] = {}
         self._together: WeakKeyDictionary[Upstream, Together] = WeakKeyDictionary()
 
-    def note_leader(self, digest: str, repository: Hashable) -> None:
+    def note_leader(self, digest: str, repository: Repository) -> None:
         """Note whose upstream gives the bytes of a flight. Any thread may call it."""
         self.led.pop(digest, None)
-        self.led[digest] = repository
+        self.led[digest] = repository.key
+        self._titles[digest] = repository.upstream.title
         if len(self.led) > _MOST_LED:
-            self.led.pop(next(iter(self.led)), None)
+            oldest = next(iter(self.led))
+            self.led.pop(oldest, None)
+            self._titles.pop(oldest, None)
+
+    def title_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if nobody knows."""
+        return self._titles.get(digest, "")
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
@@ -92,7 +101,7 @@ class Shared:
         together = self._together.get(upstream)
         if together is None:
             together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
-        return await together.ask((repository.key, *what), call)
+        return await together.ask((repository.key, *what), request_id.carrying(call))
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""
@@ -156,7 +165,7 @@ class Pull:
         return self.repository.source(self._kind, self.digest, self._answered, self._known)
 
     def _answered(self, media_type: str | None, size: int | None) -> None:
-        self._shared.note_leader(self.digest, self.repository.key)
+        self._shared.note_leader(self.digest, self.repository)
         self._shared.grants.record(self.repository, self._kind, self.digest, media_type, size)
 
     def _goes_past(self, source: RepositorySource) -> bool:

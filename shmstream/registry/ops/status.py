@@ -6,14 +6,16 @@ at most once in 30 s, the store's folder. So it is for one thread at a time, not
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shmstream import __version__
 from shmstream.cluster.account import Account, Pull, of_node
 from shmstream.registry.ops.metrics import Metrics, Totals
+from shmstream.registry.ops.processes import Processes
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.storage.stock import Stock
@@ -46,8 +48,11 @@ class Status:
         store: Store,
         metrics: Metrics,
         name_of: Callable[[str], str | None],
+        upstreams: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
-        """`name_of` returns the name of a digest for people."""
+        """`name_of` returns the name of a digest for people; `upstreams` which of them answer."""
+        self._upstreams = upstreams
+        self._processes = Processes()
         self._name_of = name_of
         self._settings = settings
         self._store = store
@@ -56,13 +61,18 @@ class Status:
         self._counted = _Counted()
         self.folder: str = store.folder
 
-    def gauges(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float | Mapping[tuple[str, ...], float]]:
         """The gauges of the metrics: values that are looked at, and not counted."""
         flights = self._store.flights()
         others = [follower for flight in flights for follower in followers_of(flight)]
         stock, account = self._take_stock(commits=None), self._account()
         pulls = [] if account is None else account.pulls.values()
         return {
+            "shmstream_build_info": {(__version__, platform.python_version()): 1.0},
+            "shmstream_upstream_up": {
+                (name,): float(is_well) for name, is_well in self._upstreams().items()
+            },
+            **self._processes.look(),
             "shmstream_flights_from_peers": sum(
                 each.parent not in ("", "upstream") for each in pulls
             ),

@@ -19,9 +19,11 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import urlsplit
 
-from shmstream.registry import settings as configured
+from shmstream.registry import tables as configured
 from shmstream.registry.api.routes import canonical
 from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import credentials
@@ -39,8 +41,17 @@ _HOST = re.compile(
 class Upstreams:
     """All upstreams of a registry. Any thread may use it."""
 
-    def __init__(self, settings: Settings, reached: Notes) -> None:
-        """`reached`: where all workers note whether upstreams answer."""
+    def __init__(
+        self,
+        settings: Settings,
+        reached: Notes,
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`reached`: where all workers note whether upstreams answer.
+
+        `tell` is called with the label of an upstream, and the outcome of a question to it.
+        """
+        self._tell = tell
         self._settings = settings
         self._reached = reached
         named = [each for each in settings.upstreams if not each.is_pattern]
@@ -58,6 +69,17 @@ class Upstreams:
         for each in (*self._fixed, *met):
             yield each
             yield from each.others
+
+    def are_well(self) -> dict[str, bool]:
+        """By label, whether the last question was answered, as all workers have seen it."""
+        with self._lock:
+            met = list(self._met.values())
+        found: dict[str, bool] = {}
+        for each in (*self._fixed, *met):
+            urls = (each, *each.others)
+            is_well = any(url.reach.problem is None for url in urls)
+            found[each.title] = found.get(each.title, True) and is_well
+        return found
 
     def get(self, namespace: str | None) -> Upstream | None:
         """The upstream of a namespace; None for the upstream without one."""
@@ -106,11 +128,19 @@ class Upstreams:
             max_downloads=told.max_downloads,
             connections=told.connections or usual.connections,
             is_guarded=told.is_open,
+            title=label_of(told),
             room=told.namespace if told.is_pattern else None,
             own_rights=json.dumps(own) if any(own) else "",
+            allow=told.allow,
+            tell=None if self._tell is None else partial(self._tell, label_of(told)),
             others=others or (),
             is_other=others is None,
         )
+
+
+def label_of(told: configured.Upstream) -> str:
+    """How metrics name an upstream: by its namespace, a pattern as it is; else by its host."""
+    return told.namespace or urlsplit(told.url).netloc
 
 
 def check(settings: Settings) -> None:

@@ -31,6 +31,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from shmstream.errors import FailureKind, SourceError
+from shmstream.registry import request_id
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
@@ -73,6 +74,8 @@ class Repository:
     def __init__(self, upstream: Upstream, name: str) -> None:
         self.upstream: Upstream = upstream
         self.name: str = upstream.full_name(name)
+        self.image: str = f"{upstream.label}/{upstream.plain_name(name)}"
+        """Its name for people, with the registry that has it: docker.io/library/debian."""
         self._others = [Repository(each, name) for each in upstream.others]
 
     def __repr__(self) -> str:
@@ -362,6 +365,7 @@ class RepositorySource:
         self._known = known
         self.was_asked: bool = False
         self.failure: SourceError | None = None
+        self._request_id = request_id.current()
         self._are_encoded: dict[Repository, bool | None] = {}
         self._last: Repository | None = None  # the URL that was opened last, and has failed
         self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
@@ -414,6 +418,8 @@ class RepositorySource:
         """
         upstream = repository.upstream
         headers = _accepting(self._kind)
+        if self._request_id:
+            headers[request_id.HEADER] = self._request_id
 
         def call(authorization: dict[str, str]) -> Feed:
             source = HTTPSource(

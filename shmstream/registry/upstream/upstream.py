@@ -37,6 +37,7 @@ from urllib.parse import quote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
+from shmstream.registry import request_id
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.credentials import (
     Credential,
@@ -56,7 +57,7 @@ from shmstream.sources.http_client import (
     parse,
 )
 from shmstream.sources.http_tls import TLS, USUAL_TLS
-from shmstream.upstreams.health import Reach
+from shmstream.upstreams.health import Reach, is_refusal
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.questions import USUAL, Bounds, patiently
 
@@ -100,6 +101,9 @@ class Upstream:
         others: the same images at other URLs.
         is_other: it is one of the others: credentials in the environment are not for it.
         room: the name of the threads that ask it; None: its own.
+        title: its label in metrics.
+        allow: the names of the clients that may pull from it, as in the settings.
+        tell: is called with the outcome of each question: answered, refused, failed.
     """
 
     def __init__(
@@ -119,6 +123,9 @@ class Upstream:
         others: tuple[Upstream, ...] = (),
         is_other: bool = False,
         room: str | None = None,
+        title: str = "",
+        allow: tuple[str, ...] | None = None,
+        tell: Callable[[str], None] | None = None,
         connections: int = 1,
     ) -> None:
         """Raises:
@@ -139,7 +146,10 @@ class Upstream:
         self.is_guarded: bool = is_guarded
         self.others: tuple[Upstream, ...] = others
         self._is_other = is_other
+        self.allow: tuple[str, ...] | None = allow
+        self._tell = tell or (lambda _: None)
         self.room: str = room or self.name
+        self.title: str = title
         self.is_anonymous: bool = is_anonymous
         self.max_downloads: int | None = max_downloads
         places = None if max_downloads is None else threading.BoundedSemaphore(max_downloads)
@@ -172,8 +182,17 @@ class Upstream:
 
     def full_name(self, name: str) -> str:
         """The upstream's own name for the repository that a client calls `name`."""
-        full = f"library/{name}" if self.is_hub and "/" not in name else name
+        full = self.plain_name(name)
         return f"{self.prefix}/{full}" if self.prefix else full
+
+    def plain_name(self, name: str) -> str:
+        """The same without the prefix."""
+        return f"library/{name}" if self.is_hub and "/" not in name else name
+
+    @property
+    def label(self) -> str:
+        """The registry's name for people: the namespace, or the host."""
+        return "docker.io" if self.is_hub else self.namespace or self.host
 
     def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of its API."""
@@ -247,8 +266,10 @@ class Upstream:
         except SourceError as error:
             error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
+            self._tell("refused" if is_refusal(error) else "failed")
             raise
         self.reach.answered()
+        self._tell("answered")
         return found
 
     def _authorised(self, repository: str, call: Callable[[dict[str, str]], T], until: float) -> T:
@@ -414,4 +435,9 @@ def _nothing() -> None:
 
 
 def _headers(authorization: str | None) -> dict[str, str]:
-    return _AGENT if authorization is None else {**_AGENT, "authorization": authorization}
+    headers = dict(_AGENT)
+    if authorization is not None:
+        headers["authorization"] = authorization
+    if name := request_id.current():
+        headers[request_id.HEADER] = name
+    return headers
