@@ -12,7 +12,8 @@ of their own, verifies the digest and syncs the blob to the disk; aria2c and cur
     sources      two origins of `--rate` MiB/s for each of two connections, beside one
     kills        the leader is killed (SIGKILL) in the middle, a follower goes on; how many bytes
                  the origin sent more than the blob has
-    s3           a local S3 server (moto), by fsspec, beside `s3fs.get`
+    s3           a local S3 server (moto) behind a proxy that gives each connection `--rate`
+                 MiB/s, by fsspec, beside `s3fs.get`; an eighth of the blob's size
 
 All ways of one kind are gone in turn, in each round; figures are medians. With `--docs` the table
 is written into that page, between its marks.
@@ -23,12 +24,14 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -273,6 +276,40 @@ def measure_kills(bench: Bench) -> list[Row]:
     return [Row("kills", f"{chosen.kills} leaders killed", None, None, beside, "at most 16 MiB")]
 
 
+class _Proxy:
+    """Passes connections on to a port of this host; what comes back is at `rate` bytes a second."""
+
+    def __init__(self, port: int, rate: int) -> None:
+        self._to = port
+        self._rate = rate
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # it was closed
+            while True:
+                client, _ = self._listening.accept()
+                server = socket.create_connection(("127.0.0.1", self._to))
+                for each in ((client, server, 0), (server, client, self._rate)):
+                    threading.Thread(target=self._pass_on, args=each, daemon=True).start()
+
+    @staticmethod
+    def _pass_on(one: socket.socket, other: socket.socket, rate: int) -> None:
+        due = time.monotonic()
+        with suppress(OSError):
+            while data := one.recv(1 << 16):
+                if rate:
+                    due = max(due, time.monotonic()) + len(data) / rate
+                    time.sleep(max(due - time.monotonic(), 0.0))
+                other.sendall(data)
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._listening.close()
+
+
 def measure_s3(bench: Bench) -> list[Row]:
     """An S3 server on this machine."""
     import fsspec
@@ -280,11 +317,17 @@ def measure_s3(bench: Bench) -> list[Row]:
     from tests.support import s3
 
     chosen = bench.chosen
-    with bench.origin() as (origin, blob), s3.serving() as server:
+    with ExitStack() as stack:
+        origin, _ = stack.enter_context(bench.origin())
+        blob = origin.make(chosen.size * MIB // 8)
+        server = stack.enter_context(s3.serving())
+        proxy = _Proxy(int(server.options["endpoint_url"].rpartition(":")[2]), chosen.rate * MIB)
+        stack.callback(proxy.close)
         system = fsspec.filesystem("s3", **server.options)
         system.mkdir("bench")
         system.put_file(str(origin._files / blob.name), "bench/blob")
-        given = ["s3://bench/blob", json.dumps(server.options)]
+        options = {**server.options, "endpoint_url": f"http://127.0.0.1:{proxy.port}"}
+        given = ["s3://bench/blob", json.dumps(options)]
         code = (
             "import fsspec, json, sys; fsspec.filesystem('s3', **json.loads(sys.argv[1]))"
             ".get_file('bench/blob', 'out')"

@@ -82,6 +82,7 @@ _AT_ONCE = 1 << 20  # bytes
 _LOOK = 0.05  # s; from look to look at the piece at the front
 _LATE = 0.5  # s
 _SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no longer
+_LONG_SILENCE = 20.0  # s; likewise, of a source that gives much at once
 _TOO_SLOW = 3.0  # times as long as another connection needs
 _PROOF = 64 << 10  # bytes
 
@@ -145,6 +146,7 @@ class Lanes:
         self._own_is_left = False  # the leader's own feed was closed, because it was late
         # Of the leader's own feed, as the thread that looks sees it:
         self._feeds = 0  # how many there were
+        self._own_lump = 0  # bytes that came at once, at most
         self._own_piece: _Own | None = None
         self._rates: list[float] = []  # of the last two slices of time
         self._single = 0.0
@@ -224,11 +226,13 @@ class Lanes:
     def _is_worthwhile(self) -> bool:
         return (self._streamer.size or 0) - self._streamer.appended >= _WORTH
 
-    def room(self) -> int:
+    def room(self, lump: int = 0) -> int:
         """Before the leader takes more from its own feed: how many bytes it may take.
 
-        0: the bytes that follow are here, or come over another connection.
+        0: the bytes that follow are here, or come over another connection. `lump`: bytes that have
+        come at once.
         """
+        self._own_lump = max(self._own_lump, lump)
         if self._pieces is None:
             return _AT_ONCE
         front = self._streamer.appended
@@ -392,7 +396,10 @@ class Lanes:
             return False
         pieces = self._pieces
         end = self._streamer.size if pieces is None else pieces.own_end or self._streamer.size
-        return self._is_slow(now, own.began, own.moved, front - own.start, (end or 0) - front)
+        got, left = front - own.start, (end or 0) - front
+        return self._is_silent(now - own.moved, self._own_lump, _SILENCE if not got else 0.0) or (
+            self._is_slow(now - own.began, got, left)
+        )
 
     def _give_up(self) -> None:
         """No further connections; what came over them stays."""
@@ -501,17 +508,27 @@ class Lanes:
         return True
 
     def _is_late(self, piece: Piece, now: float) -> bool:
-        got, left = piece.at - piece.start, piece.end - piece.at
-        return self._is_slow(now, piece.began, piece.moved, got, left)
+        supply, got, left = piece.supply, piece.at - piece.start, piece.end - piece.at
+        usual = (_TOO_SLOW * supply.delay or _SILENCE) if not got else 0.0
+        return self._is_silent(now - piece.moved, supply.lump, usual) or (
+            self._is_slow(now - piece.began, got, left)
+        )
 
-    def _is_slow(self, now: float, began: float, moved: float, got: int, left: int) -> bool:
+    def _is_silent(self, silence: float, lump: int, usual: float) -> bool:
+        """Whether a connection has been silent for longer than one of its kind would be.
+
+        `usual`: for so many seconds it may be anyway.
+        """
+        best = max(max(each.rate for each in self._supplies), 1.0)
+        between = min(4 * _ENOUGH / best, _SILENCE)
+        return silence > _LATE + max(between, min(4 * lump / best, _LONG_SILENCE), usual)
+
+    def _is_slow(self, took: float, got: int, left: int) -> bool:
         """Whether another connection would bring what is `left` much sooner."""
-        took, best = now - began, max(each.rate for each in self._supplies)
-        if took < _LATE:
+        best = max(each.rate for each in self._supplies)
+        if took < _LATE or not got or not best:
             return False
-        if now - moved > _LATE + min(4 * _ENOUGH / max(best, 1.0), _SILENCE):
-            return True
-        return best > 0 and left > got / took * (_TOO_SLOW * left / best + _LATE)
+        return left > got / took * (_TOO_SLOW * left / best + _LATE)
 
     def _can_bring(self) -> bool:
         """Whether a connection brings, or will bring, the bytes at the front."""
@@ -624,7 +641,7 @@ class Lanes:
                             return
                         position, run = self._locate(piece)
                         count = os.pwrite(fd, view[done : done + run], position)
-                        self._came(piece, count)
+                        self._came(piece, count, len(view))
                     done += count
 
     def _locate(self, piece: Piece) -> tuple[int, int]:
@@ -632,15 +649,18 @@ class Lanes:
         position, run = self._file.locate(piece.at)
         return position, min(run, piece.end - piece.at)
 
-    def _came(self, piece: Piece, count: int) -> None:
+    def _came(self, piece: Piece, count: int, lump: int = 0) -> None:
         if not count:
             return
         with self._lock:
             if self._is_stopped or self._pieces is None:
                 return
-            self._pieces.came(piece, count)
             supply = piece.supply
             supply.gave += count
+            supply.lump = max(supply.lump, lump)
+            if piece.at == piece.start:
+                supply.delay = max(supply.delay, time.monotonic() - piece.began)
+            self._pieces.came(piece, count)
             if not supply.is_proved:
                 supply.is_proved = True
                 self._work.notify_all()

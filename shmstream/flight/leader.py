@@ -608,7 +608,7 @@ class Leader:
         """Append the bytes of the feed that are new; see `_receive`."""
         for data in self._download.new(feed, self.streamer.appended, self):
             if data:
-                if not self._lanes.room():
+                if not self._lanes.room(len(data)):
                     return True
                 self._take(data)
             else:

@@ -46,6 +46,10 @@ class Supply:
         """Whether the bytes of the partial file came from it."""
         self.active: int = 0
         """Connections that bring pieces."""
+        self.lump: int = 0
+        """Bytes that came at once, at most: so long it may be silent in between."""
+        self.delay: float = 0.0
+        """Seconds until the first byte of a piece came, at most."""
         self.gave: int = 0
         """Bytes of all pieces."""
         self.is_proved: bool = False

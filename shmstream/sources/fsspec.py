@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _FIRST_REQUEST = 256 << 10  # bytes
-_FIRST_OF_PART = 1 << 20  # bytes
+_FIRST_OF_PART = 4 << 20  # bytes
 _LARGEST_REQUEST = 8 << 20  # bytes; each request costs a round trip, whatever its size
 _QUICK, _SLOW = 0.25, 1.0  # s; after a request that was quick the next is larger, else smaller
 _PIECE = 256 << 10  # bytes; the most that is taken at once of what comes over HTTP
