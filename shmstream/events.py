@@ -23,6 +23,12 @@ class EventKind(StrEnum):
     """Bytes came from a source; counts the bytes since the last such event."""
     FROM_PEER = "from a peer"
     """Bytes came from another node of the cluster; counts as `RECEIVED`."""
+    GIVEN = "given"
+    """Bytes went to another node of the cluster; counts the bytes since the last such event."""
+    ASKED = "asked"
+    """The directory of the cluster was asked, and has answered."""
+    UNANSWERED = "unanswered"
+    """The directory of the cluster was asked, and did not answer."""
     FAILED_OVER = "failed over"
     """A source was given up; the next source is asked."""
     COMMITTED = "committed"
@@ -41,8 +47,13 @@ class EventKind(StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`."""
+    """Something happened to the blob of `key`. `count` is in bytes; see `EventKind`.
+
+    `seconds`: of `TOOK_OVER`, how long readers had waited for bytes; of `ASKED` and `UNANSWERED`,
+    for how long the directory has been away since the last such event.
+    """
 
     kind: EventKind
     key: str
     count: int = 0
+    seconds: float = 0.0

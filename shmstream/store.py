@@ -32,7 +32,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
-from shmstream.events import Event, EventKind
+from shmstream.events import Event
 from shmstream.flight import cancelling, offers
 from shmstream.flight.blob import Blob
 from shmstream.flight.blob_writer import BlobWriter
@@ -42,6 +42,7 @@ from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import Passage
 from shmstream.flight.producer import Order, Producer
 from shmstream.flight.progress import Bar, Listener, Progress, listener
+from shmstream.sources.base import check_connections
 from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources
@@ -87,6 +88,9 @@ class Store:
             machine may leave wrong blobs, which only `check` or `verify` detects.
         verify: hash every complete blob before it is opened, and download a damaged blob anew.
         retries: how often sources are tried.
+        connections: how many connections one blob may come over from each of its sources, if a
+            source does not say that itself. None: 8 for HTTP and object stores if the blob has
+            64 MiB or more, else 1. With a digest, several sources are used at once.
         chunk_size: bytes of a chunk; the last chunk is withheld until the digest is verified.
         max_subscribers: readers of one flight at one time.
         publish_bytes: readers of a flight are woken when so many bytes have gathered ...
@@ -119,6 +123,7 @@ class Store:
         durable: bool = True,
         verify: bool = False,
         retries: Retries | None = None,
+        connections: int | None = None,
         chunk_size: int = 65536,
         max_subscribers: int = 1024,
         publish_bytes: int = 1 << 20,
@@ -149,6 +154,7 @@ class Store:
             durable=durable,
             verify=verify,
             retries=Retries() if retries is None else retries,
+            connections=check_connections(connections),
             chunk_size=chunk_size,
             max_subscribers=max_subscribers,
             max_flights=max_flights,
@@ -161,7 +167,7 @@ class Store:
             from shmstream.cluster.node import Node
 
             self._node = Node(cluster, self._layout, self._policy)
-            self._policy = replace(self._policy, across=self._node.part)
+            self._policy = replace(self._policy, across=self._node.part, beside=self._node.guest)
             self._node.begin()
 
     def open(
@@ -175,6 +181,7 @@ class Store:
         stall_timeout: float | None = None,
         linger: bool = True,
         wait_for: float = 0.0,
+        connections: int | None = None,
     ) -> Blob:
         """The blob of `key`, to read while it arrives: complete, in flight, or from `source`.
 
@@ -202,6 +209,7 @@ class Store:
             wait_for: if the blob is neither complete nor in flight, wait up to so many seconds
                 until another process begins it, by `create` or by a download of its own. Only
                 then `source` is asked.
+            connections: as of `Store`, for this blob, if this process downloads it.
 
         Raises:
             BlobNotFound: the blob is not here, and there is no source.
@@ -213,9 +221,17 @@ class Store:
             ValueError, TypeError: the key, the source, `digest` or `size` is not valid.
         """
         place = self._layout.place(key, digest, size)
-        flight = self._flight(place, source, stall_timeout, linger, waiting_time(wait_for))
+        flight = self._flight(
+            place, source, stall_timeout, linger, waiting_time(wait_for), connections
+        )
         opens = partial(
-            self.open, key, digest=digest, size=size, stall_timeout=stall_timeout, linger=linger
+            self.open,
+            key,
+            digest=digest,
+            size=size,
+            stall_timeout=stall_timeout,
+            linger=linger,
+            connections=connections,
         )
         return Blob(flight, listener(progress), opens=opens)
 
@@ -226,12 +242,16 @@ class Store:
         stall_timeout: float | None,
         linger: bool,
         wait_for: float = 0.0,
+        connections: int | None = None,
     ) -> Flight:
+        policy = self._policy
+        if connections is not None:
+            policy = replace(policy, connections=check_connections(connections))
         return Flight(
             self._layout,
             place,
             source if isinstance(source, Offer) else Offer(source),
-            self._policy,
+            policy,
             stall_timeout=stall_timeout,
             lingers=linger,
             wait_for=wait_for,
@@ -282,6 +302,7 @@ class Store:
         stall_timeout: float | None = None,
         linger: bool = True,
         wait_for: float = 0.0,
+        connections: int | None = None,
     ) -> AsyncBlob:
         """`open` for asyncio: `async with store.aopen(key, source) as blob: ...`.
 
@@ -291,10 +312,11 @@ class Store:
         from shmstream.flight.async_blob import AsyncBlob  # it imports asyncio
 
         place = self._layout.place(key, digest, size)
+        check_connections(connections)
         sources = Offer(source)
 
         def flight_for_all(tick: float) -> Flight:
-            return self._flight(place, sources, tick, linger)
+            return self._flight(place, sources, tick, linger, connections=connections)
 
         def offer() -> None:
             offers.add(place.asked, sources)
@@ -345,6 +367,7 @@ class Store:
         progress: Listener = None,
         stall_timeout: float | None = None,
         wait_for: float = 0.0,
+        connections: int | None = None,
         link: str | os.PathLike[str] | None = None,
     ) -> str:
         """Wait for the whole blob, and return its path. An eviction may remove it: open it soon.
@@ -366,6 +389,7 @@ class Store:
             progress=progress,
             stall_timeout=stall_timeout,
             wait_for=wait_for,
+            connections=connections,
         ) as blob:
             blob.wait()
             if link is None:
@@ -488,7 +512,8 @@ class Store:
         if source is not None and (anyway or is_for_want_of_room(because)):
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
-            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout)
+            across = None if anyway or policy.beside is None else policy.beside(place)
+            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout, across)
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
@@ -622,8 +647,8 @@ class Store:
 
     def _say(self, event: Event) -> None:
         """Call `on_event`. An error of it is logged, and ends no flight."""
-        if event.kind is EventKind.EVICTED and self._node is not None:
-            self._node.evicted(event.key)
+        if self._node is not None:
+            self._node.saw(event)
         if self._on_event is not None:
             try:
                 self._on_event(event)

@@ -33,6 +33,9 @@ pytest_plugins = [
     "tests.support.cluster",  # after those that it uses
     "tests.support.registries",
     "tests.support.quirks",
+    "tests.support.mirrors",
+    "tests.support.hub",
+    "tests.support.package_index",
 ]  # the servers, each started when a test asks
 
 

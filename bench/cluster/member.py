@@ -1,4 +1,4 @@
-"""The programs on the hosts: `python -m bench.cluster.member origin|node JSON`, and their handles.
+"""The programs on the hosts, and their handles: `python -m bench.cluster.member WHAT JSON`.
 
 They talk with the parent in lines of JSON over pipes, because their network is another one.
 """
@@ -15,17 +15,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from bench.closing import Closing
 from bench.report import CheckFailed
-from shmstream import Cluster, ShmstreamError, Store
+from shmstream import Cluster, DigestMismatch, ShmstreamError, Store
+from shmstream.asgi.response import InFlightResponse
+from shmstream.cluster.endpoint import Endpoint
+from shmstream.server import Protocol
 
 _ROOT = Path(__file__).parents[2]
-_PATIENCE = 120.0  # s
+_PATIENCE = 180.0  # s
+_TRIES = 3
 
 
 class Member(Closing):
@@ -84,23 +89,32 @@ def _say(value: object) -> None:
         print(json.dumps(value), flush=True)
 
 
-def origin(size: int, seed: int) -> None:
-    """Serve one blob, with ranges. Orders: `counts`, `refuse`, `accept`."""
+@cache
+def blob(size: int, seed: int) -> bytes:
+    """The bytes of a blob of the origin."""
     block = hashlib.sha256(str(seed).encode()).digest() * 32768  # a MiB
-    data = b"".join(bytes([each % 256]) + block[1:] for each in range(size // len(block)))
+    pieces = (each.to_bytes(4, "big") + block[4:] for each in range(size // len(block)))
+    return b"".join(pieces)
+
+
+def origin() -> None:
+    """Serve blobs at `/SIZE/SEED`, with ranges. Orders: `counts`, and `[size, seed]` for a key."""
     log: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            _, size, seed = self.path.split("/")
+            data = blob(int(size), int(seed)) or b"warm"
             span = self.headers.get("range", "bytes=0-")
             start = int(span.removeprefix("bytes=").partition("-")[0])
             entry: dict[str, Any] = {"client": self.client_address[0], "start": start, "sent": 0}
-            log.append(entry)
+            if size != "0":
+                log.append(entry)
             self.send_response(206 if start else 200)
             self.send_header("content-length", str(len(data) - start))
-            self.send_header("etag", '"1"')
+            self.send_header("etag", f'"{size}-{seed}"')
             if start:
                 self.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
             self.end_headers()
@@ -118,56 +132,132 @@ def origin(size: int, seed: int) -> None:
     ThreadingHTTPServer.request_queue_size = 128
     server = ThreadingHTTPServer(("", 80), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # `sent` is about sent
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    _say({"key": "sha256:" + hashlib.sha256(data).hexdigest()})
+    _say({"ready": os.getpid()})
     for line in sys.stdin:
-        if json.loads(line) == "counts":
+        order = json.loads(line)
+        if order == "counts":
             _say({"requests": log})
+        else:
+            _say({"key": "sha256:" + hashlib.sha256(blob(*order)).hexdigest()})
 
 
-def node(folder: str, cluster: dict[str, Any] | None, log: str | None = None) -> None:
-    """A process of a node. Orders: `[key, url]`; it says its first byte, and its end."""
+def cache_of_ours(folder: str, upstream: str) -> None:
+    """One shmstream in front of all nodes: what comes is streamed to all clients."""
+    import uvicorn
+
+    store = Store(folder)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            key = f"{upstream}{scope['path']}"
+            await InFlightResponse(store, key, key)(scope, receive, send)
+
+    uvicorn.run(app, host="0.0.0.0", port=80, log_level="error", lifespan="off", http=Protocol)
+
+
+def node(
+    folder: str, cluster: dict[str, Any] | None, warm: str, log: str | None, *, lies: bool
+) -> None:
+    """A process of a node. Orders: a list of keys and URLs, or `evict`.
+
+    It says its first byte, and its end. Before, it has downloaded a little from `warm`, so that
+    what a first download has to import is not measured.
+    """
     if log is not None:
         form = "%(asctime)s.%(msecs)03d %(process)d %(message)s"
         logging.basicConfig(level="DEBUG", filename=log, format=form)
         logging.getLogger("urllib3").setLevel("WARNING")
+    if lies:
+        _lie()
     store = Store(
         folder,
         cluster=None if cluster is None else Cluster(**cluster),
         publish_bytes=4 << 20,  # as `serve`
         publish_interval=0.2,
+        connections=1,  # the origin's link is full with one
     )
+    store.fetch("warm", warm)
     _say({"ready": os.getpid()})
     for line in sys.stdin:
-        key, url = json.loads(line)
-        _say(_read(store, key, url))
+        order = json.loads(line)
+        if order == "evict":
+            for _, entry in store.blobs():
+                os.unlink(entry.path)  # without a word to the directory
+            _say({"evicted": True})
+        else:
+            _say(_read_all(store, order))
 
 
-def _read(store: Store, key: str, url: str) -> dict[str, Any]:
-    running, began = hashlib.sha256(), time.monotonic()
-    last, pause, size, error = began, 0.0, 0, None
-    try:
-        with store.open(key, url) as blob:
-            for data in blob:
-                now = time.monotonic()
-                if not size:
-                    _say({"first": now - began, "role": blob.role})
-                else:
-                    pause = max(pause, now - last)
-                last, size = now, size + len(data)
-                running.update(data)
-    except ShmstreamError as failure:
-        error = repr(failure)
-    if not size:
-        _say({"first": time.monotonic() - began, "role": "none"})
-    is_right = error is None and key == f"sha256:{running.hexdigest()}"
+def _lie() -> None:
+    """Give each peer one wrong byte."""
+    copy = Endpoint._copy
+
+    def lie(self: Endpoint, talk: socket.socket, blob: Any, start: int) -> None:
+        blob.seek(start)
+        first = blob.read(1)
+        talk.sendall(bytes([first[0] ^ 1]))
+        copy(self, talk, blob, start + 1)
+
+    Endpoint._copy = lie  # type: ignore[method-assign]
+
+
+def _read_all(store: Store, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """Read these blobs at the same time; the first byte, and the end, of the last of them."""
+    began, is_first, lock = time.monotonic(), [True], threading.Lock()
+    done: list[dict[str, Any]] = []
+
+    def tell_first(role: str) -> None:
+        with lock:
+            if is_first.pop() if is_first else False:
+                _say({"first": time.monotonic() - began, "role": role})
+
+    def read(key: str, url: str) -> None:
+        done.append(_read(store, key, url, tell_first))
+
+    threads = [threading.Thread(target=read, args=each) for each in pairs]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    tell_first("none")
     return {
-        "right": is_right, "size": size, "error": error, "pause": pause,
-        "took": time.monotonic() - began, "end": time.monotonic(),
-    }  # fmt: skip
+        "right": all(each["right"] for each in done),
+        "errors": [error for each in done for error in each["errors"]],
+        "pause": max(each["pause"] for each in done),
+        "end": time.monotonic(),
+    }
+
+
+def _read(store: Store, key: str, url: str, tell_first: Callable[[str], None]) -> dict[str, Any]:
+    """Read one blob; again, as a client does, if its bytes were wrong."""
+    errors: list[str] = []
+    pause, is_right = 0.0, False
+    while not is_right and len(errors) < _TRIES:
+        running, last = hashlib.sha256(), 0.0
+        try:
+            with store.open(key, url) as blob:
+                for data in blob:
+                    now = time.monotonic()
+                    if not last:
+                        tell_first(blob.role)
+                    else:
+                        pause = max(pause, now - last)
+                    last = now
+                    running.update(data)
+            is_right = key == f"sha256:{running.hexdigest()}"
+        except DigestMismatch as failure:
+            errors.append(repr(failure))
+        except ShmstreamError as failure:
+            errors.append(repr(failure))
+            break
+    return {"right": is_right, "errors": errors, "pause": pause}
+
+
+_PROGRAMS: dict[str, Callable[..., None]] = {"origin": origin, "node": node, "cache": cache_of_ours}
 
 
 if __name__ == "__main__":
-    given = json.loads(sys.argv[2])
-    origin(**given) if sys.argv[1] == "origin" else node(**given)
+    _PROGRAMS[sys.argv[1]](**json.loads(sys.argv[2]))

@@ -26,6 +26,10 @@ jump        a function: bytes of the body, from its beginning, that the client h
 """
 
 
+class BrokenOff(Exception):
+    """A response ends short of its Content-Length. The server must close the connection."""
+
+
 async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
     """Send the head of a response."""
     pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]

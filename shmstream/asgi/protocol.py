@@ -403,6 +403,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     ) -> None:
         """Send the head of a response. It is the last one if the request's body is not complete."""
         self._is_first = True
+        if any(name == b"date" for name, _ in message.get("headers", ())):  # it has its own
+            others = [each for each in cycle.default_headers if each[0] != b"date"]
+            cycle.default_headers = others
         if not cycle.more_body:
             await cycle.send(cast("ASGISendEvent", message))
             return

@@ -4,6 +4,8 @@ fetch          `fetch`
 progress       shows how far a fetch is
 output         opens what a fetch writes to
 serve          `serve`
+pull           `pull`
+hosts          `hosts`
 ls             `ls`
 keys           `rm`, `pin`, `unpin`, `cancel`: what is done to the blob of one key
 maintenance    `check`, `gc`, `evict`
@@ -29,10 +31,12 @@ from shmstream.cli.cluster import cluster
 from shmstream.cli.completion import completion
 from shmstream.cli.demo import demo
 from shmstream.cli.fetch import fetch
+from shmstream.cli.hosts import hosts
 from shmstream.cli.keys import cancel, pin, rm, unpin
 from shmstream.cli.ls import ls
 from shmstream.cli.maintenance import check, evict, gc
 from shmstream.cli.options import name_by_environment, verbose_option
+from shmstream.cli.pull import pull
 from shmstream.cli.serve import serve
 from shmstream.cli.top import top
 
@@ -59,7 +63,8 @@ def command() -> None:
 
 
 for _each in (
-    fetch, serve, ls, top, cluster, rm, pin, unpin, cancel, check, gc, evict, demo, completion,
+    fetch, serve, pull, hosts, ls, top, cluster, rm, pin, unpin, cancel, check, gc, evict,
+    demo, completion,
 ):  # fmt: skip
     name_by_environment(_each)
     command.add_command(_each)

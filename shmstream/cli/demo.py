@@ -78,9 +78,9 @@ def _some_file(ctx: click.Context, param: click.Parameter, value: Path | None) -
 )
 @click.option(
     "--act",
-    type=click.IntRange(1, 3),
+    type=click.IntRange(1, 4),
     help="Show only one act: 1, readers come and go; 2, the leader is killed; 3, a registry loses "
-    "a worker.  [default: all three]",
+    "a worker; 4, a cluster loses a node.  [default: all four]",
 )
 @click.pass_context
 def demo(
@@ -99,8 +99,9 @@ def demo(
     with SIGKILL. In the second, several processes open one blob of a store at once; the process
     that downloads it is killed, and another one takes over. In the third, clients pull an image
     through a registry, and the worker that downloads it is killed; the registry's status page can
-    be watched. The demo checks the SHA-256 that every survivor has read, and exits with 0 only if
-    everything was as it should be.
+    be watched. In the fourth, three nodes of a cluster pull a blob once, and the node that pulls it
+    is killed; this act needs redis-server. The demo checks the SHA-256 that every survivor has
+    read, and exits with 0 only if everything was as it should be.
     """
     for name in _WITHOUT_TEXT if as_text else _WITH_TEXT:
         if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from shmstream.registry.images import Image
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
 from shmstream.storage.layout import Entry
 
@@ -18,6 +19,20 @@ def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
         "source": entry.source,
         "pinned": entry.is_pinned,
         "path": entry.path,
+    }
+
+
+def image_facts(image: Image, blobs: int, size: int) -> dict[str, Any]:
+    """An image: how many of its blobs are here, and their bytes; times in UTC."""
+    return {
+        "image": str(image),
+        "name": image.name,
+        "reference": image.reference,
+        "digest": image.digest,
+        "blobs": blobs,
+        "size": size,
+        "since": datetime.fromtimestamp(image.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "last_used": datetime.fromtimestamp(image.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 

@@ -80,6 +80,14 @@ from shmstream.store import Store
     "times.",
 )
 @click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many connections the blob may come over from each source; with --digest, several "
+    "sources are used at once.  [default: 8 for http, https and object stores if the blob has 64 "
+    "MiB or more, else 1]",
+)
+@click.option(
     "--max-bytes",
     type=size,
     metavar="SIZE",
@@ -97,6 +105,7 @@ def fetch(
     folder: str,
     others: Sequence[str],
     headers: Sequence[str],
+    connections: int | None,
     max_bytes: int | None,
     quiet: bool,
 ) -> None:
@@ -124,7 +133,7 @@ def fetch(
         raise click.UsageError(f"{error}.") from error
     if not quiet:
         show_retries()
-    store = Store(folder, max_bytes=max_bytes, shared_group=is_shared())
+    store = Store(folder, max_bytes=max_bytes, shared_group=is_shared(), connections=connections)
     with ExitStack() as stack:
         target = None if out is None or link else stack.enter_context(output.opened(out))
         blob = stack.enter_context(_opened(store, name, sources, digest, expected))

@@ -1,7 +1,8 @@
 """`rm`, `pin`, `unpin`, `cancel`: what is done to the blobs of some keys.
 
 A key is given as `fetch` and `ls` show it; for a blob that was fetched without a digest that is its
-URL, or the path of its file.
+URL, or the path of its file. `rm`, `pin` and `unpin` take the name of an image, too, for all that
+belongs to it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from shmstream.cli.fetch import key_of
 from shmstream.cli.options import existing_store, store_option, verbose_option
 from shmstream.cli.printing import say
 from shmstream.errors import ShmstreamError
+from shmstream.registry.images import Image, Images
 from shmstream.store import Store
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,11 +36,23 @@ def _keys_option(command: F) -> F:
 def rm(ctx: click.Context, keys: Sequence[str], folder: str) -> None:
     """Remove the blobs of some keys, also pinned ones.
 
+    Or images, by name: docker.io/library/debian:12, or debian for all tags of it. An image goes
+    with all that no other image in the store needs.
+
     A process that has such a blob open goes on reading it. A flight goes on: see `cancel`. Exits
     with 1 if one of the keys has no blob.
     """
     store = existing_store(folder)
-    _for_each(ctx, store, keys, store.remove, "removed", "is not in")
+
+    def act(key: str) -> bool:
+        if store.remove(key):
+            return True
+        images = Images(store)
+        found = _images(images, key)
+        images.remove(found)
+        return bool(found)
+
+    _for_each(ctx, store, keys, act, "removed", "is not in")
 
 
 @click.command(cls=Command, short_help="Have blobs stay when room is made.")
@@ -49,12 +63,15 @@ def rm(ctx: click.Context, keys: Sequence[str], folder: str) -> None:
 def pin(ctx: click.Context, keys: Sequence[str], folder: str) -> None:
     """Have the blobs of some keys stay when room is made, also blobs that are yet to come.
 
+    Or images that are here, by name: docker.io/library/debian:12.
+
     Pinned blobs count for --max-bytes all the same. See `unpin` and `rm`.
     """
     store = existing_store(folder)
 
     def act(key: str) -> bool:
-        store.pin(key)
+        for each in _all_of(store, key):
+            store.pin(each)
         return True
 
     _for_each(ctx, store, keys, act, "pinned", "")
@@ -68,7 +85,12 @@ def pin(ctx: click.Context, keys: Sequence[str], folder: str) -> None:
 def unpin(ctx: click.Context, keys: Sequence[str], folder: str) -> None:
     """Let the blobs of some keys go when room is made. Exits with 1 if one was not pinned."""
     store = existing_store(folder)
-    _for_each(ctx, store, keys, store.unpin, "no longer pinned", "is not pinned in")
+
+    def act(key: str) -> bool:
+        were_pinned = [store.unpin(each) for each in _all_of(store, key)]
+        return any(were_pinned)
+
+    _for_each(ctx, store, keys, act, "no longer pinned", "is not pinned in")
 
 
 @click.command(cls=Command, short_help="End flights.")
@@ -106,6 +128,23 @@ def _for_each(
         failed |= not is_done
         say(f"{known}: {done}" if is_done else f"{key} {otherwise} {store.folder}")
     ctx.exit(1 if failed else 0)
+
+
+def _images(images: Images, text: str) -> list[Image]:
+    """The images that `text` means; none if it is no name of an image."""
+    try:
+        return images.matching(text)
+    except ValueError:
+        return []
+
+
+def _all_of(store: Store, key: str) -> set[str]:
+    """The key; or what belongs to an image of that name."""
+    if key in store or store.is_pinned(key) or store.is_in_flight(key):
+        return {key}
+    images = Images(store)
+    found = _images(images, key)
+    return images.blobs_of(each.digest for each in found) if found else {key}
 
 
 def _known_as(store: Store, key: str) -> str:

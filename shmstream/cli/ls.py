@@ -5,21 +5,24 @@ from __future__ import annotations
 import click
 
 from shmstream.cli.exits import Command
-from shmstream.cli.facts import blob_facts, flight_facts
+from shmstream.cli.facts import blob_facts, flight_facts, image_facts
 from shmstream.cli.formatting import in_columns, local_time, named, plural
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import say, show_json
 from shmstream.errors import escaped
+from shmstream.registry.images import Images
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
 from shmstream.storage.layout import Entry
+from shmstream.store import Store
 from shmstream.units import amount
 
 
 @click.command(cls=Command, short_help="List the blobs and flights of a store.")
 @store_option
 @json_option
+@click.option("--images", "by_image", is_flag=True, help="List images, by name.")
 @verbose_option
-def ls(folder: str, as_json: bool) -> None:
+def ls(folder: str, as_json: bool, by_image: bool) -> None:
     """List the blobs of a store, the least recently used first, and its flights.
 
     Of each blob `ls` shows its key and the source that it came from, and * if it is pinned.
@@ -27,8 +30,14 @@ def ls(folder: str, as_json: bool) -> None:
     A flight is a download in progress on this host. For each flight, `ls` shows which process leads
     it, how many processes follow, and how many bytes are published. With --json: an object with
     `store`, `blobs` and `flights`.
+
+    With --images: the images that the registry has given to clients, or that `pull` has brought,
+    and how much of each is here.
     """
     store = existing_store(folder)
+    if by_image:
+        _list_images(store, as_json=as_json)
+        return
     flights, blobs = store.flights(), store.blobs()
     if as_json:
         show_json(
@@ -46,6 +55,21 @@ def ls(folder: str, as_json: bool) -> None:
     total = amount(sum(entry.size for _, entry in blobs))
     told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
     say(f"{told} in {store.folder}")
+
+
+def _list_images(store: Store, *, as_json: bool) -> None:
+    images = Images(store)
+    found = [(each, *images.size_of(each)) for each in images.all()]
+    if as_json:
+        show_json({"store": store.folder, "images": [image_facts(*each) for each in found]})
+        return
+    rows = [("SIZE", "BLOBS", "LAST USED", "IMAGE", "DIGEST")]
+    for each, count, size in found:
+        digest = each.digest if each.is_tagged else ""
+        rows.append((amount(size), str(count), local_time(each.used), escaped(str(each)), digest))
+    if found:
+        click.echo(in_columns(rows, right=[0, 1]))
+    say(f"{plural(len(found), 'image')} in {store.folder}")
 
 
 def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:

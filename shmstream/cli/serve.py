@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.core import ParameterSource
 from shmstream.cli.exits import Command
 from shmstream.cli.options import duration, is_shared, size, store_option
 from shmstream.cli.printing import say
-from shmstream.registry.settings import BadSetting, Settings, Upstream, read_table
+from shmstream.registry.settings import BadSetting, Settings, Upstream
 
 
 def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> None:  # noqa: ARG001
@@ -20,21 +21,93 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
         os.environ["SHMSTREAM_LOG_LEVEL"] = "INFO"  # the workers read it
 
 
-@click.command(cls=Command, short_help="Run a pull-through registry of container images.")
+class _Serve(Command):
+    """Gathers the values of options that are none, so that all mistakes are told at once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for each in self.params:
+            if isinstance(each.type, click.types.FuncParamType | click.IntRange):
+                each.type = _Noting(each.type)
+
+
+class _Noting(click.types.StringParamType):
+    """A type whose mistakes are gathered."""
+
+    def __init__(self, inner: click.ParamType[Any, Any]) -> None:
+        self.name = inner.name
+        self._inner = inner
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value; None if it is none."""
+        try:
+            return self._inner(value, param, ctx)
+        except click.BadParameter as error:
+            if ctx is None:
+                raise
+            error.param, error.ctx = param, ctx
+            ctx.meta.setdefault(_WRONG, []).append(error)
+            return None
+
+
+_WRONG = "shmstream.serve.wrong"
+
+
+def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
+    """Tell all that is wrong, if anything is: options of which none is right, and settings.
+
+    Raises:
+        UsageError: there is something.
+    """
+    wrong: list[click.BadParameter] = ctx.meta.get(_WRONG, [])
+    if len(wrong) == 1 and error is None:
+        raise wrong[0]
+    # click has told of a variable of its own: the same is not told twice.
+    told = [each.format_message() for each in wrong]
+    named = [each.param.envvar for each in wrong if each.param is not None]
+    variables = {
+        name for each in named for name in ([each] if isinstance(each, str) else each or ())
+    }
+    mistakes = () if error is None else error.mistakes
+    told += [each.told for each in mistakes if each.key not in variables]
+    if len(told) > 1:
+        told = [f"{len(told)} settings are not valid:", *(f"  {each}" for each in told)]
+    if told:
+        raise click.UsageError("\n".join(told), ctx)
+
+
+@click.command(cls=_Serve, short_help="Run a pull-through registry of container images.")
 @click.option(
     "--upstream",
     "upstreams",
     multiple=True,
-    metavar="[NAMESPACE=]URL",
+    metavar="[NAMESPACE=]URL[,URL...]",
     help="The registry to pull from. With NAMESPACE, such as docker.io: the registry for clients "
-    "that ask for this namespace, as containerd does. Can be given several times.",
+    "that ask for this namespace, as containerd does; *.example.com or * for many, with "
+    "{namespace} in the URL. What follows /v2/ in the URL stands before names there. Further URLs "
+    "with the same images are asked where the first one fails. Or a table of TOML, with "
+    'all that one in a file may have: \'{url = "https://a", cafile = "/ca.pem"}\'. Can be given '
+    "several times.",
 )
 @store_option
 @click.option(
     "--config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="A TOML file with any of these settings; options on the command line override it.",
+    help="A TOML file with any of these settings; options and the environment override it. SIGHUP "
+    "reads it anew.",
+)
+@click.option(
+    "--check",
+    "only_check",
+    is_flag=True,
+    help="Check all settings and the files that they name, and end: 0 if the registry could start "
+    "with them. Touches nothing.",
+)
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print all settings as a TOML file, with those that nobody gave, and end.",
 )
 @click.option(
     "--listen",
@@ -76,6 +149,13 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     metavar="N",
     help="How many connections one worker may have; on further ones it answers 503.  "
     "[default: 2048]",
+)
+@click.option(
+    "--connections",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many connections to its upstream one large blob may come over; a file can say so for "
+    "each upstream.  [default: 1]",
 )
 @click.option(
     "--min-rate",
@@ -127,6 +207,51 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "each worker.  [default: 0]",
 )
 @click.option(
+    "--preload",
+    multiple=True,
+    metavar="IMAGE",
+    help="Pull this image before a client asks for it. Can be given several times.",
+)
+@click.option(
+    "--preload-every",
+    type=duration,
+    metavar="DURATION",
+    help="Pull the images of --preload again so often, because a tag may have another meaning; 0: "
+    "only at the start.  [default: 0]",
+)
+@click.option(
+    "--preload-platforms",
+    multiple=True,
+    metavar="OS/ARCH",
+    help="The platforms of --preload, such as linux/arm64, or all.  [default: this host's]",
+)
+@click.option(
+    "--immutable-tags",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tags that never change their meaning, such as 'v*.*.*': it is asked once. Can be given "
+    "several times.",
+)
+@click.option(
+    "--unused-for",
+    type=duration,
+    metavar="DURATION",
+    help="Remove images that no client has asked for in so long: 30d.  [default: never]",
+)
+@click.option(
+    "--kept-for",
+    type=duration,
+    metavar="DURATION",
+    help="Remove images that have been here for so long, used or not: 90d.  [default: never]",
+)
+@click.option(
+    "--admins",
+    multiple=True,
+    metavar="NAME",
+    help="A client that may list and remove images under /admin/, and have images pulled. Needs "
+    "--htpasswd or --tokens. Can be given several times.",
+)
+@click.option(
     "--docker-config",
     type=click.Path(dir_okay=False),
     metavar="FILE",
@@ -143,6 +268,25 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     type=click.Path(dir_okay=False),
     metavar="FILE",
     help="A PEM file with the key, if the certificate's file does not contain it.",
+)
+@click.option(
+    "--client-ca",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="A PEM file with authorities: every client has to show a certificate of one of them.",
+)
+@click.option(
+    "--htpasswd",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Ask clients for a name and a password, which are in this file, hashed by bcrypt: "
+    "`htpasswd -B`.",
+)
+@click.option(
+    "--tokens",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Ask clients for a bearer token; each line of this file is a name and a token.",
 )
 @click.option(
     "--grace",
@@ -167,6 +311,11 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
     "--access-log/--no-access-log",
     default=None,
     help="Print a line of JSON for each response on standard output.  [default: yes]",
+)
+@click.option(
+    "--log-format",
+    metavar="text|json",
+    help="The form of the log on standard error.  [default: text]",
 )
 @click.option(
     "--x-accel-redirect",
@@ -205,7 +354,14 @@ def _be_verbose(ctx: click.Context, param: click.Parameter, verbose: bool) -> No
 )
 @click.pass_context
 def serve(
-    ctx: click.Context, /, upstreams: Sequence[str], folder: str, config: str | None, **options: Any
+    ctx: click.Context,
+    /,
+    upstreams: Sequence[str],
+    folder: str,
+    config: str | None,
+    only_check: bool,
+    print_config: bool,
+    **options: Any,
 ) -> None:
     """Run a pull-through registry: an image comes from its upstream once, and streams to all.
 
@@ -213,13 +369,17 @@ def serve(
     the image is downloaded once. All clients get the bytes as they arrive, verified by the digest.
     When a worker dies in the middle, another worker goes on, and the clients see a pause.
 
+    A [[mirror]] in the file of --config mirrors another server in the same way, below a path of its
+    own: any HTTP server, the Hugging Face Hub, or a package index for pip and uv.
+
     \b
       /v2/        for docker, containerd, podman, skopeo
       /           a page that shows what is going on
       /metrics    for Prometheus; /healthz and /readyz for probes
 
     Ends with 0 after SIGTERM or Ctrl-C, when the clients have finished or --grace is over. SIGHUP
-    replaces the workers by new workers, which read the certificates again.
+    replaces the workers by new workers, which read the settings and the certificates again. If
+    these are not valid, it says so, and the old workers go on.
 
     \b
     Examples:
@@ -230,49 +390,59 @@ def serve(
       shmstream serve --upstream https://registry.example.com --advertise 10.0.0.7:5001 \\
           --cluster redis://redis:6379 --cluster-secret-file /etc/cluster.key
     """  # noqa: D301  click wants the real character
+    table = _table(ctx, upstreams, options)
+
+    def read() -> Settings:
+        is_default = ctx.get_parameter_source("folder") is ParameterSource.DEFAULT
+        return Settings.read(table, config, {"store": folder} if is_default else {})
+
     try:
-        settings = _settings(ctx, upstreams, folder, config, options)
+        settings = read()
     except BadSetting as error:
-        raise click.UsageError(f"{error}.", ctx) from error
+        _refuse(ctx, error)
+        raise
+    _refuse(ctx, None)
+    from shmstream.registry.server.serve import check_files
     from shmstream.registry.server.serve import serve as run
 
     try:
-        good = run(settings, say)
+        if print_config:
+            _print(settings)
+        if only_check:
+            check_files(settings)
+            say(f"The settings are good: {', '.join(map(str, settings.upstreams))}")
+        if print_config or only_check:
+            return
+        good = run(settings, say, reread=read)
     except BadSetting as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(error.told.removesuffix(".")) from error
     ctx.exit(0 if good else 1)
 
 
-def _settings(
-    ctx: click.Context,
-    upstreams: Sequence[str],
-    folder: str,
-    config: str | None,
-    options: dict[str, Any],
-) -> Settings:
-    """The settings in the file; an option that was given overrides its setting.
+def _print(settings: Settings) -> None:
+    from shmstream.registry import configuration
+
+    click.echo(configuration.as_toml(settings, settings.upstreams), nl=False)
+
+
+def _table(
+    ctx: click.Context, upstreams: Sequence[str], options: dict[str, Any]
+) -> dict[str, object]:
+    """The options that were given, as the table that a file would have.
 
     Raises:
-        BadSetting: a setting is not valid; it names the option or the file that has the setting.
+        UsageError: an upstream is none.
     """
-    table: dict[str, object] = {} if config is None else read_table(config)
-    is_default = ctx.get_parameter_source("folder") is ParameterSource.DEFAULT
-    if not is_default or "store" not in table:
-        table["store"] = folder
+    table: dict[str, object] = {}
+    if ctx.get_parameter_source("folder") is not ParameterSource.DEFAULT:
+        table["store"] = ctx.params["folder"]
     _add_cluster(table, options)
-    table.update((name, value) for name, value in options.items() if value is not None)
+    table.update((name, value) for name, value in options.items() if value not in (None, ()))
     if is_shared():
         table["shared_group"] = True
     if upstreams:
-        table["upstream"] = [_upstream(each) for each in upstreams]
-    try:
-        return Settings.from_table(table)
-    except BadSetting as error:
-        name = error.key.replace("_", "-")
-        is_option = error.key in options and options[error.key] is not None
-        if is_option or config is None:
-            raise BadSetting(f"--{name}", error.reason) from error
-        raise BadSetting(error.key, error.reason, config) from error
+        table["upstream"] = [upstream_table(ctx, each) for each in upstreams]
+    return table
 
 
 def _add_cluster(table: dict[str, object], options: dict[str, Any]) -> None:
@@ -282,15 +452,20 @@ def _add_cluster(table: dict[str, object], options: dict[str, Any]) -> None:
     given = {names[each]: options.pop(each) for each in names}
     given = {name: value for name, value in given.items() if value is not None}
     if given:
-        before = table.get("cluster")
-        table["cluster"] = (dict(before) if isinstance(before, dict) else {}) | given
+        table["cluster"] = given
 
 
-def _upstream(text: str) -> dict[str, str]:
-    """The value of `--upstream` as the table that a file would have."""
+def upstream_table(ctx: click.Context, text: str) -> dict[str, object]:
+    """The value of `--upstream` as the table that a file would have.
+
+    Raises:
+        UsageError: it is none.
+    """
     try:
-        upstream = Upstream.parse(text)
+        if text.lstrip().startswith("{"):
+            return dict(tomllib.loads(f"upstream = {text}")["upstream"])
+        return Upstream.parse(text).as_table()
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"--upstream: is no table of TOML: {error}.", ctx) from error
     except BadSetting as error:
-        raise BadSetting("--upstream", error.reason) from error
-    name = {} if upstream.namespace is None else {"namespace": upstream.namespace}
-    return {"url": upstream.url, **name}
+        raise click.UsageError(f"--upstream: {error.reason}.", ctx) from error

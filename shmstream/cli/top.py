@@ -28,6 +28,7 @@ from shmstream.cli.facts import flight_facts
 from shmstream.cli.formatting import left, named, per_second, plural
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import show_json
+from shmstream.cluster.account import Account, Pull, of_node
 from shmstream.errors import escaped
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.stream.subscribers import Subscriber
@@ -53,7 +54,11 @@ def top(folder: str, interval: float, once: bool, as_json: bool) -> None:
 
     Ends with q or Ctrl-C. With --once, with --json and without a terminal, the flights are printed
     once. With --json: a list of flights as in `ls --json`, each with `rate` (bytes a second) and
-    `eta` (seconds).
+    `eta` (seconds); in a cluster also with `parent`, `from_peers`, `from_upstream` (bytes) and
+    `children`.
+
+    In a cluster: where the bytes of each flight come from, the nodes that get it from this one, and
+    the sums of the processes of this node since they began.
     """
     store = existing_store(folder)
     watch = Watch(store.flights)
@@ -74,13 +79,20 @@ def _tell_once(watch: Watch, folder: str, interval: float, *, as_json: bool) -> 
         time.sleep(interval)  # a rate needs two looks
         sights = watch.look()
     if as_json:
+        account = of_node(folder)
         show_json(
-            [flight_facts(each.flight) | {"rate": each.rate, "eta": each.eta} for each in sights]
+            [
+                flight_facts(each.flight)
+                | {"rate": each.rate, "eta": each.eta}
+                | _across_hosts(account, each.flight.key)
+                for each in sights
+            ]
         )
         return
-    click.echo(_title(folder, sights))
+    account = of_node(folder)
+    click.echo("\n".join([_title(folder, sights), *_of_cluster(account)]))
     for each in sights:
-        click.echo("\n" + "\n".join(_lines(each)))
+        click.echo("\n" + "\n".join(_lines(each, account)))
 
 
 def _show(watch: Watch, folder: str, console: Console, interval: float) -> None:
@@ -139,10 +151,14 @@ def _title(folder: str, sights: list[Sight]) -> str:
 
 def _page(folder: str, sights: list[Sight]) -> RenderableType:
     title = Text(f"shmstream top: {_title(folder, sights)}", style="bold", no_wrap=True)
-    parts: list[RenderableType] = [title, Text("q ends", style="dim")]
+    account = of_node(folder)
+    parts: list[RenderableType] = [title, *map(Text, _of_cluster(account))]
+    parts.append(Text("q ends", style="dim"))
     for each in sights:
         flight = each.flight
-        key, *others = (Text(line, no_wrap=True, overflow="ellipsis") for line in _lines(each))
+        key, *others = (
+            Text(line, no_wrap=True, overflow="ellipsis") for line in _lines(each, account)
+        )
         bar = ProgressBar(total=flight.size or 1, completed=flight.published, width=60)
         parts += [Text(), key]
         parts += [Padding(bar, (0, 0, 0, 2))] if flight.size else []
@@ -150,8 +166,30 @@ def _page(folder: str, sights: list[Sight]) -> RenderableType:
     return Group(*parts)
 
 
-def _lines(sight: Sight) -> list[str]:
-    """A flight as lines: its key, how far it is, its leader, its followers."""
+def _of_cluster(account: Account | None) -> list[str]:
+    """What the node has of its cluster, as a line; and why the directory is away, if it is."""
+    if account is None:
+        return []
+    calls = plural(account.calls, "directory call")
+    told = (
+        f"node {account.node or 'that gives nothing'}: {amount(account.from_peers)} from peers, "
+        f"{amount(account.from_upstream)} from upstreams, {amount(account.given)} given; "
+        f"{calls}, {account.failures} failed, away for {account.away:.1f} s"
+    )
+    return [told, *([f"the directory is away: {escaped(account.trouble)}"] * bool(account.trouble))]
+
+
+def _across_hosts(account: Account | None, key: str | None) -> dict[str, object]:
+    """From where the bytes of a flight come, and where they go, for programs."""
+    if account is None:
+        return {}
+    children = list(account.children.get(key or "", ()))
+    pull = account.pulls.get(key or "", Pull())
+    return {**pull._asdict(), "parent": pull.parent or None, "children": children}
+
+
+def _lines(sight: Sight, account: Account | None) -> list[str]:
+    """A flight as lines: its key, how far it is, its leader, its followers, its other nodes."""
     flight = sight.flight
     facts = [state_of(flight), amount(flight.published)]
     if flight.size is not None:
@@ -169,6 +207,14 @@ def _lines(sight: Sight) -> list[str]:
     lines += [
         f"  follows  {escaped(str(each.identity))}, {_lag(each)}" for each in followers_of(flight)
     ]
+    if account is not None and flight.key is not None:
+        pull = account.pulls.get(flight.key, Pull())
+        if pull.parent:
+            got = (
+                f"{amount(pull.from_peers)} from peers, {amount(pull.from_upstream)} from upstreams"
+            )
+            lines.append(f"  parent   {escaped(pull.parent)}, {got}")
+        lines += [f"  child    {escaped(each)}" for each in account.children.get(flight.key, ())]
     return lines
 
 

@@ -7,6 +7,8 @@ directory    what nodes know of each other, in Redis: calls that never take long
 scripts      its decisions, as scripts that Redis runs
 lease        renews what this process pulls from the upstream
 endpoint     gives other nodes what this node has, or has in flight
+announcer    has the directory know what is complete here: at the start, and after it was empty
+account      what a process tells of its part: parents, children, bytes, calls of the directory
 overview     which nodes have which blobs, complete or in flight, for people
 peer         asks another node for the rest of a blob
 signing      requests of nodes to each other: signed, fresh, never twice

@@ -50,7 +50,7 @@ class Cluster:
     secret: str | bytes = field(default=b"", repr=False)
     listen: str | None = None
     fan: int = 2
-    max_peers: int = 8
+    max_peers: int = 16
     lease: float = 3.0
     certfile: str | None = None
     keyfile: str | None = None

@@ -6,6 +6,7 @@ cluster.
 
     answers                     the connection is kept while this process has flights
     refuses the connection      `DirectoryAway` at once
+    answers, and many wait      each waits for its turn, as long as it answers several a second
     answers late, or not        tried again after 0.6 s, with jitter; `DirectoryAway` after 1.5 s
     has failed                  `DirectoryAway` at once, for 3 s; then one caller tries
     hangs where no timeout      (a resolver of names): the thread that hangs is left alone, and
@@ -30,6 +31,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from shmstream.cluster import scripts
+from shmstream.events import Event, EventKind
 from shmstream.system import threads
 from shmstream.system.process import register
 
@@ -38,6 +40,8 @@ MOST = 1.5
 AWAY = 3.0
 """Seconds for which a directory that failed is not asked."""
 _ONE_TRY = 0.6  # s
+_BRISK = 8  # calls that are answered in `MOST` seconds: then others wait for their turn ...
+_QUEUE = 10.0  # ... and at most so many seconds
 _TTL = 3600  # s; a rank of which nothing is heard any more
 _PREFIX = "shmstream"
 
@@ -91,6 +95,10 @@ def _do_nothing() -> None:
     """What is done when the directory comes back, if nobody wants more."""
 
 
+def _say_nothing(_event: Event) -> None:
+    """What is told if nobody listens."""
+
+
 class Directory:
     """The directory behind `url`. Any thread may call it; a forked child, too.
 
@@ -100,6 +108,7 @@ class Directory:
         fan: how many children a node has in the tree.
         password: if the url has none.
         back: called when the directory answers again; it must not call the directory itself.
+        tell: called with an event for each call, in the thread that has made the call.
 
     Raises:
         ImportError: redis-py is not installed.
@@ -113,17 +122,20 @@ class Directory:
         fan: int = 2,
         password: str | None = None,
         back: Callable[[], None] = _do_nothing,
+        tell: Callable[[Event], None] = _say_nothing,
     ) -> None:
         self._redis = load_redis()  # here, because to import it takes longer than a call may
         self._url = url
         self._password = password
         self._back = back
+        self._tell = tell
         self._lease = round(lease * 1000)
         self._fan = fan
         self.calls: int = 0
         """How many calls were made."""
         self.failures: int = 0
         """How many of them failed."""
+        self._answered = 0
         self._begin()
         register(self)
 
@@ -133,6 +145,8 @@ class Directory:
         self._known: dict[str, Any] = {}
         self._not_before = 0.0
         self._why = ""
+        self._away_until = 0.0  # when it failed last; 0 while it answers
+        self._away = self._untold = 0.0  # s; all of it, and what no event has told
         self._running: threads.Call | None = None
         self._users = 0
 
@@ -167,13 +181,14 @@ class Directory:
             return Decision(verdict, why=second)
         return Decision(verdict, tuple(peers), second)
 
-    def renew(self, key: str, me: Me) -> bool:
-        """Keep the lease; False if another node has it.
+    def renew(self, held: Sequence[tuple[str, Me]]) -> list[bool]:
+        """Keep these leases; False for each that another node has.
 
         Raises:
             DirectoryAway: it does not answer.
         """
-        return self._call(scripts.RENEW, key, me, ()) == 1
+        answers = self._at_once(scripts.RENEW, held, ())
+        return [each == 1 or isinstance(each, Exception) for each in answers]
 
     def leave(self, key: str, me: Me, how: str, text: str = "") -> None:
         """Tell how the flight of this node has ended: see `scripts.LEAVE`.
@@ -184,22 +199,96 @@ class Directory:
         assert how in scripts.ENDS
         self._call(scripts.LEAVE, key, me, (how, text))
 
+    def greet(self, me: Me) -> bool:
+        """Whether the directory knows this node; from now on it does, for an hour.
+
+        Raises:
+            DirectoryAway: it does not answer.
+        """
+        name = f"{_PREFIX}:node:{me.node}"
+        return (
+            self._asked(me.node, lambda client: client.set(name, 1, ex=_TTL, get=True)) is not None
+        )
+
+    def announce(self, keys: Sequence[str], me: Me) -> None:
+        """Tell that this node has these complete blobs: some hundreds at most at one time.
+
+        Raises:
+            DirectoryAway: it does not answer.
+        """
+        self._at_once(scripts.LEAVE, [(key, me) for key in keys], ("complete", ""))
+
     # How a call is made.
 
     def _call(self, script: str, key: str, me: Me, more: Sequence[object]) -> object:
-        if not self._lock.acquire(timeout=MOST):
+        names, arguments = self._of(key, me, more)
+        return self._asked(key, lambda _: self._script(script)(keys=names, args=arguments))
+
+    def _at_once(
+        self, text: str, of: Sequence[tuple[str, Me]], more: Sequence[object]
+    ) -> list[object]:
+        """The answers to one script for several digests, or their errors, in one call."""
+
+        def ask(client: Any) -> object:
+            script = self._script(text)
+            with client.pipeline(transaction=False) as pipeline:
+                for key, me in of:
+                    names, arguments = self._of(key, me, more)
+                    script(keys=names, args=arguments, client=pipeline)
+                return pipeline.execute(raise_on_error=False)
+
+        answers = self._asked(of[0][0], ask) if of else []
+        if not isinstance(answers, list) or len(answers) != len(of):
+            raise DirectoryAway(f"an answer that makes no sense: {answers!r:.100}")
+        return answers
+
+    def _of(self, key: str, me: Me, more: Sequence[object]) -> tuple[list[str], list[object]]:
+        """The keys and the arguments of a script."""
+        names = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
+        return names, [me.node, me.token, self._lease, _TTL, *more]
+
+    def _script(self, text: str) -> Any:
+        if text not in self._known:
+            self._known[text] = self._client.register_script(text)
+        return self._known[text]
+
+    def _asked(self, key: str, request: Callable[[Any], object]) -> object:
+        """What `request` returns, which is called with the client of Redis."""
+        if not self._take_turn():
             raise DirectoryAway(self._why or "other calls take all the time")
+        failures, was_asked = self.failures, False
         try:
             if time.monotonic() < self._not_before:
                 raise DirectoryAway(self._why)
             if self._running is not None and self._running.is_alive():
                 raise self._failed("an earlier call still hangs")
             self.calls += 1
-            keys = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
-            arguments = [me.node, me.token, self._lease, _TTL, *more]
-            return self._in_time(lambda until: self._ask(script, keys, arguments, until))
+            was_asked = True
+            return self._in_time(lambda until: self._ask(request, until))
         finally:
+            has_failed, seconds, self._untold = self.failures > failures, self._untold, 0.0
             self._lock.release()
+            if was_asked:
+                kind = EventKind.UNANSWERED if has_failed else EventKind.ASKED
+                self._tell(Event(kind, key, seconds=seconds))
+
+    def _take_turn(self) -> bool:
+        """Take the lock; False if the calls of others take too long."""
+        until = time.monotonic() + _QUEUE
+        while True:
+            seen = self._answered
+            if self._lock.acquire(timeout=MOST):
+                return True
+            if self._answered - seen < _BRISK or time.monotonic() > until:
+                return False
+
+    def _count_away(self, *, is_back: bool) -> None:
+        """Count the time for which it has been away until now."""
+        now = time.monotonic()
+        if self._away_until:
+            self._away += now - self._away_until
+            self._untold += now - self._away_until
+        self._away_until = 0.0 if is_back else now
 
     def _in_time(self, ask: Callable[[float], object]) -> object:
         """What `ask` returns, if it does so in time."""
@@ -219,9 +308,11 @@ class Directory:
             raise self._failed(str(error)) from error
         self._running.join(max(until - time.monotonic(), 0.0))
         if answers.good:
+            self._answered += 1
             if self._why:
                 _log.warning("the directory of the cluster answers again")
                 self._why = ""
+                self._count_away(is_back=True)
                 self._back()
             return answers.good[0]
         if answers.bad:
@@ -232,6 +323,7 @@ class Directory:
     def _failed(self, reason: str) -> DirectoryAway:
         """Note a failure: the next 3 s nobody asks."""
         self.failures += 1
+        self._count_away(is_back=False)
         self._not_before = time.monotonic() + AWAY
         if not self._why:
             told = "the directory of the cluster does not answer: each node goes on by itself: %s"
@@ -239,7 +331,7 @@ class Directory:
         self._why = reason
         return DirectoryAway(reason)
 
-    def _ask(self, script: str, keys: list[str], arguments: list[object], until: float) -> object:
+    def _ask(self, request: Callable[[Any], object], until: float) -> object:
         """Ask, and ask again after a time-out, until the time is over."""
         redis = self._redis
         if self._client is None:
@@ -251,11 +343,9 @@ class Directory:
                 password=self._password,
                 retry=None,
             )
-        if script not in self._known:
-            self._known[script] = self._client.register_script(script)
         while True:
             try:
-                return self._known[script](keys=keys, args=arguments)
+                return request(self._client)
             except (redis.TimeoutError, TimeoutError):
                 pause = random.uniform(0.02, 0.1)
                 if time.monotonic() + pause + _ONE_TRY / 2 > until:
@@ -288,6 +378,12 @@ class Directory:
     def trouble(self) -> str:
         """Why the directory does not answer; empty while it does."""
         return self._why
+
+    @property
+    def away(self) -> float:
+        """Seconds for which it did not answer."""
+        until = self._away_until
+        return self._away + (time.monotonic() - until if until else 0.0)
 
     def close(self) -> None:
         """Close the connection. The next call makes another one. Idempotent."""

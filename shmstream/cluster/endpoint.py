@@ -3,8 +3,9 @@
     GET /blobs/sha256:<hex>     signed (`signing`); with `Range: bytes=N-` from N on
 
     200, 206      the bytes from N to the end, as they come. The last chunk of a blob in flight
-                  follows when this node has verified all bytes, because its own stream withholds it
-                  until then. If the flight ends otherwise, the connection ends short of its
+                  follows when this node has verified all bytes; it does not wait until they are on
+                  this node's disk, because the peer verifies them again, and withholds that chunk
+                  until it has. If the flight ends otherwise, the connection ends short of its
                   Content-Length
     404           this node neither has the blob nor has it in flight
     425           it is in flight, and a second long there was no byte after N: ask again
@@ -24,6 +25,7 @@ with TLS.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -33,6 +35,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,6 +69,20 @@ _LATIN = "latin-1"
 _log = logging.getLogger("shmstream")
 
 
+@dataclass
+class _Giving:
+    """A peer that is being given a digest. Guarded by the lock of the endpoint."""
+
+    digest: str
+    peer: str
+    blob: Blob | None = None
+    counted: int = 0  # bytes of the blob
+
+
+def _nobody_listens() -> None:
+    """What is woken if nobody tells of the endpoint."""
+
+
 class Endpoint:
     """The listener of a node, in this process. Call `start`; closed with the process.
 
@@ -90,22 +107,46 @@ class Endpoint:
         self._opens = opens
         self._most = most
         self._context = context
+        self.wake: Callable[[], None] = _nobody_listens
+        """Called when a peer begins or ceases to be given bytes; it must not block."""
         self._begin()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # guards all below
         self._listener: socket.socket | None = None
         self._connections: set[socket.socket] = set()
-        self._giving = 0
+        self._giving: dict[int, _Giving] = {}  # by a number
+        self._numbers = itertools.count()
         self._verified: dict[str, tuple[int, int, int, int]] = {}
         self._thread: threads.Call | None = None
         self.given: int = 0
-        """Bytes that this process has given to peers."""
+        """Bytes that this process has given to peers, when it was last counted."""
+        self._uncounted: dict[str, int] = {}
 
     @property
-    def children(self) -> int:
-        """Peers that are being given bytes now."""
-        return self._giving
+    def children(self) -> dict[str, tuple[str, ...]]:
+        """For each digest that is given just now, the peers that get it."""
+        found: dict[str, tuple[str, ...]] = {}
+        with self._lock:
+            for each in self._giving.values():
+                found[each.digest] = (*found.get(each.digest, ()), each.peer)
+        return found
+
+    def count(self) -> dict[str, int]:
+        """Count the bytes that were given; those of each digest since the last call."""
+        with self._lock:
+            for each in self._giving.values():
+                self._count(each)
+            found, self._uncounted = self._uncounted, {}
+        return found
+
+    def _count(self, giving: _Giving) -> None:
+        if giving.blob is not None:
+            position = giving.blob.position
+            if (new := position - giving.counted) > 0:  # it is 0 while the blob joins anew
+                giving.counted = position
+                self.given += new
+                self._uncounted[giving.digest] = self._uncounted.get(giving.digest, 0) + new
 
     def start(self) -> None:
         """Listen, unless this process does. A forked child starts it for itself.
@@ -191,25 +232,32 @@ class Endpoint:
         if asked is None:
             _say(talk, 416)
             return
+        giving = _Giving(
+            digest, peer if headers["shmstream-peer"] == "-" else headers["shmstream-peer"]
+        )
+        number = next(self._numbers)
         with self._lock:
-            is_busy = self._giving >= self._most
-            self._giving += not is_busy
+            is_busy = len(self._giving) >= self._most
+            if not is_busy:
+                self._giving[number] = giving
         if is_busy:
             _say(talk, 503)
             return
         try:
             talk.settimeout(_SEND_TIME)
             is_whole = headers.get("shmstream-want") == "complete"
-            self._give(talk, digest, int(asked[1]), is_whole=is_whole, is_get=method == "GET")
+            self._give(talk, giving, int(asked[1]), is_whole=is_whole, is_get=method == "GET")
         finally:
             with self._lock:
-                self._giving -= 1
+                del self._giving[number]
+            self.wake()
 
     # Giving.
 
     def _give(
-        self, talk: socket.socket, digest: str, start: int, *, is_whole: bool, is_get: bool
+        self, talk: socket.socket, giving: _Giving, start: int, *, is_whole: bool, is_get: bool
     ) -> None:
+        digest = giving.digest
         try:
             blob = self._opens(digest)
         except (BlobNotFound, ValueError):
@@ -223,7 +271,16 @@ class Endpoint:
                 return
             _say(talk, status, self._about(blob, start), length=(blob.size or 0) - start)
             if is_get:
-                self._copy(talk, blob, start)
+                blob.seek(start)
+                with self._lock:
+                    giving.blob, giving.counted = blob, start
+                self.wake()
+                try:
+                    self._copy(talk, blob, start)
+                finally:
+                    with self._lock:
+                        self._count(giving)
+                        giving.blob = None
 
     def _status(self, blob: Blob, digest: str, start: int, *, is_whole: bool) -> int:
         """What to answer; the first byte is there if that is 200 or 206."""
@@ -269,9 +326,6 @@ class Endpoint:
                     quiet = time.monotonic()
                 if _has_left(talk) or time.monotonic() - quiet > _QUIET:
                     return
-            finally:
-                with self._lock:
-                    self.given += blob.position - before
 
     def _is_right(self, blob: Blob, digest: str) -> bool:
         """Whether a stored blob has its digest: corruption must not go down a tree of nodes."""

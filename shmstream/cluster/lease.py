@@ -1,4 +1,4 @@
-"""`Leases`: renews the leases of this process, in one thread, for as long as it has some.
+"""`Leases`: renews the leases of this process, all in one call, for as long as it has some.
 
 A lease that is lost (another node has it by now) ends the pull from the upstream at once. After
 this process was stopped, or its machine slept, the thread wakes up late, and renews first of all:
@@ -9,8 +9,10 @@ directory is away nothing is lost: who pulls goes on.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shmstream.cluster.directory import DirectoryAway, Me
 from shmstream.system import threads
 from shmstream.system.process import register
 
@@ -18,17 +20,25 @@ _OFTEN = 3  # times in a lease
 
 
 class Held(Protocol):
-    """What has a lease."""
+    """What has the lease of `key` as `me`."""
 
-    def renew(self) -> None:
-        """Renew the lease; end what it is for if it is lost. Takes 1.5 s at most."""
+    key: str
+    me: Me
+
+    def lose(self) -> None:
+        """Another node has the lease: end what it is for."""
+
+
+Renew = Callable[[Sequence[tuple[str, Me]]], Sequence[bool]]
+"""As `Directory.renew`."""
 
 
 class Leases:
     """The leases of this process. Any thread may call it."""
 
-    def __init__(self, lease: float) -> None:
+    def __init__(self, lease: float, renew: Renew) -> None:
         self._pause = lease / _OFTEN
+        self._renew = renew
         self._begin()
         register(self)
 
@@ -77,5 +87,10 @@ class Leases:
                     self._runs = False
                     return
                 held = list(self._held)
-            for each in held:
-                each.renew()
+            try:
+                are_kept = self._renew([(each.key, each.me) for each in held])
+            except DirectoryAway:
+                continue
+            for each, is_kept in zip(held, are_kept, strict=True):
+                if not is_kept:
+                    each.lose()

@@ -13,9 +13,12 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import ismethod
 from typing import Any
 
 from shmstream.cluster import peer
+from shmstream.cluster.account import Account, Ledger, Pull
+from shmstream.cluster.announcer import Announcer
 from shmstream.cluster.cluster import Cluster
 from shmstream.cluster.directory import MOST, Directory, DirectoryAway, Me
 from shmstream.cluster.endpoint import PATIENCE, Endpoint
@@ -23,17 +26,17 @@ from shmstream.cluster.lease import Leases
 from shmstream.cluster.part import Part
 from shmstream.cluster.peer import Asker
 from shmstream.cluster.signing import Guard, check_secret
-from shmstream.errors import StoreUnusable
-from shmstream.events import Event
+from shmstream.errors import ShmstreamError, StoreUnusable
+from shmstream.events import Event, EventKind
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Flight, Policy
 from shmstream.flight.offers import Offer
 from shmstream.storage.eviction import Upkeep
-from shmstream.storage.layout import Layout, Place
+from shmstream.storage.layout import Layout, Place, digest_at
 from shmstream.system import threads
 from shmstream.system.process import register
 
-_RECENT = 256  # blobs
+_AT_ONCE = 100  # blobs that are announced in one call
 
 _log = logging.getLogger("shmstream")
 
@@ -56,13 +59,30 @@ class Here:
         if place.is_named:
             raise ValueError("only a digest is known to other nodes")
         flight = Flight(
-            self.layout, place, Offer(None), self.policy, stall_timeout=PATIENCE, lingers=True
+            self.layout,
+            place,
+            Offer(None),
+            self.policy,
+            stall_timeout=PATIENCE,
+            lingers=True,
+            ahead=True,
         )
         return Blob(flight, goes_past=False)
 
 
 def _say_nothing(_event: Event) -> None:
     """What is given to peers begins no flight."""
+
+
+def weakly(tell: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Calls a method for as long as its object lives: a store that is dropped ends its node."""
+    known = weakref.WeakMethod(tell) if ismethod(tell) else lambda: tell
+
+    def tell_it(event: Event) -> None:
+        if (there := known()) is not None:
+            there(event)
+
+    return tell_it
 
 
 def weak(node: Node) -> Callable[[], None]:
@@ -87,9 +107,10 @@ class Node:
         peer.require()
         self._cluster = cluster
         self._layout = layout
+        self._tell_store = weakly(policy.tell)
         upkeep = Upkeep(layout, None, _say_nothing)
         self._policy = replace(
-            policy, verify=False, across=None, tell=_say_nothing, upkeep=upkeep
+            policy, verify=False, across=None, beside=None, tell=_say_nothing, upkeep=upkeep
         )  # nothing of the store: a store that is dropped ends its node
         secret, contexts = check_secret(cluster.secret), cluster.contexts()
         self._address = cluster.advertise or ""
@@ -99,8 +120,9 @@ class Node:
             fan=cluster.fan,
             password=cluster.password,
             back=weak(self),
+            tell=self._tell_store,
         )
-        self.leases: Leases = Leases(cluster.lease)
+        self.leases: Leases = Leases(cluster.lease, self.directory.renew)
         self.asker: Asker = Asker(self._address, secret, contexts[1] if contexts else None)
         self.endpoint: Endpoint | None = None
         if cluster.address is not None:
@@ -108,15 +130,30 @@ class Node:
             server = contexts[0] if contexts else None
             here = Here(layout, self._policy)
             self.endpoint = Endpoint(cluster.address, guard, here, cluster.max_peers, server)
+        known = weakref.ref(self)
+
+        def look() -> Account:
+            return Account() if (node := known()) is None else node.account()
+
+        def introduce(tells_all: bool) -> bool:
+            return (node := known()) is None or node.introduce(tells_all=tells_all)
+
+        self._ledger = Ledger(layout.folder, look)
+        self._announcer = Announcer(layout.folder, introduce)
+        if self.endpoint is not None:
+            self.endpoint.wake = self._ledger.wake
         self._begin()
         register(self)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
         self._telling: set[threads.Call] = set()
-        self._recent: dict[str, None] = {}  # what this process has completed, the newest last
         self._is_closed = False
         self._is_deaf = False
+        self._owes = False  # what is here was not told to the end
+        self._pulls: dict[str, Part] = {}  # of the flights that this process leads
+        self._bytes: dict[str, dict[EventKind, int]] = {}  # of these flights
+        self._sums: dict[EventKind, int] = {}
 
     def begin(self) -> None:
         """Listen for peers.
@@ -128,6 +165,7 @@ class Node:
             return
         try:
             self.endpoint.start()
+            self._announcer.start()
         except OSError as error:
             told = os.strerror(error.errno) if error.errno else str(error)
             host, port = self._cluster.address or ("", 0)
@@ -151,39 +189,121 @@ class Node:
                 self._is_deaf = True
         return Part(self, place.key, address)
 
-    def completed(self, key: str) -> None:
-        """Note that this process has completed a blob."""
+    def guest(self, place: Place) -> Part | None:
+        """The part in a download that keeps nothing, or goes past a leader of this host.
+
+        None as for `part`.
+        """
+        if place.is_named or self._is_closed:
+            return None
+        return Part(self, place.key, "", besides=self._address)
+
+    def began(self, part: Part) -> None:
+        """The flight of a part asks for its first bytes. Guests are not told of."""
+        if not part.is_guest:
+            with self._lock:
+                self._pulls[part.key] = part
+                self._bytes[part.key] = {}
+            self._ledger.wake()
+
+    def ended(self, part: Part) -> None:
+        """The flight of a part has ended."""
         with self._lock:
-            self._recent[key] = None
-            if len(self._recent) > _RECENT:
-                del self._recent[next(iter(self._recent))]
+            if self._pulls.get(part.key) is part:
+                del self._pulls[part.key], self._bytes[part.key]
+        self._ledger.wake()
+
+    def moved(self) -> None:
+        """A part has another parent."""
+        self._ledger.wake()
+
+    # What is told of it.
+
+    def saw(self, event: Event) -> None:
+        """An event of this process's store."""
+        if event.kind is EventKind.EVICTED:
+            self.evicted(event.key)
+        elif event.kind in (EventKind.RECEIVED, EventKind.FROM_PEER):
+            with self._lock:
+                for sums in (self._sums, self._bytes.get(event.key)):
+                    if sums is not None:
+                        sums[event.kind] = sums.get(event.kind, 0) + event.count
+
+    def account(self) -> Account:
+        """What this process has of the cluster just now."""
+        children: dict[str, tuple[str, ...]] = {}
+        given = 0
+        if self.endpoint is not None:
+            for digest, count in self.endpoint.count().items():
+                self._tell_store(Event(EventKind.GIVEN, digest, count))
+            children, given = self.endpoint.children, self.endpoint.given
+        with self._lock:
+            pulls = {
+                key: Pull(
+                    part.parent,
+                    self._bytes[key].get(EventKind.FROM_PEER, 0),
+                    self._bytes[key].get(EventKind.RECEIVED, 0),
+                )
+                for key, part in self._pulls.items()
+            }
+            sums = dict(self._sums)
+        directory = self.directory
+        return Account(
+            self._address,
+            pulls,
+            children,
+            sums.get(EventKind.FROM_PEER, 0),
+            sums.get(EventKind.RECEIVED, 0),
+            given,
+            directory.calls,
+            directory.failures,
+            round(directory.away, 3),
+            directory.trouble,
+        )
 
     def announce(self) -> None:
-        """The directory is back, perhaps empty: tell what is complete here. Does not wait."""
-        with self._lock:
-            keys = list(self._recent)
-        if keys and self._address:
-            self.tell(partial(self._leave, keys, "complete"))
+        """The directory is back: if it is empty, tell what is complete here. Does not wait."""
+        if self._address:
+            self.tell(partial(self.introduce, tells_all=False))
+
+    def introduce(self, *, tells_all: bool) -> bool:
+        """Greet the directory; tell it what is complete here, if it does not know this node.
+
+        Returns whether the directory answers.
+        """
+        me = Me(self._address, "")
+        self.directory.use()
+        try:
+            if self.directory.greet(me) and not (tells_all or self._owes):
+                return True
+            self._owes = True
+            blobs = (digest_at(each.path) for each in self._layout.blobs())
+            keys = [each for each in blobs if each is not None]
+            for start in range(0, len(keys), _AT_ONCE):
+                self.directory.announce(keys[start : start + _AT_ONCE], me)
+            self._owes = False
+        except (DirectoryAway, OSError, ShmstreamError) as error:
+            _log.debug("what this node has is not told: %s", str(error))
+            return False
+        finally:
+            self.directory.let_go()
+        return True
 
     def evicted(self, key: str) -> None:
         """Tell that the complete blob is here no more. Does not wait."""
         if self._address and ":" in key:
-            with self._lock:
-                self._recent.pop(key, None)
-            self.tell(partial(self._leave, [key], "evicted"))
+            self.tell(partial(self._tell_evicted, key))
 
-    def _leave(self, keys: list[str], how: str) -> None:
-        me = Me(self._address, "")
+    def _tell_evicted(self, key: str) -> None:
         self.directory.use()
         try:
-            for key in keys:
-                self.directory.leave(key, me, how)
+            self.directory.leave(key, Me(self._address, ""), "evicted")
         except DirectoryAway:
             pass  # who asks this node for them finds out
         finally:
             self.directory.let_go()
 
-    def tell(self, call: Callable[[], None]) -> None:
+    def tell(self, call: Callable[[], object]) -> None:
         """Make a call of the directory in another thread; this process waits for it at its end."""
 
         def run() -> None:
@@ -202,7 +322,8 @@ class Node:
             run()
 
     def close(self) -> None:
-        """Give nothing to peers. Waits 1.5 s at most for what is to be told. Idempotent."""
+        """Give nothing to peers. Waits some seconds at most for what is to be told. Idempotent."""
+        self._announcer.close()
         with self._lock:
             self._is_closed = True
             telling = list(self._telling)
@@ -210,6 +331,8 @@ class Node:
             each.join(MOST)
         if self.endpoint is not None:
             self.endpoint.close()
+        self.account()  # tells what was given last
+        self._ledger.close()
         self.directory.close()
 
     def abandon(self) -> None:

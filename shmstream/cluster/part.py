@@ -42,8 +42,10 @@ If nothing came for 45 s in any of these ways, the part opens the upstream by it
 for ever for a leader that is alive and does nothing. That is longer than a leader waits for its
 upstream, so children do not give up first.
 
-Two processes of a host may download the same digest, when one goes past a leader that hangs
-(`flight/beside`), or has no room (`flight/pass_through`). These have no part.
+A process may download a digest beside the flight of its host, when it goes past a leader that hangs
+(`flight/beside`), or has no room (`flight/pass_through`). Such a part is a *guest*: it is nobody's
+parent and never leads, it does not ask its own node, and it goes to the upstream where others would
+wait for more than 3 s.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ PATIENCE = 45.0
 _STALLED = 3.0  # s without a byte after which other peers are asked for, too
 _POLL = 3.0  # s; how long the same peers are asked again without asking the directory
 _LONGEST_POLL = 10.0  # s
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # s; while there is nobody to ask
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 8.0  # s; while there is nobody to ask
+_BUSY_PAUSE = 0.5  # s; at most, from one question to a busy peer to the next
 
 _log = logging.getLogger("shmstream")
 
@@ -88,21 +91,35 @@ class Company(Protocol):
     leases: Leases
     asker: Asker
 
-    def tell(self, call: Callable[[], None]) -> None:
+    def tell(self, call: Callable[[], object]) -> None:
         """Make a call of the directory in another thread."""
 
-    def completed(self, key: str) -> None:
-        """This node has the complete blob."""
+    def began(self, part: Part) -> None:
+        """The flight of the part asks for its first bytes."""
+
+    def moved(self) -> None:
+        """The part has another parent."""
+
+    def ended(self, part: Part) -> None:
+        """The flight of the part has ended."""
 
 
 class Part:
     """One flight of `key`. One thread opens; any thread may call the other methods."""
 
-    def __init__(self, node: Company, key: str, address: str) -> None:
-        """`address` is empty if this process gives nothing to peers."""
+    def __init__(
+        self, node: Company, key: str, address: str, *, besides: str | None = None
+    ) -> None:
+        """`address` is empty if this process gives nothing to peers.
+
+        `besides` is the address of its node, for a guest.
+        """
+        self.is_guest: bool = besides is not None
+        self._never = {besides} if besides else set()
+        self._patience = _STALLED if self.is_guest else PATIENCE
         self._node = node
-        self._key = key
-        self._me = Me(address, secrets.token_hex(8))
+        self.key: str = key
+        self.me: Me = Me(address, secrets.token_hex(8))
         self._lock = threading.Lock()  # guards the next three
         self._leads = False
         self._is_lost = False
@@ -119,10 +136,12 @@ class Part:
         self._pause = _FIRST_PAUSE
         self._refused: set[str] = set()
         self._avoid: set[str] = set()
+        self._silent: set[str] = set()  # holders that did not answer once
         self._waiting: list[str] = []
         self._offset = -1
         self._since = time.monotonic()  # when the offset was reached
         self._was_told = False  # that the upstream has failed
+        self._has_reached = False  # the upstream has answered this part
 
     def source(self, upstream: Source) -> Joined:
         """`upstream`, or a node that has its bytes already."""
@@ -145,11 +164,13 @@ class Part:
         if not self._is_used:
             self._is_used = True
             self._node.directory.use()
+            self._node.began(self)
         self._note_progress(offset)
         with self._lock:
             self._is_lost, self._upstream_feed = False, None
-        if time.monotonic() - self._since > PATIENCE:
-            _log.warning("%s: nothing came from any node for %g s", self._key, PATIENCE)
+        if time.monotonic() - self._since > self._patience:
+            level = logging.INFO if self.is_guest else logging.WARNING
+            _log.log(level, "%s: nothing came from any node for %g s", self.key, self._patience)
             self._since = time.monotonic()
             return self._from_upstream(upstream, offset, validator)
         try:
@@ -159,7 +180,8 @@ class Part:
         if decision.verdict is Verdict.LEAD:
             self._lead()
             return self._from_upstream(upstream, offset, validator)
-        if decision.verdict is Verdict.WAIT and not (decision.leader or self._me.node):
+        has_leader = bool(decision.leader) and not self.is_guest
+        if decision.verdict is Verdict.WAIT and not (has_leader or self.me.node):
             return self._from_upstream(upstream, offset, validator)
         self._stop_leading()
         if decision.verdict is Verdict.FAILED:
@@ -169,19 +191,21 @@ class Part:
     def _note_progress(self, offset: int) -> None:
         if offset > self._offset:
             self._offset, self._since = offset, time.monotonic()
-            self._poll, self._pause, self._decision = _POLL, _FIRST_PAUSE, None
+            self._poll, self._pause = _POLL, _FIRST_PAUSE
             self._waiting.clear()
+            if not self.is_guest:
+                self._decision = None
 
     def _decide(self, source: str) -> Decision:
         """The node to ask. The directory is asked unless its last answer is still good."""
         now = time.monotonic()
         if self._decision is not None and now < self._use_until:
             return self._decision
-        avoid = set(self._avoid)
+        avoid = self._avoid | self._never
         if now - self._since > _STALLED:
             avoid.update(self._waiting)
         decision = self._node.directory.decide(
-            self._key, self._me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
+            self.key, self.me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
         )
         self._refused.clear()
         self._avoid.clear()
@@ -190,13 +214,18 @@ class Part:
         self._decision = None
         return decision
 
+    def _set_parent(self, parent: str) -> None:
+        if parent != self.parent:
+            self.parent = parent
+            self._node.moved()
+
     # From the upstream.
 
     def _lead(self) -> None:
         with self._lock:
             self._leads = True
         if self.parent != "upstream":
-            _log.info("%s: this node pulls it for the cluster", self._key)
+            _log.info("%s: this node pulls it for the cluster", self.key)
         self._node.leases.hold(self)
 
     def _stop_leading(self) -> None:
@@ -207,10 +236,10 @@ class Part:
     def _from_upstream(self, upstream: Source, offset: int, validator: str | None) -> Feed:
         """The upstream's own feed. A validator that it has not told is not for it."""
         self._asked.add(fingerprint(upstream))
-        self.parent = "upstream"
+        self._set_parent("upstream")
         known = validator if validator is not None and validator == self._validator else None
         feed = upstream.open(offset, known)
-        self._validator = feed.validator
+        self._validator, self._has_reached = feed.validator, True
         with self._lock:
             if not self._is_lost:
                 self._upstream_feed = feed
@@ -223,12 +252,12 @@ class Part:
     ) -> Feed:
         """The upstream has failed for the leader.
 
-        If the leader could not even reach it, that may be the leader's own trouble: then this node
-        tries once, too.
+        If the leader could never even reach it, that may be the leader's own trouble: then this
+        node tries once, too.
         """
-        self._was_told = True
-        reason, status, kind = _failure(why)
-        if kind.is_without_connection:
+        was_told, self._was_told = self._was_told, True
+        reason, status, kind, was_reached = _failure(why)
+        if kind.is_without_connection and not (was_reached or was_told):
             try:
                 return self._from_upstream(upstream, offset, validator)
             except SourceError as error:
@@ -237,19 +266,14 @@ class Part:
         reason = f"it failed for another node: {reason}"
         raise SourceError(upstream.name, offset, reason, False, status=status, kind=kind)
 
-    def renew(self) -> None:
-        """Renew the lease; close the upstream's feed if another node has it."""
-        try:
-            if self._node.directory.renew(self._key, self._me):
-                return
-        except DirectoryAway:
-            return
+    def lose(self) -> None:
+        """Another node has the lease: close the upstream's feed."""
         with self._lock:
             if not self._leads:
                 return
             self._leads, self._is_lost = False, True
             feed = self._upstream_feed
-        _log.info("%s: another node pulls it for the cluster by now", self._key)
+        _log.info("%s: another node pulls it for the cluster by now", self.key)
         self._node.leases.release(self)
         if feed is not None:
             feed.close()
@@ -257,29 +281,44 @@ class Part:
     # From peers.
 
     def _from_peers(self, decision: Decision, offset: int) -> Feed:
+        busy: list[str] = []
         for each in decision.peers:
             peer, is_whole = each.removeprefix("+"), each.startswith("+")
             try:
-                feed = self._node.asker.ask(peer, self._key, offset, whole=is_whole)
+                feed = self._node.asker.ask(peer, self.key, offset, whole=is_whole)
             except NoPeer as error:
-                self._note_trouble(peer, error.trouble)
+                self._note_trouble(peer, error.trouble, is_whole=is_whole)
+                if error.trouble is Trouble.BUSY:
+                    busy.append(each)
                 if error.trouble is Trouble.WAITING and peer == decision.peers[0]:
                     break  # it is the parent, and the others are not ahead of it
             else:
-                self.parent = peer
+                self._set_parent(peer)
                 self._parents.add(peer)
+                if self.is_guest:  # it may ask for one piece after another
+                    self._reuse(decision, (each,))
                 return feed
-        if self._waiting and not self._refused:
-            self._decision = Decision(Verdict.PEERS, tuple(self._waiting), decision.leader)
-            if time.monotonic() >= self._use_until:
-                self._use_until = time.monotonic() + self._poll
-                self._poll = min(self._poll * 1.5, _LONGEST_POLL)
-        elif not self._refused:
+        if self._refused:
+            self._decision = None  # the directory knows another one
+        elif self._waiting:
+            self._reuse(decision, tuple(self._waiting))
+        elif busy:
+            self._reuse(decision, tuple(busy))
+            time.sleep(min(self._pause, _BUSY_PAUSE))
+            self._pause = min(self._pause * 3, _LONGEST_PAUSE)
+        else:
             time.sleep(self._pause)
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._pause = min(self._pause * 3, _LONGEST_PAUSE)
         raise AskAgain("the cluster", offset, "no node has more bytes yet")
 
-    def _note_trouble(self, peer: str, trouble: Trouble) -> None:
+    def _reuse(self, decision: Decision, peers: tuple[str, ...]) -> None:
+        """Ask these peers again for a while, without the directory."""
+        self._decision = Decision(Verdict.PEERS, peers, decision.leader)
+        if time.monotonic() >= self._use_until:
+            self._use_until = time.monotonic() + self._poll
+            self._poll = min(self._poll * 1.5, _LONGEST_POLL)
+
+    def _note_trouble(self, peer: str, trouble: Trouble, *, is_whole: bool) -> None:
         if trouble is not Trouble.WAITING and peer in self._waiting:
             self._waiting.remove(peer)
         if trouble is Trouble.WAITING:
@@ -287,23 +326,33 @@ class Part:
                 self._waiting.append(peer)
         elif trouble in (Trouble.GONE, Trouble.DEAD):
             self._refused.add(peer)
-        else:
+        elif trouble is Trouble.SILENT and is_whole and peer not in self._silent:
+            self._silent.add(peer)  # it has the blob: perhaps it is only slow
+        elif trouble is not Trouble.BUSY:  # if all were avoided, we would be told to lead
             self._avoid.add(peer)
         level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
-        _log.log(level, "%s: peer %s: %s", self._key, peer, trouble)
+        _log.log(level, "%s: peer %s: %s", self.key, peer, trouble)
 
     # The end.
 
     def ended(self, error: BaseException | None) -> None:
-        """The flight has ended, with the complete blob if `error` is None. Does not wait."""
+        """The flight has ended, with the complete blob if `error` is None.
+
+        Does not wait, unless it has failed for all nodes, or got wrong bytes. Then the directory is
+        to know that before the children do, or one of them would be told to lead:
+
+            leader                                   child
+            aborts: its endpoint answers 404
+                                                     asks: the leader has gone, so lead
+            tells that the upstream has failed       tries all over again, and so does the next
+        """
         self._stop_leading()
+        self._node.ended(self)
         if not self._is_used:
             return
         self._is_used = False
         how, text = self._farewell(error)
-        if error is None and self._me.node:
-            self._node.completed(self._key)
-        directory, key, me = self._node.directory, self._key, self._me
+        directory, key, me = self._node.directory, self.key, self.me
 
         def leave() -> None:
             try:
@@ -314,7 +363,10 @@ class Part:
             finally:
                 directory.let_go()
 
-        self._node.tell(leave)
+        if how in ("failed", "wrong"):
+            leave()
+        else:
+            self._node.tell(leave)
 
     def _farewell(self, error: BaseException | None) -> tuple[str, str]:
         """How the flight has ended, in the words of `scripts.LEAVE`."""
@@ -332,18 +384,20 @@ class Part:
             "kind": str(error.kind),
             "status": error.status,
             "reason": error.reason[:500],
+            "reached": self._has_reached,
         }
         return ("failed", json.dumps(facts)) if self._asked else ("over", "")
 
 
-def _failure(why: str) -> tuple[str, int | None, FailureKind]:
-    """What another node has told of its failure: the reason, the status, and the kind."""
+def _failure(why: str) -> tuple[str, int | None, FailureKind, bool]:
+    """What another node has told: the reason, the status, the kind, and if it got an answer."""
     try:
         facts = json.loads(why)
         status = facts["status"]
-        return str(facts["reason"]), status and int(status), FailureKind(facts["kind"])
-    except (ValueError, LookupError, TypeError):
-        return "it does not say why", None, FailureKind.BROKEN
+        kind, was_reached = FailureKind(facts["kind"]), facts.get("reached") is True
+        return str(facts["reason"]), status and int(status), kind, was_reached
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "it does not say why", None, FailureKind.BROKEN, True
 
 
 def _is_for_all(error: SourceFailed) -> bool:

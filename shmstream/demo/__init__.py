@@ -1,14 +1,15 @@
 """The demo: a blob that is streamed to interpreters that come, go and are killed as it arrives.
 
-acts        `shmstream demo`: a real blob, and the three acts that are played with it
+acts        `shmstream demo`: a real blob, and the four acts that are played with it
 fanout      the first: one writer; readers come and go, one is killed, every digest is checked
 takeover    the second: the leader of a flight is killed, and the others carry on
 pull        the third: clients pull an image through a registry, and a worker is killed
+nodes       the fourth: three nodes of a cluster pull once, and the node that pulls is killed
 text        `shmstream demo --text`: the concept program again, across interpreters
 
 stage       what every act is given, and the check that nothing of it is left over
 sample      the blob that is streamed when the demo is given none, and the image
-origin      the HTTP server that the second and the third act download from
+origin      the HTTP server that all acts but the first download from
 child       another interpreter: how it is started, told, heard and ended
 reading     what a child that reads does; clients are readers, too
 readers     the readers as the demo sees them

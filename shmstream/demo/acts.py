@@ -1,8 +1,9 @@
-"""`shmstream demo`: one blob and three acts, in which readers, a leader and a worker are killed."""
+"""`shmstream demo`: a blob and four acts; a reader, a leader, a worker and a node are killed."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
@@ -10,18 +11,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shmstream.demo import fanout, pull, takeover
+from shmstream.demo import fanout, nodes, pull, takeover
 from shmstream.demo.sample import make_sample
 from shmstream.demo.stage import Stage, digest_of, temporary_folder
 from shmstream.units import amount
 
 _SAMPLE_SIZE = 32 << 20  # bytes
 _ACTS = {
-    1: ("first", fanout.run, "", ""),
-    2: ("second", takeover.run, "http", "urllib3"),
-    3: ("third", pull.run, "serve", "uvicorn prometheus_client uvloop"),
+    1: ("first", fanout.run, "", "", ""),
+    2: ("second", takeover.run, "http", "urllib3", ""),
+    3: ("third", pull.run, "serve", "uvicorn prometheus_client uvloop", ""),
+    4: ("fourth", nodes.run, "cluster", "redis urllib3", "redis-server"),
 }
-"""Number -> name, function, the extra that the act needs, and the modules of that extra."""
+"""Number -> name, function, the extra that the act needs, the modules of that extra, a program."""
 
 ALL = tuple(_ACTS)
 
@@ -49,12 +51,14 @@ def run(
         stage.say("shmstream demo: pull once, stream to everyone on the host", "bold")
         stage.say(f"blob      {amount(size)}, {what}")
         for number in sorted(acts):
-            name, act, extra, modules = _ACTS[number]
+            name, act, extra, modules, program = _ACTS[number]
             if number == 2 and count == 1:
                 continue
             stage.say()
             if any(importlib.util.find_spec(each) is None for each in modules.split()):
                 stage.say(f"The {name} act needs: pip install 'shmstream[{extra}]'")
+            elif program and shutil.which(program) is None:
+                stage.say(f"The {name} act needs {program}, as in: apt-get install {program}")
             else:
                 (folder / name).mkdir()
                 good &= act(replace(stage, folder=folder / name))

@@ -50,6 +50,7 @@ class Reader(Child):
         self.position: int = 0
         self.lag: int | None = None  # bytes; None while its slot has not been seen
         self.killed: float | None = None  # on the monotonic clock
+        self.told: str = ""  # what it does, if the demo knows more than the reports
 
     @property
     def has_joined(self) -> bool:
@@ -75,7 +76,7 @@ class Reader(Child):
             return f"{who}killed with SIGKILL at {amount(self.position)}"
         if self.is_reading:
             cut = f", was cut at {amount(report.cuts[-1])}" if report.cuts else ""
-            return (report.doing or f"joined at {self.joined_at}") + cut
+            return (self.told or report.doing or f"joined at {self.joined_at}") + cut
         if report.event in ("starting", "ready") and self.exit_code is None:
             return f"joins at {self.joins_at * 100:.0f} %" if self.joins_at else ""
         return self.problem or f"complete, {self.outcome}"

@@ -13,11 +13,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from multiprocessing.connection import Connection
 from urllib.request import Request, urlopen
 
+from shmstream.cluster.cluster import Cluster
 from shmstream.errors import ShmstreamError
 from shmstream.flight.blob import Blob
 from shmstream.flight.flight import Role
@@ -43,6 +45,7 @@ class Orders:
     store: str | None = None  # the folder of a store; None to attach to the stream
     url: str = ""  # where the store gets the blob
     chunk_size: int = 65536  # of the store, in bytes
+    cluster: Cluster | None = None  # of the store
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Report:
     pause: float = 0.0  # s; the longest wait for more bytes
     role: Role | None = None  # of its process in a flight
     took_over: bool = False  # whether it leads a flight that it followed
+    has_all: bool = False  # whether it only waits for other nodes
     cuts: tuple[int, ...] = ()  # its positions when its connection was cut
     digests: tuple[str, ...] = ()  # of everything that it has read to the end
     state: State | None = None  # of a stream at its end; a blob of a store ends only complete
@@ -79,6 +83,12 @@ class Reporter:
         self.report.event = event
         self._demo.send(self.report)
         self._next = time.monotonic() + _INTERVAL
+
+    def wait_for_others(self) -> None:
+        """Tell that this node has all, and wait until it may end."""
+        self.report.has_all = True
+        self.tell("joined")
+        self._demo.recv()
 
     def count(self, data: bytes) -> None:
         """Note that bytes have come."""
@@ -110,7 +120,11 @@ def work(read: Callable[[Reporter], None], demo: Connection) -> None:
 def read_blob(reporter: Reporter) -> None:
     """Read a stream, or a blob of a store, to the end."""
     digest, report, out = hashlib.sha256(), reporter.report, reporter.orders.out
-    with _open(reporter.orders) as blob, open(out, "wb", closefd=out != STANDARD_OUTPUT) as copy:
+    with (
+        ExitStack() as undo,
+        _open(undo, reporter.orders) as blob,
+        open(out, "wb", closefd=out != STANDARD_OUTPUT) as copy,
+    ):
         report.joined_at = blob.published
         _note_role(report, blob)
         reporter.tell("joined")
@@ -123,15 +137,18 @@ def read_blob(reporter: Reporter) -> None:
         if isinstance(blob, Blob):
             blob.wait()  # a leader clears up before it ends
             _note_role(report, blob)
+            if reporter.orders.cluster is not None:
+                reporter.wait_for_others()
         else:
             report.state = blob.state
     report.digests = (f"sha256:{digest.hexdigest()}",)
 
 
-def _open(orders: Orders) -> InFlightCopier | Blob:
+def _open(undo: ExitStack, orders: Orders) -> InFlightCopier | Blob:
     if orders.store is None:
         return InFlightCopier.attach(orders.name)
-    store = Store(orders.store, chunk_size=orders.chunk_size, durable=False)
+    store = Store(orders.store, chunk_size=orders.chunk_size, durable=False, cluster=orders.cluster)
+    undo.callback(store.close)
     return store.open(orders.name, orders.url)
 
 

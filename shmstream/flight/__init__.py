@@ -2,6 +2,10 @@
 
 flight          decides by kernel locks whether this process leads, follows or succeeds
 leader          downloads the blob, in one thread
+lanes           further connections for one blob, which bring bytes ahead of their turn
+pieces          which bytes are here ahead of their turn, and which are being brought
+supply          one of the sources that are used at once: how many connections it bears
+across          what a download is part of beyond this host: other nodes of a cluster
 producer        leads a flight without a source: a program of this process writes the blob
 blob_writer     the writable file that such a program is given
 inlet           the pipe into a blob, for programs that write to a descriptor

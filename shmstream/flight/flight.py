@@ -57,11 +57,12 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.across import Across
 from shmstream.flight.beside import Beside
 from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.guarded import GuardedCopier, Unproved, attach
 from shmstream.flight.last_words import LastWords
-from shmstream.flight.leader import Across, Leader
+from shmstream.flight.leader import Leader
 from shmstream.flight.naming import naming
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import OwnBytes
@@ -118,6 +119,9 @@ class Policy:
     upkeep: Upkeep
     tell: Callable[[Event], None]
     across: Callable[[Place], Across | None] | None = None
+    beside: Callable[[Place], Across | None] | None = None
+    """The same, for a reader that has a download of its own."""
+    connections: int | None = None
 
     def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
         """A new stream of that kind for a blob.
@@ -151,10 +155,12 @@ class Flight:
         stall_timeout: float | None,
         lingers: bool,
         wait_for: float = 0.0,
+        ahead: bool = False,
     ) -> None:
         """The sources are made only when a source is needed.
 
         The first `join` waits up to `wait_for` seconds until another process begins the flight.
+        `ahead`: what is read goes to another host; see `InFlightCopier.attach`.
         """
         self.place: Place = place
         self.role: Role = Role.STORED
@@ -164,6 +170,7 @@ class Flight:
         self.stall_timeout = stall_timeout
         self._lingers = lingers
         self._wait_for = wait_for
+        self._ahead = ahead
         self._leader: Leader | None = None
         self.found_damage: bool = False
         """Whether another program changed the file of a dead leader, as the last `join` found."""
@@ -436,6 +443,7 @@ class Flight:
                 stall_timeout=self.stall_timeout,
                 subscribes_late=subscribes_late,
                 sources=offers.crew(self.place.asked),
+                ahead=self._ahead,
             )
         except (StreamNotFound, WriterDied, BlobAborted, DamagedPartial):
             return None
@@ -460,6 +468,7 @@ class Flight:
             must_end, follower = self._wait_for_another(copier)
             if not must_end:
                 return follower
+        quiet_for = copier.quiet_for
         try:
             streamer = ResumableStreamer.succeed(
                 self.place.stream,
@@ -478,7 +487,9 @@ class Flight:
             return None
         streamer.forget_last_words()
         _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
-        self._policy.tell(Event(EventKind.TOOK_OVER, self.place.key, streamer.appended))
+        self._policy.tell(
+            Event(EventKind.TOOK_OVER, self.place.key, streamer.appended, seconds=quiet_for)
+        )
         permit = self._take_permit()  # without a permit, too: the readers of the flight wait
         leader = self._leader_of(streamer, sources, permit, words)
         try:
@@ -623,6 +634,7 @@ class Flight:
             held=permit,
             words=words,
             across=None if self._policy.across is None else self._policy.across(self.place),
+            connections=self._policy.connections,
         )
 
     def offer(self, reader: Reader) -> None:
@@ -652,7 +664,8 @@ class Flight:
         if known.size is None:
             known = replace(known, size=old.size)
         try:
-            own = OwnBytes(place, self.sources(), policy.retries, policy.tell)
+            across = None if policy.beside is None else policy.beside(place)
+            own = OwnBytes(place, self.sources(), policy.retries, policy.tell, across)
             ended = policy.upkeep.ended
             return Beside.begin(place, own, known, old, ended, durable=policy.durable)
         except OSError as error:

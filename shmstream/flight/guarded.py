@@ -145,6 +145,7 @@ def attach(
     stall_timeout: float | None = None,
     subscribes_late: bool = False,
     sources: int = 0,
+    ahead: bool = False,
 ) -> InFlightCopier:
     """A reader of the flight of `place`, which is guarded if more was asked for than the key says.
 
@@ -157,6 +158,7 @@ def attach(
         stall_timeout=stall_timeout,
         subscribes_late=subscribes_late,
         sources=sources,
+        ahead=ahead,
     )
     if isinstance(copier, GuardedCopier):
         copier.expect(place.digest, place.size)

@@ -3,7 +3,8 @@
     begin      keep the bytes of the partial file for which its journal vouches; ask a source for
                the rest; publish the bytes that were kept
     pump       append the bytes that come, or have the kernel move them; note a checkpoint in the
-               journal every 16 MiB
+               journal every 16 MiB. Other connections may bring bytes ahead of their turn
+               (`lanes`), which are appended when it is their turn
     fail       ask again, or ask the next source, at the same offset (sources/download.py); if there
                is none, ask those of other readers of this process (`offers`); hand over to a reader
                in another process that has another source (`last_words`); or abort with the last
@@ -31,8 +32,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import chain
-from typing import Protocol
 
 from shmstream.errors import (
     BlobAborted,
@@ -49,8 +50,10 @@ from shmstream.errors import (
 )
 from shmstream.events import Event, EventKind
 from shmstream.flight import offers
+from shmstream.flight.across import Across
 from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.guarded import attach
+from shmstream.flight.lanes import Lanes
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.naming import told
 from shmstream.flight.space import Space
@@ -58,6 +61,7 @@ from shmstream.sources.base import Description, Feed, KernelFeed, Source, name_h
 from shmstream.sources.download import Download
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import fingerprint
+from shmstream.storage.ahead import AheadFile
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.journal import WORTH_A_JOURNAL, Journal
 from shmstream.storage.layout import Layout, Place
@@ -78,18 +82,8 @@ _LONELY = 1.0  # s; how long nobody may read before a flight that is not to ling
 _log = logging.getLogger("shmstream")
 
 
-class Across(Protocol):
-    """What the flight is part of beyond this host: `cluster/part.py`."""
-
-    def source(self, upstream: Source) -> Source:
-        """A source with the bytes of `upstream`, wherever they come from."""
-
-    @property
-    def used_peers(self) -> bool:
-        """Whether some bytes did not come from the upstream."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """The flight has ended here; with the complete blob if there is no `error`."""
+def _at_most(room: int, move: Callable[[int, int], int], fd: int, limit: int) -> int:
+    return move(fd, min(limit, room))
 
 
 class Leader:
@@ -109,12 +103,14 @@ class Leader:
         held: KernelLock | None = None,
         words: LastWords | None = None,
         across: Across | None = None,
+        connections: int | None = None,
     ) -> None:
         """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
 
         `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
         `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before. `across` is what the flight is part of beyond this host.
+        before. `across` is what the flight is part of beyond this host. `connections`: how many the
+        blob may come over, if its sources do not say that themselves.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -141,6 +137,7 @@ class Leader:
             others=self._others_here,
             is_wanted=self._is_wanted,
         )
+        self._lanes = Lanes(place.key, self._download, streamer, self._ahead_file, connections)
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
         if words is not None:
@@ -178,7 +175,7 @@ class Leader:
         """Close everything that the leader owns. Idempotent."""
         if self._over.is_set():
             return
-        self._download.stop()
+        self._stop()
         with ExitStack() as ending:  # from the last to the first, whatever fails on the way
             ending.callback(self._over.set)
             ending.callback(self._upkeep.ended, self._place.path)
@@ -192,10 +189,19 @@ class Leader:
         If the blob is complete, this waits up to 1 s for the leader's thread to clear up.
         Idempotent.
         """
-        self._download.stop()
+        self._stop()
         self.streamer.close()
         if self.streamer.state in TERMINAL:
             self.join(1.0)
+
+    def _stop(self) -> None:
+        """Have the thread that leads fail soon; no connection writes any more."""
+        self._download.stop()
+        self._lanes.stop()
+
+    def _ahead_file(self) -> AheadFile:
+        streamer = self.streamer
+        return AheadFile(self._place.ahead, streamer.descriptor, self.metadata, self._digest)
 
     @property
     def is_over(self) -> bool:
@@ -214,7 +220,7 @@ class Leader:
         try:
             streamer.abort(self._cancelled)
         finally:
-            self._download.stop()
+            self._stop()
 
     def abandon(self) -> None:
         """In a forked child: the flight, and the thread that leads it, are the parent's."""
@@ -252,18 +258,19 @@ class Leader:
                     feed = self._pump(feed)
             finally:
                 self._download.close()
+                self._lanes.stop()
             self._commit()
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if self._cancelled is not None:
-                self._abort(self._cancelled)
                 self._tell_across(self._cancelled)
+                self._abort(self._cancelled)
             elif isinstance(error, StreamClosed):
                 self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
             elif not self._gives_way(error):
+                self._tell_across(error)  # first: who reads from here asks why as soon as it ends
                 self._abort(error)
-                self._tell_across(error)
         else:
             self._tell_across(None)
         finally:
@@ -355,8 +362,8 @@ class Leader:
             download.known = known if known.size is not None else replace(known, size=streamer.size)
             download.binds = True
             streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
-            done = streamer.appended == streamer.size
-            return None if done else download.open(streamer.appended)
+            self._lanes.adopt(streamer.appended)
+            return self._go_on()
         kept = self._journal.trusted(streamer.descriptor)
         known = self._journal.metadata
         if self._journal.vouches and kept < (there := os.fstat(streamer.descriptor).st_size):
@@ -371,9 +378,10 @@ class Leader:
         if kept and kept == known.size:
             feed = None
         else:
-            feed = self._open(kept)
+            feed = self._open(kept, self._lanes.adopt(kept) if kept else None)
             if kept and not self._is_same(feed, kept):
                 kept = 0
+                self._lanes.forget()
                 is_whole = not feed.offset and feed.size is not None and feed.size == known.size
                 if not is_whole:  # a part, or what may be one
                     download.close()
@@ -392,8 +400,8 @@ class Leader:
         is_right_size = asked is None or (known.size in (None, asked) and kept <= asked)
         return is_right_size and (not self._place.is_named or known.validator is not None)
 
-    def _open(self, kept: int) -> Feed:
-        """A feed that begins at `kept`, or at 0 if that is all that can be had.
+    def _open(self, kept: int, end: int | None = None) -> Feed:
+        """A feed that begins at `kept`, or at 0 if that is all that can be had; see `open`.
 
         If another source may be asked, a source whose blob can never fit counts as failed.
 
@@ -403,7 +411,7 @@ class Leader:
         misfit: OutOfRoom | None = None
         try:
             while True:
-                feed, download = self._open_right(kept), self._download
+                feed, download = self._open_right(kept, end), self._download
                 if feed.size is None:
                     return feed
                 reason = self._upkeep.misfit(feed.size, self._place.path)
@@ -416,11 +424,11 @@ class Leader:
                 raise
             raise misfit from failed
 
-    def _open_right(self, kept: int) -> Feed:
+    def _open_right(self, kept: int, end: int | None) -> Feed:
         """As `_open`; a whole blob of one chunk is verified first if there is another source."""
         download, most = self._download, self.streamer.chunk_size
         while True:
-            feed = download.open(kept)
+            feed = download.open(kept, end)
             if not self._is_given or feed.offset or (feed.size or 0) > most:
                 return feed
             if not self._may_ask_another():
@@ -463,6 +471,9 @@ class Leader:
                 self._blame(current)
         elif not self._is_given:
             return
+        elif isinstance(error, DigestMismatch) and self._lanes.helpers:
+            for each in sorted(self._lanes.helpers):  # the next flight does without them
+                self._blame(each)
         elif isinstance(error, DigestMismatch) or self._download.disagreed:
             self._blame(self._journal.first or self._described_by or current)
 
@@ -529,41 +540,80 @@ class Leader:
                 self._space.require_fit(feed.size)
                 streamer.set_size(feed.size)
                 download.known = replace(download.known, size=feed.size)
+            self._lanes.prepare(self._right_sources())
+            self._lanes.own_begins(feed)
             if feed.by_kernel is not None and feed.offset == streamer.appended:
-                self._receive(feed.by_kernel)
+                is_left = self._receive(feed.by_kernel)
             else:
-                self._append(feed)
+                is_left = self._append(feed)
+            if is_left or (feed.end == streamer.appended != streamer.size):
+                download.close()
+                return self._go_on()
             if streamer.appended < (streamer.size or 0):
                 if self._place.size is not None and len(self._sources) > 1:
                     self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
-            download.fail(error, streamer.appended)
-            return download.open(streamer.appended)
+            if self._lanes.own_failed(error):
+                download.close()
+            else:
+                download.fail(error, streamer.appended)
+            return self._go_on()
         return None
 
-    def _receive(self, feed: KernelFeed) -> None:
-        """Have the kernel move all bytes of the feed to the file."""
+    def _go_on(self) -> Feed | None:
+        """Append what came ahead of its turn; then the feed of what follows, or None at the end."""
+        streamer = self.streamer
+        end = self._lanes.take_over(self._take)
+        if streamer.appended == streamer.size:
+            return None
+        return self._download.open(streamer.appended, end)
+
+    def _take(self, data: memoryview) -> None:
+        """Append bytes that came ahead of their turn."""
+        self._space.take(len(data))
+        self.streamer.append(data)
+        self._keep_journal()
+        greenlets.give_way()
+
+    def _right_sources(self) -> list[Source]:
+        """The sources that may be used at once: none that once gave a wrong blob."""
+        if self._across is not None:
+            return []
+        current, wrong = self._download.source, self._journal.wrong
+        return [each for each in self._sources if each is current or name_hash(each) not in wrong]
+
+    def _receive(self, feed: KernelFeed) -> bool:
+        """Have the kernel move all bytes of the feed to the file.
+
+        Returns True if the bytes that follow come over other connections.
+        """
         streamer = self.streamer
         try:
             while feed.wait(streamer.due_in(), streamer.publish_bytes):
+                if not (room := self._lanes.room()):
+                    streamer.pause()
+                    return True
                 self._space.take(AT_ONCE)
-                count = streamer.receive(feed.move)
+                count = streamer.receive(partial(_at_most, room, feed.move))
                 self._download.count(count, streamer.appended)
                 self._keep_journal()
         except SourceError:
             streamer.pause()
             raise
         self._download.check_going_on()  # a stop makes a feed end, too
+        return False
 
-    def _append(self, feed: Feed) -> None:
-        """Append the bytes of the feed that are new."""
+    def _append(self, feed: Feed) -> bool:
+        """Append the bytes of the feed that are new; see `_receive`."""
         for data in self._download.new(feed, self.streamer.appended, self):
             if data:
-                self._space.take(len(data))
-                self.streamer.append(data)
-                self._keep_journal()
-            greenlets.give_way()
+                if not self._lanes.room():
+                    return True
+                self._take(data)
+            else:
+                greenlets.give_way()
+        return False
 
     def is_same(self, data: memoryview, offset: int) -> bool:
         """Whether the partial file has `data` at `offset`."""
@@ -594,6 +644,7 @@ class Leader:
             if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
+            self._lanes.remove()
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
             _log.warning("%s: complete, but not all is noted: %s", place.key, str(error))
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
@@ -616,6 +667,7 @@ class Leader:
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
+            self._lanes.remove()
             self._journal.forget()
             if place.is_named and not os.path.lexists(place.path):
                 with suppress(OSError):  # else `gc` removes it; or it is no record

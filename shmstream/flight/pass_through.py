@@ -63,6 +63,7 @@ from shmstream.system.process import PerProcess
 from shmstream.system.threads import in_thread
 
 if TYPE_CHECKING:
+    from shmstream.flight.across import Across
     from shmstream.sources.base import Source
     from shmstream.storage.layout import Place
 
@@ -100,10 +101,11 @@ class Passage:
         retries: Retries,
         tell: Callable[[Event], None],
         stall_timeout: float | None,
+        across: Across | None = None,
     ) -> None:
         """Internal: use `Store.pass_through`."""
         self._sources = sources
-        self._bytes = OwnBytes(place, sources, retries, tell)
+        self._bytes = OwnBytes(place, sources, retries, tell, across)
         self._stall_timeout = stall_timeout
         self._lock = threading.Lock()  # held by the thread that is at it
         self._given: Iterator[bytes] = iter(())
@@ -241,16 +243,20 @@ class OwnBytes:
         sources: Sequence[Source],
         retries: Retries,
         tell: Callable[[Event], None],
+        across: Across | None = None,
     ) -> None:
+        """`across` is what the download is part of beyond this host."""
         self.key: str = place.key
         self.position: int = 0
         """Where the next bytes begin."""
         self._place = place
         self._tell = tell
+        self._across = across
+        ordered = Journal(place.journal, place.algorithm).wrong_last(sources)
         self._download = Download(
             place.key,
             place.key,
-            Journal(place.journal, place.algorithm).wrong_last(sources),
+            ordered if across is None else [across.source(each) for each in ordered],
             retries,
             is_given=place.is_given,
             digest=place.digest,
@@ -292,6 +298,8 @@ class OwnBytes:
     def close(self) -> None:
         """Close the feed and the file, when no thread reads any more."""
         self._download.close()
+        if self._across is not None:
+            self._across.ended(None)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

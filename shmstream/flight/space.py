@@ -6,6 +6,7 @@ blob of known size is reserved, because that never has to be given back.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from shmstream.errors import OutOfResources, OutOfRoom
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from shmstream.stream.described_writer import DescribedStreamer
 
 _LEAST, _MOST = 1 << 20, 16 << 20  # bytes; so much space is taken ahead of what has come
+_FREEING = 0.05  # s; another process frees the space of a file that it has removed in less
 
 
 class Space:
@@ -53,14 +55,15 @@ class Space:
             most = self._upkeep.max_bytes
         upto = upto if most is None else min(upto, most)
         sure = upto if size is not None else end
-        for is_last in (False, True):
+        for tries_left in (2, 1, 0):
             more = upto - max(streamer.appended, self._taken)
             self._upkeep.expect(sure, self._path, more)
             try:
                 if size is not None:
                     streamer.reserve(upto)
                 break
-            except OutOfResources:  # another flight was faster
-                if is_last:
+            except OutOfResources:  # another flight was faster, or another process is evicting
+                if not tries_left:
                     raise
+                time.sleep(0 if tries_left == 2 else _FREEING)
         self._taken = upto

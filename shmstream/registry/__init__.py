@@ -1,11 +1,17 @@
 """The pull-through OCI registry: `shmstream serve`, or an ASGI application for a server of yours.
 
 application     the application: which path leads where, and what happens at start and stop
-settings        all settings: command line, TOML file, environment
-notes           small files that all workers share, and may lose
-singleflight    blocking questions for asyncio; identical ones are asked once
+settings        all settings, checked
+tables          an upstream and a cluster in a file with settings; how each value is read
+configuration   reads them: options, environment, TOML file; tells all mistakes at once
+client_config   files of containerd, podman and Docker
+references      how people write an image
+pulling         brings whole images before a client asks
+housekeeping    what one worker does for all: preloading, and removing old images
+images          which images are here, by name, and what belongs to each
+request_id      the id of the request that is answered
 api/            what clients ask: everything under /v2/
-upstream/       what an upstream is asked: repositories, tokens, health
+upstream/       what an upstream is asked: repositories, tokens
 ops/            what operators see: metrics, health, the status page, the access log
 server/         the processes of `shmstream serve`
 

@@ -1,4 +1,4 @@
-"""The application of one worker: /v2/ goes to the registry, everything else to operations.
+"""The application of one worker: the registry is at /v2/, mirrors have paths, operations the rest.
 
 At the end of the lifespan the flights that this process leads are handed over to other processes:
 later there may be no time for it, because a server may end the process by a signal.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import OutOfResources
+from shmstream.mirror.mirrors import Mirrors
+from shmstream.registry.api.access import Access
 from shmstream.registry.api.distribution import Registry
-from shmstream.registry.notes import Notes
+from shmstream.registry.housekeeping import Housekeeper
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
+from shmstream.registry.ops.catalogue import NAMES, PATH, Catalogue
 from shmstream.registry.ops.metrics import Metrics
-from shmstream.registry.ops.middleware import Observer
+from shmstream.registry.ops.middleware import App, Observer
 from shmstream.registry.ops.names import Names
 from shmstream.registry.ops.status import Status
 from shmstream.registry.settings import Settings
@@ -21,6 +24,8 @@ from shmstream.sources.retries import Retries
 from shmstream.store import Store
 from shmstream.system import process
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import Bounds
 
 _PUBLISH_BYTES = 4 << 20
 _PUBLISH_INTERVAL = 0.2  # s; each publishing wakes every client at the tail
@@ -36,32 +41,53 @@ class Application:
         BadSetting: a file that the settings of the cluster name cannot be used.
         """
         metrics = Metrics()
+        self._access = Access.of(settings)
         store = Store(
             settings.store,
             max_bytes=settings.max_bytes,
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
-            retries=Retries(least_rate=settings.min_rate, outage=settings.outage),
+            retries=Retries(
+                least_rate=settings.min_rate, outage=settings.outage, on_retry=metrics.retried
+            ),
             publish_bytes=_PUBLISH_BYTES,
             publish_interval=_PUBLISH_INTERVAL,
             cluster=None if settings.cluster is None else settings.cluster.make(),
             on_event=metrics.flew,
         )
-        self.registry: Registry = Registry(settings, store)
+        self.registry: Registry = Registry(settings, store, self._access, metrics.asked)
+        metrics.upstream_of = self.registry.upstream_of
+        self._housekeeper = Housekeeper(settings, store)
+        self._catalogue = None
+        if settings.admins and self._access is not None:
+            self._catalogue = Catalogue(settings, store, self._access)
+        self.mirrors: Mirrors = Mirrors(
+            settings.mirrors,
+            store,
+            Bounds(settings.first_byte, settings.silence, settings.question),
+            stall=settings.stall,
+            most=settings.max_pass_through,
+        )
         names = Names(Notes(store.folder, "names"))
         self.operations: Operations = Operations(
-            Status(settings, store, metrics, names.of),
+            Status(settings, store, metrics, names.of, self.registry.upstreams_that_are_well),
             metrics,
-            self.registry.problems,
+            self._problems,
+            self._access,
         )
         self._metrics = metrics
         self._log = AccessLog(metrics.lost) if settings.access_log else None
         self._observer = Observer(metrics, names, self._log)
 
+    def _problems(self) -> list[str]:
+        """The known problems of upstreams, and of what is mirrored. Reads files."""
+        return self.registry.problems() + self.mirrors.problems()
+
     def stop(self) -> None:
         """The server is about to stop: end the responses that have no end. Idempotent."""
         self._observer.is_stopping = True
+        self._housekeeper.stop()
         self.operations.stop()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,25 +95,46 @@ class Application:
         if scope["type"] == "http":
             path = scope["path"]
             is_for_registry = path == "/v2" or path.startswith("/v2/")
-            app = self._serve_registry if is_for_registry else self.operations
+            app: App = self.operations
+            if self._catalogue is not None and (path == NAMES or path.startswith(PATH)):
+                app = self._serve_admins
+            elif is_for_registry:
+                app = self._serve_registry
+            elif self.mirrors.find(path) is not None:
+                app = self._serve_mirror
             await self._observer.observe(app, scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
             raise ValueError(f"this application speaks HTTP only, not {scope['type']}")
 
+    async def _serve_admins(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        assert self._catalogue is not None
+        scope["shmstream.route"] = "admin"
+        await self._catalogue(scope, send)
+
     async def _serve_registry(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._metrics.clients.track_inprogress():
             await self.registry(scope, receive, send)
 
+    async def _serve_mirror(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._metrics.clients.track_inprogress():
+            await self.mirrors(scope, receive, send)
+
     async def _live(self, receive: Receive, send: Send) -> None:
         assert (await receive())["type"] == "lifespan.startup"
         self._metrics.started()
+        self._housekeeper.start()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
         self.stop()
         self.registry.close()
+        self.mirrors.close()
         self.operations.close()
+        if self._catalogue is not None:
+            self._catalogue.close()
+        if self._access is not None:
+            self._access.close()
         try:
             await in_thread(process.close_all, _CLOSER)
         except OutOfResources:  # no thread can be started; and nothing else is served any more

@@ -1,8 +1,11 @@
 """`Settings`: all settings of the registry, checked once, the same for all workers.
 
-    command line   cli/serve       options; they override the file
+    command line   cli/serve       options; they override the environment and the file
+    environment    SHMSTREAM_SERVE_..., which override the file
     a file         from_file       TOML; sizes and durations as text: "100GiB", "90s"
-    environment    to_environment  JSON, from the parent process to its workers
+    JSON           to_environment  from the parent process to its workers
+
+`configuration` reads the first three; `tables` has how each value is read.
 
 Settings hold no secrets: a URL with a password is refused. Credentials for upstreams are in a
 Docker `config.json`; the settings hold its path.
@@ -11,145 +14,42 @@ Docker `config.json`; the settings hold its path.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import tomllib
-from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
-from typing import Any, Self
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Self
 
-from shmstream import units
-from shmstream.cluster import Cluster
+from shmstream.mirror.settings import Mirror
+from shmstream.registry.references import Reference
+from shmstream.registry.tables import (
+    READ,
+    Address,
+    BadSetting,
+    BadSettings,
+    ClusterSettings,
+    Upstream,
+    check_connections_setting,
+    out_of_bounds,
+    read_table,
+)
+
+__all__ = [
+    "Address",
+    "BadSetting",
+    "BadSettings",
+    "ClusterSettings",
+    "Settings",
+    "Upstream",
+    "read_table",
+]
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
 """The environment variable that holds the settings of the workers, as JSON."""
 CONFIG_VARIABLE = "SHMSTREAM_CONFIG"
 """The environment variable that holds the path of a TOML file, for other servers than ours."""
 
-_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
 _ADDRESS = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.%\w]+)\]|(?P<host>[^:\[\]\s]*)):(?P<port>\d{1,5})")
-
-
-class BadSetting(ValueError):
-    """A setting is not valid. `key` is its name in a file, `where` the path of the file, if any."""
-
-    def __init__(self, key: str, reason: str, where: str | None = None) -> None:
-        super().__init__(key, reason, where)
-        self.key = key
-        self.reason = reason
-        self.where = where
-
-    def __str__(self) -> str:
-        file = f"{self.where}: " if self.where else ""
-        return file + (f"{self.key}: {self.reason}" if self.key else self.reason)
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """A registry that images come from.
-
-    Attributes:
-        namespace: the value that containerd sends as `?ns=`, such as "docker.io"; None for the
-            upstream of requests without one.
-        url: `https://registry-1.docker.io`.
-    """
-
-    namespace: str | None
-    url: str
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """From `URL` or `NAMESPACE=URL`.
-
-        Raises:
-            BadSetting: the text is neither.
-        """
-        before, equals, after = text.partition("=")
-        if equals and "://" not in before:
-            return cls(before.strip(), after.strip())
-        return cls(None, text.strip())
-
-    def __post_init__(self) -> None:
-        """Raises `BadSetting`."""
-        if self.namespace is not None:
-            if not _NAMESPACE.fullmatch(self.namespace):
-                what = "no name of a registry, such as docker.io"
-                raise BadSetting("namespace", f"{self.namespace[:200]!r} is {what}")
-            object.__setattr__(self, "namespace", self.namespace.lower())
-        object.__setattr__(self, "url", _checked_url(self.url))
-
-
-def _checked_url(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    else:
-        if "@" in parts.netloc:  # no message may repeat it
-            reason = "a user and password do not belong here: put them into docker_config"
-            raise BadSetting("url", reason)
-    if not good or parts.query or parts.fragment or not url.isascii() or re.search(r"\s", url):
-        raise BadSetting("url", f"{url[:200]!r} is no URL of a registry, such as https://host:5000")
-    return url.rstrip("/")
-
-
-@dataclass(frozen=True)
-class ClusterSettings:
-    """The cluster of nodes that the store belongs to; see `shmstream.Cluster`, and docs/cluster.md.
-
-    Attributes:
-        url: of Redis or Valkey, without a password.
-        advertise: `HOST:PORT` at which other nodes reach this one.
-        secret_file: path of a file with the secret of the cluster.
-        listen: `HOST:PORT` to listen on for other nodes, if that is not `advertise`.
-        password_file: path of a file with the password for Redis.
-        fan, max_peers, lease, certfile, keyfile, cafile: as for `shmstream.Cluster`.
-    """
-
-    url: str
-    advertise: str
-    secret_file: str
-    listen: str | None = None
-    password_file: str | None = None
-    fan: int = 2
-    max_peers: int = 8
-    lease: float = 3.0
-    certfile: str | None = None
-    keyfile: str | None = None
-    cafile: str | None = None
-
-    def make(self) -> Cluster:
-        """The cluster. Reads the files.
-
-        Raises:
-            BadSetting: a setting is not valid, or a file cannot be read.
-        """
-        given = asdict(self)
-        given["secret"] = _line_of("secret_file", given.pop("secret_file"))
-        if (file := given.pop("password_file")) is not None:
-            given["password"] = _line_of("password_file", file)
-        if "@" in self.url and ":" in self.url.partition("://")[2].rpartition("@")[0]:
-            raise BadSetting("cluster, url", "a password does not belong here: see password_file")
-        try:
-            cluster = Cluster(**given)
-            cluster.contexts()
-        except ValueError as error:
-            raise BadSetting("cluster", str(error)) from error
-        except OSError as error:  # ssl.SSLError is one
-            reason = f"there is no certificate and key, or no authority: {error}"
-            raise BadSetting("cluster", reason) from error
-        return cluster
-
-
-def _line_of(key: str, path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSetting(f"cluster, {key}", f"{path} cannot be read: {error}") from error
 
 
 def _workers() -> int:
@@ -161,12 +61,14 @@ class Settings:
     """The settings of the registry. Sizes in bytes, times in seconds.
 
     Attributes:
-        upstreams: at least one; no two with the same namespace.
+        upstreams: no two with the same namespace. There is at least one, or a mirror.
         store: the folder of the store.
         max_bytes: limit of all complete blobs together; None for no limit.
         max_flights: downloads at one time, of all workers together; None for no limit.
         max_pass_through: clients of one worker at one time that are served straight from the
             upstream, because there is no room to keep the blob.
+        connections: how many connections one blob may come over from an upstream that does not say
+            it itself.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         first_byte: how long an upstream may take to begin its answer.
         silence: how long it may give no byte in the middle of a blob.
@@ -174,21 +76,35 @@ class Settings:
         outage: how long it may be away in the middle of a blob that clients read.
         tag_ttl: how long the meaning of a tag is believed before the upstream is asked again.
         prefetch: how many layers are fetched at once when their manifest is asked for; 0 for none.
+        preload: images to pull before a client asks: at the start, and every `preload_every`.
+        preload_every: 0: at the start only.
+        preload_platforms: for which platforms, such as "linux/arm64" or "all"; none: this host's.
+        immutable_tags: patterns of tags that never change their meaning, such as "v*.*.*": it is
+            asked once.
+        unused_for: an image that nobody has asked for in so long is removed; None: never.
+        kept_for: an image that has been here for so long is removed; None: never.
+        admins: names of clients that may see and remove images, and have images pulled.
         docker_config: path of a Docker `config.json` with the credentials of upstreams.
         workers: number of worker processes.
         listen: `HOST:PORT`, `[IPv6]:PORT`; port 0 for any free one.
         certfile: path of a certificate in PEM, to serve TLS.
         keyfile: path of its key in PEM, unless `certfile` contains the key.
+        client_ca: path of a file in PEM with the authorities of clients' certificates; every client
+            has to show one then.
+        htpasswd: path of a file with the names of clients, and their passwords hashed by bcrypt.
+        tokens: path of a file with names of clients and bearer tokens.
         max_connections: limit for one worker; beyond it requests are answered with 503.
         grace: how long a stopping worker lets its clients finish.
         keep: whether clients of a worker that ends are given to other workers.
         stuck_after: a worker without any progress for so long is killed; 0: never.
         access_log: whether to write an access log, to standard output.
+        log_format: of the log on standard error: "text" or "json".
         x_accel_redirect: a prefix of URLs that nginx, in front, maps to the store's folder; then
             nginx sends complete blobs. None: we send them.
         shared_group: as for `Store`: the users of the folder's group share its blobs. The registry
             itself is of one user.
         cluster: other nodes, which have the same blobs; None for none.
+        mirrors: of other things than images; no two with the same path.
 
     Raises:
         BadSetting: a setting is not valid.
@@ -199,6 +115,7 @@ class Settings:
     max_bytes: int | None = None
     max_flights: int | None = None
     max_pass_through: int = 64
+    connections: int = 1
     min_rate: int = 1024
     first_byte: float = 60.0
     silence: float = 60.0
@@ -206,55 +123,62 @@ class Settings:
     outage: float = 60.0
     tag_ttl: float = 60.0
     prefetch: int = 0
+    preload: tuple[str, ...] = ()
+    preload_every: float = 0.0
+    preload_platforms: tuple[str, ...] = ()
+    immutable_tags: tuple[str, ...] = ()
+    unused_for: float | None = None
+    kept_for: float | None = None
+    admins: tuple[str, ...] = ()
     docker_config: str | None = None
     workers: int = field(default_factory=_workers)
     listen: str = "127.0.0.1:5000"
     certfile: str | None = None
     keyfile: str | None = None
+    client_ca: str | None = None
+    htpasswd: str | None = None
+    tokens: str | None = None
     max_connections: int = 2048
     grace: float = 30.0
     keep: bool = True
     stuck_after: float = 60.0
     access_log: bool = True
+    log_format: str = "text"
     x_accel_redirect: str | None = None
     shared_group: bool = False
     cluster: ClusterSettings | None = None
+    mirrors: tuple[Mirror, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
-        if not self.upstreams:
-            raise BadSetting("upstream", "is needed: the URL of the registry to pull from")
-        names = [each.namespace for each in self.upstreams]
-        for name in names:
-            if names.count(name) > 1:
-                which = "without a namespace" if name is None else f"of {name}"
-                raise BadSetting("upstream", f"there are several {which}")
-        if not self.store:
-            raise BadSetting("store", "is needed: the folder that blobs are kept in")
-        self._check_numbers()
-        if self.keyfile is not None and self.certfile is None:
-            raise BadSetting("keyfile", "goes with certfile")
-        prefix = self.x_accel_redirect
-        if prefix is not None and not re.fullmatch(r"/(?:[\w.-]+/)*", prefix, re.ASCII):
-            reason = (
-                f"begins and ends with a slash, such as /blobs-of-the-store/, unlike {prefix!r}"
-            )
-            raise BadSetting("x_accel_redirect", reason)
-        _ = self.address
+        found = list(_mistakes(self))
+        if len(found) > 1:
+            raise BadSettings(found)
+        if found:
+            raise found[0]
 
-    def _check_numbers(self) -> None:
-        for key, least in _LEAST.items():
-            value = getattr(self, key)
-            if value is not None and not value >= least:
-                raise BadSetting(key, f"is at least {least}, not {value}")
-        for key in _WAITS:
-            if (value := getattr(self, key)) > _LONGEST_WAIT:
-                raise BadSetting(key, f"is at most a day, {_LONGEST_WAIT:g} s, not {value:g}")
+    @classmethod
+    def mistakes(cls, values: Mapping[str, object]) -> list[BadSetting]:
+        """What is not valid of these values, each for itself and all together."""
+        candidate = object.__new__(cls)
+        needed = {"upstreams": (), "store": ""}
+        for each in fields(cls):
+            value = values.get(each.name, needed.get(each.name, each.default))
+            if value is MISSING and each.default_factory is not MISSING:
+                value = each.default_factory()
+            object.__setattr__(candidate, each.name, value)
+        return list(_mistakes(candidate))
 
     @property
     def stall(self) -> float:
         """Seconds after which a client without a byte is given up; its upstream was waited for."""
-        return max(60.0, self.first_byte, self.silence, self.outage) + 10.0
+        own = [each for told in self.upstreams for each in (told.first_byte, told.silence) if each]
+        return max(60.0, self.first_byte, self.silence, self.outage, *own) + 10.0
+
+    @property
+    def asks_names(self) -> bool:
+        """Whether clients have to tell who they are."""
+        return self.htpasswd is not None or self.tokens is not None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -266,32 +190,25 @@ class Settings:
 
     @classmethod
     def from_table(cls, table: Mapping[str, object]) -> Self:
-        """From the table of a TOML file or of the command line; `upstream` is a list of tables.
+        """From a table as a TOML file has it; `upstream` is a list of tables.
 
         Raises:
             BadSetting: a value is not valid, or a key is unknown.
         """
-        values: dict[str, Any] = {}
-        for key, value in table.items():
-            if key == "upstream":
-                values["upstreams"] = tuple(_upstreams(value))
-            elif (read := _READ.get(key)) is None:
-                known = ", ".join(["upstream", *_READ])
-                raise BadSetting(key, f"is no setting; there are {known}")
-            else:
-                values[key] = _reading(key, read, value)
-        values.setdefault("upstreams", ())
-        values.setdefault("store", "")
-        return cls(**values)
+        from shmstream.registry import configuration
+
+        return configuration.of_table(configuration.Made(cls, cls.mistakes), table)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """From the text that `to_json` made."""
         values = json.loads(text)
-        upstreams = tuple(Upstream(**each) for each in values.pop("upstreams"))
+        upstreams = tuple(map(Upstream.of_json, values.pop("upstreams")))
         if values["cluster"] is not None:
             values["cluster"] = ClusterSettings(**values["cluster"])
-        return cls(upstreams, **values)
+        values["mirrors"] = [Mirror(**each) for each in values["mirrors"]]
+        lists = {key: tuple(each) for key, each in values.items() if isinstance(each, list)}
+        return cls(upstreams, **{**values, **lists})
 
     def to_json(self) -> str:
         """All settings as text."""
@@ -316,35 +233,84 @@ class Settings:
 
     @classmethod
     def from_file(cls, path: str) -> Self:
-        """From a TOML file.
+        """From a TOML file, and the environment variables `SHMSTREAM_SERVE_...`, which come before.
 
         Raises:
             BadSetting: the file cannot be read, or is not valid.
         """
+        return cls.read({}, path)
+
+    @classmethod
+    def read(
+        cls,
+        options: Mapping[str, object],
+        path: str | None,
+        usual: Mapping[str, object] | None = None,
+    ) -> Self:
+        """From options, the environment, and the TOML file at `path`; each comes before the next.
+
+        `options` are in the form of a file's table. `usual` has values for settings that are
+        nowhere else.
+
+        Raises:
+            BadSetting: at least one is not valid; all that are not are in its `mistakes`.
+        """
+        from shmstream.registry import configuration
+
+        made = configuration.Made(cls, cls.mistakes)
+        return configuration.read(made, options, path, usual)
+
+
+def _mistakes(settings: Settings) -> Iterator[BadSetting]:
+    """All that is not valid."""
+    if not settings.upstreams and not settings.mirrors:
+        reason = "is needed: the URL of the registry to pull from; or a mirror"
+        yield BadSetting("upstream", reason)
+    paths = [each.path for each in settings.mirrors]
+    if len(set(paths)) < len(paths):
+        yield BadSetting("mirror", "there are several with the same path")
+    names = [each.namespace for each in settings.upstreams]
+    for name in dict.fromkeys(each for each in names if names.count(each) > 1):
+        which = "without a namespace" if name is None else f"of {name}"
+        yield BadSetting("upstream", f"there are several {which}")
+    if not settings.store:
+        yield BadSetting("store", "is needed: the folder that blobs are kept in")
+    yield from out_of_bounds(settings, _LEAST)
+    for text in settings.preload:
         try:
-            return cls.from_table(read_table(path))
-        except BadSetting as error:
-            raise BadSetting(error.key, error.reason, error.where or path) from error
-
-
-def read_table(path: str) -> dict[str, object]:
-    """The table of a TOML file.
-
-    Raises:
-        BadSetting: the file cannot be read, or is no TOML.
-    """
+            Reference.parse(text)
+        except ValueError as error:
+            yield BadSetting("preload", str(error))
+    yield from _lonely(settings)
+    if settings.log_format not in ("text", "json"):
+        yield BadSetting("log_format", f"is text or json, not {settings.log_format!r}")
+    prefix = settings.x_accel_redirect
+    if prefix is not None and not re.fullmatch(r"/(?:[\w.-]+/)*", prefix, re.ASCII):
+        reason = f"begins and ends with a slash, such as /blobs-of-the-store/, unlike {prefix!r}"
+        yield BadSetting("x_accel_redirect", reason)
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadSetting("", f"cannot be read: {error.strerror}", path) from error
-    except UnicodeDecodeError as error:
-        raise BadSetting("", f"is no UTF-8: {error}", path) from error
-    except tomllib.TOMLDecodeError as error:
-        raise BadSetting("", f"is no TOML: {error}", path) from error
+        _ = settings.address
+    except BadSetting as error:
+        yield error
 
 
-_WAITS = ("first_byte", "silence", "question", "outage")
-_LONGEST_WAIT = 24 * 3600.0  # s
+def _lonely(settings: Settings) -> Iterator[BadSetting]:
+    """Settings without another one that they need, and connections."""
+    try:
+        check_connections_setting(settings.connections)
+    except BadSetting as error:
+        yield error
+    for key in ("keyfile", "client_ca"):
+        if getattr(settings, key) is not None and settings.certfile is None:
+            yield BadSetting(key, "goes with certfile")
+    if settings.admins and not settings.asks_names:
+        yield BadSetting("admins", "goes with htpasswd or tokens, which tell who a client is")
+    for number, each in enumerate(settings.upstreams, 1):
+        if each.allow is not None and not settings.asks_names:
+            reason = "goes with htpasswd or tokens, which tell who a client is"
+            yield BadSetting(f"upstream {number}, allow", reason)
+
+
 _LEAST: dict[str, float] = {
     "max_bytes": 0,
     "max_flights": 1,
@@ -356,119 +322,13 @@ _LEAST: dict[str, float] = {
     "outage": 0,
     "tag_ttl": 0,
     "prefetch": 0,
+    "preload_every": 0,
+    "unused_for": 0,
+    "kept_for": 0,
     "workers": 1,
     "max_connections": 1,
     "grace": 0,
     "stuck_after": 0,
 }
 
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError(f"is a text, not {value!r}")
-    return value
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"is a number, not {value!r}")
-    return value
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"is true or false, not {value!r}")
-    return value
-
-
-def _size(value: object) -> int:
-    return units.size(value) if isinstance(value, str) else _count(value)
-
-
-def _duration(value: object) -> float:
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    return units.duration(value) if isinstance(value, str) else float(_count(value))
-
-
-def _cluster(table: object) -> ClusterSettings:
-    needed = {"url", "advertise", "secret_file"}
-    if not isinstance(table, Mapping) or not needed <= set(table) <= set(_READ_CLUSTER):
-        what = "url, advertise and secret_file"
-        known = ", ".join(sorted(set(_READ_CLUSTER) - needed))
-        raise BadSetting("cluster", f"is a table with {what}; it may have {known}")
-    values: dict[str, Any] = {
-        key: _reading(f"cluster, {key}", _READ_CLUSTER[key], value) for key, value in table.items()
-    }
-    return ClusterSettings(**values)
-
-
-_READ_CLUSTER: dict[str, Callable[[object], object]] = {
-    **dict.fromkeys(("url", "advertise", "secret_file", "listen", "password_file"), _text),
-    **dict.fromkeys(("certfile", "keyfile", "cafile"), _text),
-    **dict.fromkeys(("fan", "max_peers"), _count),
-    "lease": _duration,
-}
-"""How each setting of a cluster is read from a table."""
-
-assert set(_READ_CLUSTER) == {each.name for each in fields(ClusterSettings)}
-
-_READ: dict[str, Callable[[object], object]] = {
-    "store": _text,
-    "listen": _text,
-    "workers": _count,
-    "max_bytes": _size,
-    "max_flights": _count,
-    "max_pass_through": _count,
-    "min_rate": _size,
-    "first_byte": _duration,
-    "silence": _duration,
-    "question": _duration,
-    "outage": _duration,
-    "tag_ttl": _duration,
-    "prefetch": _count,
-    "docker_config": _text,
-    "certfile": _text,
-    "keyfile": _text,
-    "max_connections": _count,
-    "grace": _duration,
-    "keep": _flag,
-    "stuck_after": _duration,
-    "access_log": _flag,
-    "x_accel_redirect": _text,
-    "shared_group": _flag,
-    "cluster": _cluster,
-}
-"""How each setting is read from a table."""
-
-assert set(_READ) | {"upstreams"} == {each.name for each in fields(Settings)}
-
-
-def _reading(key: str, read: Callable[[object], object], value: object) -> object:
-    try:
-        return read(value)
-    except BadSetting:
-        raise
-    except ValueError as error:
-        raise BadSetting(key, str(error)) from error
-
-
-def _upstreams(tables: object) -> list[Upstream]:
-    if not isinstance(tables, list):
-        raise BadSetting("upstream", "is a list of tables: [[upstream]]")
-    found = []
-    for number, table in enumerate(tables, 1):
-        key = f"upstream {number}"
-        if not isinstance(table, Mapping) or not {"url"} <= set(table) <= {"url", "namespace"}:
-            raise BadSetting(key, "is a table with `url`, and `namespace` if it is not the default")
-        namespace = table.get("namespace")
-        if namespace is not None:
-            namespace = _reading(f"{key}, namespace", _text, namespace)
-        url = _reading(f"{key}, url", _text, table["url"])
-        assert isinstance(url, str)
-        assert namespace is None or isinstance(namespace, str)
-        try:
-            found.append(Upstream(namespace, url))
-        except BadSetting as error:
-            raise BadSetting(f"{key}, {error.key}", error.reason) from error
-    return found
+assert set(READ) | {"upstreams", "cluster", "mirrors"} == {each.name for each in fields(Settings)}

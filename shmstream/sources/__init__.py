@@ -9,6 +9,7 @@ netrc_file     names and passwords for hosts
 http           `HTTPSource`
 http_client    asks over HTTP: redirects, ranges, statuses
 http_pool      connections, as real servers need them
+http_tls       which servers to trust, and which certificate to show them
 http_coding    bodies that a server has encoded, or says so
 http_guard     keeps redirects from leading to private addresses
 http_body      has the kernel move the body of a response to the file

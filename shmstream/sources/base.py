@@ -41,6 +41,8 @@ _MEANINGS = {
     NotADirectoryError: "a part of its path is no directory: ",
     FileExistsError: "it exists: ",
 }
+_LARGE, _MANY = 64 << 20, 8  # bytes; so large a blob comes over so many connections
+_MOST_CONNECTIONS = 64
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
@@ -175,6 +177,9 @@ class Source(Protocol):
     - `describe() -> Description`, which asks for no bytes, and raises as `open`
     - `open_part(offset, end, validator) -> Feed`, which is `open` for the bytes before `end` alone:
       a server that is asked for more sends bytes that nobody reads
+    - `connections`, how many connections one blob may come over; it needs `open_part`. None: what
+      the call or the store says, or else 8 if the blob has 64 MiB or more. Without it: what the
+      call or the store says, or else 1
     - `is_live = True`, if its bytes are made while they are read, and may come slowly
     - `identity`, a text that two sources share only if one can do no better than the other; without
       it, that is the name. It is never shown
@@ -248,6 +253,32 @@ def open_at(source: Source, offset: int, validator: str | None, end: int | None 
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(source.name, offset, reason, retryable=False) from error
+
+
+def connections_of(source: Source, asked: int | None, size: int) -> int:
+    """How many connections a blob of `size` bytes may come over from `source`.
+
+    `asked`: what the call or the store says.
+    """
+    if getattr(source, "open_part", None) is None:
+        return 1
+    own: int | None = getattr(source, "connections", 0)
+    if own:
+        return own
+    if asked is not None:
+        return asked
+    return _MANY if own is None and size >= _LARGE else 1
+
+
+def check_connections(connections: int | None) -> int | None:
+    """The same number.
+
+    Raises:
+        ValueError: it is no number of connections.
+    """
+    if connections is not None and not 1 <= connections <= _MOST_CONNECTIONS:
+        raise ValueError(f"connections is between 1 and {_MOST_CONNECTIONS}, not {connections}")
+    return connections
 
 
 def name_hash(source: Source) -> str:

@@ -208,6 +208,43 @@ class Download:
             reason = f"its validator is {feed.validator!r} by now, not {validator!r}"
             raise self.other(reason, position, feed)
 
+    def open_part(self, source: Source, start: int, end: int) -> Feed:
+        """A feed of just the bytes from `start` to `end`, of this very content. Blocks.
+
+        For bytes ahead of the position, in any thread. The caller closes the feed. No try is
+        counted, and none follows.
+
+        Raises:
+            SourceError: the source does not give that part, or not of this content.
+        """
+        is_first = source is self._attempts.source and self._attempts.is_first
+        validator = self.known.validator if is_first or not self._is_given else None
+        feed = open_at(self._knowing(source), start, validator, end)
+        reason = None
+        if feed.offset != start or feed.size is None:
+            reason = "it gives no parts"
+        elif feed.size != self.known.size:
+            reason = f"it has {feed.size} bytes, not {self.known.size}"
+        elif not self._is_given and feed.validator != self.known.validator:
+            reason = f"its validator is {feed.validator!r}, not {self.known.validator!r}"
+        elif (feed.size if feed.end is None else feed.end) != end:
+            reason = f"asked for bytes {start}-{end - 1}, it gives bytes to {feed.end}"
+        if reason is not None:
+            feed.close()
+            raise SourceError(source.name, start, reason, retryable=False)
+        return feed
+
+    @property
+    def guards(self) -> bool:
+        """Whether parts can be told from parts of another content."""
+        return self._is_given or self.known.validator is not None
+
+    def received(self, count: int) -> None:
+        """Note that so many bytes came ahead of the position, whatever their source."""
+        self._received += count
+        if self._received >= _REPORT:
+            self._report()
+
     @property
     def source(self) -> Source:
         """The source that is asked now."""
@@ -364,6 +401,8 @@ class Download:
             self._came = self._crawls = 0
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
+        if self._retries.on_retry is not None:
+            self._retries.on_retry(error)
         now = time.monotonic()
         if self._failing_since is None or position > self._failing_at:
             self._failing_since, self._failing_at = now, position
@@ -385,6 +424,11 @@ class Download:
     def stop(self) -> None:
         """Make the thread that uses this fail soon with `StreamClosed`. From any thread."""
         self._stopping.set()
+        if (feed := self._feed) is not None:
+            feed.close()
+
+    def leave(self) -> None:
+        """Make the feed fail soon, without stopping. From any thread."""
         if (feed := self._feed) is not None:
             feed.close()
 

@@ -11,17 +11,22 @@
                                         first one is small, so that the first bytes come soon, and
                                         each next one is larger, as long as it does not take long
 
+Of a part (`open_part`), all bytes are right when they are given: without a digest, `info` is asked
+after each request, before its bytes go out.
+
 Needs fsspec, the extra `fsspec`, and for most schemes a package that fsspec names in its error.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from shmstream.errors import SourceError
 from shmstream.sources.base import Description, Feed, begin, check_offset, checked, explain, public
 from shmstream.system.buffers import buffers
 
@@ -29,12 +34,14 @@ try:
     import fsspec.core
 except ImportError as _missing:
     raise ImportError("such a URL needs fsspec: pip install 'shmstream[fsspec]'") from _missing
+from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _FIRST_REQUEST = 256 << 10  # bytes
+_FIRST_OF_PART = 1 << 20  # bytes
 _LARGEST_REQUEST = 8 << 20  # bytes; each request costs a round trip, whatever its size
 _QUICK, _SLOW = 0.25, 1.0  # s; after a request that was quick the next is larger, else smaller
 _PIECE = 256 << 10  # bytes; the most that is taken at once of what comes over HTTP
@@ -102,6 +109,8 @@ class FsspecSource:
         storage_options: options of the file system, such as credentials.
     """
 
+    _has_digest = False  # a digest guards the bytes
+
     def __init__(self, url: str, **storage_options: Any) -> None:
         self._url = url
         self._options = storage_options
@@ -119,6 +128,18 @@ class FsspecSource:
             "tuple[AbstractFileSystem, str]",
             fsspec.core.url_to_fs(self._url, **self._options),
         )
+
+    @property
+    def connections(self) -> int | None:
+        """Over how many a blob may come: of a file that is far away, what the caller says."""
+        system, _ = self._locate()
+        return None if isinstance(system, AsyncFileSystem) else 1
+
+    def expecting(self, digest: str) -> FsspecSource:  # noqa: ARG002
+        """The same source, for a blob that is known to have a digest."""
+        source = copy.copy(self)
+        source._has_digest = True
+        return source
 
     def describe(self) -> Description:
         """Size and validator, from `info`."""
@@ -146,13 +167,40 @@ class FsspecSource:
         data = checked(read, offset, seen.size, partial(explain, name=self.name))
         return Feed(data, offset, seen.size, seen.validator, close=file.close)
 
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
+        """`open` for the bytes before `end` alone, from a file system with ranged requests."""
+        check_offset(offset)
+        try:
+            system, path = self._locate()
+            seen = look(system, path)
+            is_part = seen.size is not None and offset < end <= seen.size
+            if not is_part or begin(offset, seen.size, validator, seen.validator) != offset:
+                return self.open(offset, validator)
+            file, begins = _open(system, path, offset, seen, end)
+            if begins != offset or not _is_ranged(system, file):
+                file.close()
+                return self.open(offset, validator)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise explain(error, offset, name=self.name) from error
+        read = _read_part(system, path, file, end - offset, None if self._has_digest else seen)
+        data = checked(read, offset, end, partial(explain, name=self.name))
+        is_all = end == seen.size
+        return Feed(
+            data, offset, seen.size, seen.validator, close=file.close, end=None if is_all else end
+        )
+
 
 def _open(
-    system: AbstractFileSystem, path: str, offset: int, seen: Description
+    system: AbstractFileSystem, path: str, offset: int, seen: Description, end: int | None = None
 ) -> tuple[BinaryIO, int]:
-    """The file, and where it begins: at `offset`, or at 0 if it can begin nowhere else."""
+    """The file, and where it begins: at `offset`, or at 0 if it can begin nowhere else.
+
+    What is read by one request ends at `end`.
+    """
     if _is_http(system) and not (offset and offset == seen.size):
-        return _open_http(system, path, offset, seen)
+        return _open_http(system, path, offset, seen, end)
     try:
         file: BinaryIO = system.open(path, "rb", cache_type="none")
     except TypeError:  # a file system without the argument `cache_type`
@@ -190,6 +238,32 @@ def _read(
         yield last
 
 
+def _is_ranged(system: AbstractFileSystem, file: BinaryIO) -> bool:
+    """Whether a file gives a part, not all of what comes after its beginning."""
+    if _is_http(system):
+        return bool(getattr(file, "r", None) is not None and file.r.status == 206)  # type: ignore[attr-defined]
+    return isinstance(file, AbstractBufferedFile)
+
+
+def _read_part(
+    system: AbstractFileSystem, path: str, file: BinaryIO, count: int, seen: Description | None
+) -> Iterator[Buffer]:
+    """The next `count` bytes, as they come; if they have to be of what was `seen`, look each time.
+
+    All of them are right when they are given, because they may become a part of another whole.
+    """
+    if _is_http(system):
+        pieces = iter(partial(file.read, _PIECE), b"")
+        if seen is not None and (seen.validator or "").startswith('"'):
+            seen = None  # the answer had that validator
+    else:
+        pieces = _ranges(file, _FIRST_OF_PART, count)
+    for data in pieces:
+        if seen is not None and look(system, path) != seen:
+            raise EOFError("the file was changed while it was read")
+        yield data
+
+
 def _pieces(system: AbstractFileSystem, file: BinaryIO) -> Iterator[Buffer]:
     if _is_http(system):
         while data := file.read(_PIECE):
@@ -200,11 +274,14 @@ def _pieces(system: AbstractFileSystem, file: BinaryIO) -> Iterator[Buffer]:
         yield from buffers(file)
 
 
-def _ranges(file: BinaryIO) -> Iterator[bytes]:
-    """What ranged requests give, one after the other."""
-    size = _FIRST_REQUEST
+def _ranges(
+    file: BinaryIO, first: int = _FIRST_REQUEST, count: int = sys.maxsize
+) -> Iterator[bytes]:
+    """What ranged requests give, one after the other: at most `count` bytes."""
+    size = first
     began = time.monotonic()
-    while data := file.read(size):
+    while data := file.read(min(size, count)):
+        count -= len(data)
         took = time.monotonic() - began
         if took < _QUICK:
             size = min(size * 2, _LARGEST_REQUEST)
@@ -235,7 +312,7 @@ def _is_http(system: AbstractFileSystem) -> bool:
 
 
 def _open_http(
-    system: AbstractFileSystem, path: str, offset: int, seen: Description
+    system: AbstractFileSystem, path: str, offset: int, seen: Description, end: int | None = None
 ) -> tuple[BinaryIO, int]:
     """The body of one request, which gives bytes as they come, and where it begins."""
     import aiohttp
@@ -244,8 +321,8 @@ def _open_http(
 
     options = dict(system.kwargs)
     headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
+    if offset or end is not None:
+        headers["Range"] = f"bytes={offset}-{'' if end is None else end - 1}"
         if seen.validator is not None and seen.validator.startswith('"'):
             headers["If-Range"] = seen.validator
     if "timeout" not in options and "timeout" not in system.client_kwargs:

@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
 from shmstream.sources import http_coding
-from shmstream.sources.base import Description, Feed, check_offset, checked, public
+from shmstream.sources.base import (
+    Description,
+    Feed,
+    check_connections,
+    check_offset,
+    checked,
+    public,
+)
 from shmstream.sources.http_body import Body
 from shmstream.sources.http_client import (
     WHOLE,
@@ -47,6 +54,7 @@ from shmstream.sources.http_client import (
     parse,
     valid_headers,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
 from shmstream.sources.netrc_file import login_for
 
 if TYPE_CHECKING:
@@ -91,6 +99,11 @@ class HTTPSource:
             the environment variable SHMSTREAM_PRIVATE_REDIRECTS=1, for the whole process.
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
+        connections: how many of them one blob may come over; None: what the call or the store says,
+            or else 8 if the blob has 64 MiB or more.
+        tls: which certificates to trust, and which one to show; see `TLS`.
+        is_guarded: make no connection to a private address at all.
+        named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.
 
     Raises:
         ValueError: the URL or a header is not valid, or has a line break in it.
@@ -109,7 +122,12 @@ class HTTPSource:
         netrc: bool = True,
         private_redirects: bool = False,
         stranger: Stranger | None = None,
+        connections: int | None = None,
+        tls: TLS = USUAL_TLS,
+        is_guarded: bool = False,
+        named_by: str | None = None,
     ) -> None:
+        self.connections: int | None = check_connections(connections)
         parts = parse(url)
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
         self.identity: str = url + given
@@ -126,7 +144,14 @@ class HTTPSource:
         connect, silence = timeout
         patience = Patience(connect, silence if first_byte is None else first_byte, silence)
         self._client = Client(
-            self.name, patience, pool, private_redirects=private_redirects, stranger=stranger
+            self.name,
+            patience,
+            pool,
+            private_redirects=private_redirects,
+            stranger=stranger,
+            tls=tls,
+            is_guarded=is_guarded,
+            named_by=None if named_by is None else parse(named_by),
         )
         self._digest = digest
         self.is_encoded: bool | None = None
@@ -198,6 +223,14 @@ class HTTPSource:
             return Description(size, _validator(headers), _media_type(headers))
         finally:
             discard(response)
+
+    @staticmethod
+    def told(response: urllib3.BaseHTTPResponse) -> tuple[int | None, str | None, str | None]:
+        """Size, validator and media type, as the head of an answer with the whole blob has them."""
+        headers = response.headers
+        length = headers.get("content-length", "0")
+        size = _size(headers) if _LENGTH.fullmatch(length) else None
+        return size, _validator(headers), _media_type(headers)
 
     def _ask(
         self,
@@ -306,7 +339,8 @@ class HTTPSource:
         if coding is not None and is_in_doubt:
             return self._encoded(body, coding, size, validator, told)
         data = checked(iter(body), offset, size if end is None else end, self._client.explain)
-        by_kernel = body if size is not None and body.length == size - offset else None
+        last = size if end is None else end
+        by_kernel = body if last is not None and body.length == last - offset else None
         return Feed(data, offset, size, validator, told, body.close, by_kernel, end)
 
     def _check_part(self, headers: Mapping[str, str], offset: int) -> None:

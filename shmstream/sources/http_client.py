@@ -16,7 +16,6 @@ import base64
 import ipaddress
 import os
 import re
-import ssl
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from urllib3.util import Timeout, Url, make_headers, parse_url
 from shmstream.sources import http_guard
 from shmstream.sources.http_coding import decoded
 from shmstream.sources.http_pool import Pool, TLSPool, Waiting
+from shmstream.sources.http_tls import TLS, USUAL_TLS
 
 _READ_SIZE = 64 * 1024  # bytes
 _MAX_REDIRECTS = 10
@@ -77,10 +77,14 @@ class Patience:
 
 
 class Reply(NamedTuple):
-    """An answer. `is_home` is False if a redirect led to another scheme, host or port."""
+    """An answer. `is_home` is False if a redirect led to another scheme, host or port.
+
+    `before` has the redirects that led to it, in order.
+    """
 
     response: urllib3.BaseHTTPResponse
     is_home: bool
+    before: tuple[urllib3.BaseHTTPResponse, ...] = ()
 
 
 class Client:
@@ -89,7 +93,8 @@ class Client:
     `pool`: for all requests, instead of the pools of this process. `private_redirects`: a redirect
     may lead from a public server to a private address. `named_by`: the server that named the URLs
     to ask, as a redirect does; None: the user did. `stranger`: gives an authorization for a server
-    that a redirect led to.
+    that a redirect led to. `tls`: how to speak TLS with the server that was asked first.
+    `is_guarded`: no connection is made to a private address, whoever has named it.
     """
 
     def __init__(
@@ -101,7 +106,11 @@ class Client:
         private_redirects: bool = False,
         named_by: Url | None = None,
         stranger: Stranger | None = None,
+        tls: TLS = USUAL_TLS,
+        is_guarded: bool = False,
     ) -> None:
+        self._tls = tls
+        self._is_guarded = is_guarded
         self._private_redirects = private_redirects
         self._named_by = named_by
         self._stranger = stranger
@@ -118,11 +127,13 @@ class Client:
         offset: int = 0,
         body: bytes | None = None,
         until: float | None = None,
+        stays: bool = False,
     ) -> Reply:
         """The answer, after all redirects. The caller reads its body, or calls `discard`.
 
         Blocks until the head is there. `until`: when the whole answer has to be there, its body
-        included, on the monotonic clock. A request with a `body` follows no redirect.
+        included, on the monotonic clock. A request with a `body` follows no redirect. `stays`: a
+        redirect to another origin is not followed, but is the answer.
 
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
@@ -130,8 +141,9 @@ class Client:
         asked, home = url, origin_of(url)
         first = url if self._named_by is None else self._named_by
         headers = {"accept-encoding": "identity", **headers}
-        redirects, is_introduced = 0, False
-        while redirects <= _MAX_REDIRECTS:
+        before: tuple[urllib3.BaseHTTPResponse, ...] = ()
+        is_introduced = False
+        while len(before) <= _MAX_REDIRECTS:
             try:
                 response = self._send(method, url, first, headers, body, until)
             except (exceptions.HTTPError, HTTPException, OSError, ValueError) as error:
@@ -147,12 +159,14 @@ class Client:
                     raise self.failed(offset, "it redirects what was sent to it")
                 there = self._redirected(url, location, offset)
                 if origin_of(there) != origin_of(url):
+                    if stays:
+                        return Reply(response, origin_of(url) == home, before)
                     kept = _GO_ANYWHERE | _OURS
                     headers = {name: value for name, value in headers.items() if name in kept}
                     is_introduced = False
-                url, redirects = there, redirects + 1
+                url, before = there, (*before, response)
                 continue
-            reply = Reply(response, origin_of(url) == home)
+            reply = Reply(response, origin_of(url) == home, before)
             if is_introduced or (introduced := self._introduced(reply, url)) is None:
                 return reply
             discard(response)
@@ -224,12 +238,12 @@ class Client:
         Raises:
             InsideAddressError: `first` has led to a private address.
         """
-        guarded = not (
-            origin_of(url) == origin_of(first)
-            or self._private_redirects
-            or http_guard.is_allowed_here()
-            or http_guard.is_server_inside(first)
-        )
+        is_first = origin_of(url) == origin_of(first)
+        guarded = self._is_guarded or not (is_first or self._private_redirects)
+        if guarded and http_guard.is_allowed_here():
+            guarded = False
+        if guarded and not self._is_guarded and http_guard.is_server_inside(first):
+            guarded = False
         if self._pool is not None:
             if guarded:
                 http_guard.check_looked_up(url)
@@ -237,7 +251,8 @@ class Client:
         proxy = _proxy_for(url)
         if guarded and proxy is not None:
             http_guard.check_literal(url)
-        return _pool_for(url.scheme, proxy, guarded=guarded and proxy is None), proxy
+        tls = self._tls if is_first else self._tls.for_others()
+        return _pool_for(url.scheme, proxy, tls, guarded=guarded and proxy is None), proxy
 
     def read(self, reply: Reply, limit: int) -> bytes:
         """The whole body, of at most `limit` bytes, as it was sent. Blocks until all of it came.
@@ -462,8 +477,8 @@ def _seconds(text: str | None) -> float | None:
 # The pools of this process.
 
 _Pools = dict[
-    tuple[str | None, str | None, bool], urllib3.PoolManager
-]  # by scheme, proxy, and whether they are guarded
+    tuple[str | None, str | None, TLS, bool], urllib3.PoolManager
+]  # by scheme, proxy, how to speak TLS, and whether they are guarded
 _pools: PerProcess[_Pools] = PerProcess(dict)  # a forked child has none
 
 
@@ -506,18 +521,22 @@ def _named(kind: str) -> str | None:
     return os.environ.get(lower, os.environ.get(upper))
 
 
-def _pool_for(scheme: str | None, proxy: str | None, *, guarded: bool) -> urllib3.PoolManager:
+def _pool_for(
+    scheme: str | None, proxy: str | None, tls: TLS, *, guarded: bool
+) -> urllib3.PoolManager:
+    """Raises `OSError`: a file of `tls` cannot be used."""
+    key = (scheme, proxy, tls if scheme == "https" else USUAL_TLS, guarded)
     with _pools.lock:
         pools = _pools.value
-        if (scheme, proxy, guarded) not in pools:
+        if key not in pools:
             # One context for all: to load the system's certificates takes milliseconds.
-            context = ssl.create_default_context() if scheme == "https" else None
+            context = tls.context() if scheme == "https" else None
             options = {"num_pools": 16, "maxsize": _KEPT, "ssl_context": context}
-            pools[scheme, proxy, guarded] = made = _new_pool(proxy, options)
+            pools[key] = made = _new_pool(proxy, options)
             made.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
             if guarded:
                 http_guard.guard(made)
-        return pools[scheme, proxy, guarded]
+        return pools[key]
 
 
 def _new_pool(proxy: str | None, options: dict[str, Any]) -> urllib3.PoolManager:

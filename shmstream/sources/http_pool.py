@@ -310,3 +310,8 @@ class TLSPool(_Keeping, connectionpool.HTTPSConnectionPool):
     """Connections to one server, with TLS."""
 
     ConnectionCls = TLSConnection
+
+    def _validate_conn(self, conn: Any) -> None:
+        """Connect. urllib3 warns of servers whose certificate is not checked: a user wants that."""
+        if conn.is_closed:
+            conn.connect()

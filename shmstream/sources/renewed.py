@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 
 from shmstream.errors import SourceError
-from shmstream.sources.base import Description, Feed, Source, check_offset, explain
+from shmstream.sources.base import Description, Feed, Source, check_offset, explain, open_at
 
 _EXPIRED = (400, 401, 403, 410)  # HTTP statuses; S3 answers 403, or 400 for an expired token
 
@@ -53,6 +53,26 @@ class RenewedSource:
             if error.status not in _EXPIRED:
                 raise
         return self._current(offset, instead_of=source).open(offset, validator)
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
+        """`open` for the bytes before `end` alone, if the source of now can give that."""
+        check_offset(offset)
+        source = self._current(offset)
+        try:
+            return open_at(source, offset, validator, end)
+        except SourceError as error:
+            if error.status not in _EXPIRED:
+                raise
+        return open_at(self._current(offset, instead_of=source), offset, validator, end)
+
+    @property
+    def connections(self) -> int | None:
+        """As of the source of now; 1 if there is none yet, or if it gives no parts."""
+        source = self._source
+        if getattr(source, "open_part", None) is None:
+            return 1
+        own: int | None = getattr(source, "connections", 0)
+        return own
 
     def describe(self) -> Description:
         """What the source says of the blob.

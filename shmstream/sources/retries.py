@@ -43,6 +43,8 @@ class Retries:
     A source that gives fewer than `least_rate` bytes a second, over `slow_for` seconds, crawls. It
     is asked again once, because another connection may be faster; if it crawls again, it counts as
     failed. Sources that are `is_live` may be slow: what they give is made just then. 0: all may be.
+
+    `on_retry` is called with each failure after which the same source is asked again.
     """
 
     attempts: int = 8
@@ -52,6 +54,7 @@ class Retries:
     least_rate: float = 1024.0
     slow_for: float = 15.0
     outage: float = 0.0
+    on_retry: Callable[[SourceError], None] | None = None
 
 
 @dataclass

@@ -6,6 +6,7 @@ record      what is known of a blob whose key is no digest
 origin      which source a blob came from
 placing     gives a blob a second name elsewhere
 journal     what lets a download go on after a restart
+ahead       bytes that came before their turn, over further connections
 permits     limits how many downloads are in progress
 stock       tells how many complete blobs there are, and which were used last
 flights     lists the downloads that are in progress

@@ -42,11 +42,11 @@ class Finding:
     """Something that is not as it should be. `kind` is one of:
 
     `damaged`: a blob whose bytes do not have its digest, or a file that cannot be read;
-    `foreign`: a file that no store makes; `abandoned`: a partial file, journal, record, stream or
-    doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named blob without
-    its record; `unverified`: a blob whose digest this Python cannot compute; `exposed`: a file that
-    other users may write to; `inconsistent`: shared memory that does not agree with itself or with
-    the files.
+    `foreign`: a file that no store makes; `abandoned`: a partial file or what belongs to it, a
+    stream or a doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named
+    blob without its record; `unverified`: a blob whose digest this Python cannot compute;
+    `exposed`: a file that other users may write to; `inconsistent`: shared memory that does not
+    agree with itself or with the files.
     """
 
     kind: str

@@ -15,8 +15,9 @@ sends evicts nothing for it. What goes, in this order:
 
     1 partial files that nobody writes to or waits for, the oldest first; also of a store without a
       limit, if the disk is full
-    2 the least recently used blobs; not those that have come just now, and not those that are
-      pinned, which count for the limit all the same
+    2 the least recently used blobs; not those that are pinned, which count for the limit all the
+      same, and not those that have come just now. But where the disk has no space for the bytes
+      that come next, a blob that is complete may go, also if its flight has not told its end yet
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from shmstream.errors import StoreUnusable
 from shmstream.events import Event, EventKind
 from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
-from shmstream.storage.layout import PIN, RECORD, Entry, Layout
+from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout
 from shmstream.stream.claims import is_read
 from shmstream.stream.control_block import State
 from shmstream.stream.partial import is_written, partial_path, remove_partial
@@ -62,6 +63,9 @@ class Upkeep:
         register(self)
 
     def _begin(self) -> None:
+        # One look at a time: a file that another thread removes is out of sight before its space is
+        # free. A receiver of events may begin a flight, which looks.
+        self._looking = threading.RLock()
         self._lock = threading.Lock()  # guards all below
         # Of flights that this process leads: path -> how many bytes the blob has, or will have next
         self._coming: dict[str, int] = {}
@@ -110,9 +114,15 @@ class Upkeep:
 
         Returns at once if they can.
         """
+        if self._lacks(count) > 0:
+            with self._looking:
+                if (short := self._lacks(count)) > 0:
+                    self._look(short)
+
+    def _lacks(self, count: int) -> int:
+        """How many bytes of `count` the disk has no space for; less than 0: so many are left."""
         free = self._free()
-        if free is not None and free < count:
-            self._look(count - free)
+        return 0 if free is None else count - free
 
     def ended(self, path: str) -> None:
         """The flight to `path` has ended, with a blob or without."""
@@ -197,6 +207,7 @@ class Upkeep:
                 return gone
             if _is_removed(entry, remove_partial, stuck):  # `gc` removes its journal
                 _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
+                self._layout.remove(entry.path.removesuffix(partial_path("")) + AHEAD)
                 excess -= self._layout.space(entry)
                 gone.append(entry.path)
         for entry in self._by_use(entries, coming, latest):
@@ -285,6 +296,10 @@ class Upkeep:
 
         Without a limit no blob is evicted, only partial files.
         """
+        with self._looking:
+            self._look_alone(short)
+
+    def _look_alone(self, short: int) -> None:
         try:
             if self.max_bytes is not None or short > 0:
                 entries = self._entries()
@@ -294,9 +309,11 @@ class Upkeep:
                 if limit is None:
                     entries = [each for each in entries if each.kind == "partial"]
                     limit = sum(self._layout.space(each) for each in entries)
-                self._evict(
-                    entries, max(self._total(entries, coming) - limit, short), coming, latest
-                )
+                excess = max(self._total(entries, coming) - limit, short)
+                if short > 0:
+                    complete = {each.path for each in entries if each.kind == "blob"}
+                    coming = {path: coming[path] for path in coming.keys() - complete}
+                self._evict(entries, excess, coming, latest)
             with self._lock:
                 tidying, self._tidying = self._tidying, False
             if tidying:

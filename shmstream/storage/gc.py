@@ -74,6 +74,8 @@ def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
         return False
     if entry.kind == "journal":
         return not os.path.lexists(partial) and (age > _DAY or not _has_notes(entry.path))
+    if entry.kind == "ahead":
+        return not os.path.lexists(partial)
     if entry.kind == "record":
         return not os.path.lexists(partial) and not os.path.lexists(base)
     return entry.kind == "temporary"

@@ -7,6 +7,7 @@
     named/<sha256 of the key>           complete blobs whose key is no digest
     <blob>.shmstream-partial            a partial file; the commit renames it to <blob>
     <blob>.shmstream-journal            which bytes of the partial file can be trusted (journal.py)
+    <blob>.shmstream-ahead              bytes that came before their turn (ahead.py)
     <blob>.shmstream-record             of a named blob: its key, and what its source said
     <blob>.shmstream-pin                the blob is not to be evicted
 
@@ -49,6 +50,7 @@ _ALGORITHM = "sha256"  # of the digest that a named blob gets if none was given
 _BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
 
 JOURNAL = ".shmstream-journal"
+AHEAD = ".shmstream-ahead"
 RECORD = ".shmstream-record"
 PIN = ".shmstream-pin"
 
@@ -107,6 +109,11 @@ class Place:
         return self.path + JOURNAL
 
     @property
+    def ahead(self) -> str:
+        """The file of the bytes that came before their turn."""
+        return self.path + AHEAD
+
+    @property
     def record(self) -> str:
         """The record of a blob whose key is a name."""
         return self.path + RECORD
@@ -120,8 +127,8 @@ class Place:
 class Entry(NamedTuple):
     """A file of the store, as it was when `Layout.entries` found it.
 
-    `kind` is `blob`, `partial`, `journal`, `record`, `pin`, `temporary` (a file that is about to be
-    renamed), or `foreign` (a file that no store makes).
+    `kind` is `blob`, `partial`, `journal`, `ahead`, `record`, `pin`, `temporary` (a file that is
+    about to be renamed), or `foreign` (a file that no store makes).
     """
 
     path: str
@@ -404,6 +411,7 @@ def _naming(digits: int) -> Callable[[str], str]:
     """A function that tells the kind of a file from its name, on a shelf of such `digits`."""
     is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
     suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record", PIN: "pin"}
+    suffixes[AHEAD] = "ahead"
 
     def kind_of(name: str) -> str:
         if is_blob(name):

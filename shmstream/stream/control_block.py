@@ -28,7 +28,8 @@ reader has come or gone since the last ring.
     I4 A ring may be spurious or missing: the truth is in the block, every wait is bounded, and a
        reader loads the block again after every wait.
     I5 With a digest, the last chunk is withheld until the digest of all bytes is verified and the
-       blob has its final name.
+       blob has its final name. Only a reader for another host may have it before it has that name,
+       when `verified` says that the digest is right: it withholds the chunk from its own readers.
     I6 No reader can block, slow or kill the writer; no reader can block another reader.
     I7 Data ends only when the state is COMMITTED.
     I8 The next user of the host removes what a SIGKILL leaves behind; nothing alive is removed.
@@ -237,6 +238,13 @@ class Block:
     )
     state: Word = Word(
         216, "writer", "transition", "after all fields that it makes final (I3)", "see States"
+    )
+    verified: Word = Word(
+        224,
+        "writer",
+        "before the commit",
+        "after the digest of all bytes is verified (I5)",
+        "the size, once all bytes are known to be right; 0 before, or if nobody reads ahead",
     )
     digest: Text = Text(
         256, 248, "writer", "creation", "", "`algorithm:hex`, the algorithm alone, or empty"
@@ -460,6 +468,10 @@ class Block:
         """The slot of that number."""
         return Slot(self, index, self._slot_offset(index))
 
+    def reads_ahead(self, index: int) -> bool:
+        """Whether the reader with the slot of that number reads for another host."""
+        return bool(self.words[(self._slot_offset(index) + Slot.ahead.offset) >> 3])
+
     def _slot_offset(self, index: int) -> int:
         return HEADER_SIZE + self.slots * 8 + index * SLOT_SIZE
 
@@ -503,6 +515,13 @@ class Slot:
         "subscribe; again when its sources change",
         "before the membership",
         "a number that readers with other sources have not; 0: no source to lead with",
+    )
+    ahead: Word = Word(
+        40,
+        "reader",
+        "subscribe",
+        "before the membership",
+        "1: it reads for another host, and may have what is `verified`; it is rung often",
     )
 
     def __init__(self, block: Block, index: int, offset: int) -> None:

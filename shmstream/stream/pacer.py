@@ -10,6 +10,9 @@ the writer takes the bytes out of the cache of the writer's processor, which cos
 throughput. If the source goes quiet, a thread publishes the remaining bytes, so no byte that may be
 published waits longer than the interval. (With a digest, the writer withholds the last chunk.)
 
+While one of the readers gives the bytes to another host, they are published at least 100 times a
+second: how long they wait adds up from host to host.
+
 The thread is started when it is first needed. It is not needed for a caller of `is_time`, which
 promises to ask again in time. While bytes keep coming the thread sleeps from deadline to deadline,
 without being signalled. When a deadline finds no remaining bytes, it sleeps until it is signalled.
@@ -24,6 +27,7 @@ from collections.abc import Callable
 
 from shmstream.system import threads
 
+_HURRY = (1 << 20, 0.01)  # bytes and seconds, at most, while the pacer hurries
 _APART = 0.004  # s; the least from one publish to the next, however fast bytes come
 _AT_ONCE = 1e-4  # s; not 0, which would tell the caller to wait for new bytes
 _LOOK = 0.02  # s; the longest sleep of the thread while there are bytes to publish
@@ -45,7 +49,9 @@ class Pacer:
     ) -> None:
         self._condition = threading.Condition(lock)
         self._publish = weakref.WeakMethod(publish)
-        self._bytes = publish_bytes
+        self._calm = (publish_bytes, publish_interval)
+        self.bytes: int = publish_bytes
+        """Publish when that many have gathered."""
         self._interval = publish_interval
         self._apart = min(_APART, publish_interval)
         self._soonest = 0.0
@@ -73,7 +79,7 @@ class Pacer:
         return False
 
     def _is_ripe(self, waiting: int) -> bool:
-        if waiting >= self._bytes:
+        if waiting >= self.bytes:
             if time.monotonic() >= self._soonest:
                 return True
             self._ripe = True
@@ -88,6 +94,14 @@ class Pacer:
         """Seconds until it is time to publish; 0: nothing waits, so wait for new bytes."""
         remaining = (self._soonest if self._ripe else self._due) - time.monotonic()
         return max(remaining, _AT_ONCE if self._promised else 0.0)
+
+    def hurry(self, *, hurries: bool) -> None:
+        """Whether to publish often from now on, whatever was asked for."""
+        most, longest = _HURRY if hurries else self._calm
+        count, interval = min(self._calm[0], most), min(self._calm[1], longest)
+        if interval != self._interval or count != self.bytes:
+            self.bytes, self._interval = count, interval
+            self._due = min(self._due, time.monotonic() + interval)
 
     def published(self) -> None:
         """Note that all bytes have just been published."""

@@ -73,6 +73,7 @@ class InFlightCopier(GrowingFile):
         self._block = stream.block
         self._fd, self._identity = opened
         self._tail = tail
+        self._ahead = tail.ahead
         self.position: int = 0
         """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
         self._is_settled = False
@@ -92,6 +93,7 @@ class InFlightCopier(GrowingFile):
         stall_timeout: float | None = None,
         subscribes_late: bool = False,
         sources: int = 0,
+        ahead: bool = False,
     ) -> Self:
         """Join the stream of that name, at its beginning.
 
@@ -104,6 +106,9 @@ class InFlightCopier(GrowingFile):
                 does not know of this reader, and `NoFreeSlot` and `OutOfResources` are raised by
                 the method that waits.
             sources: a number for the sources that this reader has, if it can succeed the writer.
+            ahead: this reader hands the bytes to another host, which verifies them again. So it is
+                woken more often, and gets the last chunk when the writer has verified all bytes,
+                before they are on the disk.
 
         Raises:
             StreamNotFound: no such stream appeared in time.
@@ -120,7 +125,9 @@ class InFlightCopier(GrowingFile):
             with naming_shortages(name, "shared memory (/dev/shm)"):
                 opened = _open_blob(stream)
             undo.callback(os.close, opened[0])
-            tail = Tail(stream, stall_timeout, subscribes_late=subscribes_late, sources=sources)
+            tail = Tail(
+                stream, stall_timeout, subscribes_late=subscribes_late, sources=sources, ahead=ahead
+            )
             undo.callback(tail.close)
             return cls(stream, opened, tail, undo)
 
@@ -134,7 +141,7 @@ class InFlightCopier(GrowingFile):
     @property
     def published(self) -> int:
         """Bytes that can be read without waiting."""
-        return self._block.published
+        return max(self._block.published, self._block.verified if self._ahead else 0)
 
     @property
     def quiet_for(self) -> float:
@@ -290,7 +297,7 @@ class InFlightCopier(GrowingFile):
 
     def _settle(self) -> None:
         """Open the writer's final choice of file: it may take another one until it publishes."""
-        if not self._is_settled and self._block.published > 0:
+        if not self._is_settled and self.published > 0:
             if self._identity != self._block.file:
                 fd, self._identity = _open_blob(self._stream)
                 os.dup2(fd, self._fd, inheritable=False)

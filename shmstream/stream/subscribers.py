@@ -43,9 +43,18 @@ class Subscription:
     """A reader's slot and doorbell, from construction until `close`."""
 
     def __init__(
-        self, block: Block, lock: KernelLock, name: str, position: int = 0, sources: int = 0
+        self,
+        block: Block,
+        lock: KernelLock,
+        name: str,
+        position: int = 0,
+        sources: int = 0,
+        *,
+        ahead: bool = False,
     ) -> None:
         """Take a slot, for a reader that has read `position` bytes, and has these `sources`.
+
+        `ahead`: it reads for another host.
 
         Raises:
             NoFreeSlot: live readers have all slots.
@@ -71,6 +80,7 @@ class Subscription:
         self.slot.pid, self.slot.started, self.slot.namespace = me.pid, me.started, me.namespace
         self.slot.position = position
         self.slot.sources = sources
+        self.slot.ahead = int(ahead)
         self.slot.membership = (generation, True)
 
     def close(self) -> None:
@@ -130,12 +140,18 @@ class Subscribers:
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
         self._active: list[int] = []  # slots, ascending
+        self._ahead: set[int] = set()  # slots of readers for other hosts
         self._looked_after = -1
         self._next_look = 0.0
         self._is_closed = False
         self.here: Callable[[], None] | None = None
         """Called at every ring, for a listener in this process, which needs no slot. It must not
         block."""
+
+    @property
+    def have_ahead(self) -> bool:
+        """Whether one of the readers reads for another host, as the last ring found."""
+        return bool(self._ahead)
 
     def ring(self) -> None:
         """Wake every reader, until it is closed. Never blocks, never fails."""
@@ -172,6 +188,7 @@ class Subscribers:
             if generations.get(index) != generation:
                 left.append(ringer)
                 del self._ringers[index]
+                self._ahead.discard(index)
         came = []
         for index, generation in generations.items():
             if index not in self._ringers:
@@ -183,6 +200,8 @@ class Subscribers:
                     self._seen = b""
                     continue
                 self._ringers[index] = (generation, ringer)
+                if self._block.reads_ahead(index):
+                    self._ahead.add(index)
                 came.append(ringer.ring)
         self._rings = [ringer.ring for _, ringer in self._ringers.values()]
         self._active = list(generations)

@@ -34,6 +34,7 @@ other: if it never comes, the next look comes in a quarter of a second.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from shmstream.errors import WriterDied, WriterStalled, naming_shortages
 from shmstream.stream.control_block import TERMINAL, State
@@ -57,8 +58,11 @@ class Tail:
         *,
         subscribes_late: bool = False,
         sources: int = 0,
+        ahead: bool = False,
     ) -> None:
         """With `subscribes_late`, the reader subscribes only when it has to wait for bytes.
+
+        `ahead`: it reads for another host, and has all bytes once they are verified.
 
         Raises:
             NoFreeSlot: all slots are taken by live readers.
@@ -70,6 +74,9 @@ class Tail:
         self._subscription: Subscription | None = None
         self._position = 0  # as last given to `note`
         self._sources = sources
+        self.ahead: bool = ahead
+        self.load: Callable[[], int] = self._load_ahead if ahead else stream.block.load_published
+        """Loads how many bytes can be read. The caller requires that the block is whole."""
         if not subscribes_late:
             self._subscribe()
         self._next_look = 0.0
@@ -84,9 +91,17 @@ class Tail:
         if self._subscription is None and stream.block.state not in TERMINAL:
             with naming_shortages(stream.name, "shared memory (/dev/shm)"):
                 self._subscription = Subscription(
-                    stream.block, stream.lock, stream.name, self._position, self._sources
+                    stream.block,
+                    stream.lock,
+                    stream.name,
+                    self._position,
+                    self._sources,
+                    ahead=self.ahead,
                 )
         return self._subscription
+
+    def _load_ahead(self) -> int:
+        return max(self._block.load_published(), self._block.verified)
 
     def readable(self, position: int, want: int) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
@@ -100,7 +115,7 @@ class Tail:
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
         self._block.require_whole()
-        published = self._block.load_published()
+        published = self.load()
         return published if published >= want else self._wait(position, want, published)
 
     def _wait(self, position: int, want: int, seen: int) -> int:
@@ -112,7 +127,7 @@ class Tail:
             now = time.monotonic()  # before the load, so that a pause of this process is no stall
             self._forget_rings(doorbell)
             block.require_whole()
-            published = block.load_published()
+            published = self.load()
             if published >= want:
                 return published
             if block.known_state() in TERMINAL or self._sees_writer_dead(now, doorbell):
@@ -128,7 +143,7 @@ class Tail:
             self.waits += 1
             rung = doorbell.wait(pause)
             block.require_whole()
-            published = block.load_published()
+            published = self.load()
             if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
                 self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
             if published >= want:
@@ -161,7 +176,7 @@ class Tail:
         Every reader that wants both asks here, because the order of the two loads matters (I3).
         """
         state = self._block.known_state()
-        return state, self._block.load_published()
+        return state, self.load()
 
     def _conclude(self, position: int) -> int:
         """How many bytes can be read of a stream that is terminal or has lost its writer."""

@@ -6,9 +6,10 @@ What each step does:
     append     write all bytes to the partial file, count them, publish them when it is time
     write      `append`, for programs that write files
     publish    store `published`, store `chunk_count`, ring                             (I1, I2)
-    commit     check size and digest, rename the file to the final name, store the size, publish
-               the last bytes, store COMMITTED, ring; if the caller gave only an algorithm,
-               compute the digest after that                                            (I3, I5)
+    commit     check size and digest; store `verified`, ring if a reader reads for another host;
+               rename the file to the final name, store the size, publish the last bytes, store
+               COMMITTED, ring; if the caller gave only an algorithm, compute the digest after
+               that                                                                     (I3, I5)
     abort      store the error, store ABORTED, ring, remove the partial file            (I3)
     close      abort unless the stream has ended; remove the doorbells and the name
 """
@@ -98,7 +99,6 @@ class BlobStreamer:
         self._block = block
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
-        self.publish_bytes: int = pacing[0]
         self._subscribers = Subscribers(block, stream.lock)
         there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
         self._file = self._file_of(lock, there)
@@ -213,6 +213,11 @@ class BlobStreamer:
         return self._block.published
 
     @property
+    def publish_bytes(self) -> int:
+        """How many bytes gather before they are published, if they come fast."""
+        return self._pacer.bytes
+
+    @property
     def chunk_count(self) -> int:
         """Chunks that readers can read now."""
         return self._block.chunk_count
@@ -304,6 +309,7 @@ class BlobStreamer:
                 self._subscribers.look_after_one()
                 self._store_published(self._publishable())
                 self._subscribers.ring()
+                self._pacer.hurry(hurries=self._subscribers.have_ahead)
 
     def _store_published(self, published: int) -> None:
         block = self._block
@@ -396,6 +402,7 @@ class BlobStreamer:
             try:
                 if digest is not None and digest.is_given:
                     self._verify(digest)
+                    self._tell_verified()
                 self._file.move(durable=self.durable)
             except (StreamBroken, OSError, EOFError) as error:
                 self.abort(error)
@@ -418,6 +425,16 @@ class BlobStreamer:
         if got != given:
             reason = f"its digest is {got}, not {given}: the bytes are not that blob"
             raise DigestMismatch(self.name, self._file.size, reason, given, got)
+
+    def _tell_verified(self) -> None:
+        """Let readers for other hosts have all bytes: to sync them to the disk takes a while.
+
+        The size must be known; else such a reader waits for the commit, as the others do.
+        """
+        if self._limit == self._file.size:
+            self._block.verified = self._file.size
+            if self._subscribers.have_ahead:
+                self._subscribers.ring()
 
     def _fail_size(self, got: int) -> SizeMismatch:
         """Abort, because the blob has the wrong size; returns the error to raise."""

@@ -7,8 +7,8 @@ import re
 from tests.cli.conftest import Begin, Run
 
 COMMANDS = (
-    "fetch", "serve", "ls", "top", "cluster", "rm", "pin", "unpin", "cancel", "check", "gc",
-    "evict", "demo", "completion",
+    "fetch", "serve", "pull", "hosts", "ls", "top", "cluster", "rm", "pin", "unpin", "cancel",
+    "check", "gc", "evict", "demo", "completion",
 )  # fmt: skip
 
 

@@ -49,8 +49,8 @@ def test_a_leader_that_is_refused_loses_the_lease(directory: Directory) -> None:
     directory.decide(KEY, A)
     assert directory.decide(KEY, B).peers == ("a:1",)
     assert directory.decide(KEY, B, refused=["a:1"]).verdict is Verdict.LEAD
-    assert not directory.renew(KEY, A)
-    assert directory.renew(KEY, B)
+    assert directory.renew([(KEY, A)]) == [False]
+    assert directory.renew([(KEY, B)]) == [True]
     assert directory.decide(KEY, A).peers == ("b:1",)
 
 
@@ -99,8 +99,20 @@ def test_a_consumer_is_nobodys_parent_and_never_leads(directory: Directory) -> N
 def test_an_empty_directory_learns_of_the_leader_again(redis: Redis, directory: Directory) -> None:
     directory.decide(KEY, A)
     redis.wipe()
-    assert directory.renew(KEY, A)
+    assert directory.renew([(KEY, A)]) == [True]
     assert directory.decide(KEY, B).peers == ("a:1",)
+
+
+def test_many_blobs_are_announced_at_once(redis: Redis, directory: Directory) -> None:
+    keys = [f"sha256:{each:064x}" for each in range(100)]
+    assert not directory.greet(A)
+    assert directory.greet(A)
+    calls = directory.calls
+    directory.announce(keys, Me("a:1", ""))
+    assert directory.calls == calls + 1
+    assert all(directory.decide(each, B).peers == ("+a:1",) for each in keys)
+    redis.wipe()
+    assert not directory.greet(A)
 
 
 def test_everything_ends_by_itself(redis: Redis, directory: Directory) -> None:
@@ -173,6 +185,44 @@ def test_a_call_that_no_timeout_ends_is_left_alone(
     assert took(lambda: directory.decide(KEY, A)) < SLACK
     hangs.set()
     wait_until(lambda: _answers(directory))
+
+
+def test_who_waits_for_the_calls_of_others_waits_while_they_are_answered(
+    directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many flights begin at once, and the directory answers all of them, one after another."""
+    monkeypatch.setattr(module, "MOST", 1.0)
+    monkeypatch.setattr(module, "_BRISK", 1)
+    ask, answers = directory._ask, []
+
+    def ask_slowly(*arguments: object) -> object:
+        time.sleep(0.1)
+        return ask(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(directory, "_ask", ask_slowly)
+    nodes = [Me(f"n{each}:1", f"t{each}") for each in range(15)]
+    threads = [
+        threading.Thread(target=lambda me=me: answers.append(directory.decide(KEY, me)))
+        for me in nodes
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(answers) == len(nodes)
+    assert directory.failures == 0
+
+
+def test_a_lease_that_cannot_be_renewed_loses_no_other_one(
+    directory: Directory, redis: Redis
+) -> None:
+    other = "sha256:" + "1" * 64
+    directory.decide(KEY, A)
+    directory.decide(other, A)
+    with redis.client() as client:
+        client.set(f"shmstream:{{{KEY}}}:fly", "another program's")
+    assert directory.renew([(KEY, A), (other, A)]) == [True, True]
+    assert directory.renew([(other, B)]) == [False]
 
 
 def test_what_is_no_redis_is_away(directory: Directory, redis: Redis) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.cluster import SECRET, Ports
 from tests.support.commands import PYTHON
+from tests.support.docker_registry import DockerRegistry
+from tests.support.images import image
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.redis import Redis
+from tests.support.registries import has_image, skopeo, succeeds
 from tests.support.roles import content
 from tests.support.serving import Answer, Serving
 from tests.support.stores import digest
@@ -24,25 +29,32 @@ KEY = digest(1, SIZE)
 OURS, THEIRS = f"/v2/ours/blobs/{KEY}", f"/v2/theirs/blobs/{KEY}"
 
 
-@pytest.fixture
-def two(tmp_path: Path, redis: Redis, origin: Origin) -> Iterator[list[Serving]]:
-    """Two registries of one cluster, each with two workers, in front of the origin."""
+@contextmanager
+def serving(folder: Path, redis: Redis, upstream: str, *second: str) -> Iterator[list[Serving]]:
+    """Two registries of one cluster, each with two workers; options for the `second` one."""
     ports = Ports()
-    secret = tmp_path / "secret"
+    secret = folder / "secret"
     secret.write_text(SECRET)
     with ExitStack() as closing:
         closing.callback(ports.close)
         made = []
         for number in range(2):
-            folder = tmp_path / f"node{number}"
-            folder.mkdir()
+            place = folder / f"node{number}"
+            place.mkdir()
             options = ["--cluster", redis.url, "--cluster-secret-file", str(secret)]
             options += ["--advertise", ports.take()]
-            serving = Serving(folder, *options, upstream=origin.url("").rstrip("/"))
-            closing.callback(serving.close)
-            made.append(serving)
+            node = Serving(place, *options, *(second if number else ()), upstream=upstream)
+            closing.callback(node.close)
+            made.append(node)
         for each in made:
             wait_until(lambda each=each: each.ask("/healthz").status == 200)  # type: ignore[misc]
+        yield made
+
+
+@pytest.fixture
+def two(tmp_path: Path, redis: Redis, origin: Origin) -> Iterator[list[Serving]]:
+    """In front of the origin."""
+    with serving(tmp_path, redis, origin.url("").rstrip("/")) as made:
         yield made
 
 
@@ -75,11 +87,76 @@ def test_one_pull_and_each_client_is_admitted_by_the_upstream(
     peer = sum(each.metric("shmstream_peer_bytes_total") for each in two)
     upstream = sum(each.metric("shmstream_upstream_bytes_total") for each in two)
     assert (upstream, peer) == (SIZE, SIZE)
+    wait_until(lambda: sum(each.metric("shmstream_given_bytes_total") for each in two) == SIZE)
+    assert all(each.metric("shmstream_directory_calls_total") > 0 for each in two)
+    assert all(each.metric("shmstream_directory_failures_total") == 0 for each in two)
+    assert all(each.metric("shmstream_children") == 0 for each in two)
+    told = [_snapshot(each)["cluster"] for each in two]
+    assert sum(each["given"] for each in told) == sum(each["from_peers"] for each in told) == SIZE
+    assert [each["trouble"] for each in told] == ["", ""]
     # The bytes are on both nodes, and yet no client of another repository gets them.
     for each in two:
         refused = each.ask(THEIRS)
         assert refused.status == 404
         assert content(1, SIZE)[:1000] not in refused.body
+
+
+def _snapshot(node: Serving) -> dict[str, Any]:
+    """The first facts for the status page."""
+    connection, response = node.open("/events")
+    try:
+        for line in response:
+            if line.startswith(b"data: "):
+                return dict(json.loads(line.removeprefix(b"data: ")))
+    finally:
+        connection.close()
+    raise AssertionError("no snapshot")
+
+
+def test_a_node_without_room_gives_what_a_node_has_and_asks_for_each_client(
+    tmp_path: Path, redis: Redis, origin: Origin
+) -> None:
+    """What peers have goes to no client that the upstream has not admitted."""
+    origin.serve(OURS, seed=1, size=SIZE)
+    origin.serve(THEIRS, status=404)
+    upstream = origin.url("").rstrip("/")
+    with serving(tmp_path, redis, upstream, "--max-bytes", "1MiB") as (roomy, small):
+        assert roomy.ask(OURS).body == content(1, SIZE)
+        refused = small.ask(THEIRS)
+        assert refused.status == 404
+        assert content(1, SIZE)[:1000] not in refused.body
+        answer = small.ask(OURS)
+        assert answer.status == 200
+        assert answer.body == content(1, SIZE)
+        assert small.metric("shmstream_passed_through_total") == 1
+        assert small.metric("shmstream_peer_bytes_total") >= SIZE
+        asked = [each.method for each in origin.requests(OURS)]
+        assert "HEAD" in asked  # for the client of the node that has got it from the other one
+
+
+def test_real_clients_pull_an_image_through_two_nodes(
+    tmp_path: Path, redis: Redis, docker_registry: DockerRegistry
+) -> None:
+    """The nodes' clients get every layer, and the upstream gives each of them once."""
+    pushed = docker_registry.push("cluster/app", "v1", image(71, [900_000, 1_300_000]))
+    docker_registry.reset()
+    with serving(tmp_path, redis, docker_registry.url) as nodes:
+        clients = {
+            tmp_path / f"copy{node}-{client}": nodes[node] for node in (0, 1) for client in "ab"
+        }
+        running = [
+            skopeo("cluster/app:v1", f"{node.host}:{node.port}", folder)
+            for folder, node in clients.items()
+        ]
+        for each in running:
+            succeeds(each)
+        wait_until(
+            lambda: sum(each.metric("shmstream_given_bytes_total") for each in nodes) > 2_200_000
+        )
+    assert all(has_image(folder, pushed.layers) for folder in clients)
+    wait_until(lambda: len(docker_registry.requests("GET", "/blobs/")) >= len(pushed.blobs))
+    asked = [each.path for each in docker_registry.requests("GET", "/blobs/")]
+    assert len(asked) == len(set(asked)) == len(pushed.blobs)
 
 
 def test_what_the_command_line_refuses(tmp_path: Path) -> None:

@@ -30,12 +30,14 @@ from shmstream.stream.control_block import State
 from shmstream.stream.stream import Stream
 from tests.support.commands import PYTHON, ROOT, Command
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.redis import needed
 from tests.support.registries import has_image, skopeo, succeeds
 
 _STREAM = r"stream +(demo-\w+)"
 FIRST_ACT = ("demo", "--act", "1")
 SECOND_ACT = ("demo", "--act", "2")
 THIRD_ACT = ("demo", "--act", "3")
+FOURTH_ACT = ("demo", "--act", "4")
 
 
 Begin = Callable[..., Command]
@@ -319,6 +321,53 @@ def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> 
         client = skopeo(f"{NAME}:{TAG}", host, tmp_path / "copy")
         succeeds(client)
     assert has_image(tmp_path / "copy", list(made.blobs))
+
+
+# The fourth act.
+
+
+def test_a_cluster_loses_the_node_that_pulls(begin: Begin, source: Path) -> None:
+    needed()
+    demo = begin(*FOURTH_ACT, "--input", source.name, "--rate", "4")
+    assert demo.finish() == 0, demo.output
+    assert demo.is_plain
+    rows = re.findall(r"^ +(\d) +\d+ ms +[\d.]+ ms +([\d.]+ \w+) +(.*?) *$", demo.output, re.M)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert sorted(row[2] for row in rows) == ["SHA-256 ok", "SHA-256 ok", "killed, as planned"]
+    killed = demo.wait_for(r"kill +node (\d), which pulled, at [12].\d MiB; ")
+    assert re.search(rf"node \d gets it from node {killed}", demo.output)
+    assert re.search(r"; (node \d|another one) pulled the rest, from [12].\d MiB on", demo.output)
+    sent = demo.wait_for(r"origin +([\d.]+) MiB sent in 2 requests, for 3 nodes")
+    assert 3.0 <= float(sent) <= 3.5
+    assert demo.output.count("has the right SHA-256") == 2
+    assert "Both survivors have every byte of a blob that three nodes pulled once" in demo.output
+    _check_flight(demo)
+
+
+def test_processes_end_when_the_demo_is_killed_in_a_cluster(begin: Begin, source: Path) -> None:
+    needed()
+    demo = begin(*FOURTH_ACT, "--input", str(source), "--rate", "0.5")
+    demo.wait_for(r"node \d gets it from node \d")
+    demo.process.kill()
+    demo.finish()
+    wait_until(lambda: demo.processes() == [])
+    assert "Traceback" not in demo.output
+    sweep()
+    assert segment.names() == []
+    shutil.rmtree(demo.temporary)
+
+
+def test_what_the_fourth_act_needs(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*PYTHON, "-m", "shmstream", *FOURTH_ACT, "--input", str(Path(__file__))],
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert run.returncode == 0
+    assert "The fourth act needs redis-server, as in: apt-get install redis-server" in run.stdout
 
 
 def _check_flight(demo: Command) -> None:

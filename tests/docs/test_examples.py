@@ -95,7 +95,7 @@ def answers(port: int) -> bool:
 def test_the_list_has_each_of_them() -> None:
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     named = re.findall(r"^\| \[([\w.]+?)/?\]", listed, re.MULTILINE)
-    assert sorted(named) == sorted([*PROGRAMS, "registry"])
+    assert sorted(named) == sorted([*PROGRAMS, "mirrors", "registry"])
     tests = Path(__file__).read_text(encoding="utf-8")
     for name in PROGRAMS:
         assert tests.count(name) + tests.count(f"{name[:-3]}:") + tests.count(f"{name[:-3]}.") >= 1

@@ -33,6 +33,8 @@ WINGS = [
     ["filesystem"],
     ["http_source", "server"],  # public paths of what lies in `sources` and `asgi`
     ["__init__"],
+    ["upstreams"],
+    ["mirror"],
     ["registry"],
     ["demo"],
     ["cli"],

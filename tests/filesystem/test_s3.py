@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import fsspec
 import fsspec.asyn
 import pytest
 
+from shmstream import SourceError, Store
+from shmstream.flight import lanes
+from shmstream.sources.fsspec import FsspecSource
 from tests.support.filesystems import read_url
 from tests.support.interpreters import Interpreter
 from tests.support.roles import content, sha256
@@ -76,3 +80,36 @@ def test_an_object_that_changes(s3: S3, both: dict[str, Any]) -> None:
         file.write(b"written")
     assert system.cat_file("s3://changes/c") == b"written"
     fsspec.asyn.sync(other.loop, other._s3creator.__aexit__, None, None, None)
+
+
+def test_parts_of_an_object(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part is given by ranged requests to its end, and not if the object has changed."""
+    target = fsspec.filesystem("s3", **s3.options)
+    target.mkdir("parts")
+    data = content(1, SIZE)
+    target.pipe_file("parts/blob", data)
+    source = FsspecSource("s3://parts/blob", **s3.options)
+    assert source.connections is None, "what the caller says, or else many"
+    validator = source.describe().validator
+    with source.open_part(1000, 2_500_000, validator) as feed:
+        assert (feed.offset, feed.end, feed.size) == (1000, 2_500_000, SIZE)
+        assert b"".join(feed) == data[1000:2_500_000]
+    assert s3.requests("GET", "/parts/blob") == ["bytes=1000-1049575", "bytes=1049576-2499999"]
+    with source.open_part(2_000_000, SIZE, validator) as feed:
+        assert feed.end is None, "it is the rest"
+        assert b"".join(feed) == data[2_000_000:]
+    # Other connections begin at once, as if the first one were slow.
+    monkeypatch.setattr(lanes, "_SLICE", 0.001)
+    for name in ("_SOON", "_WORTHWHILE"):
+        monkeypatch.setattr(lanes, name, 0.0)
+    monkeypatch.setattr(lanes, "_FAST", 1e12)
+    key = f"sha256:{sha256(data)}"
+    store = Store(tmp_path / "store", connections=3)
+    for each in (key, "a name"):
+        assert Path(store.fetch(each, source)).read_bytes() == data
+    with source.open_part(1000, 2_500_000, validator) as feed:
+        target.pipe_file("parts/blob", content(2, SIZE))
+        with pytest.raises(SourceError, match=r"changed|no longer exists"):
+            b"".join(feed)
+    with source.open_part(1000, 2_500_000, validator) as feed:
+        assert feed.offset == 0, "it begins anew"

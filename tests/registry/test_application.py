@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from shmstream.registry.application import Application
-from shmstream.registry.notes import Notes
 from shmstream.registry.settings import Settings, Upstream
+from shmstream.upstreams.notes import Notes
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content

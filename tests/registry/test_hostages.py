@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from shmstream import SourceFailed, Store
+from shmstream.asgi.messages import BrokenOff
 from shmstream.errors import FailureKind
-from shmstream.registry.api.pull import BrokenOff, Pull, Shared
+from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.retries import Retries
@@ -68,7 +69,7 @@ def test_a_flight_that_drips_ends_and_others_go_on(
     origin.serve(f"/v2/drip/a/blobs/{key}", seed=401, size=SIZE, rate=50_000, stall_after=50_000)
     origin.serve(f"/v2/drip/b/blobs/{key}", seed=401, size=SIZE)
     upstream = Upstream(origin.url(""))
-    shared = Shared(hasty, [upstream])
+    shared = Shared(hasty)
 
     async def main() -> None:
         theirs, ours = (

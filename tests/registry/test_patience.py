@@ -12,8 +12,8 @@ import pytest
 from shmstream import Retries, Store
 from shmstream.registry.api.distribution import Registry
 from shmstream.registry.settings import Settings, Upstream
-from shmstream.registry.upstream.questions import Bounds
 from shmstream.sources.http import HTTPSource
+from shmstream.upstreams.questions import Bounds
 from tests.support import registries
 from tests.support.images import digest_of, image
 from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until
@@ -144,7 +144,7 @@ def test_the_settings_reach_the_upstreams(folder: str) -> None:
         outage=140.0,
     )
     registry = Registry(settings, Store(folder))
-    assert {each.bounds for each in registry._all} == {Bounds(11.0, 12.0, 13.0)}
+    assert {each.bounds for each in registry._upstreams} == {Bounds(11.0, 12.0, 13.0)}
     assert registry._shared.stall_timeout > 140.0
     registry.close()
 

@@ -12,10 +12,10 @@ from itertools import chain
 import pytest
 
 from shmstream.errors import SourceError
-from shmstream.registry.upstream.questions import Bounds
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.http import HTTPSource
+from shmstream.upstreams.questions import Bounds
 from tests.support.images import digest_of, image
 from tests.support.quirks import Asked, Quirks, Reply, Script, plain
 from tests.support.registries import Registry

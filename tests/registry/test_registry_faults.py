@@ -250,7 +250,7 @@ def test_a_flight_of_another_repository_that_begins_in_between(
     origin.serve(f"/v2/race/a/blobs/{key}", seed=114, size=SIZE, stall_after=stall)
     origin.serve(f"/v2/race/b/blobs/{key}", seed=114, size=SIZE)
     upstream = Upstream(origin.url(""))
-    shared = Shared(store, [upstream])
+    shared = Shared(store)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

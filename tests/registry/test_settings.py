@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shmstream.mirror.settings import Mirror
 from shmstream.registry.settings import BadSetting, ClusterSettings, Settings, Upstream
 
 FILE = """
@@ -39,6 +40,18 @@ url = "rediss://redis:6379"
 advertise = "10.0.0.7:5001"
 secret_file = "/etc/shmstream/cluster.key"
 lease = "4s"
+
+[[mirror]]
+path = "/a/"
+kind = "http"
+url = "http://a/"
+ttl = "5s"
+immutable = ["*.whl"]
+
+[[mirror]]
+path = "/b"
+kind = "http"
+url = "http://b"
 """
 
 
@@ -69,6 +82,10 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
         cluster=ClusterSettings(
             "rediss://redis:6379", "10.0.0.7:5001", "/etc/shmstream/cluster.key", lease=4.0
         ),
+        mirrors=(
+            Mirror("/a", "http", "http://a", 5.0, ("*.whl",)),
+            Mirror("/b", "http", "http://b"),
+        ),
     )
     environment: dict[str, str] = {"SHMSTREAM_CONFIG": "/no/such/file"}
     settings.to_environment(environment)
@@ -76,6 +93,22 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.address == ("::1", 0)
     assert settings.stall > settings.outage, "clients are there when the upstream is back"
+
+
+def test_connections() -> None:
+    """Of all upstreams, and of one."""
+    tables = [{"url": "http://a"}, {"url": "http://b", "namespace": "b", "connections": 4}]
+    settings = Settings.from_table({"upstream": tables, "store": "/s", "connections": 2})
+    assert settings.connections == 2
+    assert [each.connections for each in settings.upstreams] == [None, 4]
+    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings((Upstream(None, "http://a"),), "/s").connections == 1
+    with pytest.raises(BadSetting, match="connections: is between 1 and 64, not 0"):
+        Settings.from_table({"upstream": tables, "store": "/s", "connections": 0})
+    for wrong in (65, "2", True):
+        table = {"url": "http://a", "connections": wrong}
+        with pytest.raises(BadSetting, match="upstream 1, connections: is"):
+            Settings.from_table({"upstream": [table], "store": "/s"})
 
 
 @pytest.mark.parametrize("key", ["first_byte", "silence", "question", "outage"])
@@ -115,10 +148,19 @@ def test_upstreams_of_the_command_line() -> None:
 
 
 CLUSTER = "[cluster]\nurl = 'redis://a'\nadvertise = 'a:1'\nsecret_file = '/f'\n"
+MIRROR = "[[mirror]]\npath = '/a'\nkind = 'http'"
 REFUSED: list[tuple[str, str]] = [
     ("store = 1", "store: is a text, not 1"),
     ("store = ''", "store: is a text, not ''"),
-    ("colour = 'red'", "colour: is no setting; there are upstream, store,"),
+    ("[[mirror]]\npath = '/a'", "mirror 1: is a table with path, kind and url; it may have"),
+    (f"{MIRROR}\nurl = 'http://a:b@c'", "mirror 1: url: a user and password do not belong here"),
+    (f"{MIRROR}\nurl = 'ftp://c'", "mirror 1: url: 'ftp://c' is no URL of a server"),
+    (f"{MIRROR}\nurl = 'http://c'\nttl = 'x'", "mirror 1: ttl: 'x' is no duration"),
+    (f"{MIRROR}\nurl = 'http://c'\n{MIRROR}\nurl = 'http://d'", "mirror: there are several"),
+    ("[[mirror]]\npath='/v2/a'\nkind='http'\nurl='http://c'", "mirror 1: path: '/v2/a' is in use"),
+    ("[[mirror]]\npath='a'\nkind='http'\nurl='http://c'", "mirror 1: path: begins with a slash"),
+    ("[[mirror]]\npath='/a'\nkind='ftp'\nurl='http://c'", "mirror 1: kind: is one of http"),
+    ("colour = 'red'", "colour: is no setting; there are upstream, mirror, store,"),
     ("workers = 0", "workers: is at least 1, not 0"),
     ("workers = '3'", "workers: is a number, not '3'"),
     ("workers = true", "workers: is a number, not True"),

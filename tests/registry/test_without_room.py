@@ -52,7 +52,11 @@ def test_open_ranges_and_hang_ups(small: Registry, origin: Origin) -> None:
         assert b"".join(taken) == DATA
     asked = origin.requests(THERE)
     origin.wait(THERE, lambda asked: all(each.over for each in asked))
-    assert sum(each.sent for each in asked) <= 1.1 * SIZE
+    wait_until(lambda: len(logged(small)) == len(starts))
+    # On a busy machine a client hangs up late, and is given more than it reads.
+    given = sum(each["bytes"] for each in logged(small))
+    sent = [(each.method, each.range, each.sent) for each in asked]
+    assert sum(each.sent for each in asked) <= 1.1 * max(given, SIZE), (given, sent)
     assert [key for key, _ in small.store.blobs()] == []
     lines = [line for line in small.serving.log.splitlines() if " WARNING " in line]
     assert len(lines) <= 2, "one of each worker"

@@ -84,20 +84,79 @@ def test_what_is_coming_counts(folder: str, origin: Origin) -> None:
     assert total(store) == 3 * MIB
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
-def test_where_the_disk_has_no_space_eviction_comes_first(tmp_path: Path, origin: Origin) -> None:
+@pytest.fixture
+def two_mib(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts need root")
     mounted = tmp_path / "disk"
     mounted.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
-    store = make_store(str(mounted / "store"), {"max_bytes": 3 * MIB // 2})
+    yield mounted
+    # A thread that looks at the folder may keep the mount busy for a moment.
+    wait_until(lambda: subprocess.run(["umount", mounted], check=False).returncode == 0)
+
+
+def test_where_the_disk_has_no_space_eviction_comes_first(two_mib: Path, origin: Origin) -> None:
+    store = make_store(str(two_mib / "store"), {"max_bytes": 3 * MIB // 2})
     for number in range(4):
         url = origin.serve(f"/{number}", seed=number, size=MIB)
         path = store.fetch(digest(number, MIB), url)
         assert Path(path).stat().st_size == MIB
     wait_until(lambda: store.flights() == [])
     wait_until(lambda: [key for key, _ in store.blobs()] == [digest(3, MIB)])
-    # A thread that looks at the folder may keep the mount busy for a moment.
-    wait_until(lambda: subprocess.run(["umount", mounted], check=False).returncode == 0)
+
+
+def test_a_full_disk_takes_the_next_blob_before_the_last_flight_has_told_its_end(
+    two_mib: Path, origin: Origin
+) -> None:
+    """Readers have a blob from its commit on; its flight tells its end a moment later."""
+    store = make_store(str(two_mib / "store"), {"max_bytes": 3 * MIB // 2})
+    path = store.fetch(digest(1, MIB), origin.serve("/1", seed=1, size=MIB))
+    store._upkeep.expect(MIB, path, 0)  # as if its end were not told
+    store.fetch(digest(2, MIB), origin.serve("/2", seed=2, size=MIB))
+    assert [key for key, _ in store.blobs()] == [digest(2, MIB)]
+
+
+def test_a_flight_waits_for_the_space_that_another_thread_is_about_to_free(
+    two_mib: Path, origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that was removed is out of sight at once; its space is free a moment later."""
+    store = make_store(str(two_mib / "store"), {"max_bytes": 3 * MIB // 2})
+    remove, is_hidden, may_free = Layout.remove, threading.Event(), threading.Event()
+
+    def remove_slowly(layout: Layout, path: str) -> bool:
+        if threading.current_thread() is not evicting or is_hidden.is_set():
+            return remove(layout, path)
+        with open(path, "rb"):  # the space is taken as long as this is open
+            removed = remove(layout, path)
+            is_hidden.set()
+            assert may_free.wait(PATIENCE)
+        return removed
+
+    def expect() -> None:  # as a flight does
+        store._upkeep.expect(MIB, store.path(digest(2, MIB)), MIB + MIB // 2)
+
+    def make_room() -> None:
+        assert is_hidden.wait(PATIENCE)
+        expect()
+        has_room.append(os.statvfs(two_mib).f_bavail * 4096 >= MIB + MIB // 2)
+
+    store.fetch(digest(1, MIB), origin.serve("/1", seed=1, size=MIB))
+    monkeypatch.setattr(Layout, "remove", remove_slowly)
+    evicting = threading.Thread(target=expect)
+    has_room: list[bool] = []
+    waiting = threading.Thread(target=make_room)
+    evicting.start()
+    waiting.start()
+    try:
+        assert is_hidden.wait(PATIENCE)
+        waiting.join(0.2)
+    finally:
+        may_free.set()
+        evicting.join()
+        waiting.join()
+    assert has_room == [True]
 
 
 def test_what_has_come_is_spared_before_its_flight_says_that_it_has_ended(

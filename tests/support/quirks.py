@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,9 +83,10 @@ Script = Callable[[Asked], Reply]
 
 
 class Quirks:
-    """The server. One script at a time."""
+    """The server. One script at a time. With `tls`, it speaks TLS as localhost."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.script: Script = nothing
         self.asked: list[Asked] = []
         self._lock = threading.Lock()  # guards all below
@@ -92,7 +94,9 @@ class Quirks:
         self._count = 0
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = (
+            f"http://127.0.0.1:{self.port}" if tls is None else f"https://localhost:{self.port}"
+        )
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()
 
@@ -131,8 +135,13 @@ class Quirks:
                 self._connections[connection] = thread
                 thread.start()
 
-    def _converse(self, connection: socket.socket, number: int) -> None:
+    def _converse(self, accepted: socket.socket, number: int) -> None:
+        connection = accepted
         try:
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(accepted, server_side=True)
+                with self._lock:
+                    self._connections[connection] = self._connections.pop(accepted)
             with connection, connection.makefile("rb") as incoming:
                 while (asked := _read(incoming, number)) is not None:
                     self.asked.append(asked)
@@ -141,6 +150,7 @@ class Quirks:
         except OSError:
             pass  # the client has gone
         finally:
+            accepted.close()
             with self._lock:
                 del self._connections[connection]
 

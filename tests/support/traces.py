@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-
-import psutil
 
 from shmstream.stream import doorbell, segment
 from shmstream.system import threads
@@ -55,17 +54,27 @@ def end_threads(before: Traces) -> None:
 def _processes() -> list[str]:
     """The commands of all children that live or are zombies, and of their children."""
     found = []
-    for child in psutil.Process().children(recursive=True):
+    for pid in _descendants(os.getpid()):
         try:
-            command = " ".join(child.cmdline())
-        except psutil.ZombieProcess:
-            command = f"zombie {child.pid}"
-        except psutil.NoSuchProcess:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+        except (FileNotFoundError, ProcessLookupError):
             continue
         # multiprocessing keeps a resource tracker and a fork server for as long as this process.
-        if "resource_tracker" not in command and "forkserver" not in command:
-            found.append(command)
+        if b"resource_tracker" not in command and b"forkserver" not in command:
+            found.append(command.decode(errors="replace") or f"zombie {pid}")
     return found
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """The children of a process, and theirs. Much cheaper than a list of all processes."""
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = task.read_text().split()
+        except (FileNotFoundError, ProcessLookupError):  # the thread has ended
+            continue
+        for child in map(int, children):
+            yield child
+            yield from _descendants(child)
 
 
 def _descriptors() -> list[str]:

@@ -14,14 +14,13 @@ tells its media type and its layers (`upstream/manifests`), and because a blob o
 no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
 digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
 on, and not kept. Lists are asked for every time. Everything that blocks runs in a few threads
-(`singleflight`).
+(`upstreams/singleflight`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -33,20 +32,21 @@ from shmstream.asgi.messages import Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.accept import Accept
+from shmstream.registry.api.access import Access, check_allowed
 from shmstream.registry.api.errors import VERSION, Code, Refusal, because
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
-from shmstream.registry.api.routes import Kind, Route, canonical, locate, route
+from shmstream.registry.api.routes import Kind, Route, locate, route
 from shmstream.registry.api.tags import Tagged, Tags
-from shmstream.registry.notes import Notes
-from shmstream.registry.settings import BadSetting, Settings
-from shmstream.registry.upstream import answers, credentials, manifests
+from shmstream.registry.images import Images
+from shmstream.registry.settings import Settings
+from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
-from shmstream.registry.upstream.questions import Bounds
+from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Listing, Repository
-from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
+from shmstream.upstreams.notes import Notes
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -68,21 +68,28 @@ class Registry:
         OSError: the store's folder cannot be written to.
     """
 
-    def __init__(self, settings: Settings, store: Store) -> None:
-        config = settings.docker_config
-        try:
-            credentials.check((each.namespace for each in settings.upstreams), config, os.environ)
-        except credentials.CredentialsError as error:
-            raise BadSetting("docker_config", str(error)) from error
-        reached = Notes(store.folder, "reach")
-        bounds = Bounds(settings.first_byte, settings.silence, settings.question)
-        self._all = [
-            Upstream(each.url, each.namespace, config, bounds, reached)
-            for each in settings.upstreams
-        ]
-        self._upstreams = _by_namespace(self._all)
-        self._shared = Shared(store, self._all, settings.stall)
-        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        access: Access | None = None,
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`access`: which clients may pull; None: all that reach this registry.
+
+        `tell` is called with the label of an upstream, and the outcome of a question to it.
+        """
+        self._access = access
+        check(settings)
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), tell)
+        self._shared = Shared(store, settings.stall)
+        self.images: Images = Images(store)
+        self._tags = Tags(
+            Notes(store.folder, "tags"),
+            settings.tag_ttl,
+            store.__contains__,
+            settings.immutable_tags,
+        )
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
 
@@ -92,13 +99,21 @@ class Registry:
         An upstream that did not answer is asked again meanwhile, so that its problem can end.
         """
         told = []
-        for upstream in self._all:
+        for upstream in self._upstreams:
             if (problem := upstream.reach.problem) is not None:
                 told.append(problem)
                 if upstream.reach.wants_probe():
                     with suppress(RuntimeError):  # no thread can be started: a later look tries
                         Call(upstream.probe, "shmstream-probe").start()
         return told
+
+    def upstreams_that_are_well(self) -> dict[str, bool]:
+        """By label, whether an upstream answers. Reads files."""
+        return self._upstreams.are_well()
+
+    def upstream_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if this process has not asked."""
+        return self._shared.title_of(digest)
 
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""
@@ -108,7 +123,8 @@ class Registry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets in the scope `shmstream.route`; `shmstream.cache`: hit, flight, miss or stale; and
+        Sets in the scope `shmstream.route`; `shmstream.user`, the client's name;
+        `shmstream.cache`: hit, flight, miss or stale; and
         `shmstream.named`: the digest that is sent, and its name for people.
         """
         unknown, detail = Code.NAME_UNKNOWN, {}
@@ -130,11 +146,18 @@ class Registry:
             await _send(scope, send, refusal.status, headers, refusal.body())
 
     async def _answer(self, asked: Route, scope: Scope, receive: Receive, send: Send) -> None:
+        name = None
+        if self._access is not None:
+            scope["shmstream.user"] = name = await self._access.name_of(scope)
         if asked.kind is Kind.BASE:
+            if self._access is not None:
+                check_allowed(name, None)
             await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
             return
-        upstream, name = locate(self._upstreams, asked)
-        repository = Repository(upstream, name)
+        upstream, full_name = locate(self._upstreams, asked)
+        if self._access is not None:
+            check_allowed(name, upstream.allow)
+        repository = Repository(upstream, full_name)
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
@@ -245,6 +268,8 @@ class Registry:
             headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
+        if tagged is None or not tagged.is_signed:
+            self.images.note_soon(pull.repository.image, asked.reference, pull.digest)
         if scope["method"] == "GET" and tagged is not None and tagged.is_signed:
             raise Unkept(pull.repository.upstream.name, 0, "its manifest is of the first kind")
         media_type = None
@@ -326,19 +351,6 @@ class Registry:
         if artifact_type is not None:
             headers["oci-filters-applied"] = "artifactType"
         await _send(scope, send, 200, headers, body)
-
-
-def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
-    """The upstreams by namespace; an upstream without a namespace also by its own host."""
-    found: dict[str | None, Upstream] = {}
-    for each in upstreams:
-        if each.namespace is None:
-            found[each.host] = each
-            if each.is_hub:
-                found["docker.io"] = each
-    named = {each.namespace: each for each in upstreams}
-    usual = {canonical(name): each for name, each in named.items() if name is not None}
-    return found | usual | named
 
 
 def _raw_path(scope: Scope) -> bytes:

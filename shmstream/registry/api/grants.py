@@ -4,9 +4,9 @@ The store knows digests, and no repositories. A client that may pull from reposi
 a blob that repository A brought into the store, unless B has that blob, too. So before B joins a
 flight, and before bytes go to a client of B, the upstream itself must have confirmed that B has the
 digest: by the answer to B's own GET, or to a HEAD. That confirmation is a grant. It is a note
-(`notes`) that all workers share, with the media type and the size that the upstream told. A flight
-that A leads may be of another size: then A's upstream lies, or B's, and B's clients get the bytes
-from B's.
+(`upstreams/notes`) that all workers share, with the media type and the size that the upstream told.
+A flight that A leads may be of another size: then A's upstream lies, or B's, and B's clients get
+the bytes from B's.
 
 A grant is valid for `_FRESH`, twelve hours. The longest-lived tokens of well-known registries live
 as long, so access that the upstream withdraws ends here no later than it may end there. After that
@@ -16,10 +16,10 @@ the upstream is asked again; if it does not answer, its last answer stays valid.
 from __future__ import annotations
 
 from shmstream.errors import SourceError
-from shmstream.registry.notes import Notes
 from shmstream.registry.upstream.answers import REFUSED, Page
 from shmstream.registry.upstream.manifests import media_type as of_manifest
 from shmstream.registry.upstream.repository import Repository
+from shmstream.upstreams.notes import Notes
 
 _FRESH = 12 * 3600.0  # s
 
@@ -71,7 +71,7 @@ class Grants:
         """
         key = _key(repository, kind, digest)
         note = self._notes.read(key)
-        if note is not None and repository.upstream.reach.is_quiet:
+        if note is not None and repository.upstream.is_quiet:
             return
         try:
             about = repository.about(kind, digest, size, has_other=note is not None)

@@ -23,12 +23,13 @@ source, the next request finds the blob absent again, or complete.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
-from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
 from shmstream.errors import (
     BlobNotFound,
@@ -39,10 +40,9 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight.async_blob import AsyncBlob
+from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
-from shmstream.registry.notes import Notes
-from shmstream.registry.singleflight import Together
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
@@ -50,6 +50,8 @@ from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.store import Store
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 
@@ -63,9 +65,7 @@ class Shared:
     Each upstream has threads of its own, so an upstream that hangs does not delay the others.
     """
 
-    def __init__(
-        self, store: Store, upstreams: Iterable[Upstream], stall_timeout: float = _STALL
-    ) -> None:
+    def __init__(self, store: Store, stall_timeout: float = _STALL) -> None:
         """`stall_timeout`: seconds after which a client without a byte is given up.
 
         Raises:
@@ -76,24 +76,36 @@ class Shared:
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
-        self._together = {each: Together(f"shmstream-ask {each.name}") for each in upstreams}
+        self._titles: dict[str, str] = {}
+        self._together: WeakKeyDictionary[Upstream, Together] = WeakKeyDictionary()
 
-    def note_leader(self, digest: str, repository: Hashable) -> None:
+    def note_leader(self, digest: str, repository: Repository) -> None:
         """Note whose upstream gives the bytes of a flight. Any thread may call it."""
         self.led.pop(digest, None)
-        self.led[digest] = repository
+        self.led[digest] = repository.key
+        self._titles[digest] = repository.upstream.title
         if len(self.led) > _MOST_LED:
-            self.led.pop(next(iter(self.led)), None)
+            oldest = next(iter(self.led))
+            self.led.pop(oldest, None)
+            self._titles.pop(oldest, None)
+
+    def title_of(self, digest: str) -> str:
+        """The label of the upstream that a blob comes from; empty if nobody knows."""
+        return self._titles.get(digest, "")
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
     ) -> T:
         """Return or raise what `call` does; once for all requests that ask `what` just now."""
-        return await self._together[repository.upstream].ask((repository.key, *what), call)
+        upstream = repository.upstream
+        together = self._together.get(upstream)
+        if together is None:
+            together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
+        return await together.ask((repository.key, *what), request_id.carrying(call))
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""
-        for each in self._together.values():
+        for each in list(self._together.values()):
             each.close()
 
 
@@ -153,7 +165,7 @@ class Pull:
         return self.repository.source(self._kind, self.digest, self._answered, self._known)
 
     def _answered(self, media_type: str | None, size: int | None) -> None:
-        self._shared.note_leader(self.digest, self.repository.key)
+        self._shared.note_leader(self.digest, self.repository)
         self._shared.grants.record(self.repository, self._kind, self.digest, media_type, size)
 
     def _goes_past(self, source: RepositorySource) -> bool:
@@ -309,7 +321,3 @@ class Pull:
                 raise BrokenOff(str(error)) from error
 
         await self._attempt(use)
-
-
-class BrokenOff(Exception):
-    """A response ends short of its Content-Length. The server must close the connection."""

@@ -14,10 +14,9 @@ path on this machine or of a request to an upstream.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 from shmstream.registry.api.errors import Code, Refusal
@@ -25,6 +24,15 @@ from shmstream.registry.upstream.credentials import is_hub
 from shmstream.stream.digest import is_digest
 
 T = TypeVar("T")
+Found = TypeVar("Found", covariant=True)
+
+
+class Named(Protocol[Found]):
+    """What knows upstreams by namespace: a mapping, or `Upstreams`."""
+
+    def get(self, namespace: str | None, /) -> Found | None:
+        """The upstream of a namespace; None if there is none."""
+
 
 _NEEDED = "this cache needs a namespace"
 
@@ -154,7 +162,7 @@ def canonical(namespace: str) -> str:
     return "docker.io" if is_hub(plain) else plain
 
 
-def locate(upstreams: Mapping[str | None, T], asked: Route) -> tuple[T, str]:
+def locate(upstreams: Named[T], asked: Route) -> tuple[T, str]:
     """Which upstream a request means, and the name of the repository there.
 
     A client names the upstream by `?ns=`, as containerd does, or by the first part of the name, as
@@ -189,7 +197,7 @@ def _is_host(part: str) -> bool:
     return "." in part or part == "localhost"
 
 
-def _known(upstreams: Mapping[str | None, T], namespace: str) -> T | None:
+def _known(upstreams: Named[T], namespace: str) -> T | None:
     """The upstream of that namespace, in whichever way a client writes its name."""
     plain = namespace.lower()
     return upstreams.get(plain) or upstreams.get(canonical(plain))

@@ -22,16 +22,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 
 from shmstream.errors import SourceError
 from shmstream.registry.api.accept import Accept
-from shmstream.registry.notes import Notes
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.answers import REFUSED
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository
 from shmstream.stream.digest import is_digest
+from shmstream.upstreams.notes import Notes
 
+_FOR_EVER = 10 * 365 * 86400.0  # s
 _OTHER = "other"  # the variant of all other types
 _VARIANTS: tuple[str, ...] = (*manifests.INDEXES, *manifests.IMAGES)
 
@@ -61,8 +63,18 @@ class Tagged:
 class Tags:
     """The tags of the repositories of all upstreams. Any thread may use it."""
 
-    def __init__(self, notes: Notes, ttl: float, is_here: Callable[[str], bool]) -> None:
-        """`is_here` tells whether a digest is complete in the store."""
+    def __init__(
+        self,
+        notes: Notes,
+        ttl: float,
+        is_here: Callable[[str], bool],
+        immutable: tuple[str, ...] = (),
+    ) -> None:
+        """`is_here` tells whether a digest is complete in the store.
+
+        `immutable`: patterns of tags, such as `v*.*.*`, that never change their meaning.
+        """
+        self._immutable = immutable
         self._notes = notes
         self._ttl = ttl
         self._is_here = is_here
@@ -70,9 +82,12 @@ class Tags:
     def known(self, repository: Repository, tag: str, accept: Accept) -> Tagged | None:
         """The meaning of a tag from a fresh note; None without one. Does not ask the upstream."""
         found = self._read(_answer(repository, tag, accept))
-        if found is None or not 0 <= found[1] < self._ttl:
+        if found is None:
             return None
-        return Tagged(found[0][0], self._ttl - found[1])
+        ttl = self._ttl
+        if any(fnmatchcase(tag, each) for each in self._immutable):
+            ttl = _FOR_EVER
+        return Tagged(found[0][0], ttl - found[1]) if 0 <= found[1] < ttl else None
 
     def resolve(self, repository: Repository, tag: str, accept: Accept) -> Tagged:
         """Ask the upstream; if it does not answer, use a note. Blocks.
@@ -82,7 +97,7 @@ class Tags:
                 is no note.
         """
         stale = self.stale(repository, tag, accept)
-        if stale is not None and repository.upstream.reach.is_quiet:
+        if stale is not None and repository.upstream.is_quiet:
             return stale
         try:
             manifest = repository.resolve(tag, accept.text, has_other=stale is not None)

@@ -51,6 +51,8 @@ class Entry:
     ttfb: float | None
     route: str | None
     cache: str | None
+    user: str | None = None
+    request_id: str | None = None
 
     def line(self, lost: int = 0) -> bytes:
         """The line as JSON with its line feed: short, and ASCII, whatever the texts are."""
@@ -61,6 +63,8 @@ class Entry:
         facts = {
             "time": datetime.fromtimestamp(self.ended, UTC).isoformat(timespec="milliseconds"),
             "client": self.client and self.client[:longest],  # a proxy may hand on any text
+            "user": self.user and self.user[:longest],
+            "request_id": self.request_id,
             "method": self.method,
             "path": self.path[:longest],
             "ns": self.namespace and self.namespace[:longest],

@@ -5,6 +5,7 @@
     /metrics    for Prometheus, over all workers
     /           the status page (page.html)
     /events     what it shows: server-sent events, one snapshot a second
+    /admin/     for admins, if there are any: `catalogue`
 
 A thread looks at disks and shared memory, one look at a time, and requests that come meanwhile get
 the same answer. A disk that hangs makes this process unready, but blocks no event loop.
@@ -25,9 +26,11 @@ from typing import Any, TypeVar
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.asgi.statuses import shortage
 from shmstream.errors import escaped
+from shmstream.registry.api.access import REALM, Access
+from shmstream.registry.api.errors import Refusal
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.status import Status
-from shmstream.registry.singleflight import Together
+from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
 
@@ -43,6 +46,8 @@ _ROUTES = {
     "/readyz": "ready",
     "/metrics": "metrics",
 }
+_PRIVATE = ("status", "events")
+"""Routes that tell the names of images; the others tell numbers."""
 _COMMON = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -54,9 +59,17 @@ class Operations:
     """An ASGI application for everything beside /v2/. For one event loop."""
 
     def __init__(
-        self, status: Status, metrics: Metrics, upstream_problems: Callable[[], list[str]]
+        self,
+        status: Status,
+        metrics: Metrics,
+        upstream_problems: Callable[[], list[str]],
+        access: Access | None = None,
     ) -> None:
-        """`upstream_problems` returns the known problems of upstreams. It reads files."""
+        """`upstream_problems` returns the known problems of upstreams. It reads files.
+
+        `access`: who may see what clients pull; None: everybody.
+        """
+        self._access = access
         self._status = status
         self._metrics = metrics
         self._upstream_problems = upstream_problems
@@ -89,6 +102,8 @@ class Operations:
             await _answer(send, 404, "text/plain", b"not found\n")
         elif scope["method"] not in ("GET", "HEAD"):
             await _answer(send, 405, "text/plain", b"only GET and HEAD\n", {"allow": "GET, HEAD"})
+        elif route in _PRIVATE and not await self._is_known(scope):
+            await _answer(send, 401, "text/plain", b"who are you?\n", REALM)
         elif route == "status":
             headers = {"content-security-policy": self._policy}
             await _answer(send, 200, "text/html; charset=utf-8", self._page, headers)
@@ -100,6 +115,15 @@ class Operations:
             await self._tell_metrics(scope, send)
         else:
             await self._tell_events(scope, receive, send)
+
+    async def _is_known(self, scope: Scope) -> bool:
+        if self._access is None:
+            return True
+        try:
+            scope["shmstream.user"] = name = await self._access.name_of(scope)
+        except Refusal:
+            return False
+        return name is not None
 
     async def _look(self, what: Hashable, look: Callable[[], T]) -> T:
         """What `look` returns, called in the thread for looks.

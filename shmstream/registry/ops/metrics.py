@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from shmstream.errors import SourceError
 from shmstream.events import Event, EventKind
+from shmstream.mirror.settings import KINDS
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Set it before this module is imported: prometheus-client reads it at its import."""
@@ -73,31 +75,72 @@ class Described:
     help: str
 
 
+_PAUSE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _TTFB_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 METRICS = (
+    Described(
+        "shmstream_build_info", "gauge", ("version", "python"), "1; the versions that run here"
+    ),
     Described(
         "shmstream_requests_total", "counter", ("route", "method", "status", "cache"),
         "Responses that ended. cache: hit (complete), flight (joined), miss (began), stale",
     ),
     Described(
         "shmstream_ttfb_seconds", "histogram", ("route",),
-        "Of /v2/: from the request to the first byte of the body, or to the end if it has none",
+        "Of /v2/, mirrors: from the request to the first byte of the body, or the end without one",
     ),
     Described("shmstream_served_bytes_total", "counter", ("route",), "Bytes of bodies sent"),
     Described(
         "shmstream_clients", "gauge", (), "Requests to the registry that are being answered now"
     ),
     Described(
-        "shmstream_upstream_bytes_total", "counter", (), "Bytes of blobs that came from upstreams"
+        "shmstream_upstream_bytes_total", "counter", ("upstream",),
+        "Bytes of blobs that came from upstreams",
+    ),
+    Described(
+        "shmstream_upstream_requests_total", "counter", ("upstream", "outcome"),
+        "Questions and downloads. outcome: answered, refused (such as 404), failed (no answer, 429,"
+        " 5xx)",
+    ),
+    Described(
+        "shmstream_upstream_up", "gauge", ("upstream",),
+        "0 if the last question to it failed, in the last 5 minutes; else 1",
+    ),
+    Described(
+        "shmstream_retries_total", "counter", ("reason",),
+        "Times a source was asked again. reason: the status of its answer, or how it failed",
     ),
     Described(
         "shmstream_peer_bytes_total", "counter", (),
         "Bytes of blobs that came from other nodes of the cluster",
     ),
     Described(
+        "shmstream_given_bytes_total", "counter", (),
+        "Bytes of blobs that went to other nodes of the cluster",
+    ),
+    Described(
+        "shmstream_flights_from_peers", "gauge", (),
+        "Flights of this node whose bytes come from another node just now",
+    ),
+    Described(
+        "shmstream_children", "gauge", (), "Times that this node gives a blob to another one now"
+    ),
+    Described(
+        "shmstream_directory_calls_total", "counter", (),
+        "Calls of the directory of the cluster, also those that it did not answer",
+    ),
+    Described(
+        "shmstream_directory_failures_total", "counter", (),
+        "Calls that the directory did not answer",
+    ),
+    Described(
+        "shmstream_directory_away_seconds_total", "counter", (),
+        "Seconds from a call that the directory did not answer to one that it did, of all workers",
+    ),
+    Described(
         "shmstream_saved_bytes", "gauge", (),
-        "Bytes of blobs and manifests sent, less those that came from upstreams",
+        "Bytes of blobs and manifests sent to clients, less those that came from upstreams",
     ),
     Described("shmstream_flights", "gauge", (), "Downloads in progress"),
     Described("shmstream_followers", "gauge", (), "Processes that follow a flight of another"),
@@ -108,6 +151,10 @@ METRICS = (
     ),
     Described(
         "shmstream_takeovers_total", "counter", (), "Times a follower took over from its leader"
+    ),
+    Described(
+        "shmstream_takeover_pause_seconds", "histogram", (),
+        "At a takeover: how long no bytes had come for the readers",
     ),
     Described(
         "shmstream_handovers_total", "counter", (), "Times a leader that ended let go of its flight"
@@ -134,6 +181,14 @@ METRICS = (
     Described("shmstream_store_blobs", "gauge", (), "Complete blobs, at most 30 s ago"),
     Described("shmstream_store_limit_bytes", "gauge", (), "max_bytes; 0 if there is none"),
     Described("shmstream_store_free_bytes", "gauge", (), "Room on the file system of the store"),
+    Described(
+        "shmstream_process_cpu_seconds_total", "counter", ("process",),
+        "Processor time of the parent, and of all workers that run",
+    ),
+    Described(
+        "shmstream_process_resident_memory_bytes", "gauge", ("process",), "Memory, likewise"
+    ),
+    Described("shmstream_process_open_fds", "gauge", ("process",), "Open files, likewise"),
     Described("shmstream_workers", "gauge", (), "Worker processes that are to run"),
     Described("shmstream_worker_starts_total", "counter", (), "Workers that began to serve"),
     Described(
@@ -142,6 +197,12 @@ METRICS = (
     ),
 )  # fmt: skip
 """All metrics."""
+
+_BYTES: Mapping[EventKind, str] = {
+    EventKind.FROM_PEER: "shmstream_peer_bytes_total",
+    EventKind.GIVEN: "shmstream_given_bytes_total",
+}
+"""For each event that only tells of bytes: their counter."""
 
 _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
     EventKind.LED: ("shmstream_flights_led_total", None),
@@ -157,11 +218,11 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
 }
 """For each event of a flight: the counter of events, and the counter of bytes, if any."""
 
-_TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers")
-_ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics"))
+_TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers", *KINDS)
+_ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics", "admin"))
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _CACHES = frozenset(("hit", "flight", "miss", "stale"))
-_OF_IMAGES = ("blob", "manifest")  # routes whose bytes come from upstreams
+_OF_UPSTREAMS = ("blob", "manifest", *KINDS)  # routes whose bytes come from upstreams
 
 
 class _Incremented(Protocol):
@@ -174,19 +235,16 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._folder = _folder
-        counted = {each.name: each for each in METRICS if each.kind == "counter"}
+        counted = {each.name: each for each in METRICS
+                   if each.kind == "counter" and "process" not in each.labels}  # fmt: skip
+        self.upstream_of: Callable[[str], str] = lambda _: ""
+        """The upstream that a blob comes from, as its label."""
         self._counters = {
             name: Counter(name, each.help, each.labels, registry=self._registry)
             for name, each in counted.items()
         }
-        [described] = [each for each in METRICS if each.kind == "histogram"]
-        ttfb = Histogram(
-            described.name,
-            described.help,
-            described.labels,
-            buckets=_TTFB_BUCKETS,
-            registry=self._registry,
-        )
+        ttfb = self._histogram("shmstream_ttfb_seconds", _TTFB_BUCKETS)
+        self._pauses = self._histogram("shmstream_takeover_pause_seconds", _PAUSE_BUCKETS)
         self._ttfb = {route: ttfb.labels(route) for route in _TIMED_ROUTES}
         served = self._counters["shmstream_served_bytes_total"]
         self._served = {route: served.labels(route) for route in [*_ROUTES, "other"]}
@@ -199,7 +257,20 @@ class Metrics:
         )
         self.clients.set(0)
 
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        [told] = [each for each in METRICS if each.name == name]
+        return Histogram(name, told.help, told.labels, buckets=buckets, registry=self._registry)
+
     # Counting.
+
+    def asked(self, upstream: str, outcome: str) -> None:
+        """Count a question to an upstream: answered, refused or failed."""
+        self._counters["shmstream_upstream_requests_total"].labels(upstream, outcome).inc()
+
+    def retried(self, error: SourceError) -> None:
+        """Count a failure after which a source is asked again: for `Retries(on_retry=...)`."""
+        reason = str(error.kind if error.status is None else error.status)
+        self._counters["shmstream_retries_total"].labels(reason).inc()
 
     def started(self) -> None:
         """Count a worker that begins to serve."""
@@ -235,10 +306,19 @@ class Metrics:
     def flew(self, event: Event) -> None:
         """Count an event of a flight: for `Store(on_event=...)`."""
         if event.kind is EventKind.RECEIVED:
-            self._counters["shmstream_upstream_bytes_total"].inc(event.count)
+            label = self.upstream_of(event.key)
+            self._counters["shmstream_upstream_bytes_total"].labels(label).inc(event.count)
             return
-        if event.kind is EventKind.FROM_PEER:
-            self._counters["shmstream_peer_bytes_total"].inc(event.count)
+        if event.kind is EventKind.TOOK_OVER:
+            self._pauses.observe(event.seconds)
+        if (bytes_of := _BYTES.get(event.kind)) is not None:
+            self._counters[bytes_of].inc(event.count)
+            return
+        if event.kind in (EventKind.ASKED, EventKind.UNANSWERED):
+            self._counters["shmstream_directory_calls_total"].inc()
+            self._counters["shmstream_directory_away_seconds_total"].inc(event.seconds)
+            if event.kind is EventKind.UNANSWERED:
+                self._counters["shmstream_directory_failures_total"].inc()
             return
         name, bytes_name = _COUNTED[event.kind]
         self._counters[name].inc()
@@ -259,13 +339,13 @@ class Metrics:
         """The sums for the status page. Reads files: not for an event loop."""
         return Totals.of(self._collected())
 
-    def render(self, accept: str, seen: Mapping[str, float]) -> tuple[str, bytes]:
+    def render(self, accept: str, seen: Seen) -> tuple[str, bytes]:
         """Content type and body for Prometheus; `seen` has the values of gauges.
 
         Reads files: not for an event loop.
         """
         collected = self._collected()
-        gauges = dict(seen)
+        gauges: dict[str, float | Mapping[tuple[str, ...], float]] = dict(seen)
         gauges["shmstream_saved_bytes"] = Totals.of(collected).saved
         found = [_in_order(collected, each, gauges) for each in METRICS]
         try:
@@ -273,7 +353,7 @@ class Metrics:
         except TypeError:  # it compares versions, and this one is no number
             encode, content_type = choose_encoder("")
         registry = CollectorRegistry()
-        registry.register(_Collected([each for each in found if each is not None]))
+        registry.register(_Collected(found))
         return content_type, encode(registry)
 
 
@@ -287,17 +367,26 @@ class _Collected:
         return self._metrics
 
 
-def _in_order(
-    collected: list[Metric], described: Described, gauges: Mapping[str, float]
-) -> Metric | None:
-    """The samples of a metric; a gauge if it is in `gauges`."""
-    if described.name in gauges:
-        return GaugeMetricFamily(described.name, described.help, gauges[described.name])
+Seen = Mapping[str, float | Mapping[tuple[str, ...], float]]
+"""The values of metrics that are looked at, by name; those with labels by these."""
+
+
+def _in_order(collected: list[Metric], described: Described, seen: Seen) -> Metric:
+    """The samples of a metric: of those that are `seen`, else of those that were counted."""
+    if (value := seen.get(described.name)) is not None:
+        family = CounterMetricFamily if described.kind == "counter" else GaugeMetricFamily
+        name = described.name.removesuffix("_total")
+        found = family(name, described.help, labels=described.labels)
+        values = value if isinstance(value, Mapping) else {(): value}
+        for labels, each in values.items():
+            found.add_metric(labels, each)
+        return found
     for metric in collected:
         if metric.name == described.name.removesuffix("_total"):
             metric.samples = [each for each in metric.samples if not each.name.endswith("_created")]
             return metric
-    return None
+    name = described.name.removesuffix("_total")  # nothing was counted: there are no labels yet
+    return Metric(name, described.help, described.kind)
 
 
 @dataclass(frozen=True)
@@ -306,6 +395,11 @@ class Totals:
 
     served: float = 0  # bytes of blobs and manifests
     upstream: float = 0
+    peers: float = 0  # bytes from other nodes
+    given: float = 0  # bytes to other nodes
+    calls: float = 0  # of the directory
+    failures: float = 0  # of these
+    away: float = 0  # s; of the directory
     requests: float = 0  # for blobs and manifests
     hits: float = 0  # requests that began no download
     clients: float = 0
@@ -325,17 +419,22 @@ class Totals:
         sums = dict.fromkeys(("served", "requests", "hits"), 0.0)
         plain: dict[str, float] = {}
         for sample in (each for metric in collected for each in metric.samples):
-            of_images = sample.labels.get("route") in _OF_IMAGES
-            if sample.name == "shmstream_served_bytes_total" and of_images:
+            is_pulled = sample.labels.get("route") in _OF_UPSTREAMS
+            if sample.name == "shmstream_served_bytes_total" and is_pulled:
                 sums["served"] += sample.value
-            elif sample.name == "shmstream_requests_total" and of_images:
+            elif sample.name == "shmstream_requests_total" and is_pulled:
                 if cache := sample.labels["cache"]:
                     sums["requests"] += sample.value
                     sums["hits"] += sample.value if cache != "miss" else 0
-            elif not sample.labels:
-                plain[sample.name] = sample.value
+            elif not sample.labels or sample.name == "shmstream_upstream_bytes_total":
+                plain[sample.name] = plain.get(sample.name, 0.0) + sample.value
         names = {
             "upstream": "shmstream_upstream_bytes_total",
+            "peers": "shmstream_peer_bytes_total",
+            "given": "shmstream_given_bytes_total",
+            "calls": "shmstream_directory_calls_total",
+            "failures": "shmstream_directory_failures_total",
+            "away": "shmstream_directory_away_seconds_total",
             "clients": "shmstream_clients",
             "takeovers": "shmstream_takeovers_total",
             "aborts": "shmstream_aborts_total",

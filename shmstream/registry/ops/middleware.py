@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable
 from urllib.parse import unquote
 
-from shmstream.asgi.messages import ZERO_COPY, Message, Receive, Scope, Send, answer
+from shmstream.asgi.messages import ZERO_COPY, BrokenOff, Message, Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
-from shmstream.registry.api.pull import BrokenOff
+from shmstream.registry import request_id
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.names import Names
@@ -31,11 +31,15 @@ class Response:
     """One response while it is sent. Its `send` wraps the server's."""
 
     __slots__ = (
-        "_length", "_metrics", "_names", "_scope", "_send", "_uncounted", "began", "complete",
-        "has_body", "sent", "status", "ttfb",
+        "_length", "_metrics", "_name", "_names", "_scope", "_send", "_uncounted", "began",
+        "complete", "has_body", "sent", "status", "ttfb",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, send: Send, metrics: Metrics, names: Names) -> None:
+    def __init__(
+        self, scope: Scope, send: Send, metrics: Metrics, names: Names, name: str | None = None
+    ) -> None:
+        """`name`: the id of the request, which the client gets."""
+        self._name = name
         self._scope = scope
         self._send = send
         self._metrics = metrics
@@ -67,6 +71,9 @@ class Response:
             if kind == "http.response.start":
                 self.status = message["status"]
                 self._length = _length(message)
+                if self._name is not None:
+                    told = (request_id.HEADER.encode(), self._name.encode())
+                    message = {**message, "headers": [*message.get("headers", ()), told]}
                 if self.status < 300 and (named := self._scope.get("shmstream.named")):
                     self._names.note(*named)
             await self._send(message)
@@ -121,7 +128,10 @@ class Observer:
         A body that breaks off is logged, and the server closes its connection, short of the
         Content-Length. If this machine lacks something, that is a 503 and one line in the log.
         """
-        response = Response(scope, send, self._metrics, self._names)
+        headers = dict(scope["headers"])
+        name, is_given = request_id.begin(headers.get(request_id.HEADER.encode()))
+        scope["shmstream.request_id"] = name
+        response = Response(scope, send, self._metrics, self._names, name if is_given else None)
         try:
             await app(scope, receive, response.send)
         except BrokenOff as error:
@@ -174,6 +184,8 @@ class Observer:
                 ttfb=response.ttfb,
                 route=route,
                 cache=cache,
+                user=scope.get("shmstream.user"),
+                request_id=scope.get("shmstream.request_id"),
             )
             self._log.add(entry)
 

@@ -1,7 +1,7 @@
 """Names of blobs for people: the repository that a blob was last sent from, for the status page.
 
-A store knows digests only. When a worker sends a blob or a manifest, it leaves a note (`notes`),
-which all workers can read. No decision depends on it.
+A store knows digests only. When a worker sends a blob or a manifest, it leaves a note
+(`upstreams/notes`), which all workers can read. No decision depends on it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 
 from shmstream.errors import OutOfResources
-from shmstream.registry.notes import Notes
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.notes import Notes
 
 _REMEMBERED = 4096  # names that this process keeps in memory
 _WRITER = ("shmstream-names", 1)  # a thread

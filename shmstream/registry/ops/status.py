@@ -6,13 +6,16 @@ at most once in 30 s, the store's folder. So it is for one thread at a time, not
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shmstream import __version__
-from shmstream.registry.ops.metrics import Metrics
+from shmstream.cluster.account import Account, Pull, of_node
+from shmstream.registry.ops.metrics import Metrics, Totals
+from shmstream.registry.ops.processes import Processes
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.storage.stock import Stock
@@ -45,8 +48,11 @@ class Status:
         store: Store,
         metrics: Metrics,
         name_of: Callable[[str], str | None],
+        upstreams: Callable[[], Mapping[str, bool]] = dict,
     ) -> None:
-        """`name_of` returns the name of a digest for people."""
+        """`name_of` returns the name of a digest for people; `upstreams` which of them answer."""
+        self._upstreams = upstreams
+        self._processes = Processes()
         self._name_of = name_of
         self._settings = settings
         self._store = store
@@ -55,12 +61,22 @@ class Status:
         self._counted = _Counted()
         self.folder: str = store.folder
 
-    def gauges(self) -> dict[str, float]:
+    def gauges(self) -> dict[str, float | Mapping[tuple[str, ...], float]]:
         """The gauges of the metrics: values that are looked at, and not counted."""
         flights = self._store.flights()
         others = [follower for flight in flights for follower in followers_of(flight)]
-        stock = self._take_stock(commits=None)
+        stock, account = self._take_stock(commits=None), self._account()
+        pulls = [] if account is None else account.pulls.values()
         return {
+            "shmstream_build_info": {(__version__, platform.python_version()): 1.0},
+            "shmstream_upstream_up": {
+                (name,): float(is_well) for name, is_well in self._upstreams().items()
+            },
+            **self._processes.look(),
+            "shmstream_flights_from_peers": sum(
+                each.parent not in ("", "upstream") for each in pulls
+            ),
+            "shmstream_children": 0 if account is None else _children(account),
             "shmstream_flights": len(flights),
             "shmstream_followers": len(others),
             "shmstream_lag_bytes": max((each.lag for each in others), default=0),
@@ -75,7 +91,7 @@ class Status:
         """The facts of the status page, for JSON: sizes in bytes, rates in bytes a second."""
         sights = self._watch.look()
         totals = self._metrics.totals()
-        stock = self._take_stock(totals.commits + totals.evictions)
+        stock, account = self._take_stock(totals.commits + totals.evictions), self._account()
         now = time.time()
         return {
             "version": __version__,
@@ -83,7 +99,8 @@ class Status:
             "workers": self._settings.workers,
             "upstreams": [
                 {"namespace": each.namespace, "url": each.url} for each in self._settings.upstreams
-            ],
+            ]
+            + [{"namespace": each.path, "url": each.url} for each in self._settings.mirrors],
             "totals": {
                 "served": totals.served,
                 "upstream": totals.upstream,
@@ -101,7 +118,8 @@ class Status:
                 "limit": self._settings.max_bytes,
                 "room": self._store.room(),
             },
-            "flights": [self._flight(each) for each in sights[:_SHOWN]],
+            "cluster": None if account is None else _of_cluster(account, totals),
+            "flights": [self._flight(each, account) for each in sights[:_SHOWN]],
             "more_flights": max(len(sights) - _SHOWN, 0),
             "recent": [
                 {
@@ -115,9 +133,16 @@ class Status:
             ],
         }
 
-    def _flight(self, sight: Sight) -> dict[str, Any]:
-        flight = sight.flight
+    def _account(self) -> Account | None:
+        """What this node has of its cluster; None if it belongs to none."""
+        if self._settings.cluster is None:
+            return None
+        return of_node(self.folder) or Account(self._settings.cluster.advertise)
+
+    def _flight(self, sight: Sight, account: Account | None) -> dict[str, Any]:
+        flight, account = sight.flight, account or Account()
         others = followers_of(flight)
+        pull = account.pulls.get(flight.key or "", Pull())
         return {
             "key": flight.key,
             "name": None if flight.key is None else self._name_of(flight.key),
@@ -130,6 +155,10 @@ class Status:
             "leader": None if flight.leader is None else flight.leader.pid,
             "followers": [{"pid": each.identity.pid, "lag": each.lag} for each in others[:_SHOWN]],
             "more_followers": max(len(others) - _SHOWN, 0),
+            "parent": pull.parent or None,
+            "from_peers": pull.from_peers,
+            "from_upstream": pull.from_upstream,
+            "children": list(account.children.get(flight.key or "", ()))[:_SHOWN],
         }
 
     def problems(self) -> list[str]:
@@ -158,3 +187,21 @@ class Status:
                 stock=stock,
             )
         return self._counted.stock
+
+
+def _children(account: Account) -> int:
+    return sum(len(each) for each in account.children.values())
+
+
+def _of_cluster(account: Account, totals: Totals) -> dict[str, Any]:
+    """What the status page tells of the cluster; the sums outlive the workers."""
+    return {
+        "node": account.node,
+        "children": _children(account),
+        "from_peers": totals.peers,
+        "given": totals.given,
+        "calls": totals.calls,
+        "failures": totals.failures,
+        "away": totals.away,
+        "trouble": account.trouble,
+    }

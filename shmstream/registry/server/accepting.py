@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import typing
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,8 @@ def configuration(settings: Settings, app: Served) -> uvicorn.Config:
         timeout_graceful_shutdown=round(settings.grace),
         ssl_certfile=settings.certfile,
         ssl_keyfile=settings.keyfile,
+        ssl_ca_certs=settings.client_ca,
+        ssl_cert_reqs=ssl.CERT_NONE if settings.client_ca is None else ssl.CERT_REQUIRED,
     )
     config.load()
     return config

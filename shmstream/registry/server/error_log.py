@@ -17,6 +17,7 @@ from contextlib import suppress
 from functools import partial
 
 from shmstream.errors import escaped
+from shmstream.registry import request_id
 
 
 class _OneLine(logging.Formatter):
@@ -72,9 +73,36 @@ def _writer() -> Callable[[bytes], int]:
     return partial(os.write, 2)
 
 
-def log_to_stderr(prefix: str, level: str) -> None:
-    """Set up the log of the parent or of a worker: one line for each event."""
+def _told_of(record: logging.LogRecord) -> bool:
+    """Add the id of the request that the record is about."""
+    name = request_id.current()
+    record.request_id = name or None
+    record.told = f" (request {name})" if name else ""
+    return True
+
+
+def _json(process: str) -> logging.Formatter:
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        "%(levelname)s %(message)s %(request_id)s",
+        rename_fields={"levelname": "level"},
+        static_fields={"process": process or "parent"},
+        timestamp="time",
+    )
+
+
+def log_to_stderr(prefix: str, level: str, *, as_json: bool = False) -> None:
+    """Set up the log of the parent or of a worker: one line for each event.
+
+    With `as_json`, each line is an object with `time`, `level`, `process`, `message`, and for an
+    error of a request its `request_id`, as in the access log.
+    """
     handler = _StandardError()
-    handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)-7s {prefix}%(message)s"))
+    handler.addFilter(_told_of)
+    if as_json:
+        handler.setFormatter(_json(prefix.strip()))
+    else:
+        handler.setFormatter(_OneLine(f"%(asctime)s %(levelname)-7s {prefix}%(message)s%(told)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("shmstream").setLevel(level)

@@ -10,6 +10,7 @@ tidy up    removes what the last flights left in shared memory
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import logging
 import os
 import resource
@@ -18,6 +19,7 @@ import ssl
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from dataclasses import replace
 
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.error_log import log_to_stderr
@@ -30,19 +32,31 @@ from shmstream.system import tcp
 from shmstream.system.descriptors import make_room
 from shmstream.system.temporary import TemporaryFolder
 
-_NEEDED = ("uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3")
+_NEEDED = (
+    "uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3", "pydantic_settings",
+    "pythonjsonlogger", "tomli_w",
+)  # fmt: skip
 _BACKLOG = 2048  # connections that wait for a worker to take them
 _FOLDER = "shmstream-serve-"
+_FIXED = (
+    "store", "listen", "workers", "grace", "keep", "stuck_after", "max_connections", "shared_group",
+)  # fmt: skip
+"""Settings that the parent process uses, once."""
 _OWN = 256  # descriptors of the parent that are no duplicates of connections
 
 _log = logging.getLogger("shmstream")
 
 
-def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER) -> bool:
+def serve(
+    settings: Settings,
+    tell: Callable[[str], None],
+    module: str = WORKER,
+    reread: Callable[[], Settings] | None = None,
+) -> bool:
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
     `tell` is called with lines for the person who started the server. `module` is run as a program
-    to be a worker.
+    to be a worker. `reread` reads the settings anew at SIGHUP, and raises `BadSetting`.
 
     Raises:
         ImportError: the extra `serve` is not installed.
@@ -50,13 +64,14 @@ def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER)
         BadSetting: a file that the settings name, or the address, cannot be used.
     """
     _require_extra(settings)
-    log_to_stderr("", "INFO")
+    log_to_stderr("", "INFO", as_json=settings.log_format == "json")
     store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
     _raise_limits(settings)
     with ExitStack() as undo:
         undo.callback(_tidy, store)
         listener = undo.enter_context(closing(listen(settings)))
+        _warn_of_strangers(settings, listener)
         folder = undo.enter_context(closing(TemporaryFolder(_FOLDER)))
         _tidy(store)
         environment = {
@@ -76,7 +91,7 @@ def serve(settings: Settings, tell: Callable[[str], None], module: str = WORKER)
         )
         return workers.run(
             started=lambda: tell(_introduction(settings, listener, store)),
-            may_renew=lambda: _may_renew(settings, folder),
+            may_renew=lambda: _may_renew(settings, reread, workers, folder),
         )
 
 
@@ -106,19 +121,19 @@ def check_files(settings: Settings) -> None:
     Raises:
         BadSetting: a file cannot be used.
     """
-    from shmstream.registry.upstream import credentials
+    from shmstream.registry.api.access import Access
+    from shmstream.registry.upstream import choice
 
-    namespaces = [each.namespace for each in settings.upstreams]
-    try:
-        credentials.check(namespaces, settings.docker_config, os.environ)
-    except credentials.CredentialsError as error:
-        raise BadSetting("docker_config", str(error)) from error
+    choice.check(settings)
+    Access.of(settings)
     if settings.cluster is not None:
         settings.cluster.make()
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_cert_chain(settings.certfile, settings.keyfile)
+            if settings.client_ca is not None:
+                _check_authorities(context, settings.client_ca)
         except ssl.SSLError as error:
             files = " and ".join(filter(None, [settings.certfile, settings.keyfile]))
             what = "no certificate and key in PEM that belong together"
@@ -128,14 +143,55 @@ def check_files(settings: Settings) -> None:
             raise BadSetting("certfile", reason) from error
 
 
-def _may_renew(settings: Settings, folder: TemporaryFolder) -> bool:
+def _check_authorities(context: ssl.SSLContext, path: str) -> None:
+    """Raises `BadSetting`: there are no certificates of authorities in the file."""
     try:
+        context.load_verify_locations(path)
+    except OSError as error:  # ssl.SSLError is one
+        reason = f"in {path} there are no certificates in PEM: {error.strerror or error}"
+        raise BadSetting("client_ca", reason) from error
+
+
+def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
+    """Say who can reach this registry, if these are not only programs of this host."""
+    address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
+    is_asked = settings.asks_names and not settings.mirrors  # a mirror asks nobody
+    if address.is_loopback or is_asked or settings.client_ca is not None:
+        return
+    who = "every host of its networks" if address.is_unspecified else f"whoever reaches {address}"
+    _log.warning(
+        "%s may pull without a password all that this cache may pull from its upstreams: see"
+        " htpasswd, tokens and client_ca, or listen on 127.0.0.1", who,
+    )  # fmt: skip
+
+
+def _may_renew(
+    first: Settings,
+    reread: Callable[[], Settings] | None,
+    workers: Workers,
+    folder: TemporaryFolder,
+) -> bool:
+    """Whether new workers can start; they get the settings as these are now."""
+    try:
+        settings = first if reread is None else _allowed(first, reread())
         check_files(settings)
         _restore(folder)
     except (BadSetting, OSError) as error:
-        _log.error("the workers stay as they are: %s", error)
+        told = error.told if isinstance(error, BadSetting) else str(error)
+        _log.error("the workers stay as they are: %s", told.replace("\n", ""))
         return False
+    workers.tell(SETTINGS_VARIABLE, settings.to_json())
     return True
+
+
+def _allowed(first: Settings, settings: Settings) -> Settings:
+    """The new settings, but for those that the parent process itself has used."""
+    fixed = {each: getattr(first, each) for each in _FIXED}
+    changed = [each for each, value in fixed.items() if getattr(settings, each) != value]
+    if changed:
+        what = "a change counts when the registry is started again"
+        _log.warning("%s: %s", ", ".join(changed), what)
+    return replace(settings, **fixed)
 
 
 def _raise_limits(settings: Settings) -> None:
@@ -189,8 +245,8 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     scheme = "http" if settings.certfile is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     upstreams = [
-        each.url if each.namespace is None else f"{each.namespace} from {each.url}"
-        for each in settings.upstreams
+        *map(str, settings.upstreams),
+        *(f"{each.path} from {each.url}" for each in settings.mirrors),
     ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"

@@ -156,6 +156,10 @@ class Workers:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return not self._cannot_start
 
+    def tell(self, variable: str, text: str) -> None:
+        """Have workers that are started from now on find this in their environment."""
+        self._environment[variable] = text
+
     def _wait(self) -> float:
         """Seconds until the next deadline or start."""
         due = [each.deadline for each in self._workers if each.deadline is not None]

@@ -51,7 +51,8 @@ def main(make: Callable[[Settings], Served] | None = None) -> None:
     post = os.environ.pop(POST, "").split()
     os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()
-    log_to_stderr(f"worker {os.getpid()} ", os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING"))
+    level = os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING")
+    log_to_stderr(f"worker {os.getpid()} ", level, as_json=settings.log_format == "json")
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
     counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:

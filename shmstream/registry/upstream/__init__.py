@@ -1,11 +1,10 @@
 """What the registry asks of an upstream.
 
-upstream       one registry that is asked for what is not here
-questions      how long a question may take, and how often it is asked
+choice         which upstream a namespace means, of those that are configured
+upstream       one registry that is asked for what is not here, at one URL
 repository     one repository of it: what is asked, and a digest as a source
 tokens         what a 401 leads to: basic credentials, or a token from the realm that it names
 credentials    which user and password this cache has for an upstream
-health         whether an upstream answers, as this process has seen it
 answers        what an upstream may answer, by kind; whatever is none is refused
 manifests      what the bytes of a manifest tell: media type, layers, referrers
 """

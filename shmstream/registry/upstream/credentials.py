@@ -123,17 +123,18 @@ def rights(namespace: str | None, environment: Mapping[str, str]) -> str:
 
     It does not tell the credentials.
     """
-    pair = environment.get(_variable(namespace))
+    pair = environment.get(variable_of(namespace))
     return hashlib.sha256(pair.encode(errors="surrogateescape")).hexdigest() if pair else ""
 
 
-def _variable(namespace: str | None) -> str:
+def variable_of(namespace: str | None) -> str:
+    """The environment variable with user and password for a namespace."""
     of = "" if namespace is None else "_" + re.sub(r"[^A-Z0-9]", "_", namespace.upper())
     return f"SHMSTREAM_AUTH{of}"
 
 
 def _in_environment(namespace: str | None, environment: Mapping[str, str]) -> Credential | None:
-    variable = _variable(namespace)
+    variable = variable_of(namespace)
     pair = environment.get(variable)
     if not pair:
         return None

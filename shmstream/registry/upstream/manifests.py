@@ -83,6 +83,21 @@ def layers(manifest: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def named(manifest: dict[str, Any]) -> set[str]:
+    """The digests of all that a manifest or an index consists of, wherever these lie."""
+    found = set()
+    for each in (manifest.get("config"), *_entries(manifest, "layers", "manifests", "blobs")):
+        digest = each.get("digest") if isinstance(each, dict) else None
+        if isinstance(digest, str) and is_digest(digest):
+            found.add(digest)
+    return found
+
+
+def _entries(manifest: dict[str, Any], *fields: str) -> list[object]:
+    lists = (manifest.get(each) for each in fields)
+    return [entry for each in lists if isinstance(each, list) for entry in each]
+
+
 def referrers(index: dict[str, Any], artifact_type: str | None) -> bytes:
     """The index of referrers for a client: of one artifact type, or of all for None."""
     entries = index.get("manifests")

@@ -11,6 +11,11 @@ becomes a feed, and a HEAD whose Content-Type is that of no manifest is followed
 HEAD without a length, or with another length than that of the bytes that are here: some registries
 answer it with 0. A blob needs no Content-Type, because it has a digest.
 
+If the upstream has several URLs, a question is asked at one after the other, until one of them
+gives what is asked for; those that have just failed come last. A refusal is no end of it, because a
+mirror may not have everything. If none gives it, a failure to answer counts more than a refusal:
+nobody knows then that it is not there. A download that breaks off goes on at another URL.
+
 Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
 answer, the error has none.
 """
@@ -23,9 +28,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from shmstream.errors import FailureKind, SourceError
+from shmstream.registry import request_id
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
@@ -34,6 +40,8 @@ from shmstream.sources.base import Description, Feed
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_coding import coding_of
 from shmstream.stream.digest import is_digest
+
+T = TypeVar("T")
 
 _CONNECT = 10.0  # s; for a download
 _WHOLE = 60.0  # s; for all bytes of a manifest
@@ -66,6 +74,9 @@ class Repository:
     def __init__(self, upstream: Upstream, name: str) -> None:
         self.upstream: Upstream = upstream
         self.name: str = upstream.full_name(name)
+        self.image: str = f"{upstream.label}/{upstream.plain_name(name)}"
+        """Its name for people, with the registry that has it: docker.io/library/debian."""
+        self._others = [Repository(each, name) for each in upstream.others]
 
     def __repr__(self) -> str:
         return f"<Repository {self.name} of {self.upstream.name}>"
@@ -79,6 +90,31 @@ class Repository:
         """
         return self.upstream.rights, self.upstream.name, self.name
 
+    def in_turn(self, last: Repository | None = None) -> list[Repository]:
+        """This repository at all URLs, the best one first; `last` is one that has just failed."""
+        if not self._others:
+            return [self]
+        return sorted((self, *self._others), key=lambda each: (
+            each is last, each.upstream.reach.is_quiet
+        ))  # fmt: skip
+
+    def _of_any(self, ask: Callable[[Repository, bool], T]) -> T:
+        """What `ask` returns for the first URL that has it; the flag says whether more follow.
+
+        Raises:
+            SourceError: no URL has it.
+        """
+        failures: list[SourceError] = []
+        turns = self.in_turn()
+        for each in turns:
+            try:
+                return ask(each, each is not turns[-1])
+            except Unkept:
+                raise
+            except SourceError as error:
+                failures.append(error)
+        raise weightiest(failures)
+
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of the repository."""
         return self.upstream.url(f"{self.name}/{part}", query)
@@ -91,6 +127,11 @@ class Repository:
         Raises:
             SourceError: the upstream has none, refuses, or does not answer.
         """
+        return self._of_any(
+            lambda each, more: each._resolve(tag, accept, has_other=has_other or more)
+        )
+
+    def _resolve(self, tag: str, accept: str, *, has_other: bool) -> Manifest:
         url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
         until = self.upstream.until(has_other=has_other)
         headers = self.upstream.look(self.name, url, accepting, until) or {}
@@ -107,6 +148,9 @@ class Repository:
         Raises:
             SourceError: the upstream has none, refuses, or does not answer.
         """
+        return self._of_any(lambda each, _: each._passed(reference, accept))
+
+    def _passed(self, reference: str, accept: str) -> Passed:
         url = self.url(f"manifests/{reference}")
         headers, data = self.upstream.ask(
             "GET", self.name, url, {"accept": accept}, manifests.LARGEST
@@ -152,6 +196,11 @@ class Repository:
         Raises:
             SourceError: the repository does not have it, or the upstream does not tell.
         """
+        return self._of_any(
+            lambda each, more: each._about(kind, digest, here, has_other=has_other or more)
+        )
+
+    def _about(self, kind: str, digest: str, here: int | None, *, has_other: bool) -> Description:
         url, accepting = self.url(f"{kind}/{digest}"), _accepting(kind)
         until = self.upstream.until(has_other=has_other)
         headers = self.upstream.look(self.name, url, accepting, until)
@@ -214,7 +263,9 @@ class Repository:
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
-        return self._listing("tags/list", query, "application/json", answers.tags)
+        return self._of_any(
+            lambda each, _: each._listing("tags/list", query, "application/json", answers.tags)
+        )
 
     def referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
         """The index of the artifacts that refer to `digest`; an empty one if there are none.
@@ -225,6 +276,9 @@ class Repository:
         Raises:
             SourceError: the upstream refuses, or does not answer.
         """
+        return self._of_any(lambda each, _: each._referrers(digest, query))
+
+    def _referrers(self, digest: str, query: Mapping[str, str]) -> Listing:
         try:
             return self._listing(f"referrers/{digest}", query, manifests.INDEX, answers.index)
         except SourceError as error:
@@ -311,11 +365,18 @@ class RepositorySource:
         self._known = known
         self.was_asked: bool = False
         self.failure: SourceError | None = None
-        self._is_encoded: bool | None = None
+        self._request_id = request_id.current()
+        self._are_encoded: dict[Repository, bool | None] = {}
+        self._last: Repository | None = None  # the URL that was opened last, and has failed
         self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
 
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"
+
+    @property
+    def connections(self) -> int:
+        """How many connections a blob may come over."""
+        return 1 if self._kind == "manifests" else self._repository.upstream.connections
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Begin at `offset`; see `Source.open`.
@@ -331,49 +392,76 @@ class RepositorySource:
 
     def _open(self, offset: int, end: int | None) -> Feed:
         self.was_asked = True
-        headers = _accepting(self._kind)
         if self._kind == "manifests":
             offset, end = 0, None
+        failures: list[SourceError] = []
+        for each in self._repository.in_turn(self._last):
+            self._last = each
+            try:
+                return self._open_at(each, offset, end)
+            except Unkept as error:
+                self.failure = error
+                raise
+            except SourceError as error:
+                failures.append(error)
+        failure = weightiest(failures)
+        if failure.status == 429 and not offset:
+            failure.retryable = False  # the client waits for the first byte: tell it at once
+        self.failure = failure
+        raise failure
 
-        upstream = self._repository.upstream
+    def _open_at(self, repository: Repository, offset: int, end: int | None) -> Feed:
+        """The feed of one URL, and nothing else.
+
+        Raises:
+            SourceError: it gives none, or not what it should be.
+        """
+        upstream = repository.upstream
+        headers = _accepting(self._kind)
+        if self._request_id:
+            headers[request_id.HEADER] = self._request_id
 
         def call(authorization: dict[str, str]) -> Feed:
             source = HTTPSource(
-                self.name,
+                repository.url(f"{self._kind}/{self._digest}"),
                 headers={**headers, **authorization},
-                timeout=(_CONNECT, upstream.bounds.silence),
+                timeout=(upstream.bounds.connect or _CONNECT, upstream.bounds.silence),
                 first_byte=upstream.bounds.first_byte,
                 digest=self._digest,
                 stranger=upstream.introduce,
                 netrc=False,
+                tls=upstream.tls,
+                is_guarded=upstream.is_guarded,
             )
-            source.is_encoded = self._is_encoded
+            source.is_encoded = self._are_encoded.get(repository)
             feed = source.open(offset) if end is None else source.open_part(offset, end)
-            self._is_encoded = source.is_encoded
+            self._are_encoded[repository] = source.is_encoded
             return feed
 
-        try:
-            feed = upstream.authorised(self._repository.name, call)
-        except SourceError as error:
-            if error.status == 429 and not offset:
-                error.retryable = False  # the client waits for the first byte: tell it at once
-            self.failure = error
-            raise
+        with upstream.place() as give_back:
+            feed = _giving_back(upstream.authorised(repository.name, call), give_back)
+            try:
+                feed = self._judged(repository, feed)
+            except BaseException:
+                feed.close()
+                raise
         self.failure = None
-        try:
-            if self._kind == "manifests":
-                feed = self._manifest(feed)
-            elif answers.is_page(feed.media_type) and not feed.offset:
-                self._check_page(feed)
-        except BaseException as error:
-            feed.close()
-            if isinstance(error, SourceError):
-                self.failure = error
-            raise
         self._answered(feed.media_type, feed.size)
         return feed
 
-    def _manifest(self, feed: Feed) -> Feed:
+    def _judged(self, repository: Repository, feed: Feed) -> Feed:
+        """The feed of what was asked for.
+
+        Raises:
+            SourceError: it is of something else.
+        """
+        if self._kind == "manifests":
+            return self._manifest(repository, feed)
+        if answers.is_page(feed.media_type) and not feed.offset:
+            self._check_page(repository, feed)
+        return feed
+
+    def _manifest(self, repository: Repository, feed: Feed) -> Feed:
         """A feed of the whole manifest, which was read and judged."""
         if (feed.size or 0) > manifests.LARGEST:
             raise self._too_large()
@@ -387,7 +475,7 @@ class RepositorySource:
                     reason = f"it gives only {len(whole)} bytes of a manifest in {_WHOLE:g} s"
                     raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
         manifest = bytes(whole)
-        self._repository.judge_manifest(manifest, feed.media_type)
+        repository.judge_manifest(manifest, feed.media_type)
         if manifests.is_signed(manifests.parsed(manifest)):
             algorithm = self._digest.partition(":")[0]
             if _digest_of(manifest, algorithm) != self._digest:
@@ -396,7 +484,7 @@ class RepositorySource:
         told = manifests.media_type(feed.media_type)
         return Feed(iter((manifest,)), 0, len(manifest), feed.validator, told)
 
-    def _check_page(self, feed: Feed) -> None:
+    def _check_page(self, repository: Repository, feed: Feed) -> None:
         """Refuse a page, unless it is the blob. Some registries call all blobs pages.
 
         Raises:
@@ -408,7 +496,7 @@ class RepositorySource:
                 first += more
             is_whole = len(first) <= _LARGEST_PAGE
             if is_whole and _digest_of(first, self._digest.partition(":")[0]) != self._digest:
-                raise self._repository.page()
+                raise repository.page()
         feed.data = chain((bytes(first),) if first else (), feed.data)
         feed.by_kernel = None
 
@@ -429,11 +517,29 @@ class RepositorySource:
         return Description(about.size, about.validator, media_type)
 
 
+def weightiest(failures: list[SourceError]) -> SourceError:
+    """The failure that tells most: one that is no refusal, else the last one."""
+    silent = (each for each in failures if each.status not in answers.REFUSED)
+    return next(silent, failures[-1])
+
+
 def _may_lack_referrers(error: SourceError) -> bool:
     """Whether an upstream without the referrers API may answer so."""
     status = error.status or 0
     refused = 400 <= status <= 499 and status not in (408, 425, 429)
     return refused or status in NO_SUCH_METHOD or isinstance(error, BadAnswer)
+
+
+def _giving_back(feed: Feed, give_back: Callable[[], None]) -> Feed:
+    """The same feed; when it is closed, its place is given back."""
+    close = feed.close
+
+    def close_both() -> None:
+        close()
+        give_back()
+
+    feed.close = close_both
+    return feed
 
 
 def _accepting(kind: str) -> dict[str, str]:

@@ -29,7 +29,6 @@ from shmstream.errors import SourceError
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer
 from shmstream.registry.upstream.credentials import Credential, CredentialsError, Means
-from shmstream.registry.upstream.questions import patiently
 from shmstream.sources.base import public
 from shmstream.sources.http_client import (
     WHOLE,
@@ -39,6 +38,8 @@ from shmstream.sources.http_client import (
     discard,
     parse,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
+from shmstream.upstreams.questions import patiently
 
 _MARGIN = 0.1  # part of a token's life, at its end, in which it is not used
 _LARGEST_ANSWER = 1 << 20  # bytes
@@ -104,8 +105,15 @@ class _Held:
 class Tokens:
     """The authorizations for the repositories of one upstream. Any thread may use it."""
 
-    def __init__(self, name: str, scheme: str, find: Callable[[str], Credential | None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        scheme: str,
+        find: Callable[[str], Credential | None],
+        tls: TLS = USUAL_TLS,
+    ) -> None:
         """`scheme` of the upstream: http or https; `find` looks up a repository's credential."""
+        self._tls = tls
         self._name = name
         self._home = parse(name) if "://" in name else None
         self._scheme = scheme
@@ -263,7 +271,7 @@ class Tokens:
         body: bytes | None = None,
     ) -> tuple[str, float]:
         """What the service at `url` gives; it is asked again if its failure may pass."""
-        client = Client(public(url.url), _PATIENCE, named_by=self._home)
+        client = Client(public(url.url), _PATIENCE, named_by=self._home, tls=self._tls)
         headers = {"accept": "application/json", "user-agent": _CLIENT, **headers}
         if body is not None:
             headers["content-type"] = "application/x-www-form-urlencoded"

@@ -1,4 +1,4 @@
-"""`Upstream`: a registry that is asked for what is not here.
+"""`Upstream`: a registry that is asked for what is not here, at one URL.
 
     authorised   ask with an authorization, and again if the upstream wants another one
     ask          a short answer, read as a whole
@@ -16,6 +16,8 @@ An authorization that was good may be refused later in several ways: with 401 an
 401 alone, with 403 (Amazon ECR, after twelve hours) or 400. So each of them has the credentials
 looked up anew, once for each question.
 
+An upstream may have `others`: the same images at other URLs. `Repository` asks them in turn.
+
 Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
 answer, the error has none.
 """
@@ -24,8 +26,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, urlencode
@@ -33,11 +37,15 @@ from urllib.parse import quote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.registry.notes import Notes
+from shmstream.registry import request_id
 from shmstream.registry.upstream import answers
-from shmstream.registry.upstream.credentials import Credential, find, is_hub, rights
-from shmstream.registry.upstream.health import Reach
-from shmstream.registry.upstream.questions import USUAL, Bounds, patiently
+from shmstream.registry.upstream.credentials import (
+    Credential,
+    find,
+    is_hub,
+    rights,
+    variable_of,
+)
 from shmstream.registry.upstream.tokens import Challenge, Tokens
 from shmstream.sources.http_client import (
     WHOLE,
@@ -48,6 +56,10 @@ from shmstream.sources.http_client import (
     origin_of,
     parse,
 )
+from shmstream.sources.http_tls import TLS, USUAL_TLS
+from shmstream.upstreams.health import Reach, is_refusal
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import USUAL, Bounds, patiently
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
@@ -78,6 +90,20 @@ class Upstream:
         config: the path of a Docker config.json with credentials.
         bounds: how long it may take to answer.
         notes: where all workers note whether it answers.
+        connections: how many connections one blob may come over.
+        prefix: what stands before the names of repositories there, as at a proxy for several
+            registries: `dockerhub-proxy`.
+        tls: which certificates to trust, and which one to show.
+        is_anonymous: it is never given credentials.
+        max_downloads: downloads from it at one time, of this process; None for no limit.
+        is_guarded: a client has named its host, so it must not be at a private address.
+        own_rights: tells what it is allowed to from what other upstreams at its URL are.
+        others: the same images at other URLs.
+        is_other: it is one of the others: credentials in the environment are not for it.
+        room: the name of the threads that ask it; None: its own.
+        title: its label in metrics.
+        allow: the names of the clients that may pull from it, as in the settings.
+        tell: is called with the outcome of each question: answered, refused, failed.
     """
 
     def __init__(
@@ -87,10 +113,25 @@ class Upstream:
         config: str | None = None,
         bounds: Bounds = USUAL,
         notes: Notes | None = None,
+        *,
+        prefix: str = "",
+        tls: TLS = USUAL_TLS,
+        is_anonymous: bool = False,
+        max_downloads: int | None = None,
+        is_guarded: bool = False,
+        own_rights: str = "",
+        others: tuple[Upstream, ...] = (),
+        is_other: bool = False,
+        room: str | None = None,
+        title: str = "",
+        allow: tuple[str, ...] | None = None,
+        tell: Callable[[str], None] | None = None,
+        connections: int = 1,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
         """
+        self.connections: int = connections
         parts = parse(url)
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
@@ -100,33 +141,96 @@ class Upstream:
             parts = parts._replace(port=None)
         self.host: str = parts.netloc or ""
         self.namespace = namespace
-        self.rights: str = rights(namespace, os.environ)
+        self.prefix: str = prefix
+        self.tls: TLS = tls
+        self.is_guarded: bool = is_guarded
+        self.others: tuple[Upstream, ...] = others
+        self._is_other = is_other
+        self.allow: tuple[str, ...] | None = allow
+        self._tell = tell or (lambda _: None)
+        self.room: str = room or self.name
+        self.title: str = title
+        self.is_anonymous: bool = is_anonymous
+        self.max_downloads: int | None = max_downloads
+        places = None if max_downloads is None else threading.BoundedSemaphore(max_downloads)
+        self._places = places
+        self.rights: str = ("" if is_anonymous else rights(namespace, os.environ)) + own_rights
         """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self.bounds: Bounds = bounds
-        self._tokens = Tokens(self.name, parts.scheme or "", self._find)
+        self._tokens = Tokens(self.name, parts.scheme or "", self._find, tls)
         self._strangers: dict[object, Tokens] = {}
         self._challenge: tuple[float, str | None] = (-_CHALLENGED_FOR, None)  # of `/v2/`, and when
         first_byte = min(bounds.first_byte, bounds.in_all)
-        patience = Patience(_CONNECT, first_byte, bounds.silence)
-        self._client = Client(self.name, patience, stranger=self.introduce)
+        patience = Patience(bounds.connect or _CONNECT, first_byte, bounds.silence)
+        self._client = Client(
+            self.name, patience, stranger=self.introduce, tls=tls, is_guarded=is_guarded
+        )
         self.reach: Reach = Reach(self.name, namespace, notes)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
 
     def _find(self, repository: str) -> Credential | None:
-        return find(self.host, self.namespace, self._config, os.environ, repository)
+        if self.is_anonymous:
+            return None
+        environment = dict(os.environ)
+        if self._is_other:
+            environment.pop(variable_of(self.namespace), None)
+        return find(self.host, self.namespace, self._config, environment, repository)
 
     def full_name(self, name: str) -> str:
         """The upstream's own name for the repository that a client calls `name`."""
+        full = self.plain_name(name)
+        return f"{self.prefix}/{full}" if self.prefix else full
+
+    def plain_name(self, name: str) -> str:
+        """The same without the prefix."""
         return f"library/{name}" if self.is_hub and "/" not in name else name
+
+    @property
+    def label(self) -> str:
+        """The registry's name for people: the namespace, or the host."""
+        return "docker.io" if self.is_hub else self.namespace or self.host
 
     def url(self, path: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of its API."""
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether none of its URLs should be asked what can be answered without them."""
+        return all(each.reach.is_quiet for each in (self, *self.others))
+
+    @contextmanager
+    def place(self) -> Iterator[Callable[[], None]]:
+        """Wait for a place among the downloads from this URL; what gives it back, once.
+
+        An error inside gives it back, too. Blocks no longer than for a first byte.
+
+        Raises:
+            SourceError: there was none in time.
+        """
+        places = self._places
+        if places is None:
+            yield _nothing
+            return
+        if not places.acquire(timeout=self.bounds.first_byte):
+            reason = f"all {self.max_downloads} places for downloads from it are taken"
+            raise SourceError(self.name, 0, reason, kind=FailureKind.TIMEOUT)
+        given = threading.Lock()
+
+        def give_back() -> None:
+            if given.acquire(blocking=False):
+                places.release()
+
+        try:
+            yield give_back
+        except BaseException:
+            give_back()
+            raise
 
     def probe(self) -> None:
         """Ask whether it answers. Blocks."""
@@ -162,8 +266,10 @@ class Upstream:
         except SourceError as error:
             error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
+            self._tell("refused" if is_refusal(error) else "failed")
             raise
         self.reach.answered()
+        self._tell("answered")
         return found
 
     def _authorised(self, repository: str, call: Callable[[dict[str, str]], T], until: float) -> T:
@@ -225,7 +331,9 @@ class Upstream:
             while len(self._strangers) >= _MOST_STRANGERS:
                 self._strangers.pop(next(iter(self._strangers)), None)
             name = url._replace(auth=None, path="", query=None, fragment=None).url
-            tokens = self._strangers[place] = Tokens(name, url.scheme or "", lambda _: None)
+            trusted = self.tls.for_others()
+            tokens = Tokens(name, url.scheme or "", lambda _: None, trusted)
+            self._strangers[place] = tokens
         repository = _NAME.search(url.path or "")
         until = time.monotonic() + self.bounds.in_all
         try:
@@ -322,5 +430,14 @@ class Upstream:
         return self._ask("GET", repository, url, headers, self._client.first, until)
 
 
+def _nothing() -> None:
+    pass
+
+
 def _headers(authorization: str | None) -> dict[str, str]:
-    return _AGENT if authorization is None else {**_AGENT, "authorization": authorization}
+    headers = dict(_AGENT)
+    if authorization is not None:
+        headers["authorization"] = authorization
+    if name := request_id.current():
+        headers[request_id.HEADER] = name
+    return headers

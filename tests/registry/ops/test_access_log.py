@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from shmstream.registry.notes import Notes
 from shmstream.registry.ops import access_log
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.middleware import Response
 from shmstream.registry.ops.names import Names
+from shmstream.upstreams.notes import Notes
 from tests.support.commands import PYTHON, ROOT
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.serving import Serve

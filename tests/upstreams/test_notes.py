@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shmstream.registry.notes import Notes
+from shmstream.upstreams.notes import Notes
 from tests.support.root import GROUP, as_user, mount, needs_root, unmount
 
 
@@ -72,7 +72,7 @@ def test_notes_are_tidied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     notes.tidy()
     assert len(list(folder.iterdir())) == 16, "what is about to be renamed stays"
     os.utime(folder / ("f" * 64 + ".12345678"), (month, month))
-    monkeypatch.setattr("shmstream.registry.notes._MOST", 10)
+    monkeypatch.setattr("shmstream.upstreams.notes._MOST", 10)
     old = time.time() - 1000
     for path in paths[5:10]:
         os.utime(path, (old, old))
@@ -93,7 +93,7 @@ def test_notes_are_ours_alone(tmp_path: Path) -> None:
 
 
 WRITES = """
-from shmstream.registry.notes import Notes
+from shmstream.upstreams.notes import Notes
 notes = Notes(sys.argv[1], "tags")
 before = notes.read(("a",))
 notes.write(("a",), str(os.getuid()))
@@ -123,7 +123,7 @@ def test_notes_of_a_store_that_a_group_shares(for_all: Path) -> None:
 
 
 READS = """
-from shmstream.registry.notes import Notes
+from shmstream.upstreams.notes import Notes
 notes = Notes(sys.argv[1], sys.argv[1][-4:])
 notes.write(("a",), "other")
 notes.remove(("a",))

@@ -28,11 +28,13 @@ class Bounds:
 
     `first_byte`: until the head of an answer is there. `silence`: without a byte in the body.
     `in_all`: for a whole question, such as the meaning of a tag; a download may take longer.
+    `connect`: for a connection; None: 5 s for a question, 10 s for a download.
     """
 
     first_byte: float = 60.0
     silence: float = 60.0
     in_all: float = 60.0
+    connect: float | None = None
 
 
 USUAL = Bounds()

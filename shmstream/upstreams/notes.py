@@ -21,13 +21,15 @@ import os
 import secrets
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from shmstream.system.files import is_for_group, open_file
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MARK = ".shmstream"  # the file that says that a folder is a store
-_LARGEST = 4096  # bytes; larger notes are not read
+_LARGEST = 4096  # bytes; a larger note is not read, if nothing else is said
 _TIDY_AFTER = 1000  # notes written by this process; the first one tidies as well
 _FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
 _MOST = 100_000  # notes on a shelf; beyond, the oldest are removed
@@ -48,13 +50,19 @@ class Note:
 class Notes:
     """One shelf of notes. Any thread and any process may use it.
 
+    A note of more than `largest` bytes is not read; there are `most` notes at most.
+
     Raises:
         OSError: its folder cannot be made, though the store can be written to.
         PermissionError: a user who may not write to the store owns its folder, or may write to it.
     """
 
-    def __init__(self, store: str, shelf: str) -> None:
+    def __init__(
+        self, store: str, shelf: str, largest: int = _LARGEST, most: int | None = None
+    ) -> None:
         self._store = store
+        self._largest = largest
+        self._most = most
         self._folder = os.path.join(store, "registry", shelf)
         self._written = 0
         try:
@@ -86,18 +94,28 @@ class Notes:
 
     def read(self, key: tuple[str, ...]) -> Note | None:
         """The note; None if there is none that can be read."""
+        return self._read(self._path(key))
+
+    def all(self) -> Iterator[Note]:
+        """All notes that can be read, in no order."""
+        with suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                if "." not in entry.name and (note := self._read(entry.path)) is not None:
+                    yield note
+
+    def _read(self, path: str) -> Note | None:
         try:
-            fd = os.open(self._path(key), os.O_RDONLY | _FLAGS)
+            fd = os.open(path, os.O_RDONLY | _FLAGS)
         except OSError:
             return None
         try:
-            data = os.read(fd, _LARGEST + 1)
+            data = os.read(fd, self._largest + 1)
             changed = os.fstat(fd).st_mtime
         except OSError:
             return None
         finally:
             os.close(fd)
-        if len(data) > _LARGEST:
+        if len(data) > self._largest:
             return None
         return Note(data.decode("utf-8", "replace"), time.time() - changed)
 
@@ -154,7 +172,7 @@ class Notes:
                     _remove(entry.path)
                 else:
                     kept.append((age, entry.path))
-        for _, path in sorted(kept, reverse=True)[: max(len(kept) - _MOST, 0)]:
+        for _, path in sorted(kept, reverse=True)[: max(len(kept) - (self._most or _MOST), 0)]:
             _remove(path)
 
 

@@ -16,7 +16,7 @@ import json
 import time
 
 from shmstream.errors import FailureKind, SourceError, escaped
-from shmstream.registry.notes import Notes
+from shmstream.upstreams.notes import Notes
 
 _REMEMBERED = 300.0  # s; how long operators are told of the last failure
 _LONGEST = 500  # characters of a reason
@@ -53,7 +53,7 @@ class Reach:
     def failed(self, error: SourceError, began: float) -> None:
         """Note that a question has failed that was asked at `began`, on the monotonic clock."""
         status = error.status
-        if status is not None and status != 429 and status < 500:
+        if is_refusal(error):
             self.answered()
             return
         now = time.monotonic()
@@ -117,3 +117,8 @@ class Reach:
             return False
         self._probed = now
         return True
+
+
+def is_refusal(error: SourceError) -> bool:
+    """Whether it is the answer of an upstream that is well."""
+    return error.status is not None and error.status != 429 and error.status < 500

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from shmstream.registry.singleflight import Together
+from shmstream.upstreams.singleflight import Together
 
 
 def test_what_is_asked_together_is_asked_once() -> None:

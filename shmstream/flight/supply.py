@@ -1,0 +1,116 @@
+"""`Supply`: one of the sources of a blob that comes over several connections; how many it bears.
+
+    at first              one connection, which shows that the source gives parts; of a source other
+                          than the leader's, it also shows that the source has the same bytes
+    then                  as many as it may have
+    429, 503              it bears no more than it gave just then, and one more every half a minute.
+                          New parts are asked for when the time is over that it told, or after a
+                          second
+    any other failure     no new parts for a while, which grows: the others go on
+    it can never give     it is not asked for parts again
+    it is late            its next pieces are shorter; after the third time, as a failure. A piece
+                          is as long as what it brings in 2 s, so a slow source brings little, and
+                          a fast one more
+
+All of it is called under the lock of `Lanes`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+from shmstream.errors import SourceError
+from shmstream.sources.base import Source
+
+_PIECE = 2.0  # s; so long a piece takes to come, if its source gives as before
+_LEAST, _MOST = 1 << 20, 16 << 20  # bytes of a piece
+_CROWDED = (429, 503)
+_REST, _LONGEST_REST = 0.1, 10.0  # s
+_OFTEN = 2  # times in a row that it may be late
+_GROWS = 30.0  # s
+_LONGEST_RETRY_AFTER = 30.0  # s
+
+_log = logging.getLogger("shmstream")
+
+
+class Supply:
+    """`source`, which may have `most` connections; `rate` is what one gives, in bytes a second."""
+
+    def __init__(self, source: Source, most: int, rate: float, *, is_first: bool) -> None:
+        self.source = source
+        self.most: int = most
+        self.rate: float = rate
+        self.is_first = is_first
+        """Whether the bytes of the partial file came from it."""
+        self.active: int = 0
+        """Connections that bring pieces."""
+        self.gave: int = 0
+        """Bytes of all pieces."""
+        self.is_proved: bool = False
+        """Whether it has shown that it gives parts, and the same bytes."""
+        self.is_out: bool = False
+        """Whether it can never give parts."""
+        self._failures = 0
+        self._rests_until = 0.0
+        self._at_first = most
+        self._grows_at = math.inf
+
+    def is_resting(self, now: float) -> bool:
+        """Whether it is asked for nothing new just now."""
+        return now < self._rests_until
+
+    def allowed(self, now: float, own: int) -> int:
+        """How many connections it may have beside the leader's `own`."""
+        if self.is_out or self.is_resting(now):
+            return 0
+        if now >= self._grows_at:
+            self.most = min(self.most + 1, self._at_first)
+            self._grows_at = now + _GROWS
+        return max((self.most if self.is_proved else min(self.most, 1 + own)) - own, 0)
+
+    def length(self, most: int) -> int:
+        """Bytes of its next piece, at most `most`."""
+        return max(min(int(self.rate * _PIECE), _MOST, most), _LEAST)
+
+    def brought(self, count: int, took: float) -> None:
+        """It has given `count` bytes of a piece to its end, in `took` seconds."""
+        self._failures = 0
+        if took > 0 and count >= _LEAST // 2:
+            rate = count / took
+            self.rate = rate if not self.rate else 0.5 * self.rate + 0.5 * rate
+
+    def failed(self, error: SourceError, own: int, key: str) -> None:
+        """A connection has failed; `active` still counts it."""
+        now, said = time.monotonic(), str(error)  # a record that is kept keeps no connection open
+        if error.status in _CROWDED:
+            self.most = max(min(self.most, self.active + own - 1), 1)
+            pause = min(error.retry_after or 1.0, _LONGEST_RETRY_AFTER)
+            self._grows_at = now + pause + _GROWS
+            _log.info("%s: %s; %d connections from now on", key, said, self.most)
+        elif not error.retryable:
+            self.is_out = True
+            _log.log(
+                logging.DEBUG if self.is_first else logging.WARNING,
+                "%s: %s; it is asked for no parts", key, said,
+            )  # fmt: skip
+            return
+        else:
+            self._failures += 1
+            pause = min(_REST * 2**self._failures, _LONGEST_REST)
+            _log.info("%s: %s; no new parts for %.1f s", key, said, pause)
+        self._rests_until = max(self._rests_until, now + pause)
+
+    def was_late(self, rate: float) -> None:
+        """A piece was taken from it, because it came too slowly: at `rate`."""
+        self._failures += 1
+        self.rate = min(self.rate / 2, rate)
+        if self._failures > _OFTEN:
+            pause = min(_REST * 2**self._failures, _LONGEST_REST)
+            self._rests_until = time.monotonic() + pause
+
+    @property
+    def may_come_again(self) -> bool:
+        """Whether it can be asked for parts, now or later."""
+        return not self.is_out and self.most > 0

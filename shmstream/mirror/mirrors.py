@@ -1,0 +1,145 @@
+"""`Mirrors`: all mirrors of `shmstream serve`, as one ASGI application; and what an error says.
+
+The path of a request tells which mirror it is for. Errors become a line of text with a status:
+
+    404    as for any blob that is not there
+    405    a method that a mirror does not have
+    502    the origin cannot be reached, or broke off
+    503    this machine, or a limit of the store; with Retry-After
+    504    the origin does not answer in time; or only what is kept was wanted, and there is nothing
+
+What the origin itself refuses is passed on as it is, and is no error here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+
+from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.statuses import shortage, status_of
+from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
+from shmstream.mirror.cache import Cache, NotKept
+from shmstream.mirror.huggingface import Hub
+from shmstream.mirror.kind import Kind, Plain, Refused, Rooms, say
+from shmstream.mirror.origin import Origin
+from shmstream.mirror.pypi import Index
+from shmstream.mirror.replies import Replies
+from shmstream.mirror.settings import Mirror
+from shmstream.store import Store
+from shmstream.system.threads import Call
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import Bounds
+from shmstream.upstreams.singleflight import Together
+
+_KINDS: dict[str, type[Plain]] = {"http": Plain, "huggingface": Hub, "pypi": Index}
+_SOON = "5"  # s; Retry-After
+
+_log = logging.getLogger("shmstream")
+
+
+class Mirrors:
+    """The mirrors of one process. For one event loop.
+
+    Raises:
+        OSError: the store's folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        mirrors: Iterable[Mirror],
+        store: Store,
+        bounds: Bounds,
+        *,
+        stall: float = 70.0,
+        most: int = 64,
+    ) -> None:
+        """`bounds`: how long origins may take; `stall` and `most` as for `Replies`."""
+        self._rooms: dict[str, Rooms] = {}
+        self._kinds: dict[str, Kind] = {}
+        for mirror in mirrors:
+            origin = Origin(mirror.url, mirror.path, bounds, Notes(store.folder, "reach"))
+            cache = Cache(mirror, origin, store)
+            replies = Replies(store, origin, stall, most)
+            rooms = Rooms(mirror, cache, replies, Together(f"shmstream-head {mirror.path}"))
+            self._rooms[mirror.path] = rooms
+            self._kinds[mirror.path] = _KINDS[mirror.kind](rooms)
+
+    def find(self, path: str) -> str | None:
+        """The path of the mirror that a request for `path` is for; None if it is for none."""
+        while path:
+            if path in self._kinds:
+                return path
+            path = path.rpartition("/")[0]
+        return None
+
+    def problems(self) -> list[str]:
+        """What is wrong with origins, as the workers have last seen them. Reads files.
+
+        An origin that did not answer is asked again meanwhile, so that its problem can end.
+        """
+        told = []
+        for rooms in self._rooms.values():
+            origin = rooms.cache.origin
+            if (problem := origin.reach.problem) is not None:
+                told.append(problem)
+                if origin.reach.wants_probe():
+                    with suppress(RuntimeError):  # no thread can be started: a later look tries
+                        Call(origin.probe, "shmstream-probe").start()
+        return told
+
+    def close(self) -> None:
+        """Cancel all questions to origins. Flights go on. Idempotent."""
+        for each in self._rooms.values():
+            each.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, for which `find` has a mirror.
+
+        Sets in the scope `shmstream.route`, the kind, and `shmstream.cache`.
+        """
+        path = self.find(scope["path"])
+        assert path is not None
+        scope["shmstream.route"] = self._rooms[path].mirror.kind
+        try:
+            await self._kinds[path](scope, receive, send)
+        except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:
+            error = raised
+            if not isinstance(error, ShmstreamError):
+                if (lack := shortage(error, scope["path"][:300])) is None:
+                    raise
+                error = lack
+            await _refuse(scope, send, error)
+
+
+async def _refuse(scope: Scope, send: Send, error: ShmstreamError) -> None:
+    status, text = _meaning(error)
+    headers = {}
+    if status == 405:
+        headers["allow"] = "GET, HEAD"
+    elif status in (429, 503):
+        headers["retry-after"] = _SOON
+    if status >= 500 and not isinstance(error, NotKept):
+        _log.warning("%s %s: %s", scope["method"], scope["path"][:300], error)
+    await say(send, status, escaped(text), headers)
+
+
+def _meaning(error: ShmstreamError) -> tuple[int, str]:
+    if isinstance(error, Refused):
+        return error.status, error.message
+    if isinstance(error, NotKept):
+        return 504, str(error)
+    if isinstance(error, SourceError | SourceFailed):
+        status = error.status
+        if status is not None and 400 <= status <= 499:
+            return status, f"the origin answers {status}"
+        if error.kind.is_timeout:
+            return 504, "the origin does not answer in time"
+        if status is None:
+            return 502, "the origin cannot be reached, or breaks off"
+        return 502, f"the origin answers {status}"
+    status = status_of(error)
+    told = {404: "not known here", 502: "the origin gives other bytes than it should",
+            503: "this mirror is busy", 504: "nothing comes from the origin any more"}  # fmt: skip
+    return status, told.get(status, "this mirror is not in order")

@@ -1,0 +1,133 @@
+"""`Housekeeper`: what one process does for all workers of a store, now and then.
+
+    preload      pull the images of the settings, at the start and every `preload_every`
+    retention    remove images that nobody asked for in `unused_for`, or that were here `kept_for`
+
+All workers try to take a lock on a file in the store. The kernel gives the lock to one of them, and
+to another one when that worker ends. A thread does the work, and no client waits for it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+import time
+from contextlib import suppress
+
+from shmstream.errors import ShmstreamError
+from shmstream.registry.images import Images
+from shmstream.registry.pulling import Puller
+from shmstream.registry.settings import Settings
+from shmstream.registry.upstream.upstream import Upstream
+from shmstream.store import Store
+from shmstream.system.threads import Call
+
+_LOOK_EVERY = 5.0  # s; for the lock
+_RETAIN_EVERY = 600.0  # s; at most, and a tenth of the shortest time
+_AGAIN_AFTER = 60.0  # s; an image that could not be pulled is tried again
+
+_log = logging.getLogger("shmstream")
+
+
+class Housekeeper:
+    """The housekeeping of a store. One for each process; starts a thread if there is work."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        self._settings = settings
+        self._store = store
+        self._stopping = threading.Event()
+        self._times = {
+            "": (settings.unused_for, settings.kept_for),
+            **{
+                f"{_label(each.namespace, each.addresses('x')[0].url)}/": (
+                    settings.unused_for if each.unused_for is None else each.unused_for,
+                    settings.kept_for if each.kept_for is None else each.kept_for,
+                )
+                for each in settings.upstreams
+                if not each.is_pattern
+            },
+        }
+        waits = [each for times in self._times.values() for each in times if each is not None]
+        self._retain_every = min([_RETAIN_EVERY, *(each / 10 for each in waits)]) if waits else None
+
+    def start(self) -> None:
+        """Begin, if there is anything to do. Does not block."""
+        if self._settings.preload or self._retain_every is not None:
+            with suppress(RuntimeError):  # no thread can be started: another worker does it
+                Call(self._run, "shmstream-housekeeping").start()
+
+    def stop(self) -> None:
+        """End soon; a pull in progress is left to the next one. Idempotent."""
+        self._stopping.set()
+
+    def _run(self) -> None:
+        path = os.path.join(self._store.folder, "registry", "housekeeping")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            _log.error("no housekeeping: %s cannot be locked: %s", path, error.strerror)
+            return
+        try:
+            while not _locks(fd):
+                if self._stopping.wait(_LOOK_EVERY):
+                    return
+            self._keep_house()
+        finally:
+            os.close(fd)
+
+    def _keep_house(self) -> None:
+        puller = Puller(self._settings, self._store)
+        waiting = dict.fromkeys(self._settings.preload, 0.0)  # by image, when it is due
+        retain_at = float("-inf") if self._retain_every is not None else float("inf")
+        while not self._stopping.is_set():
+            for image in [each for each, due in waiting.items() if due <= time.monotonic()]:
+                waiting[image] = time.monotonic() + self._pull(puller, image)
+                if self._stopping.is_set():
+                    return
+            if retain_at <= time.monotonic():
+                self.remove_outdated()
+                retain_at = time.monotonic() + (self._retain_every or float("inf"))
+            due = min([retain_at, *waiting.values()])
+            self._stopping.wait(max(min(due - time.monotonic(), 3600.0), 0.0))
+
+    def _pull(self, puller: Puller, image: str) -> float:
+        """Pull an image; after how many seconds to do that again."""
+        try:
+            pulled = puller.pull(image, self._settings.preload_platforms)
+        except (ShmstreamError, OSError, ValueError, RuntimeError) as error:
+            _log.warning("%s cannot be preloaded: %s", image, error)
+            return _AGAIN_AFTER
+        _log.info("%s: preloaded, %d of its %d blobs anew", image, pulled.fetched, pulled.blobs)
+        return self._settings.preload_every or float("inf")
+
+    def remove_outdated(self) -> list[str]:
+        """Remove images that are kept no longer; their names."""
+        images = Images(self._store)
+        found = images.all()
+        doomed = [each for each in found if images.is_outdated(each, *self._of(each.name))]
+        if doomed:
+            removed = images.remove(doomed)
+            _log.info(
+                "%d images, with %d blobs, were kept for their time", len(doomed), len(removed)
+            )
+        return [str(each) for each in doomed]
+
+    def _of(self, name: str) -> tuple[float | None, float | None]:
+        """How long an image of that name is kept unused, and in all."""
+        begins = max((each for each in self._times if name.startswith(each)), key=len)
+        return self._times[begins]
+
+
+def _locks(fd: int) -> bool:
+    """Whether this process has the lock on the file now."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _label(namespace: str | None, url: str) -> str:
+    return Upstream(url, namespace).label

@@ -1,0 +1,179 @@
+"""`Upstreams`: which upstream a namespace means, of those that an operator has configured.
+
+    docker.io         the upstream of that namespace, however a client writes its name
+    *.example.com     every namespace that ends so, unless it has an upstream of its own
+    *                 every other namespace that looks like the host of a registry
+    none of these     no upstream: nobody gets an image of the same name from somewhere else
+
+The longest pattern that fits counts. In the URL of a pattern, `{namespace}` stands for the
+namespace that the client asks for. So a client chooses a host that this cache connects to. With `*`
+that may be any host, so no private address is connected to (`http_guard`), unless the environment
+allows that.
+
+An upstream of a pattern is made when a client asks for it, and forgotten when many others were.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import urlsplit
+
+from shmstream.registry import tables as configured
+from shmstream.registry.api.routes import canonical
+from shmstream.registry.settings import BadSetting, Settings
+from shmstream.registry.upstream import credentials
+from shmstream.registry.upstream.upstream import Upstream
+from shmstream.sources.http_tls import TLS
+from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.questions import Bounds
+
+_MOST = 256  # upstreams of patterns that are kept
+_HOST = re.compile(
+    r"(?:localhost|[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)+)(?::\d{1,5})?"
+)
+
+
+class Upstreams:
+    """All upstreams of a registry. Any thread may use it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        reached: Notes,
+        tell: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """`reached`: where all workers note whether upstreams answer.
+
+        `tell` is called with the label of an upstream, and the outcome of a question to it.
+        """
+        self._tell = tell
+        self._settings = settings
+        self._reached = reached
+        named = [each for each in settings.upstreams if not each.is_pattern]
+        self._fixed = [self._made(each, each.namespace) for each in named]
+        self._by_name = _by_namespace(self._fixed)
+        patterns = [each for each in settings.upstreams if each.is_pattern]
+        self._patterns = sorted(patterns, key=lambda each: -len(each.namespace or ""))
+        self._lock = threading.Lock()  # guards all below
+        self._met: dict[str, Upstream] = {}
+
+    def __iter__(self) -> Iterator[Upstream]:
+        """Each URL of each upstream, as far as clients have asked for those of patterns."""
+        with self._lock:
+            met = list(self._met.values())
+        for each in (*self._fixed, *met):
+            yield each
+            yield from each.others
+
+    def are_well(self) -> dict[str, bool]:
+        """By label, whether the last question was answered, as all workers have seen it."""
+        with self._lock:
+            met = list(self._met.values())
+        found: dict[str, bool] = {}
+        for each in (*self._fixed, *met):
+            urls = (each, *each.others)
+            is_well = any(url.reach.problem is None for url in urls)
+            found[each.title] = found.get(each.title, True) and is_well
+        return found
+
+    def get(self, namespace: str | None) -> Upstream | None:
+        """The upstream of a namespace; None for the upstream without one."""
+        if (found := self._by_name.get(namespace)) is not None or namespace is None:
+            return found
+        pattern = next((each for each in self._patterns if each.fits(namespace)), None)
+        if pattern is None or len(namespace) > 255 or not _HOST.fullmatch(namespace):
+            return None
+        with self._lock:
+            upstream = self._met.pop(namespace, None) or self._made(pattern, namespace)
+            self._met[namespace] = upstream  # at the end: the one that was asked for last
+            while len(self._met) > _MOST:
+                del self._met[next(iter(self._met))]
+        return upstream
+
+    def _made(self, told: configured.Upstream, namespace: str | None) -> Upstream:
+        """What asks the upstream that is configured so, at all of its URLs."""
+        addresses = told.addresses(namespace)
+        others = [self._at(told, namespace, each) for each in addresses[1:]]
+        return self._at(told, namespace, addresses[0], tuple(others))
+
+    def _at(
+        self,
+        told: configured.Upstream,
+        namespace: str | None,
+        address: configured.Address,
+        others: tuple[Upstream, ...] | None = None,
+    ) -> Upstream:
+        usual = self._settings
+        bounds = Bounds(
+            told.first_byte or usual.first_byte,
+            told.silence or usual.silence,
+            told.question or usual.question,
+            told.connect,
+        )
+        own = [told.anonymous, told.docker_config, told.certfile]
+        return Upstream(
+            address.url,
+            namespace,
+            told.docker_config or usual.docker_config,
+            bounds,
+            self._reached,
+            prefix=address.prefix,
+            tls=TLS(told.cafile, told.certfile, told.keyfile, told.insecure),
+            is_anonymous=told.anonymous,
+            max_downloads=told.max_downloads,
+            connections=told.connections or usual.connections,
+            is_guarded=told.is_open,
+            title=label_of(told),
+            room=told.namespace if told.is_pattern else None,
+            own_rights=json.dumps(own) if any(own) else "",
+            allow=told.allow,
+            tell=None if self._tell is None else partial(self._tell, label_of(told)),
+            others=others or (),
+            is_other=others is None,
+        )
+
+
+def label_of(told: configured.Upstream) -> str:
+    """How metrics name an upstream: by its namespace, a pattern as it is; else by its host."""
+    return told.namespace or urlsplit(told.url).netloc
+
+
+def check(settings: Settings) -> None:
+    """Check that the files that the settings name for upstreams can be used.
+
+    Raises:
+        BadSetting: a file cannot be used.
+    """
+    names = [each.namespace for each in settings.upstreams]
+    try:
+        credentials.check(names, settings.docker_config, os.environ)
+    except credentials.CredentialsError as error:
+        raise BadSetting("docker_config", str(error)) from error
+    for number, each in enumerate(settings.upstreams, 1):
+        try:
+            credentials.check((), each.docker_config, {})
+            TLS(each.cafile, each.certfile, each.keyfile, each.insecure).context()
+        except credentials.CredentialsError as error:
+            raise BadSetting(f"upstream {number}, docker_config", str(error)) from error
+        except OSError as error:  # ssl.SSLError is one
+            files = ", ".join(filter(None, [each.cafile, each.certfile, each.keyfile]))
+            reason = f"{files} cannot be used: {error.strerror or error}"
+            raise BadSetting(f"upstream {number}", reason) from error
+
+
+def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:
+    """The upstreams by namespace; an upstream without a namespace also by its own host."""
+    found: dict[str | None, Upstream] = {}
+    for each in upstreams:
+        if each.namespace is None:
+            found[each.host] = each
+            if each.is_hub:
+                found["docker.io"] = each
+    named = {each.namespace: each for each in upstreams}
+    usual = {canonical(name): each for name, each in named.items() if name is not None}
+    return found | usual | named

@@ -1,0 +1,7 @@
+"""What every pull-through server needs to ask its upstreams: the registry, and the mirrors.
+
+questions      how long a question may take, and how often it is asked
+singleflight   blocking questions for asyncio; identical ones are asked once
+health         whether an upstream answers, as this process has seen it
+notes          small files that all workers share, and may lose
+"""
