@@ -410,7 +410,9 @@ def serve(
             _print(settings)
         if only_check:
             check_files(settings)
-            say(f"The settings are good: {', '.join(map(str, settings.upstreams))}")
+            mirrors = [f"{each.path} from {each.url}" for each in settings.mirrors]
+            told = ", ".join([*map(str, settings.upstreams), *mirrors])
+            say(f"The settings are good: {told}")
         if print_config or only_check:
             return
         good = run(settings, say, reread=read)
