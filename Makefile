@@ -6,7 +6,7 @@ TESTS ?=
 BENCH ?=
 
 
-.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-cluster \
+.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-connections bench-cluster \
     matrix clean
 
 help:  ## what there is to make
@@ -64,6 +64,9 @@ bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BE
 
 bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into docs/fsspec.md
 	$(BIN)/python -m bench.fsspec --docs docs/fsspec.md $(BENCH)
+
+bench-connections: $(VENV)/.ready  ## many connections beside aria2c, curl, s3fs, into docs/flight.md
+	$(BIN)/python -m bench.connections --docs docs/flight.md $(BENCH)
 
 bench-cluster: $(VENV)/.ready  ## nodes in network namespaces, into docs/cluster.md; needs root, Redis
 	$(BIN)/python -m bench.cluster --docs docs/cluster.md $(BENCH)

@@ -7,7 +7,9 @@
              and again, 16 for 32 MiB at 16 MiB/s each. The store has room for three quarters of
              the large blobs, so that downloads go on all the time. A random worker is killed by
              SIGKILL as soon as `--every` seconds are over and at least 3 workers serve. Before, the
-             same clients ask for some seconds without a kill, to show the pauses of this machine
+             same clients ask for some seconds without a kill, to show the pauses of this machine.
+             skopeo and containerd, where they are installed, pull an image all the time, whose
+             layers are two of the large blobs; a pull that fails counts as cut
     cost     8 clients ask for 4 KiB, of one worker: its processor time for a hit, with and without
              `--no-keep`, in turns; each round counts with the medians of its turns
 
@@ -41,6 +43,7 @@ import psutil
 from bench.closing import Closing
 from bench.crew import Crew, CrewFailed, Gate, shared_words
 from bench.origin import Origin
+from bench.pulls import Pulls, make_image
 from bench.report import (
     KIB,
     MIB,
@@ -111,7 +114,7 @@ def main() -> int:
     return 1 if any(row.case in _NONE and row.ours for row in rows) else 0
 
 
-_NONE = ("clients cut", "wrong answers", "mixed heads")
+_NONE = ("clients cut", "pulls of images that failed", "wrong answers", "mixed heads")
 
 
 def _arguments() -> argparse.Namespace:
@@ -271,6 +274,8 @@ def _measure_kills(
     small = [_make(origin, f"small-{index}", _SMALL) for index in range(_BLOBS)]
     large = [_make(origin, f"large-{index}", _LARGE)[0] for index in range(_BLOBS)]
     places = [(path, str(origin.folder / path[1:])) for path in large]
+    layers = [path.rpartition("/")[2] for path in large[:2]]
+    make_image(origin, "bench/kills", "v1", dict.fromkeys(layers, _LARGE))
     stop = options.folder / "stop"
     stop.write_bytes(bytes(8))
     with ExitStack() as undo:
@@ -288,16 +293,21 @@ def _measure_kills(
         quiet = sum(crew.run(jobs, calm.start), Told())
         calm.join()
         stop.write_bytes(bytes(8))
-        told = sum(crew.run(jobs, killer.start), Told())
-        killer.join()
+        with Pulls(options.folder, port.number, "bench/kills:v1") as pulls:
+            told = sum(crew.run(jobs, killer.start), Told())
+            killer.join()
+            pulled = pulls.stop()
         if quiet.cut or quiet.wrong:
             raise CheckFailed("clients are cut, or get wrong bytes, although no worker is killed")
         if not registry.is_running:
             raise CheckFailed("the registry has ended")
     notes = {"kills": float(kills), "answers": float(told.whole)}
+    notes |= {f"pulls by {each.client}": float(each.right) for each in pulled}
+    failed = sum(len(each.failures) for each in pulled)
     none = Goal(0, at_least=False, of_ratio=False)
     return [
         Row("kills", "clients cut", "clients", told.cut, goal=none, notes=notes),
+        Row("kills", "pulls of images that failed", "pulls", failed, goal=none, notes=notes),
         Row("kills", "wrong answers", "answers", told.wrong, goal=none, notes=notes),
         Row("kills", "mixed heads", "answers", told.mixed, goal=none, notes=notes),
         Row("kills", "longest pause, beside without kills", "ms", told.pause * 1e3,

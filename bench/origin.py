@@ -41,6 +41,10 @@ _HTTP = """
     server {{
         listen 127.0.0.1:{port};
         location / {{ root {prefix}/folder; }}
+        location ~ ^/v2/.*/manifests/ {{
+            root {prefix}/folder;
+            default_type application/vnd.oci.image.manifest.v1+json;
+        }}
         location ~ ^/at/(?<rate>[0-9]+[km]?)/(?<file>.*)$ {{
             alias {prefix}/folder/$file;
             limit_rate $rate;

@@ -24,7 +24,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cluster import charts, model
+from bench.cluster import charts, decisions, model
 from bench.cluster.network import NoNetwork
 from bench.cluster.scenarios import SCENARIOS, Cluster, Outcome, Scenario, limit, run
 from bench.report import MIB, CheckFailed, progress
@@ -44,7 +44,7 @@ def main() -> int:
     except (CheckFailed, NoNetwork) as error:
         progress(f"failed: {error}")
         return 1
-    text = table(found, size) + "\n\n" + model.table()
+    text = "\n\n".join((table(found, size), decisions.tell(), model.table()))
     print(text)
     if chosen.json:
         facts = [[asdict(each) for each in some] for some in found]

@@ -177,6 +177,7 @@ def node(
         cluster=None if cluster is None else Cluster(**cluster),
         publish_bytes=4 << 20,  # as `serve`
         publish_interval=0.2,
+        connections=1,  # the origin's link is full with one
     )
     store.fetch("warm", warm)
     _say({"ready": os.getpid()})

@@ -12,7 +12,7 @@ import math
 
 _BLOB = 1 << 30  # bytes
 _ORIGIN, _LINK = 1e9, 10e9  # bit/s
-_FIRST_HOP, _LAST_HOP = 0.004, 0.05  # s; what a hop costs at the beginning, and at the end
+_FIRST_HOP, _LAST_HOP = 0.005, 0.02  # s; what a hop costs at the beginning, and at the end
 _CALLS = 3  # of the directory, for each node and blob
 
 

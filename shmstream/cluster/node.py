@@ -187,11 +187,7 @@ class Node:
                 if not self._is_deaf:
                     _log.error("%s", error)
                 self._is_deaf = True
-        part = Part(self, place.key, address)
-        with self._lock:
-            self._pulls[place.key] = part
-            self._bytes[place.key] = {}
-        return part
+        return Part(self, place.key, address)
 
     def guest(self, place: Place) -> Part | None:
         """The part in a download that keeps nothing, or goes past a leader of this host.
@@ -201,6 +197,14 @@ class Node:
         if place.is_named or self._is_closed:
             return None
         return Part(self, place.key, "", besides=self._address)
+
+    def began(self, part: Part) -> None:
+        """The flight of a part asks for its first bytes. Guests are not told of."""
+        if not part.is_guest:
+            with self._lock:
+                self._pulls[part.key] = part
+                self._bytes[part.key] = {}
+            self._ledger.wake()
 
     def ended(self, part: Part) -> None:
         """The flight of a part has ended."""
@@ -318,7 +322,7 @@ class Node:
             run()
 
     def close(self) -> None:
-        """Give nothing to peers. Waits 1.5 s at most for what is to be told. Idempotent."""
+        """Give nothing to peers. Waits some seconds at most for what is to be told. Idempotent."""
         self._announcer.close()
         with self._lock:
             self._is_closed = True

@@ -94,6 +94,9 @@ class Company(Protocol):
     def tell(self, call: Callable[[], object]) -> None:
         """Make a call of the directory in another thread."""
 
+    def began(self, part: Part) -> None:
+        """The flight of the part asks for its first bytes."""
+
     def moved(self) -> None:
         """The part has another parent."""
 
@@ -111,9 +114,9 @@ class Part:
 
         `besides` is the address of its node, for a guest.
         """
-        self._is_guest = besides is not None
+        self.is_guest: bool = besides is not None
         self._never = {besides} if besides else set()
-        self._patience = _STALLED if self._is_guest else PATIENCE
+        self._patience = _STALLED if self.is_guest else PATIENCE
         self._node = node
         self.key: str = key
         self.me: Me = Me(address, secrets.token_hex(8))
@@ -138,6 +141,7 @@ class Part:
         self._offset = -1
         self._since = time.monotonic()  # when the offset was reached
         self._was_told = False  # that the upstream has failed
+        self._has_reached = False  # the upstream has answered this part
 
     def source(self, upstream: Source) -> Joined:
         """`upstream`, or a node that has its bytes already."""
@@ -160,11 +164,12 @@ class Part:
         if not self._is_used:
             self._is_used = True
             self._node.directory.use()
+            self._node.began(self)
         self._note_progress(offset)
         with self._lock:
             self._is_lost, self._upstream_feed = False, None
         if time.monotonic() - self._since > self._patience:
-            level = logging.INFO if self._is_guest else logging.WARNING
+            level = logging.INFO if self.is_guest else logging.WARNING
             _log.log(level, "%s: nothing came from any node for %g s", self.key, self._patience)
             self._since = time.monotonic()
             return self._from_upstream(upstream, offset, validator)
@@ -175,7 +180,7 @@ class Part:
         if decision.verdict is Verdict.LEAD:
             self._lead()
             return self._from_upstream(upstream, offset, validator)
-        has_leader = bool(decision.leader) and not self._is_guest
+        has_leader = bool(decision.leader) and not self.is_guest
         if decision.verdict is Verdict.WAIT and not (has_leader or self.me.node):
             return self._from_upstream(upstream, offset, validator)
         self._stop_leading()
@@ -188,7 +193,7 @@ class Part:
             self._offset, self._since = offset, time.monotonic()
             self._poll, self._pause = _POLL, _FIRST_PAUSE
             self._waiting.clear()
-            if not self._is_guest:
+            if not self.is_guest:
                 self._decision = None
 
     def _decide(self, source: str) -> Decision:
@@ -234,7 +239,7 @@ class Part:
         self._set_parent("upstream")
         known = validator if validator is not None and validator == self._validator else None
         feed = upstream.open(offset, known)
-        self._validator = feed.validator
+        self._validator, self._has_reached = feed.validator, True
         with self._lock:
             if not self._is_lost:
                 self._upstream_feed = feed
@@ -247,12 +252,12 @@ class Part:
     ) -> Feed:
         """The upstream has failed for the leader.
 
-        If the leader could not even reach it, that may be the leader's own trouble: then this node
-        tries once, too.
+        If the leader could never even reach it, that may be the leader's own trouble: then this
+        node tries once, too.
         """
-        self._was_told = True
-        reason, status, kind = _failure(why)
-        if kind.is_without_connection:
+        was_told, self._was_told = self._was_told, True
+        reason, status, kind, was_reached = _failure(why)
+        if kind.is_without_connection and not (was_reached or was_told):
             try:
                 return self._from_upstream(upstream, offset, validator)
             except SourceError as error:
@@ -290,7 +295,7 @@ class Part:
             else:
                 self._set_parent(peer)
                 self._parents.add(peer)
-                if self._is_guest:  # it may ask for one piece after another
+                if self.is_guest:  # it may ask for one piece after another
                     self._reuse(decision, (each,))
                 return feed
         if self._refused:
@@ -331,7 +336,16 @@ class Part:
     # The end.
 
     def ended(self, error: BaseException | None) -> None:
-        """The flight has ended, with the complete blob if `error` is None. Does not wait."""
+        """The flight has ended, with the complete blob if `error` is None.
+
+        Does not wait, unless it has failed for all nodes, or got wrong bytes. Then the directory is
+        to know that before the children do, or one of them would be told to lead:
+
+            leader                                   child
+            aborts: its endpoint answers 404
+                                                     asks: the leader has gone, so lead
+            tells that the upstream has failed       tries all over again, and so does the next
+        """
         self._stop_leading()
         self._node.ended(self)
         if not self._is_used:
@@ -349,7 +363,10 @@ class Part:
             finally:
                 directory.let_go()
 
-        self._node.tell(leave)
+        if how in ("failed", "wrong"):
+            leave()
+        else:
+            self._node.tell(leave)
 
     def _farewell(self, error: BaseException | None) -> tuple[str, str]:
         """How the flight has ended, in the words of `scripts.LEAVE`."""
@@ -367,18 +384,20 @@ class Part:
             "kind": str(error.kind),
             "status": error.status,
             "reason": error.reason[:500],
+            "reached": self._has_reached,
         }
         return ("failed", json.dumps(facts)) if self._asked else ("over", "")
 
 
-def _failure(why: str) -> tuple[str, int | None, FailureKind]:
-    """What another node has told of its failure: the reason, the status, and the kind."""
+def _failure(why: str) -> tuple[str, int | None, FailureKind, bool]:
+    """What another node has told: the reason, the status, the kind, and if it got an answer."""
     try:
         facts = json.loads(why)
         status = facts["status"]
-        return str(facts["reason"]), status and int(status), FailureKind(facts["kind"])
-    except (ValueError, LookupError, TypeError):
-        return "it does not say why", None, FailureKind.BROKEN
+        kind, was_reached = FailureKind(facts["kind"]), facts.get("reached") is True
+        return str(facts["reason"]), status and int(status), kind, was_reached
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return "it does not say why", None, FailureKind.BROKEN, True
 
 
 def _is_for_all(error: SourceFailed) -> bool:

@@ -51,7 +51,7 @@ HOLDERS = 64
 """How many holders of a complete blob are remembered; the newest ones."""
 HELD_FOR = 24 * 3600
 """Seconds for which a holder is remembered."""
-FAILED_FOR = 10
+FAILED_FOR = 60
 """Seconds for which a failure of the upstream is told."""
 ENDS = ("complete", "failed", "wrong", "over", "handed over", "evicted")
 """How a flight ends, for `LEAVE`."""
@@ -226,7 +226,7 @@ end
 if is_mine then
     if how == 'failed' then
         local last = tonumber(redis.call('GET', seq) or '0')
-        redis.call('SET', fail, string.format('%d ', last) .. text, 'EX', 10)
+        redis.call('SET', fail, string.format('%d ', last) .. text, 'EX', 60)
     end
     redis.call('HDEL', who, node)
     redis.call('HDEL', from, node)

@@ -132,7 +132,9 @@ class _Play:
                 parents[node] = account.pulls[self._stage.digest].parent
                 node.told = f"gets it from {self._names.get(parents[node], 'nobody yet')}"
         leads = [node for node, parent in parents.items() if parent == "upstream"]
-        is_time = max(have) >= self._stage.size // 2 and len(parents) == len(self._nodes)
+        is_tiny = self._stage.size <= self._stage.chunk_size  # then nothing comes before the end
+        are_all_here = len(parents) == len(self._nodes) and (is_tiny or all(parents.values()))
+        is_time = max(have) >= self._stage.size // 2 and are_all_here
         if self._victim is None and is_time and leads and self._origin.requests:
             [self._victim, *_] = leads
             self._victim.kill()

@@ -38,7 +38,13 @@ class TargetSource(FsspecSource):
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """As `FsspecSource.open`; an error that is not `retryable` for another content."""
-        feed = super().open(offset, validator)
+        return self._right(super().open(offset, validator), offset)
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
+        """As `FsspecSource.open_part`; the same."""
+        return self._right(super().open_part(offset, end, validator), offset)
+
+    def _right(self, feed: Feed, offset: int) -> Feed:
         if self._only is not None and feed.validator != self._only:
             feed.close()
             reason = "the file was changed after it was opened: open it again"

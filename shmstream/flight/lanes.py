@@ -28,7 +28,7 @@ Several connections are of no use if the way to the source is full: then each of
 others, and the front, which readers wait for, grows more slowly. So the rates are compared once,
 while the leader's own feed is still open; if the sum has hardly grown, the others are given up.
 
-A thread looks at all that twenty times a second. It also looks whether the leader's own feed is
+A thread looks at all that thirty times a second. It also looks whether the leader's own feed is
 late, and then closes it: the leader goes to 2.
 
 Two contents are never mixed: each part must be of the size and validator that are known
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 256 << 20  # bytes; the ring is no longer
 _WORTH = 2 << 20  # bytes; fewer come over one connection
-_SLICE = 0.05  # s; from look to look; the rate of one connection is measured over two of them
+_SLICE = 0.03  # s; from look to look; the rate of one connection is measured over two of them
 _SOON = 0.5  # s; a blob that is complete so soon needs no further connection
 _FAST = 128 << 20  # bytes/s; a connection with such a rate needs no others
 _JUDGED = 0.6  # s; after that time the rates are compared
@@ -81,6 +81,7 @@ _GATHER, _ENOUGH = 0.02, BLOCK  # s, bytes; so long, or so many, bytes gather in
 _AT_ONCE = 1 << 20  # bytes
 _LOOK = 0.05  # s; from look to look at the piece at the front
 _LATE = 0.5  # s
+_SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no longer
 _TOO_SLOW = 3.0  # times as long as another connection needs
 _PROOF = 64 << 10  # bytes
 
@@ -149,6 +150,7 @@ class Lanes:
         self._single = 0.0
         self._began = False
         self._judged: _Judged | None = None
+        self._given_up: Piece | None = None  # in favour of the piece at the front
         self.helpers: set[str] = set()
         """The sources beside the first one that gave bytes, as hashes of their names."""
 
@@ -336,7 +338,8 @@ class Lanes:
         self._share(front)
         for supply in self._supplies:
             for _ in range(supply.most):
-                threads.Call(_Lane(self, supply).run, "shmstream-lane").start()
+                with contextlib.suppress(RuntimeError):  # no thread can be started
+                    threads.Call(_Lane(self, supply).run, "shmstream-lane").start()
         _log.info("%s: up to %d connections", self._key, wanted)
 
     def _new_file(self, front: int) -> AheadFile:
@@ -413,7 +416,7 @@ class Lanes:
             if supply is None or self._pieces is None or not supply.is_proved:
                 return False
             if self._own_is_left:
-                supply.was_late()
+                supply.was_late(supply.rate)
             else:
                 supply.failed(error, 1, self._key)
             return self._own_is_left or self._can_bring()
@@ -462,9 +465,6 @@ class Lanes:
             count = min(pieces.ready() - pieces.front, len(buffer))
             if count <= 0:
                 return 0
-            piece = pieces.at_front()
-            if piece is not None and not piece.supply.is_first:
-                self.helpers.add(name_hash(piece.supply.source))
             count = file.read(pieces.front, buffer[:count])
         old = min(count, self._adopted)
         self._adopted -= old
@@ -484,7 +484,7 @@ class Lanes:
             if piece is not None:
                 if self._is_late(piece, now):
                     victim = piece
-                    piece.supply.was_late()
+                    piece.supply.was_late((piece.at - piece.start) / (now - piece.began))
                 elif self._pieces.ready() == self._pieces.front:
                     self._news.wait(_LOOK)
             elif not self._can_bring():
@@ -492,7 +492,7 @@ class Lanes:
             elif now - alone > _LOOK and (victim := self._furthest(now)) is None:
                 if now - alone > _LATE:
                     return False
-                self._news.wait(_LOOK)
+                self._news.wait(_LOOK / 5)
             else:
                 self._news.wait(_LOOK / 5)
         if victim is not None:
@@ -506,12 +506,12 @@ class Lanes:
 
     def _is_slow(self, now: float, began: float, moved: float, got: int, left: int) -> bool:
         """Whether another connection would bring what is `left` much sooner."""
-        took, best = now - began, max(max(each.rate for each in self._supplies), 1.0)
+        took, best = now - began, max(each.rate for each in self._supplies)
         if took < _LATE:
             return False
-        if now - moved > _LATE + 4 * _ENOUGH / best:
+        if now - moved > _LATE + min(4 * _ENOUGH / max(best, 1.0), _SILENCE):
             return True
-        return left > got / took * (_TOO_SLOW * left / best + _LATE)
+        return best > 0 and left > got / took * (_TOO_SLOW * left / best + _LATE)
 
     def _can_bring(self) -> bool:
         """Whether a connection brings, or will bring, the bytes at the front."""
@@ -519,12 +519,20 @@ class Lanes:
         return not (self._is_off or self._is_stopped or not self._began) and self._may_any(now)
 
     def _furthest(self, now: float) -> Piece | None:
-        """The piece that is furthest ahead, of a source that may bring another one at once."""
+        """The piece that is furthest ahead, of a source that may bring another one at once.
+
+        None if a connection is free, or about to be.
+        """
         assert self._pieces is not None
+        if self._given_up is not None and not self._given_up.is_over:
+            return None
         found = [each for each in self._pieces.claimed if not each.supply.is_resting(now)]
         busy = [each for each in found if each.feed is not None and each.supply.is_proved]
         is_free = any(each.active < each.allowed(now, 0) for each in self._supplies)
-        return None if is_free else max(busy, key=lambda each: each.start, default=None)
+        if is_free or not busy:
+            return None
+        self._given_up = max(busy, key=lambda each: each.start)
+        return self._given_up
 
     # The lanes.
 
@@ -636,6 +644,8 @@ class Lanes:
             if not supply.is_proved:
                 supply.is_proved = True
                 self._work.notify_all()
+                if not supply.is_first:
+                    self.helpers.add(name_hash(supply.source))
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
 
@@ -651,6 +661,7 @@ class Lanes:
                     # If no source gives parts, the leader's own feed goes on to the end.
                     self._is_off |= not any(each.may_come_again for each in self._supplies)
             supply.active -= 1
+            piece.is_over = True
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()

@@ -262,15 +262,15 @@ class Leader:
             self._commit()
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if self._cancelled is not None:
-                self._abort(self._cancelled)
                 self._tell_across(self._cancelled)
+                self._abort(self._cancelled)
             elif isinstance(error, StreamClosed):
                 self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
             elif not self._gives_way(error):
+                self._tell_across(error)  # first: who reads from here asks why as soon as it ends
                 self._abort(error)
-                self._tell_across(error)
         else:
             self._tell_across(None)
         finally:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from shmstream.sources.base import Feed
 
 _SHORTEST = 1 << 20  # bytes
+_SPREAD = 1.25  # a piece is shorter than what is left for each connection, because some are slower
+_TAIL = 0.2  # of what a connection would bring otherwise, a piece has so much at least
 
 
 @dataclass(eq=False)
@@ -46,6 +48,8 @@ class Piece:
     """When its last bytes came."""
     feed: Feed | None = None
     is_dropped: bool = False
+    is_over: bool = False
+    """Whether its connection has ended with it, and may bring another one."""
     writing: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -58,7 +62,7 @@ class Pieces:
     def __init__(self, file: AheadFile, size: int, front: int, here: set[int]) -> None:
         self._file = file
         self._size = size
-        self.front = front
+        self.front: int = front
         """Bytes in the partial file."""
         self.here = here
         """The blocks that are complete in the ring."""
@@ -78,7 +82,9 @@ class Pieces:
         begin = max(first, -(-after // BLOCK) if self.own_end is not None else first)
         until = min(first + self._file.slots, self._file.blocks)
         left = (self._file.blocks - begin - len(self._taken)) * BLOCK
-        length = min(length, max(left // (2 * self.lanes), _SHORTEST))  # all end at the same time
+        # All end at the same time; and to ask costs time, too, so the last ones are not tiny.
+        fair = int(left / (_SPREAD * self.lanes))
+        length = min(length, max(fair, int(length * _TAIL), _SHORTEST))
         start = next((each for each in range(begin, until) if each not in self._taken), None)
         if start is None:
             return None

@@ -3,12 +3,14 @@
     at first              one connection, which shows that the source gives parts; of a source other
                           than the leader's, it also shows that the source has the same bytes
     then                  as many as it may have
-    429, 503              it bears no more than it gave just then: never again more. New parts are
-                          asked for when the time is over that it told, or after a second
+    429, 503              it bears no more than it gave just then, and one more every half a minute.
+                          New parts are asked for when the time is over that it told, or after a
+                          second
     any other failure     no new parts for a while, which grows: the others go on
     it can never give     it is not asked for parts again
-    it is late            as a failure. Its pieces are as long as it brings in 2 s, so a slow source
-                          brings little, and a fast one more
+    it is late            its next pieces are shorter; after the third time, as a failure. A piece
+                          is as long as what it brings in 2 s, so a slow source brings little, and
+                          a fast one more
 
 All of it is called under the lock of `Lanes`.
 """
@@ -16,6 +18,7 @@ All of it is called under the lock of `Lanes`.
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from shmstream.errors import SourceError
@@ -25,7 +28,8 @@ _PIECE = 2.0  # s; so long a piece takes to come, if its source gives as before
 _LEAST, _MOST = 1 << 20, 16 << 20  # bytes of a piece
 _CROWDED = (429, 503)
 _REST, _LONGEST_REST = 0.1, 10.0  # s
-_LATE_REST = 0.5  # s
+_OFTEN = 2  # times in a row that it may be late
+_GROWS = 30.0  # s
 _LONGEST_RETRY_AFTER = 30.0  # s
 
 _log = logging.getLogger("shmstream")
@@ -36,20 +40,22 @@ class Supply:
 
     def __init__(self, source: Source, most: int, rate: float, *, is_first: bool) -> None:
         self.source = source
-        self.most = most
-        self.rate = rate
+        self.most: int = most
+        self.rate: float = rate
         self.is_first = is_first
         """Whether the bytes of the partial file came from it."""
         self.active: int = 0
         """Connections that bring pieces."""
         self.gave: int = 0
         """Bytes of all pieces."""
-        self.is_proved = False
+        self.is_proved: bool = False
         """Whether it has shown that it gives parts, and the same bytes."""
-        self.is_out = False
+        self.is_out: bool = False
         """Whether it can never give parts."""
         self._failures = 0
         self._rests_until = 0.0
+        self._at_first = most
+        self._grows_at = math.inf
 
     def is_resting(self, now: float) -> bool:
         """Whether it is asked for nothing new just now."""
@@ -59,6 +65,9 @@ class Supply:
         """How many connections it may have beside the leader's `own`."""
         if self.is_out or self.is_resting(now):
             return 0
+        if now >= self._grows_at:
+            self.most = min(self.most + 1, self._at_first)
+            self._grows_at = now + _GROWS
         return max((self.most if self.is_proved else min(self.most, 1 + own)) - own, 0)
 
     def length(self, most: int) -> int:
@@ -78,6 +87,7 @@ class Supply:
         if error.status in _CROWDED:
             self.most = max(min(self.most, self.active + own - 1), 1)
             pause = min(error.retry_after or 1.0, _LONGEST_RETRY_AFTER)
+            self._grows_at = now + pause + _GROWS
             _log.info("%s: %s; %d connections from now on", key, said, self.most)
         elif not error.retryable:
             self.is_out = True
@@ -92,12 +102,13 @@ class Supply:
             _log.info("%s: %s; no new parts for %.1f s", key, said, pause)
         self._rests_until = max(self._rests_until, now + pause)
 
-    def was_late(self) -> None:
-        """A piece was taken from it, because it came too slowly."""
+    def was_late(self, rate: float) -> None:
+        """A piece was taken from it, because it came too slowly: at `rate`."""
         self._failures += 1
-        self.rate /= 2
-        pause = min(_LATE_REST * 2**self._failures, _LONGEST_REST)
-        self._rests_until = time.monotonic() + pause
+        self.rate = min(self.rate / 2, rate)
+        if self._failures > _OFTEN:
+            pause = min(_REST * 2**self._failures, _LONGEST_REST)
+            self._rests_until = time.monotonic() + pause
 
     @property
     def may_come_again(self) -> bool:

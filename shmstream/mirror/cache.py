@@ -1,6 +1,7 @@
 """`Cache`: what is kept of one origin, and the rule by which the origin is asked (RFC 9111).
 
     kept and fresh                    served, and nobody is asked
+    in flight, without a lifetime     the same: it is what the origin says just now
     kept and stale, with a validator  asked whether it is still that: 304, and it is fresh again
     anything else                     asked for; the answer is kept if that is allowed
     the origin does not answer        what is kept serves, stale as it is, if that is allowed
@@ -120,19 +121,28 @@ class Found:
         """The value of the first field of that name."""
         return next(iter(freshness.values(self.fields, name)), None)
 
-    def claim(self) -> bool:
-        """Whether the caller is the first one: an answer that is not kept is for one client."""
+    def claim(self) -> Found | None:
+        """For each of the tasks that asked together: what answers its request.
+
+        None if that has to be asked for again: an answer that is not kept is for the first task.
+        """
         with self._lock:
             is_first, self._is_claimed = not self._is_claimed, True
-        return is_first or self.reply is None
+        if is_first:
+            return self
+        if self.reply is not None:
+            return None
+        how = "flight" if self.how == "miss" and self.source is not None else self.how
+        return Found(how, self.entry, self.source, detail=self.detail)
 
     def close(self) -> None:
-        """Drop what was not used. The flight goes on. Idempotent. May block for a moment."""
+        """Drop what was not used. The flight goes on. Idempotent. Does not block."""
         blob, self._blob = self._blob, None
         if blob is not None:
             blob.close()
-        if self.reply is not None:
-            discard(self.reply.response)
+        if self.reply is not None:  # not drained: that could wait for the origin
+            self.reply.response.close()
+            self.reply.response.release_conn()
 
 
 class Cache:
@@ -180,9 +190,9 @@ class Cache:
         headers = asked.headers
         what = (asked.url, *sorted(headers.items()), "no-store" in asked.wish.directives)
         found = await self._together.ask(what, partial(self._ask_in_turn, asked))
-        while not found.claim():
+        while (mine := found.claim()) is None:
             found = await self._together.ask((*what, object()), partial(self._ask, asked, None))
-        return found
+        return mine
 
     def _meanwhile(self, asked: Asked) -> Found | None:
         """What is kept and may serve while the origin is asked; None if that may not be."""
@@ -205,9 +215,10 @@ class Cache:
     def kept(self, asked: Asked) -> Found | None:
         """What is kept and answers the request. Asks nobody; reads a small file."""
         entry = self._shelf.find(asked.url, asked.request)
-        if entry is None or not entry.serves(asked.wish, asked.arrived):
+        if entry is None or (how := self._has(entry)) is None:
             return None
-        if (how := self._has(entry)) is None:
+        arrives = how == "flight" and asked.wish.is_none and freshness.is_silent(entry.fields)
+        if not arrives and not entry.serves(asked.wish, asked.arrived):
             return None
         return self._served(entry, how, asked)
 

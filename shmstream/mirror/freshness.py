@@ -102,6 +102,12 @@ def lifetime(fields: Pairs, received: float, otherwise: float = 0.0) -> float:
     return own
 
 
+def is_silent(fields: Pairs) -> bool:
+    """Whether the answer says nothing of how long it is fresh."""
+    told = control(values(fields, "cache-control"))
+    return "no-cache" not in told and _own_lifetime(fields, told, 0.0) is None
+
+
 def _own_lifetime(fields: Pairs, told: Mapping[str, str], received: float) -> float | None:
     for name in ("s-maxage", "max-age"):
         if (found := seconds(told.get(name))) is not None:

@@ -194,12 +194,12 @@ class Hub(Plain):
         told = None
         try:
             if not (is_personal and self._is_private(file.repo)):
-                told = await self.told("HEAD", url, passed_on(_public(request)), stays=True)
+                told = await self._head(url, passed_on(_public(request)))
                 if (fields := _facts_of(told)) is not None:
                     self._keep(url, fields, file)
                     return _Facts(fields, is_public=True)
             if is_personal and (told is None or told.status in _HIDING):
-                told = await self.told("HEAD", url, passed_on(request), stays=True)
+                told = await self._head(url, passed_on(request))
                 if (fields := _facts_of(told)) is not None:
                     self._note_private(file.repo)
                     return _Facts(fields, is_public=False)
@@ -210,6 +210,13 @@ class Hub(Plain):
         assert told is not None
         if told.status >= 500 and entry is not None:
             return _Facts(entry.fields, is_public=True, is_stale=True)
+        return told
+
+    async def _head(self, url: str, headers: Mapping[str, str]) -> Told:
+        """What a HEAD tells; at the Hub itself, if that says enough."""
+        told = await self.told("HEAD", url, headers, stays=True)
+        if 300 <= told.status <= 399 and _facts_of(told) is None:  # such as from http to https
+            return await self.told("HEAD", url, headers)
         return told
 
     def _keep(self, url: str, fields: Pairs, file: _File) -> None:

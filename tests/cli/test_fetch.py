@@ -27,6 +27,13 @@ def test_a_path_in_the_store(run: Run, url: str, origin: Origin) -> None:
     assert len(origin.requests("/blob")) == 1
 
 
+def test_connections(run: Run, url: str) -> None:
+    code, _, told = run("fetch", url, "--connections", "0")
+    assert (code, "--connections" in told) == (2, True)
+    code, out, _ = run("fetch", url, "--digest", DIGEST, "--connections", "4")
+    assert (code, Path(out.removesuffix("\n")).read_bytes()) == (0, BLOB)
+
+
 def test_a_digest_is_the_key(run: Run, url: str, store: Store) -> None:
     for digest in (DIGEST, DIGEST.removeprefix("sha256:").upper()):
         code, out, _ = run("fetch", url, "--digest", digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from shmstream.cluster import part as module
 from shmstream.cluster.directory import Decision, Verdict
 from shmstream.cluster.part import PATIENCE, Part
 from shmstream.cluster.peer import NoPeer, Trouble
+from shmstream.errors import FailureKind, SourceError
 from shmstream.sources.base import AskAgain
 from tests.support.stores import digest
 
@@ -55,11 +57,14 @@ class Company:
     def moved(self) -> None:
         pass
 
+    def began(self, _part: Part) -> None:
+        pass
+
     def decide(self, *_: Any, avoid: list[str], refused: list[str], **__: Any) -> Decision:
         self.calls.append(self._clock.now)
         self.accused += refused
         self.avoided |= set(avoid)
-        if set(self._decision.peers) <= set(avoid):
+        if self._decision.peers and set(self._decision.peers) <= set(avoid):
             return Decision(Verdict.WAIT, (), self._decision.leader)
         return self._decision
 
@@ -127,6 +132,34 @@ def test_a_guest_waits_for_less(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     assert 3 < clock.now - began < 5
     assert company.avoided >= {"me:1"}
+
+
+@pytest.mark.parametrize(("reached", "tries"), [(False, 1), (True, 0)])
+def test_a_failure_of_the_upstream_is_believed(
+    monkeypatch: pytest.MonkeyPatch, reached: bool, tries: int
+) -> None:
+    """If the leader could never reach it, a node tries once: that may be the leader's trouble."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    why = json.dumps(
+        {"kind": "unreachable", "status": None, "reason": "no route", "reached": reached}
+    )
+    company = Company(clock, Decision(Verdict.FAILED, why=why), Trouble.DEAD, 0.0)
+    tried = []
+
+    class Unreachable:
+        name = "the upstream"
+
+        def open(self, *_: Any) -> Any:
+            tried.append(1)
+            raise SourceError(self.name, 0, "no route", kind=FailureKind.UNREACHABLE)
+
+    source = Part(company, KEY, "me:1").source(Unreachable())  # type: ignore[arg-type]
+    for _ in range(3):
+        with pytest.raises(SourceError, match="no route") as caught:
+            source.open(0)
+        assert not caught.value.retryable
+    assert len(tried) == tries
 
 
 def _gives_up(part: Part) -> Callable[[], bool]:

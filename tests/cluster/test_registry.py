@@ -30,8 +30,8 @@ OURS, THEIRS = f"/v2/ours/blobs/{KEY}", f"/v2/theirs/blobs/{KEY}"
 
 
 @contextmanager
-def serving(folder: Path, redis: Redis, upstream: str) -> Iterator[list[Serving]]:
-    """Two registries of one cluster, each with two workers."""
+def serving(folder: Path, redis: Redis, upstream: str, *second: str) -> Iterator[list[Serving]]:
+    """Two registries of one cluster, each with two workers; options for the `second` one."""
     ports = Ports()
     secret = folder / "secret"
     secret.write_text(SECRET)
@@ -43,7 +43,7 @@ def serving(folder: Path, redis: Redis, upstream: str) -> Iterator[list[Serving]
             place.mkdir()
             options = ["--cluster", redis.url, "--cluster-secret-file", str(secret)]
             options += ["--advertise", ports.take()]
-            node = Serving(place, *options, upstream=upstream)
+            node = Serving(place, *options, *(second if number else ()), upstream=upstream)
             closing.callback(node.close)
             made.append(node)
         for each in made:
@@ -111,6 +111,27 @@ def _snapshot(node: Serving) -> dict[str, Any]:
     finally:
         connection.close()
     raise AssertionError("no snapshot")
+
+
+def test_a_node_without_room_gives_what_a_node_has_and_asks_for_each_client(
+    tmp_path: Path, redis: Redis, origin: Origin
+) -> None:
+    """What peers have goes to no client that the upstream has not admitted."""
+    origin.serve(OURS, seed=1, size=SIZE)
+    origin.serve(THEIRS, status=404)
+    upstream = origin.url("").rstrip("/")
+    with serving(tmp_path, redis, upstream, "--max-bytes", "1MiB") as (roomy, small):
+        assert roomy.ask(OURS).body == content(1, SIZE)
+        refused = small.ask(THEIRS)
+        assert refused.status == 404
+        assert content(1, SIZE)[:1000] not in refused.body
+        answer = small.ask(OURS)
+        assert answer.status == 200
+        assert answer.body == content(1, SIZE)
+        assert small.metric("shmstream_passed_through_total") == 1
+        assert small.metric("shmstream_peer_bytes_total") >= SIZE
+        asked = [each.method for each in origin.requests(OURS)]
+        assert "HEAD" in asked  # for the client of the node that has got it from the other one
 
 
 def test_real_clients_pull_an_image_through_two_nodes(

@@ -95,6 +95,22 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
     assert settings.stall > settings.outage, "clients are there when the upstream is back"
 
 
+def test_connections() -> None:
+    """Of all upstreams, and of one."""
+    tables = [{"url": "http://a"}, {"url": "http://b", "namespace": "b", "connections": 4}]
+    settings = Settings.from_table({"upstream": tables, "store": "/s", "connections": 2})
+    assert settings.connections == 2
+    assert [each.connections for each in settings.upstreams] == [None, 4]
+    assert Settings.from_json(settings.to_json()) == settings
+    assert Settings((Upstream(None, "http://a"),), "/s").connections == 1
+    with pytest.raises(BadSetting, match="connections: is between 1 and 64, not 0"):
+        Settings.from_table({"upstream": tables, "store": "/s", "connections": 0})
+    for wrong in (65, "2", True):
+        table = {"url": "http://a", "connections": wrong}
+        with pytest.raises(BadSetting, match="upstream 1, connections: is"):
+            Settings.from_table({"upstream": [table], "store": "/s"})
+
+
 @pytest.mark.parametrize("key", ["first_byte", "silence", "question", "outage"])
 def test_waiting_times(key: str) -> None:
     upstreams = (Upstream(None, "http://a"),)
