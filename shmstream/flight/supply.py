@@ -48,9 +48,9 @@ class Supply:
         """Connections that bring pieces."""
         self.gave: int = 0
         """Bytes of all pieces."""
-        self.is_proved = False
+        self.is_proved: bool = False
         """Whether it has shown that it gives parts, and the same bytes."""
-        self.is_out = False
+        self.is_out: bool = False
         """Whether it can never give parts."""
         self._failures = 0
         self._rests_until = 0.0
