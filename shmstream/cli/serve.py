@@ -410,7 +410,8 @@ def serve(
             _print(settings)
         if only_check:
             check_files(settings)
-            say(f"The settings are good: {', '.join(map(str, settings.upstreams))}")
+            served = map(str, (*settings.upstreams, *settings.mirrors))
+            say(f"The settings are good: {', '.join(served)}")
         if print_config or only_check:
             return
         good = run(settings, say, reread=read)
