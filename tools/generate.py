@@ -28,7 +28,7 @@ from shmstream.stream.control_block import (
     Text,
     fields_of,
 )
-from tools.models.bounds import BUGS
+from tools.models.bounds import MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "protocol.md"
@@ -210,7 +210,7 @@ def page() -> str:
         terminal=" and ".join(state.name for state in sorted(TERMINAL)),
         header_size=HEADER_SIZE,
         slot_size=SLOT_SIZE,
-        bugs=len(BUGS),
+        bugs=len(MODELS[0].bugs),
         model=COUNTS.read_text(encoding="utf-8").rstrip(),
         header=_table(Block),
         slot=_table(Slot),
