@@ -420,9 +420,8 @@ def serve(
             _print(settings)
         if only_check:
             check_files(settings)
-            mirrors = [f"{each.path} from {each.url}" for each in settings.mirrors]
-            told = ", ".join([*map(str, settings.upstreams), *mirrors])
-            say(f"The settings are good: {told}")
+            served = map(str, (*settings.upstreams, *settings.mirrors))
+            say(f"The settings are good: {', '.join(served)}")
         if print_config or only_check:
             return
         good = run(settings, say, reread=read)
