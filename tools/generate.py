@@ -28,7 +28,7 @@ from shmstream.stream.control_block import (
     Text,
     fields_of,
 )
-from tools.models.bounds import BUGS
+from tools.models.bounds import MODELS
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "protocol.md"
@@ -123,7 +123,7 @@ the doorbell exists and the slot is filled, as free when it leaves.
 | succeed | lock the header of an orphaned stream, check the name and that it is not terminal; lock the partial file, check that it is the file that the block names; keep all its bytes, unless it is longer than `size`: then cut it to `published`; store the identity of the new writer and `epoch` + 1; post all readers at the next publish |
 | reap | lock byte 0, check the name; unlink partial file (unless `resumable`) and doorbells, the segment last |
 
-## The model
+## The models
 
 `tools/models/stream.pml` is the life of one stream as a model for [spin](https://spinroot.com), which
 tries every order of steps: publish, wait, subscribe, unsubscribe, succeed, commit, abort, hand over,
@@ -139,13 +139,26 @@ steps. Then the kernel frees its locks one by one, in any order. The model asser
 - I8: a reaper removes nothing of a live writer; when all processes have gone, nothing is left; only
   what a kill left needs a sweep.
 
-`make model` checks it. It needs Debian's packages `spin` and `gcc`. The suite checks a part of it,
+`tools/models/connections.pml` is the life of [connections that outlive their
+worker](#connections-that-outlive-their-worker): accept, keep, answer, hand over, adopt, close, with
+clients that send two requests in a row, or in pieces. Each store to a table, each byte of a connection
+and each message is one step. A worker may be killed between any two steps, also the worker that goes on
+after it. The model asserts:
+
+- K1, K2: what a client has got is a prefix of the right answers at any time; no answer comes twice, and
+  none is mixed with another;
+- K3, and two processes never write to one connection at the same time;
+- no connection is lost: each goes on, or is cut for a reason that
+  [operations.md](operations.md#when-a-worker-ends) tells;
+- nothing is kept of a connection that its client has closed, and no record is used for ever.
+
+`make model` checks both. It needs Debian's packages `spin` and `gcc`. The suite checks a part of each,
 and that spin finds each of {bugs} deliberate bugs, such as two stores in the wrong order, or a look
 at a lock that is left out.
 
 {model}
 
-The model says nothing of what it leaves out: how the name and the partial file are claimed; words
+The models say nothing of what they leave out: time; how the name and the partial file are claimed; words
 that no process decides by (`chunk_count`, `progress`, `position`); damage by other programs; and
 processors that let one process see two stores of another in the wrong order. On x86 a reader that
 stores its membership and then loads `published` may, for a moment, not see what the
@@ -210,7 +223,7 @@ def page() -> str:
         terminal=" and ".join(state.name for state in sorted(TERMINAL)),
         header_size=HEADER_SIZE,
         slot_size=SLOT_SIZE,
-        bugs=len(BUGS),
+        bugs=sum(len(model.bugs) for model in MODELS),
         model=COUNTS.read_text(encoding="utf-8").rstrip(),
         header=_table(Block),
         slot=_table(Slot),

@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from shmstream.cli.exits import Command
-from shmstream.cli.options import duration, is_shared, size, store_option
+from shmstream.cli.options import Line, duration, is_shared, size, store_option
 from shmstream.cli.printing import say
 from shmstream.registry.settings import BadSetting, Settings, Upstream
 
@@ -87,6 +87,16 @@ def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
     "{namespace} in the URL. What follows /v2/ in the URL stands before names there. Further URLs "
     "with the same images are asked where the first one fails. Or a table of TOML, with "
     'all that one in a file may have: \'{url = "https://a", cafile = "/ca.pem"}\'. Can be given '
+    "several times.",
+)
+@click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    type=Line(),
+    metavar="TABLE",
+    help="Another server to mirror, as a table of TOML: "
+    '\'{path = "/hf", kind = "huggingface", url = "https://huggingface.co"}\'. Can be given '
     "several times.",
 )
 @store_option
@@ -410,7 +420,8 @@ def serve(
             _print(settings)
         if only_check:
             check_files(settings)
-            say(f"The settings are good: {', '.join(map(str, settings.upstreams))}")
+            served = map(str, (*settings.upstreams, *settings.mirrors))
+            say(f"The settings are good: {', '.join(served)}")
         if print_config or only_check:
             return
         good = run(settings, say, reread=read)
@@ -437,6 +448,8 @@ def _table(
     if ctx.get_parameter_source("folder") is not ParameterSource.DEFAULT:
         table["store"] = ctx.params["folder"]
     _add_cluster(table, options)
+    if mirrors := options.pop("mirrors"):
+        table["mirror"] = [_inline(ctx, "--mirror", each) for each in mirrors]
     table.update((name, value) for name, value in options.items() if value not in (None, ()))
     if is_shared():
         table["shared_group"] = True
@@ -461,11 +474,21 @@ def upstream_table(ctx: click.Context, text: str) -> dict[str, object]:
     Raises:
         UsageError: it is none.
     """
+    if text.lstrip().startswith("{"):
+        return _inline(ctx, "--upstream", text)
     try:
-        if text.lstrip().startswith("{"):
-            return dict(tomllib.loads(f"upstream = {text}")["upstream"])
         return Upstream.parse(text).as_table()
-    except tomllib.TOMLDecodeError as error:
-        raise click.UsageError(f"--upstream: is no table of TOML: {error}.", ctx) from error
     except BadSetting as error:
         raise click.UsageError(f"--upstream: {error.reason}.", ctx) from error
+
+
+def _inline(ctx: click.Context, option: str, text: str) -> dict[str, object]:
+    """The inline table of TOML in `text`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return dict(tomllib.loads(f"table = {text}")["table"])
+    except (tomllib.TOMLDecodeError, ValueError, TypeError) as error:
+        raise click.UsageError(f"{option}: is no table of TOML: {error}.", ctx) from error

@@ -62,7 +62,7 @@ class Pieces:
     def __init__(self, file: AheadFile, size: int, front: int, here: set[int]) -> None:
         self._file = file
         self._size = size
-        self.front = front
+        self.front: int = front
         """Bytes in the partial file."""
         self.here = here
         """The blocks that are complete in the ring."""

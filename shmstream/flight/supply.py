@@ -40,17 +40,17 @@ class Supply:
 
     def __init__(self, source: Source, most: int, rate: float, *, is_first: bool) -> None:
         self.source = source
-        self.most = most
-        self.rate = rate
+        self.most: int = most
+        self.rate: float = rate
         self.is_first = is_first
         """Whether the bytes of the partial file came from it."""
         self.active: int = 0
         """Connections that bring pieces."""
         self.gave: int = 0
         """Bytes of all pieces."""
-        self.is_proved = False
+        self.is_proved: bool = False
         """Whether it has shown that it gives parts, and the same bytes."""
-        self.is_out = False
+        self.is_out: bool = False
         """Whether it can never give parts."""
         self._failures = 0
         self._rests_until = 0.0

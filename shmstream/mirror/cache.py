@@ -121,11 +121,19 @@ class Found:
         """The value of the first field of that name."""
         return next(iter(freshness.values(self.fields, name)), None)
 
-    def claim(self) -> bool:
-        """Whether the caller is the first one: an answer that is not kept is for one client."""
+    def claim(self) -> Found | None:
+        """For each of the tasks that asked together: what answers its request.
+
+        None if that has to be asked for again: an answer that is not kept is for the first task.
+        """
         with self._lock:
             is_first, self._is_claimed = not self._is_claimed, True
-        return is_first or self.reply is None
+        if is_first:
+            return self
+        if self.reply is not None:
+            return None
+        how = "flight" if self.how == "miss" and self.source is not None else self.how
+        return Found(how, self.entry, self.source, detail=self.detail)
 
     def close(self) -> None:
         """Drop what was not used. The flight goes on. Idempotent. Does not block."""
@@ -182,9 +190,9 @@ class Cache:
         headers = asked.headers
         what = (asked.url, *sorted(headers.items()), "no-store" in asked.wish.directives)
         found = await self._together.ask(what, partial(self._ask_in_turn, asked))
-        while not found.claim():
+        while (mine := found.claim()) is None:
             found = await self._together.ask((*what, object()), partial(self._ask, asked, None))
-        return found
+        return mine
 
     def _meanwhile(self, asked: Asked) -> Found | None:
         """What is kept and may serve while the origin is asked; None if that may not be."""

@@ -30,6 +30,7 @@ LARGEST_BODY = 16 << 10
 LARGEST_NOTE = 1 << 18
 """Bytes of a note: of a few heads, and of such bodies."""
 _MOST = 6  # entries of one URL
+_MOST_URLS = 1_000_000  # of all mirrors; beyond, the oldest are forgotten
 _ASKED_ANYWAY = ("accept-encoding",)  # the mirror itself asks for `identity` whatever a client says
 _OF_THE_BODY = frozenset(("content-encoding", "content-type", "content-range", "content-length"))
 _REFRESHED = 7 * 24 * 3600.0  # s; an older note is written again when it is used
@@ -162,7 +163,7 @@ class Shelf:
         Raises:
             OSError: the folder of the notes cannot be made.
         """
-        self._notes = Notes(store, "mirror", largest=LARGEST_NOTE)
+        self._notes = Notes(store, "mirror", largest=LARGEST_NOTE, most=_MOST_URLS)
         self._mirror = mirror
 
     def read(self, url: str) -> list[Entry]:

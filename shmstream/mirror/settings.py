@@ -55,6 +55,9 @@ class Mirror:
             raise ValueError(f"ttl: is at least 0, not {self.ttl}")
         object.__setattr__(self, "immutable", tuple(self.immutable))
 
+    def __str__(self) -> str:
+        return f"{self.path} from {self.url}"
+
     @property
     def believed(self) -> float:
         """`ttl`, or what it is by default."""

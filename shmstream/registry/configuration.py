@@ -220,7 +220,8 @@ def _settings(made: Made[S], given: _Given) -> S:
         if not values:
             values, more = _validated(given, bad)
             mistakes += more
-        told = [each for each in made.mistakes(values) if each.key not in bad]
+        instead = {"upstream"} if "mirror" in bad else set()  # one of them is enough
+        told = [each for each in made.mistakes(values) if each.key not in bad | instead]
         placed = (_placed(given, each) for each in mistakes + told)
         once = {str(each): each for each in placed}
         raise BadSettings(sorted(once.values(), key=lambda each: each.line or 0))

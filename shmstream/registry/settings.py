@@ -264,7 +264,7 @@ class Settings:
 def _mistakes(settings: Settings) -> Iterator[BadSetting]:
     """All that is not valid."""
     if not settings.upstreams and not settings.mirrors:
-        reason = "is needed: the URL of the registry to pull from; or a mirror"
+        reason = "is needed: the URL of the registry to pull from. Or a mirror"
         yield BadSetting("upstream", reason)
     paths = [each.path for each in settings.mirrors]
     if len(set(paths)) < len(paths):

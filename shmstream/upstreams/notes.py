@@ -50,16 +50,19 @@ class Note:
 class Notes:
     """One shelf of notes. Any thread and any process may use it.
 
-    A note of more than `largest` bytes is not read.
+    A note of more than `largest` bytes is not read; there are `most` notes at most.
 
     Raises:
         OSError: its folder cannot be made, though the store can be written to.
         PermissionError: a user who may not write to the store owns its folder, or may write to it.
     """
 
-    def __init__(self, store: str, shelf: str, largest: int = _LARGEST) -> None:
+    def __init__(
+        self, store: str, shelf: str, largest: int = _LARGEST, most: int | None = None
+    ) -> None:
         self._store = store
         self._largest = largest
+        self._most = most
         self._folder = os.path.join(store, "registry", shelf)
         self._written = 0
         try:
@@ -169,7 +172,7 @@ class Notes:
                     _remove(entry.path)
                 else:
                     kept.append((age, entry.path))
-        for _, path in sorted(kept, reverse=True)[: max(len(kept) - _MOST, 0)]:
+        for _, path in sorted(kept, reverse=True)[: max(len(kept) - (self._most or _MOST), 0)]:
             _remove(path)
 
 

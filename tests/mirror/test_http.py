@@ -202,6 +202,8 @@ def test_one_download_for_all_and_each_gets_it_while_it_comes(
     for connection, _ in [*opened, late]:
         connection.close()
     assert len(quirks.requests("/together")) == 1
+    said = sorted(response.headers["cache-status"] for _, response in [*opened, late])
+    assert said == ["shmstream; fwd=miss; collapsed"] * 6 + ["shmstream; fwd=miss; stored"]
 
 
 def test_the_leading_worker_is_killed_and_no_client_notices(

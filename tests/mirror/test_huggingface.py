@@ -50,6 +50,8 @@ def client(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_SHARED_BLOBS": "1",
+        "HF_HUB_ETAG_TIMEOUT": str(int(PATIENCE)),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(int(PATIENCE)),
         **({"HF_TOKEN": token} if token else {}),
     }
     return subprocess.Popen(

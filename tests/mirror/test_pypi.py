@@ -30,7 +30,12 @@ CLEAN = {
 def run(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
-        env={**CLEAN, "PIP_CONFIG_FILE": os.devnull, "PYTHONWARNINGS": "ignore"},
+        env={
+            **CLEAN,
+            "PIP_CONFIG_FILE": os.devnull,
+            "PYTHONWARNINGS": "ignore",
+            "UV_HTTP_TIMEOUT": str(int(PATIENCE)),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -38,7 +43,8 @@ def run(*command: str) -> subprocess.Popen[str]:
 
 
 def pip(index: str, to: Path, *what: str) -> subprocess.Popen[str]:
-    options = ["--no-cache-dir", "--disable-pip-version-check", "--index-url", index, "-d", str(to)]
+    options = ["--no-cache-dir", "--disable-pip-version-check", "--timeout", str(int(PATIENCE))]
+    options += ["--index-url", index, "-d", str(to)]
     return run(sys.executable, "-m", "pip", "download", *options, *what)
 
 

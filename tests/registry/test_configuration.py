@@ -163,6 +163,7 @@ def test_whatever_a_table_has(table: dict[str, object]) -> None:
 def test_each_setting_has_an_option() -> None:
     options = {each.name for each in serve.params}
     inner = {"upstreams", "store"}  # `upstreams` and `folder` are the names of the parameters
+    inner |= {"mirrors"}  # which only a file has
     assert {each.name for each in fields(Settings)} - inner - {"shared_group"} <= options
     assert {"upstreams", "folder"} <= options
 

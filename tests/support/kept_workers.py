@@ -6,7 +6,8 @@ byte. Each of the `lives` workers is killed at its n-th line; the one after them
 
 How long may an answer take? On a busy machine a process may get no processor for minutes, so
 seconds say nothing. A worker tells ten times a second that its event loop turns: an answer is
-missing if the loop has turned often enough, and nothing has come.
+missing if the loop has turned often enough, and nothing has come. For the same reason, no worker
+and no keeper gives a connection up because a client or a worker is slow.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
+from shmstream.registry.server import keeper as keeper_room
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeper import Keeper
@@ -82,11 +84,13 @@ class _Application:
 
 def _work(channel: socket.socket, table: int, fresh: socket.socket | None, nth: int) -> None:
     """Be a worker: with a fresh connection, or with what the keeper sends."""
+    KeptProtocol.head_timeout = _PATIENCE
     death = Death(nth) if nth else None
 
     async def main() -> None:
         config = uvicorn.Config(
             _Application(), http=KeptProtocol, lifespan="off", log_config=None,
+            timeout_keep_alive=int(_PATIENCE),
         )  # fmt: skip
         config.load()
         named = {"config": config, "server_state": ServerState(), "app_state": {}}
@@ -213,7 +217,10 @@ def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
                 crew.bury()
                 crew.hire(deaths[killed] if killed < len(deaths) else 0)
             elif ready:
-                data = crew.client.recv(1 << 16)
+                try:
+                    data = crew.client.recv(1 << 16)
+                except ConnectionError:
+                    data = b""
                 if not data:
                     return f"cut after {len(answer)} bytes in the row {row}", killed
                 answer += data
@@ -228,6 +235,7 @@ def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
 
 def die_at_lines(link: Link, first: int, stride: int, lives: int) -> None:
     """Tell what went wrong, by line, and how many rounds there were."""
+    keeper_room._PATIENCE = _PATIENCE
     wrong: list[str] = []
     nth, rounds = first, 0
     while True:

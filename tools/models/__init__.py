@@ -2,6 +2,9 @@
 
 stream.pml     the life of one stream: publish, wait, subscribe, unsubscribe, take over, commit,
                abort, hand over, reap; the assertions cite the invariants I1 to I8
+connections.pml
+               the connections of `shmstream serve`: accept, keep, answer, hand over, adopt, close;
+               the assertions cite the rules K1 to K3
 __init__       runs spin on a model, within bounds
 bounds         the bounds of the whole check and of the suite's, and the deliberate bugs
 __main__       checks all of it, and prints how many states there are
@@ -18,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STREAM = Path(__file__).with_name("stream.pml")
+CONNECTIONS = Path(__file__).with_name("connections.pml")
 PROGRAMS = ("spin", "gcc")
 _DEPTH = 1_000_000  # steps; the longest run of a model has some thousands
 _LAST_STEPS = 40  # of a run that breaks an assertion, so many are shown
@@ -40,8 +44,10 @@ def missing() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program) is None]
 
 
-def check(bounds: Mapping[str, int], folder: Path, *, bug: str = "", megabytes: int) -> Outcome:
-    """Try every order of steps of the stream's model, in files in the empty `folder`.
+def check(
+    model: Path, bounds: Mapping[str, int], folder: Path, *, bug: str = "", megabytes: int
+) -> Outcome:
+    """Try every order of steps of a model, in files in the empty `folder`.
 
     `bounds` are macros of the model, and `bug` is one that breaks it. The search is exhaustive: it
     keeps every state, in at most so many `megabytes`.
@@ -51,11 +57,11 @@ def check(bounds: Mapping[str, int], folder: Path, *, bug: str = "", megabytes: 
         subprocess.CalledProcessError: spin or the compiler refuses the model.
     """
     macros = [f"-D{name}={value}" for name, value in bounds.items()] + [f"-D{bug}"] * bool(bug)
-    shutil.copy(STREAM, folder)
-    _run(folder, "spin", "-a", *macros, STREAM.name)
+    shutil.copy(model, folder)
+    _run(folder, "spin", "-a", *macros, model.name)
     # A bug is looked for in the shortest runs first, with a program that takes less to compile.
     options = ["-DBFS"] if bug else []
-    options += ["-DSAFETY", "-DCOLLAPSE", "-DNOFAIR", "-DVECTORSZ=512", f"-DMEMLIM={megabytes}"]
+    options += ["-DSAFETY", "-DCOLLAPSE", "-DNOFAIR", "-DVECTORSZ=1024", f"-DMEMLIM={megabytes}"]
     _run(folder, "gcc", "-w", *options, "-o", "pan", "pan.c")
     said = _run(folder, "./pan", "-w20", *([] if bug else [f"-m{_DEPTH}"]))
     broken = re.search(r"^pan:\d+: (.*)", said, re.MULTILINE)
@@ -63,7 +69,7 @@ def check(bounds: Mapping[str, int], folder: Path, *, bug: str = "", megabytes: 
         raise RuntimeError(f"spin has not looked at all states:\n{said}")
     trail = ""
     if broken is not None:
-        steps = _run(folder, "spin", "-t", "-p", "-g", "-l", *macros, STREAM.name).splitlines()
+        steps = _run(folder, "spin", "-t", "-p", "-g", "-l", *macros, model.name).splitlines()
         trail = "\n".join([each for each in steps if "proc" in each][-_LAST_STEPS:])
     return Outcome(
         states=int(_number(r"(\d+) states, stored", said)),

@@ -1,12 +1,15 @@
-"""The bounds within which the model is checked, and the deliberate bugs that the check must find.
+"""The bounds within which each model is checked, and the deliberate bugs that the check must find.
 
-A macro that is not named has the value at the beginning of stream.pml. Each scope leaves out what
+A macro that is not named has the value at the beginning of the model. Each scope leaves out what
 other scopes look at, because all of it together has more states than a machine can keep.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from tools.models import CONNECTIONS, STREAM
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,17 @@ class Scope:
     bounds: dict[str, int]
 
 
-WHOLE = [
+@dataclass(frozen=True)
+class Model:
+    """A model: what `make model` checks, what the suite checks, and the bugs, with their bounds."""
+
+    path: Path
+    whole: list[Scope]
+    quick: list[Scope]
+    bugs: dict[str, dict[str, int]]
+
+
+_WHOLE = [
     Scope(
         "2 readers wait; their writer is killed, and one of them succeeds",
         {
@@ -63,22 +76,20 @@ WHOLE = [
         },
     ),
 ]  # fmt: skip
-"""What `make model` checks."""
 
 _ONE_READER = {"READERS": 1, "KILLS": 0, "SIZE": 1, "LEADERS": 1, "ABORTS": 0, "HANDS_OVER": 0}
 
-QUICK = [
+_QUICK = [
     Scope("1 reader; commit and abort", _ONE_READER | {"ABORTS": 1}),
     Scope(
         "1 reader; the writer hands over, and no process succeeds", _ONE_READER | {"HANDS_OVER": 1}
     ),
     Scope("1 reader; one process is killed", _ONE_READER | {"KILLS": 1}),
 ]
-"""What the suite checks."""
 
 _SUCCESSION = _ONE_READER | {"LEADERS": 2, "KILLS": 1, "VICTIMS": 1}
 
-BUGS = {
+_BUGS = {
     "BUG_RINGS_BEFORE_IT_PUBLISHES": _ONE_READER | {"GIVEN": 0},
     "BUG_PUBLISHES_BEFORE_IT_WRITES": _ONE_READER | {"GIVEN": 0},
     "BUG_PUBLISHES_ALL_BEFORE_IT_MOVES": _ONE_READER,
@@ -96,4 +107,74 @@ BUGS = {
     "BUG_REAPER_IGNORES_THE_LOCK": _ONE_READER | {"SWEEPS": 1},
     "BUG_REAPER_DOES_NOT_LOOK_AGAIN": _ONE_READER | {"SWEEPS": 1, "HANDS_OVER": 1},
 }
-"""Deliberate bugs, and bounds within which spin finds each."""
+
+_ONE_REQUEST = {"REQUESTS": 1, "WORKERS": 2, "KILLS": 1, "WAITS": 0}
+_ONE_LEAVES = _ONE_REQUEST | {"KILLS": 0, "LEAVES": 1}
+_TWO_REQUESTS = {"WORKERS": 2, "KILLS": 1, "WAITS": 0, "BEGUN": 1}
+
+MODELS = [
+    Model(STREAM, _WHOLE, _QUICK, _BUGS),
+    Model(
+        CONNECTIONS,
+        [
+            Scope(
+                "2 requests; 2 of the 3 workers are killed, one after the other",
+                {"KILLS": 2, "WORKERS": 3},
+            ),
+            Scope(
+                "2 requests; a worker is replaced, and one is killed",
+                {"KILLS": 1, "LEAVES": 1, "WORKERS": 3, "WAITS": 0},
+            ),
+            Scope(
+                "2 requests in pieces, and the client may leave; a worker is killed",
+                {"KILLS": 1, "WORKERS": 2, "PIECES": 1, "QUITS": 1},
+            ),
+            Scope(
+                "1 request in pieces; a worker is replaced, and one is killed",
+                {
+                    "REQUESTS": 1, "KILLS": 1, "LEAVES": 1, "WORKERS": 3, "PIECES": 1, "QUITS": 1,
+                    "WAITS": 0,
+                },
+            ),
+            Scope(
+                "2 requests; no room for a duplicate; a worker is replaced, and one is killed",
+                {"KILLS": 1, "LEAVES": 1, "WORKERS": 3, "MOST": 0, "WAITS": 0},
+            ),
+            Scope(
+                "2 clients of 1 request, with long heads; a worker is killed",
+                {
+                    "CLIENTS": 2, "REQUESTS": 1, "KILLS": 1, "WORKERS": 2, "LONG": 1, "BEGUN": 1,
+                },
+            ),
+            Scope(
+                "2 clients of 1 request, room for 1 duplicate; a worker is killed",
+                {
+                    "CLIENTS": 2, "REQUESTS": 1, "KILLS": 1, "WORKERS": 2, "MOST": 1, "BEGUN": 1,
+                    "WAITS": 0,
+                },
+            ),
+        ],
+        [
+            Scope("1 request; a worker is killed", _ONE_REQUEST),
+            Scope("1 request; a worker is replaced", _ONE_LEAVES),
+            Scope("2 requests; a worker is killed", _TWO_REQUESTS),
+        ],
+        {
+            "BUG_TURN_BEFORE_RESPONSE": _TWO_REQUESTS,
+            "BUG_ONE_RESPONSE_IN_A_RECORD": _TWO_REQUESTS,
+            "BUG_WRITES_BEFORE_IT_NOTES": _ONE_REQUEST,
+            "BUG_TAKES_REQUEST_FIRST": _ONE_REQUEST | {"TEXTS": 0},
+            "BUG_CLOSED_IS_NOT_TOLD": _ONE_REQUEST | {"KILLS": 0},
+            "BUG_LAST_WORDS_ARE_NOT_HEARD": _ONE_REQUEST,
+            "BUG_RESET_IS_THE_END": _ONE_LEAVES | {"KILLS": 1, "WORKERS": 3},
+            "BUG_WRITES_AFTER_HAND_OVER": _ONE_LEAVES,
+            "BUG_CONNECTION_IS_NOT_SENT_AGAIN": _ONE_LEAVES | {"MOST": 0},
+            "BUG_TOUCHES_BEFORE_ADOPTED_IS_SENT": _ONE_REQUEST | {
+                "WORKERS": 3, "WAITS": 1, "BEGUN": 2,
+            },
+            "BUG_RECORD_FREE_BEFORE_CLOSED_IS_SENT": _ONE_REQUEST | {
+                "CLIENTS": 2, "LONG": 1, "WAITS": 1, "BEGUN": 1,
+            },
+        },
+    ),
+]  # fmt: skip

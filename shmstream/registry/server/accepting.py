@@ -22,7 +22,7 @@ import uvicorn
 
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.asgi.protocol import Protocol
-from shmstream.registry.server.acceptor import Acceptor, Counts
+from shmstream.registry.server.acceptor import Acceptor, Counts, prepare
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeping_protocol import KeptProtocol
@@ -146,6 +146,7 @@ class Server(uvicorn.Server):
         return True
 
     def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:
+        prepare(connection)  # also one of another worker, which may not have come to it
         protocol = KeptProtocol(place, connection, **self._state)
         Transport(asyncio.get_running_loop(), connection, protocol)
         return protocol

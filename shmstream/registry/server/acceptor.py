@@ -68,6 +68,12 @@ class Counts:
         os.close(self._fd)
 
 
+def prepare(connection: socket.socket) -> None:
+    """Set an accepted connection up for an event loop."""
+    connection.setblocking(False)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Acceptor:
     """Accepts connections from `listener`. For one event loop; `close` it before the loop ends."""
 
@@ -84,7 +90,7 @@ class Acceptor:
         """`connections` has the open connections; each `protocol` adds and removes its own.
 
         At `most` of them no further one is taken. `keep` begins with a connection in another way,
-        if it can; False if not.
+        if it can; False if not. It prepares the connection, too.
         """
         self._listener = listener
         self._protocol = protocol
@@ -150,9 +156,9 @@ class Acceptor:
             else:
                 raise
             return False
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # First of all: if this process is killed before `keep` has told of it, the client is cut.
         if self._keep is None or not self._keep(connection):
+            prepare(connection)
             self._begin(connection)
         self.tell()
         return True

@@ -89,6 +89,8 @@ class _Outgoing:
 class KeptProtocol(Protocol):
     """One kept connection."""
 
+    limit_concurrency: int | None
+
     def __init__(self, place: Place, connection: socket.socket, **named: Any) -> None:
         """`place`: of a new connection, or of one that another worker had."""
         super().__init__(**named)

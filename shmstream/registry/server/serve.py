@@ -246,7 +246,7 @@ def _introduction(settings: Settings, listener: socket.socket, store: Store) -> 
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
     upstreams = [
         *map(str, settings.upstreams),
-        *(f"{each.path} from {each.url}" for each in settings.mirrors),
+        *map(str, settings.mirrors),
     ]
     workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
     return f"Serving {', '.join(upstreams)} at {url} with {workers}, from {store.folder}"
