@@ -89,8 +89,8 @@ def test_an_account_of_a_killed_process_does_not_count(tmp_path: Path) -> None:
     assert of_node(str(tmp_path)) is None
     ledger = Ledger(str(tmp_path), lambda: Account("a:1", calls=3))
     ledger.wake()
-    wait_until(lambda: of_node(str(tmp_path)) is not None)
-    assert not left.exists()
+    wait_until(lambda: not left.exists())
+    wait_until(lambda: (told := of_node(str(tmp_path))) is not None and told.calls == 3)
     ledger.close()
     assert list((tmp_path / "cluster" / "accounts").iterdir()) == []
 
