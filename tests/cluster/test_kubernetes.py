@@ -33,7 +33,7 @@ def test_the_settings_are_those_of_a_node(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setenv(name, value.replace("$(HOST_IP)", environment["HOST_IP"]))
     seen: list[Settings] = []
 
-    def look(settings: Settings, _say: object) -> bool:
+    def look(settings: Settings, *_: object, **__: object) -> bool:
         seen.append(settings)
         return True
 
