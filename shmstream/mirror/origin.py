@@ -16,12 +16,12 @@ from urllib3 import BaseHTTPResponse
 
 from shmstream.errors import SourceError
 from shmstream.mirror.freshness import Pairs
+from shmstream.sources.base import has_control_characters
 from shmstream.sources.http_client import (
     Client,
     Patience,
     Reply,
     discard,
-    has_control_characters,
     parse,
 )
 from shmstream.upstreams.health import Reach

@@ -47,6 +47,7 @@ _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
 # the address of an IPv6 host, and after "?" or "#", "::" makes no chain.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
@@ -306,6 +307,11 @@ def begin(offset: int, size: int | None, asked: str | None, validator: str | Non
     """
     same = asked is None or asked == validator
     return offset if same and (size is None or offset <= size) else 0
+
+
+def has_control_characters(text: str) -> bool:
+    """Whether `text` has control characters, such as line breaks."""
+    return _CONTROL.search(text) is not None
 
 
 def public(url: str) -> str:

@@ -36,6 +36,7 @@ from shmstream.sources.base import (
     check_connections,
     check_offset,
     checked,
+    has_control_characters,
     public,
 )
 from shmstream.sources.http_body import Body
@@ -50,7 +51,6 @@ from shmstream.sources.http_client import (
     credentials_in,
     date,
     discard,
-    has_control_characters,
     parse,
     valid_headers,
 )

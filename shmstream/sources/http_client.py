@@ -26,7 +26,7 @@ from urllib.parse import unquote, urljoin
 from urllib.request import proxy_bypass
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.sources.base import public
+from shmstream.sources.base import has_control_characters, public
 from shmstream.system.process import PerProcess
 
 try:
@@ -57,7 +57,6 @@ WHOLE = (200, 203)
 _FOR_EVER = 1e10  # s; a `Retry-After` may have any number of digits
 _NO_DATE = 10**12  # s; beyond the last year that a calendar has
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _TEXT = re.compile(r"[^:]+://[^\\/?#]*([^?#]*)(?:\?([^#]*))?")  # path and query as they are written
 _UNFIT = re.compile(r"[^\x21-\x7e]")
 _UNWISE = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
@@ -354,7 +353,7 @@ def parse(url: str, *, is_exact: bool = False) -> Url:
     Raises:
         ValueError: `url` is no such URL; the message shows no credentials.
     """
-    if _CONTROL.search(url):
+    if has_control_characters(url):
         raise ValueError("a URL has no line breaks or other control characters")
     try:
         parts = parse_url(url)
@@ -413,11 +412,6 @@ def valid_headers(headers: Mapping[str, str]) -> dict[str, str]:
         if has_control_characters(value.replace("\t", " ")):
             raise ValueError(f"the value of header {name} has control characters")
     return {name.lower(): value for name, value in headers.items()}
-
-
-def has_control_characters(text: str) -> bool:
-    """Whether `text` has control characters, such as line breaks."""
-    return _CONTROL.search(text) is not None
 
 
 def authorization(auth: tuple[str, str] | str) -> str:

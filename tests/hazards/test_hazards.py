@@ -452,7 +452,7 @@ def test_a_commit_between_two_loads_is_never_a_short_end(
             conclude = Tail._conclude
 
             def conclude_while_it_commits(self: Tail, position: int) -> int:
-                load = self._block.load_published
+                load = self.load
 
                 def load_then_commit() -> int:
                     published = load()
@@ -460,11 +460,11 @@ def test_a_commit_between_two_loads_is_never_a_short_end(
                         streamer.transfer([b"the last bytes"])
                     return published
 
-                self._block.load_published = load_then_commit
+                self.load = load_then_commit
                 try:
                     return conclude(self, position)
                 finally:
-                    self._block.load_published = load
+                    self.load = load
 
             monkeypatch.setattr(Tail, "_conclude", conclude_while_it_commits)
             monkeypatch.setattr("shmstream.stream.stream.Stream.is_orphaned", lambda _: True)

@@ -156,7 +156,8 @@ def test_subscribe_and_leave(record: list[str], blob: str) -> None:
         reader = InFlightCopier.attach(streamer.name)
         assert record == [
             "membership free", "doorbell", "unlink", "write",
-            "pid", "started", "namespace", "position", "sources", "membership active",
+            "pid", "started", "namespace", "position", "sources", "ahead",
+                "membership active",
         ]  # fmt: skip
         streamer.append(b"data")
         del record[:]
@@ -277,7 +278,7 @@ def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str
         with InFlightCopier.attach(streamer.name) as reader:
             loads: list[str] = []
             block = reader._block
-            load_published, load = block.load_published, Word.__get__
+            load_published, load = reader._tail.load, Word.__get__
 
             def note_published() -> int:
                 loads.append("published")
@@ -288,7 +289,7 @@ def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str
                     loads.append(NAMES[id(self)])
                 return load(self, of, owner)
 
-            monkeypatch.setattr(block, "load_published", note_published)
+            monkeypatch.setattr(reader._tail, "load", note_published)
             monkeypatch.setattr(Word, "__get__", note)
             reader.view()
             monkeypatch.undo()

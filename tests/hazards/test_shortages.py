@@ -129,7 +129,7 @@ def test_who_subscribes_late_is_told_late(blob: str, monkeypatch: pytest.MonkeyP
                     with pytest.raises(NoFreeSlot, match="all 1 are taken"):
                         late.read1()
 
-            def run_out(*_: object) -> None:
+            def run_out(*_: object, **__: object) -> None:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
             with monkeypatch.context() as patch, pytest.raises(OutOfResources, match="ulimit"):

@@ -28,7 +28,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from shmstream.sources.http_client import has_control_characters
+from shmstream.sources.base import has_control_characters
 
 _HUB = frozenset(
     ("docker.io", "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com")
