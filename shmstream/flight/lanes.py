@@ -236,9 +236,9 @@ class Lanes:
         if self._pieces is None:
             return _AT_ONCE
         front = self._streamer.appended
+        self._drop_overtaken(front)
         with self._lock:
             pieces = self._pieces
-            self._advance(front)
             end = pieces.own_end
             if end is None:
                 return _AT_ONCE
@@ -254,6 +254,14 @@ class Lanes:
             step = -(-(front + 4 * BLOCK) // BLOCK) * BLOCK
             pieces.own_end = None if gap == self._streamer.size else min(gap, step)
             return _AT_ONCE if pieces.own_end is None else pieces.own_end - front
+
+    def _drop_overtaken(self, front: int) -> None:
+        """Advance; what the leader's own feed has given is taken from other connections."""
+        with self._lock:
+            self._advance(front)
+            over = [] if self._pieces is None else self._pieces.overtaken()
+        for piece in over:
+            self._drop(piece)
 
     def _advance(self, front: int) -> None:
         pieces = self._pieces
@@ -442,9 +450,9 @@ class Lanes:
         """
         if self._pieces is None:
             return None
+        self._drop_overtaken(self._streamer.appended)
         with self._lock:
             self._own, self._pieces.own_end = 0, None
-            self._advance(self._streamer.appended)
             self._work.notify_all()
         size, alone = self._streamer.size, time.monotonic()
         with memoryview(bytearray(BLOCK)) as buffer:

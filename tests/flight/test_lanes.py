@@ -1,0 +1,60 @@
+"""The parts of several connections one by one: which blocks, which source, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shmstream.flight.pieces import Pieces
+from shmstream.flight.supply import Supply
+from shmstream.sources.base import Description
+from shmstream.sources.http import HTTPSource
+from shmstream.storage.ahead import BLOCK, AheadFile
+
+SLOTS = 8
+SIZE = 40 * BLOCK
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[AheadFile]:
+    fd = os.open(tmp_path / "partial", os.O_RDWR | os.O_CREAT)
+    with AheadFile(str(tmp_path / "ring"), fd, Description(SIZE, '"1"'), "sha256") as file:
+        file.make(SLOTS)
+        yield file
+    os.close(fd)
+
+
+def adopted(ring: AheadFile, tmp_path: Path, front: int) -> set[int]:
+    """What a successor would take."""
+    fd = os.open(tmp_path / "partial", os.O_RDWR)
+    known = Description(SIZE, '"1"')
+    with AheadFile(ring.path, fd, known, "sha256") as file:
+        found = file.adopt(front)
+    os.close(fd)
+    return found
+
+
+def make_supply() -> Supply:
+    return Supply(HTTPSource("http://a/b"), 4, 1e6, is_first=True)
+
+
+def test_two_pieces_never_share_a_slot(ring: AheadFile) -> None:
+    """The leader's own feed may give more than it was asked for, and overtake a piece."""
+    pieces = Pieces(ring, SIZE, 0, set())
+    slow = pieces.claim(make_supply(), 2 * BLOCK)
+    assert slow is not None
+    pieces.came(slow, BLOCK)
+    pieces.advance(6 * BLOCK)
+    while (piece := pieces.claim(make_supply(), 2 * BLOCK)) is not None:
+        assert not {each % SLOTS for each in piece.blocks} & {1, 2, 3}, "slots it still writes to"
+    assert pieces.overtaken() == [slow]
+    pieces.came(slow, BLOCK)
+    pieces.release(slow)
+    assert pieces.overtaken() == []
+    piece = pieces.claim(make_supply(), 2 * BLOCK)
+    assert piece is not None
+    assert piece.blocks.start == SLOTS + 1
+    assert not pieces.here
