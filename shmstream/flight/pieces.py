@@ -107,7 +107,10 @@ class Pieces:
         piece.moved = time.monotonic()
         block = before // BLOCK
         while block < piece.blocks.stop and piece.at >= self._file.end_of(block):
-            self._file.complete(block)
+            # A piece that began in a block, at the front, has only the rest of it: a successor
+            # may begin further back.
+            if piece.start <= block * BLOCK:
+                self._file.complete(block)
             self.here.add(block)
             block += 1
 

@@ -58,3 +58,15 @@ def test_two_pieces_never_share_a_slot(ring: AheadFile) -> None:
     assert piece is not None
     assert piece.blocks.start == SLOTS + 1
     assert not pieces.here
+
+
+def test_a_block_that_is_here_in_part_is_not_for_a_successor(
+    ring: AheadFile, tmp_path: Path
+) -> None:
+    pieces = Pieces(ring, SIZE, BLOCK + 5, set())
+    piece = pieces.claim(make_supply(), 4 * BLOCK)
+    assert piece is not None
+    assert piece.start == BLOCK + 5
+    pieces.came(piece, 2 * BLOCK - 5)
+    assert pieces.here == {1, 2}, "for this leader, which has the bytes before"
+    assert adopted(ring, tmp_path, BLOCK) == {2}
