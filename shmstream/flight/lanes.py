@@ -197,7 +197,7 @@ class Lanes:
         if self._is_off or self._supplies or size is None or not self._download.guards:
             return
         for source in sources:
-            most = connections_of(source, self._asked, size)
+            most = connections_of(source, self._asked)
             is_first = source is first
             if most > 1 and (is_first or ":" in self._streamer.expected):
                 self._supplies.append(Supply(source, most, 0.0, is_first=is_first))

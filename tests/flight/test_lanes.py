@@ -10,7 +10,7 @@ import pytest
 
 from shmstream.flight.pieces import Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Description
+from shmstream.sources.base import Description, connections_of
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
 
@@ -70,3 +70,9 @@ def test_a_block_that_is_here_in_part_is_not_for_a_successor(
     pieces.came(piece, 2 * BLOCK - 5)
     assert pieces.here == {1, 2}, "for this leader, which has the bytes before"
     assert adopted(ring, tmp_path, BLOCK) == {2}
+
+
+def test_one_connection_if_nobody_asks_for_more() -> None:
+    source = HTTPSource("http://a/b")
+    assert [connections_of(source, each) for each in (None, 1, 5)] == [1, 1, 5]
+    assert connections_of(HTTPSource("http://a/b", connections=3), 5) == 3
