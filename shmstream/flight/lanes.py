@@ -196,13 +196,17 @@ class Lanes:
         size, first = self._streamer.size, self._download.source
         if self._is_off or self._supplies or size is None or not self._download.guards:
             return
-        for source in sources:
-            most = connections_of(source, self._asked)
+        if not self._is_worthwhile():
+            return
+        is_given = ":" in self._streamer.expected
+        # The first one first: if it gives no parts, nobody asks the others.
+        for source in sorted(sources, key=lambda each: each is not first):
             is_first = source is first
-            if most > 1 and (is_first or ":" in self._streamer.expected):
+            if not (is_first or (is_given and self._supplies)):
+                break
+            most = connections_of(source, self._asked)
+            if most > 1:
                 self._supplies.append(Supply(source, most, 0.0, is_first=is_first))
-        if not any(each.is_first for each in self._supplies):
-            self._supplies.clear()
         self._is_off = not self._supplies
 
     # The leader: while its own feed is open.

@@ -258,9 +258,12 @@ def connections_of(source: Source, asked: int | None) -> int:
 
     `asked`: what the call or the store says.
     """
-    if getattr(source, "open_part", None) is None:
+    try:
+        if getattr(source, "open_part", None) is None:
+            return 1
+        own: int | None = getattr(source, "connections", None)
+    except Exception:  # noqa: BLE001  a source is anybody's code
         return 1
-    own: int | None = getattr(source, "connections", None)
     return own or asked or 1
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec.core
 import pytest
 
 from shmstream.flight.pieces import Pieces
 from shmstream.flight.supply import Supply
 from shmstream.sources.base import Description, connections_of
+from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
 
@@ -76,3 +79,37 @@ def test_one_connection_if_nobody_asks_for_more() -> None:
     source = HTTPSource("http://a/b")
     assert [connections_of(source, each) for each in (None, 1, 5)] == [1, 1, 5]
     assert connections_of(HTTPSource("http://a/b", connections=3), 5) == 3
+
+
+class Broken:
+    """A source that cannot even say over how many connections it gives a blob."""
+
+    name = "broken"
+    open_part: Any = print
+
+    @property
+    def connections(self) -> int:
+        raise ImportError("an extra is missing")
+
+
+def test_a_source_is_not_connected_to_before_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken: Any = Broken()
+    assert connections_of(broken, 4) == 1
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it may connect")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    monkeypatch.setattr("fsspec.spec._Cached.__call__", fail)
+    of = {
+        "http://a/b": 4,
+        "zip://b::http://a/c.zip": 1,
+        "simplecache::http://a/b": 1,
+        "memory://a": 1,
+        "/a/b": 1,
+        "no-such-scheme://a": 1,
+    }
+    for url, expected in of.items():
+        assert connections_of(FsspecSource(url), 4) == expected
