@@ -85,6 +85,7 @@ _SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no lo
 _LONG_SILENCE = 20.0  # s; likewise, of a source that gives much at once
 _TOO_SLOW = 3.0  # times as long as another connection needs
 _PROOF = 64 << 10  # bytes
+_SILENT = "it gave nothing for a while"
 
 _log = logging.getLogger("shmstream")
 
@@ -144,6 +145,8 @@ class Lanes:
         self._over = threads.Flag()  # ends the thread that looks
         self._is_watched = False
         self._own_is_left = False  # the leader's own feed was closed, because it was late
+        self._own_feed: Feed | None = None
+        self._own_began_at = 0  # bytes
         # Of the leader's own feed, as the thread that looks sees it:
         self._feeds = 0  # how many there were
         self._own_lump = 0  # bytes that came at once, at most
@@ -215,6 +218,7 @@ class Lanes:
         """The leader's own feed is open."""
         with self._lock:
             self._own, self._own_is_left = 1, False
+            self._own_feed, self._own_began_at = feed, self._streamer.appended
             self._feeds += 1
             if self._pieces is not None:
                 self._advance(self._streamer.appended)
@@ -290,15 +294,19 @@ class Lanes:
             if self._judged is not None:
                 self._judge(now, front)
             with self._lock:
-                is_late = self._own == 1 and self._is_own_late(own, now, front)
+                is_late = self._is_same_feed(own) and self._is_own_late(own, now, front)
                 self._own_is_left |= is_late
+                feed = self._own_feed  # by now the leader may have left it, and opened another
                 is_unlimited = self._pieces is not None and self._pieces.own_end is None
                 is_time = is_unlimited and self._may_any(now)
-            if is_late:
+            if is_late and feed is not None:
                 _log.debug("%s: the first connection is late at %d", self._key, front)
-                self._download.leave()
+                feed.close()
             elif is_time:
                 self._share(front)
+
+    def _is_same_feed(self, own: _Own) -> bool:
+        return self._own == 1 and own.number == self._feeds
 
     def _note_own(self, now: float, front: int) -> _Own | None:
         """What is seen of the leader's own feed; None if there is none, or it has just begun."""
@@ -428,17 +436,25 @@ class Lanes:
 
     # The leader: without a feed of its own.
 
-    def own_failed(self, error: SourceError) -> bool:
-        """The leader's own feed broke off. Whether other connections go on in its place."""
+    def own_failed(self, error: SourceError) -> SourceError | None:
+        """The leader's own feed broke off; None if other connections go on in its place.
+
+        Else it returns the error that counts as a failure of the source. If the feed was left
+        because it was late, and has given nothing, no other connection is waited for while their
+        source rests: a source that never gives a byte fails in the end.
+        """
         with self._lock:
             supply = self._first()
             if supply is None or self._pieces is None or not supply.is_proved:
-                return False
+                return error
             if self._own_is_left:
                 supply.was_late(supply.rate)
+                silent = SourceError(supply.source.name, self._streamer.appended, _SILENT)
+                error = error if self._streamer.appended > self._own_began_at else silent
             else:
                 supply.failed(error, 1, self._key)
-            return self._own_is_left or self._can_bring()
+            gave = self._own_is_left and self._streamer.appended > self._own_began_at
+            return None if gave or self._can_bring() else error
 
     def _first(self) -> Supply | None:
         return next((each for each in self._supplies if each.is_first), None)

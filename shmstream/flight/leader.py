@@ -554,10 +554,10 @@ class Leader:
                     self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
-            if self._lanes.own_failed(error):
+            if (failure := self._lanes.own_failed(error)) is None:
                 download.close()
             else:
-                download.fail(error, streamer.appended)
+                download.fail(failure, streamer.appended)
             return self._go_on()
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import fsspec.core
 import pytest
 
-from shmstream.flight.pieces import Pieces
+from shmstream.errors import SourceError
+from shmstream.flight.lanes import Lanes
+from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Description, connections_of
+from shmstream.sources.base import Description, Feed, connections_of
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
@@ -113,3 +116,63 @@ def test_a_source_is_not_connected_to_before_it_is_needed(
     }
     for url, expected in of.items():
         assert connections_of(FsspecSource(url), 4) == expected
+
+
+class Fed:
+    """The streamer and the download of a leader, as far as `Lanes` uses them."""
+
+    size, expected, appended, guards = SIZE, "sha256", 0, True
+
+    def __init__(self) -> None:
+        self.known = Description(SIZE, '"1"')
+        self.source = HTTPSource("http://a/b")
+
+    def received(self, count: int) -> None:
+        pass
+
+    def check_going_on(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fed() -> Fed:
+    return Fed()
+
+
+@pytest.fixture
+def lanes(ring: AheadFile, fed: Any) -> Lanes:
+    """Connections that have begun, without a thread."""
+    found = Lanes("key", fed, fed, lambda: ring, 4)
+    found._file, found._pieces = ring, Pieces(ring, SIZE, 0, set())
+    found.prepare([fed.source])
+    found._began = found._is_watched = True
+    found._most = 4 * BLOCK
+    return found
+
+
+def supply_of(lanes: Lanes) -> Supply:
+    [supply] = lanes._supplies
+    supply.is_proved = True
+    return supply
+
+
+def claim(lanes: Lanes) -> Piece:
+    piece = lanes.claim(supply_of(lanes))
+    assert piece is not None
+    return piece
+
+
+def test_a_source_that_never_gives_a_byte_fails(lanes: Lanes, fed: Fed) -> None:
+    supply = supply_of(lanes)
+    late = SourceError("http://a/b", 0, "closed")
+    for appended, error in ((0, "it gave nothing"), (5, "")):
+        lanes.own_begins(Feed(iter(())))
+        fed.appended = appended
+        lanes._own_is_left = True
+        supply._rests_until = math.inf
+        failure = lanes.own_failed(late)
+        assert (not error) if failure is None else (error in str(failure))
+    lanes.own_begins(Feed(iter(())))
+    lanes._own_is_left = True
+    supply._rests_until, supply._failures = 0.0, 0
+    assert lanes.own_failed(late) is None, "another connection may give some"
