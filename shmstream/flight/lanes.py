@@ -700,20 +700,25 @@ class Lanes:
     def ended(self, piece: Piece, error: SourceError | None) -> None:
         """For a lane: it has ended with a piece."""
         with self._lock:
-            supply = piece.supply
-            if not (piece.is_dropped or self._is_stopped):
-                if error is None:
-                    supply.brought(piece.end - piece.start, time.monotonic() - piece.began)
-                else:
-                    supply.failed(error, self._own * supply.is_first, self._key)
-                    # If no source gives parts, the leader's own feed goes on to the end.
-                    self._is_off |= not any(each.may_come_again for each in self._supplies)
-            supply.active -= 1
-            piece.is_over = True
-            if self._pieces is not None:
-                self._pieces.release(piece)
-            self._work.notify_all()
-            self._news.notify_all()
+            try:
+                if not (piece.is_dropped or self._is_stopped):
+                    self._note_end(piece, error)
+            finally:
+                piece.supply.active -= 1
+                piece.is_over = True
+                if self._pieces is not None:
+                    self._pieces.release(piece)
+                self._work.notify_all()
+                self._news.notify_all()
+
+    def _note_end(self, piece: Piece, error: SourceError | None) -> None:
+        supply = piece.supply
+        if error is None:
+            supply.brought(piece.end - piece.start, time.monotonic() - piece.began)
+        else:
+            supply.failed(error, self._own * supply.is_first, self._key)
+            # If no source gives parts, the leader's own feed goes on to the end.
+            self._is_off |= not any(each.may_come_again for each in self._supplies)
 
     def reopen(self) -> int | None:
         """For a lane: a descriptor of the ring; None if there is none any more.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,12 @@ def test_a_source_that_never_gives_a_byte_fails(lanes: Lanes, fed: Fed) -> None:
     lanes._own_is_left = True
     supply._rests_until, supply._failures = 0.0, 0
     assert lanes.own_failed(late) is None, "another connection may give some"
+
+
+def test_a_source_may_fail_any_number_of_times() -> None:
+    supply = make_supply()
+    for _ in range(1100):
+        supply.failed(SourceError("a", 0, "broke off"), 0, "key")
+        supply.was_late(1.0)
+    assert supply.is_resting(time.monotonic() + 9.0)
+    assert not supply.is_resting(time.monotonic() + 10.1)
