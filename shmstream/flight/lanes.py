@@ -301,7 +301,7 @@ class Lanes:
                 is_time = is_unlimited and self._may_any(now)
             if is_late and feed is not None:
                 _log.debug("%s: the first connection is late at %d", self._key, front)
-                feed.close()
+                self._close(feed)
             elif is_time:
                 self._share(front)
 
@@ -736,11 +736,18 @@ class Lanes:
         with self._lock:
             feed = piece.feed
         if feed is not None:
-            feed.close()
+            self._close(feed)
         with self._lock:
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()
+
+    def _close(self, feed: Feed) -> None:
+        """Close a feed of anybody's code, such as a generator that another thread is just in."""
+        try:
+            feed.close()
+        except Exception as error:  # noqa: BLE001  its connection ends by itself, later
+            _log.warning("%s: a feed cannot be closed: %s", self._key, str(error))
 
     # The end.
 
@@ -752,6 +759,9 @@ class Lanes:
             dropping = [] if self._pieces is None else list(self._pieces.claimed)
             self._work.notify_all()
             self._news.notify_all()
+        for piece in dropping:  # all of them first: to close a feed may take a while
+            with piece.writing:
+                piece.is_dropped = True
         for piece in dropping:
             self._drop(piece)
         with self._lock:

@@ -186,3 +186,15 @@ def test_a_source_may_fail_any_number_of_times() -> None:
         supply.was_late(1.0)
     assert supply.is_resting(time.monotonic() + 9.0)
     assert not supply.is_resting(time.monotonic() + 10.1)
+
+
+def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) -> None:
+    def fail() -> None:
+        raise ValueError("generator already executing")
+
+    pieces = [claim(lanes), claim(lanes)]
+    for each in pieces:
+        each.feed = Feed(iter(()), close=fail)
+    lanes.stop()
+    assert all(each.is_dropped for each in pieces)
+    assert lanes.reopen() is None
