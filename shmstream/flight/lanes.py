@@ -85,6 +85,7 @@ _SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no lo
 _LONG_SILENCE = 20.0  # s; likewise, of a source that gives much at once
 _TOO_SLOW = 3.0  # times as long as another connection needs
 _PROOF = 64 << 10  # bytes
+_SILENT = "it gave nothing for a while"
 
 _log = logging.getLogger("shmstream")
 
@@ -144,6 +145,8 @@ class Lanes:
         self._over = threads.Flag()  # ends the thread that looks
         self._is_watched = False
         self._own_is_left = False  # the leader's own feed was closed, because it was late
+        self._own_feed: Feed | None = None
+        self._own_began_at = 0  # bytes
         # Of the leader's own feed, as the thread that looks sees it:
         self._feeds = 0  # how many there were
         self._own_lump = 0  # bytes that came at once, at most
@@ -196,13 +199,17 @@ class Lanes:
         size, first = self._streamer.size, self._download.source
         if self._is_off or self._supplies or size is None or not self._download.guards:
             return
-        for source in sources:
-            most = connections_of(source, self._asked, size)
+        if not self._is_worthwhile():
+            return
+        is_given = ":" in self._streamer.expected
+        # The first one first: if it gives no parts, nobody asks the others.
+        for source in sorted(sources, key=lambda each: each is not first):
             is_first = source is first
-            if most > 1 and (is_first or ":" in self._streamer.expected):
+            if not (is_first or (is_given and self._supplies)):
+                break
+            most = connections_of(source, self._asked)
+            if most > 1:
                 self._supplies.append(Supply(source, most, 0.0, is_first=is_first))
-        if not any(each.is_first for each in self._supplies):
-            self._supplies.clear()
         self._is_off = not self._supplies
 
     # The leader: while its own feed is open.
@@ -211,6 +218,7 @@ class Lanes:
         """The leader's own feed is open."""
         with self._lock:
             self._own, self._own_is_left = 1, False
+            self._own_feed, self._own_began_at = feed, self._streamer.appended
             self._feeds += 1
             if self._pieces is not None:
                 self._advance(self._streamer.appended)
@@ -236,9 +244,9 @@ class Lanes:
         if self._pieces is None:
             return _AT_ONCE
         front = self._streamer.appended
+        self._drop_overtaken(front)
         with self._lock:
             pieces = self._pieces
-            self._advance(front)
             end = pieces.own_end
             if end is None:
                 return _AT_ONCE
@@ -254,6 +262,14 @@ class Lanes:
             step = -(-(front + 4 * BLOCK) // BLOCK) * BLOCK
             pieces.own_end = None if gap == self._streamer.size else min(gap, step)
             return _AT_ONCE if pieces.own_end is None else pieces.own_end - front
+
+    def _drop_overtaken(self, front: int) -> None:
+        """Advance; what the leader's own feed has given is taken from other connections."""
+        with self._lock:
+            self._advance(front)
+            over = [] if self._pieces is None else self._pieces.overtaken()
+        for piece in over:
+            self._drop(piece)
 
     def _advance(self, front: int) -> None:
         pieces = self._pieces
@@ -278,15 +294,19 @@ class Lanes:
             if self._judged is not None:
                 self._judge(now, front)
             with self._lock:
-                is_late = self._own == 1 and self._is_own_late(own, now, front)
+                is_late = self._is_same_feed(own) and self._is_own_late(own, now, front)
                 self._own_is_left |= is_late
+                feed = self._own_feed  # by now the leader may have left it, and opened another
                 is_unlimited = self._pieces is not None and self._pieces.own_end is None
                 is_time = is_unlimited and self._may_any(now)
-            if is_late:
+            if is_late and feed is not None:
                 _log.debug("%s: the first connection is late at %d", self._key, front)
-                self._download.leave()
+                self._close(feed)
             elif is_time:
                 self._share(front)
+
+    def _is_same_feed(self, own: _Own) -> bool:
+        return self._own == 1 and own.number == self._feeds
 
     def _note_own(self, now: float, front: int) -> _Own | None:
         """What is seen of the leader's own feed; None if there is none, or it has just begun."""
@@ -416,17 +436,25 @@ class Lanes:
 
     # The leader: without a feed of its own.
 
-    def own_failed(self, error: SourceError) -> bool:
-        """The leader's own feed broke off. Whether other connections go on in its place."""
+    def own_failed(self, error: SourceError) -> SourceError | None:
+        """The leader's own feed broke off; None if other connections go on in its place.
+
+        Else it returns the error that counts as a failure of the source. If the feed was left
+        because it was late, and has given nothing, no other connection is waited for while their
+        source rests: a source that never gives a byte fails in the end.
+        """
         with self._lock:
             supply = self._first()
             if supply is None or self._pieces is None or not supply.is_proved:
-                return False
+                return error
             if self._own_is_left:
                 supply.was_late(supply.rate)
+                silent = SourceError(supply.source.name, self._streamer.appended, _SILENT)
+                error = error if self._streamer.appended > self._own_began_at else silent
             else:
                 supply.failed(error, 1, self._key)
-            return self._own_is_left or self._can_bring()
+            gave = self._own_is_left and self._streamer.appended > self._own_began_at
+            return None if gave or self._can_bring() else error
 
     def _first(self) -> Supply | None:
         return next((each for each in self._supplies if each.is_first), None)
@@ -442,9 +470,9 @@ class Lanes:
         """
         if self._pieces is None:
             return None
+        self._drop_overtaken(self._streamer.appended)
         with self._lock:
             self._own, self._pieces.own_end = 0, None
-            self._advance(self._streamer.appended)
             self._work.notify_all()
         size, alone = self._streamer.size, time.monotonic()
         with memoryview(bytearray(BLOCK)) as buffer:
@@ -672,20 +700,25 @@ class Lanes:
     def ended(self, piece: Piece, error: SourceError | None) -> None:
         """For a lane: it has ended with a piece."""
         with self._lock:
-            supply = piece.supply
-            if not (piece.is_dropped or self._is_stopped):
-                if error is None:
-                    supply.brought(piece.end - piece.start, time.monotonic() - piece.began)
-                else:
-                    supply.failed(error, self._own * supply.is_first, self._key)
-                    # If no source gives parts, the leader's own feed goes on to the end.
-                    self._is_off |= not any(each.may_come_again for each in self._supplies)
-            supply.active -= 1
-            piece.is_over = True
-            if self._pieces is not None:
-                self._pieces.release(piece)
-            self._work.notify_all()
-            self._news.notify_all()
+            try:
+                if not (piece.is_dropped or self._is_stopped):
+                    self._note_end(piece, error)
+            finally:
+                piece.supply.active -= 1
+                piece.is_over = True
+                if self._pieces is not None:
+                    self._pieces.release(piece)
+                self._work.notify_all()
+                self._news.notify_all()
+
+    def _note_end(self, piece: Piece, error: SourceError | None) -> None:
+        supply = piece.supply
+        if error is None:
+            supply.brought(piece.end - piece.start, time.monotonic() - piece.began)
+        else:
+            supply.failed(error, self._own * supply.is_first, self._key)
+            # If no source gives parts, the leader's own feed goes on to the end.
+            self._is_off |= not any(each.may_come_again for each in self._supplies)
 
     def reopen(self) -> int | None:
         """For a lane: a descriptor of the ring; None if there is none any more.
@@ -703,11 +736,18 @@ class Lanes:
         with self._lock:
             feed = piece.feed
         if feed is not None:
-            feed.close()
+            self._close(feed)
         with self._lock:
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()
+
+    def _close(self, feed: Feed) -> None:
+        """Close a feed of anybody's code, such as a generator that another thread is just in."""
+        try:
+            feed.close()
+        except Exception as error:  # noqa: BLE001  its connection ends by itself, later
+            _log.warning("%s: a feed cannot be closed: %s", self._key, str(error))
 
     # The end.
 
@@ -719,6 +759,9 @@ class Lanes:
             dropping = [] if self._pieces is None else list(self._pieces.claimed)
             self._work.notify_all()
             self._news.notify_all()
+        for piece in dropping:  # all of them first: to close a feed may take a while
+            with piece.writing:
+                piece.is_dropped = True
         for piece in dropping:
             self._drop(piece)
         with self._lock:

@@ -175,13 +175,13 @@ class Leader:
         """Close everything that the leader owns. Idempotent."""
         if self._over.is_set():
             return
-        self._stop()
         with ExitStack() as ending:  # from the last to the first, whatever fails on the way
             ending.callback(self._over.set)
             ending.callback(self._upkeep.ended, self._place.path)
             ending.callback(self.streamer.close)
             if self._held is not None:
                 ending.callback(self._held.close)
+            ending.callback(self._stop)
 
     def close(self) -> None:
         """Stop, so that a reader in another process can succeed. The partial file stays.
@@ -196,8 +196,10 @@ class Leader:
 
     def _stop(self) -> None:
         """Have the thread that leads fail soon; no connection writes any more."""
-        self._download.stop()
-        self._lanes.stop()
+        try:
+            self._download.stop()
+        finally:
+            self._lanes.stop()
 
     def _ahead_file(self) -> AheadFile:
         streamer = self.streamer
@@ -257,8 +259,10 @@ class Leader:
                 while feed is not None:
                     feed = self._pump(feed)
             finally:
-                self._download.close()
-                self._lanes.stop()
+                try:
+                    self._download.close()
+                finally:
+                    self._lanes.stop()
             self._commit()
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
             if self._cancelled is not None:
@@ -554,10 +558,10 @@ class Leader:
                     self._blame(name_hash(download.source))  # it says that this is all
                 raise download.short(streamer.appended)
         except SourceError as error:
-            if self._lanes.own_failed(error):
+            if (failure := self._lanes.own_failed(error)) is None:
                 download.close()
             else:
-                download.fail(error, streamer.appended)
+                download.fail(failure, streamer.appended)
             return self._go_on()
         return None
 

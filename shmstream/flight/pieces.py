@@ -9,8 +9,10 @@ front, each block of the window is in one of these states:
     here       it is complete in the ring
 
 A piece begins at the first free block, so the gaps that are nearest to the front are closed first.
-No piece goes beyond the window, which is as long as the ring has slots. Nothing here waits, and
-nothing is locked: `Lanes` calls all of it under its lock.
+No piece goes beyond the window, which is as long as the ring has slots. The window begins at the
+oldest byte that a connection may still write: two blocks with one slot are never written at once,
+also if the leader's own feed has gone beyond a piece (`overtaken`), which is dropped soon. Nothing
+here waits, and nothing is locked: `Lanes` calls all of it under its lock.
 """
 
 from __future__ import annotations
@@ -80,7 +82,8 @@ class Pieces:
         first = self.front // BLOCK
         after = self.front if self.own_end is None else max(self.own_end, self.front)
         begin = max(first, -(-after // BLOCK) if self.own_end is not None else first)
-        until = min(first + self._file.slots, self._file.blocks)
+        oldest = min([self.front, *(each.at for each in self.claimed)]) // BLOCK
+        until = min(oldest + self._file.slots, self._file.blocks)
         left = (self._file.blocks - begin - len(self._taken)) * BLOCK
         # All end at the same time; and to ask costs time, too, so the last ones are not tiny.
         fair = int(left / (_SPREAD * self.lanes))
@@ -104,7 +107,10 @@ class Pieces:
         piece.moved = time.monotonic()
         block = before // BLOCK
         while block < piece.blocks.stop and piece.at >= self._file.end_of(block):
-            self._file.complete(block)
+            # A piece that began in a block, at the front, has only the rest of it: a successor
+            # may begin further back.
+            if piece.start <= block * BLOCK:
+                self._file.complete(block)
             self.here.add(block)
             block += 1
 
@@ -112,9 +118,20 @@ class Pieces:
         """A connection has ended with a piece; what did not come is free. Idempotent."""
         if piece in self.claimed:
             self.claimed.remove(piece)
+            self._forget_over(piece.blocks)
             self._taken.difference_update(each for each in piece.blocks if each not in self.here)
 
+    def _forget_over(self, blocks: range) -> None:
+        """The blocks of these that the front has passed are of no use any more."""
+        self.here.difference_update(
+            [each for each in blocks if self._file.end_of(each) <= self.front]
+        )
+
     # The leader.
+
+    def overtaken(self) -> list[Piece]:
+        """The pieces of which the partial file has all bytes, from another connection."""
+        return [each for each in self.claimed if each.end <= self.front]
 
     def ready(self) -> int:
         """The offset up to which the bytes after the front are here, as far as one read gives."""

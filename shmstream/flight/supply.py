@@ -28,6 +28,7 @@ _PIECE = 2.0  # s; so long a piece takes to come, if its source gives as before
 _LEAST, _MOST = 1 << 20, 16 << 20  # bytes of a piece
 _CROWDED = (429, 503)
 _REST, _LONGEST_REST = 0.1, 10.0  # s
+_DOUBLED = 7  # times at most
 _OFTEN = 2  # times in a row that it may be late
 _GROWS = 30.0  # s
 _LONGEST_RETRY_AFTER = 30.0  # s
@@ -102,7 +103,7 @@ class Supply:
             return
         else:
             self._failures += 1
-            pause = min(_REST * 2**self._failures, _LONGEST_REST)
+            pause = self._rest()
             _log.info("%s: %s; no new parts for %.1f s", key, said, pause)
         self._rests_until = max(self._rests_until, now + pause)
 
@@ -111,8 +112,12 @@ class Supply:
         self._failures += 1
         self.rate = min(self.rate / 2, rate)
         if self._failures > _OFTEN:
-            pause = min(_REST * 2**self._failures, _LONGEST_REST)
+            pause = self._rest()
             self._rests_until = time.monotonic() + pause
+
+    def _rest(self) -> float:
+        # Nobody counts how often a source fails: 2**1024 is too large for a float.
+        return min(_REST * 2 ** min(self._failures, _DOUBLED), _LONGEST_REST)
 
     @property
     def may_come_again(self) -> bool:

@@ -41,7 +41,6 @@ _MEANINGS = {
     NotADirectoryError: "a part of its path is no directory: ",
     FileExistsError: "it exists: ",
 }
-_LARGE, _MANY = 64 << 20, 8  # bytes; so large a blob comes over so many connections
 _MOST_CONNECTIONS = 64
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
@@ -178,9 +177,8 @@ class Source(Protocol):
     - `describe() -> Description`, which asks for no bytes, and raises as `open`
     - `open_part(offset, end, validator) -> Feed`, which is `open` for the bytes before `end` alone:
       a server that is asked for more sends bytes that nobody reads
-    - `connections`, how many connections one blob may come over; it needs `open_part`. None: what
-      the call or the store says, or else 8 if the blob has 64 MiB or more. Without it: what the
-      call or the store says, or else 1
+    - `connections`, how many connections one blob may come over; it needs `open_part`. None, or
+      without it: what the call or the store says, or else 1
     - `is_live = True`, if its bytes are made while they are read, and may come slowly
     - `identity`, a text that two sources share only if one can do no better than the other; without
       it, that is the name. It is never shown
@@ -256,19 +254,18 @@ def open_at(source: Source, offset: int, validator: str | None, end: int | None 
         raise SourceError(source.name, offset, reason, retryable=False) from error
 
 
-def connections_of(source: Source, asked: int | None, size: int) -> int:
-    """How many connections a blob of `size` bytes may come over from `source`.
+def connections_of(source: Source, asked: int | None) -> int:
+    """How many connections a blob may come over from `source`: one, if nobody asks for more.
 
     `asked`: what the call or the store says.
     """
-    if getattr(source, "open_part", None) is None:
+    try:
+        if getattr(source, "open_part", None) is None:
+            return 1
+        own: int | None = getattr(source, "connections", None)
+    except Exception:  # noqa: BLE001  a source is anybody's code
         return 1
-    own: int | None = getattr(source, "connections", 0)
-    if own:
-        return own
-    if asked is not None:
-        return asked
-    return _MANY if own is None and size >= _LARGE else 1
+    return own or asked or 1
 
 
 def check_connections(connections: int | None) -> int | None:

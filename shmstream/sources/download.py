@@ -427,11 +427,6 @@ class Download:
         if (feed := self._feed) is not None:
             feed.close()
 
-    def leave(self) -> None:
-        """Make the feed fail soon, without stopping. From any thread."""
-        if (feed := self._feed) is not None:
-            feed.close()
-
     @property
     def is_stopping(self) -> bool:
         """Whether `stop` was called."""

@@ -132,8 +132,16 @@ class FsspecSource:
     @property
     def connections(self) -> int | None:
         """Over how many a blob may come: of a file that is far away, what the caller says."""
-        system, _ = self._locate()
-        return None if isinstance(system, AsyncFileSystem) else 1
+        return None if issubclass(self._class(), AsyncFileSystem) else 1
+
+    def _class(self) -> type[AbstractFileSystem]:
+        """Of the file system; none is made, because some connect at once, or read a file."""
+        first, is_chain, _ = self._url.partition("::")
+        protocol = fsspec.core.split_protocol(first)[0]
+        if not is_chain:
+            protocol = self._options.get("protocol") or protocol
+        found = protocol or (first if is_chain else "file")
+        return cast("type[AbstractFileSystem]", fsspec.get_filesystem_class(found))
 
     def expecting(self, digest: str) -> FsspecSource:  # noqa: ARG002
         """The same source, for a blob that is known to have a digest."""

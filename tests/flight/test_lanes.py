@@ -1,0 +1,200 @@
+"""The parts of several connections one by one: which blocks, which source, and what goes wrong."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec.core
+import pytest
+
+from shmstream.errors import SourceError
+from shmstream.flight.lanes import Lanes
+from shmstream.flight.pieces import Piece, Pieces
+from shmstream.flight.supply import Supply
+from shmstream.sources.base import Description, Feed, connections_of
+from shmstream.sources.fsspec import FsspecSource
+from shmstream.sources.http import HTTPSource
+from shmstream.storage.ahead import BLOCK, AheadFile
+
+SLOTS = 8
+SIZE = 40 * BLOCK
+
+
+@pytest.fixture
+def ring(tmp_path: Path) -> Iterator[AheadFile]:
+    fd = os.open(tmp_path / "partial", os.O_RDWR | os.O_CREAT)
+    with AheadFile(str(tmp_path / "ring"), fd, Description(SIZE, '"1"'), "sha256") as file:
+        file.make(SLOTS)
+        yield file
+    os.close(fd)
+
+
+def adopted(ring: AheadFile, tmp_path: Path, front: int) -> set[int]:
+    """What a successor would take."""
+    fd = os.open(tmp_path / "partial", os.O_RDWR)
+    known = Description(SIZE, '"1"')
+    with AheadFile(ring.path, fd, known, "sha256") as file:
+        found = file.adopt(front)
+    os.close(fd)
+    return found
+
+
+def make_supply() -> Supply:
+    return Supply(HTTPSource("http://a/b"), 4, 1e6, is_first=True)
+
+
+def test_two_pieces_never_share_a_slot(ring: AheadFile) -> None:
+    """The leader's own feed may give more than it was asked for, and overtake a piece."""
+    pieces = Pieces(ring, SIZE, 0, set())
+    slow = pieces.claim(make_supply(), 2 * BLOCK)
+    assert slow is not None
+    pieces.came(slow, BLOCK)
+    pieces.advance(6 * BLOCK)
+    while (piece := pieces.claim(make_supply(), 2 * BLOCK)) is not None:
+        assert not {each % SLOTS for each in piece.blocks} & {1, 2, 3}, "slots it still writes to"
+    assert pieces.overtaken() == [slow]
+    pieces.came(slow, BLOCK)
+    pieces.release(slow)
+    assert pieces.overtaken() == []
+    piece = pieces.claim(make_supply(), 2 * BLOCK)
+    assert piece is not None
+    assert piece.blocks.start == SLOTS + 1
+    assert not pieces.here
+
+
+def test_a_block_that_is_here_in_part_is_not_for_a_successor(
+    ring: AheadFile, tmp_path: Path
+) -> None:
+    pieces = Pieces(ring, SIZE, BLOCK + 5, set())
+    piece = pieces.claim(make_supply(), 4 * BLOCK)
+    assert piece is not None
+    assert piece.start == BLOCK + 5
+    pieces.came(piece, 2 * BLOCK - 5)
+    assert pieces.here == {1, 2}, "for this leader, which has the bytes before"
+    assert adopted(ring, tmp_path, BLOCK) == {2}
+
+
+def test_one_connection_if_nobody_asks_for_more() -> None:
+    source = HTTPSource("http://a/b")
+    assert [connections_of(source, each) for each in (None, 1, 5)] == [1, 1, 5]
+    assert connections_of(HTTPSource("http://a/b", connections=3), 5) == 3
+
+
+class Broken:
+    """A source that cannot even say over how many connections it gives a blob."""
+
+    name = "broken"
+    open_part: Any = print
+
+    @property
+    def connections(self) -> int:
+        raise ImportError("an extra is missing")
+
+
+def test_a_source_is_not_connected_to_before_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken: Any = Broken()
+    assert connections_of(broken, 4) == 1
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("it may connect")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    monkeypatch.setattr("fsspec.spec._Cached.__call__", fail)
+    of = {
+        "http://a/b": 4,
+        "zip://b::http://a/c.zip": 1,
+        "simplecache::http://a/b": 1,
+        "memory://a": 1,
+        "/a/b": 1,
+        "no-such-scheme://a": 1,
+    }
+    for url, expected in of.items():
+        assert connections_of(FsspecSource(url), 4) == expected
+
+
+class Fed:
+    """The streamer and the download of a leader, as far as `Lanes` uses them."""
+
+    size, expected, appended, guards = SIZE, "sha256", 0, True
+
+    def __init__(self) -> None:
+        self.known = Description(SIZE, '"1"')
+        self.source = HTTPSource("http://a/b")
+
+    def received(self, count: int) -> None:
+        pass
+
+    def check_going_on(self) -> None:
+        pass
+
+
+@pytest.fixture
+def fed() -> Fed:
+    return Fed()
+
+
+@pytest.fixture
+def lanes(ring: AheadFile, fed: Any) -> Lanes:
+    """Connections that have begun, without a thread."""
+    found = Lanes("key", fed, fed, lambda: ring, 4)
+    found._file, found._pieces = ring, Pieces(ring, SIZE, 0, set())
+    found.prepare([fed.source])
+    found._began = found._is_watched = True
+    found._most = 4 * BLOCK
+    return found
+
+
+def supply_of(lanes: Lanes) -> Supply:
+    [supply] = lanes._supplies
+    supply.is_proved = True
+    return supply
+
+
+def claim(lanes: Lanes) -> Piece:
+    piece = lanes.claim(supply_of(lanes))
+    assert piece is not None
+    return piece
+
+
+def test_a_source_that_never_gives_a_byte_fails(lanes: Lanes, fed: Fed) -> None:
+    supply = supply_of(lanes)
+    late = SourceError("http://a/b", 0, "closed")
+    for appended, error in ((0, "it gave nothing"), (5, "")):
+        lanes.own_begins(Feed(iter(())))
+        fed.appended = appended
+        lanes._own_is_left = True
+        supply._rests_until = math.inf
+        failure = lanes.own_failed(late)
+        assert (not error) if failure is None else (error in str(failure))
+    lanes.own_begins(Feed(iter(())))
+    lanes._own_is_left = True
+    supply._rests_until, supply._failures = 0.0, 0
+    assert lanes.own_failed(late) is None, "another connection may give some"
+
+
+def test_a_source_may_fail_any_number_of_times() -> None:
+    supply = make_supply()
+    for _ in range(1100):
+        supply.failed(SourceError("a", 0, "broke off"), 0, "key")
+        supply.was_late(1.0)
+    assert supply.is_resting(time.monotonic() + 9.0)
+    assert not supply.is_resting(time.monotonic() + 10.1)
+
+
+def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) -> None:
+    def fail() -> None:
+        raise ValueError("generator already executing")
+
+    pieces = [claim(lanes), claim(lanes)]
+    for each in pieces:
+        each.feed = Feed(iter(()), close=fail)
+    lanes.stop()
+    assert all(each.is_dropped for each in pieces)
+    assert lanes.reopen() is None
