@@ -32,7 +32,7 @@ from shmstream.mirror import freshness
 from shmstream.mirror.answer_source import AnswerSource
 from shmstream.mirror.entry import LARGEST_BODY, Entry, Shelf, new_key, selecting
 from shmstream.mirror.freshness import Wish
-from shmstream.mirror.origin import PERSONAL, Origin, head_of, passed_on
+from shmstream.mirror.origin import Origin, head_of, is_personal, passed_on
 from shmstream.mirror.settings import Mirror
 from shmstream.mirror.turns import Turns
 from shmstream.sources.http_client import Reply, discard
@@ -79,7 +79,7 @@ class Asked:
     @property
     def is_personal(self) -> bool:
         """Whether the request tells who asks."""
-        return any(each in self.request for each in PERSONAL)
+        return any(is_personal(each) for each in self.request)
 
 
 @dataclass

@@ -14,6 +14,7 @@ any worker that reads it joins that flight.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ class Entry:
     Attributes:
         status: of the answer.
         fields: its head, without what belongs to one connection.
-        vary: what the request said in the fields that `Vary` names.
+        vary: hashes of what the request said in the fields that `Vary` names.
         requested, received: when it was asked for, and when its head came; seconds since 1970.
         key: of the blob that is its body; empty: the body is `body`.
         body: the bytes, in base64.
@@ -151,7 +152,9 @@ def selecting(fields: Pairs, request: Mapping[str, str]) -> dict[str, str]:
 
 
 def _plain(value: str) -> str:
-    return ",".join(each.strip() for each in value.split(","))
+    """A value as notes have it: its SHA-256, because it may be a password."""
+    text = ",".join(each.strip() for each in value.split(","))
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() if text else ""
 
 
 class Shelf:

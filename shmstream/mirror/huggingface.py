@@ -34,7 +34,7 @@ from shmstream.mirror.cache import Found
 from shmstream.mirror.entry import Entry, Shelf
 from shmstream.mirror.freshness import Pairs, Wish, values
 from shmstream.mirror.kind import Plain, Refused, Rooms, query_of, rest_of
-from shmstream.mirror.origin import PERSONAL, Told, head_of, passed_on
+from shmstream.mirror.origin import Told, head_of, is_personal, passed_on
 from shmstream.mirror.replies import begin, joined, request_of
 from shmstream.sources.http import HTTPSource
 
@@ -190,15 +190,15 @@ class Hub(Plain):
         entry = self._shelf.find(url, {})
         if entry is not None and entry.serves(Wish({}), time.time()):
             return _Facts(entry.fields, is_public=True)
-        is_personal = any(each in request for each in PERSONAL)
+        has_token = any(is_personal(each) for each in request)
         told = None
         try:
-            if not (is_personal and self._is_private(file.repo)):
+            if not (has_token and self._is_private(file.repo)):
                 told = await self._head(url, passed_on(_public(request)))
                 if (fields := _facts_of(told)) is not None:
                     self._keep(url, fields, file)
                     return _Facts(fields, is_public=True)
-            if is_personal and (told is None or told.status in _HIDING):
+            if has_token and (told is None or told.status in _HIDING):
                 told = await self._head(url, passed_on(request))
                 if (fields := _facts_of(told)) is not None:
                     self._note_private(file.repo)
@@ -252,8 +252,8 @@ class Hub(Plain):
 
     async def _found(self, scope: Scope, rest: str, request: Mapping[str, str]) -> Found:
         """The answer for everybody if there is one; else that for this client."""
-        is_personal = any(each in request for each in PERSONAL)
-        if is_personal and _OF_A_REPO.fullmatch(rest):
+        has_token = any(is_personal(each) for each in request)
+        if has_token and _OF_A_REPO.fullmatch(rest):
             found = await self._cache.find(self.asked(scope, rest, _public(request)))
             if found.status not in _HIDING:
                 return found
@@ -339,7 +339,7 @@ async def _refuse(send: Send, told: Told) -> None:
 
 
 def _public(request: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in request.items() if name not in PERSONAL}
+    return {name: value for name, value in request.items() if not is_personal(name)}
 
 
 def _without(fields: Pairs, *names: str) -> Pairs:

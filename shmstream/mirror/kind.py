@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
+from urllib.parse import unquote
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
 from shmstream.errors import ShmstreamError
@@ -19,9 +20,11 @@ from shmstream.mirror.freshness import Wish
 from shmstream.mirror.origin import Told, passed_on
 from shmstream.mirror.replies import Replies, begin, pairs_of, request_of
 from shmstream.mirror.settings import Mirror
+from shmstream.sources.http_client import origin_of, parse
 from shmstream.upstreams.singleflight import Together
 
-_DOTS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[/\\]")
+_MOST_CODINGS = 4  # times that a path is decoded: some servers decode more than once
 _LONGEST = 8192  # characters
 
 
@@ -66,10 +69,33 @@ def rest_of(scope: Scope, mirror: Mirror) -> str:
     """
     raw = scope.get("raw_path")
     path = raw.decode("latin-1") if isinstance(raw, bytes) else scope["path"]
-    rest = path.partition("?")[0].removeprefix(mirror.path)
-    if len(rest) > _LONGEST or _DOTS.search(rest) or not rest.isascii():
+    plain = path.partition("?")[0]
+    rest = plain.removeprefix(mirror.path)
+    # The mirror was found by the decoded path: `/hf%2Fx` is below `/hf` there, and not here.
+    if not plain.startswith(mirror.path) or (rest and not rest.startswith("/")):
+        raise Refused(400, "the path of a mirror is written as it is, without escapes")
+    if len(rest) > _LONGEST or not rest.isascii() or _leads_up(rest):
         raise Refused(400, "a path has no '.' or '..' in it, and 8,192 characters at most")
+    try:
+        is_there = origin_of(parse(mirror.url + rest, is_exact=True)) == origin_of(
+            parse(mirror.url)
+        )
+    except ValueError:
+        is_there = False
+    if not is_there:
+        raise Refused(400, "such a path leads to another server")
     return rest
+
+
+def _leads_up(rest: str) -> bool:
+    """Whether a part of a path is `.` or `..`, for any server, however it reads the path."""
+    for _ in range(_MOST_CODINGS):
+        if any(each.partition(";")[0] in (".", "..") for each in _SEPARATOR.split(rest)):
+            return True
+        before, rest = rest, unquote(rest, "latin-1")
+        if rest == before:
+            return False
+    return True
 
 
 def query_of(scope: Scope) -> str:

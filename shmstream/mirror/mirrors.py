@@ -16,8 +16,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
-from shmstream.asgi.messages import Receive, Scope, Send
+from shmstream.asgi.messages import Message, Receive, Scope, Send
 from shmstream.asgi.statuses import shortage, status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.mirror.cache import Cache, NotKept
@@ -103,7 +104,7 @@ class Mirrors:
         assert path is not None
         scope["shmstream.route"] = self._rooms[path].mirror.kind
         try:
-            await self._kinds[path](scope, receive, send)
+            await self._kinds[path](scope, receive, partial(_send_safely, send))
         except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:
             error = raised
             if not isinstance(error, ShmstreamError):
@@ -111,6 +112,23 @@ class Mirrors:
                     raise
                 error = lack
             await _refuse(scope, send, error)
+
+
+async def _send_safely(send: Send, message: Message) -> None:
+    """Send a message of an answer; a browser that shows a page of the origin runs nothing of it.
+
+    All mirrors, and the page of this server, are of one origin for a browser.
+    """
+    if message["type"] == "http.response.start":
+        headers = list(message.get("headers", ()))
+        named = {name.lower(): value for name, value in headers}
+        plain = named.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if any(each in plain for each in (b"html", b"xml", b"svg")) or not plain:
+            headers.append((b"content-security-policy", b"sandbox"))
+        if b"x-content-type-options" not in named:
+            headers.append((b"x-content-type-options", b"nosniff"))
+        message = {**message, "headers": headers}
+    await send(message)
 
 
 async def _refuse(scope: Scope, send: Send, error: ShmstreamError) -> None:

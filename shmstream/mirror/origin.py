@@ -38,10 +38,25 @@ _OF_A_CONNECTION = frozenset((
 _NOT_ASKED = _OF_A_CONNECTION | {
     "accept-encoding", "cache-control", "content-length", "expect", "forwarded", "host", "if-match",
     "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "pragma", "range",
+    "x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-host",
+    "x-original-url", "x-rewrite-url",
 }  # fmt: skip
-_NOT_TOLD = _OF_A_CONNECTION | {"content-length", "alt-svc"}
-PERSONAL = ("authorization", "cookie")
-"""Fields of a request that tell who asks."""
+"""Of a client; the last ones have some servers answer another question than the URL asks."""
+_NOT_TOLD = _OF_A_CONNECTION | {"content-length", "alt-svc", "x-sendfile", "x-lighttpd-send-file"}
+_OF_A_PROXY = "x-accel-"  # fields with which a server has nginx, in front, send a file of its own
+_PERSONAL = frozenset(("authorization", "cookie"))
+_OF_SECRETS = ("token", "api-key", "apikey", "jfrog-art-api", "secret", "password", "credential")
+
+
+def is_personal(name: str) -> bool:
+    """Whether a field of a request tells who asks; its name is in lower case."""
+    plain = name.replace("_", "-")
+    return plain in _PERSONAL or any(each in plain for each in _OF_SECRETS)
+
+
+def may_be_told(name: str) -> bool:
+    """Whether clients may get a field of an answer; its name is in lower case."""
+    return name not in _NOT_TOLD and not name.startswith(_OF_A_PROXY)
 
 
 def passed_on(request: Mapping[str, str]) -> dict[str, str]:
@@ -63,7 +78,7 @@ def head_of(response: BaseHTTPResponse) -> Pairs:
     named = _named(headers.get("connection", ""))
     fields = [(name.lower(), value) for name, value in headers.items()]
     return [(name, value) for name, value in _split(headers, fields)
-            if name not in _NOT_TOLD and name not in named]  # fmt: skip
+            if may_be_told(name) and name not in named]  # fmt: skip
 
 
 def _split(headers: Mapping[str, str], fields: Pairs) -> Pairs:

@@ -28,7 +28,7 @@ from shmstream.mirror.cache import Asked, Found
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.index_pages import HTML, JSON, Link, is_file, is_page, normalized
 from shmstream.mirror.kind import Plain, Refused, Rooms, query_of, rest_of
-from shmstream.mirror.origin import PERSONAL, passed_on
+from shmstream.mirror.origin import is_personal, passed_on
 from shmstream.mirror.replies import request_of
 from shmstream.sources.http import HTTPSource
 
@@ -150,7 +150,7 @@ class Index(Plain):
         if link is None:
             raise Refused(404, "the index does not name such a file")
         mine = urlsplit(self._mirror.url)[:2] == urlsplit(link.url)[:2]
-        kept = {name: value for name, value in request.items() if mine or name not in PERSONAL}
+        kept = {name: value for name, value in request.items() if mine or not is_personal(name)}
         if link.digest is None:
             asked = Asked(link.url, kept, is_immutable=True)
             await self.give(scope, receive, send, asked)

@@ -83,7 +83,7 @@ class Mirror:
 
 
 def _checked(url: str) -> str:
-    if "@" in url.partition("://")[2].partition("/")[0]:  # no message may repeat it
+    if "@" in url:  # no message may repeat it
         raise ValueError("url: a user and password do not belong here: clients send their own")
     try:
         parts = urlsplit(url)

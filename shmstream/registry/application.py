@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.errors import OutOfResources
+from shmstream.mirror.kind import say
 from shmstream.mirror.mirrors import Mirrors
 from shmstream.registry.api.access import Access
 from shmstream.registry.api.distribution import Registry
+from shmstream.registry.api.errors import Refusal
 from shmstream.registry.housekeeping import Housekeeper
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
@@ -118,6 +120,12 @@ class Application:
             await self.registry(scope, receive, send)
 
     async def _serve_mirror(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._access is not None:
+            try:
+                await self._access.keep_ours(scope)
+            except Refusal as refusal:
+                await say(send, refusal.status, refusal.message, refusal.headers)
+                return
         with self._metrics.clients.track_inprogress():
             await self.mirrors(scope, receive, send)
 

@@ -181,8 +181,9 @@ class Upstream:
 
     @property
     def is_open(self) -> bool:
-        """Whether clients may have any host asked."""
-        return self.namespace == "*" and any(_NAMED in each for each in (self.url, *self.more))
+        """Whether clients may have hosts asked that the operator has not chosen."""
+        hosts = [each.partition("://")[2].partition("/")[0] for each in (self.url, *self.more)]
+        return self.is_pattern and any(_NAMED in each for each in hosts)
 
     def fits(self, namespace: str) -> bool:
         """Whether a pattern is for this namespace."""
@@ -237,10 +238,9 @@ def _checked_url(url: str, *, is_pattern: bool = False) -> str:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    else:
-        if "@" in parts.netloc:  # no message may repeat it
-            reason = "a user and password do not belong here: put them into docker_config"
-            raise BadSetting("url", reason)
+    if "@" in url:  # no message may repeat it
+        reason = "a user and password do not belong here: put them into docker_config"
+        raise BadSetting("url", reason)
     prefix = plain.partition("/v2/")[2].strip("/")
     is_plain = url.isascii() and not re.search(r"[\s{}]", plain)
     if not good or parts.query or parts.fragment or not is_plain:

@@ -34,6 +34,15 @@ class Together:
             future.add_done_callback(partial(self._forget, key))
         return cast("T", await asyncio.shield(future))
 
+    def is_asked(self, key: Hashable) -> bool:
+        """Whether a call under that key is in progress, or waits for a thread."""
+        return key in self._asked
+
+    @property
+    def pending(self) -> int:
+        """How many calls are in progress, or wait for a thread."""
+        return len(self._asked)
+
     def _forget(self, key: Hashable, future: asyncio.Future[object]) -> None:
         if self._asked.get(key) is future:
             del self._asked[key]

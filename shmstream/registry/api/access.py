@@ -47,6 +47,8 @@ _LARGEST = 8 << 20  # bytes of a file
 _REMEMBERED = 4096  # pairs that were right
 _LONGEST = 8192  # characters of the header
 _THREADS = 2  # that check passwords: others are left for what clients wait for
+_MOST_PENDING = 64  # passwords that wait to be checked
+_MOST_OTHERS = 4096  # headers that are known not to be for this cache
 _NO_PASSWORD = "$2b$10$nRzilKyTq7YlI5XXlAZte.xQddTONbdiIth107UPD.1nIF7tNb/ge"  # nobody has it
 
 _log = logging.getLogger("shmstream")
@@ -127,6 +129,7 @@ class Access:
     users: _File[dict[str, str]] | None = None
     tokens: _File[dict[bytes, str]] | None = None
     _right: dict[bytes, str] = field(default_factory=dict)
+    _others: dict[bytes, None] = field(default_factory=dict)
     _key: bytes = field(default_factory=lambda: secrets.token_bytes(32))
     _checker: Together = field(default_factory=lambda: Together("shmstream-password", _THREADS))
 
@@ -160,7 +163,7 @@ class Access:
         """The name of the client; None if it has told none.
 
         Raises:
-            Refusal: what it has told is not right.
+            Refusal: what it has told is not right; or it cannot be checked just now.
         """
         lines = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
         if not lines:
@@ -179,11 +182,43 @@ class Access:
             raise who_are_you()
         return name
 
+    async def keep_ours(self, scope: Scope) -> None:
+        """Take the header `Authorization` out of a request if it is for this cache.
+
+        So no server that is mirrored gets a password of this cache.
+
+        Raises:
+            Refusal: it cannot be checked just now.
+        """
+        lines = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if not lines:
+            return
+        self._look()
+        told = hmac.digest(self._key, b"\0".join(lines), "sha256")
+        if told in self._others:
+            return
+        for line in lines:
+            try:
+                name = await self.name_of({"headers": [(b"authorization", line)]})
+            except Refusal as refusal:
+                if refusal.status != 401:
+                    raise
+                continue
+            scope["shmstream.user"] = name
+            scope["headers"] = [
+                each for each in scope["headers"] if each[0].lower() != b"authorization"
+            ]
+            return
+        while len(self._others) >= _MOST_OTHERS:
+            del self._others[next(iter(self._others))]
+        self._others[told] = None
+
     def _look(self) -> None:
         for file in (self.users, self.tokens):
             try:
                 if file is not None and file.look():
                     self._right.clear()
+                    self._others.clear()
             except (OSError, ValueError) as error:
                 if not isinstance(error, FileNotFoundError):
                     _log.error("%s: %s: what it said before counts", file and file.path, error)
@@ -200,9 +235,13 @@ class Access:
         if (known := self._right.get(pair)) is not None:
             return known
         hashed = self.users.content.get(name)
+        key = (pair, hashed)
+        if self._checker.pending >= _MOST_PENDING and not self._checker.is_asked(key):
+            message, soon = "too many passwords are being checked", {"retry-after": "1"}
+            raise Refusal(503, Code.UNAVAILABLE, message, headers=soon)
         # A name that there is not takes as long: else clients could find out which names there are.
         is_right = await self._checker.ask(
-            (pair, hashed), lambda: _is_password(password, hashed or _NO_PASSWORD)
+            key, lambda: _is_password(password, hashed or _NO_PASSWORD)
         )
         if not is_right or hashed is None or self.users.content.get(name) != hashed:
             return None

@@ -22,8 +22,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
@@ -44,6 +44,7 @@ from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
 from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Listing, Repository
+from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
 from shmstream.upstreams.notes import Notes
@@ -92,6 +93,7 @@ class Registry:
         )
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
+        self._probing = threading.Lock()
 
     def problems(self) -> list[str]:
         """What is wrong with upstreams, as the workers have last seen them. Reads files.
@@ -100,12 +102,31 @@ class Registry:
         """
         told = []
         for upstream in self._upstreams:
+            if upstream.is_guarded:  # a client has named it, and may name any number of hosts
+                continue
             if (problem := upstream.reach.problem) is not None:
                 told.append(problem)
-                if upstream.reach.wants_probe():
-                    with suppress(RuntimeError):  # no thread can be started: a later look tries
-                        Call(upstream.probe, "shmstream-probe").start()
+                self._probe(upstream)
         return told
+
+    def _probe(self, upstream: Upstream) -> None:
+        """Ask an upstream whether it answers again, unless another one is asked that just now."""
+        if not self._probing.acquire(blocking=False):
+            return
+
+        def probe() -> None:
+            try:
+                upstream.probe()
+            finally:
+                self._probing.release()
+
+        try:
+            if upstream.reach.wants_probe():
+                Call(probe, "shmstream-probe").start()
+                return
+        except RuntimeError:
+            pass  # no thread can be started: a later look tries
+        self._probing.release()
 
     def upstreams_that_are_well(self) -> dict[str, bool]:
         """By label, whether an upstream answers. Reads files."""

@@ -158,7 +158,9 @@ def _check_reference(kind: Kind, reference: str) -> None:
 
 def canonical(namespace: str) -> str:
     """The usual name of a registry, which has several, and may be written with its port."""
-    plain = namespace.lower().removesuffix(":443")
+    host, _, port = namespace.lower().partition(":")
+    number = port.lstrip("0") if port.isascii() and port.isdigit() else port
+    plain = host if number in ("", "443") else f"{host}:{number}"
     return "docker.io" if is_hub(plain) else plain
 
 

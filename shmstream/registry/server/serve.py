@@ -42,6 +42,8 @@ _FIXED = (
     "store", "listen", "workers", "grace", "keep", "stuck_after", "max_connections", "shared_group",
 )  # fmt: skip
 """Settings that the parent process uses, once."""
+_OF_TLS = ("certfile", "keyfile", "client_ca")
+"""Settings that stay as they are if a change would begin or end TLS, or asking for certificates."""
 _OWN = 256  # descriptors of the parent that are no duplicates of connections
 
 _log = logging.getLogger("shmstream")
@@ -186,12 +188,24 @@ def _may_renew(
 
 def _allowed(first: Settings, settings: Settings) -> Settings:
     """The new settings, but for those that the parent process itself has used."""
-    fixed = {each: getattr(first, each) for each in _FIXED}
+    names = [*_FIXED, *(_OF_TLS if _changes_trust(first, settings) else ())]
+    fixed = {each: getattr(first, each) for each in names}
     changed = [each for each, value in fixed.items() if getattr(settings, each) != value]
     if changed:
         what = "a change counts when the registry is started again"
         _log.warning("%s: %s", ", ".join(changed), what)
     return replace(settings, **fixed)
+
+
+def _changes_trust(first: Settings, settings: Settings) -> bool:
+    """Whether connections would begin or end to be encrypted, or clients to need a certificate.
+
+    Connections are taken, and perhaps kept, in another way then, for which it is too late.
+    """
+    return any(
+        (getattr(first, each) is None) != (getattr(settings, each) is None)
+        for each in ("certfile", "client_ca")
+    )
 
 
 def _raise_limits(settings: Settings) -> None:

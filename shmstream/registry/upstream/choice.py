@@ -10,6 +10,9 @@ namespace that the client asks for. So a client chooses a host that this cache c
 that may be any host, so no private address is connected to (`http_guard`), unless the environment
 allows that.
 
+However a client writes the host of an upstream that has a namespace of its own, or none, it gets
+that upstream, with what the operator allows there: never the same server by a pattern.
+
 An upstream of a pattern is made when a client asks for it, and forgotten when many others were.
 """
 
@@ -85,15 +88,33 @@ class Upstreams:
         """The upstream of a namespace; None for the upstream without one."""
         if (found := self._by_name.get(namespace)) is not None or namespace is None:
             return found
-        pattern = next((each for each in self._patterns if each.fits(namespace)), None)
-        if pattern is None or len(namespace) > 255 or not _HOST.fullmatch(namespace):
+        if len(namespace) > 255 or not _is_host(namespace):
             return None
+        namespace = canonical(namespace)
+        if (found := self._by_name.get(namespace)) is not None:
+            return found
+        pattern = next((each for each in self._patterns if each.fits(namespace)), None)
+        return None if pattern is None else self._met_by(pattern, namespace)
+
+    def _met_by(self, pattern: configured.Upstream, namespace: str) -> Upstream:
+        """The upstream of a pattern, or the fixed one that is the same server."""
         with self._lock:
             upstream = self._met.pop(namespace, None) or self._made(pattern, namespace)
+            fixed = self._same_server(upstream) if pattern.is_open else None
+            if fixed is not None:
+                return fixed
             self._met[namespace] = upstream  # at the end: the one that was asked for last
             while len(self._met) > _MOST:
                 del self._met[next(iter(self._met))]
         return upstream
+
+    def _same_server(self, met: Upstream) -> Upstream | None:
+        """The fixed upstream of which a URL is at the same server as one of these."""
+        mine = {place for each in (met, *met.others) for place in (each.host, each.address)}
+        for fixed in self._fixed:
+            if any(not mine.isdisjoint((at.host, at.address)) for at in (fixed, *fixed.others)):
+                return fixed
+        return None
 
     def _made(self, told: configured.Upstream, namespace: str | None) -> Upstream:
         """What asks the upstream that is configured so, at all of its URLs."""
@@ -136,6 +157,12 @@ class Upstreams:
             others=others or (),
             is_other=others is None,
         )
+
+
+def _is_host(namespace: str) -> bool:
+    """Whether a namespace is a host, perhaps with a port."""
+    port = namespace.partition(":")[2]
+    return _HOST.fullmatch(namespace) is not None and 0 < int(port or 443) <= 65535
 
 
 def label_of(told: configured.Upstream) -> str:

@@ -111,8 +111,14 @@ class Tokens:
         scheme: str,
         find: Callable[[str], Credential | None],
         tls: TLS = USUAL_TLS,
+        *,
+        is_guarded: bool = False,
     ) -> None:
-        """`scheme` of the upstream: http or https; `find` looks up a repository's credential."""
+        """`scheme` of the upstream: http or https; `find` looks up a repository's credential.
+
+        `is_guarded`: a client has named the upstream, so no realm may be at a private address.
+        """
+        self._is_guarded = is_guarded
         self._tls = tls
         self._name = name
         self._home = parse(name) if "://" in name else None
@@ -271,7 +277,10 @@ class Tokens:
         body: bytes | None = None,
     ) -> tuple[str, float]:
         """What the service at `url` gives; it is asked again if its failure may pass."""
-        client = Client(public(url.url), _PATIENCE, named_by=self._home, tls=self._tls)
+        name = public(url.url)
+        client = Client(
+            name, _PATIENCE, named_by=self._home, tls=self._tls, is_guarded=self._is_guarded
+        )
         headers = {"accept": "application/json", "user-agent": _CLIENT, **headers}
         if body is not None:
             headers["content-type"] = "application/x-www-form-urlencoded"

@@ -140,6 +140,7 @@ class Upstream:
         if parts.port == _USUAL_PORTS[parts.scheme or ""]:
             parts = parts._replace(port=None)
         self.host: str = parts.netloc or ""
+        self.address: tuple[str | None, int] = origin_of(parts)[1:]
         self.namespace = namespace
         self.prefix: str = prefix
         self.tls: TLS = tls
@@ -159,7 +160,7 @@ class Upstream:
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self.bounds: Bounds = bounds
-        self._tokens = Tokens(self.name, parts.scheme or "", self._find, tls)
+        self._tokens = Tokens(self.name, parts.scheme or "", self._find, tls, is_guarded=is_guarded)
         self._strangers: dict[object, Tokens] = {}
         self._challenge: tuple[float, str | None] = (-_CHALLENGED_FOR, None)  # of `/v2/`, and when
         first_byte = min(bounds.first_byte, bounds.in_all)
@@ -176,7 +177,8 @@ class Upstream:
         if self.is_anonymous:
             return None
         environment = dict(os.environ)
-        if self._is_other:
+        # A client that may name any host could name one whose variable is that of another.
+        if self._is_other or (self.is_guarded and "-" in (self.namespace or "")):
             environment.pop(variable_of(self.namespace), None)
         return find(self.host, self.namespace, self._config, environment, repository)
 
@@ -332,7 +334,8 @@ class Upstream:
                 self._strangers.pop(next(iter(self._strangers)), None)
             name = url._replace(auth=None, path="", query=None, fragment=None).url
             trusted = self.tls.for_others()
-            tokens = Tokens(name, url.scheme or "", lambda _: None, trusted)
+            guarded = self.is_guarded
+            tokens = Tokens(name, url.scheme or "", lambda _: None, trusted, is_guarded=guarded)
             self._strangers[place] = tokens
         repository = _NAME.search(url.path or "")
         until = time.monotonic() + self.bounds.in_all

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shmstream.errors import SourceError
+from shmstream.mirror.settings import Mirror
 from shmstream.registry.settings import BadSetting, Settings, Upstream
 from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Repository, RepositorySource
@@ -173,7 +174,9 @@ def test_patterns_of_namespaces(
         "{namespace}",
     ):
         assert upstreams.get(nothing_of_that_kind) is None
-    inside = repository(upstreams, f"127.0.0.1:{port}")
+    own = upstreams.get("own.example.com")
+    assert upstreams.get(f"127.0.0.1:{port}") is own, "it is at that host"
+    inside = repository(upstreams, f"localhost:{port}")
     with pytest.raises(SourceError, match="private") as caught:
         inside.resolve("v1", ACCEPT)
     assert caught.value.status is None
@@ -186,6 +189,62 @@ def test_patterns_of_namespaces(
     for number in range(300):
         assert fresh.get(f"r{number}.example") is not None
     assert len(list(fresh)) <= 256, "clients may name any number"
+
+
+def test_no_pattern_leads_to_a_server_that_has_settings_of_its_own(folder: str) -> None:
+    upstreams = chosen(
+        folder,
+        Upstream("*", "https://{namespace}"),
+        Upstream("ghcr.io", "https://ghcr.io", allow=("me",)),
+        Upstream("docker.io", "https://registry-1.docker.io", allow=("me",)),
+        Upstream("ours", "https://a.example:5000", ("https://b.example",), allow=("me",)),
+        tokens="/tokens",
+    )
+    for namespace, name in [
+        *((f"ghcr.io{port}", "ghcr.io") for port in ("", ":443", ":0443", ":00443")),
+        *((each, "docker.io") for each in ("registry-1.docker.io", "index.docker.io:0443")),
+        ("a.example:5000", "ours"), ("a.example:05000", "ours"), ("b.example:443", "ours"),
+    ]:  # fmt: skip
+        assert upstreams.get(namespace) is upstreams.get(name), namespace
+    for namespace in ("a.example", "b.example:5000", "ghcr.io:444"):
+        other = upstreams.get(namespace)
+        assert other is not None
+        assert other.allow is None
+    for bad in ("c.example:0", "c.example:99999", "c.example:"):
+        assert upstreams.get(bad) is None
+    plainly = chosen(
+        folder, Upstream("*", "http://{namespace}"), Upstream(None, "https://c.example")
+    )
+    assert plainly.get("c.example:443") is plainly.get(None)
+    assert plainly.get("c.example") is plainly.get(None)
+
+
+def test_a_client_names_no_variable_of_another_host(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMSTREAM_AUTH_A_B_EXAMPLE", "me:secret")
+    upstreams = chosen(folder, Upstream("*", "https://{namespace}"))
+    found = {each: upstreams.get(each) for each in ("a.b.example", "a-b.example")}
+    told = {name: each is not None and each._find("x") is not None for name, each in found.items()}
+    assert told == {"a.b.example": True, "a-b.example": False}
+
+
+def test_which_patterns_are_guarded() -> None:
+    for namespace, url, is_open in [
+        ("*", "https://{namespace}", True), ("*.example", "https://{namespace}:5000/v2/x", True),
+        ("*", "https://proxy.example/v2/{namespace}", False), ("*", "https://a.example", False),
+    ]:  # fmt: skip
+        assert Upstream(namespace, url).is_open is is_open, url
+    for url in (
+        "https://me:secret@[bad",
+        "https://me:se/cret@a.example",
+        "https://a/x?me:secret@b",
+    ):
+        with pytest.raises(BadSetting) as caught:
+            Upstream(None, url)
+        assert "cret" not in str(caught.value)
+        with pytest.raises(ValueError, match="do not belong here"):
+            Mirror("/a", "http", url)
 
 
 def test_an_anonymous_upstream(
