@@ -33,7 +33,7 @@ from shmstream.errors import SourceError
 from shmstream.mirror.cache import Found
 from shmstream.mirror.entry import Entry, Shelf
 from shmstream.mirror.freshness import Pairs, Wish, values
-from shmstream.mirror.kind import Plain, Refused, Rooms, query_of, rest_of
+from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
 from shmstream.mirror.origin import Told, head_of, is_personal, passed_on
 from shmstream.mirror.replies import begin, joined, request_of
 from shmstream.sources.http import HTTPSource
@@ -56,7 +56,7 @@ _KEPT = ("etag", "x-linked-etag", "x-linked-size", "x-repo-commit", "content-dis
 _PRIVATE_FOR = 60.0  # s; how long a repository counts as one that needs a token
 _MOST_PRIVATE = 4096
 _LARGEST_BODY = 1 << 20  # bytes of a request
-_LARGEST = 64 << 20  # bytes of an answer of the API
+_LARGEST = 32 << 20  # bytes of an answer of the API
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,8 @@ class Hub(Plain):
         headers = joined(fields)
         if "link" in headers:
             headers["link"] = headers["link"].replace(f"<{self._mirror.url}/", f"<{here}/")
-        await answer(send, 200, headers, without_xet(data))
+        told = await aside(data, partial(without_xet, data))
+        await answer(send, 200, headers, told)
 
 
 def without_xet(data: bytes) -> bytes:

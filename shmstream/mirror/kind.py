@@ -7,10 +7,10 @@ and are plain for all that they do not know.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
@@ -21,11 +21,16 @@ from shmstream.mirror.origin import Told, passed_on
 from shmstream.mirror.replies import Replies, begin, pairs_of, request_of
 from shmstream.mirror.settings import Mirror
 from shmstream.sources.http_client import origin_of, parse
+from shmstream.system.threads import in_thread
 from shmstream.upstreams.singleflight import Together
+
+T = TypeVar("T")
 
 _SEPARATOR = re.compile(r"[/\\]")
 _MOST_CODINGS = 4  # times that a path is decoded: some servers decode more than once
 _LONGEST = 8192  # characters
+_SOON_READ = 1 << 14  # bytes that are understood in less than a millisecond
+_READERS = ("shmstream-mirror-read", 2)  # threads: they compete for one interpreter
 
 
 @dataclass(eq=False)
@@ -166,6 +171,11 @@ class Plain:
         origin = self._cache.origin
         ask = partial(origin.read, method, url, headers, _LONGEST, stays=stays)
         return await self._rooms.together.ask((method, url, *sorted(headers.items()), stays), ask)
+
+
+async def aside(data: bytes, call: Callable[[], T]) -> T:
+    """What `call` makes of `data`: in a thread, unless that is done in no time."""
+    return call() if len(data) <= _SOON_READ else await in_thread(call, _READERS)
 
 
 async def say(send: Send, status: int, text: str, headers: Mapping[str, str] = {}) -> None:

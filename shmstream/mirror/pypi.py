@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 from shmstream.asgi.conditions import without_the_blob
@@ -27,7 +28,7 @@ from shmstream.mirror import index_pages
 from shmstream.mirror.cache import Asked, Found
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.index_pages import HTML, JSON, Link, is_file, is_page, normalized
-from shmstream.mirror.kind import Plain, Refused, Rooms, query_of, rest_of
+from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
 from shmstream.mirror.origin import is_personal, passed_on
 from shmstream.mirror.replies import request_of
 from shmstream.sources.http import HTTPSource
@@ -41,7 +42,8 @@ _ACCEPTS = {
     "text/html": "text/html",
 }
 """By what a client likes best, what the index is asked for: so few answers are kept."""
-_LARGEST = 256 << 20  # bytes of a page: that of all projects of PyPI has tens of millions
+_LARGEST = 32 << 20  # bytes of a page of one project
+_LARGEST_INDEX = 256 << 20  # bytes of that of all projects, which has tens of millions at PyPI
 _MOST_READ = 64  # pages whose links are remembered
 _ASKINGS = (Wish({"max-stale": ""}), Wish({}), Wish({"no-cache": ""}))
 """For a file: first any page that is kept, then one that is fresh, then what the index has now."""
@@ -98,12 +100,12 @@ class Index(Plain):
                 await self._rooms.replies.found(scope, receive, send, found)
                 return
             scope["shmstream.cache"] = found.how
-            data = await self._rooms.replies.read(found, _LARGEST)
+            data = await self._rooms.replies.read(found, _largest(page))
         finally:
             found.close()
         here = scope.get("root_path", "") + self._mirror.path
         try:
-            told = self._relinked(data, media_type, page, here)
+            told = await aside(data, partial(self._relinked, data, media_type, page, here))
         except ValueError as error:
             raise SourceError(self._mirror.url, 0, str(error), retryable=False) from error
         await self._say(scope, send, request, found, told)
@@ -122,7 +124,8 @@ class Index(Plain):
     async def _say(
         self, scope: Scope, send: Send, request: Mapping[str, str], found: Found, data: bytes
     ) -> None:
-        etag = f'W/"{hashlib.blake2b(data, digest_size=16).hexdigest()}"'
+        digest = await aside(data, lambda: hashlib.blake2b(data, digest_size=16).hexdigest())
+        etag = f'W/"{digest}"'
         left = 0 if found.entry is None else max(int(found.entry.left), 0)
         detail = f"; detail={found.detail}" if found.detail else ""
         headers = {
@@ -202,11 +205,12 @@ class Index(Plain):
             media_type = found.first("content-type")
             if found.status != 200 or not is_page(media_type):
                 return {}
-            data = await self._rooms.replies.read(found, _LARGEST)
+            data = await self._rooms.replies.read(found, _largest(page))
         finally:
             found.close()
+        url = f"{self._mirror.url}{page}"
         try:
-            links = index_pages.links(data, media_type, f"{self._mirror.url}{page}")
+            links = await aside(data, partial(index_pages.links, data, media_type, url))
         except ValueError as error:
             raise SourceError(self._mirror.url, 0, str(error), retryable=False) from error
         if key:
@@ -214,6 +218,11 @@ class Index(Plain):
             if len(self._read) > _MOST_READ:
                 del self._read[next(iter(self._read))]
         return links
+
+
+def _largest(page: str) -> int:
+    """The most bytes that a page may have: only that of all projects is larger than a few."""
+    return _LARGEST_INDEX if page == "/" or page.endswith("/simple/") else _LARGEST
 
 
 def _liked(accept: str) -> str:

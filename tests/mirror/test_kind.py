@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+
 import pytest
 
-from shmstream.mirror.kind import Refused, rest_of
+from shmstream.mirror.kind import Refused, aside, rest_of
+from shmstream.mirror.pypi import _largest
 from shmstream.mirror.settings import Mirror
 
 MIRROR = Mirror("/hf", "http", "https://huggingface.example")
@@ -41,3 +45,22 @@ def test_a_path_does_not_lead_up(path: str) -> None:
 ])  # fmt: skip
 def test_other_paths_stay_as_they_are(path: str) -> None:
     assert rest(f"/hf{path}") == path
+
+
+def test_large_answers_are_understood_in_a_thread() -> None:
+    """So other clients do not wait for that."""
+    loop = threading.get_ident()
+
+    def where(size: int) -> int:
+        async def ask() -> int:
+            return await aside(bytes(size), threading.get_ident)
+
+        return asyncio.run(ask())
+
+    assert where(1000) == loop
+    assert where(1 << 20) != loop
+
+
+def test_only_the_index_of_all_projects_is_large() -> None:
+    assert _largest("/simple/x/") == _largest("/x/") == 32 << 20
+    assert _largest("/") == _largest("/root/pypi/simple/") == _largest("/simple/") == 256 << 20

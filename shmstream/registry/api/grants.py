@@ -8,6 +8,10 @@ digest: by the answer to B's own GET, or to a HEAD. That confirmation is a grant
 A flight that A leads may be of another size: then A's upstream lies, or B's, and B's clients get
 the bytes from B's.
 
+An upstream whose host a client has named may be anybody's, and may confirm whatever it is asked. So
+its word is no grant: it must give all bytes of the blob, from the first one on, and they must have
+the digest. Until then its clients get the bytes from it, and nothing of what others brought.
+
 A grant is valid for `_FRESH`, twelve hours. The longest-lived tokens of well-known registries live
 as long, so access that the upstream withdraws ends here no later than it may end there. After that
 the upstream is asked again; if it does not answer, its last answer stays valid.
@@ -32,8 +36,13 @@ class Grants:
 
     def is_known(self, repository: Repository, kind: str, digest: str) -> bool:
         """Whether there is a fresh grant, so that the upstream need not be asked."""
-        note = self._notes.read(_key(repository, kind, digest))
+        what = f"{kind}, proved" if repository.upstream.is_guarded else kind
+        note = self._notes.read(_key(repository, what, digest))
         return note is not None and 0 <= note.age < _FRESH
+
+    def prove(self, repository: Repository, kind: str, digest: str) -> None:
+        """Note that all bytes of `digest` have come from `repository`."""
+        self._notes.write(_key(repository, f"{kind}, proved", digest), "")
 
     def media_type(self, repository: Repository, digest: str) -> str | None:
         """The media type of a manifest, as the upstream said; None if it said none."""

@@ -162,7 +162,11 @@ class Pull:
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
-        return self.repository.source(self._kind, self.digest, self._answered, self._known)
+        proved = self._proved if self.repository.upstream.is_guarded else None
+        return self.repository.source(self._kind, self.digest, self._answered, self._known, proved)
+
+    def _proved(self) -> None:
+        self._shared.grants.prove(self.repository, self._kind, self.digest)
 
     def _answered(self, media_type: str | None, size: int | None) -> None:
         self._shared.note_leader(self.digest, self.repository)
@@ -178,16 +182,18 @@ class Pull:
         Raises:
             SourceError: the repository does not have it, or the upstream does not confirm it.
         """
-        if self.cache != "miss":
+        if self.cache != "miss" and not self.repository.upstream.is_guarded:
             await self._see_grant()
 
     async def use(self) -> bool:
-        """Mark the complete blob as used just now; False if it is not complete.
+        """Mark the complete blob as used just now; False if it is not complete, or not granted.
 
         Raises:
             SourceError: as `admit`.
         """
         await self.admit()
+        if self.repository.upstream.is_guarded and not self._is_noted():
+            return False
         try:
             self._shared.store.open(self.digest).close()
         except BlobNotFound:  # it was evicted meanwhile
@@ -203,14 +209,20 @@ class Pull:
             return
         if source is not None and source.failure is not None:
             raise source.failure
-        if self._shared.grants.is_known(self.repository, self._kind, self.digest):
+        if self._is_noted():
             self._is_granted = True
+        elif self.repository.upstream.is_guarded:
+            if source is None or not source.began:
+                raise SizeMismatch(self.digest, 0, "its upstream has not given it yet", 0, 0)
         else:
             await self._confirm()
 
+    def _is_noted(self) -> bool:
+        return self._shared.grants.is_known(self.repository, self._kind, self.digest)
+
     async def _confirm(self) -> None:
         await self._shared.ask(self.repository, ("has", self._kind, self.digest), self._ask)
-        self._is_granted = True
+        self._is_granted = not self.repository.upstream.is_guarded
 
     def _ask(self) -> None:
         size = None
@@ -228,6 +240,8 @@ class Pull:
         Raises:
             SizeMismatch: the flight is of another size than our upstream tells.
         """
+        if isinstance(blob, Description) and self.repository.upstream.is_guarded:
+            return  # no bytes, or those of the upstream itself
         await self._see_grant(source)
         if isinstance(blob, Description) or blob.is_complete:
             return
@@ -274,12 +288,15 @@ class Pull:
                 await self._see_grant(source)
                 data = await blob.read(limit) if (blob.size or 0) < limit else None
         except ShmstreamError as error:
+            is_guarded = self.repository.upstream.is_guarded
             anyway = isinstance(error, WriterStalled) and self._goes_past(source)
+            anyway = anyway or (is_guarded and isinstance(error, SizeMismatch))
             async with store.pass_through(
                 self.digest, source, error, stall_timeout=stall, anyway=anyway
             ) as passage:
                 about = await passage.ask()
-                await self._see_grant(source)
+                if not is_guarded:
+                    await self._see_grant(source)
                 data = await passage.read(about, limit)
         if data is not None and len(data) < limit:
             return data

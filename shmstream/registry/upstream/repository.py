@@ -25,10 +25,10 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shmstream.errors import FailureKind, SourceError
 from shmstream.registry import request_id
@@ -40,6 +40,9 @@ from shmstream.sources.base import Description, Feed
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_coding import coding_of
 from shmstream.stream.digest import is_digest
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 
@@ -249,13 +252,15 @@ class Repository:
         digest: str,
         answered: Callable[[str | None, int | None], None],
         known: Manifest | None = None,
+        proved: Callable[[], None] | None = None,
     ) -> RepositorySource:
         """The bytes of `digest`, by GET; `kind` is blobs or manifests.
 
         `answered` is called with the media type and the size, when the upstream has confirmed that
-        this repository has it. With `known`, `describe` asks nobody.
+        this repository has it. With `known`, `describe` asks nobody. `proved` is called when all
+        bytes have come from it, in one piece, and have the digest.
         """
-        return RepositorySource(self, kind, digest, answered, known)
+        return RepositorySource(self, kind, digest, answered, known, proved)
 
     def tags(self, query: Mapping[str, str]) -> Listing:
         """The tags of this repository, or the page of them that `query` means.
@@ -348,6 +353,7 @@ class RepositorySource:
     """A blob or manifest in one repository; see `Source`. Each opening is authorised anew.
 
     `was_asked`: whether the upstream was asked at all. `failure`: why the last opening failed.
+    `began`: whether its bytes were opened from the first one on.
     """
 
     def __init__(
@@ -357,7 +363,10 @@ class RepositorySource:
         digest: str,
         answered: Callable[[str | None, int | None], None],
         known: Manifest | None,
+        proved: Callable[[], None] | None = None,
     ) -> None:
+        self._proved = proved
+        self.began: bool = False
         self._repository = repository
         self._kind = kind
         self._digest = digest
@@ -376,7 +385,8 @@ class RepositorySource:
     @property
     def connections(self) -> int:
         """How many connections a blob may come over."""
-        return 1 if self._kind == "manifests" else self._repository.upstream.connections
+        is_whole = self._kind == "manifests" or self._proved is not None
+        return 1 if is_whole else self._repository.upstream.connections
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         """Begin at `offset`; see `Source.open`.
@@ -446,8 +456,22 @@ class RepositorySource:
                 feed.close()
                 raise
         self.failure = None
+        self.began = self.began or offset == 0
         self._answered(feed.media_type, feed.size)
+        if self._proved is not None and offset == 0:
+            feed.data, feed.by_kernel = self._proving(feed.data, self._proved), None
         return feed
+
+    def _proving(self, data: Iterator[Buffer], proved: Callable[[], None]) -> Iterator[Buffer]:
+        """The same bytes; if all of them have the digest, the repository has the blob."""
+        algorithm, _, wanted = self._digest.partition(":")
+        digest, is_proved = hashlib.new(algorithm), False
+        for each in data:
+            digest.update(each)
+            if not is_proved and digest.hexdigest() == wanted:  # also if nobody asks for the end
+                is_proved = True
+                proved()
+            yield each
 
     def _judged(self, repository: Repository, feed: Feed) -> Feed:
         """The feed of what was asked for.
