@@ -697,6 +697,11 @@ class Lanes:
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
 
+    def broke(self, error: Exception) -> None:
+        """For a lane: it cannot go on, for a reason that is none of its source's."""
+        _log.warning("%s: one connection: %s: %s", self._key, type(error).__name__, str(error))
+        self._give_up()
+
     def ended(self, piece: Piece, error: SourceError | None) -> None:
         """For a lane: it has ended with a piece."""
         with self._lock:
@@ -787,17 +792,27 @@ class _Lane:
     def run(self) -> None:
         """Bring piece after piece, to the end."""
         with contextlib.ExitStack() as ending:
-            fd = None
-            while (piece := self._lanes.claim(self._supply)) is not None:
-                error: SourceError | None = None
-                try:
-                    if fd is None and (fd := self._lanes.reopen()) is not None:
-                        ending.callback(os.close, fd)
-                    if fd is not None:
-                        self._lanes.bring(piece, fd)
-                except SourceError as failure:
-                    error = failure
-                except (OSError, OutOfResources) as failure:
-                    error = SourceError(self._supply.source.name, piece.at, str(failure))
-                finally:
-                    self._lanes.ended(piece, error)
+            try:
+                self._bring_all(ending)
+            except Exception as error:  # noqa: BLE001  as of the disk; nobody else would notice it
+                self._lanes.broke(error)
+
+    def _bring_all(self, ending: contextlib.ExitStack) -> None:
+        fd = None
+        while (piece := self._lanes.claim(self._supply)) is not None:
+            error: SourceError | None = None
+            name = self._supply.source.name
+            try:
+                if fd is None and (fd := self._lanes.reopen()) is not None:
+                    ending.callback(os.close, fd)
+                if fd is not None:
+                    self._lanes.bring(piece, fd)
+            except SourceError as failure:
+                error = failure
+            except (OSError, MemoryError, OutOfResources) as failure:
+                error = SourceError(name, piece.at, str(failure))
+            except Exception as failure:  # noqa: BLE001  a source is anybody's code
+                reason = f"{type(failure).__name__}: {failure}"
+                error = SourceError(name, piece.at, reason, retryable=False)
+            finally:
+                self._lanes.ended(piece, error)

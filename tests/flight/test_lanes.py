@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -13,7 +14,7 @@ import fsspec.core
 import pytest
 
 from shmstream.errors import SourceError
-from shmstream.flight.lanes import Lanes
+from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
 from shmstream.sources.base import Description, Feed, connections_of
@@ -198,3 +199,26 @@ def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) ->
     lanes.stop()
     assert all(each.is_dropped for each in pieces)
     assert lanes.reopen() is None
+
+
+def test_a_source_with_a_mistake_in_its_code_is_out(lanes: Lanes, fed: Any) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a mistake")
+
+    fed.open_part = fail
+    supply = supply_of(lanes)
+    _Lane(lanes, supply).run()
+    assert supply.is_out
+    assert (supply.active, supply.gave) == (0, 0)
+    assert lanes._is_off, "no other source is left"
+
+
+def test_a_disk_that_fails_ends_all_further_connections(
+    lanes: Lanes, ring: AheadFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(ring, "forget", fail)
+    _Lane(lanes, supply_of(lanes)).run()
+    assert lanes._is_off
