@@ -500,7 +500,17 @@ class Lanes:
             count = min(pieces.ready() - pieces.front, len(buffer))
             if count <= 0:
                 return 0
-            count = file.read(pieces.front, buffer[:count])
+            error = "it was cut off"
+            try:
+                count = file.read(pieces.front, buffer[:count])
+            except OSError as failure:
+                count, error = 0, str(failure)
+            if not count:
+                pieces.lose()
+        if not count:
+            _log.warning("%s: %s cannot be read: %s", self._key, file.path, error)
+            self._give_up()
+            return 0
         old = min(count, self._adopted)
         self._adopted -= old
         self._download.received(count - old)

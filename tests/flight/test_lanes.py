@@ -222,3 +222,29 @@ def test_a_disk_that_fails_ends_all_further_connections(
     monkeypatch.setattr(ring, "forget", fail)
     _Lane(lanes, supply_of(lanes)).run()
     assert lanes._is_off
+
+
+@pytest.mark.parametrize("how", ["cut", "EIO"])
+@pytest.mark.parametrize("count", [BLOCK, 2 * BLOCK + 5])
+def test_a_ring_that_cannot_be_read(
+    how: str, count: int, lanes: Lanes, fed: Fed, ring: AheadFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    piece = claim(lanes)
+    later = claim(lanes)
+    lanes._came(piece, count)
+    lanes._came(later, BLOCK)
+    if how == "cut":
+        os.truncate(ring.path, 0)
+    else:
+        monkeypatch.setattr(ring, "read", fail)
+    assert lanes.take_over(lambda _: None) is not None
+    assert lanes._pieces is not None
+    assert 0 not in lanes._pieces.here
+    assert piece.is_dropped
+    assert lanes.take_over(lambda _: None) == (BLOCK if count > BLOCK * 2 else 4 * BLOCK)
+    fed.appended = 4 * BLOCK
+    lanes.take_over(lambda _: None)
+    assert lanes._pieces.here <= {1}
