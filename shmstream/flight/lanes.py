@@ -783,13 +783,16 @@ class Lanes:
             if self._file is not None:
                 self._file.close()
 
-    def remove(self) -> None:
-        """Remove the file of what came ahead. A failure is logged; `gc` removes it then."""
-        if self._file is not None:
-            try:
-                self._file.remove()
-            except OSError as error:
-                _log.warning("%s cannot be removed: %s", self._file.path, error.strerror)
+    def remove(self, path: str) -> None:
+        """Remove the file of what came ahead, at `path`, also one of an earlier leader.
+
+        A failure is logged; `gc` removes it then.
+        """
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 class _Lane:

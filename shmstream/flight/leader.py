@@ -648,7 +648,7 @@ class Leader:
             if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
-            self._lanes.remove()
+            self._lanes.remove(place.ahead)
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
             _log.warning("%s: complete, but not all is noted: %s", place.key, str(error))
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
@@ -671,7 +671,7 @@ class Leader:
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
-            self._lanes.remove()
+            self._lanes.remove(place.ahead)
             self._journal.forget()
             if place.is_named and not os.path.lexists(place.path):
                 with suppress(OSError):  # else `gc` removes it; or it is no record
