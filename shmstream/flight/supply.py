@@ -117,7 +117,7 @@ class Supply:
 
     def _rest(self) -> float:
         # Nobody counts how often a source fails: 2**1024 is too large for a float.
-        return min(_REST * 2 ** min(self._failures, _DOUBLED), _LONGEST_REST)
+        return min(_REST * 2.0 ** min(self._failures, _DOUBLED), _LONGEST_REST)
 
     @property
     def may_come_again(self) -> bool:
