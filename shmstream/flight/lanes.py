@@ -124,13 +124,18 @@ class Lanes:
         streamer: ResumableStreamer,
         file: Callable[[], AheadFile],
         asked: int | None,
+        most: int | None = None,
     ) -> None:
-        """`file` makes the ring's object; `asked`: how many the call or the store says."""
+        """`file` makes the ring's object; `asked`: how many the call or the store says.
+
+        `most`: bytes that the store keeps, of which the ring takes no more than the blob leaves.
+        """
         self._key = key
         self._download = download
         self._streamer = streamer
         self._file_of = file
         self._asked = asked
+        self._most_kept = most
         self._lock = threading.Lock()  # guards all below
         self._work = threading.Condition(self._lock)  # for the lanes
         self._news = threading.Condition(self._lock)  # for the leader
@@ -371,6 +376,8 @@ class Lanes:
         facts = os.statvfs(os.path.dirname(file.path))
         spare = facts.f_bavail * facts.f_frsize - left
         slots = min(_WINDOW // BLOCK, spare // 2 // BLOCK, -(-left // BLOCK) + 1, file.blocks)
+        if self._most_kept is not None:
+            slots = min(slots, (self._most_kept - (self._streamer.size or 0)) // BLOCK)
         if slots < 8:
             raise OSError("there is no space for bytes ahead of their turn")
         file.make(slots)

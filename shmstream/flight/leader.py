@@ -137,7 +137,9 @@ class Leader:
             others=self._others_here,
             is_wanted=self._is_wanted,
         )
-        self._lanes = Lanes(place.key, self._download, streamer, self._ahead_file, connections)
+        self._lanes = Lanes(
+            place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes
+        )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
         if words is not None:

@@ -248,3 +248,16 @@ def test_a_ring_that_cannot_be_read(
     fed.appended = 4 * BLOCK
     lanes.take_over(lambda _: None)
     assert lanes._pieces.here <= {1}
+
+
+@pytest.mark.parametrize(("most", "slots"), [(None, 40), (SIZE + 9 * BLOCK, 9), (SIZE, 0)])
+def test_the_ring_takes_no_more_than_the_store_keeps(
+    most: int | None, slots: int, ring: AheadFile, fed: Any
+) -> None:
+    ring.close()  # it is made anew
+    made = Lanes("key", fed, fed, lambda: ring, 4, most)
+    if not slots:
+        with pytest.raises(OSError, match="no space"):
+            made._new_file(0)
+    else:
+        assert made._new_file(0).slots == slots
