@@ -126,6 +126,7 @@ def cancel(place: Place) -> bool:
     was_kept = os.path.lexists(place.partial) and remove_partial(place.partial)
     if was_kept:
         Journal(place.journal, place.algorithm).forget()
+        Path(place.ahead).unlink(missing_ok=True)
         if place.is_named and not os.path.lexists(place.path):
             Path(place.record).unlink(missing_ok=True)
     return was_ended or was_kept

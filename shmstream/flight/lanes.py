@@ -124,13 +124,18 @@ class Lanes:
         streamer: ResumableStreamer,
         file: Callable[[], AheadFile],
         asked: int | None,
+        most: int | None = None,
     ) -> None:
-        """`file` makes the ring's object; `asked`: how many the call or the store says."""
+        """`file` makes the ring's object; `asked`: how many the call or the store says.
+
+        `most`: bytes that the store keeps, of which the ring takes no more than the blob leaves.
+        """
         self._key = key
         self._download = download
         self._streamer = streamer
         self._file_of = file
         self._asked = asked
+        self._most_kept = most
         self._lock = threading.Lock()  # guards all below
         self._work = threading.Condition(self._lock)  # for the lanes
         self._news = threading.Condition(self._lock)  # for the leader
@@ -371,6 +376,8 @@ class Lanes:
         facts = os.statvfs(os.path.dirname(file.path))
         spare = facts.f_bavail * facts.f_frsize - left
         slots = min(_WINDOW // BLOCK, spare // 2 // BLOCK, -(-left // BLOCK) + 1, file.blocks)
+        if self._most_kept is not None:
+            slots = min(slots, (self._most_kept - (self._streamer.size or 0)) // BLOCK)
         if slots < 8:
             raise OSError("there is no space for bytes ahead of their turn")
         file.make(slots)
@@ -500,7 +507,17 @@ class Lanes:
             count = min(pieces.ready() - pieces.front, len(buffer))
             if count <= 0:
                 return 0
-            count = file.read(pieces.front, buffer[:count])
+            error = "it was cut off"
+            try:
+                count = file.read(pieces.front, buffer[:count])
+            except OSError as failure:
+                count, error = 0, str(failure)
+            if not count:
+                pieces.lose()
+        if not count:
+            _log.warning("%s: %s cannot be read: %s", self._key, file.path, error)
+            self._give_up()
+            return 0
         old = min(count, self._adopted)
         self._adopted -= old
         self._download.received(count - old)
@@ -697,6 +714,11 @@ class Lanes:
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
 
+    def broke(self, error: Exception) -> None:
+        """For a lane: it cannot go on, for a reason that is none of its source's."""
+        _log.warning("%s: one connection: %s: %s", self._key, type(error).__name__, str(error))
+        self._give_up()
+
     def ended(self, piece: Piece, error: SourceError | None) -> None:
         """For a lane: it has ended with a piece."""
         with self._lock:
@@ -768,13 +790,16 @@ class Lanes:
             if self._file is not None:
                 self._file.close()
 
-    def remove(self) -> None:
-        """Remove the file of what came ahead. A failure is logged; `gc` removes it then."""
-        if self._file is not None:
-            try:
-                self._file.remove()
-            except OSError as error:
-                _log.warning("%s cannot be removed: %s", self._file.path, error.strerror)
+    def remove(self, path: str) -> None:
+        """Remove the file of what came ahead, at `path`, also one of an earlier leader.
+
+        A failure is logged; `gc` removes it then.
+        """
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 class _Lane:
@@ -787,17 +812,27 @@ class _Lane:
     def run(self) -> None:
         """Bring piece after piece, to the end."""
         with contextlib.ExitStack() as ending:
-            fd = None
-            while (piece := self._lanes.claim(self._supply)) is not None:
-                error: SourceError | None = None
-                try:
-                    if fd is None and (fd := self._lanes.reopen()) is not None:
-                        ending.callback(os.close, fd)
-                    if fd is not None:
-                        self._lanes.bring(piece, fd)
-                except SourceError as failure:
-                    error = failure
-                except (OSError, OutOfResources) as failure:
-                    error = SourceError(self._supply.source.name, piece.at, str(failure))
-                finally:
-                    self._lanes.ended(piece, error)
+            try:
+                self._bring_all(ending)
+            except Exception as error:  # noqa: BLE001  as of the disk; nobody else would notice it
+                self._lanes.broke(error)
+
+    def _bring_all(self, ending: contextlib.ExitStack) -> None:
+        fd = None
+        while (piece := self._lanes.claim(self._supply)) is not None:
+            error: SourceError | None = None
+            name = self._supply.source.name
+            try:
+                if fd is None and (fd := self._lanes.reopen()) is not None:
+                    ending.callback(os.close, fd)
+                if fd is not None:
+                    self._lanes.bring(piece, fd)
+            except SourceError as failure:
+                error = failure
+            except (OSError, MemoryError, OutOfResources) as failure:
+                error = SourceError(name, piece.at, str(failure))
+            except Exception as failure:  # noqa: BLE001  a source is anybody's code
+                reason = f"{type(failure).__name__}: {failure}"
+                error = SourceError(name, piece.at, reason, retryable=False)
+            finally:
+                self._lanes.ended(piece, error)

@@ -137,7 +137,9 @@ class Leader:
             others=self._others_here,
             is_wanted=self._is_wanted,
         )
-        self._lanes = Lanes(place.key, self._download, streamer, self._ahead_file, connections)
+        self._lanes = Lanes(
+            place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes
+        )
         self._tried = {fingerprint(each) for each in sources}
         self._crews: frozenset[int] = frozenset()
         if words is not None:
@@ -648,7 +650,7 @@ class Leader:
             if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
-            self._lanes.remove()
+            self._lanes.remove(place.ahead)
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
             _log.warning("%s: complete, but not all is noted: %s", place.key, str(error))
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
@@ -671,7 +673,7 @@ class Leader:
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
-            self._lanes.remove()
+            self._lanes.remove(place.ahead)
             self._journal.forget()
             if place.is_named and not os.path.lexists(place.path):
                 with suppress(OSError):  # else `gc` removes it; or it is no record

@@ -157,6 +157,12 @@ class Pieces:
             claimed = {each for piece in self.claimed for each in piece.blocks}
             self._taken.difference_update(set(over) - claimed)
 
+    def lose(self) -> None:
+        """The block at the front cannot be read: it is not here."""
+        self.here.discard(self.front // BLOCK)
+        if self.at_front() is None:
+            self._taken.discard(self.front // BLOCK)
+
     def end_of_gap(self) -> int:
         """Where the next bytes begin, after the front, that are here or on their way."""
         first = self.front // BLOCK

@@ -10,8 +10,9 @@ In one case a flight waits: the disk has no space for the bytes that come next. 
 itself makes room first.
 
 Everything counts that takes space: complete blobs, and partial files with what is reserved for
-them. A flight takes its space in steps, as its bytes come, so a source that announces more than it
-sends evicts nothing for it. What goes, in this order:
+them, and with the bytes beside them that came ahead of their turn. A flight takes its space in
+steps, as its bytes come, so a source that announces more than it sends evicts nothing for it. What
+goes, in this order:
 
     1 partial files that nobody writes to or waits for, the oldest first; also of a store without a
       limit, if the disk is full
@@ -89,7 +90,9 @@ class Upkeep:
             return None
         entries = self._entries()
         own = sum(self._layout.space(each) for each in entries if each.path == partial_path(path))
-        idle = sum(self._layout.space(each) for each in self._idle(entries)) - own
+        rings, idle = self._rings(entries), -own
+        for each in self._idle(entries):
+            idle += self._layout.space(each) + rings.get(_ring_of(each.path), 0)
         stored = sum(self._layout.space(each) for each in entries if each.kind == "blob")
         most = free + own + max(idle, 0) + (0 if limit is None else stored)
         if size <= most:
@@ -154,14 +157,18 @@ class Upkeep:
         return self._evict(entries, excess, {}, "")
 
     def _entries(self) -> list[Entry]:
-        """All files that take space: partial files, and complete blobs, `pinned` or `blob`."""
+        """All files that take space: complete blobs, `pinned` or `blob`, `partial` and `ahead`."""
         found = list(self._layout.entries())
         pinned = {each.path.removesuffix(PIN) for each in found if each.kind == "pin"}
         return [
             each._replace(kind="pinned") if each.path in pinned else each
             for each in found
-            if each.kind in ("blob", "partial")
+            if each.kind in ("blob", "partial", "ahead")
         ]
+
+    def _rings(self, entries: Iterable[Entry]) -> dict[str, int]:
+        """The space of all bytes that came ahead of their turn, by the path of their file."""
+        return {each.path: self._layout.space(each) for each in entries if each.kind == "ahead"}
 
     def _idle(self, entries: Iterable[Entry]) -> list[Entry]:
         """The partial files that nobody writes to, and that no reader waits for; the oldest first.
@@ -202,13 +209,14 @@ class Upkeep:
         stuck: list[OSError] = []
         if excess <= 0:
             return gone
+        rings = self._rings(entries)
         for entry in self._idle(entries):
             if excess <= 0:
                 return gone
             if _is_removed(entry, remove_partial, stuck):  # `gc` removes its journal
                 _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
-                self._layout.remove(entry.path.removesuffix(partial_path("")) + AHEAD)
-                excess -= self._layout.space(entry)
+                self._layout.remove(_ring_of(entry.path))
+                excess -= self._layout.space(entry) + rings.get(_ring_of(entry.path), 0)
                 gone.append(entry.path)
         for entry in self._by_use(entries, coming, latest):
             if excess <= 0:
@@ -307,7 +315,7 @@ class Upkeep:
                     coming, latest = dict(self._coming), self._latest
                 limit = self.max_bytes
                 if limit is None:
-                    entries = [each for each in entries if each.kind == "partial"]
+                    entries = [each for each in entries if each.kind in ("partial", "ahead")]
                     limit = sum(self._layout.space(each) for each in entries)
                 excess = max(self._total(entries, coming) - limit, short)
                 if short > 0:
@@ -342,6 +350,10 @@ class Upkeep:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self.max_bytes, self._tell)
+
+
+def _ring_of(partial: str) -> str:
+    return partial.removesuffix(partial_path("")) + AHEAD
 
 
 def _is_removed(entry: Entry, remove: Callable[[str], bool], stuck: list[OSError]) -> bool:

@@ -355,6 +355,22 @@ def test_a_flight_is_cancelled(folder: str, origin: Origin) -> None:
     wait_until(lambda: not [each for each in threading.enumerate() if "lane" in each.name])
 
 
+def test_what_is_of_no_use_any_more_is_removed(folder: str, origin: Origin) -> None:
+    """Also by a flight that needs nothing ahead of its turn, and by who cancels no live flight."""
+    url = origin.serve("/small", seed=1, size=MIB)
+    key = digest(1, MIB)
+    store = make_store(folder, {})
+    blob = Path(folder, "blobs/sha256", key.partition(":")[2])
+    ring = Path(f"{blob}{AHEAD}")
+    ring.write_bytes(b"of an earlier leader")
+    Path(f"{blob}.shmstream-partial").write_bytes(b"kept")
+    assert store.cancel(key)
+    assert not ring.exists()
+    ring.write_bytes(b"of an earlier leader")
+    store.fetch(key, url)
+    assert not ring.exists()
+
+
 def test_a_wrong_size_and_a_wrong_digest(folder: str, origin: Origin) -> None:
     url = origin.serve("/blob", seed=2, size=SIZE, rate=4 * RATE)
     store = make_store(folder, {"connections": 4})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -13,7 +14,7 @@ import fsspec.core
 import pytest
 
 from shmstream.errors import SourceError
-from shmstream.flight.lanes import Lanes
+from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
 from shmstream.sources.base import Description, Feed, connections_of
@@ -198,3 +199,65 @@ def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) ->
     lanes.stop()
     assert all(each.is_dropped for each in pieces)
     assert lanes.reopen() is None
+
+
+def test_a_source_with_a_mistake_in_its_code_is_out(lanes: Lanes, fed: Any) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("a mistake")
+
+    fed.open_part = fail
+    supply = supply_of(lanes)
+    _Lane(lanes, supply).run()
+    assert supply.is_out
+    assert (supply.active, supply.gave) == (0, 0)
+    assert lanes._is_off, "no other source is left"
+
+
+def test_a_disk_that_fails_ends_all_further_connections(
+    lanes: Lanes, ring: AheadFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(ring, "forget", fail)
+    _Lane(lanes, supply_of(lanes)).run()
+    assert lanes._is_off
+
+
+@pytest.mark.parametrize("how", ["cut", "EIO"])
+@pytest.mark.parametrize("count", [BLOCK, 2 * BLOCK + 5])
+def test_a_ring_that_cannot_be_read(
+    how: str, count: int, lanes: Lanes, fed: Fed, ring: AheadFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    piece = claim(lanes)
+    later = claim(lanes)
+    lanes._came(piece, count)
+    lanes._came(later, BLOCK)
+    if how == "cut":
+        os.truncate(ring.path, 0)
+    else:
+        monkeypatch.setattr(ring, "read", fail)
+    assert lanes.take_over(lambda _: None) is not None
+    assert lanes._pieces is not None
+    assert 0 not in lanes._pieces.here
+    assert piece.is_dropped
+    assert lanes.take_over(lambda _: None) == (BLOCK if count > BLOCK * 2 else 4 * BLOCK)
+    fed.appended = 4 * BLOCK
+    lanes.take_over(lambda _: None)
+    assert lanes._pieces.here <= {1}
+
+
+@pytest.mark.parametrize(("most", "slots"), [(None, 40), (SIZE + 9 * BLOCK, 9), (SIZE, 0)])
+def test_the_ring_takes_no_more_than_the_store_keeps(
+    most: int | None, slots: int, ring: AheadFile, fed: Any
+) -> None:
+    ring.close()  # it is made anew
+    made = Lanes("key", fed, fed, lambda: ring, 4, most)
+    if not slots:
+        with pytest.raises(OSError, match="no space"):
+            made._new_file(0)
+    else:
+        assert made._new_file(0).slots == slots

@@ -395,3 +395,19 @@ def test_a_partial_file_that_somebody_writes_or_waits_for_does_not_go(
     with store.open("a name", origin.url("/blob")) as blob:
         assert blob.read() == content(1, 2 * MIB)
     assert [each.range for each in origin.requests("/blob")][1:] == [f"bytes={MIB}-"]
+
+
+def test_bytes_ahead_of_their_turn_count_as_their_partial_file(folder: str, origin: Origin) -> None:
+    store = make_store(folder, {})
+    for number in range(2):
+        url = origin.serve(f"/{number}", seed=number, size=MIB)
+        store.fetch(digest(number, MIB), url)
+    kept = Path(folder, "blobs/sha256", "0" * 64)
+    Path(f"{kept}.shmstream-partial").write_bytes(b"x" * 4096)
+    ring = Path(f"{kept}.shmstream-ahead")
+    ring.write_bytes(b"x" * MIB)
+    upkeep = Upkeep(Layout(folder), None, lambda _: None)
+    assert upkeep.evict(3 * MIB + 4096) == []
+    assert upkeep.evict(2 * MIB + 1) == [f"{kept}.shmstream-partial"]
+    assert not ring.exists()
+    assert total(store) == 2 * MIB
