@@ -17,7 +17,7 @@ from shmstream.registry.housekeeping import Housekeeper
 from shmstream.registry.ops.access_log import AccessLog
 from shmstream.registry.ops.admin import Operations
 from shmstream.registry.ops.catalogue import NAMES, PATH, Catalogue
-from shmstream.registry.ops.metrics import Metrics
+from shmstream.registry.ops.metrics import new_metrics
 from shmstream.registry.ops.middleware import App, Observer
 from shmstream.registry.ops.names import Names
 from shmstream.registry.ops.status import Status
@@ -42,7 +42,7 @@ class Application:
         StoreUnusable: the folder cannot hold a store, or its node cannot listen for the cluster.
         BadSetting: a file that the settings of the cluster name cannot be used.
         """
-        metrics = Metrics()
+        metrics = new_metrics()
         self._access = Access.of(settings)
         store = Store(
             settings.store,

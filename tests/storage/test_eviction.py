@@ -144,6 +144,7 @@ def test_a_flight_waits_for_the_space_that_another_thread_is_about_to_free(
 
     store.fetch(digest(1, MIB), origin.serve("/1", seed=1, size=MIB))
     monkeypatch.setattr(Layout, "remove", remove_slowly)
+    monkeypatch.setattr(store._upkeep, "_want", lambda: None)  # its thread would evict first
     evicting = threading.Thread(target=expect)
     has_room: list[bool] = []
     waiting = threading.Thread(target=make_room)

@@ -41,6 +41,11 @@ _SPACE = {"counter": 1 << 20, "histogram": 1 << 18, "gauge_livesum": 1 << 16}
 _log = logging.getLogger("shmstream")
 
 
+def _count_alone(folder: str, error: OSError) -> None:
+    _log.error("this worker counts for itself alone: %s: %s", error.strerror, folder)
+    values.ValueClass = values.MutexValue
+
+
 def _shared_folder() -> str | None:
     """The folder of the counts of all workers; None if this process counts for itself alone."""
     folder, number = os.environ.get(FOLDER_VARIABLE), os.environ.get(NUMBER_VARIABLE)
@@ -55,8 +60,7 @@ def _shared_folder() -> str | None:
             finally:
                 os.close(fd)
     except OSError as error:
-        _log.error("this worker counts for itself alone: %s: %s", error.strerror, folder)
-        values.ValueClass = values.MutexValue
+        _count_alone(folder, error)
         return None
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     return folder
@@ -223,6 +227,19 @@ _ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "met
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _CACHES = frozenset(("hit", "flight", "miss", "stale"))
 _OF_UPSTREAMS = ("blob", "manifest", *KINDS)  # routes whose bytes come from upstreams
+
+
+def new_metrics() -> Metrics:
+    """New metrics. Without the folder of the counts, which others may remove, for itself alone."""
+    global _folder
+    try:
+        return Metrics()
+    except OSError as error:
+        if _folder is None:
+            raise
+        _count_alone(_folder, error)
+        _folder = None
+        return Metrics()
 
 
 class _Incremented(Protocol):
