@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.leaving import Leaving
-from shmstream.asgi.messages import SERVER, Receive, Scope, Send, finish, start
+from shmstream.asgi.messages import SERVER, BrokenOff, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
 from shmstream.asgi.terms import Terms
 from shmstream.errors import (
@@ -129,6 +129,20 @@ class BlobReply:
         self._authorise = authorise
         self._goes_past = goes_past
         self.status: int | None = None
+
+    async def send_or_break_off(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`send`, for a caller that answers only if nothing was sent.
+
+        Raises:
+            ShmstreamError: nothing was sent.
+            BrokenOff: the body ends short of its Content-Length.
+        """
+        try:
+            await self.send(scope, receive, send)
+        except ShmstreamError as error:
+            if self.status is None:
+                raise
+            raise BrokenOff(str(error)) from error
 
     async def send(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request; once. Returns early when the client leaves.

@@ -49,6 +49,11 @@ def status_of(error: ShmstreamError) -> int:
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
 
 
+def as_ours(error: BaseException, name: str) -> ShmstreamError | None:
+    """`error` if it is an error of ours, else the `shortage` that it tells of; None if neither."""
+    return error if isinstance(error, ShmstreamError) else shortage(error, name)
+
+
 def shortage(error: BaseException, name: str) -> OutOfResources | None:
     """What this machine lacks for `name`, as an error of ours; None if `error` says nothing of it.
 

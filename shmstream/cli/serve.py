@@ -54,10 +54,10 @@ _WRONG = "shmstream.serve.wrong"
 
 
 def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
-    """Tell all that is wrong, if anything is: options of which none is right, and settings.
+    """Tell all mistakes at once, if there are any: wrong options, and `error` about settings.
 
     Raises:
-        UsageError: there is something.
+        UsageError: there is a mistake.
     """
     wrong: list[click.BadParameter] = ctx.meta.get(_WRONG, [])
     if len(wrong) == 1 and error is None:

@@ -197,7 +197,7 @@ class Lanes:
             file.remove()
 
     def prepare(self, sources: Sequence[Source]) -> None:
-        """Say which sources may be used at once: that which is asked now, and those with a digest.
+        """Say which sources may be used at once: the first one, and with a digest the others.
 
         Called whenever the leader's own feed begins.
         """

@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 
 from shmstream.asgi.messages import Message, Receive, Scope, Send
-from shmstream.asgi.statuses import shortage, status_of
+from shmstream.asgi.statuses import as_ours, status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.mirror.cache import Cache, NotKept
 from shmstream.mirror.huggingface import Hub
@@ -106,11 +106,8 @@ class Mirrors:
         try:
             await self._kinds[path](scope, receive, partial(_send_safely, send))
         except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:
-            error = raised
-            if not isinstance(error, ShmstreamError):
-                if (lack := shortage(error, scope["path"][:300])) is None:
-                    raise
-                error = lack
+            if (error := as_ours(raised, scope["path"][:300])) is None:
+                raise
             await _refuse(scope, send, error)
 
 

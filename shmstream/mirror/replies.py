@@ -122,12 +122,7 @@ class Replies:
     ) -> None:
         """Send the blob of `key`; raises as `found`."""
         reply = BlobReply(self._store, key, source, stall_timeout=self._stall, terms=terms)
-        try:
-            await reply.send(scope, receive, send)
-        except ShmstreamError as error:
-            if reply.status is None:
-                raise
-            raise BrokenOff(str(error)) from error
+        await reply.send_or_break_off(scope, receive, send)
 
     async def read(self, found: Found, limit: int) -> bytes:
         """The whole body of what was found.

@@ -262,7 +262,7 @@ class Settings:
 
 
 def _mistakes(settings: Settings) -> Iterator[BadSetting]:
-    """All that is not valid."""
+    """The mistakes in the settings."""
     if not settings.upstreams and not settings.mirrors:
         reason = "is needed: the URL of the registry to pull from. Or a mirror"
         yield BadSetting("upstream", reason)

@@ -93,7 +93,7 @@ class Client:
     may lead from a public server to a private address. `named_by`: the server that named the URLs
     to ask, as a redirect does; None: the user did. `stranger`: gives an authorization for a server
     that a redirect led to. `tls`: how to speak TLS with the server that was asked first.
-    `is_guarded`: no connection is made to a private address, whoever has named it.
+    `is_guarded`: no connection is made to a private address, also if the user has named it.
     """
 
     def __init__(

@@ -2,11 +2,11 @@
 
     htpasswd    users and their passwords, hashed by bcrypt (`htpasswd -B`): basic authentication
     tokens      bearer tokens with their names, one a line; also as a password of that name
-    allow       of an upstream: the names that may pull from it; "*": everybody, known or not;
-                without it, everybody who is known
+    allow       of an upstream: the names that may pull from it; "*": every client, also without a
+                name; without `allow`, every client with a valid name
 
-Without both files nobody is asked. Certificates of clients are another matter, of TLS: whoever has
-none does not get as far as here.
+Without both files no client is asked for a name. TLS asks for certificates of clients: a client
+without a certificate does not get as far as here.
 
 To check a password takes long, on purpose. So it is done in threads of its own, a few at a time,
 and a pair that was right is remembered: as a hash with a key that only this process has. The files

@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer
-from shmstream.asgi.statuses import shortage
+from shmstream.asgi.statuses import as_ours
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.accept import Accept
 from shmstream.registry.api.access import Access, check_allowed
@@ -155,11 +155,8 @@ class Registry:
             unknown, detail = _UNKNOWN.get(asked.kind, unknown), _about(asked)
             await self._answer(asked, scope, receive, send)
         except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:
-            error = raised
-            if not isinstance(error, ShmstreamError):
-                if (lack := shortage(error, scope["path"][:300])) is None:
-                    raise
-                error = lack
+            if (error := as_ours(raised, scope["path"][:300])) is None:
+                raise
             refusal = because(error, unknown, detail)
             if refusal.status >= 500:
                 _log.warning("%s %s: %s", scope["method"], scope["path"][:300], str(error))

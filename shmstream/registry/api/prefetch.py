@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from shmstream.asgi.statuses import shortage
+from shmstream.asgi.statuses import as_ours
 from shmstream.errors import ShmstreamError
 from shmstream.registry.upstream.repository import RepositorySource
 from shmstream.store import Store
@@ -42,7 +42,7 @@ class Prefetch:
             async with self._store.aopen(digest, source) as blob:
                 await blob.wait()
         except (ShmstreamError, OSError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, ShmstreamError) and shortage(error, digest) is None:
+            if as_ours(error, digest) is None:
                 raise
             # A client that asks for it gets the error.
             _log.info("%s: begun in advance, and failed: %s", digest, str(error))

@@ -29,7 +29,7 @@ from functools import cached_property, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
-from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send
+from shmstream.asgi.messages import Receive, Scope, Send
 from shmstream.asgi.reply import BlobReply
 from shmstream.errors import (
     BlobNotFound,
@@ -330,11 +330,6 @@ class Pull:
                 goes_past=partial(self._goes_past, source),
                 expected=self._expected,
             )
-            try:
-                await reply.send(scope, receive, send)
-            except ShmstreamError as error:
-                if reply.status is None:
-                    raise
-                raise BrokenOff(str(error)) from error
+            await reply.send_or_break_off(scope, receive, send)
 
         await self._attempt(use)

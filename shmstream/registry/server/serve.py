@@ -160,10 +160,11 @@ def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
     is_asked = settings.asks_names and not settings.mirrors  # a mirror asks nobody
     if address.is_loopback or is_asked or settings.client_ca is not None:
         return
-    who = "every host of its networks" if address.is_unspecified else f"whoever reaches {address}"
+    every = "every host of its networks"
+    clients = every if address.is_unspecified else f"every client that reaches {address}"
     _log.warning(
         "%s may pull without a password all that this cache may pull from its upstreams: see"
-        " htpasswd, tokens and client_ca, or listen on 127.0.0.1", who,
+        " htpasswd, tokens and client_ca, or listen on 127.0.0.1", clients,
     )  # fmt: skip
 
 
