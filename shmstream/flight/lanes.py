@@ -10,7 +10,7 @@ on, into a file beside the partial file (`storage/ahead`). What the readers see 
       byte that another connection brings           them; write them to the ring; note each block
     2 closes its feed, and appends from the ring    that is complete
     3 waits where the next bytes are not there yet  wake it when they are
-    4 where nobody can bring the next bytes, asks
+    4 where no connection can bring them, asks
       for them itself, as a leader with one
       connection does, up to the next ones that
       are here
@@ -20,7 +20,7 @@ The leader never waits for long at 3:
     the piece at the front is late          it would come in less than a third of the time over
                                             another connection: it is taken from this one, and the
                                             next free connection brings the rest
-    nobody brings it                        the connection that is furthest ahead gives up its piece
+    no connection brings it                 the connection that is furthest ahead gives up its piece
     no connection can                       step 4, which tries again, asks the next source, and
                                             fails as `Download` says
 
@@ -207,7 +207,7 @@ class Lanes:
         if not self._is_worthwhile():
             return
         is_given = ":" in self._streamer.expected
-        # The first one first: if it gives no parts, nobody asks the others.
+        # If the first source gives no parts, the others are not asked.
         for source in sorted(sources, key=lambda each: each is not first):
             is_first = source is first
             if not (is_first or (is_given and self._supplies)):
@@ -494,7 +494,7 @@ class Lanes:
             self._advance(self._streamer.appended)
             gap = self._pieces.end_of_gap()
             end = None if gap in (size, self._streamer.appended) else gap
-            self._own, self._pieces.own_end = 1, end  # nobody claims these bytes any more
+            self._own, self._pieces.own_end = 1, end  # no connection claims these bytes now
         return end
 
     def _read(self, buffer: memoryview) -> int:
@@ -765,7 +765,7 @@ class Lanes:
             self._work.notify_all()
 
     def _close(self, feed: Feed) -> None:
-        """Close a feed of anybody's code, such as a generator that another thread is just in."""
+        """Close a feed. Its code may raise, such as a generator that another thread is just in."""
         try:
             feed.close()
         except Exception as error:  # noqa: BLE001  its connection ends by itself, later
@@ -814,7 +814,7 @@ class _Lane:
         with contextlib.ExitStack() as ending:
             try:
                 self._bring_all(ending)
-            except Exception as error:  # noqa: BLE001  as of the disk; nobody else would notice it
+            except Exception as error:  # noqa: BLE001  such as one of the disk; it would go unnoticed
                 self._lanes.broke(error)
 
     def _bring_all(self, ending: contextlib.ExitStack) -> None:
@@ -831,7 +831,7 @@ class _Lane:
                 error = failure
             except (OSError, MemoryError, OutOfResources) as failure:
                 error = SourceError(name, piece.at, str(failure))
-            except Exception as failure:  # noqa: BLE001  a source is anybody's code
+            except Exception as failure:  # noqa: BLE001  a source is code of users
                 reason = f"{type(failure).__name__}: {failure}"
                 error = SourceError(name, piece.at, reason, retryable=False)
             finally:

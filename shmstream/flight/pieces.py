@@ -3,7 +3,7 @@
 A blob is cut into blocks (`storage/ahead`). The *front* is the end of the partial file. Behind the
 front, each block of the window is in one of these states:
 
-    free       nobody brings it
+    free       no connection brings it
     own        the leader's own feed will give it: the bytes from the front to `own_end`
     claimed    a connection brings it, as a part of its `Piece`
     here       it is complete in the ring

@@ -116,7 +116,7 @@ class Supply:
             self._rests_until = time.monotonic() + pause
 
     def _rest(self) -> float:
-        # Nobody counts how often a source fails: 2**1024 is too large for a float.
+        # A source may fail any number of times: 2**1024 is too large for a float.
         return min(_REST * 2.0 ** min(self._failures, _DOUBLED), _LONGEST_REST)
 
     @property

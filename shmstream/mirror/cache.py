@@ -1,6 +1,6 @@
 """`Cache`: what is kept of one origin, and the rule by which the origin is asked (RFC 9111).
 
-    kept and fresh                    served, and nobody is asked
+    kept and fresh                    served; the origin is not asked
     in flight, without a lifetime     the same: it is what the origin says just now
     kept and stale, with a validator  asked whether it is still that: 304, and it is fresh again
     anything else                     asked for; the answer is kept if that is allowed

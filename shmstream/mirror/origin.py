@@ -3,7 +3,7 @@
 A client's fields go on to the origin, but for those that belong to the connection with the client,
 and for what the mirror asks for itself: the whole content, not encoded. A redirect is followed
 here, not by the client. If it leads to another server, only harmless fields go there
-(`http_client`), so a token of the client reaches nobody but the origin.
+(`http_client`), so a token of the client reaches the origin only.
 """
 
 from __future__ import annotations

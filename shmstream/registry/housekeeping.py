@@ -1,7 +1,7 @@
 """`Housekeeper`: what one process does for all workers of a store, now and then.
 
     preload      pull the images of the settings, at the start and every `preload_every`
-    retention    remove images that nobody asked for in `unused_for`, or that were here `kept_for`
+    retention    remove images that were unused for `unused_for`, or that were here `kept_for`
 
 All workers try to take a lock on a file in the store. The kernel gives the lock to one of them, and
 to another one when that worker ends. A thread does the work, and no client waits for it.

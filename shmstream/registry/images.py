@@ -168,7 +168,7 @@ class Images:
 
     @staticmethod
     def is_outdated(image: Image, unused_for: float | None, kept_for: float | None) -> bool:
-        """Whether nobody has used it in `unused_for` seconds, or it is older than `kept_for`."""
+        """Whether no client has used it in `unused_for` seconds, or it is older than `kept_for`."""
         now = time.time()
         is_unused = unused_for is not None and now - image.used > unused_for
         return is_unused or (kept_for is not None and now - image.since > kept_for)

@@ -157,7 +157,7 @@ def _check_authorities(context: ssl.SSLContext, path: str) -> None:
 def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
     """Say who can reach this registry, if these are not only programs of this host."""
     address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
-    is_asked = settings.asks_names and not settings.mirrors  # a mirror asks nobody
+    is_asked = settings.asks_names and not settings.mirrors  # a mirror asks for no name
     if address.is_loopback or is_asked or settings.client_ca is not None:
         return
     every = "every host of its networks"
