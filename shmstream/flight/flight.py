@@ -299,8 +299,12 @@ class Flight:
             copier.close()
             return None
         if copier is not None:
-            self.role = Role.FOLLOWS
+            self._now_follows()
         return copier
+
+    def _now_follows(self) -> None:
+        self.role = Role.FOLLOWS
+        self.sources.get_ready()
 
     def _is_in_flight(self) -> bool:
         return os.path.lexists(segment.path_of(self.place.stream))
@@ -402,7 +406,7 @@ class Flight:
                 return follower
             undo.pop_all()
         if self.role != Role.LEADS:
-            self.role = Role.FOLLOWS
+            self._now_follows()
         return copier
 
     def _follow_file(self, orphan: InFlightCopier | None = None) -> FileFollower | None:
@@ -426,7 +430,7 @@ class Flight:
             follower.close()
             return None
         _log.info("%s: follows its file: a process with another /dev/shm leads", self.place.key)
-        self.role = Role.FOLLOWS
+        self._now_follows()
         return follower
 
     def _attach(self, patience: float, *, subscribes_late: bool = False) -> InFlightCopier | None:

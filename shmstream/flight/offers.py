@@ -8,6 +8,10 @@ leader's has expired. So before a leader gives up, other readers' sources are as
                          same sources have. If there is another crew, the leader leaves its last
                          words in the control block and hands over; see `last_words`
 
+A process that follows needs its sources only when it takes over. To import what URLs need takes
+some 70 ms, for which all readers would wait. So a thread imports it a moment after the process has
+begun to follow, when its reader has its first bytes.
+
 Readers who ask for another digest or size than the leader (`Place.asked`) offer it nothing: their
 sources would not help, and some can be read only once.
 
@@ -17,15 +21,27 @@ An offer lasts until its reader is closed, or is in memory no more.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import threading
+import time
 import weakref
 from collections.abc import Collection, Set
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 
 from shmstream.sources.base import Source
-from shmstream.sources.select import AnySource, as_sources, fingerprint, fingerprints
-from shmstream.system.process import PerProcess
+from shmstream.sources.select import (
+    AnySource,
+    as_sources,
+    fingerprint,
+    fingerprints,
+    missing_modules,
+)
+from shmstream.system import threads
+from shmstream.system.process import PerProcess, fork_lock
+
+_A_MOMENT = 0.2  # s
 
 _log = logging.getLogger("shmstream")
 
@@ -50,10 +66,33 @@ class Offer:
                 self._sources = as_sources(self._source)
             return self._sources or []
 
+    def get_ready(self) -> None:
+        """Have imported soon, by another thread, what the sources need. Never fails."""
+        if self._sources is not None or self._source is None:
+            return
+        with _importing.lock:
+            missing = missing_modules(self._source) - _importing.value
+            _importing.value.update(missing)
+        if missing:
+            with suppress(RuntimeError):  # no thread can be started: a takeover takes longer
+                threads.Call(partial(_import, missing), threads.IDLE).start()
+
     @cached_property
     def fingerprints(self) -> list[str]:
         """What tells the sources apart. Computed without making them."""
         return [] if self._source is None else fingerprints(self._source)
+
+
+_importing: PerProcess[set[str]] = PerProcess(set)
+"""The modules that a thread imports, or has imported."""
+
+
+def _import(modules: set[str]) -> None:
+    time.sleep(_A_MOMENT)
+    for module in modules:
+        # A child that was forked in the middle of an import could never import that module.
+        with fork_lock, suppress(ImportError):  # the extra is missing: the takeover tells that
+            importlib.import_module(module)
 
 
 class _Room:

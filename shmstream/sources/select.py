@@ -19,6 +19,7 @@ import inspect
 import io
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
@@ -39,6 +40,7 @@ OneSource: TypeAlias = Union[
 ]
 AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
 
+_HTTP, _FSSPEC = "shmstream.sources.http", "shmstream.sources.fsspec"
 _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -65,6 +67,17 @@ def as_sources(source: AnySource) -> list[Source]:
     if isinstance(source, Iterable):
         return [IterableSource(cast("Iterable[Buffer]", source))]
     raise _no_source(source)
+
+
+def missing_modules(source: AnySource) -> set[str]:
+    """The modules that `as_sources` has to import for the URLs in `source`."""
+    items = source if isinstance(source, list | tuple) else [source]
+    urls = [_URL.match(item) for item in items if isinstance(item, str)]
+    return {_HTTP if _is_http(url) else _FSSPEC for url in urls if url} - sys.modules.keys()
+
+
+def _is_http(url: re.Match[str]) -> bool:
+    return url[1] is None and url[2].lower() in ("http", "https")
 
 
 def fingerprints(source: AnySource) -> list[str]:
@@ -124,7 +137,7 @@ def _named(name: str) -> Source:
     url = _URL.match(name)
     if url is None:
         return PathSource(name)
-    if url[1] is None and url[2].lower() in ("http", "https"):
+    if _is_http(url):
         from shmstream.sources.http import HTTPSource
 
         return HTTPSource(name)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shmstream import Store
 from shmstream.flight import offers
 from shmstream.flight.offers import Offer
 from shmstream.sources import FileSource, IterableSource, as_sources
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.select import fingerprint, fingerprints
+from tests.support.origin import Origin
+from tests.support.stores import digest
 
+MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
 URL = "https://host/blob?signature=secret"
 
 
@@ -60,3 +67,31 @@ def test_the_offers_of_a_process() -> None:
     del none, first, second, offer, wrong
     gc.collect()
     assert offers.crew("a stream") == 0
+
+
+FOLLOWS = """
+import sys, time
+from shmstream import Store
+folder, key, url = sys.argv[1:]
+with Store(folder).open(key, url) as blob:
+    assert "shmstream.sources.http" not in sys.modules
+    until = time.monotonic() + 60
+    while "shmstream.sources.http" not in sys.modules and time.monotonic() < until:
+        time.sleep(0.01)
+    print(blob.role, "shmstream.sources.http" in sys.modules)
+"""
+
+
+def test_a_follower_has_imported_what_a_takeover_needs(store: Store, origin: Origin) -> None:
+    """Else all readers would wait for that import when the leader has died."""
+    key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
+    origin.change("/blob", stall_after=MIB // 2)
+    with store.open(key, url) as blob:
+        assert blob.read1(1)
+        told = subprocess.run(
+            [sys.executable, "-c", FOLLOWS, store.folder, key, url],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        origin.release()
+        blob.wait()
+    assert told == "follows True\n"
