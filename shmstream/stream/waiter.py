@@ -164,7 +164,9 @@ class Tail:
         if self._writer != (writer := self._stream.writer):
             self._stop_watching()
             self._writer, self._watch = writer, exit_watcher.watch(writer, doorbell.ring)
-        return self._stream.is_orphaned()
+        if is_dead := self._stream.is_orphaned():
+            self._next_look = 0.0  # a reader that takes the rest first looks again at once
+        return is_dead
 
     def _stop_watching(self) -> None:
         if self._watch is not None:

@@ -273,6 +273,22 @@ def test_a_view_loads_the_state_before_what_it_makes_final(
             assert os.pread(fd, 100, 0) == b"some and the rest"
 
 
+def test_a_reader_that_takes_the_rest_sees_at_once_that_its_writer_has_died(
+    monkeypatch: pytest.MonkeyPatch, blob: str
+) -> None:
+    """A takeover would wait for the next look, a quarter of a second, for each reader of a file."""
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as reader:
+            streamer.append(b"the rest")
+            monkeypatch.setattr("shmstream.stream.stream.Stream.is_orphaned", lambda _: True)
+            assert reader.readinto(bytearray(100)) == 8
+            slept = reader._tail.waits
+            with pytest.raises(WriterDied):  # which no real writer can bring about
+                reader.readinto(bytearray(100))
+            assert reader._tail.waits == slept
+            monkeypatch.undo()
+
+
 def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str) -> None:
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name) as reader:
