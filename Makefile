@@ -7,7 +7,7 @@ BENCH ?=
 
 
 .PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-connections bench-cluster \
-    matrix clean
+    bench-many image matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,7 +28,8 @@ demo: $(VENV)/.ready  ## a stream, a flight, a registry, a cluster; one of each 
 	$(BIN)/shmstream demo
 
 test: $(VENV)/.ready  ## the whole suite; TESTS=... for a part of it
-	PYTHONMALLOC=default $(BIN)/python -X dev -m pytest -n auto --dist loadfile $(TESTS)
+	PYTHONMALLOC=default $(BIN)/python -X dev -m pytest -n auto --dist loadfile \
+	    --no-loadscope-reorder $(TESTS)
 
 check: $(VENV)/.ready  ## format, lint, strict types, complete types, layering
 	$(BIN)/ruff format --check .
@@ -59,6 +60,9 @@ bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
 	$(BIN)/python -m bench.stream --quick
 	$(BIN)/python -m bench.flight --quick
 
+bench-many: $(VENV)/.ready  ## with 50,000 files in /dev/shm; a store of 100,000 blobs
+	$(BIN)/python -m bench.many $(BENCH)
+
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
 	$(BIN)/python -m bench.peers $(BENCH)
 
@@ -70,6 +74,10 @@ bench-connections: $(VENV)/.ready  ## many connections beside aria2c, curl, s3fs
 
 bench-cluster: $(VENV)/.ready  ## nodes in network namespaces, into docs/cluster.md; needs root, Redis
 	$(BIN)/python -m bench.cluster --docs docs/cluster.md $(BENCH)
+
+image: $(VENV)/.ready  ## build the container image on Debian's packages, and run it; needs root, mmdebstrap
+	SHMSTREAM_IMAGE_BASE=debian SHMSTREAM_REQUIRE_REAL=1 $(BIN)/python -m pytest -q \
+	    tests/docs/test_paths.py -k kubernetes
 
 matrix:  ## the suite on every Python from 3.11 on that this machine has
 	@for version in 3.11 3.12 3.13 3.14; do \

@@ -1,11 +1,12 @@
 """Workers of `shmstream serve` are killed, and what becomes of their clients; what that costs.
 
-    python -m bench.kills [--kills 1000] [--every 0.5] [--rounds 5] [--json FILE] [--quick]
+    python -m bench.kills [--kills 1000] [--every 1] [--rounds 5] [--json FILE] [--quick]
                           [--dir FOLDER]
 
-    kills    32 clients keep their connections to a registry of 4 workers: 16 ask for 4 KiB, again
-             and again, 16 for 32 MiB at 16 MiB/s each. The store has room for three quarters of
-             the large blobs, so that downloads go on all the time. A random worker is killed by
+    kills    32 clients keep their connections to a registry of 4 workers: 16 ask for 4 KiB five
+             times a second, 16 for 32 MiB at 2 MiB/s each: as much as two processors bear besides
+             the workers that start. The store has room for three quarters of the large blobs, so
+             that downloads go on all the time. A random worker is killed by
              SIGKILL as soon as `--every` seconds are over and at least 3 workers serve. Before, the
              same clients ask for some seconds without a kill, to show the pauses of this machine.
              skopeo and containerd, where they are installed, pull an image all the time, whose
@@ -23,7 +24,6 @@ nothing is meant. Needs the dependency group `bench` and nginx.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import signal
@@ -32,18 +32,17 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 
-import psutil
-
 from bench.closing import Closing
 from bench.crew import Crew, CrewFailed, Gate, shared_words
 from bench.origin import Origin
 from bench.pulls import Pulls, make_image
+from bench.registry import Registry, publish
 from bench.report import (
     KIB,
     MIB,
@@ -56,17 +55,17 @@ from bench.report import (
     progress,
     table,
 )  # fmt: skip
-from bench.server import NotServing, Port, Server
+from bench.server import NotServing, Port
 from shmstream import sweep
-from shmstream.registry.server.connections import Table
 
 WORKERS = 4
 _PROCESSES = 4  # of clients
-_SMALL, _LARGE, _RATE = 4 * KIB, 32 * MIB, 16 * MIB
+_SMALL, _LARGE, _RATE = 4 * KIB, 32 * MIB, 2 * MIB
 _BLOBS = 8  # large ones
-_APART = 0.005  # s; between small requests of one client
+_APART = 0.2  # s; between small requests of one client
 _TURNS, _HITS = 40, 10  # turns of a round, hits of each client in a turn
-_CALM = 20.0  # s
+_WARM, _CALM = 15.0, 120.0  # s; the first downloads of all blobs at one time do not count
+_BETWEEN = 4.0  # s; from pull to pull of each client of images
 _PATIENCE = 60.0  # s
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n")
 
@@ -123,7 +122,7 @@ def _arguments() -> argparse.Namespace:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=1000, help="how many (1000)")
-    parser.add_argument("--every", type=float, default=0.5, help="seconds between them (0.5)")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between them (1)")
     parser.add_argument("--rounds", type=int, default=5, help="of the cost (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
     parser.add_argument("--quick", action="store_true", help="only try it out")
@@ -131,40 +130,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Registry(Server):
-    """A running `shmstream serve`."""
-
-    def __init__(self, folder: Path, origin: Origin, port: Port, *options: str) -> None:
-        command = [sys.executable, "-m", "shmstream", "serve", "--no-access-log"]
-        command += ["--listen", f"127.0.0.1:{port.number}", "--store", str(folder / "store")]
-        command += ["--upstream", origin.url("").rstrip("/"), *options]
-        super().__init__(command, port, folder / "said")
-
-    def workers(self) -> list[psutil.Process]:
-        """Those that serve: they have begun to tell in their table that they make progress."""
-        return [each for each in self.processes()[1:] if _serves(each.pid)]
-
-
-def _serves(process: int) -> bool:
-    folder = Path(f"/proc/{process}/fd")
-    with suppress(OSError):  # it has just ended
-        for each in folder.iterdir():
-            if "shmstream-connections" in str(each.readlink()):
-                table = Table.attach(os.open(each, os.O_RDWR))
-                if table is not None:
-                    with closing(table):
-                        return table.has_begun
-    return False
-
-
 def _make(origin: Origin, name: str, size: int) -> tuple[str, bytes]:
     """A blob of the origin, as a registry has it: its path, its bytes."""
-    digest = origin.make(name, size)
-    blobs = origin.folder / "v2" / "bench" / "kills" / "blobs"
-    blobs.mkdir(parents=True, exist_ok=True)
-    place = blobs / f"sha256:{digest}"
-    (origin.folder / name).rename(place)
-    return f"/v2/bench/kills/blobs/sha256:{digest}", place.read_bytes()
+    path = publish(origin, name, size, "bench/kills")
+    return path, (origin.folder / path[1:]).read_bytes()
 
 
 # The clients.
@@ -282,18 +251,21 @@ def _measure_kills(
         port = undo.enter_context(Port())
         most = str(_LARGE * _BLOBS * 3 // 4)
         registry = undo.enter_context(
-            Registry(options.folder, origin, port, "--workers", str(WORKERS), "--max-bytes", most)
+            Registry(
+                options.folder, origin.url(""), port, "--workers", str(WORKERS), "--max-bytes", most
+            )
         )
         jobs = [
             partial(_ask_all, port.number, small, places, str(stop), index)
             for index in range(_PROCESSES)
         ]
         killer = threading.Thread(target=_kill, args=(registry, kills, every, str(stop)))
-        calm = threading.Thread(target=_stop, args=(3.0 if options.quick else _CALM, str(stop)))
-        quiet = sum(crew.run(jobs, calm.start), Told())
-        calm.join()
-        stop.write_bytes(bytes(8))
-        with Pulls(options.folder, port.number, "bench/kills:v1") as pulls:
+        with Pulls(options.folder, port.number, "bench/kills:v1", _BETWEEN) as pulls:
+            for seconds in (3.0, 3.0) if options.quick else (_WARM, _CALM):
+                calm = threading.Thread(target=_stop, args=(seconds, str(stop)))
+                quiet = sum(crew.run(jobs, calm.start), Told())
+                calm.join()
+                stop.write_bytes(bytes(8))
             told = sum(crew.run(jobs, killer.start), Told())
             killer.join()
             pulled = pulls.stop()
@@ -370,7 +342,7 @@ class _Hit(Closing):
     ) -> None:
         folder = Path(tempfile.mkdtemp(dir=options.folder))
         self._port = Port()
-        self._registry = Registry(folder, origin, self._port, "--workers", "1", option)
+        self._registry = Registry(folder, origin.url(""), self._port, "--workers", "1", option)
         self._clients = [Client(self._port.number) for _ in range(8)]
         self._blob = path, data
         for _ in range(10):

@@ -9,7 +9,8 @@
 
 The tests and the measurements of flights use it. It is cheap: one process, and `sendfile` from the
 page cache, so that a throttled origin costs next to nothing. It paces a connection in steps of a
-MiB, so at 64 MiB/s bytes come every 16 ms.
+MiB, so at 64 MiB/s bytes come every 16 ms; finely in steps of 64 KiB, which takes more of the
+processor.
 
 It ends with its parent, even a killed one (server.py).
 """
@@ -44,6 +45,11 @@ _HTTP = """
         location ~ ^/v2/.*/manifests/ {{
             root {prefix}/folder;
             default_type application/vnd.oci.image.manifest.v1+json;
+        }}
+        location ~ ^/finely/(?<rate>[0-9]+[km]?)/(?<file>.*)$ {{
+            alias {prefix}/folder/$file;
+            limit_rate $rate;
+            sendfile_max_chunk 64k;
         }}
         location ~ ^/at/(?<rate>[0-9]+[km]?)/(?<file>.*)$ {{
             alias {prefix}/folder/$file;
@@ -103,12 +109,13 @@ class Origin(Closing):
         """Make a blob of `size` random bytes; its SHA-256, in hex."""
         return blobs.make(self.folder / name, size)
 
-    def url(self, name: str, rate: int | str = 0) -> str:
+    def url(self, name: str, rate: int | str = 0, *, finely: bool = False) -> str:
         """Where to get it, at `rate` bytes a second for each connection; 0: unthrottled.
 
-        A rate may also be as nginx has it: "600k", "1m".
+        A rate may also be as nginx has it: "600k", "1m". `finely`: in small steps.
         """
-        return f"http://127.0.0.1:{self._port.number}/" + (f"at/{rate}/{name}" if rate else name)
+        way = "finely" if finely else "at"
+        return f"http://127.0.0.1:{self._port.number}/" + (f"{way}/{rate}/{name}" if rate else name)
 
     def begin(self) -> None:
         """Forget the requests up to now."""

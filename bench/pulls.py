@@ -1,6 +1,6 @@
 """Real clients of images, which pull one image again and again: skopeo, and containerd by `ctr`.
 
-    with Pulls(folder, port, name) as pulls:    each client that is installed begins to pull
+    with Pulls(folder, port, name, 4.0) as pulls:    each client that is installed begins to pull
         pulls.clients                           their names
         pulls.stop()                            after the pull that each is at; what became of all
 
@@ -81,10 +81,14 @@ def _sha256(path: Path) -> str:
 
 
 class Pulls(Closing):
-    """Clients of a registry at `port`, each of which pulls `name`, with its tag, all the time."""
+    """Clients of a registry at `port`; each pulls `name`, with its tag, again and again.
 
-    def __init__(self, folder: Path, port: int, name: str) -> None:
+    `between`: seconds from the end of a pull to the next one.
+    """
+
+    def __init__(self, folder: Path, port: int, name: str, between: float) -> None:
         self._folder = folder
+        self._between = between
         self._name = f"127.0.0.1:{port}/{name}"
         self._stopped = threading.Event()
         self._daemon: subprocess.Popen[bytes] | None = None
@@ -145,6 +149,7 @@ class Pulls(Closing):
                     break
             else:
                 told.right += 1
+            self._stopped.wait(self._between)
 
     def stop(self) -> list[Told]:
         """End after the pull that each client is at."""

@@ -43,6 +43,8 @@ def main(urls: list[str]) -> None:
     except ImportError:
         with get_context("spawn").Pool(2) as pool:
             epochs = [pool.map(shards.__getitem__, range(len(shards))) for _ in range(2)]
+            pool.close()
+            pool.join()  # else a worker may be terminated before the blob it leads is complete
     else:
         loader = DataLoader(shards, batch_size=None, num_workers=2, multiprocessing_context="spawn")
         epochs = [list(loader) for _ in range(2)]

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from shmstream.sources.retries import Retries
     from shmstream.storage.check import Finding
     from shmstream.storage.flights import FlightInfo
+    from shmstream.storage.stock import Stock, StoredBlob
     from shmstream.store import Store
     from shmstream.stream.claims import sweep
     from shmstream.stream.control_block import State
@@ -112,9 +113,11 @@ __all__ = [
     "SourceError",
     "SourceFailed",
     "State",
+    "Stock",
     "Store",
     "StoreError",
     "StoreUnusable",
+    "StoredBlob",
     "StreamBroken",
     "StreamClosed",
     "StreamExists",
@@ -147,6 +150,7 @@ _ROOMS: dict[str, str] = {
     "shmstream.sources.retries": "Retries",
     "shmstream.storage.check": "Finding",
     "shmstream.storage.flights": "FlightInfo",
+    "shmstream.storage.stock": "Stock StoredBlob",
     "shmstream.store": "Store",
     "shmstream.stream.claims": "sweep",
     "shmstream.stream.control_block": "State",

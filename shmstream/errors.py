@@ -337,7 +337,11 @@ class SizeMismatch(BlobAborted):
 
 @dataclass(eq=False)
 class DigestMismatch(BlobAborted):
-    """The bytes have the digest `got`, not the `expected` one: they are another blob."""
+    """The bytes have the digest `got`, not the `expected` one: they are another blob.
+
+    `got` is empty if that was found before all bytes were there: the node of the cluster that had
+    given them has found that they are wrong.
+    """
 
     expected: str
     got: str
@@ -379,12 +383,14 @@ class SourceFailed(BlobAborted):
     """Every source was tried as often as it may be, and none had the rest; `reason` tells each.
 
     `status` is the HTTP status that the last source answered, None if it answered none; `kind` is
-    how the last source failed; `said` is what it said of that.
+    how the last source failed; `said` is what it said of that. `better` tells a source apart that
+    has the blob in another size than its first source told; a new flight may begin with it.
     """
 
     status: int | None = None
     kind: FailureKind = FailureKind.BROKEN
     said: str = ""
+    better: str = ""
 
     def __post_init__(self) -> None:
         self.kind = _kind_of(self.kind, self.status)

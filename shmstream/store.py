@@ -8,7 +8,8 @@
     store.snapshot       a folder of blobs with names for people       storage/placing
     store.pass_through   the bytes for one client, nothing is kept     flight/pass_through
     store.flights        the downloads in progress                     storage/flights
-    store.stock          what is complete, counted                     storage/stock
+    store.blobs, stock   what is complete, listed or counted           storage/stock
+    store.turns          one process of the host at a time asks        storage/turns
     store.remove         remove one blob
     store.cancel         end one flight, in whatever process           flight/cancelling
     store.pin, unpin     have one blob stay
@@ -31,6 +32,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shmstream import arguments
+from shmstream.arguments import flag, function, instance, optional, seconds, text, whole
 from shmstream.errors import ShmstreamError, StoreUnusable, is_for_want_of_room
 from shmstream.events import Event
 from shmstream.flight import cancelling, offers
@@ -45,20 +48,22 @@ from shmstream.flight.progress import Bar, Listener, Progress, listener
 from shmstream.sources.base import check_connections
 from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
-from shmstream.sources.select import AnySource, as_sources
+from shmstream.sources.select import AnySource, as_sources, check_source
 from shmstream.storage import check, flights, gc
 from shmstream.storage.check import Finding
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
 from shmstream.storage.folder import default_folder, is_set, trouble
 from shmstream.storage.gc import WEEK
-from shmstream.storage.layout import Entry, Layout, Place
+from shmstream.storage.layout import Layout, Place
 from shmstream.storage.placing import place_file
-from shmstream.storage.stock import Stock, take_stock
+from shmstream.storage.stock import Stock, StoredBlob, stored_blobs, take_stock
+from shmstream.storage.turns import Turns
 from shmstream.stream import segment
 from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
-from shmstream.units import is_size, size, waiting_time
+from shmstream.stream.writer import check_layout
+from shmstream.units import is_size, size
 
 if TYPE_CHECKING:
     from shmstream.cluster.cluster import Cluster
@@ -139,26 +144,33 @@ class Store:
             max_bytes = os.environ.get("SHMSTREAM_MAX_BYTES") if max_bytes is None else max_bytes
             shared_group = shared_group or is_set("SHMSTREAM_SHARED_GROUP")
         max_bytes = _bytes(max_bytes, "max_bytes")
-        if max_flights is not None and max_flights < 1:
-            raise ValueError(f"max_flights is at least 1, or None for no limit: {max_flights}")
-        if max_pass_through < 0:
-            raise ValueError(f"max_pass_through is a number of clients: {max_pass_through}")
-        check_pacing(publish_bytes, publish_interval)
+        told = "at least 1, or None for no limit"
+        max_flights = optional(whole, "max_flights", max_flights, told, 1)
+        max_pass_through = whole("max_pass_through", max_pass_through, "a number of clients")
+        pacing = check_pacing(publish_bytes, publish_interval)
+        chunk_size, max_subscribers = check_layout(chunk_size, max_subscribers)
+        told = "a shmstream.Retries, such as Retries(attempts=3), or None"
+        retries = Retries() if retries is None else instance("retries", retries, Retries, told)
+        connections = check_connections(connections)
+        durable, verify = flag("durable", durable), flag("verify", verify)
+        shared_group = flag("shared_group", shared_group)
+        _check_parts(folder, cluster, on_event)
         self._layout = Layout(os.path.expanduser(folder), shared_group=shared_group)
         self.folder: str = self._layout.folder
         self.max_bytes: int | None = max_bytes
         self._max_pass_through = max_pass_through
         self._on_event = on_event
-        self._upkeep = Upkeep(self._layout, max_bytes, self._say)
+        is_listened_to = on_event is not None or cluster is not None
+        self._upkeep = Upkeep(self._layout, max_bytes, self._say if is_listened_to else None)
         self._policy = Policy(
             durable=durable,
             verify=verify,
-            retries=Retries() if retries is None else retries,
-            connections=check_connections(connections),
+            retries=retries,
+            connections=connections,
             chunk_size=chunk_size,
             max_subscribers=max_subscribers,
             max_flights=max_flights,
-            pacing=(publish_bytes, publish_interval),
+            pacing=pacing,
             tell=self._say,
             upkeep=self._upkeep,
         )
@@ -222,7 +234,7 @@ class Store:
         """
         place = self._layout.place(key, digest, size)
         flight = self._flight(
-            place, source, stall_timeout, linger, waiting_time(wait_for), connections
+            place, source, stall_timeout, linger, seconds("wait_for", wait_for), connections
         )
         opens = partial(
             self.open,
@@ -245,6 +257,7 @@ class Store:
         connections: int | None = None,
     ) -> Flight:
         policy = self._policy
+        _check_reading(source, stall_timeout, linger)
         if connections is not None:
             policy = replace(policy, connections=check_connections(connections))
         return Flight(
@@ -288,6 +301,8 @@ class Store:
             CannotStart, StoreError: it cannot begin; the subclasses tell why.
             ValueError: the key, `size` or `digest` is not valid.
         """
+        optional(text, "media_type", media_type, "a text such as 'text/csv', or None")
+        replace = flag("replace", replace)
         order = Order(self._layout.place(key, digest, size), media_type, replace)
         return BlobWriter(Producer.begin(self._layout, order, self._policy), self.folder)
 
@@ -313,6 +328,7 @@ class Store:
 
         place = self._layout.place(key, digest, size)
         check_connections(connections)
+        _check_reading(source, stall_timeout, linger)
         sources = Offer(source)
 
         def flight_for_all(tick: float) -> Flight:
@@ -346,7 +362,7 @@ class Store:
             stall_timeout,
             offer,
             withdraw,
-            wait_for=waiting_time(wait_for),
+            wait_for=seconds("wait_for", wait_for),
             is_begun=partial(self._is_begun, place),
             progress=listener(progress),
         )
@@ -381,16 +397,15 @@ class Store:
             ShmstreamError: as `open`, and as reading a `Blob`.
             OSError: `link` cannot be written to.
         """
-        with self.open(
-            key,
-            source,
-            digest=digest,
-            size=size,
-            progress=progress,
-            stall_timeout=stall_timeout,
-            wait_for=wait_for,
-            connections=connections,
-        ) as blob:
+        optional(arguments.path, "link", link)
+        wait_for = seconds("wait_for", wait_for)
+        place = self._layout.place(key, digest, size)
+        flight = self._flight(place, source, stall_timeout, True, wait_for, connections)
+        told = listener(progress)
+        is_plain = told is None and stall_timeout is None and link is None and not wait_for
+        if is_plain and flight.bring():
+            return place.path
+        with Blob(flight, told, reader=flight.seat) as blob:
             blob.wait()
             if link is None:
                 return blob.path
@@ -416,6 +431,7 @@ class Store:
         Raises:
             ShmstreamError: the first blob that fails. What is in flight goes on.
         """
+        _require_mapping("sources", sources, "{key: source}")
         paths: dict[str, str] = {}
         for key, blob in self._complete(sources, progress, stall_timeout, at_once):
             paths[key] = blob.path
@@ -447,7 +463,9 @@ class Store:
             ValueError: a name is empty, absolute, or leads out of the folder.
             OSError: a file cannot be written.
         """
-        folder = os.path.abspath(os.path.expanduser(folder))
+        whole("at_once", at_once, "a number of blobs, at least 1", 1)
+        folder = os.path.abspath(os.path.expanduser(arguments.path("folder", folder)))
+        _require_mapping("files", files, "{name: (key, source)}")
         names: dict[str, list[str]] = {}
         sources: dict[str, AnySource | None] = {}
         for name, (key, source) in files.items():
@@ -469,8 +487,7 @@ class Store:
         at_once: int,
     ) -> Iterator[tuple[str, Blob]]:
         """Each blob when it is complete. Their leaders bring them, a few at one time."""
-        if at_once < 1:
-            raise ValueError(f"at_once is a number of blobs, not {at_once!r}")
+        whole("at_once", at_once, "a number of blobs, at least 1", 1)
         told = listener(progress)
         left = list(sources.items())[::-1]
         with ExitStack() as closing:
@@ -565,14 +582,15 @@ class Store:
 
         It stays readable where it is open, and a flight of the key goes on.
         """
-        place = self._layout.place(key)
-        self._layout.remove(place.pin)
-        removed = self._layout.remove(place.path)
-        if removed and self._node is not None:
-            self._node.evicted(place.key)
-        if removed and not self.is_in_flight(key):
-            self._layout.remove(place.record)
-        return removed
+        with self._naming_troubles():
+            place = self._layout.place(key)
+            self._layout.remove(place.pin)
+            removed = self._layout.remove(place.path)
+            if removed and self._node is not None:
+                self._node.evicted(place.key)
+            if removed and not self.is_in_flight(key):
+                self._layout.remove(place.record)
+            return removed
 
     def __contains__(self, key: object) -> bool:
         """Whether the complete blob of `key` is here."""
@@ -583,14 +601,13 @@ class Store:
         place = self._layout.place(key)
         return os.path.exists(segment.path_of(place.stream)) or FileFollower.finds(place)
 
-    def blobs(self) -> list[tuple[str | None, Entry]]:
+    def blobs(self) -> list[tuple[str | None, StoredBlob]]:
         """The complete blobs with their keys, the least recently used first.
 
-        An entry has `size`, `path`, `used`, `source` and `is_pinned`. The key is None for a blob
-        whose key is no digest, if its record is lost.
+        The key is None for a blob whose key is no digest, if its record is lost.
         """
         with self._naming_troubles():
-            return [(self._layout.key_of(each.path), each) for each in self._layout.blobs()]
+            return [(each.key, each) for each in stored_blobs(self._layout)]
 
     def stock(self, recent: int = 0) -> Stock:
         """How many complete blobs there are, their bytes, and the `recent` last used ones.
@@ -622,6 +639,13 @@ class Store:
         except StoreUnusable as error:
             return str(error)
         return f"the store is read-only: {self.folder}" if self._layout.is_read_only else None
+
+    def turns(self, longest: float) -> Turns:
+        """Turns, for servers: one process of this host at a time does something.
+
+        `longest`: seconds to wait for a turn. Nothing is done here by itself.
+        """
+        return Turns(self._layout.mark, longest)
 
     def flights(self) -> list[FlightInfo]:
         """The flights of this store on this host, also those whose leader is dead."""
@@ -672,6 +696,7 @@ class Store:
         A partial file that a download can continue stays for `partial_age` seconds. Nothing of a
         process that is alive is touched. Cheap, never blocks.
         """
+        seconds("partial_age", partial_age)
         with self._naming_troubles():
             return gc.gc(self._layout, partial_age=partial_age)
 
@@ -696,6 +721,36 @@ class Store:
         return f"<Store {self.folder}>"
 
 
+def _check_parts(folder: object, cluster: object, on_event: object) -> None:
+    """Raises:
+    TypeError, ValueError: an argument of `Store` is of a wrong type.
+    """
+    if not isinstance(folder, bytes):
+        arguments.path("folder", folder or ".")  # `Layout` refuses an empty text
+    optional(function, "on_event", on_event, "a function that takes an Event, or None")
+    if cluster is not None:
+        from shmstream.cluster.cluster import Cluster
+
+        instance("cluster", cluster, Cluster, "a shmstream.Cluster, or None")
+
+
+def _require_mapping(name: str, value: object, what: str) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a mapping such as {what}, not {value!r:.200}")
+
+
+def _check_reading(
+    source: Offer | AnySource | None, stall_timeout: float | None, linger: bool
+) -> None:
+    """Raises:
+    TypeError, ValueError: an argument of `open` is of a wrong type, or out of range.
+    """
+    optional(seconds, "stall_timeout", stall_timeout, "a number of seconds, or None for no limit")
+    flag("linger", linger)
+    if source is not None and not isinstance(source, Offer):
+        check_source(source)
+
+
 def _bytes(given: int | str | None, name: str) -> int | None:
     """A limit in bytes, from a number or a text such as `10GiB`.
 
@@ -703,14 +758,12 @@ def _bytes(given: int | str | None, name: str) -> int | None:
         ValueError: it is no size.
         TypeError: it is neither a number nor a text.
     """
-    number = size(given) if isinstance(given, str) else given
-    if number is None:
-        return None
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} is a number of bytes, a text such as '10GiB', or None: {given!r}")
-    if number < 0:
-        raise ValueError(f"{name} is a number of bytes, or None for no limit: {given!r}")
-    return number
+    what = "a number of bytes, a text such as '10GiB', or None for no limit"
+    if isinstance(given, str):
+        if not is_size(given):
+            raise ValueError(f"{name} is {what}, not {given!r:.200}")
+        return size(given)
+    return optional(whole, name, given, what)
 
 
 def _tell(told: Callable[[Progress], None], progress: Progress) -> None:

@@ -49,14 +49,3 @@ def amount(count: float) -> str:
     while (value := value / 1024) >= 1024 and len(units) > 1:
         units.pop(0)
     return f"{value:.1f} {units[0]}"
-
-
-def waiting_time(wait_for: float) -> float:
-    """A time to wait, in seconds.
-
-    Raises:
-        ValueError: it is negative, or no number.
-    """
-    if not wait_for >= 0:
-        raise ValueError(f"wait_for is a number of seconds, not {wait_for!r}")
-    return wait_for

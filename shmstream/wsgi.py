@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
+from shmstream.arguments import seconds
+from shmstream.asgi.body import check_size
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.statuses import shortage, status_of
 from shmstream.asgi.terms import Terms
@@ -29,7 +31,6 @@ from shmstream.errors import BlobNotFound, ShmstreamError
 from shmstream.flight.flight import Role
 from shmstream.sources.base import Description, describe
 from shmstream.sources.select import as_sources
-from shmstream.units import waiting_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -124,7 +125,7 @@ class InFlightResponse:
         self._stall_timeout, self._linger, self._wait_for = (
             stall_timeout,
             linger,
-            waiting_time(wait_for),
+            seconds("wait_for", wait_for),
         )
 
     def __call__(
@@ -262,6 +263,7 @@ class Body:
         """Owns `blob`. `instead` gives another way to the rest if there is no room for it."""
         blob.seek(start)
         self._blob, self._start, self._end = blob, start, end
+        self._size = blob.size
         self._instead = instead
         self._rest: Rest | None = None
 
@@ -280,7 +282,8 @@ class Body:
         """What is left, straight from the source; raises `error` unless it means a lack of room."""
         blob = self._blob
         rest = Rest(self._instead(error))
-        known = Description(blob.size, blob.validator, blob.media_type)
+        size = blob.size if self._size is None else self._size
+        known = Description(size, blob.validator, blob.media_type)
         file = blob.view().fd if blob.position > self._start else -1
         rest.passage.give(blob.position, self._end, known, file, first=self._start)
         return rest
@@ -298,12 +301,14 @@ class Body:
         """Wait for a byte past `position`; how far can be sent."""
         blob = self._blob
         there = blob.wait_past(position)
+        check_size(blob, self._size)
         if self._end is not None:
             there = min(there, self._end)
         if there == blob.size and not blob.is_complete:
             if there - position > 1:
                 return there - 1
             blob.wait_past(there)
+            check_size(blob, self._size)
         return max(there, position)
 
     def close(self) -> None:

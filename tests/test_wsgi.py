@@ -20,7 +20,6 @@ from bench import nginx
 from bench.server import Port
 from bench.server import Server as Front
 from shmstream import BlobAborted, Store
-from shmstream.sources.http import close_pools
 from shmstream.wsgi import InFlightResponse
 from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, wait_until
@@ -299,7 +298,6 @@ def test_without_room(folder: str, origin: Origin) -> None:
     none = make_store(folder, {"max_bytes": 1000, "max_pass_through": 0})
     assert call(InFlightResponse(none, KEY, url))[0] == "503 Service Unavailable"
     assert store.blobs() == []
-    close_pools()
 
 
 class Wrapper:

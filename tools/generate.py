@@ -140,7 +140,7 @@ steps. Then the kernel frees its locks one by one, in any order. The model asser
   what a kill left needs a sweep.
 
 `tools/models/connections.pml` is the life of [connections that outlive their
-worker](#connections-that-outlive-their-worker): accept, keep, answer, hand over, adopt, close, with
+worker](#connections-that-outlive-their-worker): accept, answer, hand over, adopt, close, with
 clients that send two requests in a row, or in pieces. Each store to a table, each byte of a connection
 and each message is one step. A worker may be killed between any two steps, also the worker that goes on
 after it. The model asserts:

@@ -105,6 +105,12 @@ def table(found: list[list[Outcome]], size: int) -> str:
         right, readers = sum(e.right for e in some), sum(e.readers for e in some)
         took, calls = statistics.median(e.took for e in some), [e.calls for e in some]
         rounds = f", {len(some)} times" if len(some) > 1 else ""
+        was_held = some[0].hop is not None  # then the times say how long that was
+        times = (
+            f"{took:.1f} s",
+            f"{took / some[0].limit:.2f}x",
+            f"{max(e.first for e in some) * 1000:.0f} ms",
+        )
         known = [each for each in calls if each is not None]
         cells = (
             f"{some[0].name}{rounds}",
@@ -112,9 +118,7 @@ def table(found: list[list[Outcome]], size: int) -> str:
             f"{sum(e.cut for e in some)}",
             f"{statistics.median(e.gets for e in some):g}",
             f"{max(e.bytes for e in some):.2f}x",
-            f"{took:.1f} s",
-            f"{took / some[0].limit:.2f}x",
-            f"{max(e.first for e in some) * 1000:.0f} ms",
+            *(("", "", "") if was_held else times),
             f"{max(e.pause for e in some):.2f} s",
             f"{statistics.median(known):.1f}" if known else "",
         )
@@ -122,7 +126,7 @@ def table(found: list[list[Outcome]], size: int) -> str:
     hops = [each.hop for some in found for each in some if each.hop is not None]
     if hops:
         first, end = (statistics.median(each) * 1000 for each in zip(*hops, strict=True))
-        lines += ["", f"A hop of a chain costs {first:.0f} ms at the beginning, and {end:.0f} ms "
+        lines += ["", f"A hop of the chain costs {first:.0f} ms at the beginning, and {end:.0f} ms "
                       "at the end."]  # fmt: skip
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from shmstream.cluster import scripts
 MEMBERS = 10_000
 _ASKED = 3_000
 _KEY = "sha256:" + "0" * 64
-_NAMES = [f"shmstream:{{{_KEY}}}:{name}" for name in scripts.KEYS]
+_NAMES = [scripts.name_of(_KEY, each) for each in scripts.KEYS]
 
 
 def measure() -> float:

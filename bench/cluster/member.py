@@ -98,8 +98,13 @@ def blob(size: int, seed: int) -> bytes:
 
 
 def origin() -> None:
-    """Serve blobs at `/SIZE/SEED`, with ranges. Orders: `counts`, and `[size, seed]` for a key."""
+    """Serve blobs at `/SIZE/SEED`, with ranges.
+
+    Orders: `counts`; `[size, seed]` for a key; `hold` and `release` those that ask for a blob.
+    """
     log: list[dict[str, Any]] = []
+    released = threading.Event()
+    released.set()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -112,6 +117,7 @@ def origin() -> None:
             entry: dict[str, Any] = {"client": self.client_address[0], "start": start, "sent": 0}
             if size != "0":
                 log.append(entry)
+                released.wait()
             self.send_response(206 if start else 200)
             self.send_header("content-length", str(len(data) - start))
             self.send_header("etag", f'"{size}-{seed}"')
@@ -140,6 +146,9 @@ def origin() -> None:
         order = json.loads(line)
         if order == "counts":
             _say({"requests": log})
+        elif order in ("hold", "release"):
+            (released.clear if order == "hold" else released.set)()
+            _say({})
         else:
             _say({"key": "sha256:" + hashlib.sha256(blob(*order)).hexdigest()})
 
@@ -212,7 +221,7 @@ def _read_all(store: Store, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     def tell_first(role: str) -> None:
         with lock:
             if is_first.pop() if is_first else False:
-                _say({"first": time.monotonic() - began, "role": role})
+                _say({"began": began, "first": time.monotonic(), "role": role})
 
     def read(key: str, url: str) -> None:
         done.append(_read(store, key, url, tell_first))

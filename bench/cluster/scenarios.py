@@ -54,7 +54,7 @@ def limit(size: int) -> float:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One scenario; `nodes`, `size` and `blobs` of 0 are those that were asked for."""
+    """One scenario; `nodes`, `processes` and `size` of 0 are those that were asked for."""
 
     name: str
     event: Event | None = None
@@ -69,6 +69,8 @@ class Scenario:
     evicts: bool = False  # the first node has it all, and then no more
     fails: bool = False  # readers are to get an error
     repeats: bool = False  # is worth many rounds
+    processes: int = 0  # of a node
+    is_held: bool = False  # the origin answers when all nodes wait for it
 
 
 @dataclass
@@ -222,6 +224,11 @@ class Cluster(ExitStack):
         self._origin.say("counts")
         return list(self._origin.hear()["requests"])
 
+    def hold(self, *, holds: bool) -> None:
+        """Whether the origin keeps those waiting that ask."""
+        self._origin.say("hold" if holds else "release")
+        self._origin.hear()
+
     def open_all(
         self, pairs: list[tuple[str, str]], apart: float = 0.0, *, first: int = 0
     ) -> list[tuple[int, Member, dict[str, Any]]]:
@@ -230,6 +237,7 @@ class Cluster(ExitStack):
             for member in each:
                 member.say(pairs)
             time.sleep(apart)
+        self.hold(holds=False)
         return [
             (number, member, member.hear())
             for number, each in enumerate(self.members)
@@ -361,6 +369,7 @@ SCENARIOS = (
     *WHOLE,
     Scenario("together, 16 nodes, 32 MiB", nodes=16, size=32 * MIB),
     Scenario("nodes join 4 s apart", apart=4.0),
+    Scenario("a chain of waiting nodes", fan=1, processes=1, apart=0.5, is_held=True),
     Scenario("64 blobs of 1 MiB over 4 nodes", nodes=4, size=MIB, blobs=64),
     Scenario("the leading process is killed", _leading_process, repeats=True),
     Scenario("the leading node is killed", _leading_node, repeats=True),
@@ -396,9 +405,11 @@ def run(
         CheckFailed: a process of a node that should live has ended, or says nothing.
     """
     nodes, size = scenario.nodes or nodes, scenario.size or size
+    processes = scenario.processes or processes
     total = size * scenario.blobs
     with ExitStack() as undo:
         undo.callback(cluster.origin_host.mend)
+        cluster.hold(holds=scenario.is_held)
         cluster.begin(scenario, nodes, processes)
         host = cluster.origin_host.address
         if scenario.cache:
@@ -454,10 +465,11 @@ def _outcome(
         raise CheckFailed("nobody is left")
     requests = cluster.requests()[cluster.seen :]
     ends = sorted(each["end"] for _, each in told)
-    firsts = sorted(each["first"] for each in opened)
+    firsts = sorted(each["first"] - each["began"] for each in opened)
     nodes, calls, hop = len(cluster.members), cluster.calls(), None
-    if scenario.fan == 1 and scenario.event is None and nodes > 1:
-        hop = (firsts[-1] - firsts[0]) / (nodes - 1), (ends[-1] - ends[0]) / (nodes - 1)
+    if scenario.is_held and nodes > 1:
+        begins = sorted(each["first"] for each in opened)
+        hop = (begins[-1] - begins[0]) / (nodes - 1), (ends[-1] - ends[0]) / (nodes - 1)
     return Outcome(
         scenario.name,
         readers=len(told),

@@ -27,77 +27,55 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench.crew import CrewFailed
+from bench.command import Command, Count, Measure, run
 from bench.flight import share, single, takeover
 from bench.flight.charts import Pictures
 from bench.origin import Origin
-from bench.report import MIB, CheckFailed, Options, Row, as_json, machine, progress, table
-from bench.server import NotServing
-from shmstream import sweep
+from bench.report import Options, Row, progress
 
-Measure = Callable[[Options, Origin, Pictures], list[Row]]
 SECTIONS = ("share", "single", "open", "takeover")
+COUNTS = {
+    "rounds": Count(5, 1, "of each comparison"),
+    "kills": Count(20, 2, "of leaders"),
+    "size": Count(256, 8, "of the blob", "MiB"),
+}
 
 
 def main() -> int:
     """Measure, print the table, write the JSON and the charts; the exit code."""
-    chosen = _arguments()
-    kills = chosen.kills or (2 if chosen.quick else 20)
-    measures: dict[str, Measure] = {
+    command = Command(__doc__, COUNTS)
+    command.has_sections(SECTIONS)
+    add = command.parser.add_argument
+    add("--charts", type=Path, metavar="FOLDER", help="draw PNGs there")
+    add("--pin", action="store_true", help="tie each process to a processor")
+    chosen, pictures = command.parse(), Pictures()
+    failed = run(chosen, partial(_prepare, chosen, pictures))
+    if chosen.charts and not failed:
+        for path in pictures.draw(chosen.charts):
+            progress(f"drawn: {path}")
+    return failed
+
+
+def _prepare(
+    chosen: argparse.Namespace, pictures: Pictures, options: Options, stack: ExitStack
+) -> Mapping[str, Measure]:
+    origin = stack.enter_context(Origin(options.folder / "origin"))
+    measures: dict[str, Callable[[Options, Origin, Pictures], list[Row]]] = {
         "share": share.measure,
         "single": single.measure,
         "open": single.measure_opening,
-        "takeover": partial(takeover.measure, kills=kills),
+        "takeover": partial(takeover.measure, kills=chosen.kills),
     }
-    rows = []
-    pictures = Pictures()
-    with tempfile.TemporaryDirectory(prefix="shmstream-bench-", dir=chosen.dir) as folder:
-        options = Options(Path(folder), chosen.size * MIB, chosen.rounds, chosen.quick, chosen.pin)
-        facts = machine(options.folder)
-        try:
-            with Origin(options.folder / "origin") as origin:
-                for section, measure in measures.items():
-                    if section in (chosen.only or SECTIONS):
-                        rows += measure(options, origin, pictures)
-        except (CheckFailed, CrewFailed, NotServing) as error:
-            progress(f"failed: {error}")
-            return 1
-        finally:
-            sweep()  # after a failure, what a killed leader has left
-    print(table(facts, rows))
-    if chosen.json:
-        chosen.json.write_text(as_json(facts, options, rows), encoding="utf-8")
-    if chosen.charts:
-        for path in pictures.draw(chosen.charts):
-            progress(f"drawn: {path}")
-    return 0
 
+    def here(measure: Callable[[Options, Origin, Pictures], list[Row]]) -> Measure:
+        return lambda options: measure(options, origin, pictures)
 
-def _arguments() -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--charts", type=Path, metavar="FOLDER", help="draw PNGs there")
-    parser.add_argument("--rounds", type=int, help="of each comparison (5)")
-    parser.add_argument("--kills", type=int, help="of leaders (20)")
-    parser.add_argument("--size", type=int, metavar="MiB", help="of the blob (256)")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", default=[])
-    parser.add_argument("--dir", type=Path, help="folder for the blobs (the temp folder)")
-    parser.add_argument("--pin", action="store_true", help="tie each process to a processor")
-    parser.add_argument("--quick", action="store_true", help="only try it out: 8 MiB, 1 round")
-    chosen = parser.parse_args()
-    chosen.size = (8 if chosen.quick else 256) if chosen.size is None else chosen.size
-    chosen.rounds = (1 if chosen.quick else 5) if chosen.rounds is None else chosen.rounds
-    if chosen.size < 1 or chosen.rounds < 1 or (chosen.kills is not None and chosen.kills < 1):
-        parser.error("--size, --rounds and --kills are positive")
-    return chosen
+    return {name: here(each) for name, each in measures.items()}
 
 
 if __name__ == "__main__":

@@ -26,12 +26,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from bench.command import Command, Count
 from bench.fsspec.page import page, write
 from bench.fsspec.ways import WAYS, Readers, Trip
 from bench.peers.origin import Blob, Origin
 from bench.report import MIB, CheckFailed, machine, progress
 from bench.server import NotServing
 from shmstream import sweep
+
+COUNTS = {
+    "rounds": Count(5, 1),
+    "size": Count(32, 4, "of the file", "MiB"),
+    "rate": Count(16, 8, "for each connection", "MiB/s"),
+    "processes": Count(8, 3),
+}
 
 
 @dataclass(frozen=True)
@@ -155,28 +163,12 @@ def _summary(all_figures: dict[str, Figures], way: str) -> dict[str, float]:
 
 
 def _arguments() -> argparse.Namespace:
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--docs", type=Path, metavar="FILE", help="write the table into this page")
-    parser.add_argument("--rounds", type=int, help="(5)")
-    parser.add_argument("--size", type=int, metavar="MiB", help="of the file (32)")
-    parser.add_argument("--rate", type=int, metavar="MiB/s", help="for each connection (16)")
-    parser.add_argument("--processes", type=int, help="(8)")
-    parser.add_argument("--dir", type=Path, help="folder for the files (the temp folder)")
-    parser.add_argument("--quick", action="store_true", help="only try it out")
-    chosen = parser.parse_args()
-    usual, quick = (5, 32, 16, 8), (1, 4, 8, 3)
-    for name, each in zip(
-        ("rounds", "size", "rate", "processes"), quick if chosen.quick else usual, strict=True
-    ):
-        if getattr(chosen, name) is None:
-            setattr(chosen, name, each)
-        if getattr(chosen, name) < 1:
-            parser.error(f"--{name} is positive")
+    command = Command(__doc__, COUNTS)
+    told = "write the table into this page"
+    command.parser.add_argument("--docs", type=Path, metavar="FILE", help=told)
+    chosen = command.parse()
     if chosen.processes < 2:
-        parser.error("--processes is at least 2")
+        command.parser.error("--processes is at least 2")
     return chosen
 
 

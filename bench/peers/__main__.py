@@ -75,7 +75,7 @@ def _measure(chosen: argparse.Namespace, results: Results) -> int:
                         runner.measure(
                             scenario.name, [scenario.quick() if chosen.quick else scenario]
                         )
-                all_faults = faults(24 * MIB, 4) if chosen.quick else faults()
+                all_faults = faults(12 * MIB, 4) if chosen.quick else faults()
                 some = [each for each in all_faults if {each.name, "faults"} & set(wanted)]
                 if some:
                     runner.suffer("faults", some)

@@ -15,6 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+import shmstream.sources.http  # noqa: F401  a server imports what it needs before it serves
 from shmstream import Store
 from shmstream.asgi.response import InFlightResponse
 from shmstream.registry.server import serve, worker

@@ -20,15 +20,10 @@ few samples, under a minute.
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
-from pathlib import Path
 
-from bench.crew import CrewFailed
-from bench.report import MIB, CheckFailed, Options, as_json, machine, progress, table
+from bench.command import Command, Count, run
 from bench.stream import crowd, joining, memory, throughput, wakeup
-from shmstream import sweep
 
 SECTIONS = {
     "throughput": throughput.measure,
@@ -37,44 +32,19 @@ SECTIONS = {
     "memory": memory.measure,
     "attach": joining.measure,
 }
+COUNTS = {
+    "rounds": Count(9, 2, "of each pair of measurements"),
+    "size": Count(1024, 64, "of the blob", "MiB"),
+}
 
 
 def main() -> int:
     """Measure, print the table, write the JSON; the exit code."""
-    summary, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--rounds", type=int, help="of each pair of measurements (9)")
-    parser.add_argument("--size", type=int, metavar="MiB", help="of the blob (1024)")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", default=[])
-    parser.add_argument("--dir", type=Path, help="folder for the blobs (the temp folder)")
-    parser.add_argument("--pin", action="store_true", help="tie each process to a processor")
-    parser.add_argument("--quick", action="store_true", help="only try it out: 64 MiB, 2 rounds")
-    chosen = parser.parse_args()
-    size = chosen.size or (64 if chosen.quick else 1024)
-    rounds = chosen.rounds or (2 if chosen.quick else 9)
-    if size < 1 or rounds < 1:
-        parser.error("--size and --rounds are positive")
-
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="shmstream-bench-", dir=chosen.dir) as folder:
-        options = Options(Path(folder), size * MIB, rounds, chosen.quick, chosen.pin)
-        facts = machine(options.folder)
-        try:
-            for section, measure in SECTIONS.items():
-                if section in (chosen.only or SECTIONS):
-                    rows += measure(options)
-        except (CheckFailed, CrewFailed) as error:
-            progress(f"failed: {error}")
-            return 1
-        finally:
-            sweep()  # after a failure, what a killed writer has left
-    print(table(facts, rows))
-    if chosen.json:
-        chosen.json.write_text(as_json(facts, options, rows), encoding="utf-8")
-    return 0
+    command = Command(__doc__, COUNTS)
+    command.has_sections(SECTIONS)
+    pinning = "tie each process to a processor"
+    command.parser.add_argument("--pin", action="store_true", help=pinning)
+    return run(command.parse(), lambda _options, _stack: SECTIONS)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@
     passed on   pieces that are in no file at all (`pass_through`)
 
 The last byte is sent only when the blob is complete (I7). Until then its flight may fail, and a
-body that has ended would tell the client that it did not.
+body that has ended would tell the client that it did not. If a new flight has another size than the
+client was told (`flight/leader`), the body breaks off.
 
 A slow client may take long for one write. So our own server (`protocol`) is asked whether the
 client takes anything. Other servers only show that a write has ended.
@@ -22,10 +23,22 @@ from collections.abc import AsyncIterable, Coroutine, Mapping
 from typing import Any
 
 from shmstream.asgi.messages import SERVER, ZERO_COPY, Message, Send
+from shmstream.errors import SizeMismatch
 from shmstream.flight.async_blob import AsyncBlob
+from shmstream.flight.blob import Blob
 
 _PIECE = 1 << 17  # bytes; the most that is read and handed on at one time
 _SPAN = 2 << 20  # bytes; the most that the kernel is told to send at one time
+
+
+def check_size(blob: AsyncBlob | Blob, told: int | None) -> None:
+    """Raises:
+    SizeMismatch: the blob has another size by now than a client was told, if it was told one.
+    """
+    if told is not None and blob.size != told:
+        size = blob.size or blob.published
+        reason = f"its first source told {told} bytes, and it goes on with {size}"
+        raise SizeMismatch(blob.key, blob.tell(), reason, told, size)
 
 
 class Sending:
@@ -43,6 +56,8 @@ class Sending:
         self._extensions = extensions
         self._server = extensions.get(SERVER, {})
         self._writing_since: float | None = None
+        self.size: int | None = None
+        """The size of the blob that the client was told; None: that of when `send` is called."""
         self.position: int = 0
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.Handle
@@ -60,6 +75,7 @@ class Sending:
             ConnectionAbortedError: the client took nothing for `timeout` seconds.
             StreamBroken: as `AsyncBlob.read1`. All bytes before `position` were sent.
         """
+        self.size = blob.size if self.size is None else self.size
         jump = self._server.get("jump")
         self.position = start if jump is None else start + jump()
         await self._watch(self._send_blob(blob, end))
@@ -123,12 +139,14 @@ class Sending:
         """Wait for a byte past `position`; how far can be sent, which is `position` at the end."""
         position = self.position
         there = await blob.wait_past(position)
+        check_size(blob, self.size)
         if end is not None:
             there = min(there, end)
         if there == blob.size and not blob.is_complete:
             if there - position > 1:
                 return there - 1
             await blob.wait_past(there)
+            check_size(blob, self.size)
         return max(there, position)
 
     async def _by_hand(self, blob: AsyncBlob, end: int | None) -> None:

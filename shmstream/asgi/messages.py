@@ -23,6 +23,7 @@ when_lost   a function: takes a callback for the end of the connection, and retu
 jump        a function: bytes of the body, from its beginning, that the client has already, and
             that are to be left out; only after another process has sent them. Call it after the
             head was sent; without the call the server leaves them out itself
+promised    the ETag of the response whose beginning another process has sent; with `jump` only
 """
 
 

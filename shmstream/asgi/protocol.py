@@ -8,7 +8,7 @@
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
-    400         a request of HTTP/1.1 without a Host, and any with two
+    400         a request of HTTP/1.1 without a Host, and any with two, or with what no host can be
     half closed a client that has ended its side after its request gets its response all the same
     pipeline    at most `most_queued` requests, and those of one more piece, wait behind the one
                 that is answered. What else has come stays as it is, and nothing more is read
@@ -42,6 +42,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import sys
 import termios
 from collections.abc import Callable
@@ -72,6 +73,7 @@ _FIRST = 64 * 1024  # bytes
 _BODY = (b"content-length", b"transfer-encoding")  # headers of a request with a body
 _PIECE = 512  # bytes that are parsed at one time: 28 requests at most
 _PIECE_OF_BODY = 64 * 1024  # bytes, where it is known that they are all of a body
+_HOST = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")  # as RFC 3986 has hosts and ports
 _DROPPED = 1 << 20  # bytes of a body that nobody wants, before the connection is closed at once
 _DROPPING = 2.0  # s; for the same
 
@@ -269,8 +271,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._size_of_head() > self.head_size:
             self._refuse_head()
             return
-        hosts = sum(name == b"host" for name, _ in self.headers)
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if not self._names_one_host():
             self._refuse(400, b"Bad Request")
             return
         self._body_left = self._length_of_body()
@@ -281,6 +282,12 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             extensions[ZERO_COPY] = {}
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", extensions)
         super().on_headers_complete()
+
+    def _names_one_host(self) -> bool:
+        hosts = [value.strip() for name, value in self.headers if name == b"host"]
+        if not hosts:
+            return self.parser.get_http_version() != "1.1"
+        return len(hosts) == 1 and _HOST.fullmatch(hosts[0]) is not None
 
     def _size_of_head(self) -> int:
         """Bytes of the head that is complete."""

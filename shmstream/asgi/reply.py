@@ -197,7 +197,7 @@ class BlobReply:
                 await blob.known()
                 if request.needs_size:
                     await blob.seek(0, os.SEEK_END)
-                is_known = True
+                is_known, sending.size = True, blob.size
                 await reply(blob, partial(self._give, sending, blob))
         except ShmstreamError as error:
             is_other = isinstance(error, SizeMismatch) and self.status is None
@@ -241,7 +241,8 @@ class BlobReply:
         except ShmstreamError as error:
             broke = isinstance(error, StreamBroken) and not isinstance(error, _WRONG)
             async with self._instead(error, anyway=broke and self._goes_past()) as passage:
-                known = Description(blob.size, blob.validator, blob.media_type)
+                size = blob.size if sending.size is None else sending.size
+                known = Description(size, blob.validator, blob.media_type)
                 file = blob.descriptor if sending.position > answer.start else -1
                 _pass_from(sending.position, passage, known, answer, file)
                 await sending.pass_on(passage)

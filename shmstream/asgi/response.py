@@ -29,12 +29,12 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shmstream.arguments import seconds
 from shmstream.asgi.messages import Message, Receive, Scope, Send, answer
 from shmstream.asgi.reply import BlobReply
 from shmstream.asgi.statuses import status_of
 from shmstream.asgi.terms import Terms
 from shmstream.errors import ShmstreamError
-from shmstream.units import waiting_time
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -110,7 +110,7 @@ class InFlightResponse(_Response):
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
     ) -> None:
-        waiting_time(wait_for)
+        seconds("wait_for", wait_for)
         terms = Terms(
             key,
             headers=headers,

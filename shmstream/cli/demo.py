@@ -115,8 +115,7 @@ def demo(
             good = text.run(console, output, delay)
         else:
             bytes_a_second = None if rate is None else rate * _MIB
-            chosen = acts.ALL if act is None else (act,)
-            good = acts.run(console, input_, bytes_a_second, readers, chosen)
+            good = acts.run(console, input_, bytes_a_second, readers, act)
     except Stopped:
         click.echo("Stopped: the readers were ended, and what they shared was removed.", err=True)
         raise

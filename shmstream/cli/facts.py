@@ -7,18 +7,18 @@ from typing import Any
 
 from shmstream.registry.images import Image
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
-from shmstream.storage.layout import Entry
+from shmstream.storage.stock import StoredBlob
 
 
-def blob_facts(key: str | None, entry: Entry) -> dict[str, Any]:
+def blob_facts(blob: StoredBlob) -> dict[str, Any]:
     """A complete blob: its size in bytes, the time of its last use in UTC, where it came from."""
     return {
-        "key": key,
-        "size": entry.size,
-        "last_used": datetime.fromtimestamp(entry.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": entry.source,
-        "pinned": entry.is_pinned,
-        "path": entry.path,
+        "key": blob.key,
+        "size": blob.size,
+        "last_used": datetime.fromtimestamp(blob.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": blob.source,
+        "pinned": blob.is_pinned,
+        "path": blob.path,
     }
 
 

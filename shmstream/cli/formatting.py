@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from shmstream.errors import escaped
 from shmstream.units import amount
@@ -35,19 +35,14 @@ def in_columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> s
     `right` holds the indexes of the columns that are aligned to the right.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    signs = ["" if index in right else "-" for index in range(len(widths))]
+    line = "  ".join(f"%{sign}{width}s" for sign, width in zip(signs, widths, strict=True))
+    return "\n".join((line % tuple(row)).rstrip() for row in rows)
 
 
 def local_time(seconds: float) -> str:
     """A time stamp of a file in the local time zone: `2024-05-01 09:30:00`."""
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def named(key: str | None) -> str:

@@ -12,7 +12,7 @@ from shmstream.cli.printing import say, show_json
 from shmstream.errors import escaped
 from shmstream.registry.images import Images
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
-from shmstream.storage.layout import Entry
+from shmstream.storage.stock import StoredBlob
 from shmstream.store import Store
 from shmstream.units import amount
 
@@ -38,12 +38,12 @@ def ls(folder: str, as_json: bool, by_image: bool) -> None:
     if by_image:
         _list_images(store, as_json=as_json)
         return
-    flights, blobs = store.flights(), store.blobs()
+    flights, blobs = store.flights(), [blob for _, blob in store.blobs()]
     if as_json:
         show_json(
             {
                 "store": store.folder,
-                "blobs": [blob_facts(key, entry) for key, entry in blobs],
+                "blobs": [blob_facts(each) for each in blobs],
                 "flights": [flight_facts(each) for each in flights],
             }
         )
@@ -52,7 +52,7 @@ def ls(folder: str, as_json: bool, by_image: bool) -> None:
         click.echo(_blob_lines(blobs))
     if flights:
         click.echo(("\n" if blobs else "") + _flight_lines(flights))
-    total = amount(sum(entry.size for _, entry in blobs))
+    total = amount(sum(each.size for each in blobs))
     told = f"{plural(len(blobs), 'blob')} of {total}, {plural(len(flights), 'flight')}"
     say(f"{told} in {store.folder}")
 
@@ -72,13 +72,13 @@ def _list_images(store: Store, *, as_json: bool) -> None:
     say(f"{plural(len(found), 'image')} in {store.folder}")
 
 
-def _blob_lines(blobs: list[tuple[str | None, Entry]]) -> str:
+def _blob_lines(blobs: list[StoredBlob]) -> str:
     rows = [("SIZE", "LAST USED", "PIN", "BLOB", "SOURCE")]
-    for key, entry in blobs:
-        source = entry.source or ""
-        told = "" if source == key else escaped(source)  # of a URL that is its own key
-        pin = "*" if entry.is_pinned else ""
-        rows.append((amount(entry.size), local_time(entry.used), pin, named(key), told))
+    for each in blobs:
+        source = each.source or ""
+        told = "" if source == each.key else escaped(source)  # of a URL that is its own key
+        pin = "*" if each.is_pinned else ""
+        rows.append((amount(each.size), local_time(each.used), pin, named(each.key), told))
     shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
     return in_columns(list(zip(*shown, strict=True)), right=[0])
 

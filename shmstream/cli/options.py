@@ -16,7 +16,7 @@ import click
 
 from shmstream import units
 from shmstream.cli.printing import say
-from shmstream.storage.folder import default_folder
+from shmstream.storage.folder import default_folder, mark_at
 from shmstream.store import Store
 from shmstream.stream.digest import require_digest
 
@@ -65,7 +65,7 @@ def existing_store(folder: str) -> Store:
 
 def is_store(folder: str) -> bool:
     """Whether there is a store in the folder."""
-    return os.path.isfile(os.path.join(os.path.expanduser(folder), ".shmstream"))
+    return os.path.isfile(mark_at(os.path.expanduser(folder)))
 
 
 _SHARED = "shmstream.shared_group"

@@ -22,4 +22,21 @@ def say(text: str) -> None:
 
 def show_json(facts: object) -> None:
     """Print the result as JSON."""
-    click.echo(json.dumps(facts, indent=2))
+    click.echo(_indented(facts))
+
+
+def _indented(facts: object, margin: str = "\n") -> str:
+    """As `json.dumps(facts, indent=2)`, which is slow, because it is written in Python."""
+    inner = margin + "  "
+    if not (facts and isinstance(facts, dict | list)):
+        return json.dumps(facts)
+    values = facts.values() if isinstance(facts, dict) else facts
+    if not any(isinstance(each, dict | list) for each in values):
+        parts = json.dumps(facts, separators=(f",{inner}", ": "))[1:-1]
+    elif isinstance(facts, dict):
+        parts = f",{inner}".join(
+            f"{json.dumps(name)}: {_indented(value, inner)}" for name, value in facts.items()
+        )
+    else:
+        parts = f",{inner}".join(_indented(each, inner) for each in facts)
+    return f"{{{inner}{parts}{margin}}}" if isinstance(facts, dict) else f"[{inner}{parts}{margin}]"

@@ -17,16 +17,16 @@ import json
 import logging
 import os
 import secrets
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
-from shmstream.system import process, threads
+from shmstream.system import process
 from shmstream.system.files import read_file
 from shmstream.system.locks import WHOLE_FILE, KernelLock
+from shmstream.system.repeating import Repeating
 
 _EVERY = 1.0  # s
 _TRIES = 5
@@ -165,41 +165,19 @@ class Ledger:
         process.register(self)
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()  # guards the next four
-        self._runs = False
-        self._is_due = False
-        self._is_closed = False
-        self._thread: threads.Call | None = None
+        self._repeating = Repeating(self._tell, "shmstream-account")
         self._file: KernelLock | None = None  # of the thread, and of `close` after it
         self._path = ""
 
     def wake(self) -> None:
         """Something has changed: write the account soon. Does not wait."""
-        with self._changed:
-            self._is_due = True
-            if self._runs or self._is_closed:
-                return
-            process.register(self)  # again, because a forked child begins with nothing registered
-            self._thread = threads.Call(self._run, "shmstream-account")
-            try:
-                self._thread.start()
-            except RuntimeError:  # no thread can be started
-                return
-            self._runs = True
+        process.register(self)  # again, because a forked child begins with nothing registered
+        self._repeating.wake()
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._is_closed or not self._is_due:
-                    self._runs = False
-                    return
-                self._is_due = False
-            account = self._look()
-            self._write(account)
-            with self._changed:
-                if not account.is_idle and not self._is_closed:
-                    self._changed.wait(_EVERY)
-                    self._is_due = True
+    def _tell(self) -> float | None:
+        account = self._look()
+        self._write(account)
+        return None if account.is_idle else _EVERY
 
     def _write(self, account: Account) -> None:
         told = asdict(account)
@@ -231,12 +209,7 @@ class Ledger:
 
     def close(self) -> None:
         """Remove the account. Idempotent."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-            running = self._thread
-        if running is not None:
-            running.join(1.0)
+        self._repeating.close(1.0)
         if self._file is not None:
             file, self._file = self._file, None
             with suppress(OSError):

@@ -14,12 +14,12 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 
-from shmstream.system import process, threads
+from shmstream.system import process
 from shmstream.system.locks import WHOLE_FILE, KernelLock
+from shmstream.system.repeating import Repeating
 
 EVERY = 20.0
 """Seconds from one greeting to the next, and up to a quarter more."""
@@ -41,40 +41,25 @@ class Announcer:
         self._begin()
 
     def _begin(self) -> None:
-        self._changed = threading.Condition()  # guards the next two
-        self._is_closed = False
-        self._thread: threads.Call | None = None
-        self._lock: KernelLock | None = None  # of the thread
+        self._repeating = Repeating(self._turn, "shmstream-announce")
+        # Of the thread:
+        self._lock: KernelLock | None = None
+        self._told = float("-inf")  # when all was told
 
     def start(self) -> None:
         """Begin, unless this process has. Does not wait."""
-        with self._changed:
-            if self._thread is not None or self._is_closed:
-                return
-            process.register(self)  # also in a forked child, which begins with nothing registered
-            self._thread = threads.Call(self._run, "shmstream-announce")
-            try:
-                self._thread.start()
-            except RuntimeError:  # no thread can be started
-                self._thread = None
+        process.register(self)  # also in a forked child, which begins with nothing registered
+        self._repeating.wake()
 
-    def _run(self) -> None:
-        told = float("-inf")  # when all was told
-        while True:
-            if self._is_mine():
-                now = time.monotonic()
-                must = now - told > _AGAIN
-                if not self._tell(must):
-                    told = float("-inf")
-                elif must:
-                    told = now
-            with self._changed:
-                if not self._is_closed:
-                    self._changed.wait(EVERY * random.uniform(1.0, 1.25))
-                if self._is_closed:
-                    break
-        if self._lock is not None:
-            self._lock.close()
+    def _turn(self) -> float:
+        if self._is_mine():
+            now = time.monotonic()
+            must = now - self._told > _AGAIN
+            if not self._tell(must):
+                self._told = float("-inf")
+            elif must:
+                self._told = now
+        return EVERY * random.uniform(1.0, 1.25)
 
     def _is_mine(self) -> bool:
         """Whether it is for this process to tell."""
@@ -94,12 +79,9 @@ class Announcer:
 
     def close(self) -> None:
         """End it; waits 1.5 s at most. Idempotent."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-            running = self._thread
-        if running is not None:
-            running.join(1.5)
+        self._repeating.close(1.5)
+        if self._lock is not None:
+            self._lock.close()
 
     def abandon(self) -> None:
         """In a forked child: the thread and the lock are the parent's."""

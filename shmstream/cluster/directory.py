@@ -1,4 +1,4 @@
-"""`Directory`: what nodes know of each other, in Redis or Valkey. Never waits longer than 1.5 s.
+"""`Directory`: what nodes know of each other, in Redis or Valkey. Bounds how long a call waits.
 
 The directory serves speed, and not correctness: bytes are verified by their digest. So a call that
 fails is no error of a download; its caller goes to the upstream by itself, as it would do without a
@@ -6,21 +6,39 @@ cluster.
 
     answers                     the connection is kept while this process has flights
     refuses the connection      `DirectoryAway` at once
-    answers, and many wait      each waits for its turn, as long as it answers several a second
-    answers late, or not        tried again after 0.6 s, with jitter; `DirectoryAway` after 1.5 s
+    answers, and many wait      all that wait are asked together, as soon as the answer is there
+    answers late                each call has 1.5 s for itself, from when it is sent
+    does not answer             `DirectoryAway` after 1.5 s, for all that wait
+    takes no connection         tried again after 0.6 s, until the 1.5 s are over
     has failed                  `DirectoryAway` at once, for 3 s; then one caller tries
     hangs where no timeout      (a resolver of names): the thread that hangs is left alone, and
       reaches                     `DirectoryAway` is raised at once until it has come back
 
-Each call is made in a thread of its own, so that nothing that a library or the system does can make
-a download wait for longer. One connection serves all flights of a process, one call after another:
-a call takes less than a millisecond.
+One connection serves all flights of a process. The first caller starts a thread, and other callers
+put their questions into its queue meanwhile:
+
+    caller A                 caller B             caller C            the thread
+    puts a question, starts
+      the thread, waits
+                             puts a question,     the same            asks for A
+                               waits
+                                                                      gives A its answer; asks for B
+                                                                        and C in one go
+                                                                      gives them their answers; the
+                                                                        queue is empty: ends
+
+So when 64 flights begin at once, they wait for two answers at most, and not for 64, one after
+another: in a busy process each of those takes as long as the change from thread to thread. The
+renewal of a lease, too, waits for one other answer at most. A call that waits for another one that
+takes long may take up to 3 s. Nothing that a library or the system does can make a download wait
+for longer, because only that thread calls them.
 
 Needs redis-py, the extra `cluster`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -28,6 +46,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from typing import Any, NamedTuple
 
 from shmstream.cluster import scripts
@@ -36,14 +55,12 @@ from shmstream.system import threads
 from shmstream.system.process import register
 
 MOST = 1.5
-"""Seconds that a call takes at most."""
+"""Seconds that a call takes at most, from when it is sent."""
 AWAY = 3.0
 """Seconds for which a directory that failed is not asked."""
-_ONE_TRY = 0.6  # s
-_BRISK = 8  # calls that are answered in `MOST` seconds: then others wait for their turn ...
-_QUEUE = 10.0  # ... and at most so many seconds
+_ONE_TRY = 0.6  # s; to connect
+_AT_ONCE = 256  # questions; more are asked in two goes
 _TTL = 3600  # s; a rank of which nothing is heard any more
-_PREFIX = "shmstream"
 
 _log = logging.getLogger("shmstream")
 
@@ -63,32 +80,73 @@ class Verdict(StrEnum):
     """From a node that it does not want now; no other one has it."""
     FAILED = "failed"
     """From nowhere: the upstream has failed for all."""
+    WRONG = "wrong"
+    """From nowhere: the node that gave bytes last has found that they are wrong."""
 
 
 class Decision(NamedTuple):
-    """The answer to `decide`. `leader` has the lease; `why` is the failure of the upstream."""
+    """The answer to `decide`. `leader` has the lease; `why` is the failure of the upstream.
+
+    `generation` is that of the flight, and `at` the time of the directory, as a text.
+    """
 
     verdict: Verdict
     peers: tuple[str, ...] = ()
     leader: str = ""
     why: str = ""
+    generation: int = 0
+    at: str = "0"
+
+
+class Had(NamedTuple):
+    """What a flight has by now: see `scripts.DECIDE`.
+
+    `generation` is None if all its bytes are of the upstream, and -1 if an earlier process has
+    brought some of them. `last` is the node that gave bytes last, since the time `since` of the
+    directory; empty if it does not matter what became of that node.
+    """
+
+    generation: int | None = None
+    last: str = ""
+    since: str = "0"
 
 
 @dataclass(frozen=True)
 class Me:
-    """Who asks: the address of the node, and the token of its flight. An empty address: nobody's
-    parent, and never the leader.
+    """The node that asks: its address, and the token of its flight.
+
+    A node with an empty address is nobody's parent, and never leads.
     """
 
     node: str
     token: str
 
 
-class _Answers(NamedTuple):
-    """What one call has come to, for the thread that waits for it."""
+class _Question:
+    """What one caller asks. Guarded by the lock of the directory, but for the answers."""
 
-    good: list[object]
-    bad: list[Exception]
+    def __init__(self, commands: Sequence[_Command]) -> None:
+        self.commands = commands
+        self.until = 0.0  # when it is given up, once it was sent
+        self.is_given_up = False
+        self.is_over = threads.Flag()
+        self.answers: list[object] = []  # then these or the failure are there
+        self.failure: DirectoryAway | None = None
+
+
+_Command = tuple[object, ...]
+"""A command of Redis; one of a script begins with `_Script`."""
+
+
+class _Script(NamedTuple):
+    """A script, in place of the name of a command. Redis knows it by its hash."""
+
+    text: str
+
+
+@cache
+def _hash_of(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 def _do_nothing() -> None:
@@ -135,19 +193,19 @@ class Directory:
         """How many calls were made."""
         self.failures: int = 0
         """How many of them failed."""
-        self._answered = 0
         self._begin()
         register(self)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()  # held for one call; guards all below
-        self._client: Any = None
-        self._known: dict[str, Any] = {}
+        self._lock = threading.RLock()  # guards all below
+        self._client: Any = None  # of the thread that asks, while there is one
+        self._queue: list[_Question] = []
+        self._thread: threads.Call | None = None  # it asks
+        self._until = 0.0  # when what it asks is given up; 0 when it looks into the queue no more
         self._not_before = 0.0
         self._why = ""
         self._away_until = 0.0  # when it failed last; 0 while it answers
         self._away = self._untold = 0.0  # s; all of it, and what no event has told
-        self._running: threads.Call | None = None
         self._users = 0
 
     # The calls.
@@ -160,26 +218,26 @@ class Directory:
         refused: Sequence[str] = (),
         avoid: Sequence[str] = (),
         source: str = "",
+        had: Had = Had(),  # noqa: B008  it never changes
     ) -> Decision:
         """Where this node gets the rest of `key` from; it joins the flight, if it may.
 
         `refused` did not answer, or do not have it, and are no parents of anybody for a while.
-        `avoid` are not to be named this time. `source` is the fingerprint of the node's upstream.
+        `avoid` are not to be named this time; without `+` before its name, a node may be named that
+        has the complete blob by now. `source` is the fingerprint of the node's upstream.
+        `had` is what the flight has by now.
 
         Raises:
             DirectoryAway: it does not answer.
         """
         chance = random.randrange(1, 1 << 30)
         more = (int(bool(me.node)), self._fan, chance, " ".join(refused), " ".join(avoid), source)
-        answer = self._call(scripts.DECIDE, key, me, more)
+        generation = "" if had.generation is None else had.generation
+        answer = self._call(scripts.DECIDE, key, me, (*more, generation, had.last, had.since))
         try:
-            verdict, second, *peers = (each.decode() for each in answer)  # type: ignore[attr-defined]
-            verdict = Verdict(verdict)
+            return _decision([each.decode() for each in answer])  # type: ignore[attr-defined]
         except (TypeError, ValueError, AttributeError) as error:
             raise self._failed(f"an answer that makes no sense: {answer!r:.100}") from error
-        if verdict is Verdict.FAILED:
-            return Decision(verdict, why=second)
-        return Decision(verdict, tuple(peers), second)
 
     def renew(self, held: Sequence[tuple[str, Me]]) -> list[bool]:
         """Keep these leases; False for each that another node has.
@@ -190,14 +248,14 @@ class Directory:
         answers = self._at_once(scripts.RENEW, held, ())
         return [each == 1 or isinstance(each, Exception) for each in answers]
 
-    def leave(self, key: str, me: Me, how: str, text: str = "") -> None:
+    def leave(self, key: str, me: Me, how: str, text: str = "", generation: int = -1) -> None:
         """Tell how the flight of this node has ended: see `scripts.LEAVE`.
 
         Raises:
             DirectoryAway: it does not answer.
         """
         assert how in scripts.ENDS
-        self._call(scripts.LEAVE, key, me, (how, text))
+        self._call(scripts.LEAVE, key, me, (how, text, generation))
 
     def greet(self, me: Me) -> bool:
         """Whether the directory knows this node; from now on it does, for an hour.
@@ -205,10 +263,8 @@ class Directory:
         Raises:
             DirectoryAway: it does not answer.
         """
-        name = f"{_PREFIX}:node:{me.node}"
-        return (
-            self._asked(me.node, lambda client: client.set(name, 1, ex=_TTL, get=True)) is not None
-        )
+        name = f"shmstream:node:{me.node}"
+        return self._one(me.node, ("SET", name, 1, "EX", _TTL, "GET")) is not None
 
     def announce(self, keys: Sequence[str], me: Me) -> None:
         """Tell that this node has these complete blobs: some hundreds at most at one time.
@@ -221,66 +277,177 @@ class Directory:
     # How a call is made.
 
     def _call(self, script: str, key: str, me: Me, more: Sequence[object]) -> object:
-        names, arguments = self._of(key, me, more)
-        return self._asked(key, lambda _: self._script(script)(keys=names, args=arguments))
+        return self._one(key, self._command(script, key, me, more))
+
+    def _one(self, key: str, command: _Command) -> object:
+        [answer] = self._asked(key, [command])
+        if isinstance(answer, Exception):
+            raise self._failed(f"{type(answer).__name__}: {answer}") from answer
+        return answer
 
     def _at_once(
         self, text: str, of: Sequence[tuple[str, Me]], more: Sequence[object]
     ) -> list[object]:
         """The answers to one script for several digests, or their errors, in one call."""
+        commands = [self._command(text, key, me, more) for key, me in of]
+        return self._asked(of[0][0], commands) if of else []
 
-        def ask(client: Any) -> object:
-            script = self._script(text)
-            with client.pipeline(transaction=False) as pipeline:
-                for key, me in of:
-                    names, arguments = self._of(key, me, more)
-                    script(keys=names, args=arguments, client=pipeline)
-                return pipeline.execute(raise_on_error=False)
+    def _command(self, text: str, key: str, me: Me, more: Sequence[object]) -> _Command:
+        names = [scripts.name_of(key, each) for each in scripts.KEYS]
+        return _Script(text), len(names), *names, me.node, me.token, self._lease, _TTL, *more
 
-        answers = self._asked(of[0][0], ask) if of else []
-        if not isinstance(answers, list) or len(answers) != len(of):
-            raise DirectoryAway(f"an answer that makes no sense: {answers!r:.100}")
-        return answers
+    def _asked(self, key: str, commands: Sequence[_Command]) -> list[object]:
+        """The answers to these commands; an error of Redis is an answer.
 
-    def _of(self, key: str, me: Me, more: Sequence[object]) -> tuple[list[str], list[object]]:
-        """The keys and the arguments of a script."""
-        names = [f"{_PREFIX}:{{{key}}}:{name}" for name in scripts.KEYS]
-        return names, [me.node, me.token, self._lease, _TTL, *more]
-
-    def _script(self, text: str) -> Any:
-        if text not in self._known:
-            self._known[text] = self._client.register_script(text)
-        return self._known[text]
-
-    def _asked(self, key: str, request: Callable[[Any], object]) -> object:
-        """What `request` returns, which is called with the client of Redis."""
-        if not self._take_turn():
-            raise DirectoryAway(self._why or "other calls take all the time")
-        failures, was_asked = self.failures, False
+        Raises:
+            DirectoryAway: there are none.
+        """
+        question = _Question(commands)
+        self._put(question)
         try:
-            if time.monotonic() < self._not_before:
+            return self._wait_for(question)
+        finally:
+            with self._lock:
+                seconds, self._untold = self._untold, 0.0
+            has_failed = question.is_given_up or question.failure is not None
+            kind = EventKind.UNANSWERED if has_failed else EventKind.ASKED
+            self._tell(Event(kind, key, seconds=seconds))
+
+    def _put(self, question: _Question) -> None:
+        """Put it into the queue; start the thread that asks, unless it runs.
+
+        Raises:
+            DirectoryAway: the directory is not asked just now.
+        """
+        with self._lock:
+            now = time.monotonic()
+            if now < self._not_before:
                 raise DirectoryAway(self._why)
-            if self._running is not None and self._running.is_alive():
+            if self._is_asking and self._until < now:
                 raise self._failed("an earlier call still hangs")
             self.calls += 1
-            was_asked = True
-            return self._in_time(lambda until: self._ask(request, until))
-        finally:
-            has_failed, seconds, self._untold = self.failures > failures, self._untold, 0.0
-            self._lock.release()
-            if was_asked:
-                kind = EventKind.UNANSWERED if has_failed else EventKind.ASKED
-                self._tell(Event(kind, key, seconds=seconds))
+            self._queue.append(question)
+            if self._is_asking:
+                return
+            self._until = now + MOST
+            self._thread = threads.Call(self._run, "shmstream-directory")
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # no thread can be started
+                questions, self._queue = self._queue, []
+                self._give_up(questions, str(error))
 
-    def _take_turn(self) -> bool:
-        """Take the lock; False if the calls of others take too long."""
-        until = time.monotonic() + _QUEUE
+    @property
+    def _is_asking(self) -> bool:
+        """Whether there is a thread that will look into the queue once more."""
+        return self._until > 0 and self._thread is not None and self._thread.is_alive()
+
+    def _wait_for(self, question: _Question) -> list[object]:
         while True:
-            seen = self._answered
-            if self._lock.acquire(timeout=MOST):
-                return True
-            if self._answered - seen < _BRISK or time.monotonic() > until:
-                return False
+            with self._lock:
+                left = (question.until or self._until) - time.monotonic()
+            if question.is_over.wait(max(left, 0.0)):
+                break
+            with self._lock:
+                is_late = (question.until or self._until) <= time.monotonic()
+                if is_late and not question.is_over.is_set():
+                    question.is_given_up = True
+                    raise self._failed(f"no answer within {MOST:g} s")
+        if question.failure is not None:
+            raise question.failure
+        return question.answers
+
+    # In the thread that asks.
+
+    def _run(self) -> None:
+        while questions := self._take():
+            commands = [command for each in questions for command in each.commands]
+            try:
+                answers = iter(self._ask(commands, time.monotonic() + MOST))
+            except Exception as error:  # noqa: BLE001  those that wait get it
+                self._give_up(questions, f"{type(error).__name__}: {error}")
+                continue
+            for each in questions:
+                each.answers = [next(answers) for _ in each.commands]
+            self._note_answer()
+            for each in questions:
+                each.is_over.set()
+
+    def _take(self) -> list[_Question]:
+        """The questions that are to be asked now. None: the thread ends."""
+        with self._lock:
+            now = time.monotonic()
+            if now < self._not_before:
+                for each in self._queue:
+                    each.failure = DirectoryAway(self._why)
+                    each.is_over.set()
+                self._queue.clear()
+            taken, self._queue = self._queue[:_AT_ONCE], self._queue[_AT_ONCE:]
+            self._until = now + MOST if taken else 0.0
+            for each in taken:
+                each.until = self._until
+            if not taken and self._users <= 0:
+                self._drop()
+            return taken
+
+    def _give_up(self, questions: list[_Question], reason: str) -> None:
+        with self._lock:
+            for each in questions:
+                if not each.is_given_up:
+                    each.failure = self._failed(reason)
+                each.is_over.set()
+
+    def _note_answer(self) -> None:
+        with self._lock:
+            is_back, self._why = bool(self._why), ""
+            if is_back:
+                self._count_away(is_back=True)
+        if is_back:
+            _log.warning("the directory of the cluster answers again")
+            self._back()
+
+    def _ask(self, commands: Sequence[_Command], until: float) -> list[object]:
+        """The answers, all in one go. Redis is told a script that it does not know."""
+        answers = self._send(commands, until)
+        unknown = [
+            n
+            for n, each in enumerate(answers)
+            if isinstance(each, self._redis.exceptions.NoScriptError)
+        ]
+        texts = [(_Script(""), *commands[n]) for n in unknown]
+        for n, answer in zip(unknown, self._send(texts, until) if texts else [], strict=True):
+            answers[n] = answer
+        return answers
+
+    def _send(self, commands: Sequence[_Command], until: float) -> list[object]:
+        """The answers; tried again for as long as no connection is made in time."""
+        redis = self._redis
+        if self._client is None:
+            # No greetings: each of them would wait for an answer before the first question is sent.
+            brief = {"driver_info": None} if hasattr(redis, "DriverInfo") else {}
+            self._client = redis.Redis.from_url(
+                self._url,
+                socket_timeout=MOST,
+                socket_connect_timeout=_ONE_TRY,
+                max_connections=1,
+                password=self._password,
+                retry=None,
+                protocol=2,
+                **brief,
+            )
+        while True:
+            try:
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for each in commands:
+                        pipeline.execute_command(*_in_words(each))
+                    return list(pipeline.execute(raise_on_error=False))
+            except (redis.TimeoutError, TimeoutError):
+                pause = random.uniform(0.02, 0.1)
+                if time.monotonic() + pause + _ONE_TRY / 2 > until:
+                    raise
+                time.sleep(pause)
+
+    # When it does not answer.
 
     def _count_away(self, *, is_back: bool) -> None:
         """Count the time for which it has been away until now."""
@@ -290,67 +457,17 @@ class Directory:
             self._untold += now - self._away_until
         self._away_until = 0.0 if is_back else now
 
-    def _in_time(self, ask: Callable[[float], object]) -> object:
-        """What `ask` returns, if it does so in time."""
-        answers, until = _Answers([], []), time.monotonic() + MOST
-
-        def run() -> None:
-            try:
-                answers.good.append(ask(until))
-            except Exception as error:  # noqa: BLE001  the thread that waits judges it
-                answers.bad.append(error)
-
-        self._running = threads.Call(run, "shmstream-directory")
-        try:
-            self._running.start()
-        except RuntimeError as error:  # no thread can be started
-            self._running = None
-            raise self._failed(str(error)) from error
-        self._running.join(max(until - time.monotonic(), 0.0))
-        if answers.good:
-            self._answered += 1
-            if self._why:
-                _log.warning("the directory of the cluster answers again")
-                self._why = ""
-                self._count_away(is_back=True)
-                self._back()
-            return answers.good[0]
-        if answers.bad:
-            cause = answers.bad[0]
-            raise self._failed(f"{type(cause).__name__}: {cause}") from cause
-        raise self._failed(f"no answer within {MOST:g} s")
-
     def _failed(self, reason: str) -> DirectoryAway:
         """Note a failure: the next 3 s nobody asks."""
-        self.failures += 1
-        self._count_away(is_back=False)
-        self._not_before = time.monotonic() + AWAY
-        if not self._why:
+        with self._lock:
+            self.failures += 1
+            self._count_away(is_back=False)
+            self._not_before = time.monotonic() + AWAY
+            is_news, self._why = not self._why, reason
+        if is_news:
             told = "the directory of the cluster does not answer: each node goes on by itself: %s"
             _log.warning(told, reason)
-        self._why = reason
         return DirectoryAway(reason)
-
-    def _ask(self, request: Callable[[Any], object], until: float) -> object:
-        """Ask, and ask again after a time-out, until the time is over."""
-        redis = self._redis
-        if self._client is None:
-            self._client = redis.Redis.from_url(
-                self._url,
-                socket_timeout=_ONE_TRY,
-                socket_connect_timeout=_ONE_TRY,
-                max_connections=1,
-                password=self._password,
-                retry=None,
-            )
-        while True:
-            try:
-                return request(self._client)
-            except (redis.TimeoutError, TimeoutError):
-                pause = random.uniform(0.02, 0.1)
-                if time.monotonic() + pause + _ONE_TRY / 2 > until:
-                    raise
-                time.sleep(pause)
 
     # For as long as flights need it.
 
@@ -365,13 +482,12 @@ class Directory:
         """
         with self._lock:
             self._users -= 1
-            if self._users <= 0:
+            if self._users <= 0 and not self._is_asking:
                 self._drop()
 
     def _drop(self) -> None:
         client, self._client = self._client, None
-        self._known.clear()
-        if client is not None and (self._running is None or not self._running.is_alive()):
+        if client is not None:
             client.close()
 
     @property
@@ -386,15 +502,40 @@ class Directory:
         return self._away + (time.monotonic() - until if until else 0.0)
 
     def close(self) -> None:
-        """Close the connection. The next call makes another one. Idempotent."""
-        if self._lock.acquire(timeout=MOST):
-            self._drop()
-            self._lock.release()
+        """Close the connection, unless it is in use. The next call makes one. Idempotent."""
+        with self._lock:
+            if not self._is_asking:
+                self._drop()
 
     def abandon(self) -> None:
         """In a forked child: the connection is the parent's, and stays as it is."""
         self._inherited = self._client
         self._begin()
+
+
+def _in_words(command: _Command) -> Sequence[object]:
+    """The command, as Redis has it: a script by its hash, or, the second time, by its text."""
+    first, *rest = command
+    if not isinstance(first, _Script):
+        return command
+    if first.text:
+        return ("EVALSHA", _hash_of(first.text), *rest)
+    script, *rest = rest
+    assert isinstance(script, _Script)
+    return ("EVAL", script.text, *rest)
+
+
+def _decision(answer: list[str]) -> Decision:
+    """What the answer to `scripts.DECIDE` says.
+
+    Raises:
+        ValueError: it makes no sense.
+    """
+    verdict, second, *more = answer
+    if verdict in (Verdict.FAILED, Verdict.WRONG):
+        return Decision(Verdict(verdict), why=second)
+    generation, at, *peers = more
+    return Decision(Verdict(verdict), tuple(peers), second, "", int(generation), at)
 
 
 def load_redis() -> Any:

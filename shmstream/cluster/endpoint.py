@@ -153,6 +153,7 @@ class Endpoint:
 
         Raises:
             OSError: the address cannot be listened on.
+            RuntimeError: no thread can be started. Another call tries again.
         """
         with self._lock:
             if self._listener is not None:
@@ -161,7 +162,12 @@ class Endpoint:
                 self._listener = _listen(self._address)
                 process.track(self._listener)
             self._thread = threads.Call(self._accept, "shmstream-peers")
-            self._thread.start()
+            try:
+                self._thread.start()
+            except BaseException:
+                self._listener.close()  # else peers would connect, and wait for nothing
+                self._listener = None
+                raise
         process.register(self)
 
     # Connections.

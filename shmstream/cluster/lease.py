@@ -3,7 +3,7 @@
 A lease that is lost (another node has it by now) ends the pull from the upstream at once. After
 this process was stopped, or its machine slept, the thread wakes up late, and renews first of all:
 so a node whose lease has passed on pulls for some milliseconds more, and not to the end. While the
-directory is away nothing is lost: who pulls goes on.
+directory is away, no node loses its lease: the node that pulls goes on.
 """
 
 from __future__ import annotations

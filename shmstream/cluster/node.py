@@ -166,8 +166,9 @@ class Node:
         try:
             self.endpoint.start()
             self._announcer.start()
-        except OSError as error:
-            told = os.strerror(error.errno) if error.errno else str(error)
+        except (OSError, RuntimeError) as error:  # the second: no thread can be started
+            number = error.errno if isinstance(error, OSError) else None
+            told = os.strerror(number) if number else str(error)
             host, port = self._cluster.address or ("", 0)
             reason = f"its node cannot listen on {host or '*'}:{port} for the cluster: {told}"
             raise StoreUnusable(self._layout.folder, reason) from error
@@ -299,7 +300,7 @@ class Node:
         try:
             self.directory.leave(key, Me(self._address, ""), "evicted")
         except DirectoryAway:
-            pass  # who asks this node for them finds out
+            pass  # a node that asks this one for the blob finds that it is gone
         finally:
             self.directory.let_go()
 

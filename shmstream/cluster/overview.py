@@ -10,7 +10,6 @@ from typing import Any
 
 from shmstream.cluster import scripts
 
-_PREFIX = "shmstream:{"
 _PATIENCE = 5.0  # s
 
 
@@ -48,15 +47,15 @@ def spreads(url: str, password: str | None = None) -> list[Spread]:
         with redis.Redis.from_url(
             url, password=password, decode_responses=True, **options
         ) as client:
-            names = client.scan_iter(match=f"{_PREFIX}*}}:*", count=1000)
-            keys = {each.removeprefix(_PREFIX).partition("}")[0] for each in names}
+            names = client.scan_iter(match=scripts.name_of("*", "*"), count=1000)
+            keys = {each.removeprefix(scripts.PREFIX).partition("}")[0] for each in names}
             return [each for key in sorted(keys) if (each := _of(client, key)) is not None]
     except redis.RedisError as error:
         raise ConnectionError(f"the directory of the cluster does not answer: {error}") from error
 
 
 def _of(client: Any, key: str) -> Spread | None:
-    names = {name: f"{_PREFIX}{key}}}:{name}" for name in scripts.KEYS}
+    names = {each: scripts.name_of(key, each) for each in scripts.KEYS}
     nodes = client.zrange(names["fly"], 0, -1)
     told = client.hgetall(names["from"])
     holders = tuple(client.zrange(names["have"], 0, -1))

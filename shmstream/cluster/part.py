@@ -8,6 +8,7 @@ opens one of them, at whatever offset, the part decides anew where the bytes com
         peers       ask them in this order; the first that has bytes gives them
         wait        nobody has bytes now: poll the peers that wait as well, or pause
         failed      the upstream failed for all: fail at once, as if it had failed here
+        wrong       the node that gave bytes last has found that they are wrong: end the flight
         no answer   open the upstream: each node for itself
     a feed breaks   `AskAgain`: the download calls `open` at the offset that it has reached
 
@@ -38,6 +39,20 @@ the host, takeover between its processes, and verification are what they are wit
     4 polls A every second. Asks after 3 s:
       `wait`; then more and more rarely
 
+Wrong bytes show at the end of a flight, when all of them are verified. Its readers get an error,
+and their next try is right: `scripts` tells why. This is what the part does for it:
+
+    node M lies; D is its child, E the child of D, F the child of E
+
+    D has all bytes: `DigestMismatch`. M has verified them, or it had not given the last chunk, and
+      it gave all of them: so M is to blame. The part says so before the flight ends
+    E's connection breaks. It asks: `wrong`, as D has said. E has more than half of the blob from D,
+      so more likely than not it has the wrong bytes, too: it ends its flight, and blames nobody
+    F's connection breaks. It has less than half from E, and goes on, with other nodes: if its bytes
+      are right, its readers never get an error; if they are not, it finds out at the end
+    a reader tries again: a new flight, from the first byte. No flight is its parent that began
+      before D has spoken, unless that has all its bytes from the upstream
+
 If nothing came for 45 s in any of these ways, the part opens the upstream by itself: no node waits
 for ever for a leader that is alive and does nothing. That is longer than a leader waits for its
 upstream, so children do not give up first.
@@ -58,9 +73,10 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from shmstream.cluster.directory import Decision, Directory, DirectoryAway, Me, Verdict
+from shmstream.cluster.directory import Decision, Directory, DirectoryAway, Had, Me, Verdict
 from shmstream.cluster.lease import Leases
 from shmstream.cluster.peer import Asker, NoPeer, Trouble
+from shmstream.cluster.scripts import SUSPECT_FOR, WRONG_FOR
 from shmstream.errors import (
     DigestMismatch,
     FailureKind,
@@ -70,7 +86,7 @@ from shmstream.errors import (
     StreamClosed,
 )
 from shmstream.events import EventKind
-from shmstream.sources.base import AskAgain, Feed, Source
+from shmstream.sources.base import AskAgain, Feed, GaveWrongBytes, Source, describe
 from shmstream.sources.select import fingerprint
 
 PATIENCE = 45.0
@@ -115,7 +131,7 @@ class Part:
         `besides` is the address of its node, for a guest.
         """
         self.is_guest: bool = besides is not None
-        self._never = {besides} if besides else set()
+        self._never = {f"+{besides}"} if besides else set()
         self._patience = _STALLED if self.is_guest else PATIENCE
         self._node = node
         self.key: str = key
@@ -127,7 +143,16 @@ class Part:
         self._is_used = False
         self._validator: str | None = None  # what the upstream has told this part
         self._asked: set[str] = set()  # fingerprints of the upstreams that were asked
-        self._parents: set[str] = set()  # all that gave bytes
+        self._parents: dict[str, str] = {}  # all that gave bytes -> the directory's time before
+        self._whole: set[str] = set()  # those of them that gave the complete blob
+        self._since_last = "0"  # the directory's time when the parent was found
+        self._generation = 0  # as the directory has told it last
+        self._is_fresh = True  # no bytes are of an earlier process
+        self._has_own = False  # some bytes are of the upstream, or of an earlier process
+        self._size: int | None = None  # of the blob, as peers have told it
+        self._is_contradicted = False  # another peer, or the upstream, has told another size
+        self._upstream: Source | None = None  # until it was asked for its size
+        self._from_parent = 0  # bytes, since there is another parent
         self.parent: str = ""
         """Where the bytes come from: an address, `upstream`, or nothing yet."""
         self._decision: Decision | None = None  # to be used again ...
@@ -159,10 +184,12 @@ class Part:
 
         Raises:
             AskAgain: there was none within some seconds.
+            GaveWrongBytes: the node that gave the bytes before has found that they are wrong.
             SourceError: the upstream fails.
         """
         if not self._is_used:
-            self._is_used = True
+            self._is_used, self._upstream = True, upstream
+            self._is_fresh, self._has_own = offset == 0, offset > 0
             self._node.directory.use()
             self._node.began(self)
         self._note_progress(offset)
@@ -177,6 +204,9 @@ class Part:
             decision = self._decide(fingerprint(upstream))
         except DirectoryAway:
             return self._from_upstream(upstream, offset, validator)
+        if decision.verdict is Verdict.WRONG:
+            reason = f"{decision.why}, which gave them, has found that they are not the blob"
+            raise GaveWrongBytes(upstream.name, offset, reason)
         if decision.verdict is Verdict.LEAD:
             self._lead()
             return self._from_upstream(upstream, offset, validator)
@@ -190,6 +220,7 @@ class Part:
 
     def _note_progress(self, offset: int) -> None:
         if offset > self._offset:
+            self._from_parent += offset - max(self._offset, 0)
             self._offset, self._since = offset, time.monotonic()
             self._poll, self._pause = _POLL, _FIRST_PAUSE
             self._waiting.clear()
@@ -205,8 +236,17 @@ class Part:
         if now - self._since > _STALLED:
             avoid.update(self._waiting)
         decision = self._node.directory.decide(
-            self.key, self.me, refused=sorted(self._refused), avoid=sorted(avoid), source=source
+            self.key,
+            self.me,
+            refused=sorted(self._refused),
+            avoid=sorted(avoid),
+            source=source,
+            had=self._had(),
         )
+        if decision.verdict not in (Verdict.FAILED, Verdict.WRONG):
+            if decision.generation != self._generation:
+                self._waiting.clear()  # those nodes may have wrong bytes
+            self._generation = decision.generation
         self._refused.clear()
         self._avoid.clear()
         if decision.verdict is Verdict.WAIT and self._waiting:
@@ -214,9 +254,18 @@ class Part:
         self._decision = None
         return decision
 
+    def _had(self) -> Had:
+        """What this flight has, for the directory."""
+        if not self._parents:
+            return Had(None if self._is_fresh else -1)
+        is_most = self._size is not None and self._from_parent * 2 >= self._size
+        last = self.parent if is_most and self.parent in self._parents else ""
+        generation = self._generation if self._is_fresh else -1
+        return Had(generation, last, self._since_last)
+
     def _set_parent(self, parent: str) -> None:
         if parent != self.parent:
-            self.parent = parent
+            self.parent, self._from_parent = parent, 0
             self._node.moved()
 
     # From the upstream.
@@ -239,7 +288,9 @@ class Part:
         self._set_parent("upstream")
         known = validator if validator is not None and validator == self._validator else None
         feed = upstream.open(offset, known)
-        self._validator, self._has_reached = feed.validator, True
+        if self._differs(feed):  # the download asks again: this may be a page
+            self._is_contradicted = True
+        self._validator, self._has_reached, self._has_own = feed.validator, True, True
         with self._lock:
             if not self._is_lost:
                 self._upstream_feed = feed
@@ -294,7 +345,9 @@ class Part:
                     break  # it is the parent, and the others are not ahead of it
             else:
                 self._set_parent(peer)
-                self._parents.add(peer)
+                self._note_parent(peer, decision.at, is_whole=is_whole)
+                self._require_same_size(feed, peer)
+                self._size = feed.size
                 if self.is_guest:  # it may ask for one piece after another
                     self._reuse(decision, (each,))
                 return feed
@@ -311,12 +364,54 @@ class Part:
             self._pause = min(self._pause * 3, _LONGEST_PAUSE)
         raise AskAgain("the cluster", offset, "no node has more bytes yet")
 
+    def _require_same_size(self, feed: Feed, peer: str) -> None:
+        """Raises `GaveWrongBytes`: the peers before have told another size. Nobody is believed."""
+        if self._differs(feed):
+            feed.close()
+            self._is_contradicted = True
+            reason = f"it has {feed.size} bytes, and the node before it has told {self._size}"
+            raise GaveWrongBytes(peer, feed.offset, reason)
+
+    def _differs(self, feed: Feed) -> bool:
+        """Whether it tells another size than the peers before it."""
+        return None not in (self._size, feed.size) and feed.size != self._size
+
+    def is_lie(self, size: int) -> bool:
+        """Whether a peer has told this size, and the upstream tells another one; it is asked now.
+
+        If so, the next `open` asks others. For a size that this host has no room for.
+        """
+        upstream, self._upstream = self._upstream, None
+        if self.parent not in self._parents or upstream is None:
+            return False
+        try:
+            told = describe([upstream])
+        except Exception as error:  # noqa: BLE001  it may be the user's own
+            _log.debug("%s: its upstream does not tell its size: %s", self.key, error)
+            return False
+        if told is None or told.size in (None, size):
+            return False
+        _log.warning(
+            "%s: peer %s has told %d bytes, and the upstream has %d",
+            self.key, self.parent, size, told.size,
+        )  # fmt: skip
+        del self._parents[self.parent]
+        self._refused.add(self.parent)
+        self._size = self._decision = None
+        return True
+
     def _reuse(self, decision: Decision, peers: tuple[str, ...]) -> None:
         """Ask these peers again for a while, without the directory."""
-        self._decision = Decision(Verdict.PEERS, peers, decision.leader)
+        self._decision = decision._replace(verdict=Verdict.PEERS, peers=peers)
         if time.monotonic() >= self._use_until:
             self._use_until = time.monotonic() + self._poll
             self._poll = min(self._poll * 1.5, _LONGEST_POLL)
+
+    def _note_parent(self, peer: str, at: str, *, is_whole: bool) -> None:
+        self._parents.setdefault(peer, at)
+        self._since_last = at
+        if is_whole:
+            self._whole.add(peer)
 
     def _note_trouble(self, peer: str, trouble: Trouble, *, is_whole: bool) -> None:
         if trouble is not Trouble.WAITING and peer in self._waiting:
@@ -328,8 +423,10 @@ class Part:
             self._refused.add(peer)
         elif trouble is Trouble.SILENT and is_whole and peer not in self._silent:
             self._silent.add(peer)  # it has the blob: perhaps it is only slow
+        elif trouble is Trouble.SILENT and not is_whole:
+            self._avoid.add(peer)  # unless it has the blob by now: else we would be told to lead
         elif trouble is not Trouble.BUSY:  # if all were avoided, we would be told to lead
-            self._avoid.add(peer)
+            self._avoid.add(f"+{peer}")
         level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
         _log.log(level, "%s: peer %s: %s", self.key, peer, trouble)
 
@@ -354,10 +451,12 @@ class Part:
         how, text = self._farewell(error)
         directory, key, me = self._node.directory, self.key, self.me
 
+        generation = self._generation if self._is_fresh else -1
+
         def leave() -> None:
             try:
-                if me.node:
-                    directory.leave(key, me, how, text)
+                if me.node or how == "wrong":
+                    directory.leave(key, me, how, text, generation)
             except DirectoryAway:
                 pass  # what is not told is found out by those who ask this node
             finally:
@@ -374,8 +473,9 @@ class Part:
             return "complete", ""
         if isinstance(error, StreamClosed):
             return "handed over", ""
-        if isinstance(error, DigestMismatch | SizeMismatch):
-            return "wrong", " ".join(sorted(self._parents))
+        is_misled = self._is_contradicted and isinstance(error, SourceFailed)
+        if is_misled or isinstance(error, DigestMismatch | SizeMismatch):
+            return "wrong", self._blame(error)
         is_for_all = isinstance(error, SourceFailed) and _is_for_all(error)
         if not isinstance(error, SourceFailed) or not is_for_all or self._was_told:
             return "over", ""
@@ -387,6 +487,25 @@ class Part:
             "reached": self._has_reached,
         }
         return ("failed", json.dumps(facts)) if self._asked else ("over", "")
+
+    def _blame(self, error: BaseException) -> str:
+        """Which nodes may have given wrong bytes, in the words of `scripts.LEAVE`.
+
+        A parent that gave the last chunk, or a complete blob, has verified what it has. If it gave
+        all, it is to blame. If others gave a part, it is a suspect. The others knew as little as
+        this node, and are not asked by this node again.
+        """
+        is_told = isinstance(error, DigestMismatch) and not error.got
+        if is_told and not self._is_contradicted:
+            return ""  # the parent is deceived, and has said so
+        is_sure = len(self._parents) == 1 and not self._has_own
+        is_sure = is_sure and isinstance(error, DigestMismatch) and not self._is_contradicted
+        blamed = []
+        for peer, since in sorted(self._parents.items()):
+            has_verified = peer == self.parent or peer in self._whole
+            seconds = WRONG_FOR if is_sure else SUSPECT_FOR if has_verified else 0
+            blamed.append(f"{peer}|{since}|{seconds}")
+        return " ".join(blamed)
 
 
 def _failure(why: str) -> tuple[str, int | None, FailureKind, bool]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -157,7 +157,3 @@ def _pool(context: ssl.SSLContext | None) -> urllib3.PoolManager:
             made = urllib3.PoolManager(num_pools=4, maxsize=1, ssl_context=context)
             pools[id(context)] = (context, made)
         return pools[id(context)][1]
-
-
-Asking = Callable[..., Feed]
-"""The type of `Asker.ask`."""

@@ -2,9 +2,8 @@
 
 acts        `shmstream demo`: a real blob, and the four acts that are played with it
 fanout      the first: one writer; readers come and go, one is killed, every digest is checked
-takeover    the second: the leader of a flight is killed, and the others carry on
+takeover    the second and the fourth: what pulls a blob is killed, and the others carry on
 pull        the third: clients pull an image through a registry, and a worker is killed
-nodes       the fourth: three nodes of a cluster pull once, and the node that pulls is killed
 text        `shmstream demo --text`: the concept program again, across interpreters
 
 stage       what every act is given, and the check that nothing of it is left over

@@ -95,8 +95,7 @@ def main() -> None:
     pipe = Connection(int(sys.argv[1]))
     threading.Thread(target=_end_with_demo, args=[pipe.fileno()], daemon=True).start()
     try:
-        work = pipe.recv()
-        work(pipe)
+        pipe.recv()(pipe)  # the work
     except (EOFError, BrokenPipeError, ConnectionResetError):  # the demo has gone
         sys.exit(1)
 

@@ -12,8 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,27 +30,15 @@ class Page:
         self.digest: str = digest_of(file)
 
 
-@dataclass
-class Request:
-    """One request: its path, the first byte that it asks for, and how many bytes were sent."""
-
-    path: str
-    offset: int
-    sent: int = 0
-
-
 class Origin(ThreadingHTTPServer):
     """Serves `pages`, by their paths, at `rate` bytes a second; a rate of 0 has no limit."""
-
-    daemon_threads = True
 
     def __init__(self, undo: ExitStack, pages: Mapping[str, Page], rate: float) -> None:
         """Begin to serve; `undo` ends it."""
         self.pages = pages
         self.rate = rate
-        self.requests: list[Request] = []  # every GET so far, in turn
-        self._largest = max(pages.values(), key=lambda page: page.size)
-        self._hold = threading.Lock()  # the first answer with the largest page keeps it
+        self.requests: list[_Answer] = []  # to every GET so far, in turn
+        self.largest: str = max(pages, key=lambda path: pages[path].size)
         with undisturbed():  # its threads inherit this: signals are for the main thread
             super().__init__(("127.0.0.1", 0), _Answer)
             undo.callback(self.server_close)
@@ -63,20 +50,19 @@ class Origin(ThreadingHTTPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Answers with a page, from the byte on that the client asks for."""
+    """Answers one request with a page, from the byte `offset` on; it has `sent` so many bytes."""
 
     protocol_version = "HTTP/1.1"
     server: Origin
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
+    offset: int
+    sent: int = 0
 
     def do_GET(self) -> None:
         if (page := self.server.pages.get(self.path)) is None:
             self.send_error(404)
             return
         wanted = self.headers.get("range") or "bytes=0-"
-        offset = min(int(wanted.removeprefix("bytes=").partition("-")[0]), page.size)
+        self.offset = offset = min(int(wanted.removeprefix("bytes=").partition("-")[0]), page.size)
         self.send_response(206 if offset else 200)
         if offset:
             self.send_header("Content-Range", f"bytes {offset}-{page.size - 1}/{page.size}")
@@ -85,25 +71,25 @@ class _Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Type", page.media_type)
         self.send_header("Docker-Content-Digest", page.digest)
         self.send_header("ETag", f'"{page.digest}"')
+        self.send_header("Connection", "close")
         self.end_headers()
         if self.command == "GET":
-            self._send(page, Request(self.path, offset))
+            self._send(page)
 
-    def _send(self, page: Page, request: Request) -> None:
-        self.server.requests.append(request)
-        is_held = page is self.server._largest and self.server._hold.acquire(blocking=False)
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send(self, page: Page) -> None:
+        self.server.requests.append(self)
+        is_first = self is next(each for each in self.server.requests if each.path == self.path)
+        is_held = is_first and self.path == self.server.largest
         end = page.size * 3 // 4 if is_held else page.size
-        try:
-            with page.file.open("rb") as file:
-                file.seek(request.offset)
-                for data in paced(file, end, self.server.rate, time.sleep):
-                    self.wfile.write(data)
-                    request.sent += len(data)
+        with suppress(OSError), page.file.open("rb") as file:  # the client may end earlier
+            file.seek(self.offset)
+            for data in paced(file, end, self.server.rate, time.sleep):
+                self.wfile.write(data)
+                self.sent += len(data)
             if is_held:
                 select.select([self.connection], [], [])  # until the client has ended
-                self.close_connection = True
-        except OSError:  # the client has ended earlier
-            self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         pass  # the demo shows its own lines

@@ -12,91 +12,75 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 
 import psutil
 
+from shmstream import Store
 from shmstream.demo.child import Child, DemoFailed
 from shmstream.demo.origin import Origin
 from shmstream.demo.readers import Part, Readers
 from shmstream.demo.reading import Orders, pull_image
 from shmstream.demo.sample import NAME, TAG, Image, make_image
-from shmstream.demo.screen import Board, Fact, conclude
+from shmstream.demo.screen import TICK, Board, Fact
 from shmstream.demo.stage import Stage, pace
+from shmstream.registry.server.serve import serve
 from shmstream.registry.settings import Settings, Upstream
 from shmstream.storage.flights import FlightInfo, followers_of
-from shmstream.store import Store
 from shmstream.system import tcp
 from shmstream.units import amount
 
 _SECONDS = 5.0  # how long it takes unless a rate is given
 _WORKERS = 2
 _LAST_JOINS = 0.4  # of the image
-_TICK = 0.02  # s; from one look at the store to the next
 _PATIENCE = 10.0  # s; for the start of a worker
 
 
-def run(stage: Stage) -> bool:
-    """Show the act; returns whether everything went as it should.
-
-    Raises:
-        DemoFailed, ShmstreamError, OSError: it could not be shown to the end.
-    """
+def run(stage: Stage) -> tuple[Readers, list[Fact], str]:
+    """Play the act."""
     image = make_image(stage.folder, stage.source)
     size = sum(image.blobs.values())
     rate = size / _SECONDS if stage.rate is None else stage.rate
-    with ExitStack() as undo:
-        origin = Origin(undo, image.pages, rate)
-        server, url = _start_server(undo, stage, origin)
-        stage.say("A registry loses a worker", "bold")
-        stage.say(f"upstream  {origin.url}, {pace(rate)}")
-        stage.say(f"image     {NAME}:{TAG}, {amount(size)} in {len(image.blobs)} blobs")
-        stage.say(f"registry  shmstream serve with {_WORKERS} workers; {stage.count} clients")
-        stage.say(f"watch it  {url}/\n", "bold cyan")
-        orders = Orders(url=f"{url}/v2/{NAME}/manifests/{TAG}")
-        part = Part("client", pull_image, orders, size, image.digests, last_joins=_LAST_JOINS)
-        clients = Readers(undo, part, stage.count)
-        store = Store(stage.folder / "store")
-        play = _Play(stage, store, psutil.Process(server.pid), image, clients)
-        shown = Board(undo, stage.console, "registry", clients)
-        while not clients.are_gone:
-            clients.listen(_TICK)
-            shown.show(*play.look())
-        shown.show(*play.look(), final=True)
-        play.wait_for_successor()
+    origin = Origin(stage.undo, image.pages, rate)
+    server, url = _start_server(stage, (Upstream(None, origin.url),))
+    stage.say("A registry loses a worker", "bold")
+    stage.say(f"upstream  {origin.url}, {pace(rate)}")
+    stage.say(f"image     {NAME}:{TAG}, {amount(size)} in {len(image.blobs)} blobs")
+    stage.say(f"registry  shmstream serve with {_WORKERS} workers; {stage.count} clients")
+    stage.say(f"watch it  {url}/\n", "bold cyan")
+    orders = Orders(url=f"{url}/v2/{NAME}/manifests/{TAG}")
+    part = Part("client", pull_image, orders, size, image.digests, last_joins=_LAST_JOINS)
+    clients = Readers(stage.undo, part, stage.count)
+    store = Store(stage.folder / "store")
+    play = _Play(stage, store, psutil.Process(server.pid), image, clients)
+    Board(stage.undo, stage.console, "registry", clients).play(play.look)
     cut = sum(bool(each.report.cuts) for each in clients)
     pause = f"{clients.longest_pause}, the longest of any client; clients that were cut: {cut}"
     is_good = cut == 0 or not tcp.is_known  # where the kernel tells too little, nothing is kept
     facts = [play.of_kill(), _of_upstream(image, origin, clients), Fact("pause", pause, is_good)]
-    facts += [stage.left_over([server.pid, *play.workers])]
     moral = "of an image that was pulled once, though the worker that pulled it was killed"
-    return conclude(stage.console, clients, facts, moral)
+    return clients, facts, moral
 
 
-def _start_server(undo: ExitStack, stage: Stage, origin: Origin) -> tuple[Child, str]:
-    """Start the registry and wait until it listens; returns it and its URL. `undo` ends it."""
-    log = stage.folder / "serve.log"
-    with log.open("wb") as file:
-        server = Child(undo, _serve, file)
-    upstreams, store = (Upstream(None, origin.url),), str(stage.folder / "store")
+def _start_server(stage: Stage, upstreams: tuple[Upstream, ...]) -> tuple[Child, str]:
+    """Start the registry and wait until it listens; returns it and its URL."""
+    log, store = stage.folder / "serve.log", str(stage.folder / "store")
     settings = Settings(
         upstreams, store, workers=_WORKERS, listen="127.0.0.1:0", grace=0.0, access_log=False
     )
-    server.send(settings)
+    with log.open("wb") as file:
+        server = Child(stage.undo, partial(_serve, settings), file)
     if (found := re.search(r" at (http://\S+) with ", str(server.receive()))) is None:
         raise DemoFailed(f"the registry has ended: {log.read_text()[-2000:]}")
     return server, found[1]
 
 
-def _serve(demo: Connection) -> None:
+def _serve(settings: Settings, demo: Connection) -> None:
     """The work of the child. SIGTERM, which ends it, is blocked; `serve` waits for that signal."""
-    from shmstream.registry.server.serve import serve
-
-    sys.exit(0 if serve(demo.recv(), demo.send) else 1)
+    serve(settings, demo.send)
 
 
 @dataclass
@@ -111,23 +95,20 @@ class _Play:
     victim: int | None = None
     killed_at: int = 0
     leaders: list[int] = field(default_factory=list)  # of the largest layer's flight, in turn
-    workers: list[int] = field(default_factory=list)  # seen at the kill and later, in turn
+    workers: list[int] = field(default_factory=list)  # at the kill
 
     def look(self) -> tuple[int, str]:
-        """Let clients in and kill; returns how many bytes there are, and which worker leads."""
-        flights = {each.key: each for each in self.store.flights()}
+        """See what there is, and kill; returns how many bytes, and which worker leads."""
+        flights, blobs = {each.key: each for each in self.store.flights()}, self.image.blobs
         have, note = 0, ""
-        for key, size in self.image.blobs.items():
-            flight = flights.get(key)
+        for key, size in blobs.items():
             if key in self.store:
                 have += size
-            elif flight is not None:
+            elif (flight := flights.get(key)) is not None:
                 have += flight.published
                 self.stage.note(flight.stream)
-                if size == max(self.image.blobs.values()):
-                    note = self._follow(flight, size)
-        self.clients.let_in(have)
-        return have, "has all of it" if have == sum(self.image.blobs.values()) else note
+                note = self._follow(flight, size) if size == max(blobs.values()) else note
+        return have, "has all of it" if have == sum(blobs.values()) else note
 
     def _follow(self, flight: FlightInfo, size: int) -> str:
         """Note which worker leads the largest layer, and kill it in the middle; returns a text."""
@@ -140,33 +121,26 @@ class _Play:
             is_time = is_half and (followers_of(flight) or 3 * flight.published >= 2 * size)
             if leader is None or not is_time:
                 return "waits" if leader is None else f"worker {leader} leads"
-            self._see_workers()
+            self.workers = [each.pid for each in self.server.children()]
             self.victim, self.killed_at = leader, flight.published
             os.kill(leader, signal.SIGKILL)
         if leader in (None, self.victim):
             return f"worker {self.victim} killed at {amount(self.killed_at)}"
         return f"worker {leader} took over"
 
-    def _see_workers(self) -> None:
-        pids = [each.pid for each in self.server.children()]
-        self.workers += [each for each in pids if each not in self.workers]
-
-    def wait_for_successor(self) -> None:
-        """Wait until the registry has started a worker in place of the killed one."""
-        deadline = time.monotonic() + _PATIENCE
-        while self.victim and len(self.workers) == _WORKERS and time.monotonic() < deadline:
-            time.sleep(_TICK)
-            self._see_workers()
-
     def of_kill(self) -> Fact:
-        """Which worker was killed, and which one went on."""
-        if self.victim is None or len(self.workers) == _WORKERS:
+        """Which worker was killed, which one went on, and which one the registry has started."""
+        started: list[int] = []
+        deadline = time.monotonic() + _PATIENCE
+        while self.victim and not started and time.monotonic() < deadline:
+            time.sleep(TICK)
+            started = [each.pid for each in self.server.children() if each.pid not in self.workers]
+        if not started:
             return Fact("kill", "no worker was killed, or none took its place", good=False)
         others = [f"worker {each}" for each in self.leaders if each != self.victim]
         killed = f"worker {self.victim}, which led, at {amount(self.killed_at)}"
-        went_on = f"{[*others, 'another one'][0]} went on"
-        started = f"worker {self.workers[-1]} was started in its place"
-        return Fact("kill", f"{killed}; {went_on}, and {started}")
+        went_on = f"{[*others, 'another one'][0]} went on, and worker {started[0]}"
+        return Fact("kill", f"{killed}; {went_on} was started in its place")
 
 
 def _of_upstream(image: Image, origin: Origin, clients: Readers) -> Fact:
@@ -174,8 +148,9 @@ def _of_upstream(image: Image, origin: Origin, clients: Readers) -> Fact:
     blobs = [each for each in origin.requests if "/blobs/" in each.path]
     whole = [each.path for each in blobs if each.offset == 0]
     rest = len(blobs) - len(whole)
+    sent, read = sum(each.sent for each in blobs), sum(each.position for each in clients)
     found = f"{len(whole)} requests for {len(image.blobs)} blobs"
     found += f", and {rest} for the rest of one after the kill" if rest else ""
-    found += f"; {amount(sum(each.sent for each in blobs))} sent, and "
-    found += f"{amount(sum(each.position for each in clients))} read by clients"
-    return Fact("upstream", found, len(whole) == len(set(whole)) == len(image.blobs) and rest == 1)
+    found += f"; {amount(sent)} sent, and {amount(read)} read by clients"
+    good = len(whole) == len(set(whole)) == len(image.blobs) and rest == 1
+    return Fact("upstream", found, good)

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 
+from shmstream import Role, State, Subscriber
 from shmstream.demo.child import Child, DemoFailed
 from shmstream.demo.reading import Orders, Report, Reporter, work
-from shmstream.flight.flight import Role
-from shmstream.stream.control_block import State
-from shmstream.stream.subscribers import Subscriber
 from shmstream.units import amount
 
 
@@ -133,11 +131,6 @@ class Readers(list[Reader]):
         self.listen_until(lambda: all(each.report.event == "ready" for each in self))
 
     @property
-    def are_gone(self) -> bool:
-        """Whether every reader has ended."""
-        return all(each.exit_code is not None for each in self)
-
-    @property
     def longest_pause(self) -> str:
         """How long the survivors had to wait for bytes, at most."""
         longest = max((each.report.pause for each in self if each.killed is None), default=0.0)
@@ -152,9 +145,8 @@ class Readers(list[Reader]):
 
     def see(self, subscribers: Iterable[Subscriber]) -> None:
         """Note how far each reader is that has a slot."""
-        by_pid = {each.pid: each for each in self}
         for slot in subscribers:  # a reader that joins anew has two slots for an instant
-            if (reader := by_pid.get(slot.identity.pid)) is not None:
+            for reader in [each for each in self if each.pid == slot.identity.pid]:
                 reader.position, reader.lag = max(reader.position, slot.position), slot.lag
 
     def listen(self, patience: float | None = None) -> None:

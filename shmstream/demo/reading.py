@@ -8,32 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPResponse
 from multiprocessing.connection import Connection
-from urllib.request import Request, urlopen
 
-from shmstream.cluster.cluster import Cluster
-from shmstream.errors import ShmstreamError
-from shmstream.flight.blob import Blob
-from shmstream.flight.flight import Role
-from shmstream.store import Store
-from shmstream.stream.control_block import State
-from shmstream.stream.reader import InFlightCopier
+from shmstream import Blob, Cluster, InFlightCopier, Role, ShmstreamError, SourceError, State, Store
+from shmstream.sources.http import HTTPSource
 
 STANDARD_OUTPUT = 1
 
+_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 _BUFFER = 64 * 1024  # bytes; a piece of this size stays in the processor's cache
 _INTERVAL = 0.02  # s; at least, from one report of progress to the next
-_ATTEMPTS = 100  # in a row, at the rest of a blob, before a byte comes
+_ATTEMPTS = 100  # at the rest of a blob, before a byte comes
 _PAUSE = 0.05  # s; between two attempts
-_PATIENCE = 30.0  # s; for an answer
 
 
 @dataclass(frozen=True)
@@ -60,8 +52,7 @@ class Report:
     pause: float = 0.0  # s; the longest wait for more bytes
     role: Role | None = None  # of its process in a flight
     took_over: bool = False  # whether it leads a flight that it followed
-    has_all: bool = False  # whether it only waits for other nodes
-    cuts: tuple[int, ...] = ()  # its positions when its connection was cut
+    cuts: tuple[int, ...] = ()  # its positions when a request was refused or cut
     digests: tuple[str, ...] = ()  # of everything that it has read to the end
     state: State | None = None  # of a stream at its end; a blob of a store ends only complete
     error: str = ""  # why it failed
@@ -73,7 +64,7 @@ class Reporter:
     def __init__(self, demo: Connection) -> None:
         """Report that the reader is ready, and wait for its orders."""
         self.report: Report = Report()
-        self._demo = demo
+        self.demo = demo
         self.tell("ready")
         self.orders: Orders = demo.recv()
         self._began = self._last = time.monotonic()
@@ -81,23 +72,17 @@ class Reporter:
     def tell(self, event: str) -> None:
         """Send the report as it is now."""
         self.report.event = event
-        self._demo.send(self.report)
+        self.demo.send(self.report)
         self._next = time.monotonic() + _INTERVAL
 
-    def wait_for_others(self) -> None:
-        """Tell that this node has all, and wait until it may end."""
-        self.report.has_all = True
-        self.tell("joined")
-        self._demo.recv()
-
-    def count(self, data: bytes) -> None:
-        """Note that bytes have come."""
+    def count(self, size: int) -> None:
+        """Note that so many bytes have come."""
         report, now = self.report, time.monotonic()
         if report.first_byte is None:
             report.first_byte = now - self._began
         else:
             report.pause = max(report.pause, now - self._last)
-        report.position += len(data)
+        report.position += size
         self._last = now
         if now >= self._next:
             self.tell("joined")
@@ -106,11 +91,10 @@ class Reporter:
 def work(read: Callable[[Reporter], None], demo: Connection) -> None:
     """Be a reader that reads by `read`: the work of a child."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # it comes when the demo has ended
-    logging.getLogger("shmstream").addHandler(logging.NullHandler())  # the reports say it
     reporter = Reporter(demo)
     try:
         read(reporter)
-    except (ShmstreamError, OSError, HTTPException, ValueError) as error:
+    except (ShmstreamError, OSError, ValueError) as error:
         reporter.report.error = f"{type(error).__name__}: {error}"
         reporter.tell("failed")
     else:
@@ -123,7 +107,7 @@ def read_blob(reporter: Reporter) -> None:
     with (
         ExitStack() as undo,
         _open(undo, reporter.orders) as blob,
-        open(out, "wb", closefd=out != STANDARD_OUTPUT) as copy,
+        open(out, "wb", 0, closefd=out != STANDARD_OUTPUT) as copy,  # others see the bytes at once
     ):
         report.joined_at = blob.published
         _note_role(report, blob)
@@ -131,17 +115,16 @@ def read_blob(reporter: Reporter) -> None:
         while data := blob.read1(_BUFFER):
             digest.update(data)
             copy.write(data)
-            copy.flush()  # so that everybody sees the bytes at once
             _note_role(report, blob)
-            reporter.count(data)
+            reporter.count(len(data))
+        report.digests = (f"sha256:{digest.hexdigest()}",)
         if isinstance(blob, Blob):
             blob.wait()  # a leader clears up before it ends
-            _note_role(report, blob)
-            if reporter.orders.cluster is not None:
-                reporter.wait_for_others()
         else:
             report.state = blob.state
-    report.digests = (f"sha256:{digest.hexdigest()}",)
+        if reporter.orders.cluster is not None:  # a node that ends gives nothing to other nodes
+            reporter.tell("finished")
+            reporter.demo.recv()
 
 
 def _open(undo: ExitStack, orders: Orders) -> InFlightCopier | Blob:
@@ -162,55 +145,35 @@ def _note_role(report: Report, blob: InFlightCopier | Blob) -> None:
 def pull_image(reporter: Reporter) -> None:
     """Pull the image whose manifest is at the URL of the orders, as containerd and others do.
 
-    That is, verify every digest; and where a connection is cut, ask for the rest of the blob.
+    That is, hash all bytes; and where a connection is cut, ask for the rest of the blob.
     """
     report, url = reporter.report, reporter.orders.url
     report.doing = "asks for the manifest"
     reporter.tell("joined")
-    with _ask(url) as response:
-        data = response.read()
-    _verify(report, hashlib.sha256(data).hexdigest(), response.headers["docker-content-digest"])
+    with HTTPSource(url, headers={"Accept": _MANIFEST}).open() as feed:
+        data = b"".join(bytes(each) for each in feed)
+    report.digests = (f"sha256:{hashlib.sha256(data).hexdigest()}",)
     manifest = json.loads(data)
     layers = manifest["layers"]
     for number, blob in enumerate([manifest["config"], *layers]):
         report.doing = f"layer {number} of {len(layers)}" if number else "configuration"
         reporter.tell("joined")
         blob_url = f"{url.rpartition('/manifests/')[0]}/blobs/{blob['digest']}"
-        _verify(report, _fetch(reporter, blob_url, blob["size"]), blob["digest"])
+        _fetch(reporter, blob_url, blob["size"])
 
 
-def _fetch(reporter: Reporter, url: str, size: int) -> str:
-    """Get a blob, by several requests if need be; returns the SHA-256 of its bytes."""
-    hashed, position, failures = hashlib.sha256(), 0, 0
-    while position < size:
+def _fetch(reporter: Reporter, url: str, size: int) -> None:
+    """Read a blob to the end, by several requests if need be."""
+    digest, report, begin = hashlib.sha256(), reporter.report, reporter.report.position
+    while (position := report.position - begin) < size:
         try:
-            with _ask(url, position) as response:
-                while data := response.read1(_BUFFER):
-                    hashed.update(data)
-                    position += len(data)
-                    failures = 0
-                    reporter.count(data)
-            if position < size:
-                raise ConnectionError("the connection was cut")
-        except (OSError, HTTPException):
-            failures += 1
-            if failures > _ATTEMPTS:
+            with HTTPSource(url).open(position) as feed:
+                for data in feed:
+                    digest.update(data)
+                    reporter.count(memoryview(data).nbytes)
+        except SourceError:
+            if report.cuts.count(report.position) == _ATTEMPTS:
                 raise
-            if failures == 1:
-                reporter.report.cuts += (reporter.report.position,)
+            report.cuts += (report.position,)
             time.sleep(_PAUSE)
-    return hashed.hexdigest()
-
-
-def _ask(url: str, offset: int = 0) -> HTTPResponse:
-    headers = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-    if offset:
-        headers["Range"] = f"bytes={offset}-"
-    response: HTTPResponse = urlopen(Request(url, headers=headers), timeout=_PATIENCE)
-    return response
-
-
-def _verify(report: Report, sha256: str, expected: str) -> None:
-    if f"sha256:{sha256}" != expected:
-        raise ValueError(f"wrong bytes: {expected} is sha256:{sha256}")
-    report.digests += (expected,)
+    report.digests += (f"sha256:{digest.hexdigest()}",)

@@ -1,7 +1,7 @@
 """What the demo streams: a tar of files that every machine has, and an image with two such layers.
 
-The files are those of Python's standard library. If they are too few, they come again. Order, times
-and owners are fixed, so the same machine makes the same bytes every time.
+The files are modules of Python's standard library. If they are too few, they come again. Order,
+times and owners are fixed, so the same machine makes the same bytes every time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import sysconfig
 import tarfile
-from collections.abc import Iterator
+from itertools import chain, cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +22,6 @@ TAG = "latest"
 _OCI = "application/vnd.oci.image"
 _LEAST = 2 << 20  # bytes of the largest layer, so that there is a middle
 _SMALL = 256 << 10  # bytes, more or less, of the other one
-_LARGEST_FILE = 8 << 20  # bytes; larger ones are skipped, so that the tar stays near its size
-_SKIPPED = ("__pycache__", "site-packages", "dist-packages")
 
 
 def make_sample(path: Path, size: int, first: Path | None = None) -> str:
@@ -32,38 +30,19 @@ def make_sample(path: Path, size: int, first: Path | None = None) -> str:
     Raises:
         OSError: there is no space for it, or no file to put into it.
     """
-    root, count, turn = sysconfig.get_path("stdlib"), 0, 0
+    root = sysconfig.get_path("stdlib")
+    if not (files := sorted(Path(root).glob("*.py"))):
+        raise FileNotFoundError(f"no files were found in {root}: use --input")
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        if first is not None:
-            size -= _add(tar, first, first.name)
-        while True:
-            for file in _files(root):
-                if size <= 0:
-                    return f"a tar of {count:,} files of {root}"
-                size -= _add(tar, file, f"{turn}{file}")
-                count += 1
-            turn += 1
-            if not count:
-                raise FileNotFoundError(f"no files were found in {root}: use --input")
-
-
-def _files(root: str) -> Iterator[Path]:
-    """Every plain file below `root` that is neither empty nor huge, and that we may read."""
-    for here, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders).difference(_SKIPPED))
-        for file in (Path(here, name) for name in sorted(names)):
-            is_plain = file.is_file() and not file.is_symlink() and os.access(file, os.R_OK)
-            if is_plain and 0 < file.stat().st_size <= _LARGEST_FILE:
-                yield file
-
-
-def _add(tar: tarfile.TarFile, file: Path, name: str) -> int:
-    """Put a file into the tar; returns how many bytes it has."""
-    with file.open("rb") as content:
-        entry = tarfile.TarInfo(name)
-        entry.size = os.fstat(content.fileno()).st_size
-        tar.addfile(entry, content)
-    return entry.size
+        for number, file in enumerate(chain([first] if first else [], cycle(files))):
+            if size <= 0:
+                break
+            with file.open("rb") as content:
+                entry = tarfile.TarInfo(f"{number}/{file.name}")
+                entry.size = os.fstat(content.fileno()).st_size
+                tar.addfile(entry, content)
+            size -= entry.size
+    return f"a tar of {number:,} files of {root}"
 
 
 class Image(NamedTuple):
@@ -91,8 +70,7 @@ def make_image(folder: Path, source: Path) -> Image:
     manifest = _write(folder / "manifest.json", content, media_type)
     pages = {f"/v2/{NAME}/blobs/{each.digest}": each for each in blobs}
     pages["/v2/"] = _write(folder / "api.json", {}, "application/json")
-    for name in (TAG, manifest.digest):
-        pages[f"/v2/{NAME}/manifests/{name}"] = manifest
+    pages |= {f"/v2/{NAME}/manifests/{name}": manifest for name in (TAG, manifest.digest)}
     sizes = {each.digest: each.size for each in blobs}
     return Image(pages, sizes, (manifest.digest, *sizes))
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from shmstream.demo.readers import Reader, Readers
+from shmstream.system.signals import undisturbed
 from shmstream.units import amount
 
-_REFRESH = 0.1  # s
+_BAR = ("{task.description}", BarColumn(26), "{task.percentage:>3.0f} %", "{task.fields[status]}")
+TICK = 0.02  # s; from one look at what happens to the next
 
 
 def say(console: Console, text: str = "", style: str = "") -> None:
@@ -26,36 +27,38 @@ def say(console: Console, text: str = "", style: str = "") -> None:
 
 
 class Board:
-    """Shows how much is published, and how far each reader is, while that changes."""
+    """Shows how much is published, and how far each reader is, while an act is played."""
 
     def __init__(self, undo: ExitStack, console: Console, giver: str, readers: Readers) -> None:
         """Begin to show; `undo` ends it. `giver` is the name of what the readers read from."""
-        bars = Progress(
-            "{task.description}",
-            BarColumn(bar_width=26),
-            "{task.percentage:>3.0f} %",
-            "{task.fields[status]}",
-            console=console,
-            auto_refresh=False,
-            disable=not (console.file.isatty() and console.is_interactive),
-        )
-        self._progress = undo.enter_context(bars)
+        has_terminal = console.file.isatty() and console.is_interactive
+        self._progress = Progress(*_BAR, console=console, disable=not has_terminal)
+        with undisturbed():  # the thread that draws inherits this: signals are for the main thread
+            undo.enter_context(self._progress)
         self._giver = giver
         self._readers = readers
         self._size = readers[0].part.size
-        names = [giver, *(each.name for each in readers)]
-        self._tasks = [bars.add_task(each, total=self._size, status="") for each in names]
-        self._next = 0.0
+        for name in (giver, *(each.name for each in readers)):
+            self._progress.add_task(name, total=self._size, status="")
         self._tenth = 0
         self._told: dict[str, str] = {}
 
-    def show(self, published: int, note: str = "", *, final: bool = False) -> None:
-        """Show what is new: bars only ten times a second. `note` is about the giver."""
-        if self._progress.disable:
-            self._print(published, note)
-        elif final or time.monotonic() >= self._next:
-            self._next = time.monotonic() + _REFRESH
-            self._draw(published, note)
+    def play(self, look: Callable[[], tuple[int, str]]) -> None:
+        """Take turns until every reader has ended."""
+        while any(each.exit_code is None for each in self._readers):
+            self.turn(look)
+        self.turn(look)
+
+    def turn(self, look: Callable[[], tuple[int, str]], patience: float = TICK) -> None:
+        """Wait for reports for `patience` seconds at most; then look, let readers in, and show.
+
+        `look` returns how many bytes the giver has published, and a note about the giver.
+        """
+        self._readers.listen(patience)
+        published, note = look()
+        self._readers.let_in(published)
+        show = self._print if self._progress.disable else self._draw
+        show(published, note)
 
     def _draw(self, published: int, note: str) -> None:
         status = f"{amount(published)} of {amount(self._size)}" + (f", {note}" if note else "")
@@ -66,10 +69,8 @@ class Board:
             style = "red" if reader.killed or reader.problem else "green"
             style = "none" if reader.exit_code is None else style
             rows.append((reader.position, reader.doing + lag, style))
-        for task, (position, status, style) in zip(self._tasks, rows, strict=True):
-            status = f"[{style}]{escape(status)}[/]"
-            self._progress.update(task, completed=position, status=status)
-        self._progress.refresh()
+        for task, (position, status, style) in zip(self._progress.task_ids, rows, strict=True):
+            self._progress.update(task, completed=position, status=f"[{style}]{escape(status)}[/]")
 
     def _print(self, published: int, note: str) -> None:
         if (tenth := published * 10 // self._size) > self._tenth:
@@ -84,9 +85,6 @@ class Board:
             if told != self._told.setdefault(name, ""):
                 self._told[name] = told
                 say(self._progress.console, f"         {name} {told}")
-
-
-# The summary.
 
 
 @dataclass(frozen=True)
@@ -126,10 +124,9 @@ def _table(readers: Sequence[Reader]) -> Table:
     table.add_column("outcome")
     for reader in readers:
         report, style = reader.report, "yellow" if reader.killed else "green"
-        pause = f"{report.pause * 1000:.0f} ms"
         table.add_row(
             str(reader.number),
-            reader.joined_at if part.column == "joined at" else pause,
+            reader.joined_at if part.column == "joined at" else f"{report.pause * 1000:.0f} ms",
             "" if report.first_byte is None else f"{report.first_byte * 1000:.1f} ms",
             amount(reader.position),
             Text(reader.problem or reader.outcome, "red" if reader.problem else style),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -31,6 +32,7 @@ class Stage:
     """What an act is given."""
 
     console: Console
+    undo: ExitStack  # ends what the act has begun
     folder: Path  # for the files of the act; removed in the end
     source: Path  # the file to stream
     size: int  # of that file, in bytes
@@ -50,19 +52,19 @@ class Stage:
             with suppress(CannotStart), Stream.attach(stream, timeout=0) as seen:
                 self._streams[stream] = seen.block.token
 
-    def check_file(self, path: Path) -> Fact:
+    def check_file(self, path: str | Path) -> Fact:
         """Whether the file at `path` has the bytes of the source."""
-        good = digest_of(path) == self.digest
+        good, size = digest_of(path) == self.digest, os.stat(path).st_size
         found = "has the right SHA-256" if good else "HAS THE WRONG SHA-256"
-        return Fact("file", f"the committed file, {amount(path.stat().st_size)}, {found}", good)
+        return Fact("file", f"the committed file, {amount(size)}, {found}", good)
 
-    def left_over(self, processes: Iterable[int]) -> Fact:
+    def left_over(self, processes: Iterable[psutil.Process]) -> Fact:
         """What is left of the act: segments, doorbells, partial files and live `processes`."""
         left = sorted(self._streams.keys() & set(segment.names()))
         tokens = [token for token in self._streams.values() if token is not None]
         left += [bell for token in tokens for _, bell in doorbell.names(token)]
         left += [str(path) for path in self.folder.rglob("*" + partial_path(""))]
-        left += [f"process {pid}" for pid in processes if psutil.pid_exists(pid)]
+        left += [f"process {each.pid}" for each in processes if each.is_running()]
         nothing = "nothing of this in /dev/shm, no partial file, no process"
         return Fact("left over", ", ".join(left) or nothing, not left)
 
@@ -73,9 +75,9 @@ def temporary_folder(undo: ExitStack) -> Path:
         return Path(undo.enter_context(TemporaryDirectory(prefix="shmstream-demo-")))
 
 
-def digest_of(path: Path) -> str:
+def digest_of(path: str | Path) -> str:
     """`sha256:` and the digest of a file."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -84,9 +86,7 @@ def pace(rate: float) -> str:
     return f"at {amount(rate)}/s" if rate else "as fast as it goes"
 
 
-def paced(
-    file: BinaryIO, end: int, rate: float, wait: Callable[[float], object]
-) -> Iterator[bytes]:
+def paced(file: BinaryIO, end: int, rate: float, wait: Callable[[float], None]) -> Iterator[bytes]:
     """The bytes of `file` up to `end`, each piece when it is due; `wait(seconds)` waits."""
     piece = min(_PIECE, int(rate / _PIECES_A_SECOND) + 1) if rate else _PIECE
     began, given = time.monotonic(), 0
@@ -95,5 +95,6 @@ def paced(
         due = began + given / rate if rate else began
         while (left := due - time.monotonic()) > 0:
             wait(min(left, 0.02))
-        wait(0.0)
+        if given % (1 << 20) < len(data):
+            wait(0.0)  # once in a MiB, also if no piece has to wait
         yield data

@@ -7,6 +7,7 @@ missed, and follows. In the end all three are identical.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ def run(console: Console, folder: Path, delay: float) -> bool:
             is removed, as it is when the demo is stopped.
     """
     copy, name, size = folder.absolute() / "client1.txt", f"demo-{secrets.token_hex(4)}", len(TEXT)
+    digest = f"sha256:{hashlib.sha256(TEXT).hexdigest()}"
 
     def remove_unless_finished(kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and copy.is_file():
@@ -47,10 +49,7 @@ def run(console: Console, folder: Path, delay: float) -> bool:
     say(console, f"blob      {size} bytes, {CHUNK_SIZE} a tick, a tick every {delay:g} s")
     say(console, f"stream    {name}")
     with ExitStack() as undo:
-        temporary = temporary_folder(undo)
-        source, blob = temporary / "source", temporary / "blob"
-        source.write_bytes(TEXT)
-        digest = digest_of(source)
+        blob = temporary_folder(undo) / "blob"
         with undisturbed():
             streamer = BlobStreamer.create(
                 blob, name=name, size=size, chunk_size=CHUNK_SIZE, digest=digest, publish_interval=0
@@ -67,12 +66,10 @@ def run(console: Console, folder: Path, delay: float) -> bool:
         return _conclude(console, clients, copy, digest, digest_of(blob))
 
 
-def _text(
-    console: Console, stream: BlobStreamer, clients: Readers, delay: float
-) -> Iterator[bytes]:
+def _text(console: Console, stream: BlobStreamer, clients: Readers, tick: float) -> Iterator[bytes]:
     """The source. Between ticks it prints what happens, until client 2 writes to the terminal."""
     for number, start in enumerate(range(0, len(TEXT), CHUNK_SIZE)):
-        time.sleep(delay)
+        time.sleep(tick)
         if 0 < number <= JOINS_AFTER:
             has = max((each.position for each in stream.statistics().subscribers), default=0)
             told = TEXT[start - CHUNK_SIZE : start].decode()

@@ -53,6 +53,7 @@ from shmstream.filesystem.ranges import read_slice, side_by_side
 from shmstream.filesystem.target import TargetSource
 from shmstream.flight.blob import Blob
 from shmstream.flight.progress import Progress
+from shmstream.sources.fsspec_guard import guarded_system
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 
@@ -141,7 +142,8 @@ class ShmstreamFileSystem(_Chained):
     def _make_target(self) -> AbstractFileSystem:
         given = self._given
         if given is None:
-            return fsspec.filesystem(self._target_protocol, **self._target_options)
+            options = guarded_system(self._target_protocol, self._target_options)
+            return fsspec.filesystem(self._target_protocol, **options)
         if given.async_impl and getattr(given, "_pid", os.getpid()) != os.getpid():
             return type(given)(*given.storage_args, **given.storage_options)
         return given

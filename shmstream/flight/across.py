@@ -17,5 +17,8 @@ class Across(Protocol):
     def used_peers(self) -> bool:
         """Whether some bytes did not come from the upstream."""
 
+    def is_lie(self, size: int) -> bool:
+        """Whether the last feed has told a size that is not the upstream's. If so, ask again."""
+
     def ended(self, error: BaseException | None) -> None:
         """The flight has ended here; with the complete blob if there is no `error`."""

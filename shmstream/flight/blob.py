@@ -1,8 +1,9 @@
 """`Blob`: a readable file of one key, complete or in flight, however often its leader changes.
 
 It delegates to a file, or to an `InFlightCopier`. If the copier finds its writer dead, the blob
-joins the flight anew at the same position (this process may lead the flight then) and goes on. If
-the source has other bytes by then, reading raises an error; two contents are never mixed.
+joins the flight anew at the same position (this process may lead the flight then) and goes on,
+mostly with the same copier. If the source has other bytes by then, reading raises an error; two
+contents are never mixed.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Blob(io.RawIOBase):
             raise
         self._is_forked = False
         self.joins: int = 1
-        """How many streams or files this blob has read: one more for each leader that died."""
+        """How many streams or files this blob has read: one more if it had to leave its stream."""
         self.key: str = flight.place.key
         self.path: str = flight.place.path
         """Where the complete blob is, or will be."""
@@ -330,6 +331,7 @@ class Blob(io.RawIOBase):
         if fresh is None:
             return False
         self._replace(fresh)
+        self._flight.has_gone_past(fresh)
         return True
 
     def stop(self) -> None:
@@ -391,7 +393,9 @@ class Blob(io.RawIOBase):
         """Return if it makes sense to try again; else raise the error."""
         if isinstance(error, WriterDied):  # perhaps of the next leader, before it published a byte
             deaths.add(error)
-        elif isinstance(error, Unproved | BlobAborted) and self._flight.is_foreign(error):
+        elif isinstance(error, Unproved | BlobAborted) and self._flight.may_join_after(
+            error, self._file
+        ):
             deaths.error = error
         elif (
             isinstance(error, BlobNotFound | StoreUnusable | CannotStart)
@@ -407,7 +411,7 @@ class Blob(io.RawIOBase):
         old = self._file
         self._flight.before = old if isinstance(death, WriterDied) else None
         fresh = self._flight.join()
-        if fresh is not old:  # else its flight was aborted meanwhile, and it raises why
+        if fresh is not old:  # else its stream goes on, or was aborted: then it raises why
             self._replace(fresh)
 
     def _replace(self, fresh: Reader) -> None:

@@ -117,7 +117,7 @@ def _look_at(flight: Cancellable) -> None:
 
 
 def cancel(place: Place) -> bool:
-    """End the flight of `place` on this host, whoever leads it. False if there was none.
+    """End the flight of `place`, in whatever process of this host. False if there was none.
 
     Waits until it has ended; of a writer that is stopped, 5 s at most. What an earlier flight has
     kept for the next one is removed, too.

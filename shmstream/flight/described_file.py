@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 
+from shmstream.errors import StreamClosed
 from shmstream.sources.base import Description
+from shmstream.storage.layout import Place
 from shmstream.stream.growing_file import GrowingFile, View
 
 
 class DescribedFile(GrowingFile):
     """What a reader of the file of another container and a reader beside its leader share."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._fd = -1
         self._published = 0
         self.position: int = 0
         self.is_complete: bool = False
@@ -39,3 +43,14 @@ class DescribedFile(GrowingFile):
         """Another descriptor of the file, to read published bytes; the caller closes it."""
         self._check_open()
         return os.dup(self._fd)
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise StreamClosed(self._place.key, "it was closed")
+
+    def close(self) -> None:
+        """Close the descriptor; no other process notices. Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+        super().close()

@@ -40,7 +40,7 @@ import os
 import stat
 import time
 
-from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, WriterStalled
+from shmstream.errors import DamagedPartial, WriterDied, WriterStalled
 from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
@@ -62,8 +62,7 @@ class FileFollower(DescribedFile):
         """Raises:
         OSError: there is no partial file, or it cannot be opened.
         """
-        super().__init__()
-        self._place = place
+        super().__init__(place)
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = fd = os.open(place.partial, flags)
         self.stall_timeout: float | None = stall_timeout
@@ -222,16 +221,3 @@ class FileFollower(DescribedFile):
         path = self._place.path if self.is_complete else self._place.partial
         reason = f"is shorter than the {self._published} published"
         return DamagedPartial(self._place.key, self.position, path, reason)
-
-    # The end.
-
-    def _check_open(self) -> None:
-        if self._fd < 0:
-            raise StreamClosed(self._place.key, "it was closed")
-
-    def close(self) -> None:
-        """Close the descriptor; no other process notices. Idempotent."""
-        fd, self._fd = getattr(self, "_fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
-        super().close()

@@ -19,14 +19,22 @@ Every process calls `Flight.join`. It repeats these steps until it has a reader:
                                      claims the name, publishes some bytes, is killed
     3 cannot claim the name of a stream that can be succeeded: goes to 2, and succeeds
 
+                                     (a third process commits.) Claims the name, looks again: the
+                                       blob is there. Hands over, because the other one reads
+    2 attaches, and finds no leader. A successor of a stream without a byte looks again, too
+
 A thread that has the time may do it itself: if there is no flight, it calls `lead` and runs the
 `Leader` that it gets; if there is one, it calls `follow`. Then no other thread is started, and a
-leader needs no reader.
+leader needs no reader. A caller that wants the whole blob, and no byte before its end, calls
+`bring`: it waits for the leader's thread, and takes no slot and no doorbell for that.
 
 Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
-All readers that notice the death try to succeed: the kernel gives the lock to one of them, and the
-others find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
-Neither is the stream of a producer (`producer`) that has died: nobody else has the rest.
+All readers notice the death at the same moment, and one is enough to succeed. So each lets the
+first one go first (`InFlightCopier.await_successor`), and reads on in the same stream if that has
+succeeded. If it has not in time, all try: the kernel gives the lock to one of them, and the others
+find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
+If a producer (`producer`) dies, its stream is no flight either: no other process has the rest of
+the bytes, so no process takes over.
 A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
 """
 
@@ -48,7 +56,9 @@ from shmstream.errors import (
     DamagedPartial,
     DigestMismatch,
     SizeMismatch,
+    SourceFailed,
     StoreUnusable,
+    StreamClosed,
     StreamExists,
     StreamNotFound,
     TooManyFlights,
@@ -69,6 +79,7 @@ from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.retries import Retries
+from shmstream.sources.select import fingerprint
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.folder import trouble
 from shmstream.storage.layout import Layout, Place
@@ -76,7 +87,7 @@ from shmstream.storage.permits import take_permit
 from shmstream.storage.record import Record
 from shmstream.stream import segment
 from shmstream.stream.claims import reap_unread
-from shmstream.stream.control_block import State
+from shmstream.stream.control_block import TERMINAL, State
 from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
@@ -85,11 +96,13 @@ from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
 
+_MOST_ANEW = 8  # flights, one after the other, that one reader begins or follows: see `leader`
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
 _PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
 FIRST_LOOK, LAST_LOOK = 0.005, 0.1  # s; from look to look for a flight that has not begun
 SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
 _HOPE = 10.0  # s; the same if a live process reads it that has a source: it may be slow
+_TURN = 0.02  # s; how long a reader lets another one go first that can succeed the leader
 
 _log = logging.getLogger("shmstream")
 
@@ -172,11 +185,15 @@ class Flight:
         self._wait_for = wait_for
         self._ahead = ahead
         self._leader: Leader | None = None
+        self._better = ""  # the source with which the next flight is to begin: see `SourceFailed`
+        self._anew = 0  # flights after one whose size was wrong, as it seems
         self.found_damage: bool = False
         """Whether another program changed the file of a dead leader, as the last `join` found."""
+        self.seat: InFlightCopier | None = None
+        """What reads the flight that `bring` led, if the blob is to come in another way."""
         self.before: Reader | None = None
-        """The reader whose leader ended, for `join`. If its flight was aborted meanwhile, `join`
-        returns this reader, which then raises why."""
+        """The reader whose leader ended, for `join`, which returns this reader if its stream goes
+        on; or if its flight was aborted meanwhile: then the reader raises why."""
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -208,7 +225,21 @@ class Flight:
         self._forget_ended_leader()
         self.found_damage = False
         with self._naming():
-            return self._join()
+            is_ours = not self._better or offers.has(self.place.asked, self._better)
+            reader = self._go_on() or (self._join() if is_ours else self._join_another())
+        self._better = ""
+        return reader
+
+    def _join_another(self) -> Reader:
+        """As `_join`; another process has the source with which to begin.
+
+        Raises:
+            BlobNotFound: it has not begun in time.
+        """
+        self._wait_for = SUCCESSION
+        if (found := self._wait_for_another_to_begin()) is None:
+            raise BlobNotFound(self.place.key, self._layout.folder, SUCCESSION)
+        return found
 
     def _join(self) -> Reader:
         waited = self._wait_for
@@ -236,13 +267,38 @@ class Flight:
             if reader is not None:
                 return reader
 
+    def _go_on(self) -> Reader | None:
+        """The reader whose leader died, if its stream goes on: with another leader, or this one.
+
+        A reader of the partial file instead, if the leader is in another container. None if the
+        stream has ended, or no process goes on with it.
+        """
+        copier = self.before
+        if not isinstance(copier, InFlightCopier) or self._has_it():
+            return None
+        copier.await_successor(_TURN)
+        if copier.state in TERMINAL:
+            return None
+        copier.stall_timeout = self.stall_timeout
+        reader = self._lead_or_follow(copier)
+        if reader is copier and (copier.is_orphaned or copier.state in TERMINAL):
+            return None
+        return reader
+
     def _find(self, patience: float) -> Reader | None:
         """A reader of the blob if it is complete or in flight."""
         if (stored := self._stored()) is not None:
-            self.role = Role.STORED
+            if not self._has_brought_it:
+                self.role = Role.STORED
             return stored
         offers.add(self.place.asked, self.sources)
         return self._follow(patience) or self._follow_file() or _if_aborted(self.before)
+
+    @property
+    def _has_brought_it(self) -> bool:
+        """Whether this process has led the flight to its end, perhaps before it had a reader."""
+        leader = self._leader if self.role is Role.LEADS else None
+        return leader is not None and leader.streamer.state == State.COMMITTED
 
     def _wait_for_another_to_begin(self) -> Reader | None:
         """A reader of the blob as soon as another process has begun it; None if none has in time.
@@ -286,6 +342,60 @@ class Flight:
             self.role = Role.LEADS
             self._leader.takes_a_seat = True
         return self._leader
+
+    def bring(self) -> bool:
+        """Have the blob in the store: look for it, or lead its flight and wait for the end.
+
+        False if only a reader can tell when the blob is here, and the caller has to read the `seat`
+        or else to `join`: another process leads, now or after this process has handed over, there
+        is no source, or no permit is free.
+
+        Raises:
+            As `join`, and as reading a `Blob`.
+        """
+        with ExitStack() as leaving:
+            leaving.callback(self.withdraw)
+            if self._is_stored() or self._lead_to_the_end():
+                return True
+            leaving.pop_all()
+        return False
+
+    def _is_stored(self) -> bool:
+        with self._naming():
+            stored = self._stored()
+        if stored is not None:
+            stored.close()
+        return stored is not None
+
+    def _lead_to_the_end(self) -> bool:
+        try:
+            leader = self.lead()
+        except BlobNotFound:  # a process with another /dev/shm may bring it
+            return False
+        if leader is None:
+            return False
+        with self._naming(), ExitStack() as undo:
+            undo.callback(leader.discard)
+            leader.start()
+            undo.pop_all()
+        try:
+            with naming(self.place):
+                leader.join_stream()
+        except BaseException:  # of a signal handler: the flight goes on, and nobody reads it here
+            leader.takes_a_seat = False
+            if leader.seat is not None:
+                leader.seat.close()
+            raise
+        if leader.streamer.state == State.COMMITTED:
+            return True
+        self.seat = leader.seat
+        if self.seat is None:
+            with naming(self.place):
+                raise leader.streamer.error or leader.failure or self._handed_over()
+        return False
+
+    def _handed_over(self) -> StreamClosed:
+        return StreamClosed(self.place.key, "its flight was handed over: this process ends")
 
     def follow(self) -> InFlightCopier | None:
         """A reader of the flight, if a live process leads it; else None. Never waits.
@@ -393,18 +503,31 @@ class Flight:
             return None
         with ExitStack() as undo:
             undo.callback(copier.close)
-            follower = None
-            if copier.is_orphaned:
-                follower = self._follow_file(copier)
-                if follower is None and copier.is_orphaned and not copier.is_resumable:
-                    return None  # its producer has died
-                follower = follower or self._succeed(copier)
-                if follower is None and copier.is_orphaned and copier.was_written_to:
-                    self.found_damage = True
-                    return None  # nobody can go on with that file: a new flight has to begin
+            reader = self._lead_or_follow(copier)
+            if reader is copier:
+                undo.pop_all()
+        if reader is None:
+            self.leave()  # this may have been the last reader of a stream without a leader
+        return reader
+
+    def _lead_or_follow(self, copier: InFlightCopier) -> InFlightCopier | FileFollower | None:
+        """`copier`, after this process has tried to succeed its leader if that has died.
+
+        Or a reader of the file, if the leader is in another container. None if nobody can go on.
+        """
+        if copier.is_orphaned:
+            follower = self._follow_file(copier)
+            if follower is None and copier.is_orphaned and not copier.is_resumable:
+                return None  # its producer has died
+            if follower is None and not self._has_it():
+                follower = self._succeed(copier)
             if follower is not None:
                 return follower
-            undo.pop_all()
+            if copier.is_orphaned and self._has_it():
+                return None  # it was complete before that stream was begun, or when its leader died
+            if copier.is_orphaned and copier.was_written_to:
+                self.found_damage = True
+                return None  # nobody can go on with that file: a new flight has to begin
         if self.role != Role.LEADS:
             self._now_follows()
         return copier
@@ -426,7 +549,7 @@ class Flight:
         follower = FileFollower.follow(self.place, self.stall_timeout)
         if follower is None:
             return None
-        if self._is_in_flight() if orphan is None else not orphan.is_orphaned:
+        if self._is_in_flight() if orphan is None else orphan.has_successor:
             follower.close()
             return None
         _log.info("%s: follows its file: a process with another /dev/shm leads", self.place.key)
@@ -482,6 +605,9 @@ class Flight:
             )
         except (StreamExists, StreamNotFound):
             return None  # another process leads, or the stream has ended: the copier will see it
+        if streamer.state == State.OPENING and self._has_it():  # the second look of its leader
+            streamer.close()
+            return None
         words, sources = (
             LastWords.from_text(streamer.last_words),
             self._untried(streamer.last_words),
@@ -512,14 +638,16 @@ class Flight:
         return offers.untried(self.place.asked, words.tried)
 
     def _wait_for_another(self, copier: InFlightCopier) -> tuple[bool, FileFollower | None]:
-        """Wait for another process to succeed. Whether to end the flight, because none does and
-        there are last words; a reader of the file, if a process in another container leads.
+        """Wait for another process to succeed. Returns two things.
+
+        The first: whether to end the flight, because no process succeeds and there are last words.
+        The second: a reader of the file, if a process in another container leads.
 
         Raises:
-            BlobNotFound: none does, and there are no last words.
+            BlobNotFound: no process succeeds, and there are no last words.
         """
         began, here = time.monotonic(), Identity.mine()
-        while copier.is_orphaned:
+        while not copier.has_successor and copier.is_orphaned:
             words = LastWords.from_text(copier.last_words)
             crews = {0, offers.crew(self.place.asked)}
             if words is not None:
@@ -579,7 +707,7 @@ class Flight:
             TooManyFlights: no flight permit is free.
             StoreUnusable: the store is read-only.
         """
-        sources = self.sources()
+        sources = self._sources_in_order()
         if not sources:
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
@@ -595,6 +723,15 @@ class Flight:
             given = place.digest if place.is_given else None
             self.place = self._layout.place(place.key, given, place.size)
             return self._begin_with(sources)
+
+    def _sources_in_order(self) -> Sequence[Source]:
+        """The sources of this reader; before them, that of any reader here with which to begin."""
+        own = self.sources()
+        if not self._better:
+            return own
+        here = offers.untried(self.place.asked, ())
+        first = [each for each in here if fingerprint(each) == self._better]
+        return first + [each for each in own if fingerprint(each) != self._better]
 
     def _begin_with(self, sources: Sequence[Source]) -> Leader | None:
         place, policy = self.place, self._policy
@@ -635,7 +772,7 @@ class Flight:
             lingers=self._lingers,
             upkeep=self._policy.upkeep,
             tell=self._policy.tell,
-            held=permit,
+            permit=permit,
             words=words,
             across=None if self._policy.across is None else self._policy.across(self.place),
             connections=self._policy.connections,
@@ -649,7 +786,8 @@ class Flight:
     def go_past(self, old: Reader) -> StoredFile | Beside | None:
         """A reader that goes on where `old` is, without the leader; None if there can be none.
 
-        The leader is another process, which makes no progress. It may wake up at any moment.
+        The leader is another process, which makes no progress. It may wake up at any moment. Until
+        `has_gone_past` is called, this process still follows it.
 
         Raises:
             ShmstreamError: no source of this process has the blob, or has other bytes by now.
@@ -659,7 +797,6 @@ class Flight:
         if self.place.is_named and self.place.expects:
             return None  # another blob may have the name: it is replaced by a leader alone
         if (stored := self._stored()) is not None:  # another process went past the leader
-            self.role = Role.STORED
             return stored
         if not self.sources():
             return None
@@ -668,15 +805,25 @@ class Flight:
         if known.size is None:
             known = replace(known, size=old.size)
         try:
-            across = None if policy.beside is None else policy.beside(place)
-            own = OwnBytes(place, self.sources(), policy.retries, policy.tell, across)
-            ended = policy.upkeep.ended
-            return Beside.begin(place, own, known, old, ended, durable=policy.durable)
+            ended, sources = policy.upkeep.ended, self.sources()
+            return Beside.begin(
+                place, self._own_bytes, sources, known, old, ended, durable=policy.durable
+            )
         except OSError as error:
             if is_for_want_of_room(error):  # then a server gives it to each client without keeping
                 raise BlobAborted.because(error, place.key, old.published) from error
             _log.warning("%s: cannot go past its leader: %s", place.key, str(error))
             return None
+
+    def has_gone_past(self, fresh: StoredFile | Beside) -> None:
+        """What `go_past` gave has the bytes that were read, and is read from now on."""
+        if isinstance(fresh, StoredFile):
+            self.role = Role.STORED
+
+    def _own_bytes(self, sources: Sequence[Source]) -> OwnBytes:
+        place, policy = self.place, self._policy
+        across = None if policy.beside is None else policy.beside(place)
+        return OwnBytes(place, sources, policy.retries, policy.tell, across)
 
     def metadata(self, reader: Reader) -> Description:
         """What the source said about the bytes that `reader` reads, as far as it is still known."""
@@ -686,7 +833,26 @@ class Flight:
             return reader.description
         return self._layout.metadata(self.place, reader.fileno())
 
-    def is_foreign(self, error: BlobAborted | Unproved) -> bool:
+    def may_join_after(self, error: BlobAborted | Unproved, reader: Reader) -> bool:
+        """Whether the next flight may bring what that of `reader` did not: see `leader`.
+
+        So it may if this one was of something else, or of another size than a source says.
+        """
+        if self._is_foreign(error):
+            return True
+        if self._anew >= _MOST_ANEW:
+            return False
+        is_another = isinstance(reader, GuardedCopier) and reader.is_of_another
+        if is_another and self.sources.fingerprints:
+            self._anew += 1
+            return True
+        if isinstance(error, SourceFailed) and error.better:
+            self._anew += 1
+            self._better = error.better
+            return True
+        return False
+
+    def _is_foreign(self, error: BlobAborted | Unproved) -> bool:
         """Whether the flight has ended for somebody who asked for something else."""
         if isinstance(error, Unproved):
             return True

@@ -57,6 +57,14 @@ class GuardedCopier(InFlightCopier):
         block = self._block
         return self._digest in (b"", block.digest) and self._size in (None, block.size)
 
+    @property
+    def is_of_another(self) -> bool:
+        """Whether the flight brings something else than what was asked for, or verifies less."""
+        block = self._block
+        return self._digest not in (b"", block.digest) or (
+            self._size is not None and block.size not in (UNKNOWN, self._size)
+        )
+
     def _free(self) -> int:
         """Bytes that may be given before the commit."""
         if not self._is_proved:

@@ -215,13 +215,13 @@ class Lookout:
                 leader.run()
         finally:
             leader.discard()
-        if (error := leader.streamer.error) is not None:
-            name_key(error, place)
-            raise error
         if leader.seat is not None:
             with _lookouts.lock:
                 self._leads = False
             return leader.seat
+        if (error := leader.streamer.error) is not None:
+            name_key(error, place)
+            raise error
         if not self.is_complete:
             raise StreamClosed(place.key, "its flight was handed over: this process ends")
         return None
@@ -232,7 +232,7 @@ class Lookout:
             leaving.callback(seat.close)
             flight.before = seat
             reader = flight.join()
-            if reader is seat:  # the flight was aborted
+            if reader is seat:  # its stream goes on, or was aborted
                 leaving.pop_all()
             return Blob(flight, reader=reader, goes_past=False)
 

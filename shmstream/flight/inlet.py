@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from shmstream.system import threads
+from shmstream.system import greenlets, threads
 from shmstream.system.process import fork_lock, register
 
 _STEP = 1 << 18  # bytes; what is taken from the pipe at one time
+_LONG = 3600.0  # s; from look to look, if nothing comes
 _CAPACITY = 1 << 20  # bytes; what the pipe may hold, where the kernel allows that
 
 
@@ -67,11 +67,9 @@ class Inlet:
             raise
 
     def _run(self) -> None:
-        poll = select.poll()
-        for fd in (self._out, self._bell):
-            poll.register(fd, select.POLLIN)
+        both = (self._out, self._bell)
         while not self._is_over:
-            poll.poll()
+            greenlets.readable(both, _LONG)
             with self._lock:
                 self._take()
 
@@ -119,7 +117,7 @@ class Inlet:
             raise self._failure
 
     def close(self) -> None:
-        """Take nothing any more: who writes to the pipe gets SIGPIPE. Idempotent."""
+        """Take nothing any more: a process that writes to the pipe gets SIGPIPE. Idempotent."""
         if self._bell < 0:
             return
         self._is_over = True

@@ -259,7 +259,7 @@ class Lanes:
                 return min(end - front, _AT_ONCE)
             if pieces.is_begun(front):
                 return 0
-            blocking = pieces.blocking(front)
+            blocking = pieces.at_front()
         if blocking is not None:
             self._drop(blocking)
         with self._lock:
@@ -454,13 +454,14 @@ class Lanes:
             supply = self._first()
             if supply is None or self._pieces is None or not supply.is_proved:
                 return error
+            gave = False
             if self._own_is_left:
                 supply.was_late(supply.rate)
-                silent = SourceError(supply.source.name, self._streamer.appended, _SILENT)
-                error = error if self._streamer.appended > self._own_began_at else silent
+                gave = self._streamer.appended > self._own_began_at
+                if not gave:
+                    error = SourceError(supply.source.name, self._streamer.appended, _SILENT)
             else:
                 supply.failed(error, 1, self._key)
-            gave = self._own_is_left and self._streamer.appended > self._own_began_at
             return None if gave or self._can_bring() else error
 
     def _first(self) -> Supply | None:
@@ -789,17 +790,6 @@ class Lanes:
         with self._lock:
             if self._file is not None:
                 self._file.close()
-
-    def remove(self, path: str) -> None:
-        """Remove the file of what came ahead, at `path`, also one of an earlier leader.
-
-        A failure is logged; `gc` removes it then.
-        """
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        except OSError as error:
-            _log.warning("%s cannot be removed: %s", path, error.strerror)
 
 
 class _Lane:

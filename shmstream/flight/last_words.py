@@ -49,15 +49,21 @@ class LastWords:
     """Why a leader gave up, and what was tried for the flight so far.
 
     `tried` has the fingerprints of sources, `crews` the numbers of processes (see `offers`).
+    `first` is the source that told the size, as a hash of its name; empty if it is not known.
     """
 
     error: BlobAborted
     tried: frozenset[str]
     crews: frozenset[int]
+    first: str = ""
 
     def to_text(self, limit: int) -> bytes:
         """At most `limit` bytes; an overlong reason loses its end."""
-        facts = {"tried": sorted(self.tried)[:_MOST], "crews": sorted(self.crews)[:_MOST]}
+        facts = {
+            "tried": sorted(self.tried)[:_MOST],
+            "crews": sorted(self.crews)[:_MOST],
+            "first": self.first,
+        }
         head = json.dumps(facts).encode() + b"\n"
         return head + self.error.to_text(limit - len(head))
 
@@ -69,6 +75,6 @@ class LastWords:
             facts = json.loads(head)
             tried = frozenset(str(each) for each in facts["tried"])
             crews = frozenset(int(each) for each in facts["crews"])
-            return cls(BlobAborted.from_text(error), tried, crews)
+            return cls(BlobAborted.from_text(error), tried, crews, str(facts.get("first", "")))
         except (ValueError, LookupError, TypeError, RecursionError):
             return None

@@ -21,6 +21,32 @@ A source that gave a wrong blob (of another digest or size) is noted in the jour
 by each later flight of the key. If the blob is no longer than a chunk, nothing of it was published,
 because the last chunk is withheld. So if there is another source, of the leader or of a reader,
 such a blob is verified before its size is told, and the next source is asked at once.
+
+A source may tell a wrong size, and then crawl or fall silent. Readers were told that size, so this
+flight cannot become one of another size. If its sources have failed, and with a digest as key a
+later source says that the blob has another size, one of the two is wrong, and only the digest can
+tell which. Then the flight ends, and a new one begins with that later source:
+
+    leader L                     reader F, which has source B    reader G, which has L's source A
+    1 A tells a size, crawls
+    2 asks B (as its own, or
+      hands over to F): B
+      tells another size
+    3 notes A as wrong; aborts
+      with B in the error
+                                 4 sees B in the error: begins   4 sees B in the error; offers
+                                   a new flight with B             no B: waits for a flight, 1 s
+                                 5 compares what was read with   5 follows it, and compares, too
+                                   the new bytes, and reads on
+
+    F is killed before 4: G raises the error.
+
+    B breaks, too, and A is asked for the rest: A tells another size, but was noted after B: the
+    flight ends with the errors of both, and no other one begins.
+
+If all bytes were here already, and only the size was wrong, the new flight asks no source. If more
+bytes came than B says that there are, and they are many, they stay for a later call: nothing shows
+that B is right.
 """
 
 from __future__ import annotations
@@ -68,6 +94,7 @@ from shmstream.storage.layout import Layout, Place
 from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
+from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import AT_ONCE, ResumableStreamer
 from shmstream.stream.spelling import new_hash
@@ -78,6 +105,7 @@ from shmstream.system.process import Identity, register
 _CHECKPOINT = 16 << 20  # bytes
 _NOTES = 1 << 16  # bytes; space for record and journal
 _LONELY = 1.0  # s; how long nobody may read before a flight that is not to linger is given up
+_LOOK = 0.25  # s; from look to look whether the stream has ended before the thread that leads
 
 _log = logging.getLogger("shmstream")
 
@@ -88,6 +116,10 @@ def _at_most(room: int, move: Callable[[int, int], int], fd: int, limit: int) ->
 
 class Leader:
     """Brings the blob of `place` into `streamer`, to its commit or abort. Owns the streamer."""
+
+    failure: BaseException | None = None
+    """Why it has ended without the blob, as this process knows it."""
+    _fits: int | None = None  # a size that can be kept, as was just seen
 
     def __init__(
         self,
@@ -100,17 +132,18 @@ class Leader:
         lingers: bool,
         upkeep: Upkeep,
         tell: Callable[[Event], None],
-        held: KernelLock | None = None,
+        permit: KernelLock | None = None,
         words: LastWords | None = None,
         across: Across | None = None,
         connections: int | None = None,
     ) -> None:
-        """The caller then calls `start`, `run` or `discard`; each closes `held` in the end.
+        """The caller then calls `start`, `run` or `discard`; each gives `permit` back in the end.
 
-        `upkeep` makes room for the bytes that come, and is told when the flight has ended. With
-        `lingers` False, the flight ends after 1 s without a reader. `words` are those of the leader
-        before. `across` is what the flight is part of beyond this host. `connections`: how many the
-        blob may come over, if its sources do not say that themselves.
+        `permit` is a flight permit, if the store limits its flights. `upkeep` makes room for the
+        bytes that come, and is told when the flight has ended. With `lingers` False, the flight
+        ends after 1 s without a reader. `words` are those of the leader before. `across` is what
+        the flight is part of beyond this host. `connections`: how many the blob may come over, if
+        its sources do not say that themselves.
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
@@ -122,7 +155,7 @@ class Leader:
         self._journal = Journal(place.journal, self._algorithm)
         self._sources = sources
         self._across = across
-        self._described_by = ""  # the source that told the size, as a hash of its name
+        self._wrapped: dict[int, Source] = {}  # what `across` has wrapped, by the wrapper's id
         self._download = Download(
             place.key,
             streamer.name,
@@ -135,16 +168,15 @@ class Leader:
             tell=tell,
             end="it was handed over",
             others=self._others_here,
+            may_be_others=self._may_ask_another,
             is_wanted=self._is_wanted,
         )
         self._lanes = Lanes(
             place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes
         )
-        self._tried = {fingerprint(each) for each in sources}
-        self._crews: frozenset[int] = frozenset()
-        if words is not None:
-            self._tried |= words.tried
-            self._crews = words.crews
+        self._is_whole = False  # whether all bytes are here, and only the size is wrong
+        self._read_block()
+        self._heed(words)
         self.takes_a_seat: bool = False
         """Whether to keep a reader of the stream after giving way, for a caller without one."""
         self.seat: InFlightCopier | None = None
@@ -152,7 +184,7 @@ class Leader:
         self._upkeep = upkeep
         self._tell = tell
         self._lingers = lingers
-        self._held = held
+        self._permit = permit
         self._noted = 0
         self._space = Space(streamer, upkeep, place.path)
         self._has_given_way = False
@@ -162,6 +194,31 @@ class Leader:
         streamer.vouch_by(self._vouch)
         register(self)
         watch(self)
+
+    def _read_block(self) -> None:
+        """If this has succeeded another leader, know what that leader was told by its source.
+
+        This is done first, because `_vouch` may be called at any moment.
+        """
+        streamer = self.streamer
+        if streamer.state == State.STREAMING:
+            known = Description.from_text(streamer.metadata)
+            size = streamer.size if known.size is None else known.size
+            self._download.known = replace(known, size=size)
+
+    def _heed(self, words: LastWords | None) -> None:
+        """Begin with what the leader before knew."""
+        self._tried = {fingerprint(each) for each in self._sources}
+        self._crews: frozenset[int] = frozenset()
+        self._better = ""  # see `SourceFailed`
+        self._described_by = ""  # the source that told the size, as a hash of its name
+        self._has_described: Source | None = None  # that source, if it is one of ours
+        self._is_handed_over = words is not None
+        self._is_first = self.streamer.state == State.OPENING  # nobody has told the size before
+        if words is not None:
+            self._tried |= words.tried
+            self._crews, self._described_by = words.crews, words.first
+            self._better = words.error.better if isinstance(words.error, SourceFailed) else ""
 
     def start(self) -> None:
         """Lead in another thread.
@@ -181,8 +238,8 @@ class Leader:
             ending.callback(self._over.set)
             ending.callback(self._upkeep.ended, self._place.path)
             ending.callback(self.streamer.close)
-            if self._held is not None:
-                ending.callback(self._held.close)
+            if self._permit is not None:
+                ending.callback(self._permit.close)
             ending.callback(self._stop)
 
     def close(self) -> None:
@@ -249,6 +306,18 @@ class Leader:
         if self._thread is not threading.current_thread():
             self._over.wait(timeout)
 
+    def join_stream(self) -> None:
+        """Wait until the stream has ended, as a reader of it does; after a commit, as `join`.
+
+        Somebody else may end it while the source is silent: who cancels the flight, closes all, or
+        cuts the shared memory off. Then the thread that leads notices it later.
+        """
+        while not self._over.wait(_LOOK):
+            if self.streamer.has_ended:
+                break
+        if self.streamer.state == State.COMMITTED:
+            self.join()
+
     # One flight, from its beginning to its end.
 
     def run(self) -> None:
@@ -267,6 +336,7 @@ class Leader:
                     self._lanes.stop()
             self._commit()
         except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+            self.failure = error
             if self._cancelled is not None:
                 self._tell_across(self._cancelled)
                 self._abort(self._cancelled)
@@ -275,7 +345,9 @@ class Leader:
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
             elif not self._gives_way(error):
-                self._tell_across(error)  # first: who reads from here asks why as soon as it ends
+                # First: a node that reads from here asks why as soon as the flight has ended.
+                self._tell_across(error)
+                self._sit_down(error)
                 self._abort(error)
         else:
             self._tell_across(None)
@@ -298,7 +370,12 @@ class Leader:
         return self._across_hosts(found)
 
     def _across_hosts(self, sources: Sequence[Source]) -> list[Source]:
-        return [each if self._across is None else self._across.source(each) for each in sources]
+        across = self._across
+        if across is None:
+            return list(sources)
+        wrapped = [across.source(each) for each in sources]
+        self._wrapped.update(zip(map(id, wrapped), sources, strict=True))
+        return wrapped
 
     def _tell_across(self, error: BaseException | None) -> None:
         if self._across is not None:
@@ -316,7 +393,7 @@ class Leader:
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
         here, crews = Identity.mine(), self._known_crews()
-        readers = self.streamer.statistics().subscribers
+        readers = self.streamer.readers()
         return not all(each.identity == here or each.sources in crews for each in readers)
 
     def _may_ask_another(self) -> bool:
@@ -334,13 +411,15 @@ class Leader:
             return False
         streamer, crews = self.streamer, self._known_crews()
         if isinstance(error, OutOfRoom) and streamer.state != State.OPENING:
-            return False  # else nobody was told the size, which may be a lie of this source
+            return False  # readers were told its size; before that, another one may tell another
+        if isinstance(error, SourceFailed):
+            error.better = self._find_better()
         try:
-            if not self._have_others_sources():
+            if self._is_whole or not self._have_others_sources():
                 return False
             if self.takes_a_seat:
                 self.seat = attach(self._place, 0)
-            words = LastWords(error, frozenset(self._tried), crews)
+            words = LastWords(error, frozenset(self._tried), crews, self._describer())
             text = words.to_text(Block.error.capacity)
             self._has_given_way = True  # first: then readers of this process join again
             streamer.give_way(text)
@@ -357,6 +436,58 @@ class Leader:
         self._say(EventKind.HANDED_OVER, streamer.appended)
         return True
 
+    def _describer(self) -> str:
+        """The source that told the size, as a hash of its name; empty if it is not known."""
+        known = self._journal.first or self._described_by
+        return known or (name_hash(self._download.source) if self._is_first else "")
+
+    def _find_better(self) -> str:
+        """The fingerprint of a source that says that the blob has another size; empty without one.
+
+        A source that was noted as wrong after the one that told the size is not better.
+        """
+        if not self._is_given or (self._across is not None and self._across.used_peers):
+            return ""
+        rank = {each: number for number, each in enumerate(self._journal.wrong, 1)}
+        most, have = rank.get(self._describer(), 0), self.streamer.appended
+        for source, size in self._download.disagreed:
+            if size == have:
+                self._is_whole = self._is_whole or self._all_is_here()
+            is_worth_it = size >= have or have <= _CHECKPOINT
+            is_another = self._is_whole or not self._has_told_the_size(source)
+            if is_worth_it and is_another and rank.get(name_hash(source), 0) <= most:
+                self._better = fingerprint(self._wrapped.get(id(source), source))
+                break
+        return self._better
+
+    def _has_told_the_size(self, source: Source) -> bool:
+        """Whether it is the source that told the size of the flight; it tells another one now."""
+        if self._has_described is not None:
+            return source is self._has_described
+        was_asked = not self._is_handed_over  # after last words only sources that were not asked
+        return was_asked and name_hash(source) == self._describer()
+
+    def _all_is_here(self) -> bool:
+        """Whether the bytes that came are the whole blob; if so, the journal says that they are."""
+        streamer = self.streamer
+        known = replace(self.metadata, size=streamer.appended)
+        try:
+            if digest_of(streamer.descriptor, self._algorithm) != self._digest:
+                return False
+            begin = self._journal.begin
+            streamer.while_held(partial(begin, known, streamer.appended, streamer.descriptor))
+        except OSError as error:  # then they are asked for again
+            _log.warning("%s: it is not known whether all is here: %s", self._place.key, str(error))
+            return False
+        streamer.keeps = True
+        return True
+
+    def _sit_down(self, error: BaseException) -> None:
+        """Keep a reader of the stream, for a caller without one, if a new flight is to begin."""
+        if self.takes_a_seat and isinstance(error, SourceFailed) and error.better:
+            with suppress(ShmstreamError, OSError):  # then the caller raises the error
+                self.seat = attach(self._place, 0)
+
     def _say(self, kind: EventKind, count: int = 0) -> None:
         self._tell(Event(kind, self._place.key, count))
 
@@ -364,8 +495,6 @@ class Leader:
         """The feed of the bytes that are missing; None if all bytes are there already."""
         streamer, download = self.streamer, self._download
         if streamer.state == State.STREAMING:  # succeeded: everything is in the block
-            known = Description.from_text(streamer.metadata)
-            download.known = known if known.size is not None else replace(known, size=streamer.size)
             download.binds = True
             streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             self._lanes.adopt(streamer.appended)
@@ -392,6 +521,7 @@ class Leader:
                 if not is_whole:  # a part, or what may be one
                     download.close()
                     feed = self._open(0)
+            self._has_described = download.source
             self._described_by = name_hash(download.source)
             size = feed.size if feed.size is not None or not kept else known.size
             size = self._place.size if size is None else size
@@ -421,7 +551,13 @@ class Leader:
                 if feed.size is None:
                     return feed
                 reason = self._upkeep.misfit(feed.size, self._place.path)
-                if reason is None or not self._may_ask_another():
+                if reason is None:
+                    self._fits = feed.size
+                    return feed
+                if self._across is not None and self._across.is_lie(feed.size):
+                    download.close()
+                    continue
+                if not self._may_ask_another():
                     return feed
                 misfit = OutOfRoom(self.streamer.name, 0, reason)
                 download.fail(download.error(reason, 0, retryable=False), kept)
@@ -437,7 +573,7 @@ class Leader:
             feed = download.open(kept, end)
             if not self._is_given or feed.offset or (feed.size or 0) > most:
                 return feed
-            if not self._may_ask_another():
+            if kept <= most and not self._may_ask_another():  # else it may be a page
                 return feed
             data = bytearray()
             try:
@@ -447,12 +583,13 @@ class Leader:
                 if len(data) > most:
                     return replace(feed, data=chain([data], feed.data), by_kernel=None)
                 if len(data) < (feed.size or 0):
-                    raise download.error(f"it ended after {len(data)} bytes", 0)
+                    raise download.error(f"it ended after {len(data)} bytes", kept)
                 if (got := self._digest_of(data)) == self._digest:
                     return replace(feed, data=iter([data]), size=len(data), by_kernel=None)
-                self._blame(name_hash(download.source))
+                if not kept:  # else it may be a page, for want of ranges
+                    self._blame(name_hash(download.source))
                 reason = f"its digest is {got}, not {self._digest}"
-                raise download.error(reason, 0, retryable=False)
+                raise download.error(reason, kept, retryable=False)
             except SourceError as error:
                 download.fail(error, kept)
 
@@ -467,10 +604,11 @@ class Leader:
         If several sources gave a part, it is the source of the first byte: then the next flight
         begins with another one.
         """
-        if len(self._sources) < 2:
+        is_resized = isinstance(error, SourceFailed) and bool(error.better)
+        if len(self._sources) < 2 and not is_resized:
             return
         if self._across is not None and self._across.used_peers:
-            return  # it may not have been a source
+            return  # another node of the cluster may have given the wrong bytes
         current = name_hash(self._download.source)
         if isinstance(error, SizeMismatch):
             if self._is_given or self._place.size is not None:
@@ -480,8 +618,10 @@ class Leader:
         elif isinstance(error, DigestMismatch) and self._lanes.helpers:
             for each in sorted(self._lanes.helpers):  # the next flight does without them
                 self._blame(each)
-        elif isinstance(error, DigestMismatch) or self._download.disagreed:
-            self._blame(self._journal.first or self._described_by or current)
+        elif isinstance(error, DigestMismatch):
+            self._blame(self._describer() or current)
+        elif (is_resized or self._download.disagreed) and (first := self._describer()):
+            self._blame(first)
 
     def _blame(self, source: str) -> None:
         """Note that a source gave a wrong blob; `source` is the hash of its name."""
@@ -491,7 +631,7 @@ class Leader:
         name = known.get(source, "a source of an earlier process")
         _log.warning("%s: %s gave a wrong blob; it is asked last now", self._place.key, name)
         with suppress(OSError):  # then it is asked in its turn
-            self._journal.blame(source)
+            self.streamer.while_held(partial(self._journal.blame, source))
 
     def _is_same(self, feed: Feed, kept: int) -> bool:
         """Whether the feed goes on after the `kept` bytes, with the same content."""
@@ -505,15 +645,18 @@ class Leader:
     def _announce(self, kept: int) -> None:
         """Tell all readers what the blob is, and publish the `kept` bytes."""
         streamer, metadata, place = self.streamer, self.metadata, self._place
-        if metadata.size is not None:
+        if metadata.size is not None and metadata.size != self._fits:
             self._space.require_fit(metadata.size)
-        self._upkeep.make_room(_NOTES)
+        keeps = kept > 0 or self._is_worth_a_journal()
+        if keeps:
+            self._upkeep.make_room(_NOTES)
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
-        if kept:
-            self._journal.begin(metadata, kept, streamer.descriptor)
-        else:
-            self._journal.forget()  # another is begun when there are bytes, which readers wait for
-        streamer.keeps = kept > 0 or self._is_worth_a_journal()
+        # Another journal is begun when there are bytes, which readers wait for.
+        journal = self._journal
+        streamer.while_held(
+            partial(journal.begin, metadata, kept, streamer.descriptor) if kept else journal.forget
+        )
+        streamer.keeps = keeps
         if place.is_named and place.expects:
             self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
         if place.is_named:
@@ -558,7 +701,7 @@ class Leader:
             if streamer.appended < (streamer.size or 0):
                 if self._place.size is not None and len(self._sources) > 1:
                     self._blame(name_hash(download.source))  # it says that this is all
-                raise download.short(streamer.appended)
+                raise self._short(feed)
         except SourceError as error:
             if (failure := self._lanes.own_failed(error)) is None:
                 download.close()
@@ -566,6 +709,18 @@ class Leader:
                 download.fail(failure, streamer.appended)
             return self._go_on()
         return None
+
+    def _short(self, feed: Feed) -> SourceError:
+        """The error of a source that has ended before the blob, by the size that was told."""
+        download, have = self._download, self.streamer.appended
+        if feed.size is None and self._is_given and self._all_is_here():
+            self._is_whole = True
+            download.disagreed.append((download.source, have))
+            reason = (
+                f"its {have} bytes are the whole blob; another source told {self.streamer.size}"
+            )
+            return download.error(reason, have, retryable=False)
+        return download.short(have)
 
     def _go_on(self) -> Feed | None:
         """Append what came ahead of its turn; then the feed of what follows, or None at the end."""
@@ -626,7 +781,20 @@ class Leader:
         return os.pread(self.streamer.descriptor, len(data), offset) == data
 
     def _keep_journal(self) -> None:
-        self._begin_journal_once()
+        """Note in the journal what is here by now.
+
+        Another thread may be closing the streamer just now. Then it is that thread's journal, and
+        afterwards another process's:
+
+            this thread                       the thread that closes (`_vouch`)
+            1 writes a journal without seal
+              beside the old one
+                                              1 begins the journal, and seals it
+            2 gives it its name: the seal is
+              lost
+        """
+        if self.streamer.keeps and not self._journal.is_begun:
+            self.streamer.while_held(self._begin_journal_once)
         self._note_checkpoint()
 
     def _vouch(self) -> None:
@@ -650,11 +818,22 @@ class Leader:
             if place.is_named:
                 self._write_record(streamer.digest)
             self._journal.remove()
-            self._lanes.remove(place.ahead)
+            self._remove_ahead()
         except OSError as error:  # `check` completes the record, and `gc` removes the journal
             _log.warning("%s: complete, but not all is noted: %s", place.key, str(error))
         _log.info("%s: complete, %d bytes", place.key, streamer.appended)
         self._say(EventKind.COMMITTED, streamer.appended)
+
+    def _remove_ahead(self) -> None:
+        """Remove the file of what came ahead of its turn, also to an earlier leader.
+
+        A failure is logged; `gc` removes it then.
+        """
+        path = self._place.ahead
+        try:
+            self._layout.remove(path)
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", path, error.strerror)
 
     def _abort(self, error: BaseException) -> None:
         place, streamer = self._place, self.streamer
@@ -673,7 +852,7 @@ class Leader:
         except (StreamClosed, ValueError):  # it has ended meanwhile
             pass
         if not os.path.lexists(place.partial):
-            self._lanes.remove(place.ahead)
+            self._remove_ahead()
             self._journal.forget()
             if place.is_named and not os.path.lexists(place.path):
                 with suppress(OSError):  # else `gc` removes it; or it is no record
@@ -696,7 +875,7 @@ class Leader:
             self._noted = streamer.appended
             if (checkpoint := streamer.digest_so_far()) is not None:
                 try:
-                    self._journal.note(*checkpoint)
+                    streamer.while_held(partial(self._journal.note, *checkpoint))
                 except OSError as error:  # then a resume after a reboot begins further back
                     _log.warning("%s: no checkpoint: %s", self._place.key, str(error))
 

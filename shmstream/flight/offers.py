@@ -163,6 +163,11 @@ def crew(stream: str) -> int:
     return room.crew
 
 
+def has(stream: str, source: str) -> bool:
+    """Whether the source with that fingerprint is offered here."""
+    return any(source in offer.fingerprints for offer in _offers(stream)[1])
+
+
 def untried(stream: str, tried: Collection[str]) -> list[Source]:
     """The sources that are offered here and are not in `tried`, which has fingerprints."""
     found: dict[str, Source] = {}

@@ -77,7 +77,7 @@ _REMEMBERED = 1024  # blobs of which this process knows that it has passed them 
 _ENOUGH = 16  # beginnings of ranges, to tell how much clients take at one time
 _TAKING = 0.004  # s; a client on a fast network takes a piece in that time
 _HANGING_UP = 0.2  # s; a client that has what it wants needs less to hang up
-_THREADS = ("shmstream-pass", 1024)  # the bound of passages is the one that counts
+_THREADS = ("shmstream-pass", 1024)  # never reached: `max_pass_through` limits earlier
 
 _log = logging.getLogger("shmstream")
 
@@ -253,10 +253,12 @@ class OwnBytes:
         self._tell = tell
         self._across = across
         ordered = Journal(place.journal, place.algorithm).wrong_last(sources)
+        asked = ordered if across is None else [across.source(each) for each in ordered]
+        self._given = dict(zip(map(id, asked), ordered, strict=True))
         self._download = Download(
             place.key,
             place.key,
-            ordered if across is None else [across.source(each) for each in ordered],
+            asked,
             retries,
             is_given=place.is_given,
             digest=place.digest,
@@ -273,11 +275,19 @@ class OwnBytes:
         self._gives_more = False  # whether the feed goes on behind the range
         self._hash: Hash | None = None  # of all before `position`, where that is proof
         self._file = -1
+        self._mismatch: DigestMismatch | None = None
 
     @property
     def source(self) -> str:
         """The name of the source that was asked last."""
         return self._download.source.name
+
+    @property
+    def disagreed(self) -> list[Source]:
+        """The sources that told another size than is known, or gave other bytes than are there."""
+        download = self._download
+        found = [*(source for source, _ in download.disagreed), *download.differed]
+        return list({id(each): self._given.get(id(each), each) for each in found}.values())
 
     # For the passage.
 
@@ -299,7 +309,7 @@ class OwnBytes:
         """Close the feed and the file, when no thread reads any more."""
         self._download.close()
         if self._across is not None:
-            self._across.ended(None)
+            self._across.ended(self._mismatch)
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -384,7 +394,8 @@ class OwnBytes:
             if self._file >= 0:  # a flight would go on with what may be wrong
                 remove_partial(self._place.partial, only=file_identity(self._file))
             reason = f"its digest is {got}, not {given}: the bytes are not that blob"
-            raise DigestMismatch(self.key, self.position, reason, given, got)
+            self._mismatch = DigestMismatch(self.key, self.position, reason, given, got)
+            raise self._mismatch
 
     def _arriving(self) -> Iterator[memoryview]:
         """All bytes from `position` on, from one source after the other.

@@ -122,7 +122,7 @@ class Pieces:
             self._taken.difference_update(each for each in piece.blocks if each not in self.here)
 
     def _forget_over(self, blocks: range) -> None:
-        """The blocks of these that the front has passed are of no use any more."""
+        """Forget those of the blocks that the front has passed: nobody needs them any more."""
         self.here.difference_update(
             [each for each in blocks if self._file.end_of(each) <= self.front]
         )
@@ -170,15 +170,7 @@ class Pieces:
         found = next((each for each in range(first, until) if each in self._taken), None)
         return self._size if found is None else max(found * BLOCK, self.front)
 
-    def has_more(self) -> bool:
-        """Whether any bytes after the front are here, or on their way."""
-        return bool(self._taken)
-
     def is_begun(self, offset: int) -> bool:
         """Whether some of the bytes from `offset` on are here."""
         piece = self._piece_at(offset)
         return offset // BLOCK in self.here or (piece is not None and piece.at > offset)
-
-    def blocking(self, offset: int) -> Piece | None:
-        """The piece that is to give the byte at `offset`, and has not given it yet."""
-        return self._piece_at(offset)

@@ -3,6 +3,10 @@
 Its position is its own, not the kernel's: every read says where it begins. So a process and the
 children that it has forked, or several threads, each with a reader of their own over one
 descriptor, do not move each other's position.
+
+Libraries in C ask for the descriptor and read at the kernel's position, as `numpy.fromfile` does.
+A process and its forked children share that position as long as they share the open file. So a
+child that asks for the descriptor first opens the file anew, under the same number.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ class StoredFile(io.RawIOBase):
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._opener = os.getpid()  # the process whose alone the kernel's position is
         self.position: int = 0
 
     is_complete = True
@@ -135,8 +140,19 @@ class StoredFile(io.RawIOBase):
     def fileno(self) -> int:
         """The descriptor, with the kernel's position where this reader's is."""
         self._check_open()
+        if self._opener != os.getpid():
+            self._open_anew()
         os.lseek(self._fd, self.position, os.SEEK_SET)
         return self._fd
+
+    def _open_anew(self) -> None:
+        """In a forked child: have a position in the kernel that the parent does not share."""
+        fresh = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.dup2(fresh, self._fd, inheritable=False)
+        finally:
+            os.close(fresh)
+        self._opener = os.getpid()
 
     def _check_open(self) -> None:
         if self._fd < 0:

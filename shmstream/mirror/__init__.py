@@ -9,7 +9,6 @@ kind            what the kinds have in common, and the kind `http`
 cache           what is kept of an origin, and when the origin is asked
 freshness       what RFC 9111 says of one answer
 entry           an answer that is kept: its head, and where its body is
-turns           one process of the host at a time asks for a URL
 origin          the server that is mirrored
 answer_source   the source of a flight whose first answer is there already
 replies         how what was found is sent to a client

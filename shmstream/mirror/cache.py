@@ -2,12 +2,14 @@
 
     kept and fresh                    served; the origin is not asked
     in flight, without a lifetime     the same: it is what the origin says just now
+    its beginning was sent by a       the same, however stale it is by now: the client gets the
+      worker that was killed          rest of what was promised
     kept and stale, with a validator  asked whether it is still that: 304, and it is fresh again
     anything else                     asked for; the answer is kept if that is allowed
     the origin does not answer        what is kept serves, stale as it is, if that is allowed
 
 However many clients want a URL at the same time, through whatever worker, one of them asks: tasks
-of one process share a question (`singleflight`), processes wait for their turn (`turns`). The
+of one process share a question (`singleflight`), processes wait for their turn (`Store.turns`). The
 others follow the flight that has begun by then. An answer that may not be kept is for one client
 only, so then each client asks for itself; that is remembered for a while (`_UNKEPT_FOR`), and such
 clients do not wait for each other.
@@ -34,7 +36,6 @@ from shmstream.mirror.entry import LARGEST_BODY, Entry, Shelf, new_key, selectin
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.origin import Origin, head_of, is_personal, passed_on
 from shmstream.mirror.settings import Mirror
-from shmstream.mirror.turns import Turns
 from shmstream.sources.http_client import Reply, discard
 from shmstream.store import Store
 from shmstream.upstreams.singleflight import Together
@@ -59,7 +60,8 @@ class Asked:
     `is_immutable`: the content of the URL never changes. `arrived`: when the request came, in
     seconds since 1970. `believed`: seconds for which an answer is fresh that does not say so.
     `at_most`: the longest that any answer is. `shares`: whether an answer to credentials may be
-    kept for others if the origin says so.
+    kept for others if the origin says so. `promised`: the ETag of the answer whose
+    beginning another process has sent.
     """
 
     url: str
@@ -69,6 +71,7 @@ class Asked:
     believed: float = 0.0
     at_most: float | None = None
     shares: bool = True
+    promised: str = ""
     arrived: float = field(default_factory=time.time)
 
     @property
@@ -156,7 +159,7 @@ class Cache:
         self.origin: Origin = origin
         self.store: Store = store
         self._shelf = Shelf(store.folder, f"{mirror.path} {mirror.url}")
-        self._turns = Turns(store.folder, origin.bounds.first_byte)
+        self._turns = store.turns(origin.bounds.first_byte)
         self._together = Together(f"shmstream-mirror {mirror.path}")
         self._unkept: dict[str, float] = {}
         self._renewing: set[asyncio.Task[None]] = set()
@@ -188,7 +191,12 @@ class Cache:
 
     async def _find(self, asked: Asked) -> Found:
         headers = asked.headers
-        what = (asked.url, *sorted(headers.items()), "no-store" in asked.wish.directives)
+        what = (
+            asked.url,
+            *sorted(headers.items()),
+            "no-store" in asked.wish.directives,
+            asked.promised,
+        )
         found = await self._together.ask(what, partial(self._ask_in_turn, asked))
         while (mine := found.claim()) is None:
             found = await self._together.ask((*what, object()), partial(self._ask, asked, None))
@@ -218,7 +226,8 @@ class Cache:
         if entry is None or (how := self._has(entry)) is None:
             return None
         arrives = how == "flight" and asked.wish.is_none and freshness.is_silent(entry.fields)
-        if not arrives and not entry.serves(asked.wish, asked.arrived):
+        is_promised = asked.promised != "" and asked.promised == entry.first("etag")
+        if not (is_promised or arrives or entry.serves(asked.wish, asked.arrived)):
             return None
         return self._served(entry, how, asked)
 

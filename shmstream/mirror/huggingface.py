@@ -35,7 +35,7 @@ from shmstream.mirror.entry import Entry, Shelf
 from shmstream.mirror.freshness import Pairs, Wish, values
 from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
 from shmstream.mirror.origin import Told, head_of, is_personal, passed_on
-from shmstream.mirror.replies import begin, joined, request_of
+from shmstream.mirror.replies import begin, joined, promised, request_of
 from shmstream.sources.http import HTTPSource
 
 _RESOLVE = re.compile(
@@ -127,7 +127,7 @@ class Hub(Plain):
 
     async def _give_file(self, scope: Scope, receive: Receive, send: Send, file: _File) -> None:
         request = request_of(scope)
-        facts = await self._facts(file, request)
+        facts = await self._facts(file, request, promised=promised(scope))
         if isinstance(facts, Told):
             scope["shmstream.cache"] = "miss"
             await _refuse(send, facts)
@@ -144,7 +144,8 @@ class Hub(Plain):
             return
         key = self._key(file, facts)
         source = self._source(file, facts, request, key)
-        scope["shmstream.named"] = (key, f"{file.repo}/{file.file}")
+        if facts.is_public:  # everybody may see names on the status page
+            scope["shmstream.named"] = (key, f"{file.repo}/{file.file}")
         how = self._how(key)
         scope["shmstream.cache"] = "stale" if facts.is_stale else how
         headers = joined(_without(fields, "etag", "content-type"))
@@ -180,16 +181,22 @@ class Hub(Plain):
             netrc=False,
         )
 
-    async def _facts(self, file: _File, request: Mapping[str, str]) -> _Facts | Told:
+    async def _facts(
+        self, file: _File, request: Mapping[str, str], *, promised: str
+    ) -> _Facts | Told:
         """What the Hub says of a file, now or before; its refusal as it is.
+
+        `promised`: the ETag of the file whose beginning another process has sent.
 
         Raises:
             SourceError: the Hub does not answer, and has not told it before.
         """
         url = self._mirror.url + file.path()
         entry = self._shelf.find(url, {})
-        if entry is not None and entry.serves(Wish({}), time.time()):
-            return _Facts(entry.fields, is_public=True)
+        if entry is not None:
+            facts = _Facts(entry.fields, is_public=True)
+            if f'"{facts.tag}"' == promised or entry.serves(Wish({}), time.time()):
+                return facts
         has_token = any(is_personal(each) for each in request)
         told = None
         try:

@@ -18,7 +18,7 @@ from shmstream.errors import ShmstreamError
 from shmstream.mirror.cache import Asked, Cache, Found
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.origin import Told, passed_on
-from shmstream.mirror.replies import Replies, begin, pairs_of, request_of
+from shmstream.mirror.replies import Replies, begin, pairs_of, promised, request_of
 from shmstream.mirror.settings import Mirror
 from shmstream.sources.http_client import origin_of, parse
 from shmstream.system.threads import in_thread
@@ -134,6 +134,7 @@ class Plain:
             Wish.of(pairs_of(scope)) if wish is None else wish,
             is_immutable=self._cache.is_immutable(rest),
             believed=self._mirror.believed,
+            promised=promised(scope),
         )
 
     async def give(self, scope: Scope, receive: Receive, send: Send, asked: Asked) -> None:

@@ -85,7 +85,7 @@ class Mirrors:
             origin = rooms.cache.origin
             if (problem := origin.reach.problem) is not None:
                 told.append(problem)
-                if origin.reach.wants_probe():
+                if origin.reach.wants_probe(also_5xx=False):
                     with suppress(RuntimeError):  # no thread can be started: a later look tries
                         Call(origin.probe, "shmstream-probe").start()
         return told

@@ -30,7 +30,7 @@ from shmstream.mirror.freshness import Wish
 from shmstream.mirror.index_pages import HTML, JSON, Link, is_file, is_page, normalized
 from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
 from shmstream.mirror.origin import is_personal, passed_on
-from shmstream.mirror.replies import request_of
+from shmstream.mirror.replies import promised, request_of
 from shmstream.sources.http import HTTPSource
 
 _FILES = "/_files"
@@ -87,6 +87,7 @@ class Index(Plain):
             believed=self._mirror.believed,
             at_most=self._mirror.believed,
             shares=False,
+            promised=promised(scope),
         )
 
     # Pages.
@@ -159,7 +160,9 @@ class Index(Plain):
             await self.give(scope, receive, send, asked)
             return
         key, how = link.digest, self._how(link.digest)
-        scope["shmstream.cache"], scope["shmstream.named"] = how, (key, name)
+        scope["shmstream.cache"] = how
+        if not any(map(is_personal, request)):  # everybody may see names on the status page
+            scope["shmstream.named"] = (key, name)
         headers = {**_FOR_EVER, "cache-status": f"shmstream; {_STATUS[how]}"}
         bounds = self._cache.origin.bounds
         source = HTTPSource(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from shmstream.sources.base import Source
 
 _WRITE = 60.0  # s; a client that takes nothing for so long is cut
-_THREADS = ("shmstream-mirror-pass", 1024)  # the limit of clients is the one that counts
+_THREADS = ("shmstream-mirror-pass", 1024)  # never reached: the limit of clients is lower
 _OURS = frozenset(("accept-ranges", "age", "content-type", "last-modified"))
 _BODILESS = (204, 304)
 
@@ -58,6 +58,12 @@ def pairs_of(scope: Scope) -> Pairs:
         (name.decode("latin-1").lower(), value.decode("latin-1"))
         for name, value in scope["headers"]
     ]
+
+
+def promised(scope: Scope) -> str:
+    """The ETag of the answer whose beginning another process has sent; empty if there is none."""
+    told: str = (scope.get("extensions") or {}).get(SERVER, {}).get("promised", "")
+    return told
 
 
 def joined(fields: Pairs, without: frozenset[str] = frozenset()) -> dict[str, str]:

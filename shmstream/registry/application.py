@@ -71,9 +71,16 @@ class Application:
             stall=settings.stall,
             most=settings.max_pass_through,
         )
-        names = Names(Notes(store.folder, "names"))
+        names = Names(Notes(store.folder, "names"), self.registry.hides)
         self.operations: Operations = Operations(
-            Status(settings, store, metrics, names.of, self.registry.upstreams_that_are_well),
+            Status(
+                settings,
+                store,
+                metrics,
+                names.of,
+                self.registry.upstreams_that_are_well,
+                self.registry.left,
+            ),
             metrics,
             self._problems,
             self._access,
@@ -133,6 +140,7 @@ class Application:
         assert (await receive())["type"] == "lifespan.startup"
         self._metrics.started()
         self._housekeeper.start()
+        self.operations.start()
         await send({"type": "lifespan.startup.complete"})
         assert (await receive())["type"] == "lifespan.shutdown"
         self.stop()

@@ -286,7 +286,8 @@ def _validated(
     try:
         model = _Model(given=given, ignored=ignored)
     except ValidationError as error:
-        return {}, list(map(_mistake, error.errors(include_url=False)))
+        return {}, [mistake for each in error.errors(include_url=False)
+                    for mistake in _mistakes_in(each)]  # fmt: skip
     values = {key: value for key, value in vars(model).items() if value is not None}
     values["upstreams"] = tuple(values.pop("upstream"))
     values["mirrors"] = tuple(values.pop("mirror"))
@@ -296,13 +297,20 @@ def _validated(
     return values, []
 
 
+def _mistakes_in(error: ErrorDetails) -> list[BadSetting]:
+    """The mistakes of one table, or the mistake in one value."""
+    place, cause = error["loc"], error.get("ctx", {}).get("error")
+    if place[0] == "upstream" and len(place) == 2 and isinstance(cause, BadSetting):
+        where = _named(place)
+        return [BadSetting(f"{where}, {each.key}", each.reason) for each in cause.mistakes]
+    return [_mistake(error)]
+
+
 def _mistake(error: ErrorDetails) -> BadSetting:
     """What pydantic says, in words that tell what to do."""
     place: _Place = error["loc"]
     is_of_table = error["type"] in ("missing", "extra_forbidden") and len(place) > 1
     cause = error.get("ctx", {}).get("error")
-    if place[0] == "upstream" and len(place) == 2 and isinstance(cause, BadSetting):
-        return BadSetting(f"{_named(place)}, {cause.key}", cause.reason)
     if place[0] == "upstream" and error["type"] == "extra_forbidden" and len(place) == 3:
         return BadSetting(
             _named(place), f"is no setting of an upstream, which {known.WHAT_UPSTREAM}"

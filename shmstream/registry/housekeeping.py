@@ -3,15 +3,14 @@
     preload      pull the images of the settings, at the start and every `preload_every`
     retention    remove images that were unused for `unused_for`, or that were here `kept_for`
 
-All workers try to take a lock on a file in the store. The kernel gives the lock to one of them, and
-to another one when that worker ends. A thread does the work, and no client waits for it.
+All workers of all servers of a store try to take one turn (`Store.turns`). The kernel gives it to
+one of them, and to another one when that worker ends. A thread does the work, and no client waits
+for it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import threading
 import time
 from contextlib import suppress
@@ -24,7 +23,8 @@ from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
 
-_LOOK_EVERY = 5.0  # s; for the lock
+_TURN = "housekeeping"
+_LOOK_EVERY = 5.0  # s; whether it is the turn of this process
 _RETAIN_EVERY = 600.0  # s; at most, and a tenth of the shortest time
 _AGAIN_AFTER = 60.0  # s; an image that could not be pulled is tried again
 
@@ -63,19 +63,17 @@ class Housekeeper:
         self._stopping.set()
 
     def _run(self) -> None:
-        path = os.path.join(self._store.folder, "registry", "housekeeping")
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            _log.error("no housekeeping: %s cannot be locked: %s", path, error.strerror)
+        if (problem := self._store.problem()) is not None:
+            _log.error("no housekeeping: %s", problem)
             return
+        turns = self._store.turns(0.0)
+        while (turn := turns.take(_TURN)) is None:
+            if self._stopping.wait(_LOOK_EVERY):
+                return
         try:
-            while not _locks(fd):
-                if self._stopping.wait(_LOOK_EVERY):
-                    return
             self._keep_house()
         finally:
-            os.close(fd)
+            turn.close()
 
     def _keep_house(self) -> None:
         puller = Puller(self._settings, self._store)
@@ -118,15 +116,6 @@ class Housekeeper:
         """How long an image of that name is kept unused, and in all."""
         begins = max((each for each in self._times if name.startswith(each)), key=len)
         return self._times[begins]
-
-
-def _locks(fd: int) -> bool:
-    """Whether this process has the lock on the file now."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _label(namespace: str | None, url: str) -> str:

@@ -3,7 +3,7 @@
     command line   cli/serve       options; they override the environment and the file
     environment    SHMSTREAM_SERVE_..., which override the file
     a file         from_file       TOML; sizes and durations as text: "100GiB", "90s"
-    JSON           to_environment  from the parent process to its workers
+    JSON           to_json         from the parent process to its workers
 
 `configuration` reads the first three; `tables` has how each value is read.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Self
 
@@ -31,7 +31,6 @@ from shmstream.registry.tables import (
     Upstream,
     check_connections_setting,
     out_of_bounds,
-    read_table,
 )
 
 __all__ = [
@@ -41,7 +40,6 @@ __all__ = [
     "ClusterSettings",
     "Settings",
     "Upstream",
-    "read_table",
 ]
 
 SETTINGS_VARIABLE = "SHMSTREAM_SETTINGS"
@@ -214,13 +212,9 @@ class Settings:
         """All settings as text."""
         return json.dumps(asdict(self))
 
-    def to_environment(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        """Put the settings into the environment of processes that are started from now on."""
-        environment[SETTINGS_VARIABLE] = self.to_json()
-
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """The settings of `to_environment`; without them, of the file that SHMSTREAM_CONFIG names.
+        """The settings of the parent process; without them, those of the file in SHMSTREAM_CONFIG.
 
         Raises:
             BadSetting: the environment has neither, or the file is not valid.

@@ -25,6 +25,8 @@ _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", 
 _PREFIX = re.compile(r"[a-z0-9._-]+(?:/[a-z0-9._-]+)*")
 _FURTHER = re.compile(r",\s*(?=https?://)")  # between the URLs of `--upstream`
 _NAMED = "{namespace}"
+CLIENT = "client"
+"""The value of `credentials` with which an upstream gets those of clients."""
 
 
 class BadSetting(ValueError):
@@ -110,9 +112,14 @@ class Upstream:
         keyfile: path of its key, unless `certfile` contains the key.
         insecure: whether no certificate of it is checked.
         anonymous: whether it never gets credentials.
+        credentials: "client": it gets what each client sends as its name and password, and no
+            credentials of this cache; None: those of this cache.
         docker_config, first_byte, silence, question: as in `Settings`, for it alone.
         connect: seconds to wait for a connection; None: 5 for a question, 10 for a download.
         max_downloads: downloads from one URL of it at one time, of one worker; None for no limit.
+        max_pulls: how many manifests may be got from it in how many seconds, by all workers
+            together, as Docker Hub counts; None for no limit.
+        max_rate: bytes a second of blobs from it, of all workers together; None for no limit.
         connections: how many connections one blob may come over; None: as `Settings` says.
         unused_for, kept_for: as in `Settings`, for its images alone.
         allow: names of the clients that may pull from it; "*" for all; None for all with a name.
@@ -127,12 +134,15 @@ class Upstream:
     keyfile: str | None = None
     insecure: bool = False
     anonymous: bool = False
+    credentials: str | None = None
     docker_config: str | None = None
     first_byte: float | None = None
     silence: float | None = None
     question: float | None = None
     connect: float | None = None
     max_downloads: int | None = None
+    max_rate: int | None = None
+    max_pulls: tuple[int, float] | None = None
     connections: int | None = None
     allow: tuple[str, ...] | None = None
     unused_for: float | None = None
@@ -152,27 +162,65 @@ class Upstream:
 
     def __post_init__(self) -> None:
         """Raises `BadSetting`."""
+        found: list[BadSetting] = []
+        for check in (self._check_namespace, self._check_urls, self._check_prefix):
+            try:
+                check()
+            except BadSetting as error:
+                found.append(error)
+        found += self._contradictions()
+        found += out_of_bounds(self, _LEAST_OF_UPSTREAM)
+        if len(found) > 1:
+            raise BadSettings(found)
+        if found:
+            raise found[0]
+
+    def _check_namespace(self) -> None:
         if self.namespace is not None:
             name = self.namespace.removeprefix("*.") if self.is_pattern else self.namespace
             if name != "*" and not _NAMESPACE.fullmatch(name):
                 what = "no name of a registry, such as docker.io"
                 raise BadSetting("namespace", f"{self.namespace[:200]!r} is {what}")
             object.__setattr__(self, "namespace", self.namespace.lower())
+
+    def _check_urls(self) -> None:
         object.__setattr__(self, "url", _checked_url(self.url, is_pattern=self.is_pattern))
         more = tuple(_checked_url(each, is_pattern=self.is_pattern) for each in self.more)
         object.__setattr__(self, "more", more)
+
+    def _check_prefix(self) -> None:
         prefix = self.prefix.strip("/")
         if prefix and not _PREFIX.fullmatch(prefix):
             reason = f"{self.prefix[:200]!r} is no beginning of a repository's name"
             raise BadSetting("prefix", reason)
         object.__setattr__(self, "prefix", prefix)
+
+    def _contradictions(self) -> Iterator[BadSetting]:
         if self.keyfile is not None and self.certfile is None:
-            raise BadSetting("keyfile", "goes with certfile")
+            yield BadSetting("keyfile", "goes with certfile")
         if self.anonymous and self.docker_config is not None:
-            raise BadSetting("anonymous", "and docker_config contradict each other")
-        check_connections_setting(self.connections)
-        for mistake in out_of_bounds(self, _LEAST_OF_UPSTREAM):
-            raise mistake
+            yield BadSetting("anonymous", "and docker_config contradict each other")
+        if self.credentials is not None:
+            yield from self._contradictions_of_credentials(self.credentials)
+        try:
+            check_connections_setting(self.connections)
+        except BadSetting as error:
+            yield error
+
+    def _contradictions_of_credentials(self, told: str) -> Iterator[BadSetting]:
+        if told != CLIENT:
+            reason = f"is {CLIENT!r}, to pass on those of clients, or left out; not {told[:200]!r}"
+            yield BadSetting("credentials", reason)
+            return
+        for other in ("anonymous", "docker_config"):
+            if getattr(self, other):
+                yield BadSetting("credentials", f"and {other} contradict each other")
+        if self.allow is not None:
+            reason = "and allow contradict each other: the upstream itself says which client may"
+            yield BadSetting("credentials", reason)
+        if self.is_open:
+            reason = f"does not go with {_NAMED} as a host, which could get a client's password"
+            yield BadSetting("credentials", reason)
 
     @property
     def is_pattern(self) -> bool:
@@ -210,6 +258,7 @@ class Upstream:
         table = {each.name: getattr(self, each.name) for each in fields(self)}
         more = table.pop("more")
         table["url"] = [self.url, *more] if more else self.url
+        table["max_pulls"] = _pulls_as_text(self.max_pulls)
         table["allow"] = None if self.allow is None else list(self.allow)
         usual = {each.name: each.default for each in fields(self)}
         return {
@@ -221,6 +270,11 @@ class Upstream:
     def __str__(self) -> str:
         urls = " or ".join((self.url, *self.more))
         return urls if self.namespace is None else f"{self.namespace} from {urls}"
+
+
+def _pulls_as_text(pulls: tuple[int, float] | None) -> str | None:
+    """As `_pulls` reads it: a time has no exponent, and loses no digit."""
+    return None if pulls is None else f"{pulls[0]}/{str(pulls[1]).removesuffix('.0')}s"
 
 
 def check_connections_setting(connections: int | None) -> None:
@@ -305,15 +359,6 @@ def _line_of(key: str, path: str) -> str:
         raise BadSetting(f"cluster, {key}", f"{path} cannot be read: {error}") from error
 
 
-def read_table(path: str) -> dict[str, object]:
-    """The table of a TOML file.
-
-    Raises:
-        BadSetting: the file cannot be read, or is no TOML.
-    """
-    return parse_table(read_text(path), path)
-
-
 def read_text(path: str) -> str:
     """The text of a file with settings.
 
@@ -351,10 +396,12 @@ def out_of_bounds(settings: object, limits: Mapping[str, float]) -> Iterator[Bad
 
 
 _WAITS = ("first_byte", "silence", "question", "outage", "connect")
+_LONGEST_QUOTA = 31 * 24 * 3600.0  # s
 _LONGEST_WAIT = 24 * 3600.0  # s
 _LEAST_OF_UPSTREAM: dict[str, float] = {
     **dict.fromkeys(("first_byte", "silence", "question", "connect"), 0.1),
     "max_downloads": 1,
+    "max_rate": 1024,
     "unused_for": 0,
     "kept_for": 0,
 }
@@ -401,6 +448,21 @@ def names(value: object) -> tuple[str, ...]:
 
 def _size(value: object) -> int:
     return units.size(value) if isinstance(value, str) else count(value)
+
+
+def _rate(value: object) -> int:
+    return _size(value.removesuffix("/s").rstrip() if isinstance(value, str) else value)
+
+
+def _pulls(value: object) -> tuple[int, float]:
+    number, slash, time = _text(value).partition("/")
+    time = time.strip()
+    if not (slash and time) or not re.fullmatch(r"[1-9]\d{0,8}", number.strip(), re.ASCII):
+        raise ValueError(f'is a number in a time, such as "100/6h", not {value!r}')
+    seconds = units.duration(time if time[0].isdigit() else f"1{time}")
+    if not 1 <= seconds <= _LONGEST_QUOTA:
+        raise ValueError(f'has a time of 1 s to 31 days, such as "100/6h", unlike {value!r}')
+    return int(number), seconds
 
 
 def _duration(value: object) -> float:
@@ -468,6 +530,7 @@ def _urls(value: object) -> list[str]:
 
 READ_UPSTREAM: dict[str, Callable[[object], object]] = {
     **dict.fromkeys(("namespace", "prefix", "cafile", "certfile", "keyfile"), _text),
+    "credentials": _text,
     "url": _urls,
     "allow": names,
     "docker_config": _text,
@@ -475,6 +538,8 @@ READ_UPSTREAM: dict[str, Callable[[object], object]] = {
     **dict.fromkeys(("first_byte", "silence", "question", "connect"), _duration),
     **dict.fromkeys(("unused_for", "kept_for"), _duration),
     **dict.fromkeys(("connections", "max_downloads"), count),
+    "max_rate": _rate,
+    "max_pulls": _pulls,
 }
 """How each setting of an upstream is read from a table."""
 

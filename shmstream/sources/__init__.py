@@ -1,6 +1,7 @@
 """Where bytes come from: files, iterables, HTTP, whatever fsspec knows, or a class of your own.
 
 base           a *source* opens at an offset and gives a *feed*, an iterable of buffers
+addresses      which addresses are private
 select         which sources a user means by a URL, a path, a file object, ...
 local          files, file objects, iterables
 command        the output of a command, complete only if the command succeeds
@@ -14,6 +15,7 @@ http_coding    bodies that a server has encoded, or says so
 http_guard     keeps redirects from leading to private addresses
 http_body      has the kernel move the body of a response to the file
 fsspec         `FsspecSource`
+fsspec_guard   the same as http_guard, for the HTTP file system of fsspec
 download       asks sources in turn, tries again, and never mixes two contents
 retries        how often, and after which pauses
 conformance    what every source must do, as tests for a source of your own

@@ -19,10 +19,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
+from shmstream.arguments import whole
 from shmstream.errors import FailureKind, SourceError
 
 if TYPE_CHECKING:
@@ -44,9 +45,9 @@ _MEANINGS = {
 _MOST_CONNECTIONS = 64
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
 # the address of an IPv6 host, and after "?" or "#", "::" makes no chain.
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
 
 
@@ -58,8 +59,20 @@ class AskAgain(SourceError):
     """
 
 
+class GaveWrongBytes(SourceError):
+    """What the source gave before is wrong, as it has found out: the download ends.
+
+    The blob has to be asked for from its first byte on, by another download.
+    """
+
+
 def _nothing_to_close() -> None:
     """The `close` of a feed that holds nothing."""
+
+
+def _nothing_held() -> float:
+    """The `held` of a feed that gives its bytes as they come."""
+    return 0.0
 
 
 class KernelFeed(Protocol):
@@ -106,6 +119,8 @@ class Feed:
         by_kernel: another way to the same bytes, or None. The caller takes all bytes in one of the
             two ways.
         end: where in the blob the last byte ends, if the feed is of a part; None: it gives all.
+        held: for how many seconds the feed has held bytes back, since it was last called: a limit
+            of this side is no slowness of the source.
     """
 
     data: Iterator[Buffer] = field(repr=False)
@@ -116,6 +131,7 @@ class Feed:
     close: Callable[[], None] = field(default=_nothing_to_close, repr=False)
     by_kernel: KernelFeed | None = field(default=None, repr=False)
     end: int | None = None
+    held: Callable[[], float] = field(default=_nothing_held, repr=False)
 
     def __iter__(self) -> Iterator[Buffer]:
         return self.data
@@ -159,14 +175,13 @@ class Description:
         """The description that `to_text` wrote; an empty description from any other text."""
         try:
             facts = json.loads(text)
-            found = {each.name: facts.get(each.name) for each in fields(cls)}
+            size, *texts = map(facts.get, ("size", "validator", "media_type"))
         except (ValueError, AttributeError, RecursionError):
             return cls()
-        size, texts = found["size"], (found["validator"], found["media_type"])
         good = size is None or (type(size) is int and size >= 0)
         if not (good and all(each is None or isinstance(each, str) for each in texts)):
             return cls()
-        return cls(**found)
+        return cls(size, *texts)
 
 
 class Source(Protocol):
@@ -263,7 +278,7 @@ def connections_of(source: Source, asked: int | None) -> int:
         if getattr(source, "open_part", None) is None:
             return 1
         own: int | None = getattr(source, "connections", None)
-    except Exception:  # noqa: BLE001  a source is anybody's code
+    except Exception:  # noqa: BLE001  a source is code of users
         return 1
     return own or asked or 1
 
@@ -272,11 +287,12 @@ def check_connections(connections: int | None) -> int | None:
     """The same number.
 
     Raises:
-        ValueError: it is no number of connections.
+        TypeError, ValueError: it is no number of connections.
     """
-    if connections is not None and not 1 <= connections <= _MOST_CONNECTIONS:
-        raise ValueError(f"connections is between 1 and {_MOST_CONNECTIONS}, not {connections}")
-    return connections
+    if connections is None:
+        return None
+    most = _MOST_CONNECTIONS
+    return whole("connections", connections, f"between 1 and {most}", 1, most)
 
 
 def name_hash(source: Source) -> str:

@@ -27,7 +27,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import select
 import signal
 import sys
 import threading
@@ -38,6 +37,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from shmstream.errors import SourceError, escaped
 from shmstream.sources.base import Feed, check_offset, checked, explain
+from shmstream.system import greenlets
 from shmstream.system.buffers import buffers
 from shmstream.system.process import fork_lock
 
@@ -127,9 +127,7 @@ class _Running:
         self._name = name
         self._position = 0
         self._said = b""  # the end of its standard error
-        self._poll = select.poll()
-        for pipe in (self._out, self._err):
-            self._poll.register(pipe.fileno(), select.POLLIN)
+        self._open = [self._out.fileno(), self._err.fileno()]  # pipes that have not ended
         self._lock = threading.Lock()  # held while a thread waits for the pipes, or closes them
         self._ending = threading.RLock()  # held by the thread that ends the process
         self._is_closed = self._is_over = False
@@ -161,17 +159,17 @@ class _Running:
         with self._lock:
             if self._is_closed:
                 raise SourceError(self._name, self._position, "it was closed", retryable=False)
-            ready = dict(self._poll.poll(_SLICE * 1000 if wait else 0))
+            ready = greenlets.readable(self._open, _SLICE if wait else 0.0)
             if self._err.fileno() in ready:
                 data = os.read(self._err.fileno(), _READ_SIZE)
                 self._said = (self._said + data)[-8 * _SHOWN :]
                 if not data:
-                    self._poll.unregister(self._err.fileno())
+                    self._open.remove(self._err.fileno())
             if self._out.fileno() not in ready:
                 return None
             count = os.readv(self._out.fileno(), [view]) if len(view) else 0
             if not count:
-                self._poll.unregister(self._out.fileno())
+                self._open.remove(self._out.fileno())
             return count
 
     # For any thread.

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import (
     ContentChanged,
+    DigestMismatch,
     FailureKind,
     OutOfResources,
     SizeMismatch,
@@ -43,7 +44,14 @@ from shmstream.errors import (
     names,
 )
 from shmstream.events import Event, EventKind
-from shmstream.sources.base import AskAgain, Description, Feed, Source, open_at
+from shmstream.sources.base import (
+    AskAgain,
+    Description,
+    Feed,
+    GaveWrongBytes,
+    Source,
+    open_at,
+)
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
 from shmstream.system.buffers import octets
@@ -82,6 +90,7 @@ class Download:
         tell: is told of `RECEIVED` and `FAILED_OVER`.
         end: what a download that was stopped says, such as "it was handed over".
         others: called when no source is left; gives further sources.
+        may_be_others: whether there are sources beside these, here or in another process.
         is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
     """
 
@@ -99,6 +108,7 @@ class Download:
         digest: str = "",
         size: int | None = None,
         others: Callable[[], Sequence[Source]] = tuple,
+        may_be_others: Callable[[], bool] = lambda: False,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self.known: Description = Description()
@@ -107,7 +117,7 @@ class Download:
         """Whether somebody was told of the content, or has bytes of it."""
         self._key = key
         self._name = name
-        self._attempts = Attempts(name, sources, retries, others, is_wanted)
+        self._attempts = Attempts(name, sources, retries, others, may_be_others, is_wanted)
         self._is_given = is_given
         self._digest = digest
         self._expecting: dict[int, Source] = {}
@@ -118,8 +128,10 @@ class Download:
         self._wrong_size: int | None = None  # that the source had which was asked last
         self._stopping = threads.Flag()
         self._feed: Feed | None = None
-        self.disagreed: bool = False
-        """Whether a source told another size than the source before it."""
+        self.disagreed: list[tuple[Source, int]] = []
+        """The sources that told another size than the source before them, and that size."""
+        self.differed: list[Source] = []
+        """The sources that gave other bytes than those before the position."""
         self._failing_since: float | None = None  # without progress, of this source
         self._failing_at = 0
         self._asks_part = False  # whether the source was asked for a part of the blob last
@@ -142,6 +154,7 @@ class Download:
         Raises:
             SourceFailed: no source has one.
             ContentChanged: the source has another blob by now.
+            DigestMismatch: the source has found that what it gave before is wrong.
             StreamClosed: the download was stopped.
         """
         while True:
@@ -200,8 +213,8 @@ class Download:
 
     def _require_same(self, feed: Feed, position: int) -> None:
         size, validator = self.known.size, self.known.validator
-        if None not in (size, feed.size) and size != feed.size:
-            self.disagreed = True
+        if size is not None and feed.size is not None and size != feed.size:
+            self.disagreed.append((self._attempts.source, feed.size))
             raise self.other(f"it has {feed.size} bytes by now, not {size}", position, feed)
         unproved = feed.offset > 0 or not self.compares
         if unproved and not self._is_given and feed.validator != validator:
@@ -273,6 +286,7 @@ class Download:
                 self.count(count, position)
                 again = min(max(position - at, 0), count)
                 if again and prefix is not None and not prefix.is_same(view[:again], at):
+                    self.differed.append(self._attempts.source)
                     raise self.other(f"other bytes than before are at {at}", position, feed)
                 at += count
                 position = max(position, at)
@@ -297,7 +311,7 @@ class Download:
             data = next(feed.data, None)
         except (SourceError, MemoryError):
             raise
-        except Exception as error:  # a source is anybody's code
+        except Exception as error:  # a source is code of users
             reason = f"{type(error).__name__}: {error}"
             raise self.error(reason, position, retryable=False) from error
         self.check_going_on()  # a stop makes a feed end, too
@@ -313,6 +327,7 @@ class Download:
         Raises:
             SourceError: it crawls. These bytes count all the same.
         """
+        self._leave_out_held()
         now = time.monotonic()
         silence, self._last = now - self._last, now if received else self._last
         if silence >= self._retries.slow_for and received and not self._was_silent:
@@ -324,10 +339,17 @@ class Download:
 
     def gauge(self, received: int, position: int) -> None:
         """As `count`, for bytes that will be counted later."""
+        self._leave_out_held()
         self._came += received
         took = time.monotonic() - self._since
         if took >= self._retries.slow_for:
             self._check_rate(took, position)
+
+    def _leave_out_held(self) -> None:
+        """Leave out of the source's time what this side has held the feed back for."""
+        if self._feed is not None and (held := self._feed.held()):
+            self._since += held
+            self._last += held
 
     def _check_rate(self, took: float, position: int) -> None:
         came, least = self._came, self._retries.least_rate
@@ -377,6 +399,7 @@ class Download:
             SourceFailed: there is no other source.
             OutOfResources: the same, and the last one failed because this machine lacks something.
             SizeMismatch: the same, and the last source has another size than was asked for.
+            DigestMismatch: the source has found that what it gave before is wrong.
             StreamClosed: the download was stopped.
         """
         self.close()
@@ -384,6 +407,9 @@ class Download:
         if isinstance(error, AskAgain):
             _log.debug("%s: %s", self._key, error)
             return
+        if isinstance(error, GaveWrongBytes):
+            reason = f"its bytes are wrong: {error.reason}"
+            raise DigestMismatch(self._name, position, reason, self._digest, "") from error
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
             pause = self._attempts.failed(error, position, with_part=with_part)

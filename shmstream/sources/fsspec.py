@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from shmstream.arguments import flag
 from shmstream.errors import SourceError
 from shmstream.sources.base import Description, Feed, begin, check_offset, checked, explain, public
 from shmstream.system.buffers import buffers
@@ -36,6 +37,8 @@ except ImportError as _missing:
     raise ImportError("such a URL needs fsspec: pip install 'shmstream[fsspec]'") from _missing
 from fsspec.asyn import AsyncFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+
+from shmstream.sources.fsspec_guard import cause_of, guarded
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -106,13 +109,17 @@ class FsspecSource:
 
     Args:
         url: as fsspec takes it, chains (`zip://a::s3://b/c.zip`) included.
-        storage_options: options of the file system, such as credentials.
+        storage_options: options of the file system, such as credentials. `private_redirects=True`
+            is none of them: it lets public http and https URLs redirect to private addresses.
     """
 
     _has_digest = False  # a digest guards the bytes
 
     def __init__(self, url: str, **storage_options: Any) -> None:
         self._url = url
+        self._private_redirects = flag(
+            "private_redirects", storage_options.pop("private_redirects", False)
+        )
         self._options = storage_options
         self.name: str = public(url)
         given = sorted(storage_options.items())
@@ -124,10 +131,10 @@ class FsspecSource:
 
     def _locate(self) -> tuple[AbstractFileSystem, str]:
         """The file system, and the path in it."""
-        return cast(
-            "tuple[AbstractFileSystem, str]",
-            fsspec.core.url_to_fs(self._url, **self._options),
-        )
+        options = self._options
+        if not self._private_redirects:
+            options = guarded(self._url, options)
+        return cast("tuple[AbstractFileSystem, str]", fsspec.core.url_to_fs(self._url, **options))
 
     @property
     def connections(self) -> int | None:
@@ -154,7 +161,7 @@ class FsspecSource:
         try:
             return look(*self._locate())
         except Exception as error:
-            raise explain(error, 0, name=self.name) from error
+            raise _explain(error, 0, name=self.name) from error
 
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """Open the file at `offset`; see `Source.open`. Blocks as long as the file system does.
@@ -170,9 +177,9 @@ class FsspecSource:
             offset = begin(offset, seen.size, validator, seen.validator)
             file, offset = _open(system, path, offset, seen)
         except Exception as error:
-            raise explain(error, offset, name=self.name) from error
+            raise _explain(error, offset, name=self.name) from error
         read = _read(system, path, file, offset, seen)
-        data = checked(read, offset, seen.size, partial(explain, name=self.name))
+        data = checked(read, offset, seen.size, partial(_explain, name=self.name))
         return Feed(data, offset, seen.size, seen.validator, close=file.close)
 
     def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
@@ -191,13 +198,17 @@ class FsspecSource:
         except SourceError:
             raise
         except Exception as error:
-            raise explain(error, offset, name=self.name) from error
+            raise _explain(error, offset, name=self.name) from error
         read = _read_part(system, path, file, end - offset, None if self._has_digest else seen)
-        data = checked(read, offset, end, partial(explain, name=self.name))
+        data = checked(read, offset, end, partial(_explain, name=self.name))
         is_all = end == seen.size
         return Feed(
             data, offset, seen.size, seen.validator, close=file.close, end=None if is_all else end
         )
+
+
+def _explain(error: Exception, offset: int, *, name: str) -> SourceError:
+    return explain(cause_of(error), offset, name=name)
 
 
 def _open(

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Self, cast
 
@@ -156,6 +156,8 @@ class HTTPSource:
         self._digest = digest
         self.is_encoded: bool | None = None
         """Whether bodies that are said to be encoded are; None while none was seen."""
+        self.heard: Callable[[int, Mapping[str, str]], None] | None = None
+        """Is called with status and headers of each answer of the server of `url` itself."""
 
     def __repr__(self) -> str:
         return f"HTTPSource({self.name!r})"
@@ -272,7 +274,10 @@ class HTTPSource:
             headers["range"] = f"bytes={offset}-{'' if end is None else end - 1}"
             if validator is not None:
                 headers["if-range"] = validator
-        return self._client.ask(method, self._url, headers, offset=offset)
+        reply = self._client.ask(method, self._url, headers, offset=offset)
+        if self.heard is not None:
+            self.heard(reply.first.status, reply.first.headers)
+        return reply
 
     def _total(self, validator: str | None) -> int | None:
         """The size of the blob, if it has this `validator`; None if the server does not tell."""

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from http.client import HTTPException
+from operator import methodcaller
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 from urllib.request import proxy_bypass
@@ -37,7 +38,8 @@ from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
 from shmstream.sources import http_guard
-from shmstream.sources.http_coding import decoded
+from shmstream.sources.addresses import is_allowed_here
+from shmstream.sources.http_coding import beginning, decoded
 from shmstream.sources.http_pool import Pool, TLSPool, Waiting
 from shmstream.sources.http_tls import TLS, USUAL_TLS
 
@@ -84,6 +86,11 @@ class Reply(NamedTuple):
     response: urllib3.BaseHTTPResponse
     is_home: bool
     before: tuple[urllib3.BaseHTTPResponse, ...] = ()
+
+    @property
+    def first(self) -> urllib3.BaseHTTPResponse:
+        """The answer of the server that was asked, perhaps a redirect."""
+        return (*self.before, self.response)[0]
 
 
 class Client:
@@ -239,7 +246,7 @@ class Client:
         """
         is_first = origin_of(url) == origin_of(first)
         guarded = self._is_guarded or not (is_first or self._private_redirects)
-        if guarded and http_guard.is_allowed_here():
+        if guarded and is_allowed_here():
             guarded = False
         if guarded and not self._is_guarded and http_guard.is_server_inside(first):
             guarded = False
@@ -444,6 +451,7 @@ def _beginning(response: urllib3.BaseHTTPResponse) -> str:
             data = response.read1(_MOST_WORDS, False)
     except (exceptions.HTTPError, HTTPException, OSError, ValueError):
         return ""  # the status says enough
+    data = beginning(data, response.headers.get("content-encoding"), _MOST_WORDS)
     text = data.decode("utf-8", "replace").strip()
     return "" if text.startswith("<") else text
 
@@ -528,6 +536,7 @@ def _pool_for(
             options = {"num_pools": 16, "maxsize": _KEPT, "ssl_context": context}
             pools[key] = made = _new_pool(proxy, options)
             made.pool_classes_by_scheme = {"http": Pool, "https": TLSPool}
+            made.pools.dispose_func = methodcaller("close")  # else the garbage collector does it
             if guarded:
                 http_guard.guard(made)
         return pools[key]

@@ -55,6 +55,21 @@ def decoded(data: bytes, told: str | None, limit: int) -> bytes:
     return found if decoder.eof and len(found) <= limit else data
 
 
+def beginning(data: bytes, told: str | None, limit: int) -> bytes:
+    """At most `limit` bytes of a text that begins with `data`; empty if it cannot be decoded.
+
+    `told` is its Content-Encoding.
+    """
+    if is_none(told):
+        return data[:limit]
+    if (coding := coding_of(told)) is None:
+        return b""
+    try:
+        return _decoder(coding, data).decompress(data, limit)
+    except zlib.error:
+        return data[:limit]  # it is not what is told
+
+
 def decoding(data: Iterator[Buffer], coding: str) -> Iterator[bytes]:
     """The decoded bytes of a body, as they come.
 

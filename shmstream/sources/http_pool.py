@@ -33,6 +33,7 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -270,7 +271,10 @@ class _Keeping(connectionpool.HTTPConnectionPool):
             raise
 
     def _get_conn(self, timeout: float | None = None) -> Any:
-        conn = super()._get_conn(timeout)
+        try:
+            conn = super()._get_conn(timeout)
+        except exceptions.ClosedPoolError:
+            return self._new_conn()  # another thread has closed the pool; `_put_conn` closes it
         idle_since = getattr(conn, "idle_since", 0.0)
         if idle_since and time.monotonic() - idle_since > _IDLE:
             conn.close()
@@ -280,24 +284,32 @@ class _Keeping(connectionpool.HTTPConnectionPool):
         """Keep a connection, or close it if enough are kept, which is no reason for a warning."""
         if conn is not None:
             conn.idle_since = time.monotonic()
+        pool = self.pool
         try:
-            cast("queue.LifoQueue[Any]", self.pool).put(conn, block=False)
+            cast("queue.LifoQueue[Any]", pool).put(conn, block=False)
         except (AttributeError, queue.Full):  # without a queue, the pool was closed
             if conn is not None:
                 conn.close()
+        if self.pool is None and pool is not None:  # it was closed just now: perhaps before `put`
+            _close_all(pool)
 
     def _close_idle(self) -> None:
         """Close all idle connections. They stay in the pool, and connect anew when needed."""
-        pool, found = self.pool, []
-        while pool is not None:
-            try:
-                found.append(pool.get(block=False))
-            except queue.Empty:
-                break
-        for conn in found:
-            if conn is not None:
-                conn.close()
-            self._put_conn(conn)
+        if (pool := self.pool) is not None:
+            for conn in _close_all(pool):
+                self._put_conn(conn)
+
+
+def _close_all(pool: queue.LifoQueue[Any]) -> list[Any]:
+    """Take all connections out of a pool, and close them."""
+    found = []
+    with suppress(queue.Empty):
+        while True:
+            found.append(pool.get(block=False))
+    for conn in found:
+        if conn is not None:
+            conn.close()
+    return found
 
 
 class Pool(_Keeping):

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from shmstream.arguments import function, optional, seconds, whole
 from shmstream.errors import SourceError, SourceFailed
 from shmstream.sources.base import Source
 
@@ -56,24 +57,39 @@ class Retries:
     outage: float = 0.0
     on_retry: Callable[[SourceError], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Raises:
+        TypeError, ValueError: a number is of a wrong type, or out of range.
+        """
+        for name in ("attempts", "with_others"):
+            whole(name, getattr(self, name), "a number of tries, at least 1", 1)
+        for name in ("first_pause", "longest_pause", "slow_for", "outage"):
+            seconds(name, getattr(self, name))
+        seconds("least_rate", self.least_rate, "a number of bytes a second; 0: any rate is enough")
+        optional(function, "on_retry", self.on_retry, "a function that takes a SourceError")
+
 
 @dataclass
 class _Turn:
     """A source in the order in which sources are asked.
 
     `is_last`: no source is left to ask for a part. `is_whole`: this one is asked for the whole.
+    `is_slow`: it was silent, or crawled, when it was asked for the whole.
     """
 
     source: Source
     is_last: bool = False
     is_whole: bool = False
+    is_slow: bool = False
 
 
 class Attempts:
     """Counts the tries to get one blob from `sources`, in this order.
 
     `name` is what errors call the blob. `others` is called when no source is left, and gives
-    further sources. `is_wanted` tells whether somebody reads. For one thread at a time.
+    further sources. `may_be_others` tells whether it does, or another process has some: then a
+    source that is silent is tried as if these were in the list. `is_wanted` tells whether somebody
+    reads. For one thread at a time.
     """
 
     def __init__(
@@ -82,6 +98,7 @@ class Attempts:
         sources: Sequence[Source],
         retries: Retries,
         others: Callable[[], Sequence[Source]] = tuple,
+        may_be_others: Callable[[], bool] = lambda: False,
         is_wanted: Callable[[], bool] = lambda: True,
     ) -> None:
         self._name = name
@@ -91,6 +108,8 @@ class Attempts:
         self._turns: list[_Turn] = []
         self._add(sources)
         self._others = others
+        self._may_be_others = may_be_others
+        self._is_hurried = False  # the source was silent, and there are others
         self._retries = retries
         self._current = 0
         self._tries = 0
@@ -111,7 +130,8 @@ class Attempts:
         return self._tries, self._allowed(self._turns[self._current])
 
     def _allowed(self, turn: _Turn) -> int:
-        return self._retries.attempts if turn.is_last else self._retries.with_others
+        retries = self._retries
+        return retries.attempts if turn.is_last and not self._is_hurried else retries.with_others
 
     @property
     def has_another(self) -> bool:
@@ -140,9 +160,11 @@ class Attempts:
         now = time.monotonic()
         turn = self._turns[self._current]
         self._note(error, offset, now)
-        crawls = error.kind.is_timeout and not error.retryable  # and so would the whole blob
-        with_part = with_part and not turn.is_whole and not crawls
-        if with_part and not error.retryable:
+        crawls = error.kind.is_timeout and not error.retryable
+        turn.is_slow |= error.kind.is_timeout and not with_part
+        self._is_hurried = error.kind.is_timeout and self._may_be_others()
+        with_part = with_part and not turn.is_whole and not (crawls and turn.is_slow)
+        if with_part and not error.retryable and not crawls:
             turn.is_whole, self._tries = True, 0
             return 0.0
         pause = self._pause(error)

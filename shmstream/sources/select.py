@@ -21,6 +21,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
 from shmstream.sources.base import Source
@@ -67,6 +68,22 @@ def as_sources(source: AnySource) -> list[Source]:
     if isinstance(source, Iterable):
         return [IterableSource(cast("Iterable[Buffer]", source))]
     raise _no_source(source)
+
+
+def check_source(source: object) -> None:
+    """Raises:
+    TypeError: `source` is nothing that this module's table names.
+    ValueError: it is an empty list.
+    """
+    if isinstance(source, list | tuple):
+        if not source:
+            raise ValueError("at least one source: this is an empty list")
+        if any(_is_one(item) for item in source):
+            for item in source:
+                if not _is_one(item):
+                    raise _no_source(item)
+    elif not (_is_one(source) or _is_buffer(source) or isinstance(source, Iterable)):
+        raise _no_source(source)
 
 
 def missing_modules(source: AnySource) -> set[str]:
@@ -155,8 +172,23 @@ def _is_source(source: object) -> TypeGuard[Source]:
     open_at = getattr(source, "open", None)
     if isinstance(source, type) or not callable(open_at) or not hasattr(source, "name"):
         return False
+    return _takes_offset(open_at)
+
+
+def _takes_offset(function: Callable[..., object]) -> bool:
+    """Whether a function has a parameter of the name `offset`.
+
+    Each flight asks that of its sources, and `inspect.signature` takes longer than to write a small
+    blob. A function that nothing wraps tells it at once.
+    """
+    plain = getattr(function, "__func__", function)
+    if isinstance(plain, FunctionType) and not vars(plain):
+        code = plain.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        is_bound = plain is not function and code.co_argcount > 0
+        return "offset" in names[is_bound:]
     try:
-        return "offset" in inspect.signature(open_at).parameters
+        return "offset" in inspect.signature(function).parameters
     except ValueError:  # a function in C
         return False
 

@@ -8,6 +8,7 @@ placing     gives a blob a second name elsewhere
 journal     what lets a download go on after a restart
 ahead       bytes that came before their turn, over further connections
 permits     limits how many downloads are in progress
+turns       one process of the host at a time does something
 stock       tells how many complete blobs there are, and which were used last
 flights     lists the downloads that are in progress
 gc          removes what dead processes left

@@ -13,27 +13,31 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, StreamNotFound, WriterDied
 from shmstream.storage.flights import streams
-from shmstream.storage.gc import is_abandoned
+from shmstream.storage.folder import MARK
+from shmstream.storage.gc import doorbells_of, is_abandoned
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import RECORD, Entry, Layout, algorithm_at, digest_at
-from shmstream.storage.record import Record
+from shmstream.storage.record import Heading, Record
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import Block
 from shmstream.stream.digest import digest_of
 from shmstream.stream.invariants import MOMENT, Glance, breaches
+from shmstream.stream.listing import listing
 from shmstream.stream.seal import is_sealed, seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import deaf, forsaken
-from shmstream.system.files import is_hollow, open_file
+from shmstream.system.files import is_hollow, open_file, read_file
 
 _UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
+_LARGEST_MARK = 4096  # bytes; ours has 26
 _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 
 
@@ -41,12 +45,12 @@ _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 class Finding:
     """Something that is not as it should be. `kind` is one of:
 
-    `damaged`: a blob whose bytes do not have its digest, or a file that cannot be read;
-    `foreign`: a file that no store makes; `abandoned`: a partial file or what belongs to it, a
-    stream or a doorbell that no live process uses, and that `gc` removes; `unrecorded`: a named
-    blob without its record; `unverified`: a blob whose digest this Python cannot compute;
-    `exposed`: a file that other users may write to; `inconsistent`: shared memory that does not
-    agree with itself or with the files.
+    `damaged`: a blob whose bytes do not have its digest, or a file that cannot be read, or does not
+    say what it should; `foreign`: something that no store makes, anywhere in the folder;
+    `abandoned`: a partial file or what belongs to it, a stream or a doorbell that no live process
+    uses, and that `gc` removes; `unrecorded`: a named blob without its record; `unverified`: a blob
+    whose digest this Python cannot compute; `exposed`: a file that other users may write to;
+    `inconsistent`: shared memory that does not agree with itself or with the files.
     """
 
     kind: str
@@ -61,10 +65,11 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
     """Everything that is not as it should be; `verify` as in `Store.check`."""
     before = {stream.block.token: Glance.at(stream) for stream in streams()}
     began = time.monotonic()
-    found = []
-    for entry in layout.entries():
+    found = _check_mark(layout)
+    found += [Finding("foreign", each, "no file of a store") for each in layout.strangers()]
+    for entry, heading in _files(layout):
         try:
-            found += _check_entry(layout, entry, verify)
+            found += _check_entry(layout, entry, heading, verify)
         except OSError as error:
             if error.errno not in _UNREADABLE:
                 raise
@@ -78,32 +83,99 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
 # The folder.
 
 
-def _check_entry(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
+def _check_mark(layout: Layout) -> list[Finding]:
+    """What is wrong with the file that says that this is a store."""
+    path = layout.mark
+    try:
+        facts = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        if layout.is_read_only or not os.path.lexists(layout.folder):
+            return []
+        return [Finding("damaged", path, "it is missing, and says that this folder is a store")]
+    if not stat.S_ISREG(facts.st_mode):
+        return [
+            Finding("foreign", path, "no file of a store: the file that marks one has its name")
+        ]
+    found = []
+    if layout.is_exposed(facts):
+        found.append(Finding("exposed", path, "others own it, or may write to it"))
+    try:
+        text = read_file(path, _LARGEST_MARK).decode("utf-8", "replace")
+        if text != MARK:
+            found.append(Finding("damaged", path, f"it says {text!r:.80}, not {MARK!r}"))
+    except OSError as error:
+        found.append(Finding("damaged", path, f"it cannot be read: {error.strerror}"))
+    return found
+
+
+def _files(layout: Layout) -> Iterator[tuple[Entry, Heading | None]]:
+    """All files in the folders of blobs; a named blob and its record with what the record says.
+
+    Nearly each named blob has a record, and nearly each record a blob. So the first of the two
+    names that the listing has stands for both files, and the other name is passed over. This
+    looks once at the blob, opens its record once, and asks nothing else of the kernel.
+    """
+    looked: set[str] = set()
+    named = os.path.join(layout.folder, "named", "")
+    for path, kind in layout.names():
+        if kind not in ("blob", "record") or not path.startswith(named):
+            if (entry := layout.at(path, kind)) is not None:
+                yield entry, None
+            continue
+        path = path.removesuffix(RECORD)
+        if path in looked:
+            looked.remove(path)
+            continue
+        looked.add(path)
+        heading = None
+        # In this order: a leader writes the record before the blob is there.
+        if (blob := layout.at(path, "blob")) is not None:
+            heading = Heading.read(path + RECORD) if blob.kind == "blob" else None
+            yield blob, heading
+        if heading is not None:
+            yield Entry(path + RECORD, "record", heading.facts), heading
+        elif (record := layout.at(path + RECORD, "record")) is not None:
+            yield record, None
+
+
+def _check_entry(
+    layout: Layout, entry: Entry, heading: Heading | None, verify: bool | None
+) -> list[Finding]:
     found = []
     if layout.is_exposed(entry.facts):
         found.append(Finding("exposed", entry.path, "others own it, or may write to it"))
     if entry.kind == "foreign":
         found.append(Finding("foreign", entry.path, "no file of a store"))
     elif entry.kind == "blob":
-        found += _check_blob(layout, entry, verify)
+        found += _check_blob(layout, entry, heading, verify)
+    elif heading is not None:  # a record that was read, and whose blob is there
+        pass
     elif is_abandoned(entry):
         found.append(Finding("abandoned", entry.path, f"a {entry.kind} that no download will use"))
+    elif entry.kind == "pin" and entry.size:
+        found.append(Finding("foreign", entry.path, "a store makes pins without a byte"))
+    elif entry.kind == "record" and digest_at(entry.path) is not None:
+        found.append(Finding("foreign", entry.path, "a blob whose key is a digest has no record"))
     elif entry.kind == "journal" and (defect := _defect_of(entry.path)) is not None:
         found.append(Finding("damaged", entry.path, defect))
     return found
 
 
-def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Finding]:
+def _check_blob(
+    layout: Layout, entry: Entry, heading: Heading | None, verify: bool | None
+) -> list[Finding]:
     digest = digest_at(entry.path)
     if digest is None:
-        record = Record.read(entry.path + RECORD)
-        if record is None:
+        if heading is None:
             if layout.size_of(entry.path) < 0:  # both have been evicted
                 return []
             return [Finding("unrecorded", entry.path, "its key is not known any more")]
-        digest = record.digest
+        if not layout.is_named(heading.key, entry.path):
+            told = f"it is of another key, {heading.key!r:.80}"
+            return [Finding("damaged", entry.path + RECORD, told)]
+        digest = heading.digest
         if digest is None and verify is not False:
-            _complete(layout, entry.path, record)
+            _complete(layout, entry.path, heading.record)
     if verify is False or digest is None:
         return []
     if verify is None and is_sealed(entry.path, entry.facts, digest):
@@ -119,12 +191,9 @@ def _check_blob(layout: Layout, entry: Entry, verify: bool | None) -> list[Findi
 
 def _complete(layout: Layout, path: str, record: Record) -> None:
     """Record the digest of a named blob whose leader was killed before it could do so."""
-    try:
-        place = layout.place(record.key)
-    except ValueError:  # somebody has changed the record
-        return
+    place = layout.place(record.key)
     with _opened(path) as fd:
-        if fd is None or path != place.path or layout.is_read_only or is_hollow(fd):
+        if fd is None or layout.is_read_only or is_hollow(fd):
             return
         digest = digest_of(fd, place.algorithm)
         with suppress(OSError):  # gone, or no room for it: the next check tries again
@@ -177,11 +246,30 @@ def _defect_of(path: str) -> str | None:
 
 
 def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
+    there = listing()
+    names, bells = segment.names(there), doorbells_of(there)
+    found = _check_named(layout, names, before, bells)
+    if bells:  # those of a stream that began during the listing have one
+        found += _check_named(layout, set(segment.names()).difference(names), before, bells)
+    found += [
+        Finding("abandoned", bell, "a doorbell, and its stream is gone")
+        for each in bells.values()
+        for bell in each
+        if doorbell.is_there(bell)  # not of a stream that has ended since the listing
+    ]
+    strangers = segment.strangers(there) + doorbell.strangers(there)
+    return found + [
+        Finding("foreign", path, "it has a name of ours, and is nothing that we make")
+        for path in strangers
+    ]
+
+
+def _check_named(
+    layout: Layout, names: Iterable[str], before: dict[int, Glance], bells: dict[int, list[str]]
+) -> list[Finding]:
+    """Check the streams of these names, and take their doorbells from `bells`."""
     found = []
-    bells: dict[int, list[str]] = {}
-    for token, bell in doorbell.names():  # before the streams: a stream is older than its bells
-        bells.setdefault(token, []).append(bell)
-    for name in segment.names():
+    for name in names:
         try:
             with Stream.attach(name, timeout=0) as stream:
                 token = stream.block.token
@@ -192,16 +280,7 @@ def _check_streams(layout: Layout, before: dict[int, Glance]) -> list[Finding]:
         except (DamagedSegment, ForeignSegment) as error:
             found += _check_damaged(layout, name, error.reason)
             bells.clear()  # some may belong to this stream
-    found += [
-        Finding("abandoned", bell, "a doorbell, and its stream is gone")
-        for each in bells.values()
-        for bell in each
-    ]
-    strangers = segment.strangers() + doorbell.strangers()
-    return found + [
-        Finding("foreign", path, "it has a name of ours, and is nothing that we make")
-        for path in strangers
-    ]
+    return found
 
 
 def _check_stream(

@@ -1,10 +1,11 @@
 """Eviction keeps a store within its limit, and runs `gc` now and then.
 
 A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
-second. A flight only tells how far it will come next, and its end. One look serves all flights that
-have told something since the last look. After the look the thread rests for three times as long as
-the look took, so that a store of many blobs does not spend a processor on looking. If no flight has
-told anything by then, the thread ends.
+second. A flight only tells how far it will come next, and its end. The thread looks a moment later,
+when a small blob is complete that need not share the interpreter with it. One look serves all
+flights that have told something since the last look. After the look the thread rests for three
+times as long as the look took, so that a store of many blobs does not spend a processor on looking.
+If no flight has told anything by then, the thread ends.
 
 In one case a flight waits: the disk has no space for the bytes that come next. Then the flight
 itself makes room first.
@@ -15,7 +16,8 @@ steps, as its bytes come, so a source that announces more than it sends evicts n
 goes, in this order:
 
     1 partial files that nobody writes to or waits for, the oldest first; also of a store without a
-      limit, if the disk is full
+      limit, if the disk is full. The name of a stream follows from its key, so the stream of each
+      is found, and tells whether somebody waits
     2 the least recently used blobs; not those that are pinned, which count for the limit all the
       same, and not those that have come just now. But where the disk has no space for the bytes
       that come next, a blob that is complete may go, also if its flight has not told its end yet
@@ -28,22 +30,24 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from shmstream.errors import StoreUnusable
+from shmstream.errors import CannotStart, StoreUnusable
 from shmstream.events import Event, EventKind
-from shmstream.storage.flights import streams
 from shmstream.storage.gc import WEEK, gc, is_due
-from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout
+from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout, digest_at
 from shmstream.stream.claims import is_read
 from shmstream.stream.control_block import State
 from shmstream.stream.partial import is_written, partial_path, remove_partial
+from shmstream.stream.stream import Stream
 from shmstream.system import threads
 from shmstream.system.process import register
 
 _UNTOLD = 1_000_000_000  # ns; longer than a flight needs from its commit to telling its end
 _LETTING_GO = 0.5  # s; a writer that has aborted needs less to close its file
+_GATHER = 0.05  # s; from the first news of a flight to the look
 _REST = 3.0  # times as long as the look took
 _LAST_LOOK = 10.0  # s; the end of the process waits so long for the last look
 _TIDY_EVERY = 3600.0  # s; `gc` runs after a flight if no process has run it for so long
@@ -55,11 +59,12 @@ class Upkeep:
     """Keeps the store in `layout` within `max_bytes`. Any thread of this process may call it."""
 
     def __init__(
-        self, layout: Layout, max_bytes: int | None, tell: Callable[[Event], None]
+        self, layout: Layout, max_bytes: int | None, tell: Callable[[Event], None] | None
     ) -> None:
+        """`tell` is told of each blob that is evicted; None: nobody wants to know."""
         self._layout = layout
         self.max_bytes = max_bytes
-        self._tell = tell
+        self._tell = tell or _tell_nobody
         self._begin()
         register(self)
 
@@ -88,13 +93,13 @@ class Upkeep:
         free = self._free()
         if free is None or size <= free:
             return None
-        entries = self._entries()
-        own = sum(self._layout.space(each) for each in entries if each.path == partial_path(path))
-        rings, idle = self._rings(entries), -own
-        for each in self._idle(entries):
-            idle += self._layout.space(each) + rings.get(_ring_of(each.path), 0)
-        stored = sum(self._layout.space(each) for each in entries if each.kind == "blob")
-        most = free + own + max(idle, 0) + (0 if limit is None else stored)
+        space, entries, mine = self._layout.space, self._entries(), partial_path(path)
+        own = sum(space(each) for each in entries if each.path == mine)
+        rings, others = self._rings(entries), 0
+        for each in self._idle([each for each in entries if each.path != mine]):
+            others += space(each) + rings.get(_ring_of(each.path), 0)
+        stored = sum(space(each) for each in entries if each.kind == "blob")
+        most = free + own + others + (0 if limit is None else stored)
         if size <= most:
             return None
         return f"it has {size} bytes, and its disk has space for {most} at most"
@@ -132,8 +137,9 @@ class Upkeep:
         is_time = self._is_time_to_tidy()
         with self._lock:
             self._coming.pop(path, None)
-            # Flights may report their end out of order.
-            self._latest = max(path, self._latest, key=self._completed)
+            if self._latest:  # flights may report their end out of order
+                path = max(path, self._latest, key=self._completed)
+            self._latest = path
             self._tidying |= is_time
         if self.max_bytes is not None or is_time:
             self._want()
@@ -153,18 +159,20 @@ class Upkeep:
         Returns the paths of what was removed.
         """
         entries = self._entries()
-        excess = sum(self._layout.space(each) for each in entries) - limit
+        excess = self._total(entries, {}) - limit
         return self._evict(entries, excess, {}, "")
 
     def _entries(self) -> list[Entry]:
         """All files that take space: complete blobs, `pinned` or `blob`, `partial` and `ahead`."""
-        found = list(self._layout.entries())
-        pinned = {each.path.removesuffix(PIN) for each in found if each.kind == "pin"}
-        return [
-            each._replace(kind="pinned") if each.path in pinned else each
-            for each in found
-            if each.kind in ("blob", "partial", "ahead")
-        ]
+        found, pinned = [], set()
+        for each in self._layout.entries(("blob", "partial", "ahead", "pin")):
+            if each.kind == "pin":
+                pinned.add(each.path.removesuffix(PIN))
+            elif each.kind != "foreign":
+                found.append(each)
+        if not pinned:
+            return found
+        return [each._replace(kind="pinned") if each.path in pinned else each for each in found]
 
     def _rings(self, entries: Iterable[Entry]) -> dict[str, int]:
         """The space of all bytes that came ahead of their turn, by the path of their file."""
@@ -175,25 +183,48 @@ class Upkeep:
 
         Locks tell, not ages: see `stream/claims`.
         """
-        partials = [each for each in entries if each.kind == "partial"]
-        if not partials:
-            return []
-        ending, waited_for = set(), set()
-        for stream in streams():
-            if stream.state == State.ABORTED:  # its writer is about to let go of the file
-                ending.add(partial_path(stream.path))
-            elif is_read(stream.block, stream.lock):  # a reader may be taking over just now
-                waited_for.add(partial_path(stream.path))
         found = []
         deadline = time.monotonic() + _LETTING_GO
-        for each in partials:
-            while (is_free := _is_free(each.path)) is False and each.path in ending:
+        for each in entries:
+            if each.kind != "partial":
+                continue
+            while not (is_free := _is_free(each.path)) and self._is_ending(each.path):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.005)
-            if is_free and each.path not in waited_for:
+            if is_free and not self._is_waited_for(each.path):
                 found.append(each)
         return sorted(found, key=lambda each: each.facts.st_mtime_ns)
+
+    def _is_ending(self, partial: str) -> bool:
+        """Whether the stream of a partial file is aborted: its writer is about to let go of it."""
+        with self._stream_of(partial) as stream:
+            return stream is not None and stream.state == State.ABORTED
+
+    def _is_waited_for(self, partial: str) -> bool:
+        """Whether a process reads the stream of a partial file: it may be taking over just now."""
+        with self._stream_of(partial) as stream:
+            if stream is None or stream.state == State.ABORTED:
+                return False
+            return is_read(stream.block, stream.lock)
+
+    @contextmanager
+    def _stream_of(self, partial: str) -> Iterator[Stream | None]:
+        """The stream of a partial file on this host; None if there is none.
+
+        Its name follows from the key. A partial file without a key has no bytes: a leader records
+        the key of a named blob before it appends.
+        """
+        name = self._layout.stream_at(partial.removesuffix(partial_path("")))
+        stream = None
+        if name is not None:
+            with suppress(CannotStart):  # it is gone, half made, or not ours
+                stream = Stream.attach(name, timeout=0)
+        if stream is None:
+            yield None
+        else:
+            with stream:
+                yield stream
 
     def _evict(
         self, entries: list[Entry], excess: int, coming: dict[str, int], latest: str
@@ -215,18 +246,20 @@ class Upkeep:
                 return gone
             if _is_removed(entry, remove_partial, stuck):  # `gc` removes its journal
                 _log.info("removed %s, %d bytes, to make room", entry.path, entry.size)
-                self._layout.remove(_ring_of(entry.path))
-                excess -= self._layout.space(entry) + rings.get(_ring_of(entry.path), 0)
+                excess -= self._layout.space(entry)
+                with suppress(OSError):  # then `gc` removes it
+                    self._layout.remove(_ring_of(entry.path))
+                    excess -= rings.get(_ring_of(entry.path), 0)
                 gone.append(entry.path)
         for entry in self._by_use(entries, coming, latest):
             if excess <= 0:
                 break
             # Also if another process removes it: it counts the same blobs.
             excess -= self._layout.space(entry)
-            key = self._layout.key_of(entry.path)
+            # First, because the record goes with the blob.
+            key = self._key_of(entry)
             known = len(stuck)
             if _is_removed(entry, self._remove_unpinned, stuck):
-                self._layout.remove(entry.path + RECORD)
                 _log.info("evicted %s, %d bytes", entry.path, entry.size)
                 self._tell(Event(EventKind.EVICTED, key or entry.path, entry.size))
                 gone.append(entry.path)
@@ -236,25 +269,36 @@ class Upkeep:
             raise stuck[0]
         return gone
 
+    def _key_of(self, entry: Entry) -> str | None:
+        """The key of a blob, if anybody wants to know it."""
+        return None if self._tell is _tell_nobody else self._layout.key_of(entry.path)
+
     def _remove_unpinned(self, path: str) -> bool:
-        """Remove a blob, unless it has been pinned since the look at all blobs."""
-        return not os.path.lexists(path + PIN) and self._layout.remove(path)
+        """Remove a blob and its record, unless it has been pinned since the look at all blobs."""
+        if os.path.lexists(path + PIN) or not self._layout.remove(path):
+            return False
+        if digest_at(path) is None:
+            with suppress(OSError):  # then `gc` removes it
+                self._layout.remove(path + RECORD)
+        return True
 
     @staticmethod
     def _by_use(entries: list[Entry], coming: dict[str, int], latest: str) -> list[Entry]:
         """The blobs that may go, the least recently used first."""
         blobs = [each for each in entries if each.kind == "blob" and each.path not in coming]
-        completed = {each.path: each.facts.st_mtime_ns for each in blobs}
-        since, now = completed.get(latest, math.inf), time.time_ns()
-        if latest in completed and since > now:  # the clock was set back: nothing is younger
-            since = now - _UNTOLD
+        since, now = math.inf, time.time_ns()
+        for each in blobs:
+            if each.path == latest:
+                completed = each.facts.st_mtime_ns
+                # The clock may have been set back: then nothing is younger.
+                since = completed if completed <= now else now - _UNTOLD
         # The flight of a younger blob may not have told yet that it has ended.
         may_go = [
             each
             for each in blobs
-            if each.path != latest and not since < completed[each.path] <= now
+            if each.path != latest and not since < each.facts.st_mtime_ns <= now
         ]
-        return sorted(may_go, key=lambda each: (each.used, each.path))
+        return sorted(may_go, key=lambda each: (each.facts.st_atime, each.path))
 
     def _free(self) -> int | None:
         """Bytes that this user can write to the disk; None if the file system does not tell."""
@@ -289,6 +333,7 @@ class Upkeep:
         self._look()
 
     def _run(self) -> None:
+        self._ending.wait(_GATHER)
         while True:
             with self._lock:
                 if not self._wanted:
@@ -332,11 +377,14 @@ class Upkeep:
 
     def _total(self, entries: list[Entry], coming: dict[str, int]) -> int:
         """Bytes that are taken or coming: of a flight the larger number counts."""
-        taken = {each.path: self._layout.space(each) for each in entries}
-        more = 0
-        for path, count in coming.items():
-            more += max(count - taken.get(path, 0) - taken.get(partial_path(path), 0), 0)
-        return sum(taken.values()) + more
+        space = self._layout.space
+        total = sum(map(space, entries))
+        if coming:
+            paths = {*coming, *map(partial_path, coming)}
+            taken = {each.path: space(each) for each in entries if each.path in paths}
+            for path, count in coming.items():
+                total += max(count - taken.get(path, 0) - taken.get(partial_path(path), 0), 0)
+        return total
 
     def close(self) -> None:
         """At the end of the process: wait for the last look."""
@@ -350,6 +398,10 @@ class Upkeep:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self.max_bytes, self._tell)
+
+
+def _tell_nobody(_event: Event) -> None:
+    """What is told of an eviction if nobody listens."""
 
 
 def _ring_of(partial: str) -> str:

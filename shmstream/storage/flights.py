@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from shmstream.errors import CannotStart
@@ -57,9 +57,12 @@ def flights(layout: Layout) -> list[FlightInfo]:
     ]
 
 
-def streams() -> Iterator[Stream]:
-    """The streams of this user on this host. Each is closed when the next is asked for."""
-    for name in segment.names():
+def streams(among: Iterable[str] | None = None) -> Iterator[Stream]:
+    """The streams of this user on this host. Each is closed when the next is asked for.
+
+    `among`: a listing that the caller has; else this lists the shared memory of the host.
+    """
+    for name in segment.names(among):
         try:
             stream = Stream.attach(name, timeout=0)
         except CannotStart:  # it is gone, half made, or not ours

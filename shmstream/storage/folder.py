@@ -34,7 +34,8 @@ from shmstream.system.files import is_for_group
 from shmstream.system.locks import trouble_with_locks
 from shmstream.system.threads import no_thread
 
-_MARK = "shmstream store, layout 1\n"
+MARK: str = "shmstream store, layout 1\n"
+"""What the mark of a store says."""
 _FOR_GROUP = 0o2770
 
 _log = logging.getLogger("shmstream")
@@ -53,6 +54,11 @@ def default_folder() -> str:
 def is_set(name: str) -> bool:
     """Whether an environment variable says yes: 1, true, yes or on."""
     return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "on", "y", "t")
+
+
+def mark_at(folder: str) -> str:
+    """The path of the mark: the file that says that `folder` is a store."""
+    return os.path.join(folder, ".shmstream")
 
 
 class Folder:
@@ -178,7 +184,7 @@ class Folder:
                     os.rmdir(each)
             raise StoreUnusable(self.path, f"its file system {trouble}")
         if is_new:
-            Path(self._mark).write_text(_MARK)
+            Path(self._mark).write_text(MARK)
 
     def _make(self, path: str) -> bool:
         """Make a folder of the store, or check the one that is there; True if made."""

@@ -10,12 +10,14 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterable
 
 from shmstream.storage.flights import streams
 from shmstream.storage.journal import Journal
-from shmstream.storage.layout import JOURNAL, Entry, Layout, algorithm_at
+from shmstream.storage.layout import JOURNAL, KINDS, Entry, Layout, algorithm_at
 from shmstream.stream import doorbell
 from shmstream.stream.claims import sweep
+from shmstream.stream.listing import listing
 from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
 
@@ -34,7 +36,7 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
     seconds.
     """
     removed = gc_of_shared_memory()
-    for entry in sorted(layout.entries(blobs=False), key=lambda each: each.kind != "partial"):
+    for entry in sorted(layout.entries(KINDS - {"blob"}), key=lambda each: each.kind != "partial"):
         try:
             if entry.kind != "foreign" and is_abandoned(entry, partial_age):
                 remove = remove_partial if entry.kind == "partial" else layout.remove
@@ -48,11 +50,21 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
 def gc_of_shared_memory() -> list[str]:
     """Remove what dead processes of this user left in shared memory; the names."""
     removed = sweep()
-    for stream in streams():
-        bells = [bell for _, bell in doorbell.names(stream.block.token)]
-        for index, left in forsaken(stream.block, stream.lock, bells).items():
+    there = listing()
+    bells = doorbells_of(there)
+    for stream in streams(there):
+        of_it = bells.get(stream.block.token, ())
+        for index, left in forsaken(stream.block, stream.lock, of_it).items():
             removed += reclaim(stream.block, stream.lock, index, left)
     return removed
+
+
+def doorbells_of(among: Iterable[str]) -> dict[int, list[str]]:
+    """The names of the doorbells in a listing, by the token of their stream."""
+    found: dict[int, list[str]] = {}
+    for token, bell in doorbell.names(among=among):
+        found.setdefault(token, []).append(bell)
+    return found
 
 
 def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
@@ -61,7 +73,11 @@ def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
     `partial_age` is the age in seconds at which a partial file counts as abandoned in any case.
     Complete blobs and foreign files are never abandoned.
     """
+    if entry.kind in ("blob", "foreign"):
+        return False
     base = entry.path.rpartition(".shmstream-")[0]
+    if entry.kind == "record" and os.path.lexists(base):  # as nearly every record is
+        return False
     partial = partial_path(base)
     try:
         age = time.time() - os.stat(entry.path, follow_symlinks=False).st_mtime
@@ -76,7 +92,7 @@ def is_abandoned(entry: Entry, partial_age: float = math.inf) -> bool:
         return not os.path.lexists(partial) and (age > _DAY or not _has_notes(entry.path))
     if entry.kind == "ahead":
         return not os.path.lexists(partial)
-    if entry.kind == "record":
+    if entry.kind == "record":  # in this order: a commit moves the partial file to the blob's name
         return not os.path.lexists(partial) and not os.path.lexists(base)
     return entry.kind == "temporary"
 

@@ -41,7 +41,7 @@ from shmstream.storage.layout import JOURNAL, algorithm_at
 from shmstream.stream.claims import when_removed
 from shmstream.stream.partial import REAPER, partial_path
 from shmstream.stream.spelling import new_hash
-from shmstream.system.files import is_hollow, open_file, read_file
+from shmstream.system.files import is_hollow, open_file, read_file, write_file
 from shmstream.system.locks import KernelLock, file_identity
 
 WORTH_A_JOURNAL = 64 * 1024
@@ -133,7 +133,7 @@ class Journal:
         """How many bytes of the partial file `fd` can be trusted; reads them if it has no seal."""
         if self._boot == boot_id() and self._seal == _facts_of(fd):
             return os.fstat(fd).st_size
-        if is_hollow(fd):
+        if not self._checkpoints or is_hollow(fd):
             return 0
         running = new_hash(self._algorithm or "sha256")
         good = position = 0
@@ -202,14 +202,7 @@ class Journal:
         ]
         if self._seal:
             lines.append(f"seal {self._seal}")
-        # Beside and renamed: a process that is killed leaves the old journal, or the new one.
-        fresh = f"{self.path}.{os.urandom(4).hex()}"
-        try:
-            self._write("\n".join(lines), os.O_EXCL, fresh)
-            os.rename(fresh, self.path)
-        except OSError:
-            Path(fresh).unlink(missing_ok=True)
-            raise
+        write_file(self.path, "".join(f"{line}\n" for line in lines).encode())
         self.exists = True
 
     @property
@@ -226,7 +219,7 @@ class Journal:
         if offset <= self.covers:
             return  # a successor hashes from the beginning, and comes past old checkpoints
         self._checkpoints.append((offset, digest))
-        self._write(f"{offset} {digest}", os.O_APPEND, self.path)
+        self._append(f"{offset} {digest}")
 
     def seal(self, fd: int) -> None:
         """Note that all bytes of the partial file `fd` are right, and that nobody leads any more.
@@ -236,13 +229,13 @@ class Journal:
         facts = _facts_of(fd)
         if self.exists and self._boot == boot_id() and self._seal != facts:
             try:
-                self._write(f"seal {facts}", os.O_APPEND, self.path)
+                self._append(f"seal {facts}")
                 self._seal = facts
             except OSError as error:
                 _log.warning("%s: no seal: %s", self.path, str(error))
 
-    def _write(self, line: str, flags: int, path: str) -> None:
-        fd = open_file(path, flags | os.O_WRONLY | os.O_CREAT)
+    def _append(self, line: str) -> None:
+        fd = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             os.write(fd, line.encode() + b"\n")
         finally:

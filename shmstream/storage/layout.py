@@ -1,6 +1,6 @@
 """Where each file of a store lies, and which blob a file belongs to.
 
-    .shmstream                          the mark: says that this is a store; permits are locks on it
+    .shmstream                          the mark: this is a store; permits and turns are locks
     blobs/sha256/<hex>                  complete, verified blobs, as in an OCI image layout
     blobs/sha512/<hex>
     blobs/<algorithm>/<hex>             the same of a rarer algorithm; made when it is needed
@@ -25,7 +25,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,9 +33,8 @@ from typing import NamedTuple
 
 from shmstream.errors import DamagedBlob, StoreUnusable
 from shmstream.sources.base import Description
-from shmstream.storage.folder import Folder
-from shmstream.storage.origin import source_of
-from shmstream.storage.record import Record
+from shmstream.storage.folder import Folder, mark_at
+from shmstream.storage.record import Heading, Record
 from shmstream.stream.digest import digest_of, require_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
@@ -47,12 +46,24 @@ _SHELVES = {f"blobs/{name}": count for name, count in ALGORITHMS.items()} | {"na
 """The folders that blobs lie in, and the number of hex digits of a blob's name there."""
 _ALGORITHM = "sha256"  # of the digest that a named blob gets if none was given
 
+_BESIDE = ("cluster", "registry")  # what servers and clusters note in folders of their own
+_OF_SYSTEM = ("lost+found", ".snapshot", ".zfs")  # what file systems have in the root of a volume
+
 _BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
+
+TURNS, PERMITS = 1 << 60, 1 << 61
+"""From which bytes of the mark on turns and permits are locks. `trouble_with_locks` tries bytes
+below both."""
 
 JOURNAL = ".shmstream-journal"
 AHEAD = ".shmstream-ahead"
 RECORD = ".shmstream-record"
 PIN = ".shmstream-pin"
+
+KINDS: frozenset[str] = frozenset(
+    ("blob", "partial", "journal", "ahead", "record", "pin", "temporary", "foreign")
+)
+"""The kinds of files that lie in the folders of blobs; `Entry` tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +157,6 @@ class Entry(NamedTuple):
         return self.facts.st_atime
 
     @property
-    def source(self) -> str | None:
-        """The name of the source that the blob came from; None if it is not known."""
-        return source_of(self.path)
-
-    @property
     def is_pinned(self) -> bool:
         """Whether the blob is not to be evicted, as of now."""
         return os.path.lexists(self.path + PIN)
@@ -171,13 +177,14 @@ class Layout:
             reason = "a store is a folder on this machine, such as /var/cache/blobs or ~/blobs"
             raise StoreUnusable(repr(name), reason)
         self.folder: str = os.path.realpath(name)
-        self.mark: str = os.path.join(self.folder, ".shmstream")
+        self.mark: str = mark_at(self.folder)
         """The file that says that this is a store. Locks of the whole store are taken on it."""
         self._blobs = os.path.join(self.folder, "blobs", "")
         self._named = os.path.join(self.folder, "named", "")
         rare = (each for each in _SHELVES if each not in _ALWAYS)
         there = (each for each in rare if os.path.lexists(os.path.join(self.folder, each)))
         inner = [os.path.join(self.folder, each) for each in (*_ALWAYS, *there)]
+        self._shelves = {os.path.join(self.folder, each) for each in _ALWAYS}
         self._home = Folder(self.folder, self.mark, inner, shared_group=shared_group)
 
     @property
@@ -210,20 +217,40 @@ class Layout:
         """
         self.look()
         if not isinstance(key, str) or not key:
-            raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r}")
-        if size is not None and (not isinstance(size, int) or not 0 <= size < 1 << 63):
-            raise ValueError(f"size is the number of bytes of the blob, not {size!r}")
+            raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r:.200}")
+        if isinstance(size, bool) or (
+            size is not None and (not isinstance(size, int) or not 0 <= size < 1 << 63)
+        ):
+            raise ValueError(f"size is the number of bytes of the blob, not {size!r:.200}")
         given = None if digest is None else require_digest(digest)
-        device, inode = self._home.identity
-        identity = f"{os.geteuid()}/{device}/{inode}/"
+        identity = self._identity()
         if (meant := read_digest(key)) is not None:
             if given not in (None, meant):
                 raise ValueError(f"the key is the digest {meant}, and digest= is {given}")
             path = self._blobs + meant.replace(":", "/")
             return Place(meant, path, meant, identity, size=size)
-        raw = key.encode("utf-8", "surrogatepass")
-        path = self._named + hashlib.sha256(raw).hexdigest()
+        path = self._path_of(key)
         return Place(key, path, given or _ALGORITHM, identity, is_named=True, size=size)
+
+    def _path_of(self, name: str) -> str:
+        raw = name.encode("utf-8", "surrogatepass")
+        return self._named + hashlib.sha256(raw).hexdigest()
+
+    def is_named(self, name: str, path: str) -> bool:
+        """Whether `name` is a key, and no digest, whose blob lies at `path`."""
+        try:
+            return path == self._path_of(name) and name != "" and read_digest(name) is None
+        except ValueError:  # it looks like a digest: somebody has changed the record
+            return False
+
+    def _identity(self) -> str:
+        device, inode = self._home.identity
+        return f"{os.geteuid()}/{device}/{inode}/"
+
+    def stream_at(self, path: str) -> str | None:
+        """The name of the stream that brings the blob at `path`; None if its key is not known."""
+        key = self.key_of(path)
+        return None if key is None else Place(key, path, "", self._identity()).stream
 
     def make_shelf(self, place: Place) -> None:
         """Make the folder that the blob will lie in, if it is missing.
@@ -232,7 +259,7 @@ class Layout:
             StoreUnusable: it cannot be made.
         """
         shelf = os.path.dirname(place.path)
-        if os.path.relpath(shelf, self.folder) not in _ALWAYS:
+        if shelf not in self._shelves:
             self._home.make(shelf)
 
     def open(self, place: Place) -> tuple[int, int] | None:
@@ -322,10 +349,10 @@ class Layout:
         A partial file takes what is reserved for it, too. A file with holes takes less than its
         size. Where the file system does not tell, it is the size.
         """
-        taken = entry.facts.st_blocks * 512
+        size, taken = entry.facts.st_size, entry.facts.st_blocks * 512
         if not self._home.tells_space:
-            return entry.size
-        space = max(min(taken, entry.size), entry.size > 0)
+            return size
+        space = max(min(taken, size), size > 0)
         return max(space, taken - _BLOCK) if entry.kind == "partial" else space
 
     def pin(self, place: Place) -> None:
@@ -352,34 +379,90 @@ class Layout:
         """The key of the blob at `path`; None for a named blob whose record is lost."""
         if (digest := digest_at(path)) is not None:
             return digest
-        record = Record.read(path + RECORD)
-        return None if record is None else record.key
+        heading = Heading.read(path + RECORD)
+        return None if heading is None else heading.key
 
     def has(self, path: str) -> bool:
         """Whether `path` lies in this folder."""
         return path.startswith(self.folder + os.sep)
 
-    def entries(self, *, blobs: bool = True) -> Iterator[Entry]:
-        """All files of the store. With `blobs=False` it leaves out the complete blobs.
+    def entries(self, kinds: Container[str] = KINDS) -> Iterator[Entry]:
+        """The files of the store whose names are of these kinds. At others it does not look.
 
-        A symbolic link or a folder counts as a foreign file.
+        A symbolic link or a folder counts as a foreign file, whatever its name is.
 
         Raises:
             StoreUnusable: the file system of the store is not mounted any more.
         """
+        for path, kind in self.names(kinds):
+            try:
+                facts = os.lstat(path)
+            except FileNotFoundError:
+                continue
+            yield Entry(path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts)
+
+    def at(self, path: str, kind: str) -> Entry | None:
+        """The file at `path`, whose name is of that kind, as it is now. None if there is none."""
+        try:
+            facts = os.lstat(path)
+        except FileNotFoundError:
+            return None
+        return Entry(path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts)
+
+    def names(self, kinds: Container[str] = KINDS) -> Iterator[tuple[str, str]]:
+        """The paths in the folders of blobs, each with the kind of its name, if it is in `kinds`.
+
+        Nothing but the names is looked at.
+
+        Raises:
+            StoreUnusable: as `entries`.
+        """
+        is_mounted = False
         for shelf, kind_of in _KINDS.items():
-            with self._scan(shelf) as found:
+            try:
+                scan = os.scandir(os.path.join(self.folder, shelf))
+            except FileNotFoundError:  # it is a rare one, or somebody has removed it
+                if not is_mounted:
+                    self._home.require_mount()
+                    is_mounted = True
+                continue
+            with scan:
+                for each in scan:
+                    if (kind := kind_of(each.name)) in kinds:
+                        yield each.path, kind
+
+    def strangers(self) -> Iterator[str]:
+        """The paths of what no store makes, outside of the folders that `entries` looks into.
+
+        In the folders of servers and clusters these are links, devices and the like: what lies
+        there may be lost, and only its owner knows each name.
+        """
+        tops = {path.partition("/")[0] for path in _SHELVES}
+        yield from self._strangers("", {*tops, *_BESIDE, *_OF_SYSTEM})
+        for top in tops:
+            if inner := {path.partition("/")[2] for path in _SHELVES if path.startswith(f"{top}/")}:
+                yield from self._strangers(top, inner)
+        beside = [os.path.join(self.folder, each) for each in _BESIDE]
+        folders = [each for each in beside if not os.path.islink(each)]
+        while folders:
+            with (
+                suppress(FileNotFoundError, NotADirectoryError),
+                os.scandir(folders.pop()) as found,
+            ):
                 for each in found:
-                    kind = kind_of(each.name)
-                    if kind == "blob" and not blobs:
-                        continue
-                    try:
-                        facts = each.stat(follow_symlinks=False)
-                    except FileNotFoundError:
-                        continue
-                    yield Entry(
-                        each.path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts
-                    )
+                    if each.is_dir(follow_symlinks=False):
+                        folders.append(each.path)
+                    elif not each.is_file(follow_symlinks=False):
+                        yield each.path
+
+    def _strangers(self, inner: str, known: Collection[str]) -> Iterator[str]:
+        """What is in a folder of folders, beside the `known` ones."""
+        with self._scan(inner) as found:
+            for each in found:
+                is_known = each.name in known and each.is_dir(follow_symlinks=False)
+                is_open_elsewhere = each.name.startswith(".nfs")  # a removed file, on NFS
+                if not (is_known or is_open_elsewhere or each.path == self.mark):
+                    yield each.path
 
     def _scan(self, shelf: str) -> AbstractContextManager[Iterable[os.DirEntry[str]]]:
         try:
@@ -390,14 +473,13 @@ class Layout:
 
     def blobs(self) -> list[Entry]:
         """The complete blobs, the least recently used first."""
-        found = [each for each in self.entries() if each.kind == "blob"]
-        return sorted(found, key=lambda each: (each.used, each.path))
+        found = [each for each in self.entries(("blob",)) if each.kind == "blob"]
+        return sorted(found, key=lambda each: (each.facts.st_atime, each.path))
 
 
 def digest_at(path: str) -> str | None:
     """The digest that is the key of the blob at `path`; None for a named blob."""
-    shelf, name = os.path.split(path)
-    algorithm = os.path.basename(shelf)
+    _, algorithm, name = path.rsplit("/", 2)
     return None if algorithm == "named" else f"{algorithm}:{name}"
 
 
@@ -414,8 +496,8 @@ def _naming(digits: int) -> Callable[[str], str]:
     suffixes[AHEAD] = "ahead"
 
     def kind_of(name: str) -> str:
-        if is_blob(name):
-            return "blob"
+        if len(name) == digits:
+            return "blob" if is_blob(name) else "foreign"
         stem, suffix = name[:digits], name[digits:]
         if not is_blob(stem):
             return "foreign"

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 
-from shmstream.storage.layout import Layout
+from shmstream.storage.layout import PERMITS, Layout
 from shmstream.system.locks import KernelLock
-
-_FIRST = 1 << 61  # the first permit's byte; `trouble_with_locks` tries bytes below it
 
 
 def take_permit(layout: Layout, limit: int) -> KernelLock | None:
@@ -22,7 +20,7 @@ def take_permit(layout: Layout, limit: int) -> KernelLock | None:
     permit = KernelLock(layout.mark)
     start = int.from_bytes(os.urandom(4)) % max(limit, 1)  # else all would try the same bytes first
     for index in range(limit):
-        if permit.try_acquire((_FIRST + (start + index) % limit, 1)):
+        if permit.try_acquire((PERMITS + (start + index) % limit, 1)):
             return permit
     permit.close()
     return None

@@ -5,6 +5,7 @@ reader              `InFlightCopier` waits for the chunks, and copies them from 
 growing_file        the reading methods of a file to which another process appends
 control_block       what all processes know of a stream, in shared memory
 segment             that shared memory: create, attach, unlink, list
+listing             the names of all segments and doorbells of the host
 mapping             the mapped memory of one segment, by `multiprocessing`
 subscribers         which readers there are, and how each of them is woken
 doorbell            the semaphore of one reader

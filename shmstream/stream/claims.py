@@ -32,12 +32,13 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 
 from shmstream.errors import DamagedSegment, ShmstreamError
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
+from shmstream.stream.listing import listing
 from shmstream.stream.partial import (
     GONE,
     REAPER,
@@ -256,28 +257,48 @@ def sweep(but: str = "", spare: Spare = is_read) -> list[str]:
     whose stream is gone. It touches nothing that is alive, nothing that this version of shmstream
     did not make, not the stream of the name `but`, and no dead stream that `spare` leaves alone (by
     default those with readers). It never blocks, and any process may call it at any time. It lists
-    all shared memory of the host. `BlobStreamer.create` calls it, at most once a minute.
+    the shared memory of the host, once if there is no doorbell without a stream, else twice (see
+    `listing`). `BlobStreamer.create` calls it, at most once a minute.
     """
     global _swept
     _swept = time.monotonic()
-    removed = []
-    bells = list(doorbell.names())  # before the segments: a segment is older than its doorbells
-    tokens = set()
-    for name in segment.names():
+    there = listing()
+    names = segment.names(there)
+    removed, tokens = _reap_all(names, but, spare)
+    lonely = [each for each in doorbell.names(among=there) if _is_unknown(each[0], tokens)]
+    if lonely:  # those of a stream that began during the listing are none
+        more, tokens = _reap_all(set(segment.names()).difference(names), but, spare)
+        removed += more
+    removed += [
+        bell for token, bell in lonely if _is_unknown(token, tokens) and doorbell.unlink(bell)
+    ]
+    return removed
+
+
+def _is_unknown(token: int, tokens: set[int] | None) -> bool:
+    """Whether no stream has that token; None: a stream has one that is not known."""
+    return tokens is not None and token not in tokens
+
+
+def _reap_all(names: Iterable[str], but: str, spare: Spare) -> tuple[list[str], set[int] | None]:
+    """Remove the dead streams of these names; which were removed, and the tokens of the others.
+
+    The tokens are None if one of them cannot be known: then any doorbell may be of that stream.
+    """
+    removed: list[str] = []
+    tokens: set[int] | None = set()
+    for name in names:
         try:
             is_alive, token = _look_at(name)
-            if is_alive or name == but or not reap(name, spare):
-                tokens.add(token)
-            else:
+            if not (is_alive or name == but) and reap(name, spare):
                 removed.append(name)
-        except DamagedSegment:  # perhaps another version's: its token is unknown, so spare all
-            bells.clear()
+            elif tokens is not None:
+                tokens.add(token)
         except FileNotFoundError:  # removed meanwhile
             continue
-        except OSError:  # it cannot be opened now: its token is unknown too
-            bells.clear()
-    removed += [bell for token, bell in bells if token not in tokens and doorbell.unlink(bell)]
-    return removed
+        except (DamagedSegment, OSError):  # perhaps another version's, or it cannot be opened now
+            tokens = None
+    return removed, tokens
 
 
 def sweep_again(but: str) -> None:

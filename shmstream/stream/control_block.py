@@ -16,8 +16,9 @@ sizes and offsets of blobs are in bytes.
 
 Another program may cut the shared memory off, and to touch a page behind its end is SIGBUS. So
 every load and store first compares the size of the file with that of the block, and raises
-`DamagedSegment`. For `load_published`, and for views that are kept, the caller does it
-(`require_whole`). What remains is the moment between the comparison and the load.
+`DamagedSegment`. Where several follow one another, one comparison is for all of them (`at_once`).
+For `load_published`, and for views that are kept, the caller does it (`require_whole`). What
+remains is the moment between the comparison and the load.
 
 The memberships lie together, so that the writer sees with one comparison of a few KiB whether a
 reader has come or gone since the last ring.
@@ -276,6 +277,7 @@ class Block:
         self._words = memory[: len(memory) // 8 * 8].cast("Q")
         self._fd = fd
         self._size = len(memory) if fd >= 0 else 0
+        self._compared: Block | None = None
         self.load_published: Callable[[], int] = partial(
             self._words.__getitem__, Block.published.offset >> 3
         )
@@ -289,7 +291,32 @@ class Block:
     @property
     def is_sound(self) -> bool:
         """Whether its writer can tell readers anything: it is whole, and has a known state."""
-        return self.is_whole and self.state <= State.ABORTED
+        return self.is_whole and self._bare().state <= State.ABORTED
+
+    def at_once(self) -> Block:
+        """The block for several loads or stores in a row, all of them made now.
+
+        Only this call compares the sizes, so nothing that takes a while may come in between.
+
+        Raises:
+            DamagedSegment: another program has cut the shared memory off.
+        """
+        self.require_whole()
+        return self._bare()
+
+    def if_sound(self) -> Block | None:
+        """As `at_once`; None if it is not sound."""
+        return self._bare() if self.is_sound else None
+
+    def _bare(self) -> Block:
+        """The same memory, without comparisons."""
+        if self._fd < 0:
+            return self
+        if self._compared is None:
+            bare = Block.__new__(Block)
+            vars(bare).update(vars(self), _fd=-1)
+            self._compared = bare
+        return self._compared
 
     def require_whole(self) -> None:
         """Raises:
@@ -301,13 +328,15 @@ class Block:
     @property
     def memory(self) -> memoryview:
         """The bytes of the block."""
-        self.require_whole()
+        if self._fd >= 0:
+            self.require_whole()
         return self._memory
 
     @property
     def words(self) -> memoryview:
         """The bytes of the block, as words."""
-        self.require_whole()
+        if self._fd >= 0:
+            self.require_whole()
         return self._words
 
     @staticmethod
@@ -354,13 +383,14 @@ class Block:
         available = len(self._memory) if available is None else available
         if available < HEADER_SIZE:
             raise refuse(f"{available} bytes are shorter than a header of {HEADER_SIZE}")
-        if self.magic == 0:
+        now = self.at_once()
+        if (magic := now.magic) == 0:
             return False
-        if self.magic != MAGIC:
-            raise refuse(f"magic is {self.magic:#018x}, not {MAGIC:#018x}")
-        if self.version != VERSION:
-            raise refuse(f"layout version is {self.version}; this program reads {VERSION}")
-        for reason in self._inconsistencies(available):
+        if magic != MAGIC:
+            raise refuse(f"magic is {magic:#018x}, not {MAGIC:#018x}")
+        if (version := now.version) != VERSION:
+            raise refuse(f"layout version is {version}; this program reads {VERSION}")
+        for reason in now._inconsistencies(available):
             raise refuse(reason)
         return True
 
@@ -431,7 +461,8 @@ class Block:
     @property
     def file(self) -> tuple[int, int, int]:
         """Identity of the partial file: device, inode, generation."""
-        return self.device, self.inode, self.file_generation
+        now = self.at_once()
+        return now.device, now.inode, now.file_generation
 
     @property
     def header_span(self) -> tuple[int, int]:
@@ -446,11 +477,13 @@ class Block:
     @property
     def slots_span(self) -> tuple[int, int]:
         """The bytes of all slots: only live readers hold locks on them."""
-        return (self._slot_offset(0), self.slots * SLOT_SIZE)
+        now = self.at_once()
+        return (now._slot_offset(0), now.slots * SLOT_SIZE)
 
     def memberships(self) -> memoryview:
         """All membership words, as a view; the caller releases it before the block."""
-        return self.words[HEADER_SIZE >> 3 : self._slot_offset(0) >> 3]
+        now = self.at_once()
+        return now.words[HEADER_SIZE >> 3 : now._slot_offset(0) >> 3]
 
     def taken(self) -> dict[int, int]:
         """The slots that readers have, dead or alive: slot number -> generation."""
@@ -466,11 +499,13 @@ class Block:
 
     def slot(self, index: int) -> Slot:
         """The slot of that number."""
-        return Slot(self, index, self._slot_offset(index))
+        now = self.at_once()
+        return Slot(now, index, now._slot_offset(index))
 
     def reads_ahead(self, index: int) -> bool:
         """Whether the reader with the slot of that number reads for another host."""
-        return bool(self.words[(self._slot_offset(index) + Slot.ahead.offset) >> 3])
+        now = self.at_once()
+        return bool(now.words[(now._slot_offset(index) + Slot.ahead.offset) >> 3])
 
     def _slot_offset(self, index: int) -> int:
         return HEADER_SIZE + self.slots * 8 + index * SLOT_SIZE
@@ -484,6 +519,7 @@ class Block:
     def release(self) -> None:
         """Release the memory, so that it can be unmapped."""
         self._fd = -1  # it may be another file's by and by
+        self._compared = None
         self._words.release()
 
 

@@ -86,10 +86,13 @@ class RunningDigest:
     thread at a time may call its methods.
     """
 
-    def __init__(self, expected: str, fd: int) -> None:
+    def __init__(self, expected: str, fd: int, there: int = 0) -> None:
+        """`there`: bytes that the file has already. They are hashed with those that come, so that
+        the hashing takes no processor from a takeover.
+        """
         self._hash = new_hash(expected.partition(":")[0])
         self._fd = fd
-        self._end = 0
+        self._end = there
         self.covered: int = 0
         """Bytes that are hashed."""
         self._lock = threading.Lock()  # held while `_hash` and `covered` are changed together

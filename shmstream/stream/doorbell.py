@@ -34,17 +34,16 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import posix_ipc
 
+from shmstream.stream.listing import DOORBELL, FOLDER, facts_of, ours
 from shmstream.system import greenlets
 from shmstream.system.process import fork_lock
 
-_FOLDER = "/dev/shm"
-_PREFIX = "shmd-"
-_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{12}}\.[0-9a-f]+\.[0-9a-f]+")
+_NAME = re.compile(rf"{DOORBELL}[0-9a-f]{{12}}\.[0-9a-f]+\.[0-9a-f]+")
 _NANOSECONDS = 1_000_000_000
 
 _SIZE = 4 * ctypes.sizeof(ctypes.c_long)  # bytes of a `sem_t`, of glibc and of musl
@@ -118,12 +117,12 @@ def _make(name: str) -> ctypes.c_void_p:
 
 def name_of(token: int, slot: int, generation: int) -> str:
     """The name of a doorbell: 29 characters at most, never used twice within a stream."""
-    return f"/{_PREFIX}{token:012x}.{slot:x}.{generation:x}"
+    return f"/{DOORBELL}{token:012x}.{slot:x}.{generation:x}"
 
 
 def path_of(name: str) -> str:
     """The path of the semaphore's file: glibc puts `sem.` before the name, musl does not."""
-    return f"{_FOLDER}/{_FILE_PREFIX}{name[1:]}"
+    return f"{FOLDER}/{_FILE_PREFIX}{name[1:]}"
 
 
 def slot_of(name: str) -> int:
@@ -291,29 +290,26 @@ def unlink(name: str) -> bool:
     return True
 
 
-def names(token: int | None = None) -> Iterator[tuple[int, str]]:
-    """Token and name of every doorbell of this user on the host, or of one stream's doorbells."""
-    wanted = _PREFIX if token is None else f"{_PREFIX}{token:012x}."
-    for _, bare, is_file in _found(wanted):
+def is_there(name: str) -> bool:
+    """Whether this user has a doorbell of that name on this host."""
+    facts = facts_of(path_of(name))
+    return facts is not None and stat.S_ISREG(facts.st_mode)
+
+
+def names(
+    token: int | None = None, among: Iterable[str] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Token and name of every doorbell of this user on the host, or of one stream's doorbells.
+
+    `among`: a listing that the caller has; else this lists the shared memory of the host.
+    """
+    wanted = DOORBELL if token is None else f"{DOORBELL}{token:012x}."
+    for _, bare, is_file in ours(wanted, among):
         if is_file and _NAME.fullmatch(bare):
-            yield int(bare.removeprefix(_PREFIX).partition(".")[0], 16), "/" + bare
+            yield int(bare.removeprefix(DOORBELL).partition(".")[0], 16), "/" + bare
 
 
-def strangers() -> list[str]:
+def strangers(among: Iterable[str] | None = None) -> list[str]:
     """Paths that begin like those of doorbells, and are none: folders, pipes, impossible names."""
-    found = _found(_PREFIX)
+    found = ours(DOORBELL, among)
     return sorted(path for path, bare, is_file in found if not (is_file and _NAME.fullmatch(bare)))
-
-
-def _found(wanted: str) -> Iterator[tuple[str, str, bool]]:
-    """Of all that this user has whose name begins so: path, name, and whether it is a file."""
-    with os.scandir(_FOLDER) as entries:
-        for entry in entries:
-            bare = entry.name.removeprefix("sem.")  # glibc adds that prefix, musl does not
-            if bare.startswith(wanted):
-                try:
-                    facts = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if facts.st_uid == os.geteuid():
-                    yield entry.path, bare, stat.S_ISREG(facts.st_mode)

@@ -71,6 +71,15 @@ class GrowingFile(io.RawIOBase):
     def _note(self, position: int) -> None:
         """Called with the new position after every read."""
 
+    def _awaited(self, end: int) -> int:
+        """Wait until `end` bytes are published; how many of those are behind the position.
+
+        Fewer of them only where the blob ends, or before the error of the next call.
+        """
+        if end <= self.position:
+            return 0
+        return min(self._readable(end), end) - self.position
+
     # Reading.
 
     def readable(self) -> bool:
@@ -81,25 +90,23 @@ class GrowingFile(io.RawIOBase):
         """Fill `buffer`, waiting for all its bytes; fewer only at the end. How many were read.
 
         A file does the same, so programs that read files take fewer bytes for the end. Those that
-        want the bytes that are there use `readinto1`.
+        want the bytes that are there use `readinto1`; so they get all bytes of a broken stream.
+        After an error the position is where it was.
 
         Raises:
             StreamBroken: it is `BlobAborted`, `WriterDied`, `WriterStalled` or `DamagedPartial`.
-                The call before has returned the published bytes that were left.
         """
         with octets(buffer) as view:
-            if not len(view):
-                return 0
             start = self.position
-            count = min(self._readable(start + len(view)) - start, len(view))
-            filled = 0
+            end = start + len(view)
             try:
-                while filled < count:
-                    filled += self._readinto(view[filled:count])
-            except DamagedPartial:
-                if not filled:
-                    raise  # if there are bytes, the next call raises it
-            return filled
+                while (ahead := self._awaited(end)) > 0:
+                    filled = self.position - start
+                    self._readinto(view[filled : filled + ahead])
+            except BaseException:
+                self.position = start
+                raise
+            return self.position - start
 
     def readinto1(self, buffer: Buffer, /) -> int:
         """Read the published bytes into `buffer`, waiting for at least one; 0 at the end.
@@ -119,8 +126,10 @@ class GrowingFile(io.RawIOBase):
     def read(self, size: int | None = -1, /) -> bytes:
         """Exactly `size` bytes, waiting for them all; fewer only at the end. None or -1: the rest.
 
+        Of a broken stream, fewer bytes are the last ones that were published.
+
         Raises:
-            StreamBroken: as `readinto`.
+            StreamBroken: as `readinto`, if there are no bytes before the break.
         """
         if size is None or size < 0:
             return self.readall()

@@ -25,6 +25,7 @@ import time
 import weakref
 from collections.abc import Callable
 
+from shmstream.arguments import seconds, whole
 from shmstream.system import threads
 
 _HURRY = (1 << 20, 0.01)  # bytes and seconds, at most, while the pacer hurries
@@ -110,6 +111,10 @@ class Pacer:
         self._due = now + self._interval
         self._pending = self._promised = self._ripe = False
 
+    def forget(self) -> None:
+        """Have the next bytes published at once, as after a pause: readers have waited for them."""
+        self._soonest = self._due = 0.0
+
     def _start(self) -> bool:
         """Start the thread; False if no thread can be started, as when the interpreter ends."""
         thread = threads.Call(self._run, "shmstream-pacer")
@@ -156,11 +161,14 @@ class Pacer:
             self._thread.join(1.0)
 
 
-def check_pacing(publish_bytes: int, publish_interval: float) -> None:
-    """Check the arguments of a pacer.
+def check_pacing(publish_bytes: int, publish_interval: float) -> tuple[int, float]:
+    """The arguments of a pacer, as numbers.
 
     Raises:
-        ValueError: one is negative or not finite.
+        TypeError, ValueError: one is no number, negative or not finite.
     """
-    if publish_bytes < 0 or not 0 <= publish_interval <= threading.TIMEOUT_MAX:
-        raise ValueError("publish_bytes and publish_interval are finite and not negative")
+    what = "a number of seconds, which is finite and not negative"
+    return (
+        whole("publish_bytes", publish_bytes, "a number of bytes, which is not negative"),
+        seconds("publish_interval", publish_interval, what, threading.TIMEOUT_MAX),
+    )

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
@@ -47,9 +47,8 @@ _CHANGE = 1_000_000_000  # ns; a change begins in less, after its time was store
 class Noting(Protocol):
     """What of a control block notes the changes of its file."""
 
-    @property
-    def is_sound(self) -> bool:
-        """Whether it can be stored to: another program may have cut it off."""
+    def if_sound(self) -> Self | None:
+        """The block, to store to it now; None if another program has cut it off."""
 
     @property
     def changed(self) -> int:
@@ -74,8 +73,8 @@ class Changing:
         self._block = block
 
     def __enter__(self) -> None:
-        if self._block.is_sound:
-            self._block.writing = time.time_ns()
+        if (block := self._block.if_sound()) is not None:
+            block.writing = time.time_ns()
 
     def __exit__(
         self,
@@ -83,9 +82,10 @@ class Changing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._block.is_sound:
-            self._block.changed = os.fstat(self._fd).st_ctime_ns
-            self._block.writing = 0
+        changed = os.fstat(self._fd).st_ctime_ns
+        if (block := self._block.if_sound()) is not None:
+            block.changed = changed
+            block.writing = 0
 
 
 def is_untouched(fd: int, block: Noting) -> bool:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
+from shmstream.arguments import optional, seconds, text
 from shmstream.errors import DamagedPartial, StreamClosed, WriterDied, naming_shortages
 from shmstream.stream.control_block import TERMINAL, UNKNOWN, State
 from shmstream.stream.growing_file import GrowingFile, View
@@ -118,7 +119,11 @@ class InFlightCopier(GrowingFile):
             ForeignSegment, DamagedSegment, DamagedPartial: the segment or the file is not what a
                 writer of this user made.
             OutOfResources: descriptors or shared memory have run out.
+            TypeError, ValueError: an argument is of a wrong type, or out of bounds.
         """
+        text("name", name, "the name of a stream, as a text")
+        optional(seconds, "timeout", timeout, "a number of seconds, or None for 5")
+        optional(seconds, "stall_timeout", stall_timeout, "a number of seconds, or None")
         with ExitStack() as undo:
             stream = Stream.attach(name, timeout)
             undo.callback(stream.close)
@@ -136,7 +141,8 @@ class InFlightCopier(GrowingFile):
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until the writer knows the size."""
-        return None if self._block.size == UNKNOWN else self._block.size
+        size = self._block.size
+        return None if size == UNKNOWN else size
 
     @property
     def published(self) -> int:
@@ -190,6 +196,11 @@ class InFlightCopier(GrowingFile):
         return self._stream.is_orphaned() and self._block.state not in TERMINAL
 
     @property
+    def has_successor(self) -> bool:
+        """Whether a live writer holds the stream, or the stream has ended or was replaced."""
+        return not self.is_orphaned or self._stream.is_replaced()
+
+    @property
     def is_resumable(self) -> bool:
         """Whether another process can go on with the stream if its writer dies."""
         return bool(self._block.resumable)
@@ -216,6 +227,25 @@ class InFlightCopier(GrowingFile):
         """The live readers of the stream, this one included."""
         self._check_open()
         return present(self._block, self._stream.lock)
+
+    def await_successor(self, seconds: float) -> None:
+        """If the writer has died, let another reader succeed first, for at most `seconds`.
+
+        Of the readers that have sources and have read everything, the first one in the order of the
+        slots goes first, and this returns at once if that is this reader. Such a reader most likely
+        waits for bytes, and so has noticed the death. If it does something else, or is stopped,
+        the time passes.
+
+        Raises:
+            StreamClosed: this copier was closed.
+            DamagedSegment: another program has cut the shared memory off.
+        """
+        self._check_open()
+        try:
+            self._tail.await_successor(seconds)
+        except (ValueError, OSError):  # another thread closed this copier: its memory is gone
+            self._check_open()
+            raise
 
     def offer(self, sources: int) -> None:
         """Tell a writer that gives up which sources this reader has; see `attach`."""

@@ -34,6 +34,7 @@ from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import RunningDigest
 from shmstream.stream.pacer import check_pacing
 from shmstream.stream.stream import Stream
+from shmstream.stream.subscribers import Subscriber, present
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
 AT_ONCE = 1 << 20
@@ -76,6 +77,7 @@ class ResumableStreamer(DescribedStreamer):
             stream, lock = Stream.succeed(name)
         streamer = cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
         streamer._publish()
+        streamer._pacer.forget()
         return streamer
 
     def cut(self, keep: int) -> None:
@@ -92,9 +94,10 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             self._check_open()
             self._block.require(State.STREAMING, self.name)
-            if keep == 0 and os.fstat(self._file.fd).st_size > 0:
+            if keep > 0:
+                self._file.truncate(keep)
+            elif os.fstat(self._file.fd).st_size > 0:
                 self._replace_file()
-            self._file.truncate(keep)
 
     def _replace_file(self) -> None:
         fresh = f"{self._file.path}.{os.urandom(4).hex()}"
@@ -138,6 +141,7 @@ class ResumableStreamer(DescribedStreamer):
             self._begin()
             if publishable > 0:
                 self._publish()
+                self._pacer.forget()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever readers are woken, in the thread that wakes them.
@@ -159,6 +163,15 @@ class ResumableStreamer(DescribedStreamer):
         It notes what proves the file's bytes later, or clears `keeps`.
         """
         self._vouch = vouch
+
+    def while_held(self, note: Callable[[], object]) -> None:
+        """Call `note`, which notes something of the partial file, while its lock is held.
+
+        If it is held no more, nothing is called: by now it may be another process that notes.
+        """
+        with self._lock:
+            if self._closed is None and not self._file.is_closed:
+                note()
 
     def due_in(self) -> float:
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
@@ -243,6 +256,11 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             return None if self._digest is None else self._digest.so_far()
 
+    def readers(self) -> list[Subscriber]:
+        """The live readers; none of a stream that is closed."""
+        with self._lock:
+            return [] if self._closed is not None else present(self._block, self._stream.lock)
+
     def has_readers(self) -> bool:
         """Whether a live reader has a slot; True if another program has cut the block off."""
         with self._lock:
@@ -250,6 +268,12 @@ class ResumableStreamer(DescribedStreamer):
             if not self._block.is_sound:
                 return True
             return self._stream.lock.is_held_elsewhere(self._block.slots_span)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is appended any more: it is over, closed, or was cut off."""
+        with self._lock:
+            return self._closed is not None or not self._block.is_sound or self._has_ended()
 
     @property
     def _is_untold(self) -> bool:

@@ -17,17 +17,14 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from shmstream.errors import DamagedSegment
 from shmstream.stream import mapping
+from shmstream.stream.listing import FOLDER, SEGMENT, ours
 from shmstream.stream.mapping import Mapping
 
-_FOLDER = "/dev/shm"
-PREFIX = "shms-"
-"""What the names of our files in `/dev/shm` begin with; `mapping` knows it, too."""
-
-NAME_LIMIT = 30 - len("/" + PREFIX)
+NAME_LIMIT = 30 - len("/" + SEGMENT)
 """Characters that a stream's name may have: with our prefix, 30 are portable."""
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
@@ -55,7 +52,7 @@ class Segment:
             FileExistsError: the name is taken.
             OSError: shared memory or descriptors have run out; nothing is left behind.
         """
-        return cls(mapping.create(PREFIX + name, size), name)
+        return cls(mapping.create(SEGMENT + name, size), name)
 
     def reserve(self) -> None:
         """Reserve all pages, so that touching them later never fails.
@@ -82,7 +79,7 @@ class Segment:
         if facts.st_size > most:
             raise DamagedSegment(name, f"it has {facts.st_size} bytes, more than any stream")
         try:
-            memory = mapping.attach(PREFIX + name)
+            memory = mapping.attach(SEGMENT + name)
         except ValueError as error:  # "cannot mmap an empty file": made, but not yet sized
             raise FileNotFoundError(errno.ENOENT, "segment has no size yet", name) from error
         try:
@@ -127,7 +124,7 @@ def is_name(name: str) -> bool:
 
 def path_of(name: str) -> str:
     """The path of the segment of that name, to lock and remove it without mapping it."""
-    return f"{_FOLDER}/{PREFIX}{name}"
+    return f"{FOLDER}/{SEGMENT}{name}"
 
 
 def unlink(name: str) -> None:
@@ -138,25 +135,21 @@ def unlink(name: str) -> None:
         pass
 
 
-def names() -> list[str]:
-    """The names of this user's streams on this host, dead or alive."""
-    return sorted(name for _, name, is_file in _found() if is_file and is_name(name))
+def names(among: Iterable[str] | None = None) -> list[str]:
+    """The names of this user's streams on this host, dead or alive.
+
+    `among`: a listing that the caller has; else this lists the shared memory of the host.
+    """
+    found = ours(SEGMENT, among)
+    bare = (name.removeprefix(SEGMENT) for _, name, is_file in found if is_file)
+    return sorted(each for each in bare if is_name(each))
 
 
-def strangers() -> list[str]:
+def strangers(among: Iterable[str] | None = None) -> list[str]:
     """Paths that begin like those of segments, and are none: folders, pipes, impossible names."""
-    return sorted(path for path, name, is_file in _found() if not (is_file and is_name(name)))
-
-
-def _found() -> Iterator[tuple[str, str, bool]]:
-    """Of all that this user has with our prefix: path, name, and whether it is a file."""
-    with os.scandir(_FOLDER) as entries:
-        for entry in entries:
-            if entry.name.startswith(PREFIX):
-                try:
-                    facts = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                if facts.st_uid == os.geteuid():
-                    name = entry.name.removeprefix(PREFIX)
-                    yield entry.path, name, stat.S_ISREG(facts.st_mode)
+    found = ours(SEGMENT, among)
+    return sorted(
+        path
+        for path, name, is_file in found
+        if not (is_file and is_name(name.removeprefix(SEGMENT)))
+    )

@@ -10,7 +10,7 @@ plain name, because then wrong bytes would be accepted without a word.
     sha384-OLBgp1Gs...                  base64 instead of hex digits, as in SRI and in lock files
     32, 40, 56, 96, ... hex digits      refused: nothing says which algorithm that is
     sha256:9f86, crc32:12345678         refused: not all of a digest, or not verifiable
-    sha256.9f86..., 9f:86:..., n4bQ...= refused: joined otherwise, in pieces, base64 alone
+    sha256.9f86..., 9f:86:..., n4bQ...= refused: joined otherwise, in pieces, base64 alone, a CID
     a digest in quotes or white space   refused; likewise behind `hash:`, `urn:`, `@`, `#`, ...
     model-9f86..., git:9f86...          plain names: another word stands in front
 """
@@ -44,11 +44,15 @@ _NAME = r"(md-?5|sha[-_]?(?:1|224|256|384|512)|sha3[-_]?(?:224|256|384|512)|blak
 _MARKED = re.compile(rf"{_NAME}\s*[:=](.*)", _FLAGS)  # what follows must be a digest
 _JOINED = re.compile(rf"{_NAME}[-_/ ]+(\S+)(.*)", _FLAGS)  # what follows may be a plain name
 _APART = re.compile(rf"{_NAME}(?:%3a|%3d|[^a-z0-9])+(.+)", _FLAGS)  # as no name is joined
-_UNKNOWN = re.compile(  # algorithms that nothing here can compute
+_OTHER = (  # algorithms that nothing here can compute
     r"((?:(?:md|sha|shake|rmd|crc|xxh|sm|skein)[-_]?\d|blake|ripemd|adler|xxhash|whirlpool|tiger"
     r"|keccak|gost|streebog|murmur|fnv|k12|meow|highwayhash|quickxor|sha\b|b2[bs]?\b|b2sum)[\w/-]*)"
-    r"\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2}|[a-z0-9+/]{6}==)",
-    _FLAGS,
+)
+_UNKNOWN = re.compile(
+    _OTHER + r"\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2}|[a-z0-9+/]{6}==)", _FLAGS
+)
+_UNKNOWN_JOINED = re.compile(
+    _OTHER + rf"-(?:[0-9a-f]{{{_FEWEST},}}|[a-z0-9+/]{{21,}}={{1,2}})", _FLAGS
 )
 _HEX = re.compile(r"[0-9a-f]+", _FLAGS)
 _SPELLED = re.compile(
@@ -56,18 +60,24 @@ _SPELLED = re.compile(
 )
 _NEARLY = re.compile(r"[0-9a-f]{16,}|[a-z0-9+/]{20,}={0,2}", _FLAGS)
 _PRINTED = re.compile(  # a line of sha256sum, or of `sha256sum --tag`
-    rf"\\?[0-9a-f]{{{_FEWEST},}} [ *].+|[a-z0-9/-]* ?\(?.*\) ?= ?[0-9a-f]{{8,}}", _FLAGS
+    rf"\\?[0-9a-f]{{{_FEWEST},}} [ *].+|[a-z0-9/-]{{0,20}} ?\(?.*\) ?= ?[0-9a-f]{{8,}}", _FLAGS
 )
 _PIECES = re.compile(  # as certificates and Windows print it
-    r"[0-9a-f]{2}([: -])(?:[0-9a-f]{2}\1){14,}[0-9a-f]{2}|(?:[0-9a-f]{4,} ){3,}[0-9a-f]{4,}", _FLAGS
+    r"[0-9a-f]{2}([: -])(?:[0-9a-f]{2}\1){14,}[0-9a-f]{2}|(?:[0-9a-f]{4,} ){3,}[0-9a-f]{4,}"
+    r"|(?:[0-9a-f]{8}[:_-]){3,}[0-9a-f]{8}",
+    _FLAGS,
 )
 _BASE = re.compile(  # 16, 20, 28, 32 or 64 bytes
     r"(?:[a-z0-9+/]{22}=|[a-z0-9+/]{38}=|[a-z0-9+/]{27}|[a-z0-9+/]{43}|[a-z0-9+/]{86}=)=", _FLAGS
 )
+_BASE32 = re.compile(r"[a-z2-7]{52}(?:={4})?", _FLAGS)  # 32 bytes
+_CID = re.compile(r"b[a-z2-7]{58}|Qm[1-9A-HJ-NP-Za-km-z]{44}")  # as IPFS names its blocks
 _REFUSED = (
     (_PRINTED, "with the name of its file", "the digest alone"),
     (_PIECES, "in pieces", "an algorithm, ':' and the hex digits with nothing between"),
     (_BASE, "in base64, but does not say of which algorithm", "'sha256-' in front"),
+    (_BASE32, "in base32", "'sha256:' and 64 hex digits"),
+    (_CID, "of a block, and not of the bytes", "'sha256:' and 64 hex digits"),
 )
 _FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
 _USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
@@ -114,7 +124,7 @@ def new_hash(algorithm: str) -> Hash:
 
 def is_spelled(text: str) -> bool:
     """Whether `text` is a digest in its one spelling: `algorithm:hex`, in lower case."""
-    return _SPELLED.fullmatch(text) is not None
+    return (_USUAL.fullmatch(text) or _SPELLED.fullmatch(text)) is not None
 
 
 def read_digest(text: str) -> str | None:
@@ -142,18 +152,33 @@ def _read(text: str) -> str | None:
             raise _refusal(text, f"and is none: {name} has {count} hex digits", what)
         return _verifiable(text, found)
     if (unknown := _UNKNOWN.fullmatch(text)) is not None:
-        reason = f"but {unknown[1]!r} is no algorithm that can be verified"
-        raise _refusal(text, reason, "one of " + ", ".join(ALGORITHMS))
+        raise _unknown(text, unknown[1])
     for refused, reason, how in _REFUSED:
         if refused.fullmatch(text):
             raise _refusal(text, reason, how)
     if (joined := _JOINED.fullmatch(text)) is not None:
-        return _joined(text, _algorithm(joined[1]), joined[2], joined[3])
+        found = _joined(text, _algorithm(joined[1]), joined[2], joined[3])
+        if found is not None:
+            return found
+    _refuse_apart(text)
+    return None
+
+
+def _refuse_apart(text: str) -> None:
+    """Raises:
+    ValueError: an algorithm and a value are joined as in no name; or nothing can compute it.
+    """
+    if (unknown := _UNKNOWN_JOINED.fullmatch(text)) is not None:
+        raise _unknown(text, unknown[1])
     if (apart := _APART.fullmatch(text)) is not None:
         name = _algorithm(apart[1])
         if _value(name, apart[2], loose=True) is not None:
             raise _refusal(text, "and is joined otherwise", f"'{name}:' and what follows")
-    return None
+
+
+def _unknown(text: str, algorithm: str) -> ValueError:
+    reason = f"but {algorithm!r} is no algorithm that can be verified"
+    return _refusal(text, reason, "one of " + ", ".join(ALGORITHMS))
 
 
 def _bare(text: str) -> str | None:
@@ -216,16 +241,16 @@ def _missing(algorithm: str) -> str | None:
 def _inner(text: str) -> str:
     """`text` in its plainest characters, without quotes, brackets, white space and labels."""
     plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    while plain:
-        if _is_edge(plain[0]):
-            plain = plain[1:]
-        elif _is_edge(plain[-1]):
-            plain = plain[:-1]
-        elif (label := _LABEL.match(plain)) is not None:
-            plain = plain[label.end() :]
-        else:
-            break
-    return plain
+    while True:
+        begin, end = 0, len(plain)
+        while begin < end and _is_edge(plain[begin]):
+            begin += 1
+        while begin < end and _is_edge(plain[end - 1]):
+            end -= 1
+        plain = plain[begin:end]
+        if (label := _LABEL.match(plain)) is None:
+            return plain
+        plain = plain[label.end() :]
 
 
 def _is_edge(character: str) -> bool:

@@ -102,32 +102,34 @@ class Stream:
             stream = cls(mapped, block, lock)
             undo.callback(stream.close)
             undo.callback(stream.unlink)
-            block.resumable = resumable
-            block.path = os.fsencode(path)
+            now = block.at_once()
+            now.resumable = resumable
+            now.path = os.fsencode(path)
             partial = claim_partial(partial_path(path), name, adopt=resumable)
             undo.callback(partial.close)
             if not resumable:
                 undo.callback(os.unlink, partial_path(path))
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
-            block.slots = slots
-            block.token = int.from_bytes(os.urandom(6))
-            block.chunk_size = chunk_size
+            identity = file_identity(partial.fd)
+            now = block.at_once()
+            now.slots = slots
+            now.token = int.from_bytes(os.urandom(6))
+            now.chunk_size = chunk_size
             stream._sign()
-            block.device, block.inode, block.file_generation = file_identity(partial.fd)
-            block.size = size
-            block.digest = digest.encode()
-            block.state = State.OPENING
-            block.version = VERSION
-            block.magic = MAGIC
+            now.device, now.inode, now.file_generation = identity
+            now.size = size
+            now.digest = digest.encode()
+            now.state = State.OPENING
+            now.version = VERSION
+            now.magic = MAGIC
             undo.pop_all()
         return stream, partial
 
     def _sign(self) -> None:
-        me = Identity.mine()
-        self.block.writer_pid, self.block.writer_started = me.pid, me.started
-        self.block.writer_namespace = me.namespace
-        self.block.progress = time.monotonic_ns()
+        me, now = Identity.mine(), self.block.at_once()
+        now.writer_pid, now.writer_started, now.writer_namespace = me.pid, me.started, me.namespace
+        now.progress = time.monotonic_ns()
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
@@ -257,9 +259,8 @@ class Stream:
     @property
     def writer(self) -> Identity:
         """The process that writes the stream, or wrote it last."""
-        return Identity(
-            self.block.writer_pid, self.block.writer_started, self.block.writer_namespace
-        )
+        now = self.block.at_once()
+        return Identity(now.writer_pid, now.writer_started, now.writer_namespace)
 
     def is_orphaned(self) -> bool:
         """Whether no writer is alive. Load the state after this: the writer may have finished."""

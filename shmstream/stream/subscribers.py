@@ -16,9 +16,11 @@ free at once, and two readers never share a slot:
 If the writer compares before step 4 of a new reader, it does not ring that reader, but in step 5
 the reader sees what was published. A kill between 3 and 4 leaves a doorbell, and the membership
 names it. So the next reader that takes the slot removes it, or `gc` or the end of the stream does.
-None of them needs to list the doorbells of the host, which may be many. The writer posts the open
-doorbells first, so that these readers do not wait while it reads the memberships. Readers never
-wait for each other, and the writer never waits for a reader (I6).
+None of them needs to list the doorbells of the host, which may be many. If another program has cut
+the block off, the end of the stream removes what the memberships named at the last ring, and the
+next `sweep` removes the rest. The writer posts the open doorbells first, so that these readers do
+not wait while it reads the memberships. Readers never wait for each other, and the writer never
+waits for a reader (I6).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from dataclasses import dataclass
 
 from shmstream.errors import NoFreeSlot
 from shmstream.stream import doorbell
-from shmstream.stream.control_block import Block, Slot
+from shmstream.stream.control_block import TERMINAL, Block, Slot, generations_in
 from shmstream.stream.doorbell import GENERATIONS, Doorbell, Ringer
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
@@ -137,6 +139,7 @@ class Subscribers:
         self._lock = lock
         self._memberships = block.memberships()
         self._seen = b""  # not the present ones: a successor must open its readers' doorbells
+        self._latest = b""  # the memberships at the last ring
         self._ringers: dict[int, tuple[int, Ringer]] = {}  # slot -> generation and doorbell
         self._rings: list[Callable[[], None]] = []
         self._active: list[int] = []  # slots, ascending
@@ -160,9 +163,13 @@ class Subscribers:
         _post(self._rings)
         memberships = self._memberships.tobytes()
         if memberships != self._seen:
-            self._seen = memberships
+            self._seen = self._latest = memberships
             _post(self._follow())
         self.tell_here()
+
+    def last_taken(self) -> dict[int, int]:
+        """As `Block.ever_taken` at the last ring, for a block that was cut off since."""
+        return generations_in(self._latest)
 
     def tell_here(self) -> None:
         """Call the listener in this process only, for news that does not wake other readers."""
@@ -264,7 +271,7 @@ def remove_doorbells(token: int, ever_taken: dict[int, int]) -> None:
 def forsaken(block: Block, lock: KernelLock, bells: Iterable[str]) -> dict[int, set[str]]:
     """Slots whose readers were killed, each with its doorbells that still exist.
 
-    `bells` are the names of all doorbells of the stream.
+    `bells` are the names of all doorbells of the stream, or of those that a listing found.
     """
     found: dict[int, set[str]] = {}
     for bell in bells:  # a reader may have been killed before it was active
@@ -274,18 +281,23 @@ def forsaken(block: Block, lock: KernelLock, bells: Iterable[str]) -> dict[int, 
         found.setdefault(index, set()).add(bell)
     free = [each for each in found if each < block.slots and not _is_held(block, lock, each)]
     # A reader that left since the first look has removed its doorbell itself.
-    still = {bell for _, bell in [*_active(block), *doorbell.names(block.token)]} if free else set()
-    return {index: found[index] & still for index in free if found[index] & still}
+    active = {bell for _, bell in _active(block)} if free else set()
+    still = {
+        index: {bell for bell in found[index] if bell in active or doorbell.is_there(bell)}
+        for index in free
+    }
+    return {index: left for index, left in still.items() if left}
 
 
 def deaf(block: Block, lock: KernelLock) -> list[str]:
-    """Names of the missing doorbells of live readers; these readers check by themselves (I4)."""
-    active = _active(block)
-    there = {bell for _, bell in doorbell.names(block.token)} if active else set()
-    if lacking := [each for each in active if each[1] not in there]:
+    """Names of the missing doorbells of live readers; these readers check by themselves (I4).
+
+    A stream that has ended rings no more, and its writer has perhaps just removed the doorbells.
+    """
+    if lacking := [each for each in _active(block) if not doorbell.is_there(each[1])]:
         still = _active(block)
         lacking = [each for each in lacking if each in still and _is_held(block, lock, each[0])]
-    return [bell for _, bell in lacking]
+    return [] if block.state in TERMINAL else [bell for _, bell in lacking]
 
 
 def _active(block: Block) -> list[tuple[int, str]]:
@@ -302,6 +314,21 @@ def _is_held(block: Block, lock: KernelLock, index: int) -> bool:
         return lock.is_held_elsewhere(slot.span)
     finally:
         slot.release()
+
+
+def is_first(block: Block, lock: KernelLock, index: int) -> bool:
+    """Whether no live reader in a slot before `index` has sources and has read everything."""
+    published = block.published
+    for each in block.taken():
+        if each >= index:
+            break
+        slot = block.slot(each)
+        try:
+            if slot.sources and slot.position >= published and lock.is_held_elsewhere(slot.span):
+                return False
+        finally:
+            slot.release()
+    return True
 
 
 def present(block: Block, lock: KernelLock) -> list[Subscriber]:

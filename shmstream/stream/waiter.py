@@ -6,9 +6,9 @@ at once if the bytes that the reader wants are published. Otherwise it waits:
     1 forget old rings
     2 load `published`; if it is enough, answer
     3 load the state; if it is terminal, load `published` again, and conclude
-    4 check the writer's lock if a quarter of a second has passed since the last check, and since
-      the last ring that came with bytes; or if the last ring came without new bytes, or was
-      forgotten in 1; or if the writer's process has ended. If the lock is free, load the state
+    4 check the writer's lock in any of these cases: a quarter of a second has passed since the last
+      check, and since the last ring that came with bytes; the last ring came without new bytes;
+      step 1 forgot a ring; the writer's process has ended. If the lock is free, load the state
       again, because the writer may have finished and left meanwhile, and conclude
     5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
       else go to 1
@@ -40,7 +40,7 @@ from shmstream.errors import WriterDied, WriterStalled, naming_shortages
 from shmstream.stream.control_block import TERMINAL, State
 from shmstream.stream.doorbell import Doorbell
 from shmstream.stream.stream import Stream
-from shmstream.stream.subscribers import Subscription
+from shmstream.stream.subscribers import Subscription, is_first
 from shmstream.system import exit_watcher
 from shmstream.system.exit_watcher import Watch
 from shmstream.system.process import Identity
@@ -171,6 +171,24 @@ class Tail:
     def _stop_watching(self) -> None:
         if self._watch is not None:
             self._watch.close()
+
+    def await_successor(self, seconds: float) -> None:
+        """If the writer has died, let another reader succeed first; see `InFlightCopier`.
+
+        The successor rings when it publishes. If it has died by then, too, the time passes.
+        """
+        stream, block = self._stream, self._block
+        block.require_whole()
+        if self._subscription is None:
+            return
+        if is_first(block, stream.lock, self._subscription.slot.index):
+            return
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if not stream.is_orphaned() or block.known_state() in TERMINAL:
+                return
+            self._subscription.doorbell.wait(left)
+            block.require_whole()
 
     def look(self) -> tuple[State, int]:
         """The state, and how many bytes are published. If the state is terminal, both are final.

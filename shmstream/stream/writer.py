@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
+from shmstream import arguments
+from shmstream.arguments import flag, optional, text, whole
 from shmstream.errors import (
     BlobAborted,
     DamagedPartial,
@@ -39,7 +41,6 @@ from shmstream.errors import (
     StreamClosed,
     naming_shortages,
 )
-from shmstream.stream import doorbell
 from shmstream.stream.claims import sweep_again
 from shmstream.stream.control_block import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
 from shmstream.stream.digest import RunningDigest, digest_or_algorithm
@@ -72,6 +73,18 @@ class StreamerStatistics:
     subscribers: tuple[Subscriber, ...]
 
 
+def check_layout(chunk_size: int, max_subscribers: int) -> tuple[int, int]:
+    """What decides what is withheld, and how large a control block is, as numbers.
+
+    Raises:
+        TypeError, ValueError: one is no number, or out of bounds.
+    """
+    return (
+        whole("chunk_size", chunk_size, "a positive number of bytes", 1, UNKNOWN - 1),
+        whole("max_subscribers", max_subscribers, f"between 1 and {MAX_SLOTS}", 1, MAX_SLOTS),
+    )
+
+
 class BlobStreamer:
     """Streams one blob to every process on the host that attaches by `name`.
 
@@ -100,21 +113,22 @@ class BlobStreamer:
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self._subscribers = Subscribers(block, stream.lock)
-        there = os.fstat(lock.fd).st_size if block.state == State.STREAMING else 0
+        now = block.at_once()
+        there = os.fstat(lock.fd).st_size if now.state == State.STREAMING else 0
         self._file = self._file_of(lock, there)
         self.durable = durable
-        self._given = block.digest.decode()
+        self._given = now.digest.decode()
         self._digest: RunningDigest | None = None
         if self._given:
-            self._digest = RunningDigest(self._given, lock.fd)
-            self._digest.update(there)
+            self._digest = RunningDigest(self._given, lock.fd, there)
         self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
-        self._chunk_size = block.chunk_size
-        self._limit = block.size
-        self._token = block.token
-        self._published = block.published
-        self._streaming = block.state == State.STREAMING
+        now = block.at_once()
+        self._chunk_size = now.chunk_size
+        self._limit = now.size
+        self._token = now.token
+        self._published = now.published
+        self._streaming = now.state == State.STREAMING
         self._began = time.monotonic()
         self._closed: str | None = None
         self.name: str = stream.name
@@ -168,19 +182,17 @@ class BlobStreamer:
             StreamExists: a live writer has that name or writes to that path.
             ForeignSegment, DamagedSegment: something that is no stream has that name.
             OutOfResources: disk, shared memory or descriptors have run out.
-            ValueError: an argument is out of bounds.
+            TypeError, ValueError: an argument is of a wrong type, or out of bounds.
             OSError: the folder does not exist or cannot be written to.
         """
-        if size is not None and not 0 <= size < UNKNOWN:
-            raise ValueError(f"size is the number of bytes of the blob, not {size}")
-        if not 0 < chunk_size < UNKNOWN:
-            raise ValueError(f"chunk_size is a positive number of bytes, not {chunk_size}")
-        check_pacing(publish_bytes, publish_interval)
-        if not 1 <= max_subscribers <= MAX_SLOTS:
-            raise ValueError(f"max_subscribers is between 1 and {MAX_SLOTS}, not {max_subscribers}")
+        size = optional(whole, "size", size, "the number of bytes of the blob", 0, UNKNOWN - 1)
+        chunk_size, max_subscribers = check_layout(chunk_size, max_subscribers)
+        pacing = check_pacing(publish_bytes, publish_interval)
+        optional(text, "name", name, "a text, or None for a random name")
+        durable = flag("durable", durable)
         if digest is not None:
             digest = digest_or_algorithm(digest)
-        path = os.path.abspath(path)
+        path = os.path.abspath(arguments.path("path", path))
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = os.urandom(8).hex() if name is None else name
@@ -195,12 +207,13 @@ class BlobStreamer:
                 slots=max_subscribers,
                 resumable=cls._resumable,
             )
-        return cls(stream, lock, (publish_bytes, publish_interval), durable=durable)
+        return cls(stream, lock, pacing, durable=durable)
 
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until the size is known."""
-        return None if self._block.size == UNKNOWN else self._block.size
+        size = self._block.size
+        return None if size == UNKNOWN else size
 
     @property
     def appended(self) -> int:
@@ -276,13 +289,12 @@ class BlobStreamer:
 
     def _appended(self, count: int, is_due: Callable[[int], bool]) -> None:
         """Count `count` written bytes, and publish if it is time."""
-        end = self._file.size
-        if self._digest is not None:
-            self._digest.update(count)
-            end = self._publishable()
+        end = self._file.size if self._digest is None else self._publishable()
         waiting = end - self._published
         if waiting > 0 and is_due(waiting):
             self._publish()
+        if self._digest is not None:
+            self._digest.update(count)  # after the readers were woken: it may start a thread
 
     def _publishable(self) -> int:
         """Bytes that may be published before commit: with a digest, all but the last chunk (I5)."""
@@ -312,7 +324,7 @@ class BlobStreamer:
                 self._pacer.hurry(hurries=self._subscribers.have_ahead)
 
     def _store_published(self, published: int) -> None:
-        block = self._block
+        block = self._block.at_once()
         block.published = self._published = published  # I1, I2: all these bytes are in the file
         block.chunk_count = chunks_in(published, self._chunk_size, self._limit)
         block.progress = time.monotonic_ns()
@@ -515,7 +527,7 @@ class BlobStreamer:
             ending.callback(self._release)
             ending.callback(self._stream.unlink)
             ending.callback(self._unlink_doorbells)
-            ending.callback(self._close_file)  # frees a descriptor, to list the doorbells with
+            ending.callback(self._close_file)
             ending.callback(self._subscribers.close)
             ending.callback(self._pacer.close)
             if aborting and not self._has_ended():
@@ -540,10 +552,10 @@ class BlobStreamer:
 
     def _unlink_doorbells(self) -> None:
         try:
-            remove_doorbells(self._token, self._block.ever_taken())
-        except DamagedSegment:  # another program has cut it off, so they have to be looked for
-            for _, bell in list(doorbell.names(self._token)):
-                doorbell.unlink(bell)
+            taken = self._block.ever_taken()
+        except DamagedSegment:  # another program has cut it off
+            taken = self._subscribers.last_taken()
+        remove_doorbells(self._token, taken)
 
     def _release(self) -> None:
         self._closed = self._closed or "it was closed"

@@ -50,7 +50,7 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
         return _checked(source, _fill(fill))
     for method in ("read1", "read"):
         if callable(read := getattr(source, method, None)):
-            return _read(read)
+            return _checked(source, _read(read))
     if not isinstance(source, Iterable):
         raise TypeError(
             "a source is a binary file object or an iterable of buffers, not "
@@ -110,15 +110,22 @@ def _read(read: Callable[[int], bytes | None]) -> Iterator[Buffer]:
 
 
 def _checked(source: object, data: Iterator[Buffer]) -> Iterator[Buffer]:
-    """`data`, then an error if `source` is an `http.client` response that was cut off.
+    """`data`, then an error if `source` is an HTTP response that was cut off.
 
     Without that, it would look like a complete one.
     """
     yield from data
+    if left := _left_of(getattr(source, "raw", source)):  # what an `io.BufferedReader` reads
+        raise EOFError(f"the response ended {left} bytes short of its Content-Length")
+
+
+def _left_of(source: object) -> int:
+    """How many bytes a response of `http.client` or urllib3 still lacks."""
     http = sys.modules.get("http.client")
-    inner = getattr(source, "raw", source)  # what an `io.BufferedReader` reads
-    if http is not None and isinstance(inner, http.HTTPResponse) and inner.length:
-        raise EOFError(f"the response ended {inner.length} bytes short of its Content-Length")
+    if http is not None and isinstance(source, http.HTTPResponse):
+        return source.length or 0
+    left = getattr(source, "length_remaining", None)  # urllib3 need not raise this by itself
+    return left if isinstance(left, int) else 0
 
 
 def _there(given: T | None) -> T:

@@ -1,4 +1,4 @@
-"""Opening files that other programs may have put there: no link is followed, and nothing blocks.
+"""Opens files that other programs may have put there: no link is followed, and nothing blocks.
 
 A FIFO would block its reader, a device may do anything, a file may be as large as the disk. So the
 type is looked at first, and what is read as a whole is bounded.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 
+_STEP = 1 << 16  # bytes
 _HOLES = 1 << 30  # bytes; so many holes cost a second to read
 
 
@@ -22,14 +24,42 @@ def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
         OSError: there is none, or it cannot be opened. EINVAL: a FIFO, a device, or a folder lies
             there; ELOOP: a symbolic link; ENXIO: a socket.
     """
+    return _open(path, flags, mode)[0]
+
+
+def _open(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> tuple[int, os.stat_result]:
+    """As `open_file`; also what `os.fstat` tells."""
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
     try:
         facts = os.fstat(fd)
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "it is no file", path)
-        is_ours = facts.st_uid == os.geteuid() and not facts.st_mode & stat.S_IWGRP
-        if flags & os.O_CREAT and is_ours and is_for_group(os.stat(os.path.dirname(path) or ".")):
-            os.fchmod(fd, 0o660)
+        if flags & os.O_CREAT:
+            _share(fd, facts, os.path.dirname(path) or ".")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, facts
+
+
+def _share(fd: int, facts: os.stat_result, folder: str) -> None:
+    """Let the group use a file of ours that is made in its folder."""
+    is_ours = facts.st_uid == os.geteuid() and not facts.st_mode & stat.S_IWGRP
+    if is_ours and is_for_group(os.stat(folder)):
+        os.fchmod(fd, 0o660)
+
+
+def open_unnamed(folder: str) -> int:
+    """A descriptor of a new file in `folder` that has no name; the caller closes it.
+
+    As `open_file`, it is the group's if the folder is.
+
+    Raises:
+        OSError: it cannot be made. EOPNOTSUPP, EISDIR, EINVAL: this file system has no such files.
+    """
+    fd = os.open(folder, os.O_RDWR | os.O_CLOEXEC | os.O_TMPFILE, 0o600)
+    try:
+        _share(fd, os.fstat(fd), folder)
     except BaseException:
         os.close(fd)
         raise
@@ -51,17 +81,48 @@ def read_file(path: str, limit: int) -> bytes:
     Raises:
         OSError: as `open_file`. EINVAL: it is larger.
     """
-    fd = open_file(path)
+    return read_with_facts(path, limit)[0]
+
+
+def read_with_facts(path: str, limit: int) -> tuple[bytes, os.stat_result]:
+    """As `read_file`; also what `os.fstat` tells of the file."""
+    fd, facts = _open(path)
     try:
-        data = b""
-        if (size := os.fstat(fd).st_size) <= limit:
-            while len(data) <= limit and (more := os.read(fd, max(size - len(data), 0) + 1)):
+        size, data = facts.st_size, b""
+        if size <= limit:
+            data = os.read(fd, size + 1)
+        if len(data) != size <= limit:  # it changes, or the kernel tells no size of it
+            while len(data) <= limit and (more := os.read(fd, _STEP)):
                 data += more
     finally:
         os.close(fd)
     if max(size, len(data)) > limit:
         raise OSError(errno.EINVAL, f"it is larger than {limit} bytes", path)
-    return data
+    return data, facts
+
+
+def write_file(path: str, data: bytes, *, durable: bool = False) -> None:
+    """Have a file at `path` with these bytes, whole or not at all; it replaces an older one.
+
+    A process that is killed leaves the old file or the new one, and perhaps `<path>.<8 hex digits>`
+    beside it. `durable`: the bytes are on the disk before their name is there.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
+    temporary = f"{path}.{os.urandom(4).hex()}"
+    fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(fd)
+        os.rename(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
 
 
 def is_hollow(fd: int) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 
@@ -58,3 +58,13 @@ def wait_until_ready(fd: int, timeout: float | None, *, writable: bool = False) 
         return bool(poll.poll(None if timeout is None else timeout * 1000))
     wanted: tuple[list[int], list[int]] = ([], [fd]) if writable else ([fd], [])
     return any(select.select(*wanted, [fd], timeout))
+
+
+def readable(fds: Collection[int], timeout: float) -> list[int]:
+    """Those of `fds` that can be read, or have ended; waits for one, at most `timeout` seconds."""
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll(timeout * 1000)]
+    return select.select(fds, [], [], timeout)[0]

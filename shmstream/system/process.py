@@ -31,7 +31,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import util
@@ -198,7 +198,8 @@ def close_all() -> None:
 
 
 def _begin_child() -> None:
-    fork_lock.release()
+    with suppress(RuntimeError):  # a server in C may fork, and tell Python only afterwards
+        fork_lock.release()
     with ExitStack() as steps:  # calls them from the last to the first, whatever fails on the way
         for act in reversed(_acts):
             steps.callback(act)

@@ -1,6 +1,7 @@
 """Notes: small files in the store's folder that all workers share, and that may be lost.
 
     <store>/registry/<shelf>/<sha256 of the key>       one note; its time of change tells its age
+    <store>/registry/secret                            a key for what may not be written as it is
 
 A note is written to a temporary file, which is then renamed: a reader gets the whole note or none.
 No part of a key becomes part of a path. A note that is lost, or cannot be read, costs one question
@@ -21,20 +22,29 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
-from shmstream.system.files import is_for_group, open_file
+from shmstream.storage.folder import mark_at
+from shmstream.system.files import is_for_group, open_file, write_file
+
+T = TypeVar("T")
 
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-_MARK = ".shmstream"  # the file that says that a folder is a store
 _LARGEST = 4096  # bytes; a larger note is not read, if nothing else is said
-_TIDY_AFTER = 1000  # notes written by this process; the first one tidies as well
+_TIDY_AFTER = 1000  # notes written or made by this process; the first one tidies as well
 _FORGOTTEN = 30 * 24 * 3600.0  # s; a note that was not written for so long is removed
+_LONGER = {"rates": 32 * 24 * 3600.0}  # s; the same for shelves with what counts for longer
 _MOST = 100_000  # notes on a shelf; beyond, the oldest are removed
 _GRACE = 60.0  # s; a younger temporary file may be about to be renamed
+_SECRET = 32  # bytes
 _READ_ONLY = (errno.EROFS, errno.EACCES)  # as a store in the image of a container is to its user
+_OWN_KEY = (
+    "cannot use %s: %s. Each worker has a key of its own: max_pulls, and the Retry-After of a 429,"
+    " count for each client in each worker, and each asks the upstream for itself"
+)
 
 _log = logging.getLogger("shmstream")
 
@@ -63,6 +73,7 @@ class Notes:
         self._store = store
         self._largest = largest
         self._most = most
+        self._forgotten = _LONGER.get(shelf, _FORGOTTEN)
         self._folder = os.path.join(store, "registry", shelf)
         self._written = 0
         try:
@@ -70,6 +81,14 @@ class Notes:
         except OSError as error:
             if error.errno not in _READ_ONLY:
                 raise
+
+    def beside(self, shelf: str) -> Notes:
+        """Another shelf of the same store.
+
+        Raises:
+            OSError, PermissionError: as for this one.
+        """
+        return Notes(self._store, shelf)
 
     def _make(self) -> None:
         above = os.stat(self._store)
@@ -122,30 +141,42 @@ class Notes:
     def write(self, key: tuple[str, ...], text: str) -> None:
         """Write a note; the previous one is replaced. A failure is logged, not raised."""
         try:
-            try:
-                self._write(self._path(key), text)
-            except FileNotFoundError:
-                if not os.path.exists(os.path.join(self._store, _MARK)):
-                    raise  # the store is not mounted
-                self._make()
-                self._write(self._path(key), text)
-            self._written += 1
-            if self._written % _TIDY_AFTER == 1:
-                self.tidy()
+            self._in_folder(lambda: write_file(self._path(key), text.encode()))
+            self._count()
         except OSError as error:
             self._tell("write", error)
 
-    @staticmethod
-    def _write(path: str, text: str) -> None:
-        temporary = f"{path}.{secrets.token_hex(4)}"
-        fd = open_file(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    def _count(self) -> None:
+        """Count a note, and tidy now and then. Raises `OSError`."""
+        self._written += 1
+        if self._written % _TIDY_AFTER == 1:
+            self.tidy()
+
+    def _in_folder(self, use: Callable[[], T]) -> T:
+        """What `use` returns; the folder is made again if it is gone, and the store is there."""
         try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(text.encode())
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+            return use()
+        except FileNotFoundError:
+            if not os.path.exists(mark_at(self._store)):
+                raise  # the store is not mounted
+            self._make()
+            return use()
+
+    def open(self, key: tuple[str, ...]) -> int:
+        """A descriptor of a note, to read and to write it in place; the caller closes it.
+
+        Raises:
+            OSError: it cannot be opened or made.
+        """
+        path = self._path(key)
+        with suppress(FileNotFoundError):
+            return open_file(path, os.O_RDWR)
+        fd = self._in_folder(lambda: open_file(path, os.O_RDWR | os.O_CREAT))
+        try:
+            self._count()
+        except OSError as error:
+            self._tell("tidy up after", error)
+        return fd
 
     def remove(self, key: tuple[str, ...]) -> None:
         """Remove a note. Idempotent. A failure is logged, not raised."""
@@ -158,6 +189,24 @@ class Notes:
         level = logging.DEBUG if error.errno in _READ_ONLY else logging.WARNING
         _log.log(level, "cannot %s a note in %s: %s", what, self._folder, error)
 
+    def secret(self) -> bytes:
+        """32 random bytes, the same for all processes of this user that use the store.
+
+        If they cannot be kept in the store, they are of this process alone: notes under keys that
+        were made with them are of no use to others then, so what is counted by such a key is
+        counted by each process. The log says so, unless no note can be written at all.
+        """
+        path = os.path.join(os.path.dirname(self._folder), "secret")
+        try:
+            with suppress(FileExistsError):
+                _write_secret(path)
+            return _read_secret(path)
+        except OSError as error:
+            is_usual = error.errno in _READ_ONLY and not os.path.lexists(path)
+            level = logging.DEBUG if is_usual else logging.WARNING
+            _log.log(level, _OWN_KEY, path, error)
+            return secrets.token_bytes(_SECRET)
+
     def tidy(self) -> None:
         """Remove old notes, and the oldest ones beyond the limit. Cheap, never blocks."""
         now = time.time()
@@ -168,7 +217,7 @@ class Notes:
                     age = now - entry.stat(follow_symlinks=False).st_mtime
                 except FileNotFoundError:
                     continue
-                if age > (_GRACE if "." in entry.name else _FORGOTTEN):
+                if age > (_GRACE if "." in entry.name else self._forgotten):
                     _remove(entry.path)
                 else:
                     kept.append((age, entry.path))
@@ -179,6 +228,32 @@ class Notes:
 def _is_of(user: int, facts: os.stat_result) -> bool:
     """Whether this is a folder of that user, to which no other user may write."""
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == user and not facts.st_mode & 0o022
+
+
+def _write_secret(path: str) -> None:
+    """Raises `FileExistsError`: there is one. Of two processes, one makes it, as a whole."""
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "there is a secret", path)
+    temporary = f"{path}.{secrets.token_hex(4)}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(_SECRET))
+        os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+
+
+def _read_secret(path: str) -> bytes:
+    """Raises `OSError`: there is none that only this user can read."""
+    fd = open_file(path)
+    try:
+        facts, data = os.fstat(fd), os.read(fd, _SECRET + 1)
+    finally:
+        os.close(fd)
+    if facts.st_uid != os.geteuid() or facts.st_mode & 0o077 or len(data) != _SECRET:
+        raise PermissionError(errno.EPERM, "it is no secret of this user alone: remove it", path)
+    return data
 
 
 def _remove(path: str) -> None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _PAUSES = (0.1, 0.4)  # s; before the second and the third try
 _LONGEST_PAUSE = 5.0  # s; a server that asks for a longer one is believed: its answer counts
-_MAY_PASS = frozenset((408, 500, 502, 503, 504))
+_MAY_PASS = frozenset((408, 500, 502, 503, 504, *range(520, 525)))  # 52x: of networks in between
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,11 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,13 +34,34 @@ KEY = digest(1, SIZE)
 SPARE = 2  # descriptors; each worker's loop keeps one from its first connection on
 
 PROTOCOLS = ("httptools", "shmstream.server:Protocol")
+Both = Callable[..., list[Server]]
+
+
+@pytest.fixture(scope="module", params=PROTOCOLS, ids=["by hand", "zero-copy"])
+def server_of_all(
+    origin_process: Origin, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    place = tmp_path_factory.mktemp("server")
+    running = Server.for_many(place, origin_process, "--http", request.param)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def server(server_of_all: Server, folder: str, store: Store, origin: Origin) -> Iterator[Server]:
+    """A server of two workers, which serves other tests, too; the store is of this test."""
+    origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
+    server_of_all.use(folder)
+    yield server_of_all
+    wait_until(lambda: not store.flights())
+    store.gc()
 
 
 @pytest.fixture(params=PROTOCOLS, ids=["by hand", "zero-copy"])
-def server(
+def doomed(
     folder: str, store: Store, origin: Origin, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
-    assert store.folder == folder
+    """A server of one test, which may kill its workers."""
     origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
     running = Server(folder, origin, tmp_path / "log", "--http", request.param)
     yield running
@@ -169,44 +192,61 @@ def test_head_begins_no_download(server: Server, origin: Origin, store: Store) -
     assert [each.method for each in origin.requests("/blob")[3:]] == ["HEAD", "GET", "GET"]
 
 
-@pytest.mark.parametrize("protocol", ["tests.support.app:ByHand", PROTOCOLS[1]])
-def test_clients_that_take_nothing_are_cut(
-    protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
-) -> None:
+@pytest.fixture
+def both(folder: str, origin: Origin, tmp_path: Path) -> Iterator[Both]:
+    """Start servers that differ in their options; a test waits for all of them at once."""
+    running: list[Server] = []
+
+    def start(*each: Sequence[str], **named: Any) -> list[Server]:
+        for options in each:
+            log = tmp_path / f"log-{len(running)}"
+            running.append(Server(folder, origin, log, *options, **named))
+        return running
+
+    yield start
+    for server in running:
+        server.close()
+
+
+BY_HAND_AND_NOT = [("--http", "tests.support.app:ByHand"), ("--http", PROTOCOLS[1])]
+
+
+def has_let_go(server: Server, descriptors: int) -> bool:
+    """Whether it has no client left, and no more descriptors than these."""
+    return not server.connections() and server.descriptors() <= descriptors
+
+
+def test_clients_that_take_nothing_are_cut(both: Both, store: Store, origin: Origin) -> None:
     size = 64 * MIB  # more than the buffers of two sockets
     origin.serve("/blob", seed=2, size=size)
     store.fetch("key", origin.url("/blob"))
-    patience = {"write_timeout": 1.0}
-    running = Server(folder, origin, tmp_path / "log", "--http", protocol, response=patience)
-    try:
-        before = running.descriptors()
+    servers = both(*BY_HAND_AND_NOT, response={"write_timeout": 1.0})
+    before = [running.descriptors() for running in servers]
+    clients = []
+    for running in servers:
         connections = [running.open("GET", "/blob/key") for _ in range(4)]
         for each in connections.pop():  # a client that leaves in the middle
             each.close()
+        clients.append(connections)
 
-        wait_until(lambda: not running.connections())  # no client has taken anything
-        wait_until(lambda: running.descriptors() <= before + SPARE)
-        for connection, response in connections:
+    for running, had, connections in zip(servers, before, clients, strict=True):
+        wait_until(partial(has_let_go, running, had + SPARE))
+        for connection, response in connections:  # no client has taken anything
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 response.read()
             connection.close()
         assert running.request("GET", "/blob/key", Range="bytes=-5").status == 206
-    finally:
-        running.close()
 
 
-@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_the_rest_of_an_answer_is_taken_or_the_client_is_cut(
-    loop: str, folder: str, store: Store, origin: Origin, tmp_path: Path
-) -> None:
+def test_the_rest_of_an_answer_is_taken_or_the_client_is_cut(both: Both, store: Store) -> None:
     """Some answers of these sizes just fit into the server's buffers, and count as complete."""
     store.fetch("key", [content(2, 4 * MIB)])
-    options = ("--http", "tests.support.app:HastyByHand", "--loop", loop)
-    patience = {"write_timeout": 0.5}
-    running = Server(folder, origin, tmp_path / "log", *options, response=patience)
-    try:
-        clients = []
-        for size in range(100_000, 4_000_000, 30_000):
+    hasty = "--http", "tests.support.app:HastyByHand", "--loop"
+    loops = [(*hasty, loop) for loop in ("uvloop", "asyncio")]
+    servers = both(*loops, response={"write_timeout": 0.5})
+    clients = []
+    for size in range(100_000, 4_000_000, 30_000):
+        for running in servers:
             client = socket.socket()
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", running.port))
@@ -214,33 +254,25 @@ def test_the_rest_of_an_answer_is_taken_or_the_client_is_cut(
                 b"GET /blob/key HTTP/1.1\r\nHost: test\r\nRange: bytes=0-%d\r\n\r\n" % size
             )
             clients.append(client)
-        wait_until(lambda: running.connections() == 0)
-        for client in clients:
-            client.close()
-    finally:
-        running.close()
+    wait_until(lambda: not any(running.connections() for running in servers))
+    for client in clients:
+        client.close()
 
 
-@pytest.mark.parametrize("protocol", ["tests.support.app:ByHand", PROTOCOLS[1]])
-def test_a_client_that_takes_a_little_is_not_cut(
-    protocol: str, folder: str, store: Store, origin: Origin, tmp_path: Path
-) -> None:
+def test_a_client_that_takes_a_little_is_not_cut(both: Both, store: Store) -> None:
     """It takes so little that one write takes much longer than `write_timeout`."""
     data = content(2, 16 * MIB)
     store.fetch("key", [data])
-    patience = {"write_timeout": 0.4}
-    running = Server(folder, origin, tmp_path / "log", "--http", protocol, response=patience)
-    try:
-        connection, response = running.open("GET", "/blob/key")
-        got = response.read(8 * MIB)
-        for _ in range(30):
-            time.sleep(0.1)  # the pace of the client
-            got += response.read(128 * 1024)
-        got += response.read()
+    servers = both(*BY_HAND_AND_NOT, response={"write_timeout": 0.4})
+    clients = [running.open("GET", "/blob/key") for running in servers]
+    got = [bytearray(response.read(8 * MIB)) for _, response in clients]
+    for _ in range(30):
+        time.sleep(0.1)  # the pace of the clients
+        for had, (_, response) in zip(got, clients, strict=True):
+            had.extend(response.read(128 * 1024))
+    for had, (connection, response) in zip(got, clients, strict=True):
+        assert bytes(had) + response.read() == data
         connection.close()
-        assert sha256(got) == sha256(data)
-    finally:
-        running.close()
 
 
 def test_heads_of_requests_have_bounds(
@@ -358,14 +390,14 @@ def test_errors_before_the_headers_are_answers(server: Server, origin: Origin) -
     assert server.request("GET", "/blob/absent").status == 404
 
 
-def test_the_worker_that_leads_is_killed(server: Server, origin: Origin, store: Store) -> None:
+def test_the_worker_that_leads_is_killed(doomed: Server, origin: Origin, store: Store) -> None:
     """Clients of the other worker see a pause, and the upstream one more request."""
     origin.change("/blob", first=0, count=1, stall_after=MIB)
-    clients = [server.open("GET", f"/blob/{KEY}")]
+    clients = [doomed.open("GET", f"/blob/{KEY}")]
     [flight] = store.flights()
     assert flight.leader is not None
     os.kill(flight.leader.pid, signal.SIGSTOP)  # so that the other worker gets the next client
-    clients.append(server.open("GET", f"/blob/{KEY}"))
+    clients.append(doomed.open("GET", f"/blob/{KEY}"))
     os.kill(flight.leader.pid, signal.SIGKILL)
     finished = 0
     for connection, response in clients:

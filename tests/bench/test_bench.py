@@ -15,25 +15,30 @@ from tests.support.nginx import needed
 ROOT = Path(__file__).parents[2]
 
 
-def test_stream_in_short(tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
+def measure(module: str, *arguments: object) -> str:
+    """Run a measurement in short: it succeeds, and prints what is returned."""
     done = subprocess.run(
-        [
-            sys.executable, "-m", "bench.stream", "--quick", "--json", report, "--dir", tmp_path,
-            "--only", "wake-up", "attach", "memory",
-        ],
+        [sys.executable, "-m", module, "--quick", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_stream_in_short(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    said = measure(
+        "bench.stream", "--json", report, "--dir", tmp_path, "--only", "wake-up", "attach", "memory"
+    )
     told = json.loads(report.read_text(encoding="utf-8"))
     assert {row["section"] for row in told["rows"]} == {"wake-up", "attach+detach", "memory"}
     assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
-    assert "wake-up" in done.stdout
+    assert "wake-up" in said
 
 
 @pytest.fixture
@@ -44,24 +49,12 @@ def has_nginx() -> None:
 @pytest.mark.usefixtures("has_nginx")
 def test_flight_in_short(tmp_path: Path) -> None:
     report, charts = tmp_path / "report.json", tmp_path / "charts"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bench.flight", "--quick", "--json", report, "--dir", tmp_path,
-            "--charts", charts,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    said = measure("bench.flight", "--json", report, "--dir", tmp_path, "--charts", charts)
     told = json.loads(report.read_text(encoding="utf-8"))
     assert {row["section"] for row in told["rows"]} == {"share", "single", "open", "takeover"}
     assert {each.name for each in charts.iterdir()} == {"share.png", "takeover.png"}
     assert all(each.read_bytes().startswith(b"\x89PNG") for each in charts.iterdir())
-    assert "takeover" in done.stdout
+    assert "takeover" in said
     assert [each.name for each in tmp_path.iterdir() if each not in (report, charts)] == []
 
 
@@ -71,19 +64,18 @@ def test_peers_in_short(tmp_path: Path) -> None:
     temporary.mkdir()
     docs.mkdir()
     wanted = ["hits-small", "leaves"]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bench.peers", "--quick", "--peers", "shmstream", "nginx-lock",
-            "--only", *wanted, "--docs", docs, "--dir", temporary,
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    measure(
+        "bench.peers",
+        "--peers",
+        "shmstream",
+        "nginx-lock",
+        "--only",
+        *wanted,
+        "--docs",
+        docs,
+        "--dir",
+        temporary,
+    )
     page = (docs / "benchmarks.md").read_text(encoding="utf-8")
     told = {
         path.stem: json.loads(path.read_text()) for path in (docs / "benchmarks").glob("*.json")
@@ -108,22 +100,20 @@ def test_peers_in_short(tmp_path: Path) -> None:
 def test_fsspec_in_short(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before <!-- bench.fsspec: begin --> <!-- bench.fsspec: end --> after")
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "bench.fsspec", "--quick", "--docs", page, "--dir", tmp_path,
-            "--size", "2", "--processes", "2",
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    measure("bench.fsspec", "--docs", page, "--dir", tmp_path, "--size", "2", "--processes", "2")
     told = page.read_text(encoding="utf-8")
     assert told.startswith("before <!--")
     assert told.endswith("--> after")
     for way in ("shmstream", "filecache", "simplecache", "blockcache"):
         assert f"| `{way}::` |" in told
     assert list(tmp_path.iterdir()) == [page]
+
+
+def test_many_in_short(tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    others = set(os.listdir("/dev/shm"))
+    measure("bench.many", "--json", report, "--dir", tmp_path)
+    told = json.loads(report.read_text(encoding="utf-8"))
+    assert {row["section"] for row in told["rows"]} == {"crowd", "store"}
+    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+    assert set(os.listdir("/dev/shm")) == others

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from shmstream import State, Store
-from shmstream.sources.http import close_pools
 from shmstream.storage.flights import followers_of
 from tests.support.commands import ROOT, Command, Running
 from tests.support.interpreters import wait_until
@@ -37,7 +36,6 @@ def store(
     yield Store(path)
     for partial in path.rglob("*.shmstream-*"):
         partial.unlink()
-    close_pools()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import socket
+import threading
 import time
 from typing import Any
 
@@ -19,13 +20,14 @@ from shmstream import (
     Store,
     StoreUnusable,
 )
-from shmstream.cluster import announcer, directory
+from shmstream.cluster import announcer, directory, peer
 from shmstream.cluster.endpoint import Endpoint, _Giving
+from shmstream.cluster.scripts import SUSPECT_FOR
 from shmstream.system import process
 from tests.support.cluster import Nodes, Reading
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
-from tests.support.redis import Redis
+from tests.support.redis import Late, Redis
 from tests.support.roles import content
 from tests.support.stores import digest
 
@@ -163,9 +165,9 @@ def test_a_consumer_alone_goes_to_the_origin(nodes: Nodes, slow: Origin) -> None
 # Deaths.
 
 
-def begin(nodes: Nodes, url: str, count: int, fan: int = 2) -> list[Interpreter]:
+def begin(nodes: Nodes, url: str, count: int, fan: int = 2, **lies: int) -> list[Interpreter]:
     """So many nodes, each a process; the first one leads, and each has some bytes."""
-    made = nodes.processes(*(nodes.where() for _ in range(count)), fan=fan)
+    made = nodes.processes(*(nodes.where() for _ in range(count)), fan=fan, **lies)
     for each in made:
         each.say([KEY, url])
         assert each.hear() == "began"
@@ -251,13 +253,16 @@ def test_flights_under_way_go_on(nodes: Nodes, halting: Origin, redis: Redis, ho
 def test_a_hanging_directory_costs_one_call_that_is_given_up(
     nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How long a call may take is measured in test_directory; here, that one is all it costs."""
+    """How long a call may take is measured in test_directory; here, that one is all it costs.
+
+    The node may introduce itself at the same time: both are asked in one go, and given up together.
+    """
     monkeypatch.setattr(directory, "AWAY", 3600.0)
     store = nodes.store()
     redis.stop()
     store.fetch(KEY, slow.url("/blob"))
     assert store._node is not None
-    assert store._node.directory.failures == 1
+    assert 1 <= store._node.directory.failures <= store._node.directory.calls <= 2
     assert (
         "no answer" in store._node.directory.trouble or "Timeout" in store._node.directory.trouble
     )
@@ -272,6 +277,67 @@ def test_wiped_and_then_the_leading_node_is_killed(
     leader.kill()
     finish(other)
     assert len(gets(halting)) == 2
+
+
+def test_a_directory_that_answers_late_costs_no_second_pull(
+    nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many blobs at once, on nodes that wait for each answer for longer than to connect."""
+    monkeypatch.setattr(directory, "MOST", 60.0)
+    keys = [digest(seed, 100_000) for seed in range(2, 14)]
+    for seed, _ in enumerate(keys, 2):
+        slow.serve(f"/blob{seed}", seed=seed, size=100_000)
+    with Late(redis) as late:
+        late.late = directory._ONE_TRY + 0.05
+        nodes.url = late.url
+        stores = [nodes.store(lease=30.0) for _ in range(2)]
+        readings = [
+            (key, Reading(store, key, slow.url(f"/blob{seed}")))
+            for seed, key in enumerate(keys, 2)
+            for store in stores
+        ]
+        assert all(each.is_right(key) for key, each in readings)
+        assert [len(slow.requests(f"/blob{seed}")) for seed, _ in enumerate(keys, 2)] == [1] * 12
+        assert not any(each._node.directory.failures for each in stores)  # type: ignore[union-attr]
+        for each in stores:
+            nodes.settle(each)
+            each.close()
+
+
+def test_a_leader_that_is_silent_and_then_complete_is_asked_again(
+    nodes: Nodes, halting: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    child                                   leader
+    asks it for bytes
+                                            is busy, does not answer
+                                            completes the blob; its lease ends with that
+    gives up, asks the directory without
+      it: nobody has the lease, but this
+      node has the blob: asks it again
+    """
+    first, second = nodes.store(), nodes.store()
+    answer, is_done, is_asked = Endpoint._answer, threading.Event(), threading.Event()
+
+    def be_silent(self: Endpoint, talk: socket.socket, peer: str) -> None:
+        if not is_asked.is_set():
+            is_asked.set()
+            assert is_done.wait(60)
+            raise OSError("it closes the connection without an answer")
+        answer(self, talk, peer)
+
+    monkeypatch.setattr(peer, "READ", 60.0)
+    monkeypatch.setattr(Endpoint, "_answer", be_silent)
+    readings = [Reading(first, KEY, halting.url("/blob"))]
+    wait_until(lambda: has(first, 1000))
+    readings.append(Reading(second, KEY, halting.url("/blob")))
+    assert is_asked.wait(60)
+    halting.release()
+    assert readings[0].is_right(KEY)
+    nodes.settle(first)
+    is_done.set()
+    assert readings[1].is_right(KEY)
+    assert gets(halting) == [None]
 
 
 # The upstream.
@@ -340,6 +406,86 @@ def test_a_peer_that_gives_a_wrong_byte(
     nodes.settle(victim)
     assert Reading(victim, KEY, halting.url("/blob")).is_right(KEY)  # not from the liar
     assert len(gets(halting)) == 2
+
+
+def try_again(nodes: list[Interpreter], url: str) -> list[int]:
+    """Wait until each has the blob; who gets an error tries again at once. How many errors each."""
+    errors = []
+    for each in nodes:
+        count = 0
+        while (told := each.hear())["error"] is not None:
+            assert "DigestMismatch" in told["error"] or "by now, not" in told["error"]
+            assert told["size"] < SIZE
+            count += 1
+            each.say([KEY, url])
+            assert each.hear() == "began"
+        assert told["sha"] == SHA
+        errors.append(count)
+    for each in nodes:
+        each.say("end")
+    return errors
+
+
+def bad_for(redis: Redis) -> dict[str, float]:
+    """The nodes that are no parents now, and for how many seconds more."""
+    with redis.client() as client:
+        now = client.time()[0]
+        found = client.zrange(f"shmstream:{{{KEY}}}:bad", 0, -1, withscores=True)
+        return {name.decode(): until - now for name, until in found}
+
+
+def test_a_leader_lies_to_a_tree(nodes: Nodes, halting: Origin, redis: Redis) -> None:
+    """Each node but the leader has the wrong byte, from the leader or from one another."""
+    url = halting.url("/blob")
+    made = begin(nodes, url, 4, fan=1, liar=0, wrong_at=HALF // 2)
+    halting.release()
+    assert try_again(made, url) == [0, 1, 1, 1]
+    assert gets(halting) == [None, None]  # one of those that tried again led
+    assert [name for name, left in bad_for(redis).items() if left > SUSPECT_FOR] == [
+        nodes.addresses[0]
+    ]
+
+
+def test_a_node_in_the_middle_lies(nodes: Nodes, halting: Origin, redis: Redis) -> None:
+    """Those below it get the blob from nodes that have it; the honest leader is not blamed."""
+    url = halting.url("/blob")
+    made = begin(nodes, url, 4, fan=1, liar=1, wrong_at=HALF // 2)
+    halting.release()
+    assert try_again(made, url) == [0, 0, 1, 1]
+    assert gets(halting) == [None]
+    assert [name for name, left in bad_for(redis).items() if left > SUSPECT_FOR] == [
+        nodes.addresses[1]
+    ]
+
+
+@pytest.mark.parametrize("more", [1000, -1000, 1 << 50])
+def test_a_leader_tells_a_wrong_size(nodes: Nodes, halting: Origin, more: int) -> None:
+    url = halting.url("/blob")
+    made = begin(nodes, url, 3, fan=1, liar=0, more=more)
+    halting.release()
+    errors = try_again(made, url)
+    if more > SIZE:  # no node has room for so much, so the upstream is asked whether that is so
+        assert errors == [0, 0, 0]
+    else:
+        assert errors in ([0, 1, 1], [0, 1, 0])
+
+
+def test_a_consumer_of_a_holder_that_lies(nodes: Nodes, slow: Origin, redis: Redis) -> None:
+    """It is nobody's parent, and yet it tells which node lies."""
+    url = slow.url("/blob")
+    [liar] = nodes.processes(nodes.where(), liar=0, wrong_at=HALF)
+    liar.say([KEY, url])
+    assert liar.hear() == "began"
+    assert liar.hear()["sha"] == SHA
+    wait_until(lambda: holders(redis, KEY) == nodes.addresses)
+    consumer = nodes.store(None)
+    deceived = Reading(consumer, KEY, url)
+    deceived.finish()
+    assert isinstance(deceived.error, DigestMismatch)
+    assert bad_for(redis)[nodes.addresses[0]] > SUSPECT_FOR
+    assert Reading(consumer, KEY, url).is_right(KEY)
+    assert len(gets(slow)) == 2
+    liar.say("end")
 
 
 # Processes.

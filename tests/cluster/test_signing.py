@@ -32,7 +32,7 @@ def signed(to: str, secret: str = SECRET, method: str = "GET", path: str = PATH)
 
 
 def get(address: str, headers: dict[str, str], path: str = PATH) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address, timeout=60)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()

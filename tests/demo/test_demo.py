@@ -238,13 +238,7 @@ def test_ctrl_c_in_a_flight_leaves_nothing(begin: Begin, source: Path) -> None:
 def test_processes_end_when_the_demo_is_killed_in_a_flight(begin: Begin, source: Path) -> None:
     demo = begin(*SECOND_ACT, "--input", str(source), "--rate", "0.5", "--readers", "3")
     demo.wait_for(r"process \d leads")
-    demo.process.kill()
-    demo.finish()
-    wait_until(lambda: demo.processes() == [])
-    assert "Traceback" not in demo.output
-    sweep()
-    assert segment.names() == []
-    shutil.rmtree(demo.temporary)
+    _check_killed(demo)
 
 
 # The third act.
@@ -298,13 +292,7 @@ def test_ctrl_c_in_a_registry_leaves_nothing(begin: Begin, source: Path) -> None
 def test_processes_end_when_the_demo_is_killed_in_a_registry(begin: Begin, source: Path) -> None:
     demo = begin(*THIRD_ACT, "--input", str(source), "--rate", "0.5", "--readers", "2")
     demo.wait_for(r"registry worker \d+ leads")
-    demo.process.kill()
-    demo.finish()
-    wait_until(lambda: demo.processes() == [])
-    assert "Traceback" not in demo.output
-    sweep()
-    assert segment.names() == []
-    shutil.rmtree(demo.temporary)
+    _check_killed(demo)
 
 
 def test_others_can_pull_the_image_of_the_demo(source: Path, tmp_path: Path) -> None:
@@ -348,13 +336,7 @@ def test_processes_end_when_the_demo_is_killed_in_a_cluster(begin: Begin, source
     needed()
     demo = begin(*FOURTH_ACT, "--input", str(source), "--rate", "0.5")
     demo.wait_for(r"node \d gets it from node \d")
-    demo.process.kill()
-    demo.finish()
-    wait_until(lambda: demo.processes() == [])
-    assert "Traceback" not in demo.output
-    sweep()
-    assert segment.names() == []
-    shutil.rmtree(demo.temporary)
+    _check_killed(demo)
 
 
 def test_what_the_fourth_act_needs(tmp_path: Path) -> None:
@@ -368,6 +350,17 @@ def test_what_the_fourth_act_needs(tmp_path: Path) -> None:
     )
     assert run.returncode == 0
     assert "The fourth act needs redis-server, as in: apt-get install redis-server" in run.stdout
+
+
+def _check_killed(demo: Command) -> None:
+    """Kill the demo: its processes end, and what it leaves can be removed."""
+    demo.process.kill()
+    demo.finish()
+    wait_until(lambda: demo.processes() == [])
+    assert "Traceback" not in demo.output
+    sweep()
+    assert segment.names() == []
+    shutil.rmtree(demo.temporary)
 
 
 def _check_flight(demo: Command) -> None:

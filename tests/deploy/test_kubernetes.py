@@ -1,8 +1,10 @@
-"""The files for Kubernetes fit to its schemas, to each other, and to our commands."""
+"""The files for Kubernetes fit to its schemas, to each other, and to our commands.
+
+`tests/docs/test_paths.py` builds the image, and runs it as they say.
+"""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +55,3 @@ def test_the_objects_fit_to_each_other(tmp_path: Path) -> None:
     assert namespaces == {each.namespace for each in settings.upstreams}
     assert told[0] == "hosts"
     assert hosts(tmp_path, *told[2:]).returncode == 0
-
-
-def test_the_steps_of_the_image() -> None:
-    """As far as they can be followed without a registry: names, ids, extras, the last command."""
-    text = (DEPLOY / "Containerfile").read_text()
-    steps = dict(re.findall(r"^(ENTRYPOINT|CMD) (.*)$", text, re.M))
-    assert yaml.safe_load(steps["ENTRYPOINT"]) == ["shmstream"]
-    command = yaml.safe_load(steps["CMD"])
-    mounts = read("daemonset.yaml")["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
-    assert command[0] == "serve"
-    assert any(command[2].startswith(each["mountPath"]) for each in mounts)
-    [user] = re.findall(r"^USER (\d+):\d+$", text, re.M)
-    assert int(user) != 0
-    [extras] = re.findall(r'"/source\[([\w,]+)\]"', text)
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert all(re.search(rf"^{each} = \[", project, re.M) for each in extras.split(","))

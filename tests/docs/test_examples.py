@@ -24,7 +24,7 @@ from safetensors.numpy import save
 
 from bench.server import Port
 from shmstream import Store
-from shmstream.registry.settings import Settings, read_table
+from shmstream.registry.settings import Settings
 from tests.support import s3 as s3_server
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 from tests.support.origin import Origin
@@ -191,7 +191,7 @@ def test_flask(environment: dict[str, str], origin: Origin, store: Store) -> Non
 
 
 def test_a_registry(environment: dict[str, str], origin: Origin, tmp_path: Path) -> None:
-    table: dict[str, Any] = dict(read_table(str(EXAMPLES / "registry/shmstream.toml")))
+    table: dict[str, Any] = tomllib.loads((EXAMPLES / "registry/shmstream.toml").read_text())
     settings = Settings.from_table(table | {"store": str(tmp_path / "other")})
     listen = f"http://{table['listen']}"
     for upstream in settings.upstreams:

@@ -12,6 +12,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ import shmstream
 from tools import generate
 
 WINGS = [
-    ["errors", "events", "units"],
+    ["arguments", "errors", "events", "units"],
     ["system"],
     ["stream"],
     ["sources"],
@@ -58,6 +59,7 @@ def wing_of(module: str) -> str:
     return module.split(".")[0]
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """The modules of the house that a module imports; also in functions, and for types only."""
     found = set()

@@ -45,7 +45,7 @@ class Front:
         self._port = Port()
         for theirs, mine in [
             ("127.0.0.1:5000", f"{serving.host}:{serving.port}"),
-            ("443", f"127.0.0.1:{self._port.number}"),
+            ("listen 443", f"listen 127.0.0.1:{self._port.number}"),
             ("/var/cache/shmstream", str(serving.store)),
             ("/etc/ssl/registry.pem", str(certificate)),
             ("/etc/ssl/registry.key", str(certificate)),

@@ -37,8 +37,8 @@ USED = {
     "AsyncBlob", "Blob", "BlobStreamer", "BlobWriter", "Cluster", "CommandSource",
     "CopierStatistics",
     "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo",
-    "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Store",
-    "StreamerStatistics", "Subscriber", "sweep",
+    "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Stock", "Store",
+    "StoredBlob", "StreamerStatistics", "Subscriber", "sweep",
 }  # fmt: skip
 
 
@@ -83,6 +83,17 @@ def test_a_stream(module: str, tmp_path: Path) -> None:
             assert reader.state == public.State.COMMITTED
     assert (tmp_path / "blob").read_bytes() == DATA
     assert public.sweep() == []
+
+
+def test_a_store_tells_what_it_has(store: Store) -> None:
+    store.fetch(KEY, Mine())
+    [(key, blob)] = store.blobs()
+    assert type(blob) is shmstream.StoredBlob
+    assert (key, blob.key, blob.path, blob.size) == (KEY, KEY, store.path(KEY), SIZE)
+    assert (blob.source, blob.is_pinned) == ("mine", False)
+    stock = store.stock(5)
+    assert type(stock) is shmstream.Stock
+    assert (stock.count, stock.size, stock.recent) == (1, SIZE, (blob,))
 
 
 @pytest.mark.parametrize("module", ["shmstream", "shmstream.store"])

@@ -9,15 +9,24 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from shmstream import DigestMismatch, InFlightCopier, SourceFailed, Store, WriterStalled
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    InFlightCopier,
+    SourceFailed,
+    Store,
+    WriterStalled,
+)
 from shmstream.flight import beside, hub
+from shmstream.flight.async_blob import AsyncBlob
 from tests.support import flights
 from tests.support.asgi_servers import Server
 from tests.support.interpreters import Interpreter, wait_until
@@ -49,18 +58,33 @@ def stopped(
     leaders = []
 
     def stop(key: str) -> None:
-        leaders.append(leader := start(flights.read_in_steps, folder, key, url, None))
-        assert leader.hear()["role"] == "leads"
-        wait_until(partial(has_published, store, 2 * MIB))
-        leader.stop()
+        leaders.append(lead_and_stop(start, folder, store, key, url))
 
     yield stop
     for leader in leaders:
-        origin.release()
-        leader.resume()
-        leader.say(-1)
-        assert leader.hear()["sha256"] == sha256(DATA)
-        leader.finish()
+        assert wake(leader, origin)["sha256"] == sha256(DATA)
+
+
+def lead_and_stop(
+    start: Callable[..., Interpreter], folder: str, store: Store, key: str, url: str
+) -> Interpreter:
+    leader = start(flights.read_in_steps, folder, key, url, None)
+    assert leader.hear()["role"] == "leads"
+    wait_until(partial(has_published, store, 2 * MIB))
+    leader.stop()
+    return leader
+
+
+def wake(leader: Interpreter, origin: Origin) -> dict[str, Any]:
+    """What it tells when it has read the rest."""
+    origin.release()
+    leader.resume()
+    leader.say(-1)
+    told: dict[str, Any] = leader.hear()
+    if "error" in told:
+        leader.say(None)
+    leader.finish()
+    return told
 
 
 @contextmanager
@@ -134,8 +158,8 @@ def test_its_own_source_fails_or_is_wrong(
     stopped: Stopped, store: Store, origin: Origin, url: str
 ) -> None:
     stopped(KEY)
-    origin.change("/blob", first=1, count=1, wrong_at=3 * MIB)
-    origin.change("/blob", first=2, count=2, status=404)  # of a part, and of the whole
+    origin.change("/blob", first=1, count=2, wrong_at=3 * MIB)  # beside its leader, and anew
+    origin.change("/blob", first=3, count=2, status=404)  # of a part, and of the whole
     with store.open(KEY, url, stall_timeout=0.3) as blob:
         with pytest.raises(DigestMismatch):
             blob.read()
@@ -143,6 +167,81 @@ def test_its_own_source_fails_or_is_wrong(
     with store.open(KEY, url, stall_timeout=0.3) as blob, pytest.raises(SourceFailed, match="404"):
         blob.read()
     assert KEY not in store
+
+
+@pytest.fixture(params=["wrong byte", "other version", "other version, no ranges", "other size"])
+def misled(
+    request: pytest.FixtureRequest,
+    start: Callable[..., Interpreter],
+    folder: str,
+    store: Store,
+    origin: Origin,
+    url: str,
+) -> Iterator[str]:
+    """A leader with wrong bytes is stopped; the URL is of a source of the right ones."""
+    right = origin.serve("/right", seed=1, size=SIZE, ranges="no ranges" not in request.param)
+    how: dict[str, Any] = {"wrong_at": MIB}
+    if "version" in request.param:
+        how = {"seed": 2}
+    elif "size" in request.param:
+        how = {"seed": 2, "size": SIZE + 1000}
+    else:
+        right = url
+    origin.change("/blob", first=0, count=1, **how)
+    leader = lead_and_stop(start, folder, store, KEY, url)
+    yield right
+    wake(leader, origin)
+
+
+def test_the_bytes_of_its_leader_are_wrong(store: Store, misled: str) -> None:
+    assert Path(store.fetch(KEY, misled, stall_timeout=0.3)).read_bytes() == DATA
+
+
+def test_a_reader_has_read_wrong_bytes(store: Store, origin: Origin, misled: str) -> None:
+    """It gets an error and no other bytes, at each try, and so does another reader, which finds
+    the blob in the store by then. Later ones get the blob."""
+    before = len(origin.requests())
+    with (
+        store.open(KEY, misled, stall_timeout=0.3) as blob,
+        store.open(KEY, misled, stall_timeout=0.3) as other,
+    ):
+        blob.read(MIB + 1)
+        other.read(MIB + 1)
+        for each in (blob, blob, other, other):
+            with pytest.raises(ContentChanged, match="other bytes than those that were read"):
+                each.read()
+            assert (each.tell(), each.role) == (MIB + 1, "follows")
+        with pytest.raises(ContentChanged, match="other bytes than those that were read"):
+            blob.read1()
+    with store.open(KEY) as blob:
+        assert blob.read() == DATA
+    assert len(origin.requests()) - before <= 3
+
+
+async def read_patiently(blob: AsyncBlob) -> bytes:
+    """The rest, however long the machine takes for it."""
+    while True:
+        with suppress(WriterStalled):
+            return await blob.read()
+
+
+def test_readers_of_which_one_is_misled(store: Store, misled: str) -> None:
+    """Tasks share what is read: each of them that has read wrong bytes gets the error."""
+
+    async def read() -> tuple[bytes | BaseException, bytes | BaseException]:
+        async with (
+            store.aopen(KEY, misled, stall_timeout=0.3) as one,
+            store.aopen(KEY, misled, stall_timeout=0.3) as two,
+        ):
+            await one.read(MIB + 1)
+            both = (read_patiently(one), read_patiently(two))
+            return await asyncio.gather(*both, return_exceptions=True)
+
+    misread, got = asyncio.run(read())
+    assert isinstance(misread, ContentChanged)
+    assert isinstance(got, ContentChanged) or got == DATA
+    with store.open(KEY) as blob:
+        assert blob.read() == DATA
 
 
 def test_where_no_file_can_be_without_a_name(
@@ -161,12 +260,30 @@ def test_where_no_file_can_be_without_a_name(
     assert left == {"blob", "partial", "journal"}, "and the leader's files are left alone"
 
 
+@pytest.mark.parametrize("has_unnamed_files", [True, False])
+def test_what_is_brought_into_a_groups_store_is_the_groups(
+    has_unnamed_files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its other users could not open the blob."""
+    if not has_unnamed_files:
+        monkeypatch.setattr("os.O_TMPFILE", os.O_DIRECTORY)
+    place = Store(tmp_path / "shared", shared_group=True)._layout.place(KEY)
+    fd, name = beside._make_file(place)
+    try:
+        assert bool(name) is not has_unnamed_files
+        assert os.fstat(fd).st_mode & 0o777 == 0o660
+    finally:
+        os.close(fd)
+        if name:
+            os.unlink(name)
+
+
 def test_tasks_go_past_together(stopped: Stopped, store: Store, origin: Origin, url: str) -> None:
     stopped(KEY)
 
     async def read() -> bytes:
         async with store.aopen(KEY, url, stall_timeout=0.5) as blob:
-            return await blob.read()
+            return await read_patiently(blob)
 
     async def main() -> list[bytes]:
         return [*await asyncio.gather(read(), read(), read())]

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from shmstream import ContentChanged, DigestMismatch, Retries, SourceFailed, State, Store
+from shmstream import (
+    ContentChanged,
+    DigestMismatch,
+    FlightInfo,
+    Retries,
+    SourceFailed,
+    State,
+    Store,
+)
 from shmstream.flight.flight import Flight
 from shmstream.sources.http import HTTPSource
 from shmstream.stream import segment
@@ -37,6 +45,16 @@ def outcome(taker: Interpreter) -> dict[str, Any]:
     while "bytes" not in heard:
         heard = taker.hear()
     return dict(heard)
+
+
+def kill_leader(store: Store, takers: list[Interpreter]) -> FlightInfo:
+    """Kill the one of the `takers` that leads, and remove it; the flight as it was before."""
+    [flight] = store.flights()
+    assert flight.leader is not None
+    [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
+    leader.kill()
+    takers.remove(leader)
+    return flight
 
 
 def pool(start: Start, count: int, folder: str, **options: Any) -> list[Interpreter]:
@@ -148,11 +166,7 @@ def test_leader_and_successor_killed(
         taker.hear()
     for epoch in range(2):
         wait_until(partial(has_published, store, 500_000 * (epoch + 1) - 65536, epoch))
-        [flight] = store.flights()
-        assert flight.leader is not None
-        [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
-        leader.kill()
-        takers.remove(leader)
+        kill_leader(store, takers)
     for taker in takers:
         assert outcome(taker)["sha256"] == sha256(content(1, size))
         taker.finish()
@@ -265,11 +279,35 @@ def test_the_end_of_the_leaders_process_hands_over(
             leader.finish()
         else:
             leader.signal(signal.SIGTERM)
-            leader.process.wait(10)
+            leader.process.wait(60)
         blob.seek(0)
         assert blob.read() == content(1, size)
         assert blob.role == "leads"
     assert len(origin.requests("/blob")) == 2
+
+
+def test_a_successor_brings_all_before_it_has_a_reader(
+    start: Start, folder: str, origin: Origin, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has led all the same."""
+    succeed = Flight._succeed
+
+    def to_the_end(self: Flight, copier: Any) -> object:
+        follower = succeed(self, copier)
+        if self._leader is not None:
+            self._leader.join()
+        return follower
+
+    monkeypatch.setattr(Flight, "_succeed", to_the_end)
+    url = origin.serve("/blob", seed=1, size=2 * MIB)
+    origin.change("/blob", first=0, count=1, stall_after=MIB)
+    leader = start(flights.open_and_leave, folder, digest(1, 2 * MIB), url, "exit")
+    assert leader.hear() == "leads"
+    with store.open(digest(1, 2 * MIB), url) as blob:
+        leader.say("exit")
+        leader.finish()
+        assert blob.read() == content(1, 2 * MIB)
+        assert blob.role == "leads"
 
 
 def test_a_leader_that_forks(start: Start, folder: str, origin: Origin) -> None:
@@ -283,15 +321,42 @@ def test_a_leader_that_forks(start: Start, folder: str, origin: Origin) -> None:
 
 
 def test_no_directory_is_listed(start: Start, folder: str, origin: Origin) -> None:
-    """/dev/shm and the store may have many files: no flight is slower for them.
+    """/dev/shm and the store may have many files: no flight, attach or close is slower for them.
 
-    The first flight of a process sweeps once; then it does so once a minute.
+    A leader, its followers in other processes and its successor; a commit, an abort, a takeover.
+    Only the first flight of a process sweeps; then it does so once a minute.
     """
-    for number in range(4):
-        origin.serve(f"/{number}", seed=number, size=3 * MIB)
-    flier = start(flights.fly_and_note_listings, folder, [origin.url(f"/{n}") for n in range(4)])
-    assert flier.hear() == []
-    flier.finish()
+    warm_up = origin.serve("/warm-up", seed=9, size=MIB)
+    takers = [start(flights.take_and_note_listings, folder, warm_up) for _ in range(3)]
+    for taker in takers:
+        taker.hear()
+
+    def begin(path: str, key: str) -> None:
+        """The first taker leads, the others follow, and the origin says no more for now."""
+        url = origin.serve(path, seed=1, size=3 * MIB)
+        origin.change(path, count=1, stall_after=MIB)
+        for taker, role in zip(takers, ("leads", "follows", "follows"), strict=True):
+            taker.say([key, url])
+            assert taker.hear() == {"role": role}
+            origin.wait(path, lambda requests: len(requests) == 1)
+
+    def end() -> set[tuple[str | None, str | None]]:
+        outcomes = [outcome(taker) for taker in takers]
+        assert [each["listed"] for each in outcomes] == [[]] * len(takers)
+        return {(each["error"], each.get("sha256")) for each in outcomes}
+
+    right = (None, sha256(content(1, 3 * MIB)))
+    begin("/commit", digest(1, 3 * MIB))
+    origin.release()
+    assert end() == {right}
+    begin("/abort", digest(2, 3 * MIB))
+    origin.release()
+    assert end() == {("DigestMismatch", None)}
+    begin("/takeover", "a name")
+    takers.pop(0).kill()
+    assert end() == {right}
+    for taker in takers:
+        taker.finish()
 
 
 def test_everyone_leaves_and_the_flight_goes_on(store: Store, origin: Origin) -> None:
@@ -385,11 +450,7 @@ def test_a_real_server_is_asked_for_what_is_missing(
     for taker in takers:
         taker.hear()
     wait_until(partial(has_published, store, MIB))
-    [flight] = store.flights()
-    assert flight.leader is not None
-    [leader] = [taker for taker in takers if taker.pid == flight.leader.pid]
-    leader.kill()
-    takers.remove(leader)
+    flight = kill_leader(store, takers)
     for taker in takers:
         assert outcome(taker)["sha256"] == sha256(content(1, size))
         taker.finish()
@@ -461,7 +522,7 @@ SHORT = sha256(content(1, MIB)[:-1000])
         (
             {"content_length": str(MIB + 1000), "close_after": MIB},
             1,
-            "SourceFailed or ContentChanged",
+            f"{RIGHT} or ContentChanged",
             3,  # then the whole blob, as the range was refused
         ),
         ({"content_length": str(MIB - 1000)}, 1, f"DigestMismatch or {SHORT}", 1),

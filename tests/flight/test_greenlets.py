@@ -152,8 +152,8 @@ else:
     import eventlet
     eventlet.monkey_patch()
     from eventlet import sleep, spawn
-import hashlib, threading
-from shmstream import Store
+import hashlib, subprocess, threading
+from shmstream import CommandSource, Store
 
 turns = []
 
@@ -185,6 +185,12 @@ spawn(tick)
 spawn(spin)
 before = len(turns)
 store.fetch("never waits " + str(id(store)), give())
+mine = str(id(store))
+command = CommandSource(["sh", "-c", "sleep 0.1; echo out"])
+assert open(store.fetch("a command " + mine, command)).read() == "out\\n"
+with store.create("a pipe " + mine) as blob:
+    subprocess.run(["echo", "out"], stdout=blob, check=True)
+assert store.open("a pipe " + mine).read() == b"out\\n"
 print(len(got), *set(got), len(turns) - before)
 """
 
@@ -206,6 +212,7 @@ def test_greenlets_of_two_processes(kind: str, store: Store, origin: Origin) -> 
     for each in running:
         assert each.stdout is not None
         assert each.stdout.readline() == "others have their turn\n"
+    wait_until(partial(has_published, store, MIB - 65536))  # a release ends what stalls by then
     origin.release()
     for each in running:
         out, _ = each.communicate(timeout=PATIENCE)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shmstream import SourceFailed, Store
+from shmstream.flight import flight
 from shmstream.flight.last_words import LastWords
 from tests.support import flights
 from tests.support.interpreters import Interpreter, wait_until
@@ -90,6 +91,38 @@ def test_a_follower_with_a_good_source_goes_on(
     assert (first.range, second.range) == (None, f"bytes={HALF}-")
     for taker in takers:
         taker.finish()
+
+
+@pytest.mark.parametrize("after", [-1, HALF])
+def test_a_fetch_that_leads_takes_no_slot_and_waits_on_after_handing_over(
+    after: int, start: Start, store: Store, origin: Origin
+) -> None:
+    leader = start(flights.fetch, store.folder, {})
+    leader.hear()
+    key, bad = digest(1, MIB), expires(origin, after=after)
+    leader.say([key, bad])
+    wait_until(lambda: bool(origin.requests()))
+    if after > 0:
+        wait_until(partial(has_published, store, HALF - 65536))
+    assert not has_readers(store, 1)
+    other = start(flights.take_patiently, store.folder, {})
+    other.hear()
+    take(other, key, origin.serve("/good", seed=1, size=MIB), "follows")
+    wait_until(partial(has_readers, store, 1))
+    origin.cut()
+    for taker in (leader, other):
+        outcome = finish(taker)
+        assert (outcome["error"], outcome["sha256"]) == (None, sha256(content(1, MIB)))
+
+
+def test_a_fetch_that_leads_tells_why_it_failed(store: Store, origin: Origin) -> None:
+    bad = origin.serve("/bad", seed=1, size=MIB, status=404)
+    with pytest.raises(SourceFailed, match="404") as told:
+        store.fetch("a name", bad)
+    assert told.value.name == "a name"
+    with store.open("a name", bad) as blob, pytest.raises(SourceFailed) as again:
+        blob.read()
+    assert str(told.value) == str(again.value)
 
 
 WRONG: list[dict[str, Any]] = [
@@ -192,8 +225,11 @@ def test_readers_of_one_process_have_their_own_sources(store: Store, origin: Ori
 def test_a_stopped_follower_keeps_nobody_waiting(
     start: Start, store: Store, origin: Origin
 ) -> None:
+    assert flight._HOPE <= 10.0
     key, good = digest(1, MIB), origin.serve("/good", seed=1, size=MIB)
-    leader = takes(start, store.folder, key, expires(origin), "leads")
+    leader = start(flights.take_with_little_hope, store.folder)
+    leader.hear()
+    take(leader, key, expires(origin), "leads")
     wait_until(partial(has_published, store, HALF - 65536))
     stopped = takes(start, store.folder, key, good, "follows")
     wait_until(partial(has_readers, store, 2))

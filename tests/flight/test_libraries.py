@@ -5,12 +5,14 @@ They take a short `readinto` for the end of the file, or even for data.
 
 from __future__ import annotations
 
+import csv
 import io
 import multiprocessing
 import os
 import pickle
 import tarfile
 import time
+import wave
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,6 +86,19 @@ def a_csv() -> bytes:
     return str(pd.DataFrame(NUMBERS[:, :20]).to_csv(index=False)).encode()
 
 
+def from_csv(file: Any) -> object:
+    text = io.TextIOWrapper(file)
+    try:
+        return list(csv.reader(text))
+    finally:
+        text.detach()
+
+
+def from_wave(file: Any) -> object:
+    with wave.open(file) as opened:
+        return opened.readframes(1 << 30)
+
+
 def a_zip() -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
@@ -137,6 +152,12 @@ LIBRARIES: dict[str, tuple[Callable[[], bytes], Callable[[Any], object]]] = {
     "readlines, buffered": (a_csv, buffered(lambda file: file.readlines())),
     "an empty array": (a_csv, lambda file: file.readinto(np.empty((0, 3)))),
     "numpy": (NUMBERS.tobytes, lambda file: np.frombuffer(file.read(), float).tobytes()),
+    "numpy, text": (
+        a_csv,
+        buffered(lambda file: np.loadtxt(file, delimiter=",", skiprows=1).tobytes()),
+    ),
+    "csv": (a_csv, from_csv),
+    "wave": (a_sound, from_wave),
 }
 
 
@@ -211,6 +232,24 @@ def test_a_stored_blob_that_was_opened_before_a_fork(store: Store) -> None:
     with store.open("key") as blob:
         blob.read(10)
         assert _wrong_in_forks(blob) == [[]] * 5
+
+
+def test_a_forked_child_has_a_position_of_its_own_in_the_kernel(store: Store) -> None:
+    """Where a library asks for the descriptor, and reads at the kernel's position."""
+    data = NUMBERS.tobytes()
+    store.fetch("key", [data])
+    with store.open("key") as blob:
+        descriptor = blob.fileno()
+        if (child := os.fork()) == 0:
+            is_right = False
+            try:
+                blob.seek(800)
+                is_right = np.fromfile(blob, float, 10).tobytes() == data[800:880]
+            finally:
+                os._exit(0 if is_right else 1)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        assert os.read(descriptor, 80) == data[:80]
 
 
 def test_a_blob_in_flight_that_was_opened_before_a_fork(store: Store) -> None:

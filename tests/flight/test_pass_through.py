@@ -23,7 +23,6 @@ import pytest
 from shmstream import DamagedPartial, Store
 from shmstream.errors import OutOfRoom
 from shmstream.sources.base import Description, Feed
-from shmstream.sources.http import close_pools
 from tests.asgi.test_response import PROTOCOLS, SPARE
 from tests.hazards.test_shortages import with_shared_memory_of
 from tests.support.asgi_servers import Server
@@ -32,6 +31,7 @@ from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.registries import Run
 from tests.support.roles import content, sha256
+from tests.support.root import unmount
 from tests.support.stores import digest
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system")
@@ -56,29 +56,54 @@ def folder(tmp_path: Path) -> Iterator[str]:
     wait_until(lambda: not store.flights())
     store.gc(partial_age=0)
     assert store.check() == []
-    close_pools()
-    subprocess.run(["umount", mounted], check=True)
+    unmount(mounted)
 
 
 Serving = Callable[..., Server]
 
 
+@pytest.fixture(scope="module")
+def servers_of_all(
+    origin_process: Origin, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    """A server for each protocol; each test gives it a store."""
+    running = {
+        protocol: Server.for_many(
+            tmp_path_factory.mktemp("server"), origin_process, "--http", protocol
+        )
+        for protocol in PROTOCOLS
+    }
+    yield running
+    for each in running.values():
+        each.close()
+
+
 @pytest.fixture
-def serving(store: Store, origin: Origin, tmp_path: Path) -> Iterator[Serving]:
-    """Start a server, by default with zero-copy. The origin has the blob, and tells its size."""
-    running: list[Server] = []
+def serving(
+    servers_of_all: dict[str, Server], store: Store, origin: Origin, tmp_path: Path
+) -> Iterator[Serving]:
+    """A server, by default with zero-copy. The origin has the blob, and tells its size.
+
+    A server of other tests, too, unless it is to be a special one.
+    """
+    own: list[Server] = []
+    used: list[Server] = []
     origin.serve("/blob", seed=1, size=SIZE, media_type="application/x-test")
 
     def serve(protocol: str = PROTOCOLS[1], folder: str = store.folder, **named: Any) -> Server:
-        log = tmp_path / "log"
-        running.append(Server(folder, origin, log, "--http", protocol, **named))
-        return running[-1]
+        if named:
+            own.append(Server(folder, origin, tmp_path / "log", "--http", protocol, **named))
+            return own[-1]
+        used.append(servers_of_all[protocol])
+        used[-1].use(folder)
+        return used[-1]
 
     yield serve
-    for each in running:
+    for each in own:
         each.close()
-        text = (tmp_path / "log").read_text()
-        assert "never retrieved" not in text
+        assert "never retrieved" not in (tmp_path / "log").read_text()
+    for each in used:
+        assert "never retrieved" not in each.said
     assert KEY not in store
     wait_until(lambda: not store.flights())
 
@@ -383,7 +408,7 @@ def test_what_can_be_read_only_once_is_not_passed_through(serving: Serving, fold
     fill(folder)
     answer = server.request("GET", "/blob/once")
     assert (answer.status, answer.getheader("retry-after")) == (503, "5")
-    assert "no room:" not in Path(server.log.name).read_text()
+    assert "no room:" not in server.said
 
 
 # The registry.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from shmstream import SourceError, SourceFailed, Store
 from shmstream.asgi import InFlightResponse
 from shmstream.sources import HTTPSource, as_sources
 from shmstream.sources.base import describe
-from shmstream.sources.http import close_pools
 from shmstream.sources.select import fingerprint, fingerprints
 from tests.support.origin import Origin
 from tests.support.roles import content
@@ -23,12 +21,6 @@ from tests.support.stores import digest
 MIB = 1 << 20
 DATA = content(1, MIB)
 KEY = digest(1, MIB)
-
-
-@pytest.fixture(autouse=True)
-def closed_pools() -> Iterator[None]:
-    yield
-    close_pools()
 
 
 class Signer:

@@ -263,7 +263,7 @@ def test_a_flight_whose_segment_is_cut_off(store: Store) -> None:
         def give(self, offset: int) -> Iterator[bytes]:
             for start in range(offset, len(pieces), 100_000):
                 if start == 200_000:
-                    going_on.wait(20)
+                    going_on.wait(60)
                 yield pieces[start : start + 100_000]
 
     with store.open(key, Stalling()) as blob:
@@ -515,6 +515,18 @@ def test_a_segment_removed_underneath(start: Start, blob: str) -> None:
         whole = roles.content(1, 300_000)
         streamer.transfer([whole])
         assert reader.hear()["sha256"] == roles.sha256(whole)
+
+
+def test_a_block_that_was_cut_off_leaves_no_doorbells(start: Start, blob: str) -> None:
+    """Its writer remembers the readers that it rang last, of which one was killed."""
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        victim = start(roles.read, streamer.name, {})
+        assert [victim.hear(), victim.hear()] == ["starting", "attached"]
+        streamer.append(b"data")
+        victim.kill()
+        assert len(list(doorbell.names(streamer._block.token))) == 1
+        os.truncate(segment.path_of(streamer.name), 0)
+    assert list(doorbell.names()) == []
 
 
 def test_orphaned_doorbells_are_swept(blob: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import posix_ipc
 import pytest
 
 from shmstream import (
@@ -24,6 +25,7 @@ from shmstream import (
     sweep,
 )
 from shmstream.stream import claims, doorbell, partial, segment
+from shmstream.stream.listing import listing
 from shmstream.stream.segment import Segment
 from shmstream.stream.stream import Stream
 from shmstream.stream.waiter import Tail
@@ -334,21 +336,21 @@ def test_a_reaper_between_making_and_locking(monkeypatch: pytest.MonkeyPatch, bl
 def test_a_stream_that_begins_while_the_dead_are_swept(
     monkeypatch: pytest.MonkeyPatch, blob: str
 ) -> None:
-    """Its doorbells are younger than the list of doorbells, so they are left alone."""
-    with BlobStreamer.create(blob, name="newcomer", publish_interval=0) as streamer:
-        names = segment.names
+    """The listing has passed the place of its name before it began, and finds its doorbell."""
+    orphan = doorbell.name_of(12345, 1, 1)
+    posix_ipc.Semaphore(orphan, posix_ipc.O_CREX).close()
+    with (
+        BlobStreamer.create(blob, name="newcomer", publish_interval=0) as streamer,
+        InFlightCopier.attach("newcomer"),
+    ):
 
-        def names_without_the_newcomer() -> list[str]:
-            found = names()
-            found.remove("newcomer")
-            readers.append(InFlightCopier.attach("newcomer"))
-            return found
+        def list_without_the_newcomer() -> list[str]:
+            monkeypatch.setattr(claims, "listing", listing)
+            return [each for each in listing() if "newcomer" not in each]
 
-        readers: list[InFlightCopier] = []
-        monkeypatch.setattr(segment, "names", names_without_the_newcomer)
-        assert sweep() == []
+        monkeypatch.setattr(claims, "listing", list_without_the_newcomer)
+        assert sweep() == [orphan]
         assert len(list(doorbell.names(streamer._block.token))) == 1
-        readers[0].close()
 
 
 def test_the_last_two_readers_of_a_dead_stream_leave_together(

@@ -1,7 +1,7 @@
 """Random interleavings against a plain model, and a stress of real processes with kills.
 
 Both are seeded, and name the seed when they fail: `SHMSTREAM_SEED=123 make test
-TESTS=tests/test_model.py` runs that one again. `SHMSTREAM_MODEL_RUNS` and
+TESTS=tests/hazards/test_model.py` runs that one again. `SHMSTREAM_MODEL_RUNS` and
 `SHMSTREAM_STRESS_SECONDS` make them longer.
 """
 

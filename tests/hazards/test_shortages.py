@@ -186,9 +186,11 @@ import asyncio, collections, os, resource, sys
 import encodings.ascii, encodings.idna, shmstream.http_source
 from shmstream import *
 from shmstream.asgi.statuses import status_of
+from shmstream.flight import cancelling
 from shmstream.system import threads
 
 threads._A_WHILE = 0.1  # an idle thread ends after that time
+cancelling._IDLE = 1  # tick; and so does this one
 DATA = bytes(300_000)
 
 class Source:

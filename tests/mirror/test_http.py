@@ -206,6 +206,24 @@ def test_one_download_for_all_and_each_gets_it_while_it_comes(
     assert said == ["shmstream; fwd=miss; collapsed"] * 6 + ["shmstream; fwd=miss; stored"]
 
 
+def test_all_workers_are_killed_after_the_content_has_changed(
+    mirrored: Mirrored, quirks: Quirks
+) -> None:
+    """The client gets the rest of what it was promised. The origin is not asked."""
+    old = BODY * 100
+    quirks.script = tagged(old, '"1"')
+    connection, response = mirrored.serving.open("/files/changed")
+    early = response.read(200_000)
+    wait_until(lambda: not mirrored.store.flights())
+    quirks.script = tagged(BODY, '"2"')
+    for pid in mirrored.serving.workers():
+        os.kill(pid, signal.SIGKILL)
+    assert early + response.read() == old
+    connection.close()
+    assert len(quirks.requests("/changed")) == 1
+    wait_until(lambda: len(mirrored.serving.workers()) == 2)
+
+
 def test_the_leading_worker_is_killed_and_no_client_notices(
     mirrored: Mirrored, quirks: Quirks
 ) -> None:

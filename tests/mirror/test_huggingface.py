@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from shmstream.upstreams.notes import Notes
 from tests.support.hub import TOKEN, Hub
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.mirrors import Mirrored
@@ -87,6 +89,21 @@ def test_snapshots_in_several_processes_at_once(
     assert all(each.path.startswith("/api/models") for each in later), later  # no file is asked for
 
 
+def test_all_workers_are_killed_after_a_branch_has_moved(mirrored: Mirrored, hub: Hub) -> None:
+    """The client gets the rest of the file that it was promised."""
+    old = content(23, 30_000_000)
+    hub.add("org/moved", {"a.bin": old})
+    connection, response = mirrored.serving.open("/hf/org/moved/resolve/main/a.bin")
+    early = response.read(200_000)
+    wait_until(lambda: not mirrored.store.flights())
+    hub.add("org/moved", {"a.bin": b"new"})
+    for pid in mirrored.serving.workers():
+        os.kill(pid, signal.SIGKILL)
+    assert early + response.read() == old
+    connection.close()
+    wait_until(lambda: len(mirrored.serving.workers()) == 2)
+
+
 def test_heads_and_revisions(mirrored: Mirrored, hub: Hub) -> None:
     old, new = content(21, 20_000), content(22, 20_000)
     first = hub.add("org/moves", {"a.bin": old, "b.txt": b"one"})
@@ -151,6 +168,11 @@ def test_a_token_opens_a_gated_repository_and_is_kept_nowhere(
         for file in folder.rglob("*"):
             assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
     assert TOKEN not in mirrored.serving.log
+    hub.add("org/open", {"open.bin": content(32, 50_000)})
+    assert mirrored.ask("/hf/org/open/resolve/main/open.bin").status == 200
+    names = Notes(str(mirrored.serving.store), "names")
+    wait_until(lambda: "org/open/open.bin" in {each.text for each in names.all()})
+    assert not [each for each in names.all() if "secret" in each.text], "everybody may see names"
 
 
 def test_one_download_of_a_file_that_breaks_and_of_a_client_that_comes_again(

@@ -14,7 +14,8 @@ import pytest
 from uv import find_uv_bin
 
 from shmstream.mirror import index_pages
-from tests.support.interpreters import PATIENCE
+from shmstream.upstreams.notes import Notes
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.mirrors import Mirrored
 from tests.support.package_index import JSON, PackageIndex, wheel
 from tests.support.quirks import Asked, Reply
@@ -159,6 +160,13 @@ def test_a_password_is_passed_on_and_kept_nowhere(
     assert mirrored.ask(f"/pypi-now/_files/simple/own-pkg/{name}").status == 404
     for file in mirrored.serving.store.rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+    index.password = None
+    index.add("open-pkg", "1.0")
+    name = "open_pkg-1.0-py3-none-any.whl"
+    assert mirrored.ask(f"/pypi-now/_files/simple/open-pkg/{name}").status == 200
+    names = Notes(str(mirrored.serving.store), "names")
+    wait_until(lambda: name in {each.text for each in names.all()})
+    assert not [each for each in names.all() if "own_pkg" in each.text], "everybody may see names"
 
 
 def test_files_without_a_hash(mirrored: Mirrored, index: PackageIndex, tmp_path: Path) -> None:

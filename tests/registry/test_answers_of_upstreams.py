@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import time
+from dataclasses import replace
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from tests.support.images import (
     index,
 )
 from tests.support.origin import Origin
+from tests.support.quirks import Asked, Quirks
+from tests.support.quirks import Reply as QuirkyReply
 from tests.support.registries import Answer, Registry
 from tests.support.roles import content
 from tests.support.stores import digest
@@ -186,7 +190,7 @@ def test_what_upstreams_without_referrers_answer(ours: Registry, origin: Origin)
     origin.serve("/elsewhere", text=PAGE, media_type="text/html")
     cases: list[dict[str, Any]] = [
         {"status": 303, "headers": {"Location": "/elsewhere"}},
-        *({"status": status} for status in (400, 401, 403, 404, 405, 406, 410, 422, 501)),
+        *({"status": status} for status in (204, 400, 401, 403, 404, 405, 406, 410, 422, 501)),
         {"text": PAGE, "media_type": "text/html; charset=utf-8"},
         {"status": 404, "says": PAGE, "media_type": "text/html"},
     ]
@@ -214,6 +218,14 @@ def test_referrers_that_are_no_index(ours: Registry, origin: Origin) -> None:
         serve_fallback(origin, f"fake/fall{number}", NONE, text)
         answer = ours.get(f"/v2/fault.test/fake/fall{number}/referrers/{NONE}")
         assert "no manifest" in message(answer)
+
+
+def test_the_tag_of_a_long_digest(ours: Registry, origin: Origin) -> None:
+    """It has the first 64 characters, as the specification says: no tag is longer than 128."""
+    known = entry(image(217, [10]).manifest, artifactType="a/b")
+    text = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [known]})
+    serve_manifest(origin, "long/digest", f"sha512-{'ab' * 32}", text, OCI_INDEX)
+    assert listed(ours, "long/digest", f"sha512:{'ab' * 64}") == [known]
 
 
 # Tags whose manifest is gone.
@@ -273,6 +285,8 @@ def test_a_manifest_of_the_first_kind_is_passed_on(ours: Registry, origin: Origi
             assert answer.headers["content-length"] == str(len(text))
         assert origin.requests()[-1].headers["accept"] == accept
     assert name not in ours.store
+    lines = [line for line in ours.serving.log.splitlines() if name in line]
+    assert not any(" WARNING " in line for line in lines), "that is normal use"
 
 
 def test_what_the_upstream_makes_for_a_client(
@@ -287,6 +301,62 @@ def test_what_the_upstream_makes_for_a_client(
     assert ours.get("/v2/made/app/manifests/v1", Accept="*/*").status == expected.status == 400
     answer = ours.get("/v2/made/app/manifests/v1", Accept=DOCKER_MANIFEST)
     assert answer.headers["docker-content-digest"] == what.digest
+
+
+def test_a_refusal_that_comes_after_an_answer(ours: Registry, origin: Origin) -> None:
+    """What one client has got is no answer to a client that is refused; nor is it lost."""
+    text = image(214, [10]).manifest.decode()
+    for status in (400, 404, 406, 415):
+        name = f"choosy/app{status}"
+        serve_manifest(origin, name, "v1", text, OCI_MANIFEST)
+        here = f"/v2/fault.test/{name}/manifests/v1"
+        assert ours.get(here, Accept=f"{OCI_MANIFEST}, {OCI_INDEX}").status == 200
+        origin.serve(f"/v2/{name}/manifests/v1", status=status)
+        assert ours.get(here, Accept="*/*").status == status
+        origin.serve(f"/v2/{name}/manifests/v1", status=501)
+        assert ours.get(here, Accept=f"{OCI_MANIFEST}, a/b").body == text.encode()
+
+
+def test_a_type_that_has_to_be_named(through: Registry, quirks: Quirks) -> None:
+    """Many registries give a manifest only to clients that name its type, also by its digest."""
+    kind = "application/vnd.example.odd.v1+json"
+    for number, name in enumerate(("HEAD", "GET")):
+        data = json.dumps({"schemaVersion": 2, "mediaType": kind, "number": number}).encode()
+        digest = digest_of(data)
+        found = QuirkyReply(200, {"Content-Type": kind, "Docker-Content-Digest": digest}, data)
+
+        def script(asked: Asked, found: QuirkyReply = found) -> QuirkyReply:
+            return found if kind in asked.headers["accept"] else QuirkyReply(404)
+
+        quirks.script = script
+        for each, reference in ((f"named/{name}".lower(), "v1"), ("named/both", digest)):
+            answer = through.get(f"/v2/{each}/manifests/{reference}", name, Accept=kind)
+            assert answer.status == 200, reference
+            assert answer.headers["docker-content-digest"] == digest
+            assert answer.headers["content-type"] == kind
+        assert through.get(f"/v2/named/both/manifests/{digest}", Accept=kind).body == data
+        assert digest in through.store
+
+
+def test_a_manifest_that_is_refused_by_its_digest(through: Registry, quirks: Quirks) -> None:
+    """Or is another one by that. Clients that ask for the tag get what its upstream gives."""
+    what, other = image(215, [10]), image(216, [10])
+    found = QuirkyReply(
+        200, {"Content-Type": OCI_MANIFEST, "Docker-Content-Digest": NONE}, what.manifest
+    )
+    for number, refusal in enumerate(
+        (*map(QuirkyReply, (400, 403, 406)), found, replace(found, body=other.manifest))
+    ):
+
+        def script(asked: Asked, refusal: QuirkyReply = refusal) -> QuirkyReply:
+            return found if asked.path.endswith("/v1") else refusal
+
+        quirks.script = script
+        for method in ("GET", "HEAD", "GET"):
+            answer = through.get(f"/v2/tagged/app{number}/manifests/v1", method)
+            assert (answer.status, answer.headers["docker-content-digest"]) == (200, NONE)
+            assert answer.body in (b"", what.manifest)
+    assert NONE not in through.store
 
 
 def test_what_the_upstream_says_of_its_refusal(ours: Registry, origin: Origin) -> None:
@@ -316,6 +386,23 @@ def test_what_the_upstream_says_of_its_refusal(ours: Registry, origin: Origin) -
                 assert "html" not in told["message"]
             else:
                 assert expected in told["message"]
+
+
+def test_a_refusal_whose_words_are_encoded(through: Registry, quirks: Quirks) -> None:
+    words = json.dumps({"errors": [{"code": "BLOB_UNKNOWN", "message": "it was here"}]}).encode()
+    cases = [("gzip", gzip.compress(words)), ("gzip", words), ("br", b"\x0b\x02\x80")]
+    for number, (coding, data) in enumerate(cases):
+        told = {"Content-Type": "application/json", "Content-Encoding": coding}
+        reply = QuirkyReply(404, told, data)
+
+        def script(_: Asked, reply: QuirkyReply = reply) -> QuirkyReply:
+            return reply
+
+        quirks.script = script
+        answer = through.get(f"/v2/squeezed/app/blobs/sha256:{number:064d}")
+        (error,) = json.loads(answer.body)["errors"]
+        expected = "" if coding == "br" else ": BLOB_UNKNOWN: it was here"
+        assert error["message"] == f"not known to the upstream{expected}"
 
 
 def test_the_header_accept_goes_on_as_it_is(ours: Registry, origin: Origin) -> None:

@@ -49,7 +49,7 @@ class Realm:
         return self.there(asked) if asked.authorization == self.good else Reply(self.code)
 
 
-@pytest.mark.parametrize("code", [400, 401, 403])
+@pytest.mark.parametrize("code", [400, 401, 403, 404])
 def test_a_token_that_is_revoked(through: Registry, quirks: Quirks, code: int) -> None:
     """It is refused in one way or another, and without a challenge."""
     what = image(400 + code, [1000])
@@ -58,9 +58,36 @@ def test_a_token_that_is_revoked(through: Registry, quirks: Quirks, code: int) -
     assert through.get(f"{path}/manifests/v1").status == 200
     realm.good = "another"
     assert through.get(f"{path}/manifests/v1").status == 200
+    if code == 404:  # which is doubted now and then only
+        assert through.get(f"{path}/manifests/none").status == 404
+        assert realm.count == 2
+        return
     realm.good = "another"
     assert through.get(f"{path}/blobs/{what.layers[0]}").status == 200
     assert realm.count == 3
+
+
+def test_a_registry_that_wants_a_password_by_now(
+    quirks: Quirks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It wanted tokens before, and refuses them without a challenge."""
+    there = plain(image(405, [1000]))
+    monkeypatch.setenv("SHMSTREAM_AUTH", "u:p")
+    quirks.script = realm = Realm(there, quirks, 403)
+    upstream = Upstream(quirks.url)
+    pull(upstream, "changed/app")
+
+    def script(asked: Asked) -> Reply:
+        if asked.path.startswith("/token"):
+            return realm(asked)
+        if asked.authorization == basic("u", "p"):
+            return there(asked)
+        told = challenge('Basic realm="x"')
+        return told if asked.authorization is None else Reply(403)
+
+    quirks.script = script
+    for name in ("changed/app", "changed/other"):
+        pull(upstream, name)
 
 
 def test_what_is_refused_with_any_token(through: Registry, quirks: Quirks) -> None:
@@ -232,7 +259,7 @@ def test_several_challenges(
     pull(Upstream(quirks.url), "several/app")
 
 
-@pytest.mark.parametrize("status", [404, 405, 501])
+@pytest.mark.parametrize("status", [400, 404, 405, 501])
 def test_a_service_that_knows_no_post(quirks: Quirks, tmp_path: Path, status: int) -> None:
     """An identity token goes out by POST; who refuses that gets the password, or the token."""
 

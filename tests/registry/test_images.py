@@ -130,6 +130,33 @@ def test_images_that_are_old(folder: str, upstream: Quirks) -> None:
     assert keys(store) == set()
 
 
+def test_one_worker_at_a_time_keeps_house(
+    folder: str, store: Store, upstream: Quirks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others look whether it has ended, and one of them goes on."""
+    monkeypatch.setattr("shmstream.registry.housekeeping._LOOK_EVERY", 0.01)
+    at_it: list[Housekeeper] = []
+
+    def keep(housekeeper: Housekeeper) -> None:
+        at_it.append(housekeeper)
+        housekeeper._stopping.wait()
+
+    monkeypatch.setattr(Housekeeper, "_keep_house", keep)
+    preloading = Settings((Upstream("r.io", upstream.url),), folder, preload=(f"{NAME}:one",))
+    two = [Housekeeper(preloading, each) for each in (store, Store(folder))]
+    try:
+        for each in two:
+            each.start()
+        wait_until(lambda: len(at_it) == 1)
+        assert store.turns(0.0).take("housekeeping") is None
+        at_it[0].stop()
+        wait_until(lambda: len(at_it) == 2)
+        assert set(at_it) == set(two)
+    finally:
+        for each in two:
+            each.stop()
+
+
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PYTHON, "-m", "shmstream", *arguments], cwd=ROOT, capture_output=True,
                           text=True, timeout=PATIENCE, check=False)  # fmt: skip

@@ -39,10 +39,10 @@ def first_fails(there: Script, failure: Reply, part: str) -> Script:
     return script
 
 
-FAILURES = [Reply(resets=True), *(Reply(status) for status in (500, 502, 503, 504))]
+FAILURES = [Reply(resets=True), *(Reply(status) for status in (500, 502, 503, 504, 520))]
 
 
-@pytest.mark.parametrize("failure", FAILURES, ids=["reset", "500", "502", "503", "504"])
+@pytest.mark.parametrize("failure", FAILURES, ids=["reset", "500", "502", "503", "504", "520"])
 def test_a_failure_that_may_pass(through: Registry, quirks: Quirks, failure: Reply) -> None:
     name = f"passing/app{failure.status}{failure.resets}".lower()
     quirks.script = first_fails(plain(IMAGE), failure, "/v2/passing/")
@@ -159,6 +159,22 @@ def test_an_answer_that_drips(quirks: Quirks, what: str) -> None:
         assert time.monotonic() - began < LATE
     assert caught.value.kind.is_timeout
     assert len(quirks.asked) == 1, "it was waited for, and is not asked again"
+
+
+def test_a_head_that_is_never_answered(quirks: Quirks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GET is, and has the rest of the time."""
+    monkeypatch.setattr("shmstream.registry.upstream.upstream._LONGEST_HEAD", 0.1)
+    there = plain(IMAGE)
+    with Dripping(HEAD * 1000) as dripping:
+
+        def script(asked: Asked) -> Reply:
+            return Reply(pieces=dripping) if asked.method == "HEAD" else there(asked)
+
+        quirks.script = script
+        repository = Repository(Upstream(quirks.url), "a/b")
+        assert repository.resolve("v1", "*/*").digest == IMAGE.digest
+        assert repository.about("manifests", IMAGE.digest).size == len(IMAGE.manifest)
+        assert repository.about("blobs", IMAGE.layers[0]).size
 
 
 def test_a_head_of_a_blob_that_drips(quirks: Quirks) -> None:

@@ -113,6 +113,35 @@ def test_an_empty_blob(through: Registry, quirks: Quirks) -> None:
         assert through.get(f"/v2/{name}/blobs/{digest_of(b'')}").status == 200
 
 
+@pytest.mark.parametrize("status", [400, 403, 406, 416, 500, 501])
+def test_a_head_and_a_range_that_are_refused(
+    through: Registry, quirks: Quirks, status: int
+) -> None:
+    data = content(331, 1000)
+    there, name = plain(blobs=[data]), f"whole/app{status}"
+
+    def script(asked: Asked) -> Reply:
+        is_plain = asked.method == "GET" and "range" not in asked.headers
+        return there(asked) if is_plain else Reply(status)
+
+    quirks.script = script
+    for each in (f"{name}/a", f"{name}/b"):
+        answer = through.get(f"/v2/{each}/blobs/{digest_of(data)}")
+        assert (answer.status, answer.body) == (200, data)
+
+
+def test_a_head_that_is_redirected_without_end(through: Registry, quirks: Quirks) -> None:
+    what = image(332, [1000])
+    there = plain(what)
+    quirks.script = lambda asked: (
+        Reply(302, {"Location": "/login"}) if asked.method == "HEAD" else there(asked)
+    )
+    for name in ("circling/a", "circling/b"):
+        assert through.get(f"/v2/{name}/manifests/v1").body == what.manifest
+        assert through.head(f"/v2/{name}/blobs/{what.layers[0]}").status == 200
+        assert through.get(f"/v2/{name}/blobs/{what.layers[0]}").status == 200
+
+
 def test_what_there_is_not_stays_so(through: Registry, quirks: Quirks) -> None:
     quirks.script = plain()
     for path in ("manifests/v1", f"manifests/sha256:{'0' * 64}", f"blobs/sha256:{'0' * 64}"):
@@ -191,6 +220,37 @@ def test_a_page_is_no_blob_of_another_repository(through: Registry, quirks: Quir
         assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404
         assert through.get(f"/v2/page/a/blobs/{key}").body == data
         assert through.get(f"/v2/page/b{number}/blobs/{key}").status == 404
+
+
+def test_a_page_in_the_middle_of_a_blob(through: Registry, quirks: Quirks) -> None:
+    """The upstream has given a part of it, so its login page is there for a while."""
+    data = content(342, 200_000)
+    there, tries = plain(blobs=[data]), iter(range(12))
+    page = Reply(200, {"Content-Type": "text/html"}, b"<html>be patient</html>")
+
+    def script(asked: Asked) -> Reply:
+        number = next(tries, None)
+        if number == 0:
+            return replace(there(asked), cut=100_000)
+        return there(asked) if number is None else page
+
+    quirks.script = script
+    assert through.get(f"/v2/paged/middle/blobs/{digest_of(data)}").body == data
+
+
+def test_too_many_requests_in_the_middle_of_a_blob(through: Registry, quirks: Quirks) -> None:
+    """As an outage, also where the blob is asked for as a whole at last."""
+    data = content(343, 200_000)
+    there, tries = plain(blobs=[data]), iter(range(12))
+
+    def script(asked: Asked) -> Reply:
+        number = next(tries, None)
+        if number == 0:
+            return replace(there(asked), cut=100_000)
+        return there(asked) if number is None else Reply(429)
+
+    quirks.script = script
+    assert through.get(f"/v2/busy/middle/blobs/{digest_of(data)}").body == data
 
 
 # Heads, lengths and locations.

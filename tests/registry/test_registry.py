@@ -332,20 +332,21 @@ def test_what_is_granted_is_given_when_the_upstream_is_down(
 # Credentials.
 
 
+def basic_auth(folder: Path) -> dict[str, dict[str, str]]:
+    """What a registry needs to admit the user `me` with the password `s3cret`, and nobody else."""
+    command = [program("htpasswd", "apache2-utils"), "-nbB", "me", "s3cret"]
+    made = subprocess.run(command, check=True, capture_output=True)
+    (folder / "htpasswd").write_bytes(made.stdout)
+    return {"htpasswd": {"realm": "r", "path": str(folder / "htpasswd")}}
+
+
 def test_passwords_and_tls(
     run_docker_registry: upstreams.Run,
     run_registry: registries.Run,
     tmp_path: Path,
     tls_certificate: Path,
 ) -> None:
-    made = subprocess.run(
-        [program("htpasswd", "apache2-utils"), "-nbB", "me", "s3cret"],
-        check=True,
-        capture_output=True,
-    )
-    (tmp_path / "htpasswd").write_bytes(made.stdout)
-    auth = {"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}}
-    upstream = run_docker_registry(auth=auth, certificate=tls_certificate)
+    upstream = run_docker_registry(auth=basic_auth(tmp_path), certificate=tls_certificate)
     pushed = upstream.push("private/app", "v1", image(27, [1000]), "me:s3cret")
     # The same registry under three names: with the right credentials, with wrong ones, with none.
     told = {
@@ -421,14 +422,8 @@ def test_a_redirect_to_a_cdn(
     origin: Origin,
     tmp_path: Path,
 ) -> None:
-    made = subprocess.run(
-        [program("htpasswd", "apache2-utils"), "-nbB", "me", "s3cret"],
-        check=True,
-        capture_output=True,
-    )
-    (tmp_path / "htpasswd").write_bytes(made.stdout)
     upstream = run_docker_registry(
-        auth={"htpasswd": {"realm": "r", "path": str(tmp_path / "htpasswd")}},
+        auth=basic_auth(tmp_path),
         middleware={"storage": [{"name": "redirect", "options": {"baseurl": origin.url("/")}}]},
     )
     what = image(29, [300_000])

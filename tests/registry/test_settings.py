@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from shmstream.mirror.settings import Mirror
-from shmstream.registry.settings import BadSetting, ClusterSettings, Settings, Upstream
+from shmstream.registry.settings import (
+    SETTINGS_VARIABLE,
+    BadSetting,
+    ClusterSettings,
+    Settings,
+    Upstream,
+)
 
 FILE = """
 listen = "[::1]:0"
@@ -87,8 +93,7 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
             Mirror("/b", "http", "http://b"),
         ),
     )
-    environment: dict[str, str] = {"SHMSTREAM_CONFIG": "/no/such/file"}
-    settings.to_environment(environment)
+    environment = {"SHMSTREAM_CONFIG": "/no/such/file", SETTINGS_VARIABLE: settings.to_json()}
     assert Settings.from_environment(environment) == settings
     assert pickle.loads(pickle.dumps(settings)) == settings
     assert settings.address == ("::1", 0)

@@ -152,6 +152,10 @@ def test_a_page_takes_no_blob_away(ours: Registry, origin: Origin) -> None:
     origin.serve(f"/v2/maintained/app/blobs/{digest}", text="<html>", media_type="text/html")
     for _ in range(2):
         assert (ours.get(path).status, ours.get(path).body) == (200, data.encode())
+    for text, kind in (("{}", "application/json"), ("<html>", "application/json"), ("", "a/b")):
+        age(ours, "grants", 13 * 3600)
+        origin.serve(f"/v2/maintained/app/blobs/{digest}", text=text, media_type=kind)
+        assert (ours.get(path).status, ours.get(path).body) == (200, data.encode())
     origin.serve(f"/v2/maintained/app/blobs/{digest}", status=404)
     assert ours.get(path).code == "BLOB_UNKNOWN"
 

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -403,3 +404,53 @@ def test_a_server_that_drips_crawls(clock: Clock) -> None:
     with pytest.raises(SourceFailed, match="gave only"):
         Client(source, retries=retries).run()
     assert clock.now - 1000.0 <= 120.0
+
+
+def test_a_server_whose_parts_crawl_is_asked_for_the_whole(clock: Clock) -> None:
+    """The whole blob came fast, until that broke off."""
+    crawls = in_bursts(clock, 20.0, 1000, 1e6)
+    source = Scripted(
+        "it", gives(breaks_at=5000), lambda offset: crawls(offset) if offset else gives()(0)
+    )
+    retries = replace(PATIENT, least_rate=1024.0, slow_for=15.0)
+    assert Client(source, retries=retries).run() == BLOB
+    assert source.asked[-1] == (0, None)
+    assert all(offset for offset, _ in source.asked[1:-1])
+
+
+def held_back(clock: Clock, offset: int) -> Feed:
+    """1,000 bytes each 100 s, which this side has held back for all of that time."""
+    held = [0.0]
+
+    def buffers() -> Iterator[bytes]:
+        for at in range(offset, len(BLOB), 1000):
+            clock.now += 100.0
+            held[0] += 100.0
+            yield BLOB[at : at + 1000]
+
+    def tell() -> float:
+        found, held[0] = held[0], 0.0
+        return found
+
+    return Feed(buffers(), offset, len(BLOB), held=tell)
+
+
+def test_what_this_side_holds_back_is_no_crawl(clock: Clock) -> None:
+    """A limit that an operator has set is not the slowness of the server."""
+    source = Scripted("it", partial(held_back, clock))
+    retries = replace(PATIENT, least_rate=1024.0, slow_for=15.0)
+    assert Client(source, retries=retries).run() == BLOB
+    assert len(source.asked) == 1
+
+
+def test_what_is_looked_at_first_was_held_back(clock: Clock) -> None:
+    """The same for bytes that a caller looks at before they are counted."""
+    source = Scripted("it", partial(held_back, clock))
+    retries = replace(PATIENT, least_rate=1024.0, slow_for=15.0)
+    download, data = Client(source, retries=retries).download, b""
+    feed = download.open(0)
+    while (piece := download.take(feed, len(data))) is not None:
+        data += piece
+        download.gauge(len(bytes(piece)), len(data))
+    assert data == BLOB
+    download.close()

@@ -23,6 +23,7 @@ from hypothesis import strategies as some
 from shmstream.errors import SourceError
 from shmstream.sources import http_client
 from shmstream.sources.http import HTTPSource, close_pools
+from shmstream.sources.http_tls import USUAL_TLS
 from tests.support.feeds import BLOB, OTHER, SIZE, fails_to_open, given, read
 from tests.support.interpreters import Interpreter, Link, wait_until
 from tests.support.nginx import Nginx
@@ -44,6 +45,42 @@ def test_connections_are_used_again(origin: Origin) -> None:
     close_pools()
     assert read(HTTPSource(url)) == BLOB
     assert len({request.connection for request in origin.requests()}) == 2
+
+
+def connections(origin: Origin) -> int:
+    """How many connections to `origin` this process has."""
+    everything = psutil.Process().net_connections("tcp")
+    return sum(bool(each.raddr) and each.raddr.port == origin.port for each in everything)
+
+
+def test_pools_are_closed_at_once(origin: Origin) -> None:
+    """Also while somebody refers to an answer, and by that to the pool of its connection."""
+    url = urllib3.util.parse_url(origin.serve("/blob", seed=1, size=SIZE))
+    usual = connections(origin)
+    reply = http_client.Client("it").ask("GET", url, {})
+    assert reply.response.read() == BLOB
+    in_use = HTTPSource(url.url).open()
+    with in_use as feed:
+        body = given(feed)
+        first = next(body)
+        idle = http_client.Client("it").ask("HEAD", url, {})
+        idle.response.read()
+        assert connections(origin) == usual + 2
+        close_pools()
+        assert connections(origin) == usual + 1
+        assert b"".join([first, *body]) == BLOB
+    assert connections(origin) == usual
+
+
+def test_a_request_while_the_pools_are_closed(origin: Origin) -> None:
+    """A thread has chosen its pool, which another thread closes then."""
+    url = origin.serve("/blob", seed=1, size=SIZE)
+    usual = connections(origin)
+    manager = http_client._pool_for("http", None, USUAL_TLS, guarded=False)
+    pool = manager.connection_from_url(url)
+    close_pools()
+    assert pool.urlopen("GET", "/blob").data == BLOB
+    assert connections(origin) == usual
 
 
 def test_a_pool_of_the_users_own(origin: Origin) -> None:
@@ -435,8 +472,10 @@ def test_many_processes_while_the_origin_changes(origin: Origin, start: Start) -
 
 
 def keep_an_origin(link: Link) -> None:
-    link.say(Origin().pid)
+    origin = Origin()
+    link.say(origin.pid)
     link.hear()
+    origin.close()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

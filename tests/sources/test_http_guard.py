@@ -8,9 +8,10 @@ import pytest
 import urllib3
 
 from shmstream.errors import SourceError
+from shmstream.sources.addresses import is_inside
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_client import Client, parse
-from shmstream.sources.http_guard import is_inside, is_server_inside
+from shmstream.sources.http_guard import is_server_inside
 from tests.support.feeds import BLOB, SIZE, read
 from tests.support.origin import Origin
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import mmap
 import sys
+from collections.abc import Callable
+from functools import partial, wraps
+from inspect import signature
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from shmstream.sources.base import Feed
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.local import FileSource, IterableSource, PathSource
-from shmstream.sources.select import as_sources
+from shmstream.sources.select import _takes_offset, as_sources
 from tests.support.feeds import read
 
 
@@ -50,6 +53,41 @@ def test_as_sources(path: Path) -> None:
     assert read(as_sources(b"bytes")[0], 2) == b"tes"
     with mmap.mmap(-1, 10) as mapped:
         assert read(as_sources(mapped)[0]) == bytes(10)
+
+
+def plain(offset: int, validator: str | None = None) -> None: ...
+def by_keyword(*rest: int, offset: int = 0, **more: int) -> None: ...
+def any_number(*offset: int) -> None: ...
+def none() -> None: ...
+
+
+class Opener:
+    """Functions that are bound to an object, or to a class, or to nothing."""
+
+    def one(self, offset: int) -> None: ...
+    def other(self, mode: str) -> None: ...
+    def of_itself(offset) -> None: ...  # noqa: N805
+    @classmethod
+    def of_class(cls, offset: int) -> None: ...
+    @staticmethod
+    def of_none(offset: int) -> None: ...
+    def __call__(self, offset: int) -> None: ...
+
+
+OPENER = Opener()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        plain, by_keyword, none, wraps(plain)(any_number), partial(plain, 1),
+        partial(plain, offset=1), partial(plain, validator=""), lambda: None, OPENER, OPENER.one,
+        OPENER.other, OPENER.of_itself, OPENER.of_class, OPENER.of_none, Opener.one, Opener.other,
+        Path().open, io.BytesIO().read, open,
+    ],
+)  # fmt: skip
+def test_which_functions_take_an_offset(function: Callable[..., object]) -> None:
+    assert _takes_offset(function) == ("offset" in signature(function).parameters)
 
 
 @pytest.mark.parametrize("mistake", [5, None, object(), io.StringIO("text"), ["path", b"bytes"],

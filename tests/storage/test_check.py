@@ -6,18 +6,21 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from shmstream import DamagedSegment, Finding, InFlightCopier, Store
+from shmstream import DamagedSegment, Description, Finding, InFlightCopier, Store, StoreUnusable
 from shmstream.storage.journal import Journal
+from shmstream.storage.layout import KINDS, RECORD, Layout
+from shmstream.storage.record import Record
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.doorbell import Doorbell
+from shmstream.stream.listing import listing
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.segment import Segment
 from tests.support import roles
@@ -223,6 +226,7 @@ def test_a_reader_loses_its_doorbell(streamer: ResumableStreamer, store: Store) 
         assert (finding.kind, finding.path) == ("inconsistent", bell)
         assert store.gc() == []
         streamer.commit()
+        assert store.check() == [], "it has ended: its writer is about to remove all doorbells"
         assert copier.read() == content(1, SIZE)
 
 
@@ -255,6 +259,20 @@ def test_a_doorbell_without_a_stream(store: Store) -> None:
     assert only(store) == Finding("abandoned", name, "a doorbell, and its stream is gone")
     assert store.gc() == [name]
     assert store.check() == []
+
+
+def test_a_stream_that_begins_during_the_listing(
+    streamer: ResumableStreamer, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listing has passed the place of its name, and finds the doorbell of its reader."""
+
+    def list_without_the_newcomer() -> list[str]:
+        monkeypatch.setattr("shmstream.storage.check.listing", listing)
+        return [each for each in listing() if streamer.name not in each]
+
+    with InFlightCopier.attach(streamer.name):
+        monkeypatch.setattr("shmstream.storage.check.listing", list_without_the_newcomer)
+        assert store.check() == []
 
 
 # Segments.
@@ -333,10 +351,171 @@ def test_a_record_without_digest_of_no_such_key(key: str, store: Store) -> None:
     record = path.with_name(path.name + ".shmstream-record")
     told = json.dumps({"key": key, "digest": None, "metadata": "{}"})
     record.write_text(told)
-    assert store.check() == []
+    finding = only(store)
+    assert (finding.kind, finding.path) == ("damaged", str(record))
     assert record.read_text() == told
     path.unlink()
     record.unlink()
+
+
+def _mode(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def _age(path: Path) -> None:
+    os.utime(path, (1, 1))
+
+
+def _tear(path: Path) -> None:
+    path.write_text("{")
+
+
+def _swap(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _of_a_digest(path: Path) -> None:
+    told = {"key": digest(1, SIZE), "digest": None, "metadata": "{}"}
+    path.write_text(json.dumps(told))
+
+
+PAIRS: list[tuple[dict[str, list[Callable[[Path], object]]], set[tuple[str, str]]]] = [
+    ({}, set()),
+    ({RECORD: [_age]}, set()),
+    ({RECORD: [_mode]}, {("exposed", RECORD)}),
+    ({"": [_mode]}, {("exposed", "")}),
+    ({"": [_mode], RECORD: [_mode]}, {("exposed", ""), ("exposed", RECORD)}),
+    ({"": [Path.unlink]}, set()),  # its leader may be about to give it its name
+    ({"": [Path.unlink], RECORD: [_age]}, {("abandoned", RECORD)}),
+    ({"": [Path.unlink], RECORD: [_tear, _mode]}, {("exposed", RECORD)}),
+    ({RECORD: [Path.unlink]}, {("unrecorded", "")}),
+    ({RECORD: [_tear, _age]}, {("unrecorded", "")}),
+    ({RECORD: [_tear, _mode]}, {("unrecorded", ""), ("exposed", RECORD)}),
+    ({RECORD: [_swap]}, {("unrecorded", ""), ("foreign", RECORD)}),
+    ({RECORD: [_of_a_digest]}, {("damaged", RECORD)}),
+    ({"": [_swap]}, {("foreign", "")}),
+    ({"": [_swap], RECORD: [_swap]}, {("foreign", ""), ("foreign", RECORD)}),
+]
+
+
+@pytest.mark.parametrize("first", ["", RECORD])
+def test_a_named_blob_and_its_record_are_looked_at_together(
+    first: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever the folder lists first, what is wrong with each of them is found, once."""
+    names = Layout.names
+    listed: list[str] = []
+
+    def in_order(layout: Layout, kinds: Container[str] = KINDS) -> Iterator[tuple[str, str]]:
+        found = sorted(names(layout, kinds), reverse=first == RECORD)
+        listed[:] = [path for path, _ in found]
+        return iter(found)
+
+    monkeypatch.setattr(Layout, "names", in_order)
+    path = store.path("a name")
+    for changes, expected in PAIRS:
+        Path(path).write_bytes(b"x")
+        Path(path).chmod(0o600)
+        Record("a name", None, Description()).write(path + RECORD)
+        for suffix, steps in changes.items():
+            for step in steps:
+                step(Path(path + suffix))
+        found = store.check(verify=False)
+        assert {(each.kind, each.path.removeprefix(path)) for each in found} == expected
+        assert len(found) == len(expected), changes
+        if len(listed) == 2:
+            assert listed[0] == path + first
+        for left in listed:
+            os.unlink(left)
+
+
+# What somebody else has put there.
+
+
+def a_folder(path: Path) -> None:
+    (path / "inner").mkdir(parents=True)
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "a folder": a_folder,
+    "a link": lambda path: path.symlink_to("/etc/hostname"),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a fifo": os.mkfifo,
+    "a file": lambda path: path.write_bytes(b"x"),
+}
+
+
+@pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "planted", "blobs/planted", "named/planted", "blobs/sha256/planted", "registry", "cluster",
+        "registry/planted", "cluster/tags/planted", ".shmstream-partial", "oci-layout",
+    ],
+)  # fmt: skip
+def test_what_no_store_makes(name: str, plant: Callable[[Path], object], store: Store) -> None:
+    path = Path(store.folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plant(path)
+    kinds = {(each.kind, each.path) for each in store.check()}
+    is_theirs = name.startswith(("registry/", "cluster/")) and not path.is_symlink()
+    may_be = is_theirs and not path.is_fifo()  # what lies there may be lost
+    may_be = may_be or (name in ("registry", "cluster") and path.is_dir() and not path.is_symlink())
+    assert kinds == (set() if may_be else {("foreign", str(path))})
+    store.gc(partial_age=0)
+    assert os.path.lexists(path), "it is not ours"
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert store.check() == []
+
+
+@pytest.mark.parametrize("plant", [*PLANTED.values(), Path.touch, None])
+def test_what_lies_in_the_place_of_the_mark(
+    plant: Callable[[Path], object] | None, store: Store
+) -> None:
+    mark = Path(store.folder, ".shmstream")
+    mark.unlink()
+    if plant is not None:
+        plant(mark)
+    is_file = mark.is_file() and not mark.is_symlink()
+    finding = only(store)
+    assert (finding.kind, finding.path) == (
+        "damaged" if is_file or plant is None else "foreign",
+        str(mark),
+    )
+    if plant is not None and not is_file:
+        with pytest.raises(StoreUnusable, match="remove it"):
+            Store(store.folder)
+    if plant is not None:
+        shutil.rmtree(mark) if mark.is_dir() and not mark.is_symlink() else mark.unlink()
+    Store(store.folder)
+    assert store.check() == []
+
+
+def test_a_mark_that_others_may_write_to_or_that_is_huge(store: Store) -> None:
+    mark = Path(store.folder, ".shmstream")
+    mark.chmod(0o666)
+    assert only(store).kind == "exposed"
+    mark.chmod(0o600)
+    text = mark.read_bytes()
+    os.truncate(mark, 1 << 40)
+    assert only(store).kind == "damaged"
+    mark.write_bytes(text)
+    assert store.check() == []
+
+
+def test_a_pin_with_bytes_and_a_record_of_a_digest(store: Store) -> None:
+    path = store.fetch(digest(1, SIZE), [content(1, SIZE)])
+    store.pin(digest(1, SIZE))
+    assert store.check() == []
+    Path(path + ".shmstream-pin").write_bytes(b"x")
+    assert only(store).kind == "foreign"
+    store.unpin(digest(1, SIZE))
+    Path(path + ".shmstream-record").write_text(
+        json.dumps({"key": "a name", "digest": None, "metadata": "{}"})
+    )
+    assert (only(store).kind, only(store).path) == ("foreign", path + ".shmstream-record")
+    os.unlink(path + ".shmstream-record")
 
 
 # Seals.

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from shmstream import Feed, InFlightCopier, OutOfRoom, SourceError, SourceFailed, Store
 from shmstream.storage import eviction
 from shmstream.storage.eviction import Upkeep
-from shmstream.storage.layout import Entry, Layout
+from shmstream.storage.layout import KINDS, Entry, Layout
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
@@ -36,10 +36,10 @@ class Slow:
         self.looks = 0
         entries = Layout.entries
 
-        def slowly(layout: Layout, *, blobs: bool = True) -> Iterator[Entry]:
+        def slowly(layout: Layout, kinds: Container[str] = KINDS) -> Iterator[Entry]:
             self.looks += 1
             assert self.go_on.wait(PATIENCE)
-            return entries(layout, blobs=blobs)
+            return entries(layout, kinds)
 
         patch.setattr(Layout, "entries", slowly)
         patch.setattr(eviction, "_REST", 0.0)  # no rest after a look that the test made slow
@@ -358,6 +358,17 @@ def test_an_abandoned_partial_file_makes_way(max_bytes: int | None, disk: Path) 
         assert Path(path).stat().st_size == 2 * MIB
     assert not left.exists()
     assert max_bytes or Path(stored).exists()
+
+
+def test_other_partial_files_make_way_for_one_that_is_gone_on_with(disk: Path) -> None:
+    """All of them are counted as space that can be had."""
+    store = make_store(str(disk), {})
+    for key in ("other", "a name"):
+        with pytest.raises(SourceFailed):
+            store.fetch(key, Announcing(7 * MIB, bytes(2 * MIB)))
+    path = store.fetch("a name", Announcing(7 * MIB, bytes(7 * MIB)))
+    assert Path(path).stat().st_size == 7 * MIB
+    assert [each.name for each in disk.rglob("*.shmstream-partial")] == []
 
 
 def test_abandoned_partial_files_count(folder: str) -> None:

@@ -21,7 +21,7 @@ from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content
-from tests.support.root import GROUP, as_user, become, mount, needs_root, unmount
+from tests.support.root import GROUP, as_user, become, make_shared, mount, needs_root, unmount
 from tests.support.stores import digest
 
 Start = Callable[..., Interpreter]
@@ -165,7 +165,8 @@ def test_a_server_answers_503(tmp_path: Path) -> None:
             assert answer_of(store, "a name") == (503, "5")
             unplant(path)
     assert answer_of(store, "a name") == (200, None)
-    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    remount = ["mount", "-o", "remount,ro", str(disk)]
+    wait_until(lambda: subprocess.run(remount).returncode == 0)  # busy until the flight has ended
     assert answer_of(store, KEY) == (200, None)
     assert answer_of(store, "missing") == (503, "5")
     unmount(disk)
@@ -206,6 +207,8 @@ def test_a_read_only_store_opens_what_is_complete(verify: bool, disk: Path) -> N
             each.open("missing")
         with pytest.raises(StoreUnusable, match="Read-only"):
             each.evict(0)
+        with pytest.raises(StoreUnusable, match="Read-only"):
+            each.remove(KEY)
     assert asyncio.run(read()) == DATA
     assert (folder / "blobs" / KEY.replace(":", "/")).stat().st_atime_ns == times.st_atime_ns
     assert store.problem() == f"the store is read-only: {folder}"
@@ -261,9 +264,7 @@ SHARES = "store = Store(sys.argv[1], shared_group=True, retries=Retries(attempts
 def shared(for_all: Path) -> Iterator[str]:
     """The folder of a store that the users of a group share."""
     folder = for_all / "shared"
-    folder.mkdir()
-    os.chown(folder, 0, GROUP)
-    folder.chmod(0o2770)
+    make_shared(folder)
     yield str(folder)
     store = Store(folder, shared_group=True)
     assert store.check() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import partial
 from pathlib import Path
@@ -83,6 +84,15 @@ def test_two_keys_share_nothing(layout: Layout) -> None:
     prove()
 
 
+def test_a_name_is_the_key_of_one_path(layout: Layout) -> None:
+    path = layout.place("name").path
+    assert layout.is_named("name", path)
+    assert not layout.is_named("another name", path)
+    for no_name in ("", "sha256:none", "a" * 64):  # what is no key of a named blob
+        hashed = hashlib.sha256(no_name.encode()).hexdigest()
+        assert not layout.is_named(no_name, os.path.join(layout.folder, "named", hashed))
+
+
 def test_a_key_is_a_text(layout: Layout) -> None:
     for key in (None, 5, b"key"):
         with pytest.raises(ValueError, match="a key is a digest, or any text"):
@@ -136,7 +146,9 @@ def test_files_of_a_blob_are_known_by_their_names(key: str, layout: Layout) -> N
     for path in made:
         Path(path).touch()
     assert {each.path: each.kind for each in layout.entries()} == made
-    assert {each.kind for each in layout.entries(blobs=False)} == set(made.values()) - {"blob"}
+    for kind in made.values():
+        expected = {path for path in made if made[path] == kind}
+        assert {each.path for each in layout.entries((kind,))} == expected
     assert [each.path for each in layout.blobs()] == [place.path]
 
 

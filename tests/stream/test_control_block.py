@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import mmap
+import os
 import random
 from pathlib import Path
 
@@ -116,6 +118,38 @@ def test_a_snapshot_outlives_its_block() -> None:
     block.published = 8
     block.release()
     assert (snapshot.published, snapshot.path) == (7, b"/somewhere")
+
+
+def test_what_is_stored_at_once_is_compared_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "segment"
+    path.write_bytes(bytes(Block.size_for(4)))
+    with (
+        path.open("r+b") as file,
+        mmap.mmap(file.fileno(), 0) as mapped,
+        memoryview(mapped) as memory,
+    ):
+        block = Block(memory, "name", file.fileno())
+        compared: list[tuple[int, ...]] = []
+        lseek = os.lseek
+
+        def compare(*args: int) -> int:
+            compared.append(args)
+            return lseek(*args)
+
+        monkeypatch.setattr(os, "lseek", compare)
+        now = block.at_once()
+        now.published, now.path = 7, b"/somewhere"
+        assert (now.published, now.path, len(compared)) == (7, b"/somewhere", 1)
+        assert (block.published, block.path, len(compared)) == (7, b"/somewhere", 4)
+        os.truncate(path, 0)
+        assert block.if_sound() is None
+        with pytest.raises(DamagedSegment, match="cut off"):
+            block.at_once()
+        block.release()
+        with pytest.raises(ValueError, match="released"):
+            _ = now.published
 
 
 @pytest.mark.parametrize(

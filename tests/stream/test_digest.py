@@ -30,7 +30,7 @@ def test_nobody_waits_for_a_digest_that_decides_nothing(
     finish = RunningDigest.finish
 
     def finish_later(self: RunningDigest) -> str:
-        assert go_on.wait(20)
+        assert go_on.wait(60)
         return finish(self)
 
     monkeypatch.setattr(RunningDigest, "finish", finish_later)
@@ -75,6 +75,23 @@ NEARLY = some.builds(
     ),
     some.sampled_from(["", "\n", " ", "\0", "g", "A", "\N{ARABIC-INDIC DIGIT ONE}"]),
 )
+
+
+@pytest.mark.parametrize("more", [b"", b"more"])
+def test_what_a_dead_writer_has_left_is_hashed_with_what_comes(tmp_path: Path, more: bytes) -> None:
+    """Until then no thread takes the processor from the takeover."""
+    data = content(3, 3 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(data + more)
+    before = live_threads()
+    with path.open("rb") as file:
+        expected = f"sha256:{hashlib.sha256(data + more).hexdigest()}"
+        digest = RunningDigest(expected, file.fileno(), len(data))
+        assert live_threads() == before
+        if more:
+            digest.update(len(more))
+            wait_until(lambda: digest.covered == len(data) + len(more))
+        assert digest.finish() == expected
 
 
 @settings(deadline=None, max_examples=500)

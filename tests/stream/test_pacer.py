@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from shmstream import BlobStreamer, InFlightCopier
 from shmstream.stream.pacer import Pacer
+from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.subscribers import Subscribers
 from shmstream.system import threads
 from tests.support.interpreters import live_threads, wait_until
@@ -60,7 +62,7 @@ def test_what_is_left_over_goes_out_by_itself() -> None:
         with owner.lock:
             owner.pacer.published()
             assert not owner.pacer.is_due(1)
-        assert owner.told.acquire(timeout=10)
+        assert owner.told.acquire(timeout=60)
     assert owner.threads == ["shmstream-pacer"] * 4
     owner.end()
 
@@ -71,7 +73,7 @@ def test_enough_that_came_too_soon_does_not_wait_for_the_interval() -> None:
         owner.pacer.published()
         while owner.pacer.is_due(1000):
             owner.pacer.published()
-    assert owner.told.acquire(timeout=10)
+    assert owner.told.acquire(timeout=60)
     owner.end()
 
 
@@ -110,7 +112,7 @@ def test_a_forgotten_owner_is_collected_and_its_thread_ends() -> None:
         assert not owner.pacer.is_due(1)
     del owner
     assert pacer._thread is not None
-    pacer._thread.join(10)
+    pacer._thread.join(60)
     assert not pacer._thread.is_alive()
 
 
@@ -166,3 +168,37 @@ def test_a_long_buffer_is_published_in_steps(monkeypatch: pytest.MonkeyPatch, bl
         streamer.commit()
         assert streamer.statistics().appended == seen[-1] == 5 << 19
     assert streamer.statistics().subscribers == ()
+
+
+@pytest.mark.parametrize("published", [1000, 0], ids=["a successor", "of a dead flight"])
+def test_the_first_bytes_after_a_takeover_go_out_at_once(tmp_path: Path, published: int) -> None:
+    """Readers have waited for them; the interval begins with them, not with the takeover."""
+    path = tmp_path / "blob"
+    name = leave_orphan(path, published)
+    pacing = {"publish_bytes": 1 << 30, "publish_interval": 3600.0}
+    if published:
+        streamer = ResumableStreamer.succeed(name, **pacing)  # type: ignore[arg-type]
+    else:
+        streamer = ResumableStreamer.create(path, **pacing)  # type: ignore[arg-type]
+        streamer.cut(1000)
+        streamer.resume()
+    with streamer:
+        assert streamer.published == 1000
+        streamer.append(b"x")
+        assert streamer.published == 1001
+        streamer.append(b"y")
+        assert streamer.published == 1001, "these wait for more"
+        streamer.commit()
+
+
+def leave_orphan(path: Path, published: int) -> str:
+    """The name of a stream without a writer, of which 1,000 bytes were published; or its file."""
+    streamer = ResumableStreamer.create(path, name=None if published else "gone")
+    streamer.append(bytes(1000))
+    if published:
+        with InFlightCopier.attach(streamer.name):
+            streamer.close()  # hands over, because there is a reader
+    else:
+        streamer.keeps = True
+        streamer.close()
+    return streamer.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import pickle
 import shutil
@@ -15,7 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from shmstream import BlobAborted, BlobStreamer, InFlightCopier, StreamClosed
+from shmstream import (
+    BlobAborted,
+    BlobStreamer,
+    DamagedPartial,
+    InFlightCopier,
+    StreamBroken,
+    StreamClosed,
+)
+from shmstream.stream.partial import partial_path
 from tests.support import roles
 from tests.support.arriving import arriving
 
@@ -156,6 +165,29 @@ def test_seeking_from_the_end_of_a_stream_that_is_aborted(blob: str) -> None:
             assert copier.read(100) == b"some"
             with pytest.raises(BlobAborted):
                 copier.read(100)
+
+
+@pytest.mark.parametrize("end", ["abort", "truncate"])
+def test_fewer_bytes_are_never_the_end_of_a_broken_stream(blob: str, end: str) -> None:
+    """A program takes fewer bytes than it asked for as the end of the file, or even as data."""
+    with BlobStreamer.create(blob, size=8, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as copier:
+            streamer.append(b"half")
+            assert copier.read(1) == b"h"
+            broken: type[StreamBroken]
+            if end == "abort":
+                broken = BlobAborted
+                streamer.abort("no rest")
+            else:
+                broken = DamagedPartial
+                streamer.append(b"-all")
+                os.truncate(partial_path(blob), 4)
+            with pytest.raises(broken):
+                copier.readinto(bytearray(7))
+            assert copier.tell() == 1
+            assert b"".join(itertools.islice(copier, 1)) == b"alf"
+            with pytest.raises(broken):
+                next(copier)
 
 
 def test_what_a_copier_tells(blob: str) -> None:

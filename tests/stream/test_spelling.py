@@ -17,6 +17,7 @@ from shmstream.stream.spelling import ALGORITHMS, new_hash, read_digest
 DATA = b"some bytes"
 HEX = hashlib.sha256(DATA).hexdigest()
 BASE = base64.b64encode(hashlib.sha256(DATA).digest()).decode()
+BASE_32 = base64.b32encode(hashlib.sha256(DATA).digest()).decode()
 HERE = [each for each in ALGORITHMS if each != "blake3"]  # that one needs an extra
 
 
@@ -146,6 +147,14 @@ REFUSED = [
     ":".join(HEX[each : each + 2] for each in range(0, 64, 2)),
     " ".join(HEX[each : each + 2] for each in range(0, 64, 2)),
     " ".join(HEX[each : each + 8] for each in range(0, 64, 8)),
+    "-".join(HEX[each : each + 8] for each in range(0, 64, 8)),
+    f"ripemd160-{base64.b64encode(hashlib.sha1(DATA).digest()).decode()}",
+    f"sha512_256-{BASE}",
+    f"sm3-{HEX}",
+    BASE_32,
+    BASE_32.rstrip("=").lower(),
+    f"bafkrei{BASE_32[:52].lower()}",
+    "QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnPbdG",
 ]
 
 
@@ -194,10 +203,15 @@ NAMES = [
     "md5 of the thing",
     "shards:0123456789abcdef",
     "tiger:photos of last year",
+    "sha512-crypt-of-all-the-passwords-there-are",
+    "shards-0123456789abcdef",
+    "Qm of the quarter",
     "123e4567-e89b-12d3-a456-426614174000",
     "\ud800",
     "\N{LATIN SMALL LETTER LONG S}ha",
-    "x" * 10_000,
+    "x" * 300_000,
+    "x-" * 100_000,
+    "(" * 300_000,
 ]
 
 

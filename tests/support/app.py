@@ -1,13 +1,18 @@
-"""An ASGI application for tests: /blob/<key> of a store, from the origin in the environment."""
+"""An ASGI application for tests: /blob/<key> of a store, from the origin in the environment.
+
+TEST_STORE is the folder of the store, or `@` and the path of a file that holds the folder of now.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from shmstream import Store
 from shmstream.asgi.protocol import Protocol
 from shmstream.asgi.response import InFlightResponse
 from shmstream.sources.base import Feed
@@ -27,11 +32,26 @@ if noted := os.environ.get("TEST_SENDS"):  # note each sendfile and each sched_y
 
     os.sendfile, os.sched_yield = note(os.sendfile), note(os.sched_yield)
 
-store = make_store(os.environ["TEST_STORE"], json.loads(os.environ.get("TEST_STORE_OPTIONS", "{}")))
+_opened: dict[str, Store] = {}
+_store_options = json.loads(os.environ.get("TEST_STORE_OPTIONS", "{}"))
 origin = os.environ["TEST_ORIGIN"]
 options = json.loads(os.environ.get("TEST_OPTIONS", "{}"))
 
 MIB = 1 << 20
+
+
+def store() -> Store:
+    """The store of now."""
+    folder = os.environ["TEST_STORE"]
+    if folder.startswith("@"):
+        folder = Path(folder[1:]).read_text()
+    if folder not in _opened:
+        _opened.clear()
+        _opened[folder] = make_store(folder, _store_options)
+    return _opened[folder]
+
+
+store()
 
 
 class Hasty(Protocol):
@@ -71,7 +91,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         source = Silent()
     elif key == "once":
         source = iter([bytes(MIB)] * 4)
-    await InFlightResponse(store, key, source, **options)(scope, receive, send)
+    await InFlightResponse(store(), key, source, **options)(scope, receive, send)
 
 
 def starlette() -> Any:
@@ -82,7 +102,7 @@ def starlette() -> Any:
     async def endpoint(request: Request) -> InFlightResponse:
         key = str(request.path_params["key"])
         source = None if key == "absent" else f"{origin}/blob"
-        return InFlightResponse(store, key, source)
+        return InFlightResponse(store(), key, source)
 
     return Starlette(routes=[Route("/blob/{key:path}", endpoint)])
 
@@ -111,8 +131,8 @@ def fastapi() -> Any:
 
     async def endpoint(key: str, tasks: BackgroundTasks, note: int = 0) -> InFlightResponse:
         if note:
-            tasks.add_task(store.fetch, "served", [b"yes"])
-        return InFlightResponse(store, key, None if key == "absent" else f"{origin}/blob")
+            tasks.add_task(store().fetch, "served", [b"yes"])
+        return InFlightResponse(store(), key, None if key == "absent" else f"{origin}/blob")
 
     endpoint.__annotations__["tasks"] = BackgroundTasks  # it is known only in here
     application.get("/blob/{key}", response_model=None)(endpoint)

@@ -14,11 +14,14 @@ from typing import Any
 
 import psutil
 
-from tests.support.interpreters import wait_until
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 
 COMMANDS = {
-    "uvicorn": "uvicorn --port {port} --workers 2 --no-access-log --timeout-graceful-shutdown 2",
+    "uvicorn": (
+        "uvicorn --port {port} --workers 2 --no-access-log --timeout-graceful-shutdown 2"
+        " --timeout-worker-healthcheck 30"  # else it kills workers of a busy machine
+    ),
     "hypercorn": "hypercorn --bind 127.0.0.1:{port} --workers 2 --graceful-timeout 2",
     "granian": "granian --port {port} --workers 2 --interface asgi --workers-kill-timeout 2",
 }
@@ -57,8 +60,29 @@ class Server:
             stdout=self.log,
             stderr=self.log,
         )
+        self._file = Path(folder[1:]) if folder.startswith("@") else None
+        self._unread = 0
         wait_until(self._answers)
         wait_until(lambda: sum(map(_has_a_loop, self.processes())) == 2)
+
+    @classmethod
+    def for_many(cls, place: Path, origin: Origin, *options: str) -> Server:
+        """A server for many tests, one after the other, each with a store of its own (`use`)."""
+        (place / "store").write_text(str(place / "none"))
+        return cls(f"@{place / 'store'}", origin, place / "log", *options)
+
+    def use(self, folder: str) -> None:
+        """Serve what is in this store from now on."""
+        assert self._file is not None
+        self._unread = Path(self.log.name).stat().st_size
+        self._file.write_text(folder)
+
+    @property
+    def said(self) -> str:
+        """Its log, since `use`."""
+        with open(self.log.name, encoding="utf-8") as log:
+            log.seek(self._unread)
+            return log.read()
 
     def processes(self) -> list[psutil.Process]:
         server = psutil.Process(self.process.pid)
@@ -83,7 +107,7 @@ class Server:
     def open(
         self, method: str, path: str, headers: dict[str, str] | None = None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request(method, path, headers=headers or {})
         return connection, connection.getresponse()
 
@@ -99,13 +123,13 @@ class Server:
         workers = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)  # it may wait for an answer of a worker that was killed
         finally:
             self.process.kill()
             for worker in workers:  # after a test that failed
                 with suppress(psutil.NoSuchProcess):
                     worker.kill()
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
             self.log.close()
 
 

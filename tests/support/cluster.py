@@ -16,8 +16,7 @@ import pytest
 
 from shmstream import Cluster, Event, Retries, ShmstreamError, Store, sweep
 from shmstream.cluster import endpoint, node, part, peer
-from shmstream.sources.http import close_pools
-from tests.support.interpreters import Interpreter, Link, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until
 from tests.support.redis import Redis
 
 SECRET = "the secret of the tests"
@@ -105,14 +104,16 @@ class Nodes:
     def __init__(self, folder: Path, redis: Redis, start: Callable[..., Interpreter]) -> None:
         self.folder = folder
         self.redis = redis
+        self.url = redis.url
         self.ports = Ports()
+        self.addresses: list[str] = []  # those of `where`
         self._start = start
         self.stores: list[Store] = []
         self.counts: dict[str, Counts] = {}
         self._count = 0
 
     def options(self, **more: Any) -> dict[str, Any]:
-        return {"url": self.redis.url, "secret": SECRET, "lease": 1.0, **more}
+        return {"url": self.url, "secret": SECRET, "lease": 1.0, **more}
 
     def place(self) -> str:
         self._count += 1
@@ -131,11 +132,24 @@ class Nodes:
         self.counts[made.folder] = counts
         return made
 
-    def processes(self, *where: tuple[str, str], fan: int = 2) -> list[Interpreter]:
-        """Nodes in interpreters: tell each a key and a URL; it says its beginning and its end."""
+    def processes(
+        self, *where: tuple[str, str], fan: int = 2, liar: int | None = None, **lies: int
+    ) -> list[Interpreter]:
+        """Nodes in interpreters: tell each a key and a URL; it says its beginning and its end.
+
+        The one with the number `liar` lies to its peers, see `lie`. Then nobody is stopped, and no
+        node is given up only because the machine is busy.
+        """
+        options = {} if liar is None else {"lease": PATIENCE}
         made = [
-            self._start(take, folder, self.options(advertise=address, fan=fan))
-            for address, folder in where
+            self._start(
+                take,
+                folder,
+                self.options(advertise=address, fan=fan, **options),
+                lies if number == liar else {},
+                liar is None,
+            )
+            for number, (address, folder) in enumerate(where)
         ]
         for each in made:
             assert each.hear() == "ready"
@@ -143,7 +157,8 @@ class Nodes:
 
     def where(self) -> tuple[str, str]:
         """An address and a folder for a node."""
-        return self.ports.take(), self.place()
+        self.addresses.append(self.ports.take())
+        return self.addresses[-1], self.place()
 
     def settle(self, store: Store) -> None:
         """Wait until the directory knows how the flights of `store` have ended."""
@@ -157,17 +172,50 @@ class Nodes:
             each.close()
             assert each.check() == []
         self.ports.close()
-        close_pools()
         sweep()  # what was killed
 
 
-def take(link: Link, folder: str, options: dict[str, Any]) -> None:
+def lie(wrong_at: int = 1 << 60, more: int = 0) -> None:
+    """Have the endpoint of this process give another byte at `wrong_at`, and tell `more` bytes."""
+    copy, say = endpoint.Endpoint._copy, endpoint._say
+
+    def say_wrong(
+        talk: socket.socket, status: int, headers: dict[str, str] | None = None, length: int = 0
+    ) -> None:
+        told = dict(headers or {})
+        if status == 206:
+            span, size = told["content-range"].split("/")
+            first, last = span.split("-")
+            told["content-range"] = f"{first}-{int(last) + more}/{int(size) + more}"
+        say(talk, status, told, length + (more if status in (200, 206) else 0))
+
+    def copy_wrong(self: endpoint.Endpoint, talk: socket.socket, blob: Any, start: int) -> None:
+        if start <= wrong_at < (blob.size or 0):
+            blob.seek(start)
+            data = bytearray(blob.read(wrong_at + 1 - start))
+            data[-1] ^= 0xFF
+            talk.sendall(data)
+            start = wrong_at + 1
+        copy(self, talk, blob, start)
+
+    endpoint.Endpoint._copy = copy_wrong  # type: ignore[method-assign]
+    endpoint._say = say_wrong
+
+
+def take(
+    link: Link, folder: str, options: dict[str, Any], lies: dict[str, int], is_hasty: bool
+) -> None:
     """A node: it hears a key and a URL, reads the blob, and says what it got."""
+    if lies:
+        lie(**lies)
     counts = Counts()
     if "SHMSTREAM_TEST_LOG" in os.environ:
         form = f"%(asctime)s.%(msecs)03d {options['advertise']} %(threadName)s %(message)s"
         logging.basicConfig(level="DEBUG", filename=os.environ["SHMSTREAM_TEST_LOG"], format=form)
-    be_hasty()
+    if is_hasty:
+        be_hasty()
+    else:
+        peer.READ = PATIENCE
     store = Store(folder, cluster=Cluster(**options), retries=HASTY, on_event=counts)
     link.say("ready")
     while (order := link.hear()) != "end":

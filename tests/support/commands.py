@@ -14,12 +14,14 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
 from shmstream.stream import doorbell, segment
 from tests.support.interpreters import PATIENCE
+from tests.support.zygote import COMMANDS, Forked, pipes, read_all
 
 ROOT = Path(__file__).parents[2]
 PYTHON = [sys.executable, "-X", "dev", "-W", "error"]
@@ -30,20 +32,43 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
+def begin(
+    *arguments: str, cwd: Path, environment: Mapping[str, str], files: Sequence[int]
+) -> subprocess.Popen[bytes] | Forked:
+    """Begin `shmstream ...`, in a forked interpreter if that makes no difference.
+
+    `files`: its standard output and error.
+    """
+    customized = any(
+        Path(each, "sitecustomize.py").exists()
+        for each in environment.get("PYTHONPATH", "").split(":")
+    )
+    if not customized and COMMANDS.can_fork(environment):
+        with open(os.devnull, "rb") as nothing:
+            return COMMANDS.fork(
+                "shmstream.__main__:main",
+                *arguments,
+                files=[nothing.fileno(), *files],
+                environment=environment,
+                folder=cwd,
+            )
+    return subprocess.Popen(
+        [*PYTHON, "-m", "shmstream", *arguments],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=files[0],
+        stderr=files[1],
+    )
+
+
 class Running:
     """`shmstream ...` with pipes for its output."""
 
     def __init__(self, *arguments: str, cwd: Path) -> None:
-        self.process = subprocess.Popen(
-            [*PYTHON, "-m", "shmstream", *arguments],
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-        )
-        assert self.process.stdout is not None
-        self.stdout = self.process.stdout
+        with pipes(False, False) as (ours, theirs):
+            self.stdout, self.stderr = (os.fdopen(each, "rb", 0) for each in ours)
+            self.process = begin(*arguments, cwd=cwd, environment=os.environ, files=theirs)
 
     def read(self, count: int) -> bytes:
         """Wait for the next `count` bytes of standard output; fewer only at its end."""
@@ -54,15 +79,17 @@ class Running:
 
     def finish(self) -> tuple[int, bytes, str]:
         """Wait until it ends; returns its exit code, standard output and standard error."""
-        out, errors = self.process.communicate(timeout=PATIENCE)
+        out, errors = read_all([self.stdout, self.stderr], PATIENCE)
         told = errors.decode()
         assert "Traceback" not in told
         assert "Warning" not in told
-        return self.process.returncode, out, told
+        return self.process.wait(PATIENCE), out, told
 
     def close(self) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        self.stdout.close()
+        self.stderr.close()
 
 
 class Command:

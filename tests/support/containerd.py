@@ -8,22 +8,24 @@ The daemon dies with the test, even a killed one.
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
-import pytest
-
-from tests.support.docker_registry import program
-from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.interpreters import PATIENCE
+from tests.support.programs import Client, begin, begin_daemon, program
 
 _CONFIGURATION = """
 version = 2
 root = "{folder}/root"
 state = "{folder}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]
+disabled_plugins = [
+    "io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt", "io.containerd.nri.v1.nri",
+]
 [grpc]
 address = "{folder}/socket"
+"""
+_PARTS = """
+[plugins."io.containerd.transfer.v1.local"]
+concurrent_layer_fetch_buffer = {part}
 """
 _HOSTS = """
 server = "http://127.0.0.1:1"
@@ -35,47 +37,46 @@ capabilities = ["pull", "resolve"]
 class Containerd:
     """A running containerd. `folder` has a short path, as sockets need it."""
 
-    def __init__(self, folder: str, mirrors: dict[str, str]) -> None:
-        """`mirrors`: for each namespace, the host and port that is asked for it."""
+    def __init__(
+        self, folder: str, mirrors: dict[str, str], *, newer: bool = False, part: int = 0
+    ) -> None:
+        """`mirrors`: for each namespace, the host and port that is asked for it.
+
+        `newer`: containerd 2, else 1. Its `pulling` gets several parts of this size at a time.
+        """
+        self._newer = newer
         self._folder = Path(folder)
         self._socket = self._folder / "socket"
         path = self._folder / "config.toml"
-        path.write_text(_CONFIGURATION.format(folder=folder))
+        told = _CONFIGURATION + (_PARTS if part else "")
+        path.write_text(told.format(folder=folder, part=part))
         for namespace, host in mirrors.items():
             hosts = self._folder / "certs.d" / namespace
             hosts.mkdir(parents=True)
             (hosts / "hosts.toml").write_text(_HOSTS.format(host=host))
-        daemon = program("containerd", "containerd")
-        if os.geteuid() != 0 and os.environ.get("SHMSTREAM_REQUIRE_REAL") != "1":
-            pytest.skip("containerd runs as root only")
-        with (self._folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    "setpriv",
-                    "--pdeathsig",
-                    "KILL",
-                    daemon,
-                    "--config",
-                    self._folder / "config.toml",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        wait_until(lambda: self._socket.exists() or self._process.poll() is not None)
-        assert self._process.poll() is None, (self._folder / "log").read_text()
+        daemon = program("containerd", "containerd", newer=newer)
+        log = self._folder / "log"
+        self._process = begin_daemon([daemon, "--config", path], self._socket, log)
 
-    def fetching(self, name: str) -> subprocess.Popen[str]:
-        """Begin to fetch an image."""
-        hosts = ["--hosts-dir", str(self._folder / "certs.d"), "--platform", "linux/amd64"]
-        command = [program("ctr", "containerd"), "--address", str(self._socket), "content", "fetch"]
-        return subprocess.Popen(
-            [*command, *hosts, name],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    @property
+    def address(self) -> str:
+        """Where it takes requests: a path."""
+        return str(self._socket)
+
+    def _ctr(self, *arguments: str) -> Client:
+        command = [program("ctr", "containerd", newer=self._newer), "--address", self.address]
+        return begin([*command, *arguments])
+
+    def _of(self, name: str) -> list[str]:
+        return ["--hosts-dir", f"{self._folder}/certs.d", "--platform", "linux/amd64", name]
+
+    def fetching(self, name: str) -> Client:
+        """Begin to fetch an image: the client asks the registry, and the daemon stores."""
+        return self._ctr("content", "fetch", *self._of(name))
+
+    def pulling(self, name: str) -> Client:
+        """Begin to pull an image: in containerd 2 the daemon asks the registry, and unpacks."""
+        return self._ctr("images", "pull", *self._of(name))
 
     def has(self, digest: str) -> bool:
         """Whether it has that blob, which it has verified."""

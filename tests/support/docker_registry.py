@@ -11,9 +11,7 @@ one: that is asked of the kernel.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -27,6 +25,7 @@ import pytest
 
 from tests.support import images
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.programs import program as program
 
 _LINE = re.compile(r'\S+ \S+ \S+ \[[^]]*\] "(\S+) (\S+) HTTP/[\d.]+" (\d+) (\d+)')
 
@@ -167,16 +166,6 @@ class DockerRegistry:
 
 
 Run: TypeAlias = Callable[..., DockerRegistry]
-
-
-def program(name: str, package: str) -> str:
-    """The path of a program of Debian. Without it the test is skipped, or fails if it must run."""
-    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin")
-    if found is None:
-        if os.environ.get("SHMSTREAM_REQUIRE_REAL") == "1":
-            pytest.fail(f"{name} is not installed: apt-get install {package}")
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @pytest.fixture(scope="session")

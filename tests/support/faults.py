@@ -27,7 +27,7 @@ def before(owner: Any, name: str) -> Callable[[int], None]:
 
 
 def after(owner: Any, name: str) -> Callable[[int], None]:
-    """Die at the nth call of `owner.name`, when the call has done everything."""
+    """Die at the nth call of `owner.name` that has done everything; a call that fails has not."""
     return lambda nth: _wrap(owner, name, nth, dies_before=False)
 
 
@@ -37,13 +37,11 @@ def _wrap(owner: Any, name: str, nth: int, *, dies_before: bool) -> None:
 
     def dying(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
+        result = None if dies_before else original(*args, **kwargs)
         calls += 1
-        if dies_before and calls == nth:
+        if calls == nth:
             _die()
-        result = original(*args, **kwargs)
-        if not dies_before and calls == nth:
-            _die()
-        return result
+        return original(*args, **kwargs) if dies_before else result
 
     is_class = isinstance(owner, type)
     bound = is_class and hasattr(original, "__self__")

@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from shmstream import Retries, ShmstreamError, Store
@@ -23,7 +24,7 @@ from shmstream.flight import blob as flight_blob
 from shmstream.flight import flight
 from shmstream.sources import download
 from shmstream.storage import journal
-from shmstream.stream import digest, partial, resumable_writer, waiter
+from shmstream.stream import claims, digest, partial, resumable_writer, waiter
 from tests.support import faults
 from tests.support.interpreters import PATIENCE, Link
 
@@ -40,6 +41,7 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the digest": faults.before(digest.RunningDigest, "finish"),
     "before the commit": faults.before(resumable_writer.ResumableStreamer, "commit"),
     "after the commit": faults.after(resumable_writer.ResumableStreamer, "commit"),
+    "before the new flight": faults.before(flight.Flight, "_sources_in_order"),
     "after the takeover": faults.after(resumable_writer.ResumableStreamer, "succeed"),
     **{
         point: faults.WRITER_POINTS[point]
@@ -97,6 +99,18 @@ def take_patiently(link: Link, folder: str, options: dict[str, Any]) -> None:
     take(link, folder, options)
 
 
+def take_async_patiently(link: Link, folder: str, options: dict[str, Any]) -> None:
+    """As `take_patiently`, in an event loop."""
+    _be_patient()
+    take_async(link, folder, options)
+
+
+def take_with_little_hope(link: Link, folder: str) -> None:
+    """A taker that waits a second, not ten, for a live process to take over."""
+    flight._HOPE = 1.0
+    take(link, folder, {})
+
+
 def take_without_looks(link: Link, folder: str) -> None:
     """A taker that never looks whether its leader lives: the kernel has to tell it."""
     waiter._SLICE = 3600.0
@@ -126,6 +140,24 @@ def read_all(link: Link, store: Store, key: str, source: Any) -> dict[str, Any]:
         "role": role,
         "longest": longest,
     }
+
+
+def fetch(link: Link, folder: str, options: dict[str, Any]) -> None:
+    """It says its pid; then it fetches each [key, source] that it hears, and says the outcome."""
+    _be_patient()
+    store = make_store(folder, options)
+    link.say(os.getpid())
+    while True:
+        try:
+            key, source = link.hear()
+        except EOFError:
+            return
+        try:
+            path = store.fetch(key, source)
+        except ShmstreamError as error:
+            link.say({"error": type(error).__name__, "text": str(error)})
+        else:
+            link.say({"error": None, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()})
 
 
 def take_async(link: Link, folder: str, options: dict[str, Any]) -> None:
@@ -222,7 +254,8 @@ def open_and_leave(link: Link, folder: str, key: str, source: str, how: str) -> 
     if how == "exit":
         link.hear()
         return
-    signal.pause()
+    while True:  # a signal that comes just before a wait does not end the wait
+        time.sleep(0.05)
 
 
 def fetch_in_a_fork(link: Link, folder: str, key: str, source: str) -> None:
@@ -285,21 +318,29 @@ def produce(link: Link, folder: str) -> None:
         link.say({"error": type(error).__name__, "text": str(error)})
 
 
-def fly_and_note_listings(link: Link, folder: str, urls: list[str]) -> None:
-    """Lead a flight of each, with another reader; say which folders all but the first list."""
+def take_and_note_listings(link: Link, folder: str, url: str) -> None:
+    """A taker that says beside each outcome which folders were listed since its first flight, of
+    `url`. In that flight it sweeps, and imports what it needs; after a minute it would sweep again.
+    """
     listed: list[str] = []
-    is_noted = False
+    is_noting = False
 
     def note(event: str, arguments: tuple[Any, ...]) -> None:
-        if is_noted and event in ("os.listdir", "os.scandir", "glob.glob"):
+        is_listing = event in ("os.listdir", "os.scandir")
+        if is_noting and is_listing and arguments[0] not in sys.path_importer_cache:
             listed.append(str(arguments[0]))
 
     sys.addaudithook(note)
     store = make_store(folder, {})
-    for url in urls:
-        with store.open(url, url) as leader, store.open(url, url) as follower:
-            assert leader.read() == follower.read()
-            leader.wait()
-        is_noted = True
-    is_noted = False
-    link.say(listed)
+    store.fetch(str(os.getpid()), url)
+    claims._SWEEP_INTERVAL = 1e9
+    link.say(os.getpid())
+    while True:
+        try:
+            key, source = link.hear()
+        except EOFError:
+            break
+        is_noting = True
+        outcome = read_all(link, store, key, source)
+        link.say({**outcome, "listed": listed})
+    is_noting = False

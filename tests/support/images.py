@@ -115,6 +115,25 @@ def index(images: dict[str, Image], media_type: str = OCI_INDEX) -> Image:
     return Image(json.dumps(facts).encode(), media_type, (), tuple(images.values()))
 
 
+def artifact(files: dict[str, bytes]) -> Image:
+    """An artifact as oras makes it: files by name, and no configuration."""
+    empty = b"{}"
+    facts = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "artifactType": "application/vnd.test.files",
+        "config": _descriptor(empty, "application/vnd.oci.empty.v1+json"),
+        "layers": [
+            {
+                **_descriptor(data, "application/octet-stream"),
+                "annotations": {"org.opencontainers.image.title": name},
+            }
+            for name, data in files.items()
+        ],
+    }
+    return Image(json.dumps(facts).encode(), OCI_MANIFEST, (empty, *files.values()))
+
+
 def _descriptor(data: bytes, media_type: str) -> dict[str, object]:
     return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
 

@@ -1,9 +1,11 @@
 """Interpreters of their own, which talk with a test in lines over pipes.
 
-A test starts a *role*, a function of a module, in a fresh `python` that shares nothing with the
-test but the arguments. The two talk in JSON lines: one side says a line, the other side hears it.
-Hearing synchronises them; nothing sleeps. Every wait is bounded. If a role fails, the test shows
-its traceback.
+A test starts a *role*, a function of a module, in a `python` that shares nothing with the test but
+the arguments. The two talk in JSON lines: one side says a line, the other side hears it. Hearing
+synchronises them; nothing sleeps. Every wait is bounded. If a role fails, the test shows its
+traceback.
+
+The interpreter is a fresh one, or a fork of the zygote (`zygote`), which has imported this library.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
 
 from shmstream.system import threads
+from tests.support.zygote import ROOT, Forked, Zygote, pipes
 
+RUN = "tests.support.interpreters:run"
 PATIENCE = 60.0  # s; a step of a test that takes longer has failed, however busy the machine is
-_ROOT = Path(__file__).parents[2]
 
 
 class Link:
@@ -54,40 +56,43 @@ class Interpreter:
     """One interpreter that runs one role."""
 
     def __init__(
-        self, role: Callable[..., None], *arguments: Any, within: tuple[str, ...] = ()
+        self,
+        role: Callable[..., None],
+        *arguments: Any,
+        within: tuple[str, ...] = (),
+        zygote: Zygote | None = None,
     ) -> None:
+        """`within`: a command before the interpreter's own. `zygote`: forks it, if it can."""
         self.role = role.__name__
-        self.process = subprocess.Popen(
-            [
-                *within,
-                sys.executable,
-                "-X",
-                "dev",
-                "-c",
-                "from tests.support.interpreters import run; run()",
-                role.__module__,
-                role.__name__,
-                json.dumps(arguments),
-            ],
-            cwd=_ROOT,
-            env=os.environ | {"PYTHONPATH": str(_ROOT)},  # `within` may change the folder
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        command = role.__module__, role.__name__, json.dumps(arguments)
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}  # `within` may change the folder
+        self.process: subprocess.Popen[str] | Forked
+        with pipes(True, False, False) as (ours, theirs):
+            self.stdin = os.fdopen(ours[0], "w")
+            self.stdout, self.stderr = os.fdopen(ours[1]), os.fdopen(ours[2])
+            if zygote is not None and not within and zygote.can_fork(environment):
+                self.process = zygote.fork(RUN, *command, files=theirs, environment=environment)
+            else:
+                program = "from tests.support.interpreters import run; run()"
+                self.process = subprocess.Popen(
+                    [*within, sys.executable, "-X", "dev", "-c", program, *command],
+                    cwd=ROOT,
+                    env=environment,
+                    stdin=theirs[0],
+                    stdout=theirs[1],
+                    stderr=theirs[2],
+                    text=True,
+                )
         self.pid = self.process.pid
         self._heard = b""
 
     def say(self, value: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(value) + "\n")
-        self.process.stdin.flush()
+        self.stdin.write(json.dumps(value) + "\n")
+        self.stdin.flush()
 
     def hear(self, patience: float = PATIENCE) -> Any:
         """The next message. An AssertionError if the role ends or says nothing."""
-        assert self.process.stdout is not None
-        out = self.process.stdout.fileno()
+        out = self.stdout.fileno()
         while b"\n" not in self._heard:
             if not select.select([out], [], [], patience)[0]:
                 raise AssertionError(f"{self.role} said nothing for {patience} s{self._autopsy()}")
@@ -100,8 +105,7 @@ class Interpreter:
 
     def _autopsy(self) -> str:
         self.kill()
-        assert self.process.stderr is not None
-        return f" (exit {self.process.returncode}):\n{self.process.stderr.read()}"
+        return f" (exit {self.process.returncode}):\n{self.stderr.read()}"
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -126,26 +130,23 @@ class Interpreter:
 
     def finish(self) -> str:
         """End the role's input, and wait for its clean end; what it wrote to standard error."""
-        assert self.process.stderr is not None
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        self.stdin.close()
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.role} does not end{self._autopsy()}") from None
-        errors = self.process.stderr.read()
+        errors = self.stderr.read()
         assert code == 0, f"{self.role} ended with {code}:\n{errors}"
         return errors
 
     def close(self) -> None:
         if self.process.poll() is None:
             self.kill()
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    pass
+        for pipe in (self.stdin, self.stdout, self.stderr):
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +161,7 @@ class Interpreter:
 
 
 def run() -> None:
-    """Run the role that the command line names; called in the fresh interpreter."""
+    """Run the role that the command line names; called in the interpreter."""
     module, name, arguments = sys.argv[1:]
     role = getattr(importlib.import_module(module), name)
     link = Link()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from bench.registry import serves
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.serving import Serving
 
@@ -131,3 +132,9 @@ def kill(worker: int) -> None:
 def are_ready(serving: Serving, count: int, starts: int) -> bool:
     """Whether `count` workers run, and `starts` workers have begun to serve so far."""
     return len(serving.workers()) == count and serving.metric(STARTS) == starts
+
+
+def all_serve(serving: Serving, count: int) -> bool:
+    """Whether there are `count` workers, and each of them takes connections."""
+    workers = serving.workers()
+    return len(workers) == count and all(map(serves, workers))

@@ -82,8 +82,8 @@ class _Application:
             await send({"type": "http.response.body", "body": b""})
 
 
-def _work(channel: socket.socket, table: int, fresh: socket.socket | None, nth: int) -> None:
-    """Be a worker: with a fresh connection, or with what the keeper sends."""
+def _work(channel: socket.socket, table: int, nth: int) -> None:
+    """Be a worker, with what the keeper sends."""
     KeptProtocol.head_timeout = _PATIENCE
     death = Death(nth) if nth else None
 
@@ -96,20 +96,18 @@ def _work(channel: socket.socket, table: int, fresh: socket.socket | None, nth: 
         named = {"config": config, "server_state": ServerState(), "app_state": {}}
         loop = asyncio.get_running_loop()
 
-        def begin(connection: socket.socket, place: Place) -> KeptProtocol:
+        def begin(connection: socket.socket, place: Place, is_new: bool) -> None:
             connection.setblocking(False)
             protocol = KeptProtocol(place, connection, **named)
             Transport(loop, connection, protocol)
-            return protocol
+            if not is_new:
+                protocol.go_on()
 
         mine = Table.attach(table)
         assert mine is not None
-        kept = Kept(mine, Channel(channel), lambda c, p: begin(c, p).go_on(), lambda: None)
+        kept = Kept(mine, Channel(channel), begin, lambda: None)
         kept.ready()
-        if fresh is not None:
-            place = kept.take(fresh)
-            assert place is not None
-            begin(fresh, place)
+        kept.ask(lambda _nothing: None)
         if death is not None:
             death.arm()
         await loop.create_future()
@@ -121,37 +119,28 @@ class _Crew:
     """One connection, its client, and the workers."""
 
     def __init__(self) -> None:
-        self.keeper = Keeper(records=2, most=2)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.keeper = Keeper(records=2, most=2, listener=self._listener)
         self.keeper.start(lambda: None)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.client = socket.create_connection(listener.getsockname(), _PATIENCE)
-            self.accepted, _ = listener.accept()
+        self.client = socket.create_connection(self._listener.getsockname(), _PATIENCE)
         self.number = 0
         self.pid = self.pidfd = -1
 
     def hire(self, nth: int) -> None:
-        """Start the next worker. The first one has the connection, and tells the keeper."""
+        """Start the next worker."""
         self.number += 1
         channel, table = self.keeper.enlist(self.number)
-        fresh = self.accepted if self.number == 1 else None
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 self.client.close()
-                _work(channel, table, fresh, nth)
+                self._listener.close()
+                _work(channel, table, nth)
             finally:
                 traceback.print_exc()
                 os._exit(1)
         channel.close()
         self.pidfd = os.pidfd_open(self.pid)
-        if fresh is not None:
-            self.keeper_has_it()
-            self.accepted.close()
-
-    def keeper_has_it(self) -> None:
-        """Wait until the keeper has a duplicate."""
-        while not self.keeper.kept:
-            assert not select.select([self.pidfd], [], [], 0.001)[0], "it died before it served"
 
     def has_something(self) -> list[int]:
         """Wait for bytes, or a death; empty if the loop of the worker turns, and nothing comes."""
@@ -175,6 +164,7 @@ class _Crew:
     def close(self) -> None:
         self.bury()
         self.keeper.close()
+        self._listener.close()
         self.client.close()
 
 

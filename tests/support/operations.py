@@ -156,8 +156,9 @@ class Operation:
 
     def kill(self, nth: int) -> tuple[int, list[str]]:
         """Do it in a process that dies at its `nth` line; its status, and what was wrong."""
-        prepared = end_of(fork(self.prepare))
-        assert prepared in (0, signal.SIGKILL), "it could not be prepared"
+        if type(self).prepare is not Operation.prepare:
+            prepared = end_of(fork(self.prepare))
+            assert prepared in (0, signal.SIGKILL), "it could not be prepared"
         noted(self.notes)
         return end_of(fork(lambda: self.act(self.fate(nth)))), []
 
@@ -240,9 +241,18 @@ def files(folder: str) -> set[str]:
 
 
 class Named(Operation):
-    """A fetch whose key is no digest: it has a record, and its digest is computed at the end."""
+    """A key that is no digest: it has a record, and its digest is computed at the end.
+
+    The blob is opened, so the leader has a reader in its own process, which a `fetch` has not.
+    """
 
     key = NAME
+
+    def act(self, fate: Fate) -> None:
+        store, source = self.store(), self.source()
+        fate.arm()
+        with store.open(self.key, source) as blob:
+            blob.wait()
 
 
 class Durable(Operation):

@@ -254,6 +254,7 @@ def through_process(
     quirks_process: Quirks, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[registries.Registry]:
     prefix = tmp_path_factory.mktemp("through")
+    (prefix / "sitecustomize.py").write_text(registries.HASTY)
     ours = registries.Registry(
         prefix,
         str(prefix / "store"),

@@ -7,6 +7,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -83,6 +85,48 @@ class Redis:
         self.kill()
         self._place.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Late:
+    """A way to a Redis on which each answer comes `late` seconds late. A context manager."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._there = redis
+        self.late = 0.0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self._there.port))
+                for pair in ((near, far, False), (far, near, True)):
+                    thread = threading.Thread(target=self._pass, args=pair)
+                    self._threads.append(thread)
+                    thread.start()
+
+    def _pass(self, source: socket.socket, to: socket.socket, is_answer: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if is_answer:
+                    time.sleep(self.late)
+                to.sendall(data)
+        for each in (source, to):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        source.close()
+
+    def __enter__(self) -> Late:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for each in self._threads:
+            each.join(PATIENCE)
+        self._listener.close()
 
 
 def needed() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
@@ -21,11 +22,14 @@ import psutil
 import pytest
 
 from shmstream import Store
-from tests.support.docker_registry import DockerRegistry, program
+from tests.support.docker_registry import DockerRegistry
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
+from tests.support.programs import Client, begin, program
 from tests.support.serving import Serving
 
+HASTY = "import tests.support.hasty\n"
+"""For a `sitecustomize.py`: the server's pauses between tries are short."""
 DIRECT = {f"{scheme}_proxy": "" for scheme in ("http", "https", "all", "no")}
 
 
@@ -163,6 +167,7 @@ def ours_process(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Registry]:
     prefix = tmp_path_factory.mktemp("registry")
+    (prefix / "sitecustomize.py").write_text(HASTY)
     upstreams = {None: docker_registry_process.url, "fault.test": origin_process.url("")}
     registry = Registry(prefix, str(prefix / "store"), upstreams, DIRECT)
     yield registry
@@ -188,16 +193,35 @@ def ours(
 # Clients.
 
 
-def skopeo(name: str, host: str, to: Path, *options: str) -> subprocess.Popen[str]:
+def skopeo(name: str, host: str, to: Path, *options: str) -> Client:
     """Copy an image out of a registry, into a folder, verifying every digest."""
     command = [program("skopeo", "skopeo"), "--insecure-policy", "copy", "--src-tls-verify=false"]
-    return subprocess.Popen(
-        [*command, *options, f"docker://{host}/{name}", f"dir:{to}"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return begin([*command, *options, f"docker://{host}/{name}", f"dir:{to}"])
+
+
+def crane(name: str, host: str, to: Path) -> Client:
+    """Pull an image into a folder that is an OCI image layout."""
+    command = [program("crane", "crane", newer=True), "pull", "--insecure", "--format", "oci"]
+    return begin([*command, "--platform", "linux/amd64", f"{host}/{name}", to], HOME=str(to))
+
+
+def oras(name: str, host: str, to: Path) -> Client:
+    """Get the files of an artifact, into a folder."""
+    command = [program("oras", "oras", newer=True), "pull", "--plain-http", f"{host}/{name}"]
+    return begin([*command, "--output", to], HOME=str(to))
+
+
+_ORAS = """
+import sys
+from oras.client import OrasClient
+OrasClient(insecure=True).pull(sys.argv[1], outdir=sys.argv[2])
+"""
+
+
+def oras_of_python(name: str, host: str, to: Path) -> Client:
+    """Get the files of an artifact, into a folder, with PyPI's oras."""
+    to.mkdir()
+    return begin([sys.executable, "-c", _ORAS, f"{host}/{name}", to], HOME=str(to))
 
 
 class Podman:
@@ -205,8 +229,15 @@ class Podman:
 
     def __init__(self, folder: str) -> None:
         folders = ["--root", f"{folder}/root", "--runroot", f"{folder}/run"]
+        folders += ["--tmpdir", f"{folder}/tmp"]
         self._command = [program("podman", "podman"), *folders, "--storage-driver", "vfs"]
-        self._environment = {**os.environ, "HOME": folder, "XDG_RUNTIME_DIR": f"{folder}/xdg"}
+        settings = Path(folder, "containers.conf")
+        settings.write_text('[engine]\nlock_type = "file"\n')  # else it leaves shared memory
+        self._environment = {
+            "HOME": folder,
+            "XDG_RUNTIME_DIR": f"{folder}/xdg",
+            "CONTAINERS_CONF": str(settings),
+        }
         works = self.run("info")
         if works.returncode and os.environ.get("SHMSTREAM_REQUIRE_REAL") != "1":
             pytest.skip(f"podman does not run here: {works.stderr}")
@@ -216,27 +247,33 @@ class Podman:
             [*self._command, *arguments],
             capture_output=True,
             text=True,
-            env=self._environment,
+            env={**os.environ, **self._environment},
             timeout=PATIENCE,
             check=False,
         )
 
     def pull(self, name: str) -> str:
         """Pull an image; the digest of its configuration."""
-        done = self._pull(name)
+        done = self.run(*self._pull(name))
         assert done.returncode == 0, done.stderr
         return f"sha256:{done.stdout.strip()}"
 
-    def errors(self, name: str) -> str:
-        """Pull an image; what it tells of errors."""
-        done = self._pull(name)
-        return done.stderr if done.returncode else ""
+    def pulling(self, name: str) -> Client:
+        """Begin to pull an image."""
+        return begin([*self._command, *self._pull(name)], **self._environment)
 
-    def _pull(self, name: str) -> subprocess.CompletedProcess[str]:
-        return self.run("pull", "--tls-verify=false", "--arch", "amd64", name)
+    def layers(self, name: str) -> list[str]:
+        """The digests of the unpacked layers of an image that it has."""
+        done = self.run("image", "inspect", "--format", "{{json .RootFS.Layers}}", name)
+        assert done.returncode == 0, done.stderr
+        found: list[str] = json.loads(done.stdout)
+        return found
+
+    def _pull(self, name: str) -> list[str]:
+        return ["pull", "--tls-verify=false", "--arch", "amd64", name]
 
 
-def succeeds(client: subprocess.Popen[str]) -> None:
+def succeeds(client: Client) -> None:
     """Wait for the end of a client, and check that it succeeded."""
     _, errors = client.communicate(timeout=PATIENCE)
     assert client.returncode == 0, errors

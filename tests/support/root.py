@@ -55,6 +55,13 @@ def as_user(user: int, group: int, folder: str, program: str) -> str:
     return done.stdout.strip()
 
 
+def make_shared(folder: Path) -> None:
+    """Make a folder that the users of `GROUP` share."""
+    folder.mkdir()
+    os.chown(folder, 0, GROUP)
+    folder.chmod(0o2770)
+
+
 @pytest.fixture
 def for_all() -> Iterator[Path]:
     """A folder that other users may reach: pytest keeps its own private."""

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.commands import PYTHON, ROOT
+from tests.support.commands import ROOT, begin
 from tests.support.interpreters import PATIENCE, wait_until
 
 
@@ -40,22 +39,21 @@ class Serving:
         self.temporary.mkdir(exist_ok=True)
         self._log = (folder / "serve.err").open("w+")
         self._access = (folder / "serve.out").open("w+")
-        command = [*PYTHON, "-m", "shmstream", "serve", "--listen", "127.0.0.1:0"]
+        command = ["serve", "--listen", "127.0.0.1:0"]
         command += ["--store", str(self.store), "--workers", "2", "--grace", "0s"]
         if upstream:
             command += ["--upstream", upstream]
-        self.process = subprocess.Popen(
-            [*command, *options],
+        self.process = begin(
+            *command,
+            *options,
             cwd=folder,
-            env={
+            environment={
                 **os.environ,
                 "PYTHONPATH": f"{ROOT}:{folder}",
                 "PYTHONWARNINGS": "error",
                 "TMPDIR": str(self.temporary),
             },
-            stdin=subprocess.DEVNULL,
-            stdout=self._access,
-            stderr=self._log,
+            files=[self._access.fileno(), self._log.fileno()],
         )
         self.tls: ssl.SSLContext | None = None
         self._seen: set[int] = set()  # all workers so far, to check that each one ends

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from shmstream.stream import doorbell, segment
 from shmstream.system import threads
 from tests.support.interpreters import PATIENCE, live_threads
+
+_A_WHILE = 15.0  # s
 
 
 class Traces(NamedTuple):
@@ -23,17 +26,38 @@ class Traces(NamedTuple):
     threads: list[str]
     descriptors: list[str]
 
+    def told_beside(self, before: Traces) -> str:
+        """What is there now and was not before, and what is missing."""
+        told = []
+        for name, now, was in zip(self._fields, self, before, strict=True):
+            more, less = Counter(now) - Counter(was), Counter(was) - Counter(now)
+            if more or less:
+                told.append(f"{name}: more {[*more.elements()]}, less {[*less.elements()]}")
+        return "\n".join(told)
 
-def traces(folder: Path) -> Traces:
-    """What there is now; `folder` is the test's own."""
+
+def traces(folder: Path | None) -> Traces:
+    """What there is now; `folder` is the test's own, if it has one."""
     return Traces(
         segments=segment.names(),
         doorbells=sorted(name for _, name in doorbell.names()),
-        partials=sorted(str(path) for path in folder.rglob("*.shmstream-partial")),
+        partials=sorted(map(str, folder.rglob("*.shmstream-partial"))) if folder else [],
         processes=sorted(_processes()),
         threads=live_threads(),
         descriptors=_descriptors(),
     )
+
+
+def traces_in_the_end(folder: Path | None, before: Traces) -> Traces:
+    """What there is when it is as before; else what there is after a while.
+
+    What ends by itself may take long on a busy machine: a server of this process notices a moment
+    later that its client has left. What is left behind stays.
+    """
+    deadline = time.monotonic() + _A_WHILE
+    while (now := traces(folder)) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return now
 
 
 def end_threads(before: Traces) -> None:

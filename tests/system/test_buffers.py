@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from shmstream.system.buffers import buffers
 from tests.support.interpreters import PATIENCE
@@ -140,4 +141,21 @@ def test_an_http_response_that_is_cut_off_does_not_just_end(length: int, *, buff
                 with pytest.raises(EOFError, match="6 bytes short"):
                     joined(file)
         client.close()
+        thread.join()
+
+
+def test_a_response_of_urllib3_that_is_cut_off_does_not_just_end() -> None:
+    """Also where urllib3 was told not to look."""
+    with socket.create_server(("127.0.0.1", 0)) as server, urllib3.PoolManager() as pool:
+        thread = threading.Thread(target=lambda: answer(server.accept()[0], 10, b"some"))
+        thread.start()
+        response = pool.request(
+            "GET",
+            f"http://127.0.0.1:{server.getsockname()[1]}/",
+            preload_content=False,
+            enforce_content_length=False,
+        )
+        with pytest.raises(EOFError, match="6 bytes short"):
+            joined(response)
+        response.close()
         thread.join()

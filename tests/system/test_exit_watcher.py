@@ -36,7 +36,7 @@ Start = Callable[..., Interpreter]
 
 @pytest.fixture
 def other(start: Start) -> Interpreter:
-    process = start(wait_for_its_end)
+    process = start(wait_for_its_end, fresh=True)
     process.hear()
     return process
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shmstream.system.files import is_for_group, is_hollow, open_file, read_file
+from shmstream.system.files import is_for_group, is_hollow, open_file, read_file, write_file
 
 
 def test_only_a_file_is_opened(tmp_path: Path) -> None:
@@ -49,6 +49,27 @@ def test_holes(tmp_path: Path) -> None:
         fd = open_file(str(path))
         assert is_hollow(fd) == holes
         os.close(fd)
+
+
+def test_a_file_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    for durable, text in ((False, b"one\n"), (True, b"two\n" * 100_000)):
+        write_file(str(path), text, durable=durable)
+        assert path.read_bytes() == text
+
+    def fails(*_paths: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", fails)
+        with pytest.raises(KeyboardInterrupt):
+            write_file(str(path), b"three")
+    assert path.read_bytes() == b"two\n" * 100_000
+    assert list(tmp_path.iterdir()) == [path], "and no temporary file stays"
+    with pytest.raises(FileNotFoundError):
+        write_file(str(tmp_path / "none" / "file"), b"")
 
 
 @pytest.mark.parametrize(

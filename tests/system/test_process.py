@@ -9,6 +9,8 @@ import sys
 import threading
 from collections.abc import Callable
 
+import pytest
+
 from shmstream.system.process import Identity, PerProcess
 from tests.support.interpreters import PATIENCE
 
@@ -53,11 +55,24 @@ print("the parent ends", flush=True)
 """
 
 
-def test_the_order_of_what_happens_in_a_forked_child_and_at_the_end() -> None:
-    """Whatever fails on the way."""
-    done = subprocess.run(
-        [sys.executable, "-c", OWNERS], capture_output=True, text=True, timeout=60, check=True
-    )
+FORKED_IN_C = """
+import ctypes, os
+
+def fork():
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+    return child
+
+os.fork = fork
+"""
+
+
+@pytest.mark.parametrize("fork", ["", FORKED_IN_C], ids=["os.fork", "in C"])
+def test_the_order_of_what_happens_in_a_forked_child_and_at_the_end(fork: str) -> None:
+    """Whatever fails on the way; also if a server in C forks, and tells Python only afterwards."""
+    command = [sys.executable, "-c", fork + OWNERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.splitlines() == [
         "descriptor is closed",
         "reader is abandoned",

@@ -39,14 +39,14 @@ def test_a_call_has_its_name_and_does_not_wait_for_itself() -> None:
 
     call = threads.Call(run, "a name")
     call.start()
-    call.join(20)
+    call.join(60)
     assert names == ["a name"]
 
 
 def test_many_at_once_have_a_thread_each_and_few_stay() -> None:
     at_once = 2 * threads._ENOUGH
     gate = threading.Barrier(at_once)
-    calls = [threads.Call(lambda: gate.wait(20), "busy") for _ in range(at_once)]
+    calls = [threads.Call(lambda: gate.wait(60), "busy") for _ in range(at_once)]
     for call in calls:
         call.start()
     for call in calls:
@@ -65,7 +65,7 @@ def test_who_is_idle_for_long_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     call = threads.Call(lambda: used.append(threading.current_thread()), "short")
     call.start()
     call.join()
-    used[0].join(20)
+    used[0].join(60)
     assert not threads.is_ready()
     assert not used[0].is_alive()
 
@@ -82,7 +82,7 @@ def test_a_thread_that_was_promised_a_call_waits_for_it(monkeypatch: pytest.Monk
     waiting.join(0.05)
     assert waiting.is_alive()
     thread.calls.put(second)
-    waiting.join(20)
+    waiting.join(60)
     assert got == [second]
 
 
@@ -91,11 +91,11 @@ def test_what_fails_ends_its_thread_and_no_other(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(threading, "excepthook", lambda args: told.append(args.exc_type))
     call = threads.Call(lambda: 1 / 0, "bad")
     call.start()
-    call.join(20)
+    call.join(60)
     wait_until(lambda: told == [ZeroDivisionError])
     after = threads.Call(lambda: told.append(None), "good")
     after.start()
-    after.join(20)
+    after.join(60)
     assert told[1:] == [None]
 
 
@@ -148,7 +148,7 @@ def test_where_no_thread_can_be_started_a_pool_does_with_those_that_it_has(
             patch.setattr(threading.Thread, "start", no_more)
             with pytest.raises(OutOfResources, match="out of threads"):
                 threads.in_thread(lambda: ran.append("never"), kind)
-        first = threads.in_thread(lambda: gate.wait(20), kind)
+        first = threads.in_thread(lambda: gate.wait(60), kind)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", no_more)
             second = threads.in_thread(lambda: ran.append("later"), kind)
@@ -179,7 +179,7 @@ def test_a_flag_is_usable_after_an_interruption_anywhere(nth: int) -> None:
     flag.set()
     assert flag.is_set()
     assert flag.wait()
-    waiting.join(10)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -208,9 +208,9 @@ def test_a_call_that_was_interrupted_at_its_start_runs_or_never_will(
         with interrupted_at(nth):
             call.start()
     except (KeyboardInterrupt, RuntimeError):  # the second: what `threading` makes of the first
-        call.join(10)
+        call.join(60)
         assert not call.is_alive()
         assert len(ran) <= 1
     else:
-        call.join(10)
+        call.join(60)
         assert ran == [1]

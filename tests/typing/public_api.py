@@ -33,7 +33,9 @@ from shmstream import (
     Source,
     SourceFailed,
     State,
+    Stock,
     Store,
+    StoredBlob,
     StreamerStatistics,
     Subscriber,
     sweep,
@@ -137,6 +139,8 @@ def store() -> None:
     assert_type(blobs.fetch("sha256:00", Path("/blob")), str)
     assert_type(blobs.fetch("a name", Path("/blob"), digest="md5:00", size=5), str)
     assert_type(blobs.flights(), list[FlightInfo])
+    assert_type(blobs.blobs(), list[tuple[str | None, StoredBlob]])
+    assert_type(blobs.stock(), Stock)
     assert_type(blobs.check(), list[Finding])
     assert_type(blobs.gc(), list[str])
     assert_type(blobs.evict(0), list[str])

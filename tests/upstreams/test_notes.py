@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shmstream.upstreams.notes import Notes
-from tests.support.root import GROUP, as_user, mount, needs_root, unmount
+from tests.support.root import GROUP, as_user, make_shared, mount, needs_root, unmount
 
 
 def test_notes(tmp_path: Path) -> None:
@@ -106,9 +106,7 @@ print(before and before.text, notes.read(("a",)).text)
 def test_notes_of_a_store_that_a_group_shares(for_all: Path) -> None:
     """Any user of the group writes them, and goes on with those of another one."""
     store = for_all / "store"
-    store.mkdir()
-    os.chown(store, 0, GROUP)
-    store.chmod(0o2770)
+    make_shared(store)
     assert as_user(1001, GROUP, str(store), WRITES) == "None 1001"
     assert as_user(1002, GROUP, str(store), WRITES) == "1001 1002"
     notes = Notes(str(store), "tags")

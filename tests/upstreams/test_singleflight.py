@@ -17,7 +17,7 @@ def test_what_is_asked_together_is_asked_once() -> None:
 
     def ask() -> str:
         calls.append("asked")
-        assert gate.wait(10)
+        assert gate.wait(60)
         return "answer"
 
     def fail() -> str:
@@ -50,7 +50,7 @@ def test_what_is_waited_for_is_cancelled_and_what_is_asked_later_is_answered() -
 
     def hang() -> None:
         asked.set()
-        assert gate.wait(10)
+        assert gate.wait(60)
 
     async def main() -> None:
         waiting = [asyncio.ensure_future(together.ask(key, hang)) for key in ("a", "b", "b")]

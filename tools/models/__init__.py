@@ -3,7 +3,7 @@
 stream.pml     the life of one stream: publish, wait, subscribe, unsubscribe, take over, commit,
                abort, hand over, reap; the assertions cite the invariants I1 to I8
 connections.pml
-               the connections of `shmstream serve`: accept, keep, answer, hand over, adopt, close;
+               the connections of `shmstream serve`: accept, answer, hand over, adopt, close;
                the assertions cite the rules K1 to K3
 __init__       runs spin on a model, within bounds
 bounds         the bounds of the whole check and of the suite's, and the deliberate bugs

@@ -144,6 +144,7 @@ MODELS = [
                 "2 clients of 1 request, with long heads; a worker is killed",
                 {
                     "CLIENTS": 2, "REQUESTS": 1, "KILLS": 1, "WORKERS": 2, "LONG": 1, "BEGUN": 1,
+                    "WAITS": 0,
                 },
             ),
             Scope(

@@ -1,4 +1,4 @@
-/* Connections that outlive their worker, for spin: accept, keep, answer, hand over, adopt, close.
+/* Connections that outlive their worker, for spin: accept, answer, hand over, adopt, close.
  *
  * Each store to a table, each byte that is written to a connection, each read from it and each
  * message is a step of its own, in the order of the code. A worker may be killed between any two
@@ -86,7 +86,6 @@ byte r_text[SIZE_OF_ALL * 2];      /* bytes of the text */
 byte r_of[SIZE_OF_ALL * 2];        /* whose response the text is */
 
 /* Messages: kind, index, connection. What the kernel has not taken waits in the worker. */
-#define KEEP 1
 #define CLOSED 2
 #define ADOPTED 3
 #define HAND_OVER 4
@@ -125,7 +124,6 @@ byte leaves = LEAVES;
 byte next = 2;                     /* the worker that starts next */
 byte touches[CLIENTS];             /* the worker that may read and write; NONE: no worker */
 byte owner[SIZE_OF_ALL];           /* the connection that a record is of */
-bool told[CLIENTS];                /* the kernel has the message that there is a connection */
 bool unkept[CLIENTS];              /* the keeper has no room for it */
 bool holds[WORKERS * CLIENTS];     /* the worker has a descriptor of it */
 byte starts = 0;                   /* workers that are about to start */
@@ -153,7 +151,6 @@ inline unref(c) {
 
 inline was_sent(w, kind, i, c) {
     if
-    :: kind == KEEP -> told[c] = true
 #ifndef BUG_RECORD_FREE_BEFORE_CLOSED_IS_SENT
     :: kind == CLOSED -> used[RECORD(w, i)] = false
 #endif
@@ -204,6 +201,7 @@ inline take(count) {               /* bytes are read from the socket */
 
 /* Both first workers are alike, so the first connection is that of worker 0 while it is there. */
 #define IS_TURN (w == 0 || !ready[0] || accepted[0])
+#define MAY_ACCEPT(c) (!accepted[c] && ready[w] && nfull(down[w]) && IS_TURN)
 
 #define MAY_LEAVE leaving[w] && IS_KEPT
 
@@ -216,29 +214,6 @@ proctype Hand(byte w; byte c) {
 #endif
 end:
     if
-    :: atomic { ALIVE && ready[w] && !leaving[w] && !accepted[c] && CAN_SEND(w) && IS_TURN &&
-                (!used[RECORD(w, 0)] || !used[RECORD(w, 1)]) ->
-                accepted[c] = true; refs[c]++; holds[HANDS(w, c)] = true; touches[c] = w }
-        atomic {                   /* Kept.take */
-            if
-            :: ALIVE ->
-                if
-                :: !used[RECORD(w, 0)] -> place[HANDS(w, c)] = 0
-                :: used[RECORD(w, 0)] -> place[HANDS(w, c)] = 1
-                fi;
-                used[N] = true
-            :: DIES
-            fi
-        }
-        STEP(owner[N] = c;
-             r_whole[NEXT(N)] = 0; r_written[NEXT(N)] = 0; r_taken[NEXT(N)] = 0;
-             r_request[NEXT(N)] = 0; r_text[NEXT(N)] = 0; r_of[NEXT(N)] = 0);
-        STEP(turn[N] = 1 - turn[N]);
-        if
-        :: atomic { ALIVE && CAN_SEND(w) -> refs[c]++; send(w, KEEP, place[HANDS(w, c)], c) }
-        :: DIES
-        fi;
-        goto idle
     :: atomic { ALIVE && begun[HANDS(w, c)] == 1 -> begun[HANDS(w, c)] = 0;
                 assert(touches[c] == NONE); touches[c] = w }
         goto go_on
@@ -250,7 +225,7 @@ idle:   /* KeptProtocol.readable */
     :: atomic { ALIVE && come[c] - taken[c] >= 2 && !midway -> request = 2; at = 0 } goto answer
     :: atomic { ALIVE && (come[c] - taken[c] == 1 || (midway && come[c] > taken[c])) ->
                 had = come[c] - taken[c]; take(had); got = got + had; had = 0;
-                midway = true; excused[c] = true }            /* it comes in pieces */
+                midway = true; excused[c] = true }            /* it has a body */
         if
         :: got - sent >= 2 -> atomic { request = 0; at = 0; goto answer }
         :: else -> goto idle
@@ -506,7 +481,6 @@ inline hear() {                    /* Keeper._hear, of the worker `w` */
     up[w]?kind, i, c;
     n = RECORD(w, i);
     if
-    :: kind == KEEP -> keep(n, c)
     :: kind == CLOSED && clients[n] != NONE -> let_go(clients[n]); clients[n] = NONE
     :: kind == CLOSED && clients[n] == NONE
     :: kind == ADOPTED && coming[c] == w -> coming[c] = NONE; keep(n, c)
@@ -526,8 +500,8 @@ inline lose(queue) {               /* messages that nobody hears, and their desc
     :: nempty(queue) ->
         queue?kind, i, c;
         if
-        :: (kind == KEEP || kind == HAND_OVER) && c != NONE ->
-            if :: !told[c] || unkept[c] -> excused[c] = true :: else fi;
+        :: kind == HAND_OVER && c != NONE ->
+            if :: unkept[c] -> excused[c] = true :: else fi;
             unref(c)
         :: else
         fi
@@ -543,6 +517,11 @@ inline adopt(c) {
     :: !dead[w] -> refs[c]++; down[w]!ADOPT, c
     :: dead[w]                     /* the keeper does not know that yet: nobody gets the message */
     fi
+}
+
+inline accept(c) {                 /* Keeper._accept */
+    accepted[c] = true; refs[c]++; kept[c] = true;
+    adopt(c)
 }
 
 #if WORKERS == 2
@@ -585,8 +564,10 @@ end:
             c = 0
         }
     :: atomic { starts > 0 && next == w -> starts--; ready[w] = true; next++ }
+    :: atomic { MAY_ACCEPT(0) -> accept(0) }
     :: atomic { homeless[0] && ready[w] && nfull(down[w]) -> adopt(0) }
 #if CLIENTS > 1
+    :: atomic { MAY_ACCEPT(1) -> accept(1) }
     :: atomic { homeless[1] && ready[w] && nfull(down[w]) -> adopt(1) }
 #endif
     :: atomic { leaves > 0 && ready[w] && ARE_READY > 1 && nfull(down[w]) ->
@@ -615,7 +596,7 @@ inline end_it() {                  /* the kernel closes all descriptors of the w
     reset[w] = nempty(down[w]);
     do
     :: c < CLIENTS ->
-        if :: holds[HANDS(w, c)] && (!told[c] || unkept[c]) -> excused[c] = true :: else fi;
+        if :: holds[HANDS(w, c)] && unkept[c] -> excused[c] = true :: else fi;
         if :: touches[c] == w -> touches[c] = NONE :: else fi;
         c++
     :: else -> break
@@ -697,11 +678,11 @@ init {
         od;
         ready[0] = true; ready[1] = true;
 #if BEGUN == 2
-        accepted[0] = true; told[0] = true; kept[0] = true; homeless[0] = true; refs[0] = 1;
+        accepted[0] = true; kept[0] = true; homeless[0] = true; refs[0] = 1;
         dead[0] = true; buried[0] = true; ready[0] = false; starts = 1;
 #endif
 #if BEGUN == 1
-        accepted[0] = true; told[0] = true; touches[0] = 0; holds[HANDS(0, 0)] = true;
+        accepted[0] = true; touches[0] = 0; holds[HANDS(0, 0)] = true;
         refs[0] = 1;
         place[HANDS(0, 0)] = 0; used[0] = true; owner[0] = 0;
         if :: MOST > 0 -> clients[0] = 0; kept[0] = true; refs[0]++ :: else -> unkept[0] = true fi;

@@ -8,6 +8,7 @@ manifests of a tag this client takes.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from shmstream.registry.upstream import manifests
 
 _LONGEST = 4096  # characters; what is beyond is left out
 _ANY = "*/*"
+_ENTRY = re.compile(r'(?:"[^"]*"|[^,])+')  # a comma in quotes ends no entry
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,15 @@ class Accept:
     @classmethod
     def of(cls, lines: Iterable[str]) -> Self:
         """From the lines of the header. A client without the header takes everything."""
-        kept, length = [], 0
-        for each in ", ".join(lines).split(","):
-            entry = each.strip()
-            length += len(entry) + 2
-            if entry and length <= _LONGEST:
-                kept.append(entry)
-        return cls(", ".join(kept) or ", ".join((*manifests.KNOWN, f"{_ANY};q=0.1")))
+        text = ", ".join(each.strip() for each in lines if each.strip(" \t,"))
+        if len(text) > _LONGEST:
+            text = text[:_LONGEST].rpartition(",")[0]
+        return cls(text or ", ".join((*manifests.KNOWN, f"{_ANY};q=0.1")))
 
     @cached_property
     def _weights(self) -> dict[str, float]:
         """The weight of each media range."""
-        found = (_weighed(each) for each in self.text.split(","))
+        found = (_weighed(each) for each in _ENTRY.findall(self.text) if each.strip())
         return dict(reversed(list(found)))  # of a range that is named twice, the first counts
 
     @property

@@ -1,5 +1,8 @@
 """`Access`: which clients may pull, and from which upstreams.
 
+It asks for the names and passwords of this cache. An upstream may be asked with the credentials of
+clients instead (`told_for_upstream`): what is not of this cache goes there, and nothing else does.
+
     htpasswd    users and their passwords, hashed by bcrypt (`htpasswd -B`): basic authentication
     tokens      bearer tokens with their names, one a line; also as a password of that name
     allow       of an upstream: the names that may pull from it; "*": every client, also without a
@@ -15,8 +18,6 @@ are read again when they change; one that is not valid then is logged, and the f
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import hmac
 import logging
@@ -29,8 +30,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from shmstream.asgi.messages import Scope
-from shmstream.registry.api.errors import Code, Refusal
+from shmstream.registry.api.errors import Code, Refusal, log_in
 from shmstream.registry.settings import BadSetting, Settings
+from shmstream.registry.upstream.credentials import (
+    Credential,
+    CredentialsError,
+    of_client,
+    pair_of,
+)
 from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
@@ -176,7 +183,9 @@ class Access:
         name = None
         if scheme.lower() == "bearer":
             name = self._of_token(rest.strip())
-        elif scheme.lower() == "basic" and (pair := _pair(rest)) is not None:
+        elif scheme.lower() == "basic" and (pair := pair_of(rest)) is not None:
+            if not any(pair):  # so skopeo and podman tell that they have none
+                return None
             name = await self._of_pair(*pair)
         if name is None:
             raise who_are_you()
@@ -275,13 +284,19 @@ def who_are_you() -> Refusal:
     return Refusal(401, Code.UNAUTHORIZED, message, headers=REALM)
 
 
-def _pair(text: str) -> tuple[str, str] | None:
+def told_for_upstream(scope: Scope) -> Credential | None:
+    """What a client has told for an upstream that wants clients' own credentials; None: nothing.
+
+    Raises:
+        Refusal: it is no name and password.
+    """
+    lines = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+    if any(len(each) > _LONGEST for each in lines):
+        raise log_in()
     try:
-        plain = base64.b64decode(text.strip(), validate=True).decode()
-    except (binascii.Error, ValueError):
-        return None
-    name, colon, password = plain.partition(":")
-    return (name, password) if colon else None
+        return of_client([each.decode("latin-1") for each in lines])
+    except CredentialsError as error:
+        raise log_in() from error
 
 
 def _is_password(password: str, hashed: str) -> bool:

@@ -8,8 +8,9 @@ How a request for a blob is answered:
                                                              pull, grants, upstream/repository
 
 For a manifest by tag, `tags` first finds the digest of the tag. If the upstream has that digest no
-longer, the tag may mean another one by now, so it is asked once more. If the upstream cannot give
-it, the client gets the manifest that the tag had before. A manifest is read as a whole, because it
+longer, the tag may mean another one by now, so it is asked once more. If the upstream gives the
+manifest by its tag only, the client gets it so. If the upstream cannot give it, the client gets the
+manifest that the tag had before. A manifest is read as a whole, because it
 tells its media type and its layers (`upstream/manifests`), and because a blob of that digest may be
 no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
 digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
@@ -28,12 +29,19 @@ from functools import partial
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
-from shmstream.asgi.messages import Receive, Scope, Send, answer
+from shmstream.asgi.messages import Message, Receive, Scope, Send, answer
 from shmstream.asgi.statuses import as_ours
-from shmstream.errors import ShmstreamError, SourceError, SourceFailed
+from shmstream.errors import DigestMismatch, ShmstreamError, SourceError, SourceFailed
 from shmstream.registry.api.accept import Accept
-from shmstream.registry.api.access import Access, check_allowed
-from shmstream.registry.api.errors import VERSION, Code, Refusal, because
+from shmstream.registry.api.access import Access, check_allowed, told_for_upstream
+from shmstream.registry.api.errors import (
+    VERSION,
+    Code,
+    Refusal,
+    because,
+    log_in,
+    refused_client,
+)
 from shmstream.registry.api.prefetch import Prefetch
 from shmstream.registry.api.pull import Pull, Shared
 from shmstream.registry.api.routes import Kind, Route, locate, route
@@ -41,12 +49,14 @@ from shmstream.registry.api.tags import Tagged, Tags
 from shmstream.registry.images import Images
 from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import answers, manifests
-from shmstream.registry.upstream.answers import REFUSED, InvalidAnswer, Unkept
+from shmstream.registry.upstream.answers import InvalidAnswer, Unkept
 from shmstream.registry.upstream.choice import Upstreams, check
+from shmstream.registry.upstream.credentials import Credential
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
+from shmstream.upstreams.allowance import Left
 from shmstream.upstreams.notes import Notes
 
 _UNKNOWN = {
@@ -56,7 +66,6 @@ _UNKNOWN = {
 }  # for all other kinds it is the repository that is unknown
 _NEXT = re.compile(r"<([^<>]*)>[^<>]*;\s*rel=\"?next\"?", re.IGNORECASE)
 _JSON = "application/json"
-_GONE = (404, 410)
 
 _log = logging.getLogger("shmstream")
 
@@ -132,9 +141,27 @@ class Registry:
         """By label, whether an upstream answers. Reads files."""
         return self._upstreams.are_well()
 
+    def left(self) -> dict[str, Left]:
+        """By label, how many more manifests an upstream gives, if it tells. Reads files."""
+        return self._upstreams.left()
+
     def upstream_of(self, digest: str) -> str:
         """The label of the upstream that a blob comes from; empty if this process has not asked."""
         return self._shared.title_of(digest)
+
+    def hides(self, called: str) -> bool:
+        """Whether strangers must not see a name of a blob (`shmstream.named`).
+
+        They must not if no client tells a name to this cache, and the upstream of the blob is asked
+        with the credentials of clients. A name of no upstream is hidden, too: the settings may have
+        changed.
+        """
+        if self._access is not None or not self._upstreams.pass_on:
+            return False
+        try:
+            return locate(self._upstreams, Route(Kind.BLOB, called))[0].passes_on
+        except Refusal:
+            return True
 
     def close(self) -> None:
         """Cancel all questions to upstreams. Flights go on. Idempotent."""
@@ -164,18 +191,82 @@ class Registry:
             await _send(scope, send, refusal.status, headers, refusal.body())
 
     async def _answer(self, asked: Route, scope: Scope, receive: Receive, send: Send) -> None:
-        name = None
-        if self._access is not None:
-            scope["shmstream.user"] = name = await self._access.name_of(scope)
         if asked.kind is Kind.BASE:
-            if self._access is not None:
-                check_allowed(name, None)
+            await self._greet(scope)
             await _send(scope, send, 200, {"content-type": _JSON}, b"{}")
             return
+        if not self._passes_on(asked):
+            name = None
+            if self._access is not None:
+                scope["shmstream.user"] = name = await self._access.name_of(scope)
+            upstream, full_name = locate(self._upstreams, asked)
+            if self._access is not None:
+                check_allowed(name, upstream.allow)
+            repository = Repository(upstream, full_name)
+            await self._answer_of(repository, asked, scope, receive, send)
+            return
+        credential = await self._told(scope)
         upstream, full_name = locate(self._upstreams, asked)
+        repository = Repository(upstream.for_client(credential), full_name)
+        try:
+            await self._answer_of(repository, asked, scope, receive, send)
+        except (SourceError, SourceFailed) as error:
+            has_told = credential is not None
+            refusal = refused_client(error, has_told=has_told, detail=_about(asked))
+            if refusal is None:
+                raise
+            raise refusal from error
+
+    # Whose credentials.
+
+    def _passes_on(self, asked: Route) -> bool:
+        """Whether it is for an upstream that is asked with the credentials of clients."""
+        if not self._upstreams.pass_on:
+            return False
+        try:
+            return locate(self._upstreams, asked)[0].passes_on
+        except Refusal:  # which a client that may not pull at all is not told
+            return False
+
+    async def _told(self, scope: Scope) -> Credential | None:
+        """What the client has told for the upstream; a password of this cache is not for it.
+
+        Raises:
+            Refusal: it is no name and password; or it cannot be looked at just now.
+        """
         if self._access is not None:
-            check_allowed(name, upstream.allow)
-        repository = Repository(upstream, full_name)
+            await self._access.keep_ours(scope)
+        return told_for_upstream(scope)
+
+    async def _greet(self, scope: Scope) -> None:
+        """See who asks for /v2/, as clients do to find out whether to log in, or when they do.
+
+        docker, podman and skopeo send what they have only if they are asked for it here. Whether it
+        is right, an upstream says if it can be only that one, and if it answers.
+
+        Raises:
+            Refusal: the client has to tell who it is, or what it tells is not right.
+        """
+        if not self._upstreams.pass_on:
+            if self._access is not None:
+                scope["shmstream.user"] = name = await self._access.name_of(scope)
+                check_allowed(name, None)
+            return
+        if not any(name.lower() == b"authorization" for name, _ in scope["headers"]):
+            raise log_in()
+        credential, upstream = await self._told(scope), self._upstreams.only_one
+        if credential is None or upstream is None:
+            return
+        own = Repository(upstream.for_client(credential), "")
+        try:
+            await self._shared.ask(own, ("login",), own.upstream.check_login)
+        except SourceError as error:
+            if (refusal := refused_client(error, has_told=True)) is not None:
+                raise refusal from error
+
+    async def _answer_of(
+        self, repository: Repository, asked: Route, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         if asked.kind is Kind.BLOB:
             pull = Pull(self._shared, repository, "blobs", asked.reference)
             scope["shmstream.cache"] = pull.cache
@@ -210,7 +301,7 @@ class Registry:
     ) -> None:
         async def give(tagged: Tagged | None, digest: str) -> None:
             known = None if tagged is None else tagged.manifest
-            pull = Pull(self._shared, repository, "manifests", digest, known)
+            pull = Pull(self._shared, repository, "manifests", digest, known, _accept(scope).text)
             await self._send_manifest(asked, pull, tagged, scope, receive, send)
 
         try:
@@ -239,7 +330,7 @@ class Registry:
         while True:
             try:
                 await give(tagged, tagged.manifest.digest)
-            except (SourceError, SourceFailed) as error:
+            except (SourceError, SourceFailed, DigestMismatch) as error:
                 tagged = await self._instead(repository, tag, accept, tagged, error)
             else:
                 return
@@ -250,21 +341,22 @@ class Registry:
         tag: str,
         accept: Accept,
         tagged: Tagged,
-        error: SourceError | SourceFailed,
+        error: SourceError | SourceFailed | DigestMismatch,
     ) -> Tagged:
         """What to give instead of a manifest that the upstream did not give.
 
         Raises:
-            SourceError, SourceFailed: there is nothing else; `error` itself.
+            SourceError, SourceFailed, DigestMismatch: there is nothing else; `error` itself.
             Unkept: as `_tagged_manifest`.
         """
-        if error.status in _GONE and tagged.was_asked:
+        has_none = isinstance(error, DigestMismatch) or answers.is_no(error.status)
+        if has_none and tagged.was_asked:
             raise Unkept(repository.upstream.name, 0, "it has it by its tag only") from error
-        if error.status in _GONE and not tagged.is_stale:
+        if has_none and not tagged.is_stale:
             self._tags.forget(repository, tag, accept)
             return await self._resolve(repository, tag, accept)
         earlier = None
-        if error.status not in REFUSED and not tagged.is_stale and not isinstance(error, Unkept):
+        if not (has_none or tagged.is_stale or isinstance(error, Unkept)):
             earlier = self._tags.stale(repository, tag, accept, but=tagged.manifest.digest)
         if earlier is None:
             raise error
@@ -279,22 +371,29 @@ class Registry:
         receive: Receive,
         send: Send,
     ) -> None:
-        """Raises `SourceError` or `SourceFailed` only if nothing was sent."""
+        """Raises `SourceError`, `SourceFailed` or `DigestMismatch` only if nothing was sent."""
         cache = "stale" if tagged is not None and tagged.is_stale else pull.cache
         headers = _headers(pull.digest, _cache_status(cache, tagged))
         if cache == "stale":
             headers["warning"] = '110 - "Response is Stale"'
         scope["shmstream.cache"] = cache
         scope["shmstream.named"] = (pull.digest, _called(asked))
-        if tagged is None or not tagged.is_signed:
-            self.images.note_soon(pull.repository.image, asked.reference, pull.digest)
-        if scope["method"] == "GET" and tagged is not None and tagged.is_signed:
+        is_signed = tagged is not None and tagged.is_signed
+        if scope["method"] == "GET" and is_signed:
             raise Unkept(pull.repository.upstream.name, 0, "its manifest is of the first kind")
         media_type = None
+
+        def note() -> None:
+            if not is_signed:
+                self.images.note_soon(pull.repository.image, asked.reference, pull.digest)
+
         if scope["method"] == "GET" or pull.cache != "miss":  # else the upstream tells
             content, media_type = await self._read(pull)
+            note()
             if scope["method"] == "GET":
                 self._begin(pull.repository, manifests.layers(content))
+        else:
+            send = _noting(send, note)
         await pull.send(scope, receive, send, headers, media_type)
 
     async def _pass_manifest(
@@ -374,6 +473,17 @@ class Registry:
 def _raw_path(scope: Scope) -> bytes:
     raw = scope.get("raw_path")
     return raw if isinstance(raw, bytes) else quote(scope["path"]).encode()
+
+
+def _noting(send: Send, note: Callable[[], None]) -> Send:
+    """The same `send`, which calls `note` before the head of a good answer."""
+
+    async def send_noted(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] < 300:
+            note()
+        await send(message)
+
+    return send_noted
 
 
 def _accept(scope: Scope) -> Accept:

@@ -16,18 +16,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from shmstream.asgi.statuses import status_of
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
-from shmstream.registry.upstream.answers import BadAnswer
+from shmstream.registry.upstream.answers import OURS, BadAnswer
 
 VERSION = {"docker-distribution-api-version": "registry/2.0"}
 """A header of every answer: older clients look for it."""
 
 _SOON = 5.0  # s; the Retry-After if the upstream names no time
 _PATIENCE = "retry-after"
+_LOG_IN = {"www-authenticate": 'Basic realm="the upstream of this cache", charset="UTF-8"'}
 
 
 class Code(StrEnum):
@@ -77,11 +78,47 @@ def because(
     status, code, message = _meaning(error, unknown)
     headers = {}
     if status == 401:  # the header is required, though only the upstream knows how to get in
-        headers["www-authenticate"] = 'Basic realm="the upstream of this cache"'
+        headers.update(_LOG_IN)
     elif status in (429, 503):
-        wait = error.retry_after if isinstance(error, SourceError) else None
-        headers[_PATIENCE] = str(math.ceil(_SOON if wait is None else wait))
+        headers |= _patience(error)
     return Refusal(status, code, message, detail or {}, headers)
+
+
+def _patience(error: ShmstreamError) -> dict[str, str]:
+    """The header that tells when to ask again."""
+    wait = error.retry_after if isinstance(error, SourceError) else None
+    return {_PATIENCE: str(math.ceil(_SOON if wait is None else wait))}
+
+
+def log_in() -> Refusal:
+    """The answer to a client that has told nothing, or no name and password, for the upstream."""
+    message = "the upstream wants to know who you are: log in here with what you log in with there"
+    return Refusal(401, Code.UNAUTHORIZED, message, headers=_LOG_IN)
+
+
+def refused_client(
+    error: SourceError | SourceFailed, *, has_told: bool, detail: Mapping[str, str] | None = None
+) -> Refusal | None:
+    """The answer to a client whose own credentials the upstream has refused; None: not for them.
+
+    `has_told`: whether it has told any; if not, it is asked for them, also if the upstream has had
+    too many requests of all clients that tell none: with credentials it may get an answer.
+    """
+    refusing = (401, 403) if has_told else (401, 403, 429)
+    if isinstance(error, BadAnswer) or error.status not in refusing:
+        return None
+    refusal = log_in()
+    if error.status == 429:
+        message = "the upstream has had too many requests of clients without credentials: log in"
+        headers = {**_LOG_IN, **_patience(error)}
+        refusal = replace(refusal, message=message, headers=headers)
+    elif has_told and error.status == 403:
+        refusal = Refusal(403, Code.DENIED, "the upstream does not give it to you")
+    elif has_told:
+        message = "the upstream wants other credentials than yours"
+        refusal = Refusal(401, Code.UNAUTHORIZED, message, headers=_LOG_IN)
+    said = f"{refusal.message}: {error.said}" if error.said else refusal.message
+    return replace(refusal, message=said, detail=detail or {})
 
 
 _SAID: dict[int, tuple[int, Code, str]] = {
@@ -91,8 +128,6 @@ _SAID: dict[int, tuple[int, Code, str]] = {
 }
 
 
-_OURS = (407, 408, 421, 425, 431)
-"""Statuses of a request that is not the client's, but this cache's own."""
 _CODES = frozenset(Code)
 
 
@@ -128,7 +163,7 @@ def _meaning_of_upstream(error: SourceError | SourceFailed, unknown: Code) -> tu
     if status is None:
         return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
     message = f"the upstream answers {status}"
-    if 400 <= status <= 499 and status not in _OURS:
+    if 400 <= status <= 499 and status not in OURS:
         named = error.said.partition(":")[0]
         return status, Code(named) if named in _CODES else Code.UNSUPPORTED, message
     return 502, Code.UNAVAILABLE, message

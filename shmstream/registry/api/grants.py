@@ -15,6 +15,13 @@ the digest. Until then its clients get the bytes from it, and nothing of what ot
 A grant is valid for `_FRESH`, twelve hours. The longest-lived tokens of well-known registries live
 as long, so access that the upstream withdraws ends here no later than it may end there. After that
 the upstream is asked again; if it does not answer, its last answer stays valid.
+
+An upstream that is asked with the credentials of clients (`passes_on`) decides by itself which
+client gets what. So the grant of one credential is none for another one, and none for a client
+without: the repository's key has the rights of the credential. It is valid for five minutes, as
+long as a token of Docker's registry lives: a password that is changed there ends here, too. After
+a 429 with `Retry-After` the upstream is asked for no manifest until that time is over, and an older
+grant of a manifest counts until then; for blobs the upstream is asked all the same.
 """
 
 from __future__ import annotations
@@ -26,6 +33,7 @@ from shmstream.registry.upstream.repository import Repository
 from shmstream.upstreams.notes import Notes
 
 _FRESH = 12 * 3600.0  # s
+_FRESH_OF_CLIENT = 300.0  # s
 
 
 class Grants:
@@ -38,7 +46,8 @@ class Grants:
         """Whether there is a fresh grant, so that the upstream need not be asked."""
         what = f"{kind}, proved" if repository.upstream.is_guarded else kind
         note = self._notes.read(_key(repository, what, digest))
-        return note is not None and 0 <= note.age < _FRESH
+        fresh = _FRESH_OF_CLIENT if repository.upstream.passes_on else _FRESH
+        return note is not None and 0 <= note.age < fresh
 
     def prove(self, repository: Repository, kind: str, digest: str) -> None:
         """Note that all bytes of `digest` have come from `repository`."""
@@ -70,9 +79,16 @@ class Grants:
         )
 
     def confirm(
-        self, repository: Repository, kind: str, digest: str, size: int | None = None
+        self,
+        repository: Repository,
+        kind: str,
+        digest: str,
+        size: int | None = None,
+        accept: str | None = None,
     ) -> None:
         """Ask the upstream for a grant; `size` in bytes, if it is known, must be the same. Blocks.
+
+        `accept`: as for `Repository.about`.
 
         Raises:
             SourceError: the upstream does not have it or refuses; or it does not answer, and there
@@ -80,10 +96,12 @@ class Grants:
         """
         key = _key(repository, kind, digest)
         note = self._notes.read(key)
-        if note is not None and repository.upstream.is_quiet:
+        upstream = repository.upstream
+        is_quiet = upstream.is_away if kind == "blobs" else upstream.is_quiet
+        if note is not None and is_quiet:
             return
         try:
-            about = repository.about(kind, digest, size, has_other=note is not None)
+            about = repository.about(kind, digest, size, accept, has_other=note is not None)
         except SourceError as error:
             if error.status in REFUSED and not isinstance(error, Page):
                 self._notes.remove(key)
@@ -91,6 +109,8 @@ class Grants:
                 return
             raise
         if None not in (size, about.size) and size != about.size:
+            if note is not None:  # what it says cannot be, so its last answer counts
+                return
             reason = f"it has {about.size} bytes there, not {size}"
             raise SourceError(repository.upstream.name, 0, reason, retryable=False, status=404)
         self.record(repository, kind, digest, _media_type(kind, about.media_type), about.size)

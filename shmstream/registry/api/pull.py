@@ -1,7 +1,8 @@
 """`Pull`: a blob or manifest with a digest, from one repository, for one request.
 
     admit       with a grant: go on. Without one, if the digest is complete or in flight: ask the
-                upstream first, because another repository may have brought it here
+                upstream first, because another repository may have brought it here. Upstreams that
+                are asked with clients' credentials are asked before a 304 or 412 in any case
     send, read  a flight with the repository as its source; the answer of the source is a grant.
                 Before the first byte is sent, the grant is looked up again
 
@@ -50,6 +51,7 @@ from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.store import Store
+from shmstream.system.threads import in_thread
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.singleflight import Together
 
@@ -57,6 +59,8 @@ T = TypeVar("T")
 
 _STALL = 70.0  # s; longer than an upstream may be silent
 _MOST_LED = 4096  # digests
+_LARGE = 64 << 20  # bytes; beside these, what lies in buffers of sockets is little
+_CONDITIONS = (b"if-match", b"if-none-match")  # which a digest answers
 
 
 class Shared:
@@ -112,7 +116,8 @@ class Shared:
 class Pull:
     """The bytes of `digest` in `repository`; `kind` is blobs or manifests.
 
-    `known` is what the upstream has already said of it.
+    `known` is what the upstream has already said of it. `accept`: what the client of a manifest
+    accepts.
     """
 
     def __init__(
@@ -122,7 +127,9 @@ class Pull:
         kind: str,
         digest: str,
         known: Manifest | None = None,
+        accept: str | None = None,
     ) -> None:
+        self._accept = accept
         self._shared = shared
         self.repository: Repository = repository
         self._kind = kind
@@ -140,7 +147,9 @@ class Pull:
     async def _expected(self, is_part: bool) -> Description | None:
         """What the upstream has said of a blob that is not here.
 
-        For a part it is asked, without bytes: a flight that finds no room has asked for all bytes.
+        For a part it is asked, without bytes: a flight that finds no room has asked for all bytes,
+        and some megabytes are on their way. So for a store that cannot keep a large blob it is
+        asked for the whole, too.
 
         Raises:
             SourceError: the repository does not have it.
@@ -148,7 +157,7 @@ class Pull:
         if self.cache != "miss":
             return None
         size = self._noted_size()
-        if size is None and is_part:
+        if size is None and (is_part or await self._is_short_of_room()):
             try:
                 await self._confirm()
             except SourceError as error:
@@ -157,13 +166,20 @@ class Pull:
             size = self._noted_size()
         return None if size is None else Description(size, f'"{self.digest}"')
 
+    async def _is_short_of_room(self) -> bool:
+        """Whether the store cannot keep a large blob."""
+        misfit = partial(self._shared.store.misfit, self.digest, _LARGE)
+        return await in_thread(misfit) is not None
+
     def _noted_size(self) -> int | None:
         return self._shared.grants.size(self.repository, self._kind, self.digest)
 
     def source(self) -> RepositorySource:
         """The source for a flight. When the upstream answers it, that is a grant."""
         proved = self._proved if self.repository.upstream.is_guarded else None
-        return self.repository.source(self._kind, self.digest, self._answered, self._known, proved)
+        return self.repository.source(
+            self._kind, self.digest, self._answered, self._known, proved, self._accept
+        )
 
     def _proved(self) -> None:
         self._shared.grants.prove(self.repository, self._kind, self.digest)
@@ -176,13 +192,19 @@ class Pull:
         """Whether our upstream may do better than a flight that breaks: another one leads it."""
         return not source.was_asked and self._shared.led.get(self.digest) != self.repository.key
 
-    async def admit(self) -> None:
+    async def admit(self, *, has_condition: bool = False) -> None:
         """Check that this repository has a blob that is complete or in flight here.
+
+        `has_condition`: what is asked for may be answered without the blob, wherever it is. If the
+        upstream itself decides which client gets what, it is asked for a blob that is not here,
+        too: an answer without it would tell everybody which blobs are here.
 
         Raises:
             SourceError: the repository does not have it, or the upstream does not confirm it.
         """
-        if self.cache != "miss" and not self.repository.upstream.is_guarded:
+        upstream = self.repository.upstream
+        is_asked = self.cache != "miss" or (has_condition and upstream.passes_on)
+        if is_asked and not upstream.is_guarded:
             await self._see_grant()
 
     async def use(self) -> bool:
@@ -221,7 +243,8 @@ class Pull:
         return self._shared.grants.is_known(self.repository, self._kind, self.digest)
 
     async def _confirm(self) -> None:
-        await self._shared.ask(self.repository, ("has", self._kind, self.digest), self._ask)
+        what = ("has", self._kind, self.digest, self._accept)
+        await self._shared.ask(self.repository, what, self._ask)
         self._is_granted = not self.repository.upstream.is_guarded
 
     def _ask(self) -> None:
@@ -232,7 +255,7 @@ class Pull:
                     size = blob.size
             except BlobNotFound:
                 pass  # it was evicted meanwhile
-        self._shared.grants.confirm(self.repository, self._kind, self.digest, size)
+        self._shared.grants.confirm(self.repository, self._kind, self.digest, size, self._accept)
 
     async def _authorise(self, source: RepositorySource, blob: AsyncBlob | Description) -> None:
         """See that this repository has the blob, and that it is the blob of the flight.
@@ -260,8 +283,10 @@ class Pull:
     def _told_size(self) -> int | None:
         return self._shared.grants.size(self.repository, self._kind, self.digest)
 
-    async def _attempt(self, use: Callable[[RepositorySource], Awaitable[T]]) -> T:
-        await self.admit()
+    async def _attempt(
+        self, use: Callable[[RepositorySource], Awaitable[T]], *, has_condition: bool = False
+    ) -> T:
+        await self.admit(has_condition=has_condition)
         source = self.source()
         try:
             return await use(source)
@@ -332,4 +357,5 @@ class Pull:
             )
             await reply.send_or_break_off(scope, receive, send)
 
-        await self._attempt(use)
+        has_condition = any(name.lower() in _CONDITIONS for name, _ in scope["headers"])
+        await self._attempt(use, has_condition=has_condition)

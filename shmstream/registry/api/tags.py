@@ -3,7 +3,8 @@
     the note is younger than `ttl`     the note is believed
     the note is older, or missing      HEAD: the upstream says which manifest it is now
     the upstream does not answer       a note is used, marked as stale
-    the upstream refuses               the notes are removed
+    the upstream refuses               the notes are removed; but not by what it says to wildcards
+    it answers 400, 406, or the like   that is the answer, and the notes stay
     it has no manifest of that digest  the tag means another one by now: ask again (`forget`)
 
 What a tag means depends on the media types that a client accepts, so there are notes of two kinds:
@@ -26,8 +27,8 @@ from fnmatch import fnmatchcase
 
 from shmstream.errors import SourceError
 from shmstream.registry.api.accept import Accept
-from shmstream.registry.upstream import manifests
-from shmstream.registry.upstream.answers import REFUSED
+from shmstream.registry.upstream import answers, manifests
+from shmstream.registry.upstream.answers import REFUSED, Unkept
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository
 from shmstream.stream.digest import is_digest
@@ -103,8 +104,8 @@ class Tags:
             manifest = repository.resolve(tag, accept.text, has_other=stale is not None)
         except SourceError as error:
             if error.status in REFUSED:
-                self._remove(repository, tag, accept)
-            elif stale is not None:
+                self._remove(repository, tag, accept, error.status)
+            elif stale is not None and not _is_answer(error):
                 return stale
             raise
         self._note(repository, tag, accept, manifest)
@@ -159,12 +160,18 @@ class Tags:
                 if accept.weight(name) > 0:  # it would have been an index, if there still was one
                     self._notes.remove(_variant(repository, tag, name))
 
-    def _remove(self, repository: Repository, tag: str, accept: Accept) -> None:
-        """Remove all that the upstream's refusal is about: what this client takes."""
+    def _remove(self, repository: Repository, tag: str, accept: Accept, status: int | None) -> None:
+        """Remove all that the upstream's refusal is about: what this client takes.
+
+        A 404 is about the types that the client names. Many registries understand no wildcards,
+        and say 404 to a client that names none, though other clients get the manifest.
+        """
+        named = accept.named if status == 404 else _VARIANTS
         for name in _VARIANTS:
-            if accept.weight(name) > 0:
+            if name in named and accept.weight(name) > 0:
                 self._notes.remove(_variant(repository, tag, name))
-        self._notes.remove(_variant(repository, tag, _OTHER))
+        if named:
+            self._notes.remove(_variant(repository, tag, _OTHER))
         self._notes.remove(_answer(repository, tag, accept))
 
     def _write(self, key: tuple[str, ...], told: list[Manifest]) -> None:
@@ -182,6 +189,11 @@ class Tags:
         found = [_manifest(each) for each in (told if isinstance(told, list) else [told])]
         good = [each for each in found if each is not None]
         return (good, note.age) if good else None
+
+
+def _is_answer(error: SourceError) -> bool:
+    """Whether a client gets the error though there is an older answer."""
+    return answers.is_no(error.status) or isinstance(error, Unkept)
 
 
 def _answer(repository: Repository, tag: str, accept: Accept) -> tuple[str, ...]:

@@ -4,11 +4,13 @@
     /readyz     it can serve: 200, or 503 with what is wrong; as JSON
     /metrics    for Prometheus, over all workers
     /           the status page (page.html)
-    /events     what it shows: server-sent events, one snapshot a second
+    /events     what it shows: server-sent events, one snapshot a second; the first one has the
+                history of the last ten minutes, too
     /admin/     for admins, if there are any: `catalogue`
 
 A thread looks at disks and shared memory, one look at a time, and requests that come meanwhile get
-the same answer. A disk that hangs makes this process unready, but blocks no event loop.
+the same answer. A disk that hangs makes this process unready, but blocks no event loop. Another
+thread notes the sums for the history, every few seconds, also if nobody looks.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ import asyncio
 import base64
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 from typing import Any, TypeVar
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
-from shmstream.asgi.statuses import shortage
-from shmstream.errors import escaped
+from shmstream.asgi.statuses import as_ours
+from shmstream.errors import OutOfResources, ShmstreamError, escaped
 from shmstream.registry.api.access import REALM, Access
 from shmstream.registry.api.errors import Refusal
 from shmstream.registry.ops.metrics import Metrics
@@ -33,6 +37,8 @@ from shmstream.registry.ops.status import Status
 from shmstream.upstreams.singleflight import Together
 
 T = TypeVar("T")
+
+_log = logging.getLogger("shmstream")
 
 _PATIENCE = 5.0  # s; a look at the disk that takes longer counts as failed
 _SNAPSHOT_EVERY = 1.0  # s
@@ -67,7 +73,8 @@ class Operations:
     ) -> None:
         """`upstream_problems` returns the known problems of upstreams. It reads files.
 
-        `access`: who may see what clients pull; None: everybody.
+        `access`: who may see what clients pull; None: everybody. `status` knows no name then of
+        what an upstream gives to some clients only.
         """
         self._access = access
         self._status = status
@@ -76,11 +83,17 @@ class Operations:
         self._looker = Together(f"shmstream-look {status.folder}", threads=1)
         # Readiness waits for no other look.
         self._prober = Together(f"shmstream-probe {status.folder}", threads=1)
+        self._noter = Together("shmstream-history", threads=1)
+        self._noting: asyncio.Task[None] | None = None
         self._page, self._policy = _page()
         self._viewers = 0
-        self._newest: asyncio.Task[bytes] | None = None
+        self._newest: asyncio.Task[_Event] | None = None
         self._due = 0.0  # the time for the next snapshot, on the loop's clock
         self._stopping = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to note the sums for the history. Call it in the event loop, once."""
+        self._noting = asyncio.create_task(self._note())
 
     def stop(self) -> None:
         """End all event streams, because a server that stops waits for them. Idempotent."""
@@ -89,8 +102,10 @@ class Operations:
     def close(self) -> None:
         """Cancel all waiting for a look. Idempotent."""
         self.stop()
-        if self._newest is not None:
-            self._newest.cancel()
+        tasks: list[asyncio.Task[Any] | None] = [self._newest, self._noting]
+        for task in filter(None, tasks):
+            task.cancel()
+        self._noter.close()
         self._looker.close()
         self._prober.close()
 
@@ -141,8 +156,8 @@ class Operations:
                 problems, upstreams = await self._prober.ask("problems", self._problems)
         except TimeoutError:
             problems = [f"the store does not answer within {_PATIENCE:g} s"]
-        except (OSError, MemoryError, RuntimeError) as error:
-            if (lack := shortage(error, "readiness")) is None:
+        except (ShmstreamError, OSError, MemoryError, RuntimeError) as error:
+            if (lack := as_ours(error, "readiness")) is None:
                 raise
             problems = [str(lack)]
         facts = {
@@ -166,6 +181,12 @@ class Operations:
         except TimeoutError:
             headers = {"retry-after": "5"}
             await _answer(send, 503, "text/plain", b"the store does not answer\n", headers)
+            return
+        except (ShmstreamError, OSError, MemoryError, RuntimeError) as error:
+            if (lack := as_ours(error, "the metrics")) is None:
+                raise
+            text = escaped(str(lack)).encode() + b"\n"
+            await _answer(send, 503, "text/plain", text, {"retry-after": "5"})
             return
         await _answer(send, 200, content_type, body)
 
@@ -200,40 +221,78 @@ class Operations:
     async def _show(self, send: Send) -> None:
         """Send one snapshot after another, until one cannot be sent in time."""
         await send({"type": "http.response.body", "body": b"retry: 1000\n\n", "more_body": True})
+        is_first = True
         while True:
             event = await asyncio.shield(self._snapshot())
+            if is_first and event.kind == "snapshot":
+                event, is_first = await self._with_history(event), False
+            body = event.to_bytes()
             try:
                 async with asyncio.timeout(_VIEWER_PATIENCE):
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
             except TimeoutError:
                 return
 
-    def _snapshot(self) -> asyncio.Task[bytes]:
+    async def _with_history(self, event: _Event) -> _Event:
+        """The snapshot with `history`; as it is, if that cannot be read now."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                past = await self._noter.ask("past", self._status.past)
+        except (TimeoutError, MemoryError, OutOfResources):
+            return event
+        return _Event(event.kind, f'{{"history":{_json(past)},{event.data[1:]}')
+
+    async def _note(self) -> None:
+        """Note the sums in each period. A period in which that cannot be done has none."""
+        while True:
+            try:
+                await self._noter.ask("note", self._status.note)
+            except (ShmstreamError, OSError, MemoryError, RuntimeError) as error:
+                # A RuntimeError of prometheus-client: it does not understand a file of counts.
+                _log.debug("nothing is noted for the history: %s", error)
+            await asyncio.sleep(self._status.history.pause())
+
+    def _snapshot(self) -> asyncio.Task[_Event]:
         """The task that makes the next snapshot, which all viewers share."""
         if self._newest is None or self._newest.done():
             self._newest = asyncio.create_task(self._make_snapshot())
         return self._newest
 
-    async def _make_snapshot(self) -> bytes:
+    async def _make_snapshot(self) -> _Event:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._due - loop.time())
         self._due = loop.time() + _SNAPSHOT_EVERY
         try:
             snapshot = await self._look("snapshot", self._snapshot_now)
         except TimeoutError:
-            return _event("problem", {"problem": "the store does not answer"})
-        except (OSError, MemoryError, RuntimeError) as error:
-            if (lack := shortage(error, "the status page")) is None:
+            return _Event.of("problem", {"problem": "the store does not answer"})
+        except (ShmstreamError, OSError, MemoryError, RuntimeError) as error:
+            if (lack := as_ours(error, "the status page")) is None:
                 raise
-            return _event("problem", {"problem": escaped(str(lack))})
-        return _event("snapshot", snapshot)
+            return _Event.of("problem", {"problem": escaped(str(lack))})
+        return _Event.of("snapshot", snapshot)
 
     def _snapshot_now(self) -> dict[str, Any]:
         return {**self._status.snapshot(), "problems": self._upstream_problems()}
 
 
-def _event(kind: str, data: object) -> bytes:
-    return f"event: {kind}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+@dataclass(frozen=True)
+class _Event:
+    """A server-sent event."""
+
+    kind: str
+    data: str  # an object in JSON, with at least one member
+
+    @classmethod
+    def of(cls, kind: str, data: Mapping[str, Any]) -> _Event:
+        return cls(kind, _json(data))
+
+    def to_bytes(self) -> bytes:
+        return f"event: {self.kind}\ndata: {self.data}\n\n".encode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _page() -> tuple[bytes, str]:

@@ -19,7 +19,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 from prometheus_client.exposition import choose_encoder
@@ -110,6 +109,14 @@ METRICS = (
     Described(
         "shmstream_upstream_up", "gauge", ("upstream",),
         "0 if the last question to it failed, in the last 5 minutes; else 1",
+    ),
+    Described(
+        "shmstream_upstream_pulls_left", "gauge", ("upstream",),
+        "Manifests that it still gives to this cache, as it told last (ratelimit-remaining)",
+    ),
+    Described(
+        "shmstream_upstream_pulls_limit", "gauge", ("upstream",),
+        "Manifests that it gives in a time, likewise (ratelimit-limit)",
     ),
     Described(
         "shmstream_retries_total", "counter", ("reason",),
@@ -242,16 +249,13 @@ def new_metrics() -> Metrics:
         return Metrics()
 
 
-class _Incremented(Protocol):
-    def inc(self, amount: float = 1) -> None: ...
-
-
 class Metrics:
     """The counters of this process, and the sums over all processes. For any thread."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._folder = _folder
+        self.folder: str | None = _folder
+        """The folder of the counts of all workers; None: this process counts for itself alone."""
         counted = {each.name: each for each in METRICS
                    if each.kind == "counter" and "process" not in each.labels}  # fmt: skip
         self.upstream_of: Callable[[str], str] = lambda _: ""
@@ -346,10 +350,10 @@ class Metrics:
 
     def _collected(self) -> list[Metric]:
         """The counts of all workers. Reads their files."""
-        if self._folder is None:
+        if self.folder is None:
             return list(self._registry.collect())
         # A worker that begins makes empty files, for an instant, and merging fails on them.
-        files = [str(each) for each in Path(self._folder).glob("*.db") if _size(each)]
+        files = [str(each) for each in Path(self.folder).glob("*.db") if _size(each)]
         return list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
 
     def totals(self) -> Totals:

@@ -7,6 +7,7 @@ A store knows digests only. When a worker sends a blob or a manifest, it leaves 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
@@ -19,10 +20,14 @@ _WRITER = ("shmstream-names", 1)  # a thread
 
 
 class Names:
-    """The names of digests. Any thread may ask for them."""
+    """The names of digests. Any thread may ask for them.
 
-    def __init__(self, notes: Notes) -> None:
+    `hides` tells which names are told to nobody.
+    """
+
+    def __init__(self, notes: Notes, hides: Callable[[str], bool] = lambda _: False) -> None:
         self._notes = notes
+        self._hides = hides
         self._known: dict[str, str] = {}
         self._lock = threading.Lock()  # guards `_known`
 
@@ -33,12 +38,12 @@ class Names:
                 in_thread(partial(self._notes.write, (digest,), name), _WRITER)
 
     def of(self, digest: str) -> str | None:
-        """The last name of `digest`, None if it has none. May read a file."""
+        """The last name of `digest`, None if it has none, or is hidden. May read a file."""
         name = self._known.get(digest)
         if name is None and (note := self._notes.read((digest,))) is not None:
             name = note.text
             self._remember(digest, name)
-        return name
+        return None if name is None or self._hides(name) else name
 
     def _remember(self, digest: str, name: str) -> bool:
         """Remember a name; whether it is new."""

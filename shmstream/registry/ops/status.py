@@ -14,12 +14,14 @@ from typing import Any
 
 from shmstream import __version__
 from shmstream.cluster.account import Account, Pull, of_node
+from shmstream.registry.ops.history import History
 from shmstream.registry.ops.metrics import Metrics, Totals
 from shmstream.registry.ops.processes import Processes
 from shmstream.registry.settings import Settings
 from shmstream.storage.flights import Sight, Watch, followers_of, state_of
 from shmstream.storage.stock import Stock
 from shmstream.store import Store
+from shmstream.upstreams.allowance import Left
 
 _STORE_EVERY = 30.0  # s; pause between two counts of the store's files, if counting is quick
 _STORE_SOON = 2.0  # s; pause if blobs have come or gone
@@ -49,9 +51,14 @@ class Status:
         metrics: Metrics,
         name_of: Callable[[str], str | None],
         upstreams: Callable[[], Mapping[str, bool]] = dict,
+        left: Callable[[], Mapping[str, Left]] = dict,
     ) -> None:
-        """`name_of` returns the name of a digest for people; `upstreams` which of them answer."""
+        """`name_of` returns the name of a digest for people; `upstreams` which of them answer.
+
+        `left` returns, by label, how many more manifests an upstream gives.
+        """
         self._upstreams = upstreams
+        self._left = left
         self._processes = Processes()
         self._name_of = name_of
         self._settings = settings
@@ -60,6 +67,7 @@ class Status:
         self._watch = Watch(store.flights)
         self._counted = _Counted()
         self.folder: str = store.folder
+        self.history: History = History(metrics.folder)
 
     def gauges(self) -> dict[str, float | Mapping[tuple[str, ...], float]]:
         """The gauges of the metrics: values that are looked at, and not counted."""
@@ -67,10 +75,17 @@ class Status:
         others = [follower for flight in flights for follower in followers_of(flight)]
         stock, account = self._take_stock(commits=None), self._account()
         pulls = [] if account is None else account.pulls.values()
+        left = self._left()
         return {
             "shmstream_build_info": {(__version__, platform.python_version()): 1.0},
             "shmstream_upstream_up": {
                 (name,): float(is_well) for name, is_well in self._upstreams().items()
+            },
+            "shmstream_upstream_pulls_left": {
+                (name,): float(each.count) for name, each in left.items()
+            },
+            "shmstream_upstream_pulls_limit": {
+                (name,): float(each.limit) for name, each in left.items() if each.limit is not None
             },
             **self._processes.look(),
             "shmstream_flights_from_peers": sum(
@@ -132,6 +147,22 @@ class Status:
                 if each.key is not None
             ],
         }
+
+    def note(self) -> None:
+        """Note the sums of now for `past`, if no worker has in this period. In any thread."""
+        self.history.note(self._sums)
+
+    def _sums(self) -> tuple[float, float]:
+        totals = self._metrics.totals()
+        return totals.served, totals.upstream
+
+    def past(self) -> list[tuple[float, float, float]]:
+        """The last ten minutes: time, bytes to clients, bytes from upstreams, the oldest first."""
+        ahead = time.time() - time.monotonic()
+        return [
+            (round(each.time + ahead, 3), each.served, each.upstream)
+            for each in self.history.samples()
+        ]
 
     def _account(self) -> Account | None:
         """What this node has of its cluster; None if it belongs to none."""

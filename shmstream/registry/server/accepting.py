@@ -4,9 +4,9 @@ It takes its share of the connections (`acceptor`). At its end it takes those th
 its end of the listening socket, and turns away no client that has just come: uvicorn closes
 connections without a request as soon as it stops.
 
-With a `Post` the supervisor keeps duplicates of the connections (`keeper`). Then this worker goes
-on with connections of workers that have ended, and if another worker takes its place, it hands its
-own over instead of waiting for their ends.
+With a `Post` the supervisor accepts the connections for it, and keeps duplicates (`keeper`). Then
+this worker goes on with connections of workers that have ended, and if another worker takes its
+place, it hands its own over instead of waiting for their ends.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def configuration(settings: Settings, app: Served) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Serves `app` to the connections of `listener`, which other workers accept from, too."""
+    """Serves `app` to the connections of `listener`, which the workers share."""
 
     def __init__(
         self,
@@ -111,6 +111,7 @@ class Server(uvicorn.Server):
         self._post = post
         self._kept: Kept | None = None
         self._leaves = False  # another worker goes on with the connections
+        self._has_shut = False  # uvicorn has told all connections that the server stops
         self._acceptor: Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
@@ -131,19 +132,10 @@ class Server(uvicorn.Server):
             self.server_state.connections,
             self._counts,
             self._most,
-            None if self._kept is None else self._keep,
+            None if self._kept is None else self._kept.ask,
         )
         if self._kept is not None:
             self._kept.ready()
-
-    def _keep(self, connection: socket.socket) -> bool:
-        """Begin with a new connection, of which the supervisor has a duplicate; False if not."""
-        assert self._kept is not None
-        place = self._kept.take(connection)
-        if place is None:
-            return False
-        self._begin(connection, place)
-        return True
 
     def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:
         prepare(connection)  # also one of another worker, which may not have come to it
@@ -151,11 +143,12 @@ class Server(uvicorn.Server):
         Transport(asyncio.get_running_loop(), connection, protocol)
         return protocol
 
-    def _adopt(self, connection: socket.socket, place: Place) -> None:
-        """Go on with a connection of another worker."""
+    def _adopt(self, connection: socket.socket, place: Place, is_new: bool) -> None:
+        """Begin with a new connection, or go on with one of another worker."""
         protocol = self._begin(connection, place)
-        protocol.go_on()
-        if self.should_exit:  # as uvicorn has done with those that were there
+        if not is_new:
+            protocol.go_on()
+        if self._has_shut:  # as uvicorn has done with those that were there
             protocol.shutdown()
 
     def _leave(self) -> None:
@@ -181,4 +174,5 @@ class Server(uvicorn.Server):
         self._app.stop()
         if self._acceptor is None or self._acceptor.count:
             await asyncio.sleep(min(_LAST_REQUESTS, self._grace))
+        self._has_shut = True
         await super().shutdown(sockets)

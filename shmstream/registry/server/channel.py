@@ -24,18 +24,35 @@ _ROOM = socket.CMSG_LEN(4)  # bytes; for one descriptor
 
 
 class Kind(IntEnum):
-    """What a message means. `index` is of a record in the worker's table."""
+    """What a message means. `index` is of a record in the worker's table.
+
+    The response of ADOPT is the last one of a connection of another worker; it is empty if the
+    connection is new.
+    """
 
     READY = 1  # worker: takes connections from now on
-    KEEP = 2  # worker: a new connection, with its descriptor; index
+    ACCEPT = 2  # worker: sees a new connection, and asks for it
     CLOSED = 3  # worker: it does not want this connection to be kept any more; index
-    ADOPT = 4  # supervisor: go on with this connection; serial, descriptor, last response
+    ADOPT = 4  # supervisor: take this connection; 1: as an answer; serial, descriptor, response
     ADOPTED = 5  # worker: has it, and has not touched it before; index, serial
     REFUSED = 6  # worker: cannot go on with this connection; serial
     ENDING = 7  # worker: it is about to end, and waits for one of the next two
     STAY = 8  # supervisor: let your clients finish
     LEAVE = 9  # supervisor: hand your connections over when you stop
     HAND_OVER = 10  # worker: it will not touch this connection any more; index, descriptor
+    NOTHING = 11  # supervisor: an answer to ACCEPT; `Nothing`
+
+
+NO_LISTENER: tuple[int, ...] = (errno.EINVAL, errno.EBADF)
+"""What `accept` fails with when the socket listens no more."""
+
+
+class Nothing(IntEnum):
+    """Why there is no new connection."""
+
+    GONE = 0  # another worker has it, or its client left
+    SCARCE = 1  # the supervisor has no descriptors
+    ENDED = 2  # the socket listens no more
 
 
 @dataclass

@@ -62,7 +62,7 @@ from typing import Self
 from shmstream.stream.control_block import Text, Word
 
 MAGIC = int.from_bytes(b"shmkeep\0", "little")
-VERSION = 1
+VERSION = 2
 HEADER_SIZE = 4096
 RECORD_SIZE = 4096
 RESPONSE_SIZE = 2016
@@ -358,6 +358,11 @@ def is_same_content(one: bytes, other: bytes) -> bool:
     """Whether two heads of responses are of the same bytes; False if nothing proves that."""
     first, second = _about(one), _about(other)
     return first == second and first.get(b"etag", b"").startswith(b'"')
+
+
+def etag_of(head: bytes) -> str:
+    """The ETag that a head of a response tells; empty if it tells none."""
+    return _about(head).get(b"etag", b"").decode("latin-1")
 
 
 def _about(head: bytes) -> dict[bytes, bytes]:

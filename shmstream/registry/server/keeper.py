@@ -5,17 +5,20 @@ connections live on here, and the keeper gives each of them to the worker that h
 reads and writes no byte of a client. A thread of the supervisor does all this; `connections` says
 what the next worker finds.
 
-A worker tells of a new connection and sends a duplicate (KEEP), and tells when it wants it kept no
-more (CLOSED): then it has closed it, or does something with it that no other worker could go on
-with. Beyond `most` connections there is no duplicate; but a worker that hands a connection over
-sends one more (HAND_OVER), so a planned end cuts none of them. Between `accept` and KEEP a
-connection has no duplicate, which lasts some microseconds: if the worker is killed there, its
-client is cut. A connection is kept by the keeper in one place at a time:
+A worker that sees a new connection asks for it (ACCEPT), and the keeper accepts it. If the worker
+accepted it, the worker could be killed before it has sent a duplicate. So a new connection is given
+to a worker in the same way as a connection of a dead worker is.
 
-    KEEP        it is in the table of a worker: `clients`, by the index of its record
-    that worker ends, or sends HAND_OVER: the record's last response is copied out of the table
-    ADOPT       it is on its way to another worker: `coming`, by a serial number, with that copy
-    ADOPTED     it is in the table of that worker
+A worker sends CLOSED when the keeper is to drop the duplicate: either the worker has closed the
+connection, or it uses the connection in a way that no other worker can go on with. Beyond `most`
+connections there is no duplicate; but a worker that hands a connection over sends one more
+(HAND_OVER), so a planned end cuts none of them. A connection is kept by the keeper in one place at
+a time:
+
+    it is new, or that of a worker that has ended, or a worker sends HAND_OVER: then the last
+    response in its record is copied out of the table
+    ADOPT       it is on its way to a worker: `coming`, by a serial number, with that copy
+    ADOPTED     it is in the table of that worker: `clients`, by the index of its record
 
     the worker that adopts                           if it is killed after this step
     1 receives ADOPT                                 it was never touched: the copy goes to another.
@@ -27,7 +30,7 @@ client is cut. A connection is kept by the keeper in one place at a time:
 So ADOPTED comes before everything that changes the connection, and everything that a dead worker
 has sent is read before its connections are given away. Two workers that die one after the other are
 two such changes. If no worker is ready, connections wait here until one is, for `_PATIENCE`. A
-connection that all ready workers have refused is closed.
+connection that all ready workers have refused is closed; a new one is tried again after a second.
 
 A request that kills each worker must not kill all of them for ever: a connection with a request
 under way is closed if `_DEATHS` workers have died with it in a row, and not a byte has moved. A
@@ -46,13 +49,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 
-from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.channel import NO_LISTENER, Channel, Kind, Message, Nothing
 from shmstream.registry.server.connections import Response, Step, Table, continuation
 from shmstream.system import tcp
 from shmstream.system.threads import Call
 
 _DEATHS = 4
 _PATIENCE = 30.0  # s
+_AGAIN = 1.0  # s; between two tries to give connections that no worker has
 
 _log = logging.getLogger("shmstream")
 
@@ -66,6 +70,7 @@ class _Client:
         self.deaths = 0
         self.progress = (-1, -1)
         self.refused: set[_Station] = set()  # workers that cannot go on with it
+        self.until = 0.0  # on the monotonic clock; when it is closed if no worker has it by then
 
     def survive(self) -> bool:
         """Its worker has died: False if its request seems to kill workers."""
@@ -89,6 +94,7 @@ class _Station:
         self.clients: dict[int, _Client] = {}
         self.coming: dict[int, _Client] = {}
         self.is_ready = False
+        self.leaves = False  # it was told to hand its connections over
 
     @property
     def load(self) -> int:
@@ -98,15 +104,20 @@ class _Station:
 class Keeper:
     """All kept connections. Its methods are for the thread of the supervisor."""
 
-    def __init__(self, records: int, most: int) -> None:
-        """`records`: of the table of each worker. `most`: connections that are kept."""
+    def __init__(self, records: int, most: int, listener: socket.socket) -> None:
+        """`records`: of the table of each worker. `most`: connections that are kept.
+
+        New connections come from `listener`, which the caller closes after `stop`.
+        """
         self._records = records
         self._most = most
+        self._listener = listener
+        listener.setblocking(False)
         self._lock = threading.Lock()  # guards all below
         self._stations: dict[int, _Station] = {}  # by the number of the worker
         self._by_descriptor: dict[int, _Station] = {}
         self._homeless: list[_Client] = []
-        self._evicted_at = 0.0  # on the monotonic clock; when those without a worker are closed
+        self._tries_at = 0.0  # on the monotonic clock; when workers are asked again
         self._serials = count(1)
         self._ready: Callable[[], object] = lambda: None
         self._is_over = False
@@ -171,6 +182,7 @@ class Keeper:
         with self._lock:
             if (station := self._stations.get(number)) is not None:
                 station.is_ready = False
+                station.leaves = True
                 self._send(station, Message(Kind.LEAVE))
 
     def is_ready(self, number: int) -> bool:
@@ -192,10 +204,15 @@ class Keeper:
             return self._count()
 
     def stop(self) -> None:
-        """The server stops: no connection is given to another worker any more. Idempotent."""
+        """The server stops: no connection is given to a worker any more. Idempotent.
+
+        Connections that no worker has are closed.
+        """
         with self._lock:
             self._is_over = True
-            self._evict()
+            for client in self._homeless:
+                client.connection.close()
+            self._homeless.clear()
 
     def close(self) -> None:
         """Close all duplicates, and end the thread. Once, after `start`."""
@@ -214,11 +231,23 @@ class Keeper:
     def _count(self) -> int:
         return sum(each.load for each in self._stations.values()) + len(self._homeless)
 
-    def _evict(self) -> None:
-        """Close the connections that no worker has."""
-        for client in self._homeless:
-            client.connection.close()
-        self._homeless.clear()
+    def _accept(self, station: _Station) -> None:
+        """Take a new connection for a worker that has asked for one."""
+        if self._is_over or not station.is_ready:  # it is about to end
+            self._send(station, Message(Kind.NOTHING, Nothing.ENDED))
+            return
+        try:
+            connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionError):  # another worker has it, or the client left
+            reason = Nothing.GONE
+        except OSError as error:
+            reason = Nothing.ENDED if error.errno in NO_LISTENER else Nothing.SCARCE
+            if reason is Nothing.SCARCE:
+                _log.error("no connection can be taken: %s", error.strerror)
+        else:
+            self._give(station, _Client(connection), is_answer=True)
+            return
+        self._send(station, Message(Kind.NOTHING, reason))
 
     def _dismiss(self, station: _Station) -> None:
         if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
@@ -241,27 +270,30 @@ class Keeper:
     def _place(self, client: _Client) -> None:
         """Give a connection to the worker with the fewest."""
         ready = {each for each in self._stations.values() if each.is_ready} - client.refused
-        if self._is_over or (client.refused and not ready):
+        if self._is_over or (client.refused and not ready and client.last):
             client.connection.close()
         elif not ready:
-            if not self._homeless:
-                self._evicted_at = time.monotonic() + _PATIENCE
-                os.eventfd_write(self._alarm, 1)
+            client.until = client.until or time.monotonic() + _PATIENCE
             self._homeless.append(client)
+            os.eventfd_write(self._alarm, 1)
         else:
-            station = min(ready, key=lambda each: each.load)
-            serial = next(self._serials)
-            station.coming[serial] = client
-            descriptor = client.connection.fileno()
-            message = Message(Kind.ADOPT, 0, serial, client.last, descriptor)
-            self._send(station, message)
+            self._give(min(ready, key=lambda each: each.load), client)
+
+    def _give(self, station: _Station, client: _Client, *, is_answer: bool = False) -> None:
+        serial = next(self._serials)
+        station.coming[serial] = client
+        descriptor = client.connection.fileno()
+        self._send(station, Message(Kind.ADOPT, is_answer, serial, client.last, descriptor))
 
     def _send(self, station: _Station, message: Message) -> None:
         try:
             station.channel.send(message)
         except OSError as error:  # no descriptor is free
             _log.error("a connection cannot be handed over: %s", error.strerror)
-            station.coming.pop(message.serial).connection.close()
+            if (client := station.coming.pop(message.serial, None)) is not None:
+                client.connection.close()
+            if message.kind == Kind.ADOPT and message.index:  # it waits for an answer
+                self._send(station, Message(Kind.NOTHING, Nothing.SCARCE))
         self._wait_for(station)
 
     def _wait_for(self, station: _Station) -> None:
@@ -283,8 +315,8 @@ class Keeper:
         sent = (
             _Client(socket.socket(fileno=message.descriptor)) if message.descriptor >= 0 else None
         )
-        if message.kind == Kind.KEEP and sent is not None:
-            self._keep(station, message.index, sent)
+        if message.kind == Kind.ACCEPT:
+            self._accept(station)
         elif message.kind == Kind.CLOSED:
             if (client := station.clients.pop(message.index, None)) is not None:
                 client.connection.close()
@@ -302,14 +334,20 @@ class Keeper:
             self._welcome(station)
 
     def _welcome(self, station: _Station) -> None:
-        station.is_ready = True
+        station.is_ready = not station.leaves
+        self._try_again()
+        self._ready()
+
+    def _try_again(self) -> None:
+        """Give the connections that no worker has to workers, also to those that refused them."""
         homeless, self._homeless = self._homeless, []
         for client in homeless:
+            client.refused.clear()
             self._place(client)
-        self._ready()
 
     def _keep(self, station: _Station, index: int, client: _Client) -> None:
         client.last = b""
+        client.until = 0.0
         client.refused.clear()
         if self._count() < self._most and not self._is_over:
             station.clients[index] = client
@@ -337,19 +375,36 @@ class Keeper:
 
     # The thread.
 
+    def _attend(self, station: _Station) -> None:
+        try:
+            self._listen(station)
+            station.channel.flush()
+            self._wait_for(station)
+        except Exception:  # noqa: BLE001  this thread serves all workers
+            _log.exception("the keeper of worker %d has failed", station.number)
+
+    def _look_after_homeless(self) -> None:
+        """Close the connections that have waited too long; try the others once a second."""
+        now = time.monotonic()
+        late = [each for each in self._homeless if now > each.until]
+        if late:
+            _log.error("no worker can go on with %d connections", len(late))
+        for client in late:
+            self._homeless.remove(client)
+            client.connection.close()
+        if self._homeless and now > self._tries_at:
+            self._tries_at = now + _AGAIN
+            self._try_again()
+
     def _run(self) -> None:
         while not self._has_ended:
-            ready = self._epoll.poll(1.0 if self._homeless else None)
+            ready = self._epoll.poll(_AGAIN if self._homeless else None)
             with self._lock:
                 for descriptor, _ in ready:
                     if descriptor == self._alarm:
                         os.eventfd_read(self._alarm)
                     elif (station := self._by_descriptor.get(descriptor)) is not None:
-                        self._listen(station)
-                        station.channel.flush()
-                        self._wait_for(station)
-                if self._homeless and time.monotonic() > self._evicted_at:
-                    _log.error("no worker can go on with %d connections", len(self._homeless))
-                    self._evict()
+                        self._attend(station)
+                self._look_after_homeless()
         self._epoll.close()
         os.close(self._alarm)

@@ -4,8 +4,8 @@ It is `Protocol`, and keeps two rules more (`connections`, K1 and K2): a respons
 before its first byte is written, and a request stays in the socket until its response is written
 whole. So it reads in its own way:
 
-    bytes come             look at them, and leave them in the socket (`MSG_PEEK`). If the head of a
-                           request is complete, parse it, and have it answered
+    bytes come             look at them, and leave them in the socket (`MSG_PEEK`). Parse those of a
+                           head, also if it is not whole yet; if it is, have the request answered
     more bytes come        they stay in the socket, too, and so that this process is not woken again
     meanwhile              and again, it wants to be woken for still more only (`SO_RCVLOWAT`)
     the response is in     read the request from the socket, and look for the next one
@@ -14,9 +14,10 @@ whole. So it reads in its own way:
 The head of a response is held back for a moment, until its body comes or the event loop goes on, so
 that a short answer is in the record as a whole before its first byte is written.
 
-A request whose head comes in pieces, a request with a body, and other methods than GET and HEAD are
-read at once, as `Protocol` does it. The record says so: if the worker is killed, that client is
-cut, unless the rest of the response is in the record. A refusal (408, 431, 400) ends the keeping.
+A request with a body, and other methods than GET and HEAD, are read at once, as `Protocol` does it.
+So is a head that is not whole after `_LOOK_AGAIN` bytes. The record says so: if the worker is
+killed, that client is cut, unless the rest of the response is in the record. A refusal (408, 431,
+400) ends the keeping.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from shmstream.registry.server.connections import (
     Response,
     Step,
     continuation,
+    etag_of,
     is_same_content,
 )
 from shmstream.registry.server.kept import Place
@@ -97,13 +99,14 @@ class KeptProtocol(Protocol):
         self._place: Place | None = place
         self._socket = connection
         self._request = 0  # bytes of the request that is answered, which are still in the socket
+        self._parsed = 0  # bytes of a head that is not whole, which are still in the socket
         self._read = 0  # bytes that were read from the connection
         self._sent = 0  # bytes that were written to it when its last response was complete
         self._response: Response | None = None  # that is written just now, if it was noted
         self._end_of_it = 0  # bytes that are written to the connection when it is complete
         self._counted = 0  # bytes of its body, if that has no Content-Length
         self._is_text = False  # the text of its record has all of its body until now
-        self._is_midway = False  # the parser is in the middle of a request
+        self._is_midway = False  # bytes were read of a request that is not complete
         self._is_anothers = False  # the response was made by another worker, which has ended
         self._is_late = False  # a response is complete, and waits for the kernel to take it
         self._is_ending = False  # the server stops: this is the last response
@@ -158,24 +161,41 @@ class KeptProtocol(Protocol):
                 data = self._socket.recv(_LOOK_AGAIN, socket.MSG_PEEK)
             if not data:
                 self._client_ended()
-            elif not self._is_midway and (size := _size_of_head(data)):
-                self._request = size
-                self._is_midway = True  # until `on_message_complete`
-                self.data_received(data if size == len(data) else data[:size])
-                self._take_unless_whole()
-            else:
+            elif self._is_midway:
                 self._take(len(data))
-                self._is_midway = True
                 self.data_received(data)
+            elif len(data) > self._parsed:
+                self._parse_head(data)
+            elif tcp.has_ended(self._socket):  # in the middle of a head
+                self._client_ended()
+            else:  # the kernel has woken us for less than we want: it lacks memory
+                self._request, self._is_midway = self._parsed, True
+                self._read_on()
         except BlockingIOError:
             pass
         except OSError:
             self.transport.abort()
 
-    def _take_unless_whole(self) -> None:
-        """Read the head of a request whose body is still to come."""
-        if self._is_midway:
-            self._take(self._request)
+    def _parse_head(self, data: bytes) -> None:
+        """Parse the bytes of a head that are new; all of them stay in the socket if possible."""
+        size = _size_of_head(data) or len(data)
+        before, self._parsed = self._parsed, size
+        self._request = size
+        self._is_midway = True  # until `on_message_complete`
+        self.data_received(data[before:size])
+        if not self._is_midway:
+            self._parsed = 0
+        elif self._parsed and size < _LOOK_AGAIN:  # the head is not whole
+            self._request, self._is_midway = 0, False
+            self._wake_at(size + 1)
+        else:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read the request from the socket, as it comes: a body, or a head that is too long."""
+        self._take(self._request)
+        self._parsed = 0
+        self._wake_at(1)
 
     def _take(self, count: int) -> None:
         """Read bytes from the socket that were looked at before."""
@@ -220,6 +240,11 @@ class KeptProtocol(Protocol):
 
     # Parsing.
 
+    def on_message_begin(self) -> None:
+        """The first bytes of a request. They may have come with the body of the one before."""
+        self._is_midway = True
+        super().on_message_begin()
+
     def on_message_complete(self) -> None:
         """The request is complete."""
         self._is_midway = False
@@ -227,6 +252,7 @@ class KeptProtocol(Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete: have the application answer."""
+        self._parsed = 0
         before = self.cycle
         super().on_headers_complete()
         self.limit_concurrency = self.config.limit_concurrency
@@ -240,6 +266,7 @@ class KeptProtocol(Protocol):
         if self._resumes is not None:
             extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
             extensions[SERVER]["jump"] = partial(self._jump, self.cycle)
+            extensions[SERVER]["promised"] = etag_of(self._resumes[0])
 
     def _can_be_repeated(self) -> bool:
         """Whether it is a GET or HEAD without a body."""
@@ -402,7 +429,7 @@ class KeptProtocol(Protocol):
         """The server stops: end the connection, after the response to a request that has come."""
         self._is_ending = True
         try:
-            has_come = tcp.waiting(self._socket) > 0 and not self._is_answering()
+            has_come = tcp.waiting(self._socket) > self._parsed and not self._is_answering()
         except OSError:
             has_come = False
         if not has_come:
@@ -442,8 +469,6 @@ class KeptProtocol(Protocol):
 
 def _size_of_head(data: bytes) -> int:
     """Bytes of the first head of a request and the empty lines before it; 0 if it is not whole."""
-    start = 0
-    while data.startswith(b"\r\n", start):
-        start += 2
+    start = len(data) - len(data.lstrip(b"\r\n"))  # the parser skips them, too
     end = data.find(b"\r\n\r\n", start)
     return 0 if end < 0 else end + 4

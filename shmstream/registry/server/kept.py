@@ -1,7 +1,7 @@
 """`Kept`: the connections of one worker that the supervisor keeps duplicates of.
 
-A worker tells the supervisor of each connection, and has a record in its table for each: a `Place`.
-The supervisor may ask it to adopt connections of a worker that has ended (`keeper`).
+The supervisor gives the worker each connection, a new one or that of a worker that has ended
+(`keeper`). The worker has a record in its table for each: a `Place`.
 
 If the supervisor is slow, messages wait in this process, and are lost if it is killed. So two
 things are done only when the kernel has the message: a record is used for another connection after
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable
 from functools import partial
 
-from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.channel import Channel, Kind, Message, Nothing
 from shmstream.registry.server.connections import Record, Table
 
 _BEAT = 0.1  # s
@@ -53,10 +54,11 @@ class Kept:
         self,
         table: Table,
         channel: Channel,
-        adopt: Callable[[socket.socket, Place], object],
+        adopt: Callable[[socket.socket, Place, bool], object],
         leave: Callable[[], object],
     ) -> None:
-        """`adopt` goes on with a connection of another worker. It must not block or raise.
+        """`adopt` begins with a new connection, or goes on with one of another worker: its last
+        argument says which. It must not block or raise.
 
         `leave` is called when this worker is to hand its connections over when it stops.
         """
@@ -64,6 +66,7 @@ class Kept:
         self._channel = channel
         self._adopt = adopt
         self._leave = leave
+        self._asked: Callable[[Nothing | None], object] | None = None
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._free = list(range(table.records - 1, -1, -1))
         self._records: dict[int, Record] = {}  # those that were used before, or are
@@ -77,27 +80,25 @@ class Kept:
         self._beat()
         self._send(Message(Kind.READY))
 
+    def ask(self, answered: Callable[[Nothing | None], object]) -> None:
+        """Ask for a new connection; `answered` is called with None when a connection has come, also
+        if this worker refuses it; else with the reason.
+
+        Call it again only after the answer. If the supervisor is gone there is no answer.
+        """
+        self._asked = answered
+        self._send(Message(Kind.ACCEPT))
+
+    def _tell_asked(self, nothing: Nothing | None) -> None:
+        if self._asked is not None:
+            asked, self._asked = self._asked, None
+            asked(nothing)
+
     def _beat(self) -> None:
         """Tell that this worker makes progress, ten times a second, also while it stops."""
         if not self._is_over:
             self._table.beat()
             self._loop.call_later(_BEAT, self._beat)
-
-    def take(self, connection: socket.socket) -> Place | None:
-        """Have a new connection kept. None if that is not possible: it can be served all the same.
-
-        Call it as soon as the connection was accepted.
-        """
-        if self._is_over or not self._free:
-            return None
-        place = self._place(b"")
-        try:
-            message = Message(Kind.KEEP, place._index, descriptor=connection.fileno())
-            self._send(message)
-        except OSError:  # no descriptor is free
-            self._free.append(place._index)
-            return None
-        return place
 
     def _place(self, last: bytes) -> Place:
         """A free place. Its record has that last response; none if that is empty."""
@@ -137,10 +138,10 @@ class Kept:
     def _hear(self) -> None:
         try:
             while not self._is_over and (message := self._channel.receive()) is not None:
-                if message.kind == Kind.ADOPT and message.descriptor >= 0:
-                    self._take_over(socket.socket(fileno=message.descriptor), message)
-                elif message.kind == Kind.ADOPT:
-                    self._refuse(message, "too many open files")
+                if message.kind == Kind.ADOPT:
+                    self._take_over(message)
+                elif message.kind == Kind.NOTHING:
+                    self._tell_asked(Nothing(message.index))
                 elif message.kind in (Kind.LEAVE, Kind.STAY):
                     self._answer(leaves=message.kind == Kind.LEAVE)
         except EOFError:  # the supervisor is gone: this worker is about to end
@@ -158,14 +159,23 @@ class Kept:
             self._send(Message(Kind.ENDING))
             await asyncio.wait([self._answered], timeout=patience)
 
-    def _take_over(self, connection: socket.socket, message: Message) -> None:
-        if not self._free:
-            connection.close()
-            self._refuse(message, "this worker has too many")
-            return
+    def _take_over(self, message: Message) -> None:
+        try:
+            if message.descriptor < 0:
+                self._refuse(message, "too many open files")
+            elif not self._free:
+                os.close(message.descriptor)
+                self._refuse(message, "this worker has too many")
+            else:
+                self._adopt_it(socket.socket(fileno=message.descriptor), message)
+        finally:
+            if message.index:
+                self._tell_asked(None)
+
+    def _adopt_it(self, connection: socket.socket, message: Message) -> None:
         place = self._place(message.payload)
         told = Message(Kind.ADOPTED, place._index, message.serial)
-        self._send(told, partial(self._adopt, connection, place))
+        self._send(told, partial(self._adopt, connection, place, not message.payload))
 
     def _refuse(self, message: Message, reason: str) -> None:
         _log.error("a connection cannot be taken over: %s", reason)

@@ -87,7 +87,7 @@ def serve(
             listener,
             environment,
             gone=lambda number: _forget(number, folder),
-            keeper=_keeper(settings),
+            keeper=_keeper(settings, listener),
             stuck_after=settings.stuck_after,
             module=module,
         )
@@ -97,7 +97,7 @@ def serve(
         )
 
 
-def _keeper(settings: Settings) -> Keeper | None:
+def _keeper(settings: Settings, listener: socket.socket) -> Keeper | None:
     """What keeps the connections, if that is wanted and possible."""
     if not settings.keep or settings.certfile is not None or not tcp.is_known:
         return None
@@ -106,7 +106,7 @@ def _keeper(settings: Settings) -> Keeper | None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
     make_room()
-    return Keeper(settings.workers * most_connections(settings), most)
+    return Keeper(settings.workers * most_connections(settings), most, listener)
 
 
 def _require_extra(settings: Settings) -> None:
@@ -157,15 +157,23 @@ def _check_authorities(context: ssl.SSLContext, path: str) -> None:
 def _warn_of_strangers(settings: Settings, listener: socket.socket) -> None:
     """Say who can reach this registry, if these are not only programs of this host."""
     address = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0])
-    is_asked = settings.asks_names and not settings.mirrors  # a mirror asks for no name
-    if address.is_loopback or is_asked or settings.client_ca is not None:
+    if address.is_loopback or settings.client_ca is not None:
         return
     every = "every host of its networks"
     clients = every if address.is_unspecified else f"every client that reaches {address}"
-    _log.warning(
-        "%s may pull without a password all that this cache may pull from its upstreams: see"
-        " htpasswd, tokens and client_ca, or listen on 127.0.0.1", clients,
-    )  # fmt: skip
+    remedy = "see htpasswd, tokens and client_ca, or listen on 127.0.0.1"
+    is_ours = {each.credentials is None for each in settings.upstreams}
+    if settings.mirrors or (True in is_ours and not settings.asks_names):  # mirrors ask nobody
+        _log.warning(
+            "%s may pull without a password all that this cache may pull from its upstreams: %s",
+            clients, remedy,
+        )  # fmt: skip
+    if False in is_ours and not settings.asks_names:
+        _log.warning(
+            "%s may pull what upstreams with the credentials of clients give to everybody, and see"
+            " digests and sizes, without names, of all that their clients pull: %s",
+            clients, remedy,
+        )  # fmt: skip
 
 
 def _may_renew(

@@ -18,7 +18,7 @@ ends with the parent, and has a process group of its own, so that Ctrl-C in a te
 the parent.
 
 All processes have the same listening socket, so closing it in one of them ends nothing. `shutdown`
-ends it for all, and resets the connections that no worker has taken yet. So the parent waits until
+ends it for all, and resets the connections that were not accepted yet. So the parent waits until
 there are none, which takes moments unless the workers are stuck:
 
     parent                                        workers
@@ -269,8 +269,6 @@ class Workers:
 
     def _stop(self) -> None:
         if not self._is_stopping:
-            if self._keeper is not None:
-                self._keeper.stop()
             self._end_listening()
         self._is_stopping = True
         for worker in self._workers:
@@ -283,6 +281,8 @@ class Workers:
         waiting.register(self._listener, select.POLLIN)
         while waiting.poll(0) and time.monotonic() < deadline:
             time.sleep(0.001)
+        if self._keeper is not None:
+            self._keeper.stop()
         with suppress(OSError):  # a kind of socket that cannot be shut down
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

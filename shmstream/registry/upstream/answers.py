@@ -32,6 +32,9 @@ REFUSED = (401, 403, 404, 410)
 TOKEN_LIFE = 60.0
 """Seconds; the life of a token whose answer tells none, as the specification of Docker says."""
 
+OURS = (407, 408, 421, 425, 431)
+"""Statuses of a request that is not the client's, but this cache's own."""
+
 _DOCKER_IMAGE = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 _ARTIFACT = "application/vnd.oci.artifact.manifest.v1+json"
@@ -63,13 +66,28 @@ class Page(SourceError):
 
 
 @dataclass(eq=False)
+class Hidden(SourceError):
+    """A 404 to a client without credentials, of a registry that may hide what is there from it."""
+
+    retryable: bool = False
+    status: int | None = 401
+
+
+@dataclass(eq=False)
 class Unkept(SourceError):
     """The upstream has this manifest, and its bytes have not the digest that names it.
 
-    So nothing can be kept. A client gets what the upstream answers to the same question.
+    So nothing can be kept. A client gets what the upstream answers to the same question. Its status
+    makes it no failure of the upstream, and no warning.
     """
 
     retryable: bool = False
+    status: int | None = 406
+
+
+def is_no(status: int | None) -> bool:
+    """Whether a status refuses what a client asks for, so that no older answer counts."""
+    return status is not None and 400 <= status <= 499 and status not in (*OURS, 429)
 
 
 def looks_like_a_manifest(told: str | None) -> bool:

@@ -32,7 +32,9 @@ from shmstream.registry.settings import BadSetting, Settings
 from shmstream.registry.upstream import credentials
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.http_tls import TLS
+from shmstream.upstreams.allowance import Left
 from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.pace import Pace, Quota
 from shmstream.upstreams.questions import Bounds
 
 _MOST = 256  # upstreams of patterns that are kept
@@ -57,6 +59,11 @@ class Upstreams:
         self._tell = tell
         self._settings = settings
         self._reached = reached
+        self.pass_on: bool = any(each.credentials is not None for each in settings.upstreams)
+        """Whether an upstream is asked with the credentials of clients."""
+        self._client_key = reached.secret() if self.pass_on else None
+        is_limited = any(each.max_rate or each.max_pulls for each in settings.upstreams)
+        self._rates = reached.beside("rates") if is_limited else None
         named = [each for each in settings.upstreams if not each.is_pattern]
         self._fixed = [self._made(each, each.namespace) for each in named]
         self._by_name = _by_namespace(self._fixed)
@@ -83,6 +90,25 @@ class Upstreams:
             is_well = any(url.reach.problem is None for url in urls)
             found[each.title] = found.get(each.title, True) and is_well
         return found
+
+    def left(self) -> dict[str, Left]:
+        """By label, how many more manifests an upstream gives, as it has told any worker.
+
+        If an upstream has several URLs, the URL with the fewest left counts. Reads files.
+        """
+        found: dict[str, Left] = {}
+        for each in self:
+            left = None if each.is_guarded else each.allowance.left
+            if left is not None and left.count <= found.get(each.title, left).count:
+                found[each.title] = left
+        return found
+
+    @property
+    def only_one(self) -> Upstream | None:
+        """The upstream for the credentials of clients; None if there may be several."""
+        found = [each for each in self._fixed if each.passes_on]
+        is_fixed = not any(each.credentials is not None for each in self._patterns)
+        return found[0] if len(found) == 1 and is_fixed else None
 
     def get(self, namespace: str | None) -> Upstream | None:
         """The upstream of a namespace; None for the upstream without one."""
@@ -122,6 +148,19 @@ class Upstreams:
         others = [self._at(told, namespace, each) for each in addresses[1:]]
         return self._at(told, namespace, addresses[0], tuple(others))
 
+    def _pace(self, told: configured.Upstream) -> Pace | None:
+        """For all URLs of it together, and for all workers."""
+        if told.max_rate is None or self._rates is None:
+            return None
+        return Pace(self._rates, told.namespace or "", told.max_rate)
+
+    def _quota(self, told: configured.Upstream) -> Callable[[str], Quota] | None:
+        """By rights, because registries count by account."""
+        if told.max_pulls is None or self._rates is None:
+            return None
+        rates, (count, seconds), name = self._rates, told.max_pulls, told.namespace or ""
+        return lambda rights: Quota(rates, (name, rights), count, seconds)
+
     def _at(
         self,
         told: configured.Upstream,
@@ -136,7 +175,8 @@ class Upstreams:
             told.question or usual.question,
             told.connect,
         )
-        own = [told.anonymous, told.docker_config, told.certfile]
+        own: list[object] = [told.anonymous, told.docker_config, told.certfile]
+        own += [] if told.credentials is None else [told.credentials]
         return Upstream(
             address.url,
             namespace,
@@ -156,6 +196,9 @@ class Upstreams:
             tell=None if self._tell is None else partial(self._tell, label_of(told)),
             others=others or (),
             is_other=others is None,
+            pace=self._pace(told),
+            quota=self._quota(told),
+            client_key=None if told.credentials is None else self._client_key,
         )
 
 

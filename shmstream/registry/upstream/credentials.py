@@ -1,4 +1,6 @@
-"""The credentials of this cache for an upstream. They are looked up at every use.
+"""The credentials for an upstream: of this cache, or of a client (`of_client`).
+
+Those of this cache are looked up at every use.
 
 The first of these that has credentials for the upstream counts:
 
@@ -19,10 +21,11 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -64,6 +67,34 @@ class Credential:
     secret: str = field(repr=False)
     means: Means = Means.PASSWORD
     password: str = field(default="", repr=False, compare=False)  # beside an identity token
+
+
+def of_client(headers: Sequence[str]) -> Credential | None:
+    """What a client has told in `headers`, its headers `Authorization`; None if it has told none.
+
+    skopeo and podman, when they are asked and have none, send an empty name and password: that is
+    none, too. A bearer token is for this cache, and never one of the upstream.
+
+    Raises:
+        CredentialsError: it is no name and password.
+    """
+    if not headers:
+        return None
+    scheme, _, rest = headers[0].partition(" ")
+    pair = pair_of(rest) if scheme.lower() == "basic" else None
+    if len(headers) > 1 or pair is None or has_control_characters("".join(pair)):
+        raise CredentialsError("a client's header is no Basic authorization")
+    return Credential(*pair) if any(pair) else None
+
+
+def pair_of(text: str) -> tuple[str, str] | None:
+    """The name and the password of a basic authorization; None if `text` is none."""
+    try:
+        plain = base64.b64decode(text.strip(), validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    name, colon, password = plain.partition(":")
+    return (name, password) if colon else None
 
 
 def is_hub(host: str) -> bool:
@@ -125,6 +156,12 @@ def rights(namespace: str | None, environment: Mapping[str, str]) -> str:
     """
     pair = environment.get(variable_of(namespace))
     return hashlib.sha256(pair.encode(errors="surrogateescape")).hexdigest() if pair else ""
+
+
+def rights_of(credential: Credential, key: bytes) -> str:
+    """A text that only the same credential has, and that tells nothing of it without the `key`."""
+    pair = json.dumps([credential.user, credential.secret])
+    return hmac.digest(key, pair.encode(), "sha256").hex()
 
 
 def variable_of(namespace: str | None) -> str:

@@ -51,6 +51,7 @@ _WHOLE = 60.0  # s; for all bytes of a manifest
 _LARGEST_LIST = 16 << 20  # bytes
 _LARGEST_PAGE = 4 << 20  # bytes
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)  # more digits are no number of bytes
+_LONGEST_OF_TAG = 64  # characters of a digest in the tag of its referrers (OCI distribution)
 _DOUBTFUL = 16  # manifests that may be asked whether they are referrers, for one request
 
 
@@ -98,7 +99,7 @@ class Repository:
         if not self._others:
             return [self]
         return sorted((self, *self._others), key=lambda each: (
-            each is last, each.upstream.reach.is_quiet
+            each is last, each.upstream.rests
         ))  # fmt: skip
 
     def _of_any(self, ask: Callable[[Repository, bool], T]) -> T:
@@ -116,7 +117,17 @@ class Repository:
                 raise
             except SourceError as error:
                 failures.append(error)
-        raise weightiest(failures)
+        raise self.weightiest(failures)
+
+    def weightiest(self, failures: list[SourceError]) -> SourceError:
+        """The failure that tells most: one that is no refusal, else the last one.
+
+        Of the refusals of a client's credentials, one that asks for other ones, because with those
+        the client may get it.
+        """
+        silent = [each for each in failures if each.status not in answers.REFUSED]
+        asking = [each for each in failures if each.status == 401 and self.upstream.passes_on]
+        return (silent or asking or failures[-1:])[0]
 
     def url(self, part: str, query: Mapping[str, str] | None = None) -> str:
         """The URL of a part of the repository."""
@@ -131,19 +142,26 @@ class Repository:
             SourceError: the upstream has none, refuses, or does not answer.
         """
         return self._of_any(
-            lambda each, more: each._resolve(tag, accept, has_other=has_other or more)
+            lambda each, more: each._resolve(tag, accept, has_other=has_other, is_last=not more)
         )
 
-    def _resolve(self, tag: str, accept: str, *, has_other: bool) -> Manifest:
+    def _resolve(self, tag: str, accept: str, *, has_other: bool, is_last: bool) -> Manifest:
         url, accepting = self.url(f"manifests/{tag}"), {"accept": accept}
-        until = self.upstream.until(has_other=has_other)
+        until = self.upstream.until(has_other=has_other or not is_last)
         headers = self.upstream.look(self.name, url, accepting, until) or {}
         digest, told = headers.get("docker-content-digest", ""), headers.get("content-type")
         if is_digest(digest) and answers.looks_like_a_manifest(told) and (size := _size(headers)):
             return Manifest(digest, manifests.media_type(told), size)
-        data, told = self._whole(url, accepting, until)
-        algorithm = digest.partition(":")[0] if is_digest(digest) else "sha256"
-        return Manifest(_digest_of(data, algorithm), manifests.media_type(told), len(data))
+        if has_other and self.upstream.allowance.is_used_up:
+            reason = "no more manifests are left, as it tells"
+            raise SourceError(self.upstream.name, 0, reason, retryable=False, status=429)
+        data, headers = self._whole(url, accepting, until)
+        named = headers.get("docker-content-digest", "")
+        algorithm = (named if is_digest(named) else digest).partition(":")[0]
+        got = _digest_of(data, algorithm if is_digest(named) or is_digest(digest) else "sha256")
+        if is_digest(named) and named != got:
+            raise Unkept(self.upstream.name, 0, f"it calls a manifest {named} that is {got}")
+        return Manifest(got, manifests.media_type(headers.get("content-type")), len(data))
 
     def passed(self, reference: str, accept: str) -> Passed:
         """The manifest of a tag or digest, for a client that accepts `accept`, as it is.
@@ -166,14 +184,13 @@ class Repository:
 
     def _whole(
         self, url: str, accepting: Mapping[str, str], until: float | None = None
-    ) -> tuple[bytes, str | None]:
-        """The manifest behind `url`, which was judged, and its Content-Type."""
+    ) -> tuple[bytes, Mapping[str, str]]:
+        """The manifest behind `url`, which was judged, and the headers of the answer."""
         headers, data = self.upstream.ask(
             "GET", self.name, url, accepting, manifests.LARGEST, until
         )
-        told = headers.get("content-type")
-        self.judge_manifest(data, told)
-        return data, told
+        self.judge_manifest(data, headers.get("content-type"))
+        return data, headers
 
     def judge_manifest(self, data: bytes, told: str | None) -> None:
         """Check that `data` is a manifest; `told` is the Content-Type of the answer.
@@ -190,21 +207,30 @@ class Repository:
         return BadAnswer(self.upstream.name, 0, reason, retryable=False)
 
     def about(
-        self, kind: str, digest: str, here: int | None = None, *, has_other: bool = False
+        self,
+        kind: str,
+        digest: str,
+        here: int | None = None,
+        accept: str | None = None,
+        *,
+        has_other: bool = False,
     ) -> Description:
         """What the upstream says of `digest` in this repository; `kind` is blobs or manifests.
 
-        `here`: the bytes of it, if they are known here. `has_other`: as for `resolve`.
+        `here`: the bytes of it, if they are known here. `accept`: what the client of a manifest
+        accepts. `has_other`: as for `resolve`.
 
         Raises:
             SourceError: the repository does not have it, or the upstream does not tell.
         """
         return self._of_any(
-            lambda each, more: each._about(kind, digest, here, has_other=has_other or more)
+            lambda each, more: each._about(kind, digest, here, accept, has_other=has_other or more)
         )
 
-    def _about(self, kind: str, digest: str, here: int | None, *, has_other: bool) -> Description:
-        url, accepting = self.url(f"{kind}/{digest}"), _accepting(kind)
+    def _about(
+        self, kind: str, digest: str, here: int | None, accept: str | None, *, has_other: bool
+    ) -> Description:
+        url, accepting = self.url(f"{kind}/{digest}"), _accepting(kind, accept)
         until = self.upstream.until(has_other=has_other)
         headers = self.upstream.look(self.name, url, accepting, until)
         if kind != "manifests":
@@ -215,10 +241,10 @@ class Repository:
             is_right = _is_manifest(headers, digest) and size and here in (None, size)
             if is_too_large or is_right:
                 return Description(size, f'"{digest}"', told)
-        data, told = self._whole(url, accepting, until)
+        data, headers = self._whole(url, accepting, until)
         if digest != (got := _digest_of(data, digest.partition(":")[0])):
             raise self._bad(f"its answer is another manifest, {got}")
-        return Description(len(data), f'"{digest}"', told)
+        return Description(len(data), f'"{digest}"', headers.get("content-type"))
 
     def _about_blob(
         self,
@@ -253,14 +279,16 @@ class Repository:
         answered: Callable[[str | None, int | None], None],
         known: Manifest | None = None,
         proved: Callable[[], None] | None = None,
+        accept: str | None = None,
     ) -> RepositorySource:
         """The bytes of `digest`, by GET; `kind` is blobs or manifests.
 
         `answered` is called with the media type and the size, when the upstream has confirmed that
         this repository has it. With `known`, `describe` asks nobody. `proved` is called when all
-        bytes have come from it, in one piece, and have the digest.
+        bytes have come from it, in one piece, and have the digest. `accept`: what the client of a
+        manifest accepts.
         """
-        return RepositorySource(self, kind, digest, answered, known, proved)
+        return RepositorySource(self, kind, digest, answered, known, proved, accept)
 
     def tags(self, query: Mapping[str, str]) -> Listing:
         """The tags of this repository, or the page of them that `query` means.
@@ -305,10 +333,11 @@ class Repository:
         Tools that copy images give them such a tag, too. Then the tag means the image itself, and
         the entries of an index are its own images.
         """
-        url = self.url(f"manifests/{digest.replace(':', '-')}")
+        algorithm, _, encoded = digest.partition(":")
+        url = self.url(f"manifests/{algorithm}-{encoded[:_LONGEST_OF_TAG]}")
         accepting = _accepting("manifests")
         data, _ = self._whole(url, accepting)
-        if _digest_of(data, digest.partition(":")[0]) == digest:
+        if _digest_of(data, algorithm) == digest:
             return []
         entries = manifests.parsed(data).get("manifests") or []
         doubtful = [each for each in entries if not each.get("artifactType")]
@@ -364,9 +393,12 @@ class RepositorySource:
         answered: Callable[[str | None, int | None], None],
         known: Manifest | None,
         proved: Callable[[], None] | None = None,
+        accept: str | None = None,
     ) -> None:
+        self._accept = accept
         self._proved = proved
         self.began: bool = False
+        self._has_had = False  # whether a part of it has come from this upstream before
         self._repository = repository
         self._kind = kind
         self._digest = digest
@@ -381,6 +413,11 @@ class RepositorySource:
 
     def __repr__(self) -> str:
         return f"RepositorySource({self.name!r})"
+
+    @property
+    def identity(self) -> str:
+        """The URL, and whose credentials it is asked with: others may do better there."""
+        return f"{self._repository.upstream.rights} {self.name}"
 
     @property
     def connections(self) -> int:
@@ -402,6 +439,7 @@ class RepositorySource:
 
     def _open(self, offset: int, end: int | None) -> Feed:
         self.was_asked = True
+        self._has_had = self._has_had or offset > 0
         if self._kind == "manifests":
             offset, end = 0, None
         failures: list[SourceError] = []
@@ -413,9 +451,11 @@ class RepositorySource:
                 self.failure = error
                 raise
             except SourceError as error:
+                if self._has_had and isinstance(error, Page):
+                    error.retryable = True  # it is there for a while
                 failures.append(error)
-        failure = weightiest(failures)
-        if failure.status == 429 and not offset:
+        failure = self._repository.weightiest(failures)
+        if failure.status == 429 and not self._has_had:
             failure.retryable = False  # the client waits for the first byte: tell it at once
         self.failure = failure
         raise failure
@@ -427,7 +467,7 @@ class RepositorySource:
             SourceError: it gives none, or not what it should be.
         """
         upstream = repository.upstream
-        headers = _accepting(self._kind)
+        headers = _accepting(self._kind, self._accept)
         if self._request_id:
             headers[request_id.HEADER] = self._request_id
 
@@ -444,12 +484,17 @@ class RepositorySource:
                 is_guarded=upstream.is_guarded,
             )
             source.is_encoded = self._are_encoded.get(repository)
+            if self._kind == "manifests":
+                source.heard = upstream.allowance.note
             feed = source.open(offset) if end is None else source.open_part(offset, end)
             self._are_encoded[repository] = source.is_encoded
             return feed
 
-        with upstream.place() as give_back:
-            feed = _giving_back(upstream.authorised(repository.name, call), give_back)
+        admitted = upstream.admitted(repository.name, self._kind)
+        with admitted as given, upstream.place() as give_back:
+            found = upstream.authorised(repository.name, call, kind=self._kind)
+            feed = _giving_back(found, give_back)
+            given()
             try:
                 feed = self._judged(repository, feed)
             except BaseException:
@@ -457,9 +502,12 @@ class RepositorySource:
                 raise
         self.failure = None
         self.began = self.began or offset == 0
+        self._has_had = True
         self._answered(feed.media_type, feed.size)
         if self._proved is not None and offset == 0:
             feed.data, feed.by_kernel = self._proving(feed.data, self._proved), None
+        if upstream.pace is not None and self._kind == "blobs":
+            return upstream.pace.slow(feed)
         return feed
 
     def _proving(self, data: Iterator[Buffer], proved: Callable[[], None]) -> Iterator[Buffer]:
@@ -533,7 +581,7 @@ class RepositorySource:
         if (known := self._known) is not None:
             return Description(known.size, f'"{known.digest}"', known.media_type)
         self.was_asked = True
-        about = self._repository.about(self._kind, self._digest)
+        about = self._repository.about(self._kind, self._digest, accept=self._accept)
         media_type = about.media_type
         if self._kind == "manifests":
             media_type = manifests.media_type(media_type)
@@ -541,16 +589,10 @@ class RepositorySource:
         return Description(about.size, about.validator, media_type)
 
 
-def weightiest(failures: list[SourceError]) -> SourceError:
-    """The failure that tells most: one that is no refusal, else the last one."""
-    silent = (each for each in failures if each.status not in answers.REFUSED)
-    return next(silent, failures[-1])
-
-
 def _may_lack_referrers(error: SourceError) -> bool:
     """Whether an upstream without the referrers API may answer so."""
     status = error.status or 0
-    refused = 400 <= status <= 499 and status not in (408, 425, 429)
+    refused = 201 <= status <= 499 and status not in (408, 425, 429)
     return refused or status in NO_SUCH_METHOD or isinstance(error, BadAnswer)
 
 
@@ -566,10 +608,18 @@ def _giving_back(feed: Feed, give_back: Callable[[], None]) -> Feed:
     return feed
 
 
-def _accepting(kind: str) -> dict[str, str]:
-    if kind == "manifests":
+def _accepting(kind: str, accept: str | None = None) -> dict[str, str]:
+    """The header for a digest. `accept`: the client's own, which comes first, as it is.
+
+    Many registries give a manifest only to a client that names its type. A digest means one
+    manifest, so all types that are known here are named, too: other clients share the answer.
+    """
+    if kind != "manifests":
+        return {"accept": "*/*"}
+    if accept is None:
         return {"accept": ", ".join((*manifests.KNOWN, "*/*;q=0.1"))}
-    return {"accept": "*/*"}
+    lacking = (f"{each};q=0.1" for each in (*manifests.KNOWN, "*/*") if each not in accept)
+    return {"accept": ", ".join((accept, *lacking))}
 
 
 def _is_manifest(headers: Mapping[str, str], digest: str) -> bool:

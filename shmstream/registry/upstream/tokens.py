@@ -41,6 +41,7 @@ from shmstream.sources.http_client import (
 from shmstream.sources.http_tls import TLS, USUAL_TLS
 from shmstream.upstreams.questions import patiently
 
+_DOUBTED_EVERY = 60.0  # s
 _MARGIN = 0.1  # part of a token's life, at its end, in which it is not used
 _LARGEST_ANSWER = 1 << 20  # bytes
 _LONGEST_CHALLENGE = 8192  # characters
@@ -48,7 +49,7 @@ _MOST = 10_000  # repositories whose tokens are kept
 _CLIENT = "shmstream"
 _PATIENCE = Patience(5.0, 60.0, 60.0)
 _LONGEST = 60.0  # s; for a token, unless the caller has less time
-_NO_POST = (401, 404, 405, 501)  # what services answer that give tokens to a GET only
+_NO_POST = (400, 401, 404, 405, 501)  # what services answer that give tokens to a GET only
 
 _SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?=[\s,]|$)")
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
@@ -97,6 +98,7 @@ class _Held:
     value: str | None = None
     until: float = 0.0
     challenge: Challenge | None = None  # which led to it
+    doubted: float = float("-inf")  # when a 404 was last taken for its refusal
 
     def current(self) -> str | None:
         return self.value if time.monotonic() < self.until else None
@@ -150,6 +152,15 @@ class Tokens:
         except SourceError:  # the upstream may have another realm by now, and will name it
             self._usual = None
             return None
+
+    def are_doubted(self, repository: str) -> bool:
+        """Whether a 404 may mean that an authorization is valid no longer; once in a minute."""
+        held, now = self._of(repository), time.monotonic()
+        with self._lock:
+            if now - held.doubted < _DOUBTED_EVERY:
+                return False
+            held.doubted = now
+        return True
 
     def renew(
         self,
@@ -237,7 +248,8 @@ class Tokens:
     ) -> tuple[str, float]:
         """A token for pulling, and its life in seconds."""
         url = self._realm(challenge)
-        scope = challenge.parameters.get("scope") or f"repository:{repository}:pull"
+        usual = f"repository:{repository}:pull" if repository else ""  # none: only to log in
+        scope = challenge.parameters.get("scope") or usual
         service = {name: each for name, each in challenge.parameters.items() if name == "service"}
         if credential is not None and credential.means is Means.IDENTITY:
             form = {"grant_type": "refresh_token", "client_id": _CLIENT, "scope": scope, **service}

@@ -6,17 +6,30 @@
     glance       what a GET tells, without its body
 
 No refusal of a HEAD is final: registries and the servers that they redirect to answer it with 404,
-403 or 400 where they answer a GET with 200.
+403 or 400 where they answer a GET with 200. Neither is a HEAD that is not answered at all for
+`_LONGEST_HEAD` seconds, because some proxies wait for a body that does not come.
 
 Some registries say 404 or 403 to everybody whom they do not know, and name their challenge only
-under `/v2/`, which every plain client asks first. So a refusal of a question without an
-authorization has us ask there, at most every few minutes.
+under `/v2/`, which every plain client asks first. So if a registry refuses a question that had no
+authorization, `Upstream` asks under `/v2/` too, at most every few minutes.
 
 An authorization that was good may be refused later in several ways: with 401 and a challenge, with
 401 alone, with 403 (Amazon ECR, after twelve hours) or 400. So each of them has the credentials
-looked up anew, once for each question.
+looked up anew, once for each question. A 404 may be such a refusal, too, but is mostly what it
+says: it has the same done once in a minute for a repository.
 
 An upstream may have `others`: the same images at other URLs. `Repository` asks them in turn.
+
+An upstream may be asked with the credentials of each client (`passes_on`), and with none of ours.
+Then each client has an `Upstream` of its own (`for_client`), with its own tokens and `rights`, and
+so with its own grants and tags. They share what is of the server: connections, whether it answers,
+places for downloads. If it refuses a client with 401, or its token service refuses the client with
+401 or 403, it is not asked for the same kind of thing in the same repository for that client for
+`_REFUSED_FOR` seconds, so that a wrong password in a loop reaches no server. Other things it may
+give: some registries list no tags for strangers, and give them images. A 404 to a client without
+credentials is taken for a 401, if the registry challenges under `/v2/`, and the challenge cannot be
+answered without credentials. Such a 401 counts for that question alone: other clients without
+credentials may get what is public.
 
 Everything here blocks. If the upstream refuses, the `SourceError` has its `status`; if it does not
 answer, the error has none.
@@ -24,12 +37,14 @@ answer, the error has none.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, urlencode
@@ -44,6 +59,7 @@ from shmstream.registry.upstream.credentials import (
     find,
     is_hub,
     rights,
+    rights_of,
     variable_of,
 )
 from shmstream.registry.upstream.tokens import Challenge, Tokens
@@ -57,14 +73,17 @@ from shmstream.sources.http_client import (
     parse,
 )
 from shmstream.sources.http_tls import TLS, USUAL_TLS
-from shmstream.upstreams.health import Reach, is_refusal
+from shmstream.upstreams.allowance import PAUSE, Allowance
+from shmstream.upstreams.health import Hold, Reach, is_refusal
 from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.pace import Pace, Quota
 from shmstream.upstreams.questions import USUAL, Bounds, patiently
 
 T = TypeVar("T")
 Headers = Mapping[str, str]
 
 _CONNECT = 5.0  # s; for a question, not for a download
+_LONGEST_HEAD = 10.0  # s; then a GET is tried
 _SHORT = 20.0  # s; for a question that has an older answer
 _AGENT = {"user-agent": "shmstream"}
 _HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
@@ -74,7 +93,11 @@ _HIDING = (401, 403, 404)  # what a registry may say to a question without an au
 _CHALLENGED_FOR = 300.0  # s; how long what `/v2/` said is believed
 _MOST_ROUNDS = 4  # authorizations for one question
 _MOST_STRANGERS = 100
-_SURE = (401, 403, 404, 410, 429, 500, 502, 503, 504)  # whatever range is asked for
+_MOST_CLIENTS = 1024  # credentials of clients that are kept in memory, with their tokens
+_MOST_REFUSED = 1024  # repositories
+_REFUSED_FOR = 5.0  # s
+_SURE = (401, 404, 410, 429, 502, 503, 504)  # whatever range is asked for
+_KIND = re.compile(r"/v2/.+/(blobs|manifests)/[^/]+\Z")
 _NAME = re.compile(r"/v2/(.+)/(?:blobs|manifests)/")
 
 NO_SUCH_METHOD = (405, 501)
@@ -91,6 +114,10 @@ class Upstream:
         bounds: how long it may take to answer.
         notes: where all workers note whether it answers.
         connections: how many connections one blob may come over.
+        client_key: it gets the credentials of clients, and none of ours; what is noted for one of
+            them is noted under a hash of the credentials with this key.
+        pace: how many bytes a second of blobs come from it; None for no limit.
+        quota: by its rights, how many manifests may be got from it; None for no limit.
         prefix: what stands before the names of repositories there, as at a proxy for several
             registries: `dockerhub-proxy`.
         tls: which certificates to trust, and which one to show.
@@ -127,11 +154,21 @@ class Upstream:
         allow: tuple[str, ...] | None = None,
         tell: Callable[[str], None] | None = None,
         connections: int = 1,
+        client_key: bytes | None = None,
+        pace: Pace | None = None,
+        quota: Callable[[str], Quota] | None = None,
     ) -> None:
         """Raises:
         ValueError: the URL is not valid.
         """
-        self.connections: int = connections
+        self._client_key = client_key
+        self._credential: Credential | None = None  # of a client
+        self._clients: dict[str, Upstream] = {}  # by their rights
+        self._lock = threading.Lock()  # guards `_clients` and `_refused`
+        self._refused: dict[tuple[str, str], tuple[float, SourceError]] = {}
+        self.connections: int = connections if pace is None else 1  # more would bring no more
+        self.pace: Pace | None = pace
+        self._notes = notes
         parts = parse(url)
         if is_hub(parts.host or ""):
             parts = parts._replace(host=_HUB)
@@ -155,12 +192,13 @@ class Upstream:
         self.max_downloads: int | None = max_downloads
         places = None if max_downloads is None else threading.BoundedSemaphore(max_downloads)
         self._places = places
-        self.rights: str = ("" if is_anonymous else rights(namespace, os.environ)) + own_rights
+        has_ours = not is_anonymous and client_key is None
+        self.rights: str = (rights(namespace, os.environ) if has_ours else "") + own_rights
         """Tells this upstream from the same registry under another name, with other credentials."""
         self.is_hub: bool = is_hub(self.host) or (namespace is not None and is_hub(namespace))
         self._config = config
         self.bounds: Bounds = bounds
-        self._tokens = Tokens(self.name, parts.scheme or "", self._find, tls, is_guarded=is_guarded)
+        self._tokens = self._new_tokens()
         self._strangers: dict[object, Tokens] = {}
         self._challenge: tuple[float, str | None] = (-_CHALLENGED_FOR, None)  # of `/v2/`, and when
         first_byte = min(bounds.first_byte, bounds.in_all)
@@ -168,19 +206,91 @@ class Upstream:
         self._client = Client(
             self.name, patience, stranger=self.introduce, tls=tls, is_guarded=is_guarded
         )
-        self.reach: Reach = Reach(self.name, namespace, notes)
+        self.reach: Reach = Reach(self.name, namespace, notes, is_clients=self.passes_on)
+        self.hold: Hold = Hold(self.name, self.rights, notes)
+        self.allowance: Allowance = Allowance(self.name, self.rights, notes, is_ours=not is_guarded)
+        self._quota_of = quota
+        self._quota = None if quota is None else quota(self.rights)
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name}>"
 
     def _find(self, repository: str) -> Credential | None:
-        if self.is_anonymous:
-            return None
+        if self.is_anonymous or self.passes_on:
+            return self._credential
         environment = dict(os.environ)
         # A client that may name any host could name one whose variable is that of another.
         if self._is_other or (self.is_guarded and "-" in (self.namespace or "")):
             environment.pop(variable_of(self.namespace), None)
         return find(self.host, self.namespace, self._config, environment, repository)
+
+    def _new_tokens(self) -> Tokens:
+        scheme = self._base.scheme or ""
+        return Tokens(self.name, scheme, self._find, self.tls, is_guarded=self.is_guarded)
+
+    # Clients' own credentials.
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether it is asked with the credentials of clients, and with none of this cache."""
+        return self._client_key is not None
+
+    def for_client(self, credential: Credential | None) -> Upstream:
+        """The upstream as a client with that credential may ask it; always the same object.
+
+        This object is for a client that has none.
+        """
+        if self._client_key is None or credential is None:
+            return self
+        name = rights_of(credential, self._client_key)
+        with self._lock:
+            found = self._clients.pop(name, None) or self._with(credential, name)
+            self._clients[name] = found  # at the end: the one that was asked for last
+            while len(self._clients) > _MOST_CLIENTS:
+                del self._clients[next(iter(self._clients))]
+        return found
+
+    def _with(self, credential: Credential, name: str) -> Upstream:
+        made = copy.copy(self)
+        made._credential = credential
+        made.rights = self.rights + name
+        made.others = tuple(each.for_client(credential) for each in self.others)
+        made._tokens = made._new_tokens()
+        made.hold = Hold(self.name, made.rights, self._notes)
+        made.allowance = Allowance(self.name, made.rights, self._notes, is_ours=False)
+        made._quota = None if self._quota_of is None else self._quota_of(made.rights)
+        made._lock, made._clients, made._refused = threading.Lock(), {}, {}
+        return made
+
+    def check_login(self) -> None:
+        """Ask whether it knows the client at all. Blocks.
+
+        Raises:
+            SourceError: it refuses, or does not answer.
+        """
+        self.ask("GET", "", self.url(""), {})
+
+    def _check_refused(self, repository: str, kind: str) -> None:
+        """Raises `SourceError`: the client was refused that a moment ago."""
+        with self._lock:
+            until, refusal = self._refused.get((repository, kind), (0.0, None))
+        if refusal is not None and time.monotonic() < until:
+            raise replace(refusal)
+
+    def _note_refused(self, repository: str, kind: str, error: SourceError) -> None:
+        """Note a refusal of this client. Only facts are kept: the error would keep a connection."""
+        if not self.passes_on:
+            return
+        status = error.status
+        facts = SourceError(error.source, 0, error.reason, retryable=False, status=status)
+        facts.said = error.said
+        now = time.monotonic()
+        with self._lock:
+            self._refused = {name: told for name, told in self._refused.items() if told[0] > now}
+            self._refused.pop((repository, kind), None)
+            while len(self._refused) >= _MOST_REFUSED:
+                del self._refused[next(iter(self._refused))]
+            self._refused[repository, kind] = now + _REFUSED_FOR, facts
 
     def full_name(self, name: str) -> str:
         """The upstream's own name for the repository that a client calls `name`."""
@@ -204,7 +314,17 @@ class Upstream:
     @property
     def is_quiet(self) -> bool:
         """Whether none of its URLs should be asked what can be answered without them."""
+        return all(each.rests for each in (self, *self.others))
+
+    @property
+    def is_away(self) -> bool:
+        """Whether no question about a blob makes sense, because none of its URLs has answered."""
         return all(each.reach.is_quiet for each in (self, *self.others))
+
+    @property
+    def rests(self) -> bool:
+        """Whether this URL has just failed, or wants to be left alone."""
+        return self.reach.is_quiet or self.hold.left > 0
 
     @contextmanager
     def place(self) -> Iterator[Callable[[], None]]:
@@ -243,9 +363,9 @@ class Upstream:
             if reply.response.status >= 500:
                 raise self._client.refused(reply)
         except SourceError as error:
-            self.reach.failed(error, began)
+            self.reach.failed(error, began, is_probe=True)
         else:
-            self.reach.answered()
+            self.reach.probed()
 
     # Authorization.
 
@@ -254,35 +374,49 @@ class Upstream:
         repository: str,
         call: Callable[[dict[str, str]], T],
         until: float | None = None,
+        *,
+        kind: str = "",
+        is_final: bool = True,
     ) -> T:
         """Call `call` with the headers that authorize this `repository`; what it returns.
 
         It is called again with new headers if the upstream wants a new authorization, for example
         because a token has expired. `until`: the end of it, on the monotonic clock; None: only the
-        time for tokens is bounded.
+        time for tokens is bounded. `kind`: as for `admitted`. `is_final`: whether a refusal is the
+        answer.
+
+        Raises:
+            SourceError: it refuses, or does not answer.
         """
         began = time.monotonic()
         until = began + self.bounds.in_all if until is None else until
         try:
-            found = self._authorised(repository, call, until)
+            found = self._authorised(repository, kind, call, until)
         except SourceError as error:
             error.said = answers.refusal(error.said)
             self.reach.failed(error, began)
+            self.hold.note(error)
             self._tell("refused" if is_refusal(error) else "failed")
+            if is_final and error.status == 401 and not isinstance(error, answers.Hidden):
+                self._note_refused(repository, kind, error)
             raise
         self.reach.answered()
         self._tell("answered")
         return found
 
-    def _authorised(self, repository: str, call: Callable[[dict[str, str]], T], until: float) -> T:
+    def _authorised(
+        self, repository: str, kind: str, call: Callable[[dict[str, str]], T], until: float
+    ) -> T:
         authorization = self._tokens.current(repository, until)
         tried: list[Challenge] = []
         for _ in range(_MOST_ROUNDS - 1):
             try:
                 return call(_headers(authorization))
             except SourceError as error:
-                renewed = self._renewed(repository, error, authorization, tried, until)
+                renewed = self._renewed(repository, kind, error, authorization, tried, until)
                 if renewed is None:
+                    if self._hides(error, authorization):
+                        raise answers.Hidden(self.name, 0, error.reason, said=error.said) from error
                     raise
             authorization = renewed
         return call(_headers(authorization))
@@ -290,22 +424,47 @@ class Upstream:
     def _renewed(
         self,
         repository: str,
+        kind: str,
         error: SourceError,
         refused: str | None,
         tried: list[Challenge],
         until: float,
     ) -> str | None:
         """Another authorization after a refusal; None if there is none to be had."""
-        renew = partial(self._tokens.renew, repository, refused=refused, tried=tried, until=until)
+
+        def renew(header: str | None) -> str | None:
+            try:
+                return self._tokens.renew(repository, header, refused, tried, until)
+            except SourceError as failure:
+                if failure.status in (401, 403):  # of the token service, for HEAD and GET
+                    if self._hides(error, refused):
+                        return None
+                    failure.said = answers.refusal(failure.said)
+                    self._note_refused(repository, kind, failure)
+                raise
+
         if error.status in (401, 403) and error.challenge is not None:
             renewed = renew(error.challenge)
             if renewed is not None:
                 return renewed
-        if error.status in _STALE and refused is not None:
-            return renew(None)
-        if error.status in _HIDING and refused is None:
+        if refused is not None and self._may_be_stale(repository, error, tried):
+            return renew(None) or renew(self._greeting(until) or "")
+        is_of_strangers = error.status == 429 and self._credential is not None
+        if refused is None and (error.status in _HIDING or is_of_strangers):
             return renew(self._greeting(until) or "")
         return None
+
+    def _may_be_stale(self, repository: str, error: SourceError, tried: list[Challenge]) -> bool:
+        """Whether the authorization may be refused because it is valid no longer."""
+        if error.status != 404 or tried:  # else it is a new one
+            return error.status in _STALE
+        return self._tokens.are_doubted(repository)
+
+    def _hides(self, error: SourceError, authorization: str | None) -> bool:
+        """Whether a 404 may hide something from a client without credentials: `/v2/` wants some."""
+        has_told = authorization is not None or self._credential is not None
+        is_challenged = bool(self._challenge[1])
+        return self.passes_on and not has_told and error.status == 404 and is_challenged
 
     def _greeting(self, until: float) -> str | None:
         """The challenge of `/v2/`, as it was a few minutes ago at most; None if there is none."""
@@ -346,6 +505,50 @@ class Upstream:
 
     # Questions.
 
+    @contextmanager
+    def admitted(
+        self, repository: str, kind: str = "", method: str = "GET"
+    ) -> Iterator[Callable[[], None]]:
+        """Begin a question; if it gets a manifest, count it. `kind`: blobs, manifests or neither.
+
+        The caller calls the yielded function when the upstream has given a manifest; else the count
+        is given back. A hold is for no blobs: registries do not count blobs. A 429 that tells no
+        time begins a hold, too, if the upstream has told that no more manifests are left.
+
+        Raises:
+            SourceError: it has refused this client a moment ago; or 429: it wants no question just
+                now, or the operator wants no more manifests.
+        """
+        self._check_refused(repository, kind)
+        if kind != "blobs":
+            self.hold.check()
+        try:
+            with self._counted(counts=kind == "manifests" and method == "GET") as given:
+                yield given
+        except SourceError as error:
+            is_untimed = error.status == 429 and error.retry_after is None
+            if kind == "manifests" and is_untimed and self.allowance.is_used_up:
+                error.retry_after = PAUSE
+                self.hold.note(error)
+            raise
+
+    @contextmanager
+    def _counted(self, *, counts: bool) -> Iterator[Callable[[], None]]:
+        """Count a manifest against `max_pulls`, if it `counts`; give it back if none came."""
+        quota = self._quota
+        if quota is None or not counts:
+            yield _nothing
+            return
+        if (left := quota.take()) > 0:
+            reason = "as many manifests were got from it as `max_pulls` allows"
+            raise SourceError(self.name, 0, reason, retryable=False, retry_after=left, status=429)
+        given = threading.Event()
+        try:
+            yield given.set
+        finally:
+            if not given.is_set():
+                quota.give_back()
+
     def until(self, *, has_other: bool = False) -> float:
         """When a question that is asked now has to be answered, on the monotonic clock.
 
@@ -385,20 +588,28 @@ class Upstream:
     ) -> tuple[Headers, T]:
         until = self.until() if until is None else until
 
+        found = _KIND.search(url)
+        kind = found[1] if found else ""
+
         def call(authorization: dict[str, str]) -> tuple[Headers, T]:
             headers_now = {**headers, **authorization}
             reply = self._client.ask(method, parse(url), headers_now, until=until)
             try:
+                if kind == "manifests":
+                    self.allowance.note(reply.first.status, reply.first.headers)
                 if reply.response.status not in (*WHOLE, 206):
                     raise self._client.refused(reply)
+                given()
                 return reply.response.headers, read(reply)
             finally:
                 discard(reply.response)
 
         self.reach.check()
-        if method == "HEAD":  # its refusal is not final: `look`
-            return self.authorised(repository, call, until)
-        return patiently(partial(self.authorised, repository, call, until), until)
+        with self.admitted(repository, kind, method) as given:
+            authorised = partial(self.authorised, repository, call, until, kind=kind)
+            if method == "HEAD":  # its refusal is not final: `look`
+                return authorised(is_final=False)
+            return patiently(authorised, until)
 
     def look(
         self, repository: str, url: str, headers: Headers, until: float | None = None
@@ -406,15 +617,19 @@ class Upstream:
         """The headers that a HEAD is answered with; None if only a GET can tell.
 
         Raises:
-            SourceError: the upstream does not answer at all, or wants to be left alone.
+            SourceError: it cannot be reached, or wants to be left alone.
         """
+        now = time.monotonic()
+        left = (self.until() if until is None else until) - now
+        bound = now + min(left / 2, _LONGEST_HEAD)  # the rest is for a GET
         try:
-            return self.ask("HEAD", repository, url, headers, until=until)[0]
+            return self.ask("HEAD", repository, url, headers, until=bound)[0]
         except SourceError as error:
-            is_answer = error.status is not None and error.status != 429
-            if is_answer or (error.retryable and error.kind is FailureKind.BROKEN):
-                return None
-            raise
+            if error.status == 429 or error.kind.is_without_connection:
+                raise
+            if isinstance(error, answers.BadAnswer):  # of the token service
+                raise
+            return None
 
     def glance(
         self, repository: str, url: str, headers: Headers, until: float | None = None

@@ -6,13 +6,18 @@ import json
 import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from shmstream import Store
 from tests.support.crowds import BLOB, KEY, MIB, SIZE, clients_of, finish
+from tests.support.images import image
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
+from tests.support.quirks import Quirks, plain
 from tests.support.serving import Serve, Serving
+
+TOKEN = "1f0e" * 8
 
 
 def test_readiness(serve: Serve) -> None:
@@ -24,8 +29,13 @@ def test_readiness(serve: Serve) -> None:
     assert unready.status == 503
     assert json.loads(unready.body)["problems"] == [f"the store is gone: {serving.store}"]
     assert serving.ask("/healthz").status == 200
+    serving.store.touch()
+    for path in ("/metrics", "/readyz"):
+        assert (serving.ask(path).status, path) == (503, path)
+    assert "Traceback" not in serving.log
+    serving.store.unlink()
     shutil.move(serving.folder / "elsewhere", serving.store)
-    assert serving.ask("/readyz").status == 200
+    assert serving.ask("/readyz").status == serving.ask("/metrics").status == 200
     assert serving.ask("/readyz", "POST").status == 405
     assert serving.ask("/nothing").status == 404
 
@@ -82,8 +92,9 @@ def test_problems_end_when_the_upstream_is_well(
 class Events:
     """Server-sent events of a connection."""
 
-    def __init__(self, serving: Serving) -> None:
-        self.connection, self.response = serving.open("/events")
+    def __init__(self, serving: Serving, **headers: str) -> None:
+        self.connection, self.response = serving.open("/events", **headers)
+        assert self.response.status == 200
         self.worker = None
 
     def next(self) -> dict[str, Any]:
@@ -121,6 +132,42 @@ def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
     assert all(each["leader"] in serving.workers() for each in flying[1:-1])
     assert any(MIB / 2 < (each["rate"] or 0) < 3 * MIB for each in flying)
     assert all(one["time"] < two["time"] for one, two in pairwise(seen))
+
+
+def test_strangers_see_no_names_of_what_only_some_clients_may_pull(
+    serve: Serve, quirks: Quirks, tmp_path: Path
+) -> None:
+    """A name is hidden when it is told, not when it is noted; and digests are not."""
+    secret, public = image(75, [1000]), image(76, [1000])
+    quirks.script = plain(secret, public)
+    of_clients = f'{{url = "{quirks.url}", namespace = "own.io", credentials = "client"}}'
+    options = ["--workers", "1", "--upstream", of_clients, "--upstream", f"all.io={quirks.url}"]
+    serving = serve(*options, upstream="")
+    assert serving.ask(f"/v2/own.io/secret/app/manifests/{secret.digest}").status == 200
+    assert serving.ask(f"/v2/all.io/public/app/manifests/{public.digest}").status == 200
+    here = {secret.digest, public.digest}
+    assert names_of(here, serving) == {
+        secret.digest: None, public.digest: "all.io/public/app, a manifest",
+    }  # fmt: skip
+    wait_until(lambda: len(list((serving.store / "registry" / "names").iterdir())) == 2)
+    serving.close()
+    (tokens := tmp_path / "tokens").write_text(f"ci {TOKEN}\n")
+    serving = serve(*options, "--tokens", str(tokens), upstream="")
+    assert serving.ask("/events").status == 401
+    assert names_of(here, serving, Authorization=f"Bearer {TOKEN}") == {
+        secret.digest: "own.io/secret/app, a manifest",
+        public.digest: "all.io/public/app, a manifest",
+    }
+
+
+def names_of(digests: set[str], serving: Serving, **headers: str) -> dict[str, str | None]:
+    """The names of recent blobs, as soon as all of these are there."""
+    events = Events(serving, **headers)
+    seen: dict[str, str | None] = {}
+    while not digests <= seen.keys():
+        seen = {each["key"]: each["name"] for each in events.next()["recent"]}
+    events.close()
+    return {each: seen[each] for each in digests}
 
 
 def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:

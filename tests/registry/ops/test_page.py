@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
@@ -14,6 +16,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from shmstream import Store
+from shmstream.registry.ops.history import History
 from tests.support.docker_registry import program
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
@@ -96,6 +99,41 @@ def begin(serving: Serving, origin: Origin, seed: int, **behaviour: Any) -> Any:
     return serving.open(path)
 
 
+REMEMBERED = """(() => {
+  const kept = [seen, last];
+  seen = %s; last = seen.at(-1) || null;
+  remember(%s);
+  const found = seen.map((each) => [each.time, each.served]);
+  [seen, last] = kept;
+  return found;
+})()"""
+
+
+def check_history(page: Page) -> None:
+    """What the page has seen stays where the server has no history; each sample is there once."""
+
+    def remembered(
+        seen: list[tuple[int, int]], history: list[tuple[int, int]], now: tuple[int, int]
+    ) -> list[list[int]]:
+        own = [{"time": time, "served": sum_, "upstream": 0} for time, sum_ in seen]
+        told = [[time, sum_, 0] for time, sum_ in history]
+        totals = {"served": now[1], "upstream": 0}
+        snapshot = {"time": now[0], "totals": totals, "history": told}
+        return list(page.run(REMEMBERED % (json.dumps(own), json.dumps(snapshot))))
+
+    own = [(100, 1), (105, 2), (110, 3)]
+    assert remembered(own, [], (160, 9)) == [[100, 1], [105, 2], [110, 3], [160, 9]]
+    assert remembered(own, [(104, 2), (109, 3)], (160, 9)) == [[104, 2], [109, 3], [160, 9]]
+    assert remembered(own, [(50, 0), (111, 4)], (160, 9)) == [[50, 0], [111, 4], [160, 9]]
+    assert remembered(own, [(111, 4)], (160, 9))[:3] == [[100, 1], [105, 2], [111, 4]]
+    assert remembered(own, [(90, 0)], (160, 9)) == [
+        [90, 0], [100, 1], [105, 2], [110, 3], [160, 9],
+    ]  # fmt: skip
+    assert remembered(own, [], (160, 2)) == [[100, 1], [105, 2], [160, 2]], "or the counts began"
+    assert remembered(own, [(120, 0), (125, 1)], (160, 2)) == [[120, 0], [125, 1], [160, 2]]
+    assert remembered([], [], (160, 2)) == [[160, 2]]
+
+
 def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> None:
     serving = serve("--no-access-log", "--max-bytes", "10GiB", upstream=origin.url("").rstrip("/"))
     store = Store(serving.store)
@@ -160,11 +198,27 @@ def test_the_page(serve: Serve, origin: Origin, browser: webdriver.Chrome) -> No
     wait_until(lambda: page.text("flights") == "Nothing is being pulled right now.")
 
     # It connects again by itself.
-    first = page.run("seen.length")
-    assert first > 2
+    newest = page.run("seen.at(-1).time")
     for worker in serving.workers():
         os.kill(worker, 9)
-    wait_until(lambda: page.text("link") == "live" and page.run("seen.length") > first)
+    wait_until(lambda: page.text("link") == "live" and page.run("seen.at(-1).time") > newest)
+
+    # Its chart begins before it was opened, whichever workers there are.
+    [folder] = serving.temporary.iterdir()
+    history = History(str(folder))
+    wait_until(lambda: len(history.samples()) > 1 and history.samples()[-1].upstream > SIZE)
+    opened = time.time()
+    page = Page(browser, serving)
+    wait_until(lambda: page.text("link") == "live")
+    assert page.run("seen.length") > 1
+    assert page.run("seen[0].time") < opened
+    wait_until(lambda: page.text("peak").startswith("peak "))
+    length = "document.getElementById('served-line').getTotalLength()"
+    wait_until(lambda: page.run(length) > 0)
+    check_history(page)
+    for name, dark in (("history", False), ("history-dark", True)):
+        page.resize(1280, 900, dark=dark)
+        page.keep(name)
 
     # It says when the server has stopped, though the browser tries again each second.
     assert serving.stop() == 0

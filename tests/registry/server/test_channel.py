@@ -51,7 +51,7 @@ def test_nobody_waits_and_nothing_is_lost(ends: tuple[Channel, Channel]) -> None
 
 def test_what_was_sent_before_the_end_arrives(ends: tuple[Channel, Channel]) -> None:
     here, there = ends
-    here.send(Message(Kind.KEEP, 3, descriptor=0))
+    here.send(Message(Kind.HAND_OVER, 3, descriptor=0))
     here.close()
     message = there.receive()
     assert message is not None

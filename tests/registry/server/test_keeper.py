@@ -6,11 +6,12 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from shmstream.registry.server import keeper as room
-from shmstream.registry.server.channel import Channel, Kind, Message
+from shmstream.registry.server.channel import Channel, Kind, Message, Nothing
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeper import Keeper
 from tests.support.interpreters import wait_until
@@ -36,9 +37,10 @@ class Worker:
 
     def take(self, index: int = 0) -> socket.socket:
         """Take a new connection; its client."""
-        client, mine = connection()
-        self.say(Kind.KEEP, index, descriptor=mine.fileno())
-        mine.close()
+        client = socket.create_connection(self._keeper._listener.getsockname())
+        self.say(Kind.ACCEPT)
+        message = self.adopt(index)
+        assert (message.index, message.payload) == (1, b"")
         return client
 
     def hear(self) -> Message:
@@ -92,11 +94,20 @@ Hire = Callable[..., Worker]
 
 @pytest.fixture
 def keeper() -> Iterator[Keeper]:
-    keeper = Keeper(records=8, most=6)
-    keeper.start(lambda: None)
-    yield keeper
-    keeper.close()
-    wait_until(lambda: keeper._epoll.closed)
+    with running(records=8, most=6) as keeper:
+        yield keeper
+
+
+@contextmanager
+def running(**sizes: int) -> Iterator[Keeper]:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        keeper = Keeper(**sizes, listener=listener)
+        keeper.start(lambda: None)
+        try:
+            yield keeper
+        finally:
+            keeper.close()
+            wait_until(lambda: keeper._epoll.closed)
     gc.collect()
 
 
@@ -131,6 +142,34 @@ def test_a_dead_workers_connection_goes_to_the_worker_with_the_fewest(
     assert keeper.kept == 2
     for client in clients:
         client.close()
+
+
+def test_a_new_connection_goes_to_the_worker_that_asks(keeper: Keeper, hire: Hire) -> None:
+    first, second = hire(), hire()
+    with first.take() as one, second.take() as other:
+        first.say(Kind.ACCEPT)
+        message = first.hear()
+        assert (message.kind, message.index) == (Kind.NOTHING, Nothing.GONE)
+        assert keeper.kept == 2
+        keeper._listener.shutdown(socket.SHUT_RDWR)
+        second.say(Kind.ACCEPT)
+        message = second.hear()
+        assert (message.kind, message.index) == (Kind.NOTHING, Nothing.ENDED)
+        assert not is_closed(one)
+        assert not is_closed(other)
+
+
+def test_the_worker_that_has_asked_dies(keeper: Keeper, hire: Hire) -> None:
+    """The connection that it did not touch is new to another worker, too."""
+    with socket.create_connection(keeper._listener.getsockname()) as client:
+        first = hire()
+        first.say(Kind.ACCEPT)
+        os.close(first.hear().descriptor)
+        first.die()
+        assert keeper.kept == 1
+        message = hire().adopt()
+        assert (message.index, message.payload) == (0, b"")
+        assert not is_closed(client)
 
 
 def test_what_a_dead_worker_has_said_counts(keeper: Keeper, hire: Hire) -> None:
@@ -316,18 +355,15 @@ def test_nothing_is_given_away_when_the_server_stops(keeper: Keeper, hire: Hire)
 
 def test_a_slow_worker_gets_all_in_the_end() -> None:
     """The keeper waits for nobody: what the kernel does not take waits in a queue."""
-    keeper = Keeper(records=300, most=300)
-    keeper.start(lambda: None)
-    dying, slow = Worker(keeper, 0), Worker(keeper, 1)
-    clients = [dying.take(index) for index in range(200)]
-    for index in range(200):
-        dying.table.record(index).begin(0, 0, 0, bytes(1900), 0, is_last=False)
-    wait_until(lambda: keeper.kept == 200)
-    dying.die()
-    serials = [slow.adopt(index).serial for index in range(200)]
-    assert sorted(serials) == list(range(1, 201))
-    for client in clients:
-        client.close()
-    keeper.close()
-    slow.close()
-    wait_until(lambda: keeper._epoll.closed)
+    with running(records=300, most=300) as keeper:
+        dying, slow = Worker(keeper, 0), Worker(keeper, 1)
+        clients = [dying.take(index) for index in range(200)]
+        for index in range(200):
+            dying.table.record(index).begin(0, 0, 0, bytes(1900), 0, is_last=False)
+        wait_until(lambda: keeper.kept == 200)
+        dying.die()
+        serials = [slow.adopt(index).serial for index in range(200)]
+        assert sorted(serials) == list(range(201, 401))
+        for client in clients:
+            client.close()
+        slow.close()

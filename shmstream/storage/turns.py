@@ -1,7 +1,7 @@
-"""`Turns`: one process of the host at a time asks an origin for a URL.
+"""`Turns`: one process of the host at a time does something, such as asking an origin for a URL.
 
-A turn is a kernel lock on one byte of the store's mark, which the URL decides. The kernel frees it
-when its process ends, so a question that dies with its process holds up nobody.
+A turn is a kernel lock on one byte of the store's mark, which the name of the deed decides. The
+kernel frees it when its process ends, so a question that dies with its process holds up nobody.
 
     process A                                    process B
     1 takes the turn; asks
@@ -12,37 +12,45 @@ when its process ends, so a question that dies with its process holds up nobody.
                                                  5 takes the turn; reads what is kept: it is fresh,
                                                    so B follows the flight, and asks nothing
 
-B waits for the head only, never for the body. After `_LONGEST` it asks without a turn.
+B waits for the head only, never for the body. If it has waited for as long as it may, it asks
+without a turn.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
+from typing import Protocol
 
+from shmstream.storage.layout import TURNS
 from shmstream.system.locks import KernelLock
 
-_FIRST = 1 << 60  # flight permits begin above, at 1 << 61
 _COUNT = 1 << 59
 _PAUSES = (0.002, 0.05)  # s; between two looks, growing
-_MARK = ".shmstream"
+
+
+class Turn(Protocol):
+    """The turn of this process."""
+
+    def close(self) -> None:
+        """Give it back. Idempotent."""
 
 
 class Turns:
-    """The turns of one store. `longest`: seconds to wait for one."""
+    """The turns of one store; from `Store.turns`."""
 
-    def __init__(self, store: str, longest: float) -> None:
-        self._mark = os.path.join(store, _MARK)
+    def __init__(self, mark: str, longest: float) -> None:
+        """`mark` is the path of the store's mark. `longest`: seconds to wait for a turn."""
+        self._mark = mark
         self._longest = longest
 
-    def take(self, url: str) -> KernelLock | None:
-        """Wait for the turn, and take it; closing it gives it back. None: there is none to be had.
+    def take(self, name: str) -> Turn | None:
+        """Wait for the turn of that name, and take it. None: there is none to be had.
 
         So it is in a store that can only be read, or after a long wait. Blocks.
         """
-        hashed = int.from_bytes(hashlib.blake2b(url.encode(), digest_size=8).digest())
-        span = (_FIRST + hashed % _COUNT, 1)
+        hashed = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest())
+        span = (TURNS + hashed % _COUNT, 1)
         try:
             turn = KernelLock(self._mark)
         except OSError:

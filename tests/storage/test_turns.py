@@ -7,14 +7,14 @@ import threading
 import time
 
 from shmstream import Store
-from shmstream.mirror.turns import Turns
+from shmstream.storage.turns import Turns
 from tests.support.commands import PYTHON
 from tests.support.interpreters import PATIENCE
 
 HOLD = """
 import sys
-from shmstream.mirror.turns import Turns
-turn = Turns(sys.argv[1], 1).take("http://a/b")
+from shmstream.storage.turns import Turns
+turn = Turns(f"{sys.argv[1]}/.shmstream", 1).take("http://a/b")
 assert turn is not None
 print("taken", flush=True)
 sys.stdin.read()
@@ -42,13 +42,13 @@ def end(process: subprocess.Popen[str]) -> None:
 def test_a_process_waits_for_its_turn_and_a_dead_one_has_none(store: Store) -> None:
     process = holder(store)
     try:
-        assert Turns(store.folder, 0.05).take("http://a/b") is None  # it waited for long enough
-        other = Turns(store.folder, PATIENCE).take("http://a/c")
+        assert store.turns(0.05).take("http://a/b") is None  # it waited for long enough
+        other = store.turns(PATIENCE).take("http://a/c")
         assert other is not None
         other.close()
         taken = []
         waiting = threading.Thread(
-            target=lambda: taken.append(Turns(store.folder, PATIENCE).take("http://a/b"))
+            target=lambda: taken.append(store.turns(PATIENCE).take("http://a/b"))
         )
         waiting.start()
         assert not taken
@@ -57,7 +57,7 @@ def test_a_process_waits_for_its_turn_and_a_dead_one_has_none(store: Store) -> N
     waiting.join(PATIENCE)
     [turn] = taken
     assert turn is not None
-    assert Turns(store.folder, 0.05).take("http://a/b") is None  # not even for another thread
+    assert store.turns(0.05).take("http://a/b") is None  # not even for another thread
     turn.close()
 
 

@@ -1,0 +1,1 @@
+"""What it costs that there are many: files in /dev/shm, blobs in a store."""
