@@ -16,8 +16,9 @@
     local       no paced sending to clients on this host (`congestion`)
 
 A response that fails ends its connection at once. A client that ends its side may still read, or
-may have left, and only the next bytes of its response tell. So its work goes on until then. But if
-some bytes were sent before, and no more follow for `end_patience`, it counts as left.
+may have left. Of a client on this host the kernel knows that (`tcp.is_held`); we ask it every two
+seconds. Of a client elsewhere only the next bytes tell. So its work goes on until then. But if some
+bytes were sent before, and no more follow for `end_patience`, it counts as left.
 
 One read may bring thousands of small requests, each of which becomes some 1.4 KB of objects. So the
 parser gets the bytes in small pieces, and no further piece while the queue is full:
@@ -59,6 +60,7 @@ except ImportError as _missing:
 
 from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
+from shmstream.system import tcp
 
 if TYPE_CHECKING:
     from uvicorn._types import (
@@ -76,6 +78,7 @@ _PIECE_OF_BODY = 64 * 1024  # bytes, where it is known that they are all of a bo
 _HOST = re.compile(rb"[A-Za-z0-9!$%&'()*+,\-.:;=\[\]_~]*")  # as RFC 3986 has hosts and ports
 _DROPPED = 1 << 20  # bytes of a body that nobody wants, before the connection is closed at once
 _DROPPING = 2.0  # s; for the same
+_LOOK = 2.0  # s from one look whether a client that has ended its side has left to the next one
 
 
 class _Flow(flow_control.FlowControl):
@@ -108,9 +111,9 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     head_size: int = 64 * 1024
     """Bytes that the head of a request may have."""
 
-    end_patience: float = 2.0
-    """Seconds without a further byte for it, after which a client counts as left that has ended its
-    side in the middle of its response."""
+    end_patience: float = 60.0
+    """Seconds without a further byte for it, after which a client on another host counts as left
+    that has ended its side in the middle of its response."""
 
     most_queued: int = 4
     """Requests that wait behind the one that is answered, before no more are read."""
@@ -206,22 +209,39 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """The client sends no more: answer what it has sent, then close. TLS has no such state."""
         was_answering = self.scheme == "http" and self._may_drop < 0 and self._is_answering()
         self._has_ended = was_answering and not self.cycle.more_body
-        if self._has_ended and self.cycle.response_started:
-            self._look_for_progress(None)
+        if self._has_ended:
+            self._look_whether_it_left(None, self.loop.time())
         return self._has_ended
 
     def _reads_on(self) -> bool:
         """Whether a client that has ended its side has sent more requests, which are read now."""
         return False  # all that has come was parsed
 
-    def _look_for_progress(self, before: tuple[int, int] | None) -> None:
-        """Cut a client that has ended its side, and is sent nothing: it may have left."""
+    def _look_whether_it_left(self, before: tuple[int, int] | None, since: float) -> None:
+        """Cut a client that has ended its side and has left, or seems to have; look again later.
+
+        `before`: what was sent by `since`, seconds of the loop's clock.
+        """
+        self._end_timer = None
+        if self._is_let_go or self.transport.is_closing():
+            return
         now = (self._messages, self._passed)
-        waits = self._writable is None and not self.transport.get_write_buffer_size()
-        if now == before and waits and self._is_answering():
+        if now != before or self._writable is not None or self.transport.get_write_buffer_size():
+            since = self.loop.time()
+        if self._is_answering() and self._has_left(self.loop.time() - since):
             self.transport.abort()
         else:
-            self._end_timer = self.loop.call_later(self.end_patience, self._look_for_progress, now)
+            pause = min(_LOOK, self.end_patience)
+            self._end_timer = self.loop.call_later(pause, self._look_whether_it_left, now, since)
+
+    def _has_left(self, silence: float) -> bool:
+        """Whether a client that has ended its side has left; `silence`: seconds without a byte."""
+        is_held = None
+        if self.server is not None and self.client is not None:
+            is_held = tcp.is_held(self.server, self.client)
+        if is_held is None:
+            return self.cycle.response_started and silence >= self.end_patience
+        return not is_held
 
     def _has_room(self) -> bool:
         """Whether more may be read."""

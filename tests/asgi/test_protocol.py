@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from shmstream import Store
 from shmstream.asgi.protocol import Protocol
+from shmstream.system import tcp
 from tests.support.asgi_servers import Server
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
@@ -132,6 +133,18 @@ def test_a_client_that_ends_its_side_gets_its_answers(server: Server, origin: Or
         assert client.rest() == b""
 
 
+def test_a_client_that_has_ended_its_side_waits_as_others_do(
+    server: Server, origin: Origin
+) -> None:
+    """Its response pauses in the middle, for longer than a client elsewhere may be silent."""
+    origin.change("/blob", first=0, count=1, stall_after=MIB, stall_for=1.5)
+    with Client(server) as client:
+        client.send(GET + b"\r\n")
+        client.socket.shutdown(socket.SHUT_WR)
+        assert client.answer() == (200, DATA)
+        assert client.rest() == b""
+
+
 def test_a_request_names_one_host(server: Server, store: Store) -> None:
     store.fetch(KEY, [DATA])
     for version, hosts, expected in (
@@ -230,6 +243,7 @@ def test_a_connection_that_becomes_a_websocket_is_let_go(
 
 class Hasty(Protocol):
     head_timeout = 0.2
+    end_patience = 0.1
 
 
 @contextmanager
@@ -277,6 +291,86 @@ def test_a_websocket_has_no_heads_to_wait_for() -> None:
                 each.close()
                 await each.wait_closed()
 
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+HALF = {"type": "http.response.body", "body": b"12345", "more_body": True}
+
+
+async def begin(send: Any) -> None:
+    """The head and a half of a response."""
+    head = [(b"content-length", b"10")]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send(HALF)
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+def test_a_client_that_has_left_is_noticed_while_nothing_comes(*, has_begun: bool) -> None:
+    """It has ended its side before, and has read all that came: its end is no reset."""
+    here = asyncio.Event()
+    noticed = asyncio.Event()
+
+    async def app(_scope: object, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.request"
+        if has_begun:
+            await begin(send)
+        here.set()
+        assert (await receive())["type"] == "http.disconnect"
+        noticed.set()
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        async with await serve(make) as serving:
+            reader, writer = await asyncio.open_connection(*serving.sockets[0].getsockname())
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            writer.write_eof()
+            await here.wait()
+            if has_begun:
+                await reader.readuntil(b"12345")
+            assert not noticed.is_set()
+            writer.close()
+            await writer.wait_closed()
+            await noticed.wait()
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+
+
+def test_a_client_elsewhere_that_has_ended_its_side_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only in the middle of a response: before it, there is a bound on silence elsewhere."""
+    go_on = asyncio.Event()
+    asked: list[tuple[str, int | None]] = []
+
+    def is_held(*sides: tuple[str, int | None]) -> None:
+        asked.extend(sides)
+        if len(asked) >= 6:
+            go_on.set()
+
+    async def app(_scope: object, receive: Any, send: Any) -> None:
+        await receive()
+        await go_on.wait()
+        await begin(send)
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        async with await serve(make) as serving:
+            here = serving.sockets[0].getsockname()
+            reader, writer = await asyncio.open_connection(*here)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            writer.write_eof()
+            received = b""
+            with contextlib.suppress(ConnectionResetError):
+                while data := await reader.read(1000):
+                    received += data
+            assert received.endswith(b"12345")
+            assert set(asked) == {here, writer.get_extra_info("sockname")}
+            writer.close()
+            with contextlib.suppress(ConnectionResetError):
+                await writer.wait_closed()
+
+    monkeypatch.setattr(tcp, "is_held", is_held)
     with protocol_of(app) as make:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
 

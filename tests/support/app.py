@@ -58,6 +58,7 @@ class Hasty(Protocol):
     """Short bounds, so that a test can wait for them."""
 
     head_timeout = 0.5
+    end_patience = 0.5
 
 
 class ByHand(Protocol):

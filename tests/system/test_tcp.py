@@ -93,3 +93,23 @@ def test_what_is_no_connection_of_tcp_is_an_error() -> None:
     one, other = socket.socketpair()
     with one, other, pytest.raises(OSError):
         tcp.written(one)
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", "127.0.0.1"), ("AF_INET6", "::1")])
+def test_a_side_is_held_until_its_last_descriptor_is_closed(family: str, address: str) -> None:
+    with socket.create_server((address, 0), family=socket.AddressFamily[family]) as listener:
+        client = socket.create_connection(listener.getsockname()[:2])
+        accepted, _ = listener.accept()
+    here, there = accepted.getsockname()[:2], accepted.getpeername()[:2]
+    with client, accepted, client.dup() as duplicate:
+        assert tcp.is_held(here, there) is True
+        client.shutdown(socket.SHUT_WR)
+        client.close()
+        assert tcp.is_held(here, there) is True
+        duplicate.close()
+        assert tcp.is_held(here, there) is False
+
+
+def test_a_side_that_is_not_here_is_not_known() -> None:
+    for side in (("192.0.2.1", 80), ("127.0.0.1", 1), ("fe80::1%lo", 80), ("name", None)):
+        assert tcp.is_held(("127.0.0.1", 2), side) is None
