@@ -298,7 +298,7 @@ def _leading_node(cluster: Cluster, _chance: random.Random) -> set[int]:
 
 def _node_in_the_middle(cluster: Cluster, chance: random.Random) -> set[int]:
     leader = cluster.leader()
-    node = chance.choice([each for each in range(len(cluster.hosts)) if each != leader])
+    node = chance.choice([each for each in range(len(cluster.members)) if each != leader])
     cluster.kill(node)
     return {node}
 
