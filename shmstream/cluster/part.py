@@ -53,9 +53,11 @@ and their next try is right: `scripts` tells why. This is what the part does for
     a reader tries again: a new flight, from the first byte. No flight is its parent that began
       before D has spoken, unless that has all its bytes from the upstream
 
-If nothing came for 45 s in any of these ways, the part opens the upstream by itself: no node waits
+If nothing came for 100 s in any of these ways, the part opens the upstream by itself: no node waits
 for ever for a leader that is alive and does nothing. That is longer than a leader waits for its
-upstream, so children do not give up first.
+upstream (`outage`, and one more try), so children do not give up first, and all are told together
+that the upstream is gone. Readers that give up earlier (`stall_timeout`) go past the flight as
+guests.
 
 A process may download a digest beside the flight of its host, when it goes past a leader that hangs
 (`flight/beside`), or has no room (`flight/pass_through`). Such a part is a *guest*: it is nobody's
@@ -89,7 +91,7 @@ from shmstream.events import EventKind
 from shmstream.sources.base import AskAgain, Feed, GaveWrongBytes, Source, describe
 from shmstream.sources.select import fingerprint
 
-PATIENCE = 45.0
+PATIENCE = 100.0
 """Seconds without a byte after which a node goes to the upstream by itself."""
 _STALLED = 3.0  # s without a byte after which other peers are asked for, too
 _POLL = 3.0  # s; how long the same peers are asked again without asking the directory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -13,11 +14,13 @@ from shmstream.cluster.directory import Decision, Verdict
 from shmstream.cluster.part import PATIENCE, Part
 from shmstream.cluster.peer import NoPeer, Trouble
 from shmstream.errors import FailureKind, SourceError
+from shmstream.registry.settings import Settings
 from shmstream.sources.base import AskAgain
+from shmstream.sources.http import HTTPSource
 from tests.support.stores import digest
 
 KEY = digest(1, 10)
-MOST = 12
+MOST = 20
 """Calls in the time for which a node waits."""
 
 
@@ -104,7 +107,13 @@ def test_a_node_that_waits_asks_more_and_more_rarely(
         assert clock.now - began < PATIENCE + 20
     assert clock.now - began > PATIENCE
     assert len(company.calls) <= MOST
-    assert company.asked <= 300  # three peers, twice a second
+    assert company.asked <= 700  # three peers, twice a second
+
+
+def test_nodes_wait_longer_than_a_leader_of_serve_for_its_upstream() -> None:
+    """Else each of them would ask an upstream that is gone, and be told later than the leader."""
+    connect, head = signature(HTTPSource).parameters["timeout"].default
+    assert Settings.outage + connect + head <= PATIENCE
 
 
 def test_a_parent_that_dies_while_we_wait_is_left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
