@@ -3,7 +3,8 @@
     <repo>/resolve/<revision>/<file>    a file. The Hub is asked by HEAD which content it is; the
                                         content comes once per host, by whatever revision
         sha256 in the ETag (LFS)        a blob with that digest, verified
-        another ETag                    a named blob of that file and that ETag
+        another ETag                    a named blob of that file and that ETag; strangers may see
+                                        its key, so that of a private file has a hash of its name
     api/...                             as for any HTTP server (`kind`), but without what leads
                                         clients past the mirror: the hashes of Xet, and its links
     anything else                       as for any HTTP server
@@ -20,12 +21,13 @@ CDN, the URL says all that the CDN needs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
 from shmstream.asgi.terms import Terms
@@ -37,6 +39,7 @@ from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_o
 from shmstream.mirror.origin import Told, head_of, is_personal, passed_on
 from shmstream.mirror.replies import begin, joined, promised, request_of
 from shmstream.sources.http import HTTPSource
+from shmstream.upstreams.notes import Notes
 
 _RESOLVE = re.compile(
     r"/(?P<repo>(?:(?:datasets|spaces|kernels)/)?[^/]+(?:/[^/]+)?)"
@@ -157,9 +160,15 @@ class Hub(Plain):
     def _key(self, file: _File, facts: _Facts) -> str:
         if _SHA256.fullmatch(facts.tag):
             return f"sha256:{facts.tag}"
-        return (
-            f"{self._mirror.url}/{file.repo} {file.file} {facts.tag or file.revision} {facts.size}"
-        )
+        name = f"/{file.repo} {file.file} {facts.tag or file.revision} {facts.size}"
+        if not facts.is_public:  # keys are on the status page, and names may be guessed
+            secret = hashlib.blake2b(name.encode(), key=self._secret, digest_size=16)
+            name = f" private {secret.hexdigest()}"
+        return f"{self._mirror.url}{name}"
+
+    @cached_property
+    def _secret(self) -> bytes:
+        return Notes(self._store.folder, "names").secret()
 
     def _how(self, key: str) -> str:
         if key in self._store:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import partial
 
 from shmstream.asgi.messages import Message, Receive, Scope, Send
@@ -29,8 +28,8 @@ from shmstream.mirror.pypi import Index
 from shmstream.mirror.replies import Replies
 from shmstream.mirror.settings import Mirror
 from shmstream.store import Store
-from shmstream.system.threads import Call
 from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.probes import Probes
 from shmstream.upstreams.questions import Bounds
 from shmstream.upstreams.singleflight import Together
 
@@ -57,10 +56,13 @@ class Mirrors:
         most: int = 64,
     ) -> None:
         """`bounds`: how long origins may take; `stall` and `most` as for `Replies`."""
+        self._probes = Probes()
+        self._origins: list[Origin] = []
         self._rooms: dict[str, Rooms] = {}
         self._kinds: dict[str, Kind] = {}
         for mirror in mirrors:
             origin = Origin(mirror.url, mirror.path, bounds, Notes(store.folder, "reach"))
+            self._origins.append(origin)
             cache = Cache(mirror, origin, store)
             replies = Replies(store, origin, stall, most)
             rooms = Rooms(mirror, cache, replies, Together(f"shmstream-head {mirror.path}"))
@@ -78,17 +80,11 @@ class Mirrors:
     def problems(self) -> list[str]:
         """What is wrong with origins, as the workers have last seen them. Reads files.
 
-        An origin that did not answer is asked again meanwhile, so that its problem can end.
+        Origins that have failed are asked again meanwhile, so that their problems can end.
         """
-        told = []
-        for rooms in self._rooms.values():
-            origin = rooms.cache.origin
-            if (problem := origin.reach.problem) is not None:
-                told.append(problem)
-                if origin.reach.wants_probe(also_5xx=False):
-                    with suppress(RuntimeError):  # no thread can be started: a later look tries
-                        Call(origin.probe, "shmstream-probe").start()
-        return told
+        found = {each: each.reach.problem for each in self._origins}
+        self._probes.begin([each for each, problem in found.items() if problem is not None])
+        return [problem for problem in found.values() if problem is not None]
 
     def close(self) -> None:
         """Cancel all questions to origins. Flights go on. Idempotent."""

@@ -141,22 +141,44 @@ class Origin:
             SourceError: there is none.
         """
         self.reach.check()
-        began = time.monotonic()
+        began, path = time.monotonic(), self._path_of(url)
         try:
-            asked = parse(url, is_exact=True)
-            reply = self.client.ask(method, asked, headers, body=body, stays=stays)
+            reply = self._asked(method, url, headers, body, stays=stays)
         except SourceError as error:
-            self.reach.failed(error, began)
+            self.reach.failed(error, began, path)
             raise
-        if not 200 <= reply.response.status <= 599:
-            discard(reply.response)
-            raise self.client.failed(0, f"it answered {reply.response.status}, which is no status")
-        if reply.response.status >= 500:
-            status, reason = reply.response.status, f"it answered {reply.response.status}"
-            self.reach.failed(SourceError(self.name, 0, reason, status=status), began)
+        if (failure := self._failure_of(reply)) is not None:
+            self.reach.failed(failure, began, path)
         else:
             self.reach.answered()
         return reply
+
+    def _path_of(self, url: str) -> str | None:
+        """What is behind the origin's own URL, without the query; None if it is at another host."""
+        behind = url.removeprefix(self.name).partition("?")[0]
+        return None if behind.partition("/")[0] else behind
+
+    def _asked(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        stays: bool = False,
+    ) -> Reply:
+        asked = parse(url, is_exact=True)
+        reply = self.client.ask(method, asked, headers, body=body, stays=stays)
+        if not 200 <= reply.response.status <= 599:
+            discard(reply.response)
+            raise self.client.failed(0, f"it answered {reply.response.status}, which is no status")
+        return reply
+
+    def _failure_of(self, reply: Reply) -> SourceError | None:
+        """What is wrong with the origin, if that is an answer of an origin that fails."""
+        if (status := reply.response.status) < 500:
+            return None
+        return SourceError(self.name, 0, f"it answered {status}", status=status)
 
     def read(
         self,
@@ -182,8 +204,28 @@ class Origin:
             discard(reply.response)
 
     def probe(self) -> None:
-        """Ask whether it answers."""
+        """Ask again for what has failed; without credentials of a client."""
+        began, path = time.monotonic(), self.reach.failed_path
         try:
-            discard(self.ask("HEAD", self.name, {"user-agent": _AGENT}).response)
-        except SourceError:
-            pass  # it is noted
+            failure = self._knock("HEAD", path or "")
+            if failure is not None:
+                failure = self._knock("GET", path or "")
+            # A 5xx for one thing does not mean that the origin fails altogether.
+            is_of_one = failure is not None and bool(path) and self._knock("HEAD", "") is None
+        except SourceError as error:
+            failure, is_of_one = error, False
+        if failure is not None:
+            self.reach.failed(failure, began, path, is_probe=True, lasts=not is_of_one)
+        else:
+            self.reach.answered()
+
+    def _knock(self, method: str, path: str) -> SourceError | None:
+        """Ask, and read nothing of the body; how the origin fails, if it answers with a 5xx.
+
+        Raises:
+            SourceError: it does not answer.
+        """
+        headers = {"user-agent": _AGENT} | ({} if method == "HEAD" else {"range": "bytes=0-0"})
+        reply = self._asked(method, self.name + path, headers)
+        discard(reply.response)
+        return self._failure_of(reply)

@@ -3,6 +3,7 @@
 questions      how long a question may take, and how often it is asked
 singleflight   blocking questions for asyncio; identical ones are asked once
 health         whether an upstream answers, as this process has seen it
+probes         upstreams that have failed are asked again
 notes          small files that all workers share, and may lose
 allowance      how many more requests an upstream allows, as it tells itself
 pace           so many bytes a second, or requests, of all workers together

@@ -6,10 +6,15 @@ question is asked in that time: a queue of questions would wait for it one after
 download asks all the same, because its client has nothing else. This is as this process has seen
 it.
 
-What operators are told, all workers share (`notes`): the first answer that any of them gets ends
-the problem. If no client asks, a page that shows the problem asks the upstream for `/v2/`
-(`wants_probe`). An answer to that ends the problem of an upstream that did not answer, or that had
-failed at `/v2/` itself. A 5xx for one repository lasts until that repository is asked for again.
+What operators are told, all workers share (`notes`):
+
+    a question fails             that is a problem, and the note says what was asked
+    any question is answered     the problem ends, whichever worker has asked
+    no client asks               a page that shows the problem has what failed asked again
+                                 (`probes`): that may be the upstream, or its token service
+    it fails again               the problem goes on; but a 5xx for one thing, of an upstream that
+                                 answers otherwise, is told for `_REMEMBERED` at most
+    429                          it is asked again when its `Retry-After` is over
 
 An upstream that answers 429 with `Retry-After` gets no further question until that time is over,
 from any worker, but for blobs. Questions that notes can answer are answered by these; all others
@@ -20,6 +25,7 @@ of its own. If that account is a client's (`is_clients`), its 429 is no problem 
 from __future__ import annotations
 
 import json
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,24 +33,30 @@ from dataclasses import asdict, dataclass
 from shmstream.errors import FailureKind, SourceError, escaped
 from shmstream.upstreams.notes import Notes
 
-_REMEMBERED = 300.0  # s; how long operators are told of the last failure
+_REMEMBERED = 300.0  # s; how long operators are told of the last failure, if nothing is known since
 _LONGEST_HOLD = 24 * 3600.0  # s
+_PAUSE = 60.0  # s; after a 429 that tells no time
 _LONGEST = 500  # characters of a reason
+_LONGEST_PATH = 800  # characters; of a longer one only that it failed is noted
 _TOLD_EVERY = 1.0  # s; a failure that goes on is noted so often
 _PROBE_EVERY = 2.0  # s
+_PART = 10  # of the time that a problem lasts: what fails for long is asked for more rarely
+_PROBE_RARELY = 30.0  # s
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Why questions fail, and since when, in seconds since 1970.
+    """Why questions fail. All times are in seconds since 1970.
 
-    `probes_tell`: whether the answer to a probe ends it. `status`: of the last answer, if any.
+    `since`: when it began. `until`: how long it is told. `rests_until`: when it may be asked again.
+    `path`: what was asked, without a query; None if that is not known.
     """
 
     reason: str
     since: float
-    status: int | None
-    probes_tell: bool
+    until: float
+    rests_until: float
+    path: str | None
 
 
 class Reach:
@@ -68,10 +80,11 @@ class Reach:
         self._notes = notes
         self._problem: str | None = None  # why the last question failed
         self._told = float("-inf")  # when that was noted, on the monotonic clock
-        self._probed = float("-inf")
-        self._probed_in_vain = 0.0  # the beginning of a problem that no probe ends
         self._quiet_until = 0.0
         self._kind = FailureKind.BROKEN
+        self._probing = threading.Lock()  # held from `begin_probe` to `end_probe`
+        self.probed: float = float("-inf")
+        """When the last probe began, on the monotonic clock."""
 
     @property
     def _key(self) -> tuple[str, str]:
@@ -83,16 +96,20 @@ class Reach:
         if self._notes is not None and self._notes.read(self._key) is not None:
             self._notes.remove(self._key)
 
-    def probed(self) -> None:
-        """Note that the upstream has answered a probe, which may tell nothing of what failed."""
-        known = self._noted()
-        if known is None or known.probes_tell:
-            self.answered()
-        else:
-            self._probed_in_vain = known.since
+    def failed(
+        self,
+        error: SourceError,
+        began: float,
+        path: str | None = None,
+        *,
+        is_probe: bool = False,
+        lasts: bool = True,
+    ) -> None:
+        """Note that a question has failed that was asked at `began`, on the monotonic clock.
 
-    def failed(self, error: SourceError, began: float, *, is_probe: bool = False) -> None:
-        """Note that a question has failed that was asked at `began`, on the monotonic clock."""
+        `path`: what was asked, without a query: a probe asks for it. `lasts`: whether a probe that
+        fails has the problem told for longer. A problem that has ended meanwhile, no probe begins.
+        """
         status = error.status
         if is_refusal(error) or (self._is_clients and status == 429):
             self.answered()
@@ -103,24 +120,37 @@ class Reach:
         # The kind of the error, and not the error, which would keep its connection open.
         self._kind = error.kind
         self._quiet_until = 0.0 if status is not None or not error.retryable else 2 * now - began
-        if self._notes is not None and is_news:
+        if self._notes is None or not is_news:
+            return
+        known = self._noted()
+        if not is_probe or (lasts and known is not None):
             self._told = now
-            known = self._noted()
-            since = time.time() if known is None else known.since
-            tell = status is None or is_probe or (known is not None and known.probes_tell)
-            problem = _Problem(error.reason[:_LONGEST], since, status, tell)
-            self._notes.write(self._key, json.dumps(asdict(problem)))
+            self._note(self._notes, known, error, path)
+
+    def _note(
+        self, notes: Notes, known: _Problem | None, error: SourceError, path: str | None
+    ) -> None:
+        now = time.time()
+        rest = min(error.retry_after or _PAUSE, _LONGEST_HOLD) if error.status == 429 else 0.0
+        problem = _Problem(
+            error.reason[:_LONGEST],
+            since=now if known is None else known.since,
+            until=now + rest + _REMEMBERED,
+            rests_until=now + rest,
+            path=path if len(path or "") <= _LONGEST_PATH else None,
+        )
+        notes.write(self._key, json.dumps(asdict(problem)))
 
     def _noted(self) -> _Problem | None:
         note = None if self._notes is None else self._notes.read(self._key)
-        if note is None or note.age > _REMEMBERED:
-            return None
         try:
-            facts = json.loads(note.text)
-            reason, since, status = str(facts["reason"]), float(facts["since"]), facts["status"]
-            return _Problem(reason, since, status, facts["probes_tell"] is True)
+            facts = json.loads("" if note is None else note.text)
+            reason, path = str(facts["reason"]), facts["path"]
+            since, until, rests = (float(facts[name]) for name in ("since", "until", "rests_until"))
         except (ValueError, TypeError, LookupError):
             return None
+        path = path if isinstance(path, str) else None
+        return _Problem(reason, since, until, rests, path) if time.time() < until else None
 
     @property
     def is_quiet(self) -> bool:
@@ -149,20 +179,35 @@ class Reach:
         age = max(time.time() - noted.since, 0)
         return escaped(f"{name}: {noted.reason}, for {age:.0f} s")
 
-    def wants_probe(self, *, also_5xx: bool = True) -> bool:
-        """Whether to ask the upstream now, because it has failed, and nobody else asks.
+    @property
+    def failed_path(self) -> str | None:
+        """What was asked when a question failed last; None if that is not known. Reads a file."""
+        noted = self._noted()
+        return None if noted is None else noted.path
 
-        `also_5xx`: also if it has answered, with a status of 500 or more.
+    def begin_probe(self) -> bool:
+        """Whether to ask the upstream now, because it has failed. If so, call `end_probe` then.
+
+        Only one caller is told so at one time, and at most every two seconds.
         """
-        now, noted = time.monotonic(), self._noted()
-        if noted is None or noted.status == 429 or noted.since == self._probed_in_vain:
+        if not self._probing.acquire(blocking=False):
             return False
-        if noted.status is not None and not also_5xx:
+        if not self._wants_probe():
+            self._probing.release()
             return False
-        if now - self._probed < _PROBE_EVERY:
-            return False
-        self._probed = now
+        self.probed = time.monotonic()
         return True
+
+    def _wants_probe(self) -> bool:
+        noted, now = self._noted(), time.time()
+        if noted is None or now < noted.rests_until:
+            return False
+        pause = min(max((now - noted.since) / _PART, _PROBE_EVERY), _PROBE_RARELY)
+        return time.monotonic() - self.probed >= pause
+
+    def end_probe(self) -> None:
+        """After `begin_probe`: the probe has ended, in whatever way."""
+        self._probing.release()
 
 
 class Hold:

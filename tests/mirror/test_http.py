@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -319,5 +320,35 @@ def test_operators_see_mirrors(mirrored: Mirrored, quirks: Quirks) -> None:
     wait_until(lambda: any(each["path"] == "/files/seen" for each in mirrored.serving.accesses()))
     quirks.script = lambda _: Reply(502)
     assert mirrored.ask("/files/problem").status == 502
-    told = mirrored.ask("/readyz").body.decode()
-    assert f"/files, {quirks.url}" in told
+    problem = f"/files, {quirks.url}"
+    assert problem in mirrored.ask("/readyz").body.decode()
+    quirks.script = tagged(b"seen", '"1"')
+    wait_until(lambda: problem not in mirrored.ask("/readyz").body.decode())
+
+
+def test_problems_of_origins_end_when_they_are_well(mirrored: Mirrored, quirks: Quirks) -> None:
+    """No client asks meanwhile. The origin answers whatever else it is asked."""
+
+    def problems() -> list[str]:
+        found: list[str] = json.loads(mirrored.ask("/readyz").body)["upstreams"]
+        return [each for each in found if each.startswith("/files, ")]
+
+    good, states = tagged(b"well", '"1"'), {"fails": True}
+    for name, failure, status in (("busy", Reply(503), 503), ("reset", Reply(resets=True), 502)):
+
+        def script(asked: Asked, failure: Reply = failure) -> Reply:
+            return failure if states["fails"] and "/only/" in asked.path else good(asked)
+
+        quirks.script, states["fails"] = script, True
+        assert mirrored.ask(f"/files/only/{name}?token=secret").status == status
+        before = len(quirks.requests("/only/"))
+
+        def is_asked_again(before: int = before) -> bool:
+            [problem] = problems()
+            assert ", for " in problem
+            return len(quirks.requests("/only/")) >= before + 2
+
+        wait_until(is_asked_again)
+        assert not any("secret" in each.path for each in quirks.requests("/only/")[before:])
+        states["fails"] = False
+        wait_until(lambda: not problems())

@@ -8,8 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,6 +177,78 @@ def test_a_token_opens_a_gated_repository_and_is_kept_nowhere(
     names = Notes(str(mirrored.serving.store), "names")
     wait_until(lambda: "org/open/open.bin" in {each.text for each in names.all()})
     assert not [each for each in names.all() if "secret" in each.text], "everybody may see names"
+
+
+@pytest.mark.parametrize("is_gated", [True, False])
+def test_who_sees_the_names_of_files_on_the_status_page(
+    mirrored: Mirrored, hub: Hub, is_gated: bool
+) -> None:
+    """Strangers see those of public files alone: in flight, and when they are here."""
+    repo = f"org/named-{is_gated}"
+    files = {
+        "small-name.json": b"s" * (5000 + is_gated),  # sizes that no other blob of the store has
+        "large-name.bin": content(33 + is_gated, 500_000 + is_gated),
+    }
+    hub.add(repo, files, is_gated=is_gated)
+    arrives = threading.Event()
+
+    def held(script: Callable[[Asked], Reply]) -> Callable[[Asked], Reply]:
+        def answer(asked: Asked) -> Reply:
+            reply = script(asked)
+            if asked.method != "GET" or reply.status != 200:
+                return reply
+            return replace(reply, pieces=in_pieces(reply, arrives))
+
+        return answer
+
+    hub.quirks.script, hub.cdn.script = held(hub.quirks.script), held(hub.cdn.script)
+    headers = {"Authorization": f"Bearer {TOKEN}"} if is_gated else {}
+    for name, data in files.items():
+        path = f"/hf/{repo}/resolve/main/{name}"
+        connection, response = mirrored.serving.open(path, **headers)
+        response.read(10)
+        assert len(mirrored.store.flights()) == 1
+        for _ in range(4):  # whichever worker is asked
+            told = first_event(mirrored)
+            assert len(told["flights"]) == 1
+            assert (name in json.dumps(told)) is not is_gated, told
+            assert (repo in json.dumps(told)) is not is_gated, told
+        arrives.set()
+        response.read()
+        connection.close()
+        wait_until(lambda: not mirrored.store.flights())
+        assert (name in json.dumps(event_with_blob(mirrored, len(data)))) is not is_gated
+        arrives.clear()
+
+
+def in_pieces(reply: Reply, arrives: threading.Event) -> Iterator[bytes]:
+    """The answer, of which the second half comes when that is set."""
+    half = len(reply.body) // 2
+    yield reply.head() + reply.body[:half]
+    assert arrives.wait(PATIENCE)
+    yield reply.body[half:]
+
+
+def first_event(mirrored: Mirrored) -> dict[str, Any]:
+    """What the status page shows now."""
+    connection, response = mirrored.serving.open("/events")
+    while not (line := response.readline()).startswith(b"data: "):
+        assert line, "the events have ended"
+    connection.close()
+    told: dict[str, Any] = json.loads(line[6:])
+    return told
+
+
+def event_with_blob(mirrored: Mirrored, size: int) -> dict[str, Any]:
+    """What the status page shows when the store is counted that has a blob of this size."""
+    told: dict[str, Any] = {"recent": []}
+
+    def is_counted() -> bool:
+        told.update(first_event(mirrored))
+        return any(each["size"] == size for each in told["recent"])
+
+    wait_until(is_counted)
+    return told
 
 
 def test_one_download_of_a_file_that_breaks_and_of_a_client_that_comes_again(

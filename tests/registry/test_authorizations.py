@@ -351,3 +351,23 @@ def test_a_redirect_to_a_registry_that_wants_a_password(
     elsewhere_quirks.script = lambda _: challenge('Basic realm="x"')
     assert through.get(f"/v2/private/app/blobs/{key}").code == "UNAUTHORIZED"
     assert {each.authorization for each in elsewhere_quirks.requests()} == {None}
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_challenge_that_could_not_be_told(quirks: Quirks, status: int) -> None:
+    """A registry hides what it has from strangers, and `/v2/` fails at first: that passes."""
+    realm = Realm(plain(image(430, [1000])), quirks, 403)
+    states = {"fails": True}
+
+    def script(asked: Asked) -> Reply:
+        if asked.path == "/v2/" and states["fails"]:
+            return Reply(status)
+        is_hidden = asked.authorization is None and asked.path.startswith("/v2/a")
+        return Reply(404) if is_hidden else realm(asked)
+
+    quirks.script = script
+    upstream = Upstream(quirks.url)
+    with pytest.raises(SourceError, match="404"):
+        pull(upstream, "a/b")
+    states["fails"] = False
+    pull(upstream, "a/b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from shmstream.registry.api.errors import Refusal
 from shmstream.registry.settings import Settings, Upstream
 from shmstream.registry.upstream.credentials import Credential
 from shmstream.registry.upstream.tokens import Tokens
+from tests.support.interpreters import wait_until
 from tests.support.quirks import Quirks, Reply
 
 PASSWORD = "$2b$04$" + "a" * 53
@@ -97,32 +99,22 @@ def test_no_realm_of_an_upstream_that_a_client_named_is_inside(quirks: Quirks) -
     assert quirks.asked == []
 
 
-def test_probes_are_for_fixed_upstreams_one_at_a_time(
+def test_probes_are_for_hosts_that_the_operator_has_named(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[str] = []
-    registry_module = "shmstream.registry.api.distribution"
-
-    class NoCall:
-        def __init__(self, function: object, name: str) -> None:
-            del function, name
-
-        def start(self) -> None:
-            started.append("probe")
-
-    monkeypatch.setattr(f"{registry_module}.Call", NoCall)
+    asked: list[str] = []
     told = (Upstream("*", "http://{namespace}"), Upstream(None, "http://a.example"),
             Upstream("b.example", "http://b.example"))  # fmt: skip
     registry = Registry(Settings(told, folder), Store(folder))
     for number in range(9):
         assert registry._upstreams.get(f"r{number}.example") is not None
-    failure = SourceError("x", 0, "away")
     for each in registry._upstreams:
-        for _ in range(9):
-            each.reach.failed(failure, 0.0)
-        monkeypatch.setattr(each.reach, "wants_probe", lambda: True)
-    assert len(registry.problems()) == 2
-    assert started == ["probe"]
+        each.reach.failed(SourceError("x", 0, "away"), 0.0)
+        monkeypatch.setattr(each, "probe", partial(asked.append, each.name))
+    for _ in range(9):
+        assert len(registry.problems()) == 2
+    wait_until(lambda: len(asked) == 2)
+    assert sorted(asked) == ["http://a.example", "http://b.example"]
     registry.close()
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -53,11 +52,10 @@ from shmstream.registry.upstream.answers import InvalidAnswer, Unkept
 from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.credentials import Credential
 from shmstream.registry.upstream.repository import Listing, Repository
-from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
-from shmstream.system.threads import Call
 from shmstream.upstreams.allowance import Left
 from shmstream.upstreams.notes import Notes
+from shmstream.upstreams.probes import Probes
 
 _UNKNOWN = {
     Kind.BLOB: Code.BLOB_UNKNOWN,
@@ -102,43 +100,20 @@ class Registry:
         )
         self._prefetch = Prefetch(store, settings.prefetch)
         self._redirect = settings.x_accel_redirect
-        self._probing = threading.Lock()
+        self._probes = Probes()
 
     def problems(self) -> list[str]:
         """What is wrong with upstreams, as the workers have last seen them. Reads files.
 
-        An upstream that did not answer is asked again meanwhile, so that its problem can end.
+        Upstreams that have failed are asked again meanwhile, so that their problems can end.
         """
-        told = []
-        for upstream in self._upstreams:
-            if upstream.is_guarded:  # a client has named it, and may name any number of hosts
-                continue
-            if (problem := upstream.reach.problem) is not None:
-                told.append(problem)
-                self._probe(upstream)
-        return told
-
-    def _probe(self, upstream: Upstream) -> None:
-        """Ask an upstream whether it answers again, unless another one is asked that just now."""
-        if not self._probing.acquire(blocking=False):
-            return
-
-        def probe() -> None:
-            try:
-                upstream.probe()
-            finally:
-                self._probing.release()
-
-        try:
-            if upstream.reach.wants_probe():
-                Call(probe, "shmstream-probe").start()
-                return
-        except RuntimeError:
-            pass  # no thread can be started: a later look tries
-        self._probing.release()
+        found = {each: each.reach.problem for each in self._upstreams.told}
+        self._probes.begin([each for each, problem in found.items() if problem is not None])
+        return [problem for problem in found.values() if problem is not None]
 
     def upstreams_that_are_well(self) -> dict[str, bool]:
-        """By label, whether an upstream answers. Reads files."""
+        """By label, whether an upstream answers. Reads files, and asks again as `problems`."""
+        self.problems()
         return self._upstreams.are_well()
 
     def left(self) -> dict[str, Left]:

@@ -108,7 +108,7 @@ METRICS = (
     ),
     Described(
         "shmstream_upstream_up", "gauge", ("upstream",),
-        "0 if the last question to it failed, in the last 5 minutes; else 1",
+        "0 while the last question to it has failed, as /readyz tells; else 1",
     ),
     Described(
         "shmstream_upstream_pulls_left", "gauge", ("upstream",),

@@ -80,15 +80,21 @@ class Upstreams:
             yield each
             yield from each.others
 
+    @property
+    def told(self) -> list[Upstream]:
+        """Each URL that operators are told of: clients may name any number of other hosts."""
+        return [each for each in self if not each.is_guarded]
+
     def are_well(self) -> dict[str, bool]:
-        """By label, whether the last question was answered, as all workers have seen it."""
-        with self._lock:
-            met = list(self._met.values())
+        """By label, whether the last question was answered, as all workers have seen it.
+
+        If an upstream has several URLs, one that answers is enough. Reads files.
+        """
         found: dict[str, bool] = {}
-        for each in (*self._fixed, *met):
-            urls = (each, *each.others)
-            is_well = any(url.reach.problem is None for url in urls)
-            found[each.title] = found.get(each.title, True) and is_well
+        for each in self.told:
+            if not each.is_other:
+                is_well = any(url.reach.problem is None for url in (each, *each.others))
+                found[each.title] = found.get(each.title, True) and is_well
         return found
 
     def left(self) -> dict[str, Left]:
@@ -97,8 +103,8 @@ class Upstreams:
         If an upstream has several URLs, the URL with the fewest left counts. Reads files.
         """
         found: dict[str, Left] = {}
-        for each in self:
-            left = None if each.is_guarded else each.allowance.left
+        for each in self.told:
+            left = each.allowance.left
             if left is not None and left.count <= found.get(each.title, left).count:
                 found[each.title] = left
         return found

@@ -471,9 +471,11 @@ class RepositorySource:
         if self._request_id:
             headers[request_id.HEADER] = self._request_id
 
+        url = repository.url(f"{self._kind}/{self._digest}")
+
         def call(authorization: dict[str, str]) -> Feed:
             source = HTTPSource(
-                repository.url(f"{self._kind}/{self._digest}"),
+                url,
                 headers={**headers, **authorization},
                 timeout=(upstream.bounds.connect or _CONNECT, upstream.bounds.silence),
                 first_byte=upstream.bounds.first_byte,
@@ -492,7 +494,7 @@ class RepositorySource:
 
         admitted = upstream.admitted(repository.name, self._kind)
         with admitted as given, upstream.place() as give_back:
-            found = upstream.authorised(repository.name, call, kind=self._kind)
+            found = upstream.authorised(repository.name, url, call)
             feed = _giving_back(found, give_back)
             given()
             try:

@@ -47,7 +47,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from urllib3.util import Url
 
@@ -183,7 +183,7 @@ class Upstream:
         self.tls: TLS = tls
         self.is_guarded: bool = is_guarded
         self.others: tuple[Upstream, ...] = others
-        self._is_other = is_other
+        self.is_other: bool = is_other
         self.allow: tuple[str, ...] | None = allow
         self._tell = tell or (lambda _: None)
         self.room: str = room or self.name
@@ -220,7 +220,7 @@ class Upstream:
             return self._credential
         environment = dict(os.environ)
         # A client that may name any host could name one whose variable is that of another.
-        if self._is_other or (self.is_guarded and "-" in (self.namespace or "")):
+        if self.is_other or (self.is_guarded and "-" in (self.namespace or "")):
             environment.pop(variable_of(self.namespace), None)
         return find(self.host, self.namespace, self._config, environment, repository)
 
@@ -311,6 +311,10 @@ class Upstream:
         text = f"{self._base.url}/v2/{quote(path, safe='/:')}"
         return f"{text}?{urlencode(query)}" if query else text
 
+    def _path_of(self, url: str) -> str:
+        """What is behind `/v2/` in a URL of its API, without the query."""
+        return unquote(url.removeprefix(self.url("")).partition("?")[0])
+
     @property
     def is_quiet(self) -> bool:
         """Whether none of its URLs should be asked what can be answered without them."""
@@ -355,46 +359,90 @@ class Upstream:
             raise
 
     def probe(self) -> None:
-        """Ask whether it answers. Blocks."""
-        began = time.monotonic()
+        """Ask again for what has failed; without credentials of a client. Blocks."""
+        began, path = time.monotonic(), self.reach.failed_path
         try:
-            reply = self._client.ask("GET", parse(self.url("")), _AGENT)
-            discard(reply.response)
-            if reply.response.status >= 500:
-                raise self._client.refused(reply)
+            self._ask_again(path or "", self.until())
         except SourceError as error:
-            self.reach.failed(error, began, is_probe=True)
+            # A 5xx for one thing does not mean that the upstream fails altogether.
+            is_of_one = self._is_own_5xx(error) and self._answers()
+            self.reach.failed(error, began, path, is_probe=True, lasts=not is_of_one)
+            self.hold.note(error)
         else:
-            self.reach.probed()
+            self.reach.answered()
+
+    def _ask_again(self, path: str, until: float) -> None:
+        """Ask for the head of what is at `path` behind `/v2/`, with a token if it wants one.
+
+        Raises:
+            SourceError: it fails again, or refuses.
+        """
+        try:
+            self._knock("HEAD", path, until)
+        except SourceError as error:
+            if not self._is_own_5xx(error):
+                raise
+            self._knock("GET", path, until)
+
+    def _is_own_5xx(self, error: SourceError) -> bool:
+        """Whether it is the answer of this server, not of its token service."""
+        return error.source == self.name and (error.status or 0) >= 500
+
+    def _knock(self, method: str, path: str, until: float) -> None:
+        """Ask, and read nothing of the body."""
+        url, repository = parse(self.url(path)), _repository_of(path)
+        wanted = {"accept": "*/*"} | ({} if method == "HEAD" else {"range": "bytes=0-0"})
+        kind = _kind_of(self.url(path))
+
+        def call(authorization: dict[str, str]) -> None:
+            reply = self._client.ask(method, url, wanted | authorization, until=until)
+            try:
+                if reply.response.status not in (*WHOLE, 206):
+                    raise self._client.refused(reply)
+                given()
+            finally:
+                discard(reply.response)
+
+        with self._counted(counts=kind == "manifests" and method == "GET") as given:
+            self._authorised(repository, kind, call, until)
+
+    def _answers(self) -> bool:
+        """Whether it answers at `/v2/`. Blocks."""
+        try:
+            reply = self._client.ask("GET", parse(self.url("")), _AGENT, until=self.until())
+        except SourceError:
+            return False
+        discard(reply.response)
+        return reply.response.status < 500
 
     # Authorization.
 
     def authorised(
         self,
         repository: str,
+        url: str,
         call: Callable[[dict[str, str]], T],
         until: float | None = None,
         *,
-        kind: str = "",
         is_final: bool = True,
     ) -> T:
         """Call `call` with the headers that authorize this `repository`; what it returns.
 
         It is called again with new headers if the upstream wants a new authorization, for example
-        because a token has expired. `until`: the end of it, on the monotonic clock; None: only the
-        time for tokens is bounded. `kind`: as for `admitted`. `is_final`: whether a refusal is the
-        answer.
+        because a token has expired. `url`: what it asks for. `until`: the end of it, on the
+        monotonic clock; None: only the time for tokens is bounded. `is_final`: whether a refusal is
+        the answer.
 
         Raises:
             SourceError: it refuses, or does not answer.
         """
-        began = time.monotonic()
+        began, kind = time.monotonic(), _kind_of(url)
         until = began + self.bounds.in_all if until is None else until
         try:
             found = self._authorised(repository, kind, call, until)
         except SourceError as error:
             error.said = answers.refusal(error.said)
-            self.reach.failed(error, began)
+            self.reach.failed(error, began, self._path_of(url))
             self.hold.note(error)
             self._tell("refused" if is_refusal(error) else "failed")
             if is_final and error.status == 401 and not isinstance(error, answers.Hidden):
@@ -473,11 +521,14 @@ class Upstream:
             challenge = None
             try:
                 reply = self._client.ask("GET", parse(self.url("")), _AGENT, until=until)
-                if reply.response.status == 401:
+                status = reply.response.status
+                if status == 401:
                     challenge = self._client.refused(reply).challenge
                 discard(reply.response)
             except SourceError:
                 return None  # it has answered the question, and may answer this one later
+            if status == 429 or status >= 500:  # likewise
+                return None
             self._challenge = time.monotonic(), challenge
         return challenge
 
@@ -587,9 +638,7 @@ class Upstream:
         until: float | None,
     ) -> tuple[Headers, T]:
         until = self.until() if until is None else until
-
-        found = _KIND.search(url)
-        kind = found[1] if found else ""
+        kind = _kind_of(url)
 
         def call(authorization: dict[str, str]) -> tuple[Headers, T]:
             headers_now = {**headers, **authorization}
@@ -606,7 +655,7 @@ class Upstream:
 
         self.reach.check()
         with self.admitted(repository, kind, method) as given:
-            authorised = partial(self.authorised, repository, call, until, kind=kind)
+            authorised = partial(self.authorised, repository, url, call, until)
             if method == "HEAD":  # its refusal is not final: `look`
                 return authorised(is_final=False)
             return patiently(authorised, until)
@@ -650,6 +699,17 @@ class Upstream:
 
 def _nothing() -> None:
     pass
+
+
+def _kind_of(url: str) -> str:
+    """What is asked for at `url`: blobs, manifests, or neither."""
+    found = _KIND.search(url)
+    return found[1] if found else ""
+
+
+def _repository_of(path: str) -> str:
+    """The repository of a path behind `/v2/`: of `a/b/manifests/c` it is `a/b`."""
+    return path.rsplit("/", 2)[0] if path.count("/") > 1 else ""
 
 
 def _headers(authorization: str | None) -> dict[str, str]:

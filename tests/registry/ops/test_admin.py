@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from shmstream import Store
 from tests.support.crowds import BLOB, KEY, MIB, SIZE, clients_of, finish
 from tests.support.images import image
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
-from tests.support.quirks import Quirks, plain
+from tests.support.quirks import Asked, Quirks, Reply, plain
 from tests.support.serving import Serve, Serving
 
 TOKEN = "1f0e" * 8
@@ -58,32 +61,135 @@ def test_problems_of_the_upstream_are_told(serve: Serve, origin: Origin, upstrea
     assert json.loads(serving.ask("/readyz").body)["upstreams"] == [], "it answers"
 
 
+def problems_of(serving: Serving) -> list[str]:
+    """What `/readyz` tells of upstreams."""
+    told: list[str] = json.loads(serving.ask("/readyz").body)["upstreams"]
+    return told
+
+
 def test_problems_end_when_the_upstream_is_well(
     serve: Serve, origin: Origin, upstream: str
 ) -> None:
     """For all workers, and also if no client asks."""
     other = f"named.test={upstream}"
     serving = serve("--workers", "2", "--upstream", other, upstream=upstream)
-
-    def problems() -> list[str]:
-        told: list[str] = json.loads(serving.ask("/readyz").body)["upstreams"]
-        return told
-
     origin.refuse()
     assert serving.ask("/v2/named.test/team/app/manifests/v1").status == 502
     for _ in range(10):  # whichever worker is asked
-        [problem] = problems()
+        [problem] = problems_of(serving)
         assert problem.startswith(f"named.test, {upstream}: ")
     origin.accept()
-    wait_until(lambda: not problems())
-    assert {each.path for each in origin.requests()} == {"/v2/"}
+    wait_until(lambda: not problems_of(serving))
+    asked = {each.path for each in origin.requests()}
+    assert "/v2/team/app/manifests/v1" in asked, "what failed is asked for again"
     origin.serve("/v2/team/app/tags/list", status=503)
     assert serving.ask("/v2/team/app/tags/list").status == 502
-    [problem] = problems()
+    [problem] = problems_of(serving)
     assert "503" in problem
     origin.serve("/v2/team/app/tags/list", text='{"tags": []}')
     assert serving.ask("/v2/team/app/tags/list").status == 200
-    assert problems() == []
+    assert problems_of(serving) == []
+
+
+class Guarded:
+    """A registry that wants tokens. `failing` is what its token service answers; None: a token."""
+
+    def __init__(self, url: str) -> None:
+        self.failing: Reply | None = None
+        self._url = url
+        self._there = plain(image(73, [4000]))
+
+    def __call__(self, asked: Asked) -> Reply:
+        if asked.path.startswith("/token"):
+            return self.failing or Reply(200, {}, b'{"token": "t"}')
+        if asked.authorization is None:
+            told = f'Bearer realm="{self._url}/token",service="s"'
+            return Reply(401, {"WWW-Authenticate": told})
+        return self._there(asked)
+
+
+FAILURES = {
+    "503": Reply(503),
+    "500": Reply(500, {}, b"out of order"),
+    "a page": Reply(200, {"Content-Type": "text/html"}, b"<html>maintenance</html>"),
+    "a reset": Reply(resets=True),
+    "404": Reply(404),
+    "429": Reply(429, {"Retry-After": "2"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        *((name, "manifests/v1") for name in FAILURES),
+        ("503", "tags/list"),
+        ("503", f"blobs/{image(73, [4000]).layers[0]}"),
+    ],
+)
+def test_a_failed_token_service_is_told_until_it_is_well(
+    serve: Serve, quirks: Quirks, name: str, asked: str
+) -> None:
+    """No client asks meanwhile. The registry itself answers all the time."""
+    quirks.script = guarded = Guarded(quirks.url)
+    guarded.failing = FAILURES[name]
+    serving = serve("--workers", "2", upstream=f"own.io={quirks.url}")
+    assert serving.ask(f"/v2/own.io/a/b/{asked}").status in (429, 502)
+    before = len(quirks.requests("/token"))
+
+    def is_asked_again() -> bool:
+        [problem] = problems_of(serving)
+        assert re.fullmatch(r"own\.io, http://.*: .*, for \d+ s", problem)
+        return len(quirks.requests("/token")) >= before + 2
+
+    wait_until(is_asked_again)
+    guarded.failing = None
+    wait_until(lambda: not problems_of(serving))
+    assert serving.metric("shmstream_upstream_up", upstream="own.io") == 1
+
+
+def test_problems_end_if_only_prometheus_looks(serve: Serve, quirks: Quirks) -> None:
+    serving = serve("--workers", "1", upstream=f"own.io={quirks.url}")
+    for status in (503, 429):
+        failure = Reply(status, {"Retry-After": "1"})
+        quirks.script = partial(lambda failure, _: failure, failure)
+        serving.ask("/v2/own.io/a/b/tags/list")
+        assert serving.metric("shmstream_upstream_up", upstream="own.io") == 0
+        quirks.script = plain(image(73, [4000]))
+        wait_until(lambda: serving.metric("shmstream_upstream_up", upstream="own.io") == 1)
+
+
+@pytest.mark.parametrize("has_heads", [True, False])
+def test_a_5xx_for_one_repository_is_told_until_it_ends(
+    serve: Serve, quirks: Quirks, has_heads: bool
+) -> None:
+    """Whatever the upstream answers elsewhere, and if it answers no HEAD at all."""
+    there = plain(image(73, [4000]))
+    states = {"bad": True}
+
+    def script(asked: Asked) -> Reply:
+        is_broken = states["bad"] or (asked.method == "HEAD" and not has_heads)
+        return Reply(500) if "/a/bad/" in asked.path and is_broken else there(asked)
+
+    quirks.script = script
+    serving = serve("--workers", "1", upstream=f"own.io={quirks.url}")
+    assert serving.ask("/v2/own.io/a/bad/manifests/v1").status == 502
+
+    def is_asked_again() -> bool:
+        [problem] = problems_of(serving)
+        assert "500" in problem
+        return len(quirks.requests("/v2/", "GET")) > 3
+
+    wait_until(is_asked_again)
+    states["bad"] = False
+    wait_until(lambda: not problems_of(serving))
+
+
+def test_hosts_that_clients_name_are_no_problem_of_operators(serve: Serve) -> None:
+    """A name that nobody has is asked for: that must not look like an upstream that is away."""
+    serving = serve("--workers", "1", upstream="*=https://{namespace}")
+    assert serving.ask("/v2/a/b/manifests/v1?ns=none-such.invalid").status >= 400
+    assert problems_of(serving) == []
+    assert "shmstream_upstream_up{" not in serving.ask("/metrics").body.decode()
 
 
 # Events.
