@@ -39,7 +39,7 @@ def extents(path: str | Path) -> list[tuple[int, int, int, bool]]:
         fcntl.ioctl(file, _FIEMAP, request)
     count = _HEAD.unpack_from(request)[3]
     told = [_EXTENT.unpack_from(request, _HEAD.size + _EXTENT.size * n) for n in range(count)]
-    return [(at, place, length, bool(each[5] & _SHARED)) for at, place, length, *each in told]
+    return [(*each[:3], bool(each[5] & _SHARED)) for each in told]
 
 
 @pytest.fixture(params=MKFS)
