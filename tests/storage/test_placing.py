@@ -1,4 +1,4 @@
-"""Names for a blob on file systems whose files can share blocks: btrfs and xfs, made by the test."""
+"""Names for a blob where files can share blocks: on a btrfs and an xfs that the test makes."""
 
 from __future__ import annotations
 
