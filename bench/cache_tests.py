@@ -1,13 +1,11 @@
 """The mirror of kind `http` before http-tests/cache-tests, which looks at what a cache does.
 
-    npm install http-cache-tests
-    python -m bench.cache_tests node_modules/http-cache-tests [--docs FILE] [--dir FOLDER]
+    git clone https://github.com/http-tests/cache-tests && (cd cache-tests && npm install)
+    python -m bench.cache_tests cache-tests [--docs FILE] [--dir FOLDER]
 
-or a clone of the suite's repository (`git clone https://github.com/http-tests/cache-tests`), after
-`npm install` in it. It needs Node.js. The suite's server is the origin, `shmstream serve` is before
-it, and the suite's client asks that. Our results stand beside those of other caches that come with
-the suite; nothing is measured. What did not pass is printed. `--docs` writes the table into that
-page, between its marks.
+It needs Node.js. The suite's server is the origin, `shmstream serve` is before it, and the suite's
+client asks that. Our results stand beside those of other caches that the repository has; nothing is
+measured. What did not pass is printed. `--docs` writes the table into that page, between its marks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ways in which a host gets one file for all its processes, side by side in one run.
 
-    python -m bench.caches FAMILY [--docs FILE] [--ways NAME ...] [--rounds 5] [--size 32]
+    python -m bench.caches FAMILY [--docs FILE] [--ways NAME ...] [--rounds 5] [--size 64]
                                   [--rate 16] [--processes 8] [--quick]
 
     fsspec      `shmstream::` beside the caches of fsspec
@@ -42,7 +42,7 @@ from shmstream import sweep
 
 COUNTS = {
     "rounds": Count(5, 1),
-    "size": Count(32, 4, "of the file", "MiB"),
+    "size": Count(64, 4, "of the file", "MiB"),
     "rate": Count(16, 8, "for each connection", "MiB/s"),
     "processes": Count(8, 3),
 }

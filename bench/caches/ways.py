@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -28,8 +28,9 @@ import requests  # noqa: F401  not in the time that is measured: pooch imports i
 from huggingface_hub import hf_hub_download
 
 import shmstream.http_source  # noqa: F401  likewise
+from bench.registry import Registry
 from bench.report import CheckFailed
-from bench.server import Port, Server, find_program
+from bench.server import PATIENCE, Port, find_program
 from shmstream import Store
 from shmstream.filesystem import ShmstreamFileSystem
 
@@ -40,6 +41,7 @@ ENVIRONMENT = {
 }
 """What `huggingface_hub` reads when it is imported."""
 _REPOSITORY = "org/model"
+_WORKERS = 2  # of the mirror
 
 
 @dataclass(frozen=True)
@@ -122,19 +124,21 @@ def _hub_alone(order: Order) -> AbstractContextManager[IO[bytes]]:
 
 @contextmanager
 def _mirror(folder: Path, base: str) -> Iterator[str]:
-    """`shmstream serve` before the origin."""
-    with Port() as port:
-        settings = folder.with_suffix(".toml")
-        mirror = {"path": "/hf", "kind": "huggingface", "url": base}
-        told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in mirror.items())
-        settings.write_text(f'store = "{folder}-mirror"\n[[mirror]]\n{told}\n', encoding="utf-8")
-        command = [
-            sys.executable, "-m", "shmstream", "serve", "--config", str(settings),
-            "--listen", f"127.0.0.1:{port.number}", "--workers", "2",
-        ]  # fmt: skip
-        environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with Server(command, port, folder.with_suffix(".said"), environment):
-            yield f"http://127.0.0.1:{port.number}/hf"
+    """`shmstream serve` before the origin, when its workers serve."""
+    place = folder.with_name(f"{folder.name}-mirror")
+    place.mkdir()
+    settings = place / "settings.toml"
+    mirror = {"path": "/hf", "kind": "huggingface", "url": base}
+    told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in mirror.items())
+    settings.write_text(f"[[mirror]]\n{told}\n", encoding="utf-8")
+    options = ("--config", str(settings), "--workers", str(_WORKERS))
+    with Port() as port, Registry(place, base, port, *options) as server:
+        deadline = time.monotonic() + PATIENCE
+        while len(server.workers()) < _WORKERS:
+            if time.monotonic() > deadline:
+                raise CheckFailed("the mirror does not serve")
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port.number}/hf"
 
 
 def _aria2c(order: Order) -> AbstractContextManager[IO[bytes]]:
@@ -172,7 +176,7 @@ FETCHERS = {
     "shmstream": Way("`Store.open`", _store),
     "hub": Way("`huggingface_hub`", _hub),
     "hub-alone": Way("`huggingface_hub`, a cache for each process", _hub_alone),
-    "hub-mirror": Way("the same, through `shmstream serve`", _hub_alone, _mirror),
+    "hub-mirror": Way("`huggingface_hub` through `shmstream serve`", _hub_alone, _mirror),
     "pooch": Way("`pooch.retrieve`", _pooch),
     "aria2c": Way("`aria2c`", _aria2c, program="aria2c"),
     "aria2c-flock": Way("`flock`, `aria2c`", _aria2c_in_turn, program="aria2c"),
