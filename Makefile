@@ -6,8 +6,8 @@ TESTS ?=
 BENCH ?=
 
 
-.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-connections bench-cluster \
-    bench-many image matrix clean
+.PHONY: help demo test check format model docs bench bench-quick bench-peers bench-fsspec bench-fetchers \
+    bench-connections bench-cluster bench-many image matrix clean
 
 help:  ## what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,7 +67,10 @@ bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BE
 	$(BIN)/python -m bench.peers $(BENCH)
 
 bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into docs/fsspec.md
-	$(BIN)/python -m bench.fsspec --docs docs/fsspec.md $(BENCH)
+	$(BIN)/python -m bench.caches fsspec --docs docs/fsspec.md $(BENCH)
+
+bench-fetchers: $(VENV)/.ready  ## beside huggingface_hub, pooch, aria2c, into docs/compared.md
+	$(BIN)/python -m bench.caches fetchers --docs docs/compared.md $(BENCH)
 
 bench-connections: $(VENV)/.ready  ## many connections beside aria2c, curl, s3fs, into docs/flight.md
 	$(BIN)/python -m bench.connections --docs docs/flight.md $(BENCH)

@@ -36,12 +36,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.page import write
 from bench.peers.origin import Blob, Origin
 from bench.report import MIB, CheckFailed, machine, progress
 from shmstream import Store, sweep
 
 _READERS = 8
-_BEGIN, _END = "<!-- bench.connections: begin -->", "<!-- bench.connections: end -->"
 
 
 class Trip(NamedTuple):
@@ -405,10 +405,7 @@ def main() -> int:
     text = _page(rows, chosen, dict(facts))
     print(text)
     if chosen.docs is not None:
-        page = Path(chosen.docs)
-        before, _, rest = page.read_text(encoding="utf-8").partition(_BEGIN)
-        _, _, after = rest.partition(_END)
-        page.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+        write(Path(chosen.docs), "bench.connections", text)
     return 0
 
 

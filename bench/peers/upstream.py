@@ -3,6 +3,9 @@
     GET /<rate>/<name>    the file <name>, at <rate> bytes a second for each connection (0: as fast
                           as it can), with Date, Cache-Control, ETag and Content-Length; Range and
                           If-Range are honoured, connections are kept
+    GET /<rate>/.../resolve/<revision>/<name>
+                          a redirect to the above with the headers of the Hugging Face Hub, as it
+                          gives them for a large file, whose name is its SHA-256
 
 A thread for each connection, and `sendfile`: Python only paces, in steps of some milliseconds, so
 that it is no bottleneck. Every request is a line in a log when it begins and another when it ends,
@@ -126,6 +129,10 @@ class _Upstream:
             return True
         try:
             size = os.fstat(file).st_size
+            if "/resolve/" in name:
+                port = fields["host"].rpartition(":")[2]
+                connection.sendall(_as_the_hub(port, rate, Path(name).name, size))
+                return True
             etag = f'"{name}"'
             span = _span(fields.get("range"), size)
             if fields.get("if-range", etag) != etag:
@@ -184,6 +191,17 @@ class _Upstream:
 
     def _note(self, line: Line) -> None:
         os.write(self._log, (json.dumps(asdict(line)) + "\n").encode())
+
+
+def _as_the_hub(port: str, rate: str, name: str, size: int) -> bytes:
+    return (  # to another host, as the CDN of the Hub is
+        "HTTP/1.1 302 Found\r\n"
+        f"Location: http://localhost:{port}/{rate}/{name}\r\n"
+        f"X-Repo-Commit: {name[:40]}\r\n"
+        f'X-Linked-ETag: "{name}"\r\n'
+        f"X-Linked-Size: {size}\r\n"
+        "Content-Length: 0\r\n\r\n"
+    ).encode("latin-1")
 
 
 def _span(header: str | None, size: int) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.nginx import needed
+from tests.support.programs import program
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,16 +98,46 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_fsspec_in_short(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("before <!-- bench.fsspec: begin --> <!-- bench.fsspec: end --> after")
-    measure("bench.fsspec", "--docs", page, "--dir", tmp_path, "--size", "2", "--processes", "2")
+def caches(family: str, folder: Path, *ways: str) -> dict[str, list[str]]:
+    """What `bench.caches` writes into a page: the cells of each way, by its title."""
+    page = folder / "page.md"
+    marks = [f"<!-- bench.caches {family}: {each} -->" for each in ("begin", "end")]
+    page.write_text("before {} {} after".format(*marks))
+    wanted = ["--ways", *ways] if ways else []
+    short = ["--size", "2", "--processes", "2"]
+    measure("bench.caches", family, "--docs", page, "--dir", folder, *short, *wanted)
     told = page.read_text(encoding="utf-8")
     assert told.startswith("before <!--")
     assert told.endswith("--> after")
-    for way in ("shmstream", "filecache", "simplecache", "blockcache"):
-        assert f"| `{way}::` |" in told
-    assert list(tmp_path.iterdir()) == [page]
+    assert list(folder.iterdir()) == [page]
+    lines = [line.strip("| ").split(" | ") for line in told.splitlines() if line[:3] == "| `"]
+    return {title: cells for title, *cells in lines}
+
+
+def test_fsspec_in_short(tmp_path: Path) -> None:
+    told = caches("fsspec", tmp_path)
+    names = ("shmstream", "filecache", "simplecache", "blockcache")
+    assert list(told) == [f"`{each}::`" for each in names]
+    assert told["`shmstream::`"][1] == "1", "one GET"
+
+
+def test_fetchers_in_short(tmp_path: Path) -> None:
+    program("aria2c", "aria2")
+    told = caches("fetchers", tmp_path, "hub", "pooch", "aria2c-flock")
+    assert [cells[1] for cells in told.values()] == ["1", "1", "2", "1"], "GETs"
+    assert [cells[4] for cells in told.values()] == ["2 of 2"] * 4, "right"
+    handed_on = {title: cells[-1] for title, cells in told.items()}
+    assert handed_on == {
+        "`Store.open`": "0 of 2",
+        "`huggingface_hub`": "2 of 2",
+        "`pooch.retrieve`": "0 of 2",
+        "`flock`, `aria2c`": "0 of 2",
+    }
+
+
+def test_the_hub_through_a_mirror_in_short(tmp_path: Path) -> None:
+    _, cells = caches("fetchers", tmp_path, "hub-mirror").values()
+    assert (cells[1], cells[4], cells[-1]) == ("1", "2 of 2", "0 of 2")
 
 
 def test_many_in_short(tmp_path: Path) -> None:

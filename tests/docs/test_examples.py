@@ -14,7 +14,7 @@ import tarfile
 import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from bench.server import Port
 from shmstream import Store
 from shmstream.registry.settings import Settings
 from tests.support import s3 as s3_server
+from tests.support.cluster import Ports
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 from tests.support.origin import Origin
+from tests.support.redis import Redis
 from tests.support.roles import content
 from tests.support.s3 import S3
 from tests.support.stores import digest
@@ -188,6 +190,39 @@ def test_flask(environment: dict[str, str], origin: Origin, store: Store) -> Non
             assert answer.read() == content(1, 300_000)
             assert answer.getheader("content-disposition") == 'attachment; filename="model.bin"'
             wait_until(lambda: url in store)
+
+
+def test_many_hosts(
+    environment: dict[str, str], origin: Origin, redis: Redis, tmp_path: Path
+) -> None:
+    """many_hosts.py: two hosts at once, and a third one when both have the file."""
+    url, key = origin.serve("/model.bin", seed=1, size=3_000_000), digest(1, 3_000_000)
+    told = environment | {"CLUSTER": redis.url, "SECRET": "x" * 32}
+    with ExitStack() as stack:
+        ports = Ports()
+        stack.callback(ports.close)
+
+        def begin(number: int) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, EXAMPLES / "many_hosts.py", ports.take(), key, url],
+                env=told | {"SHMSTREAM_STORE": str(tmp_path / f"host-{number}")},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            stack.callback(process.communicate)
+            return process
+
+        def hear(process: subprocess.Popen[str]) -> list[str]:
+            assert process.stdout is not None
+            return process.stdout.readline().split(" ", 2)
+
+        both = [hear(each) for each in [begin(0), begin(1)]]
+        every = [*both, hear(begin(2))]
+        assert {read for read, *_ in every} == {key.removeprefix("sha256:")}
+        assert sorted(int(count) for _, count, _ in every) == [0, 3_000_000, 3_000_000]
+        assert every[2][1] == "3000000"
+    assert len(origin.requests("/model.bin")) == 1
 
 
 def test_a_registry(environment: dict[str, str], origin: Origin, tmp_path: Path) -> None:

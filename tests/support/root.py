@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.interpreters import wait_until
+from tests.support.programs import program
 
 GROUP = 5000
 """A group for the users of a shared store."""
@@ -23,9 +25,35 @@ needs_root = pytest.mark.skipif(
 )
 
 
-def mount(folder: Path, options: str = "size=8m") -> None:
+MKFS = {
+    "btrfs": ("btrfs-progs", ["mkfs.btrfs", "-q"]),
+    "xfs": ("xfsprogs", ["mkfs.xfs", "-q"]),
+}
+"""How a file system is made whose files can share blocks, and the package of Debian."""
+
+
+def mount(
+    folder: Path, options: str = "size=8m", kind: str = "tmpfs", device: str | Path = "tmpfs"
+) -> None:
     folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", kind, "-o", options, device, folder], check=True)
+
+
+@contextmanager
+def mounted_image(folder: Path, kind: str) -> Iterator[Path]:
+    """A new file system of that kind, in an image of 400 MiB, which takes what is written only."""
+    package, make = MKFS[kind]
+    image, mounted = folder / f"{kind}.image", folder / kind
+    with image.open("wb") as file:
+        file.truncate(400 << 20)  # mkfs.xfs wants 300 MiB
+    subprocess.run([program(make[0], package), *make[1:], image], check=True)
+    mount(mounted, "loop", kind, image)
+    try:
+        yield mounted
+    finally:
+        unmount(mounted)  # which frees the loop device
+        mounted.rmdir()
+        image.unlink()
 
 
 def unmount(folder: Path) -> None:

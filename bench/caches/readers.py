@@ -1,39 +1,31 @@
-"""The ways in which processes read one file through fsspec, each process an interpreter of its own.
-
-    shmstream    `shmstream::`
-    filecache    `filecache::`: the whole file, noted in an index when it is complete
-    simplecache  `simplecache::`: the whole file, without an index
-    blockcache   `blockcache::`: the blocks that are read, in a sparse file
-
-All caches have their defaults but for the folder, which all processes of a run share. A process
-reads the first line, then the rest, and hashes all of it.
-"""
+"""Processes that read one file, each an interpreter of its own that has imported all it needs."""
 
 from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 import fsspec
 
+from bench.caches.ways import FAMILIES, Order
 from bench.closing import Closing
 from bench.report import MIB, CheckFailed
-from shmstream.filesystem import ShmstreamFileSystem
 
-WAYS = ("shmstream", "filecache", "simplecache", "blockcache")
 _PATIENCE = 300.0  # s
 
 
 @dataclass(frozen=True)
 class Trip:
     """What one process had: seconds until its first line and its last byte, and whether all was
-    right. `error` is how reading failed, or nothing.
+    right. `error` is how it failed, or nothing.
     """
 
     first: float
@@ -41,16 +33,19 @@ class Trip:
     is_right: bool
     error: str = ""
 
+    @property
+    def is_wrong(self) -> bool:
+        """Whether it had other bytes, and was not told."""
+        return not self.is_right and not self.error
 
-def options(way: str, folder: Path) -> dict[str, Any]:
-    """What fsspec is given with the URL."""
-    name = "store" if way == "shmstream" else "cache_storage"
-    return {way: {name: str(folder)}}
 
+def read(pipe: Connection, family: str, way: str, order: Order) -> None:
+    """Say that this process is ready; at the word read the file, and send the `Trip`.
 
-def read(pipe: Connection, way: str, url: str, folder: Path, digest: str) -> None:
-    """Say that this process is ready; at the word read the file, and send the `Trip`."""
-    fsspec.register_implementation("shmstream", ShmstreamFileSystem, clobber=True)
+    It leads a group of processes, so that programs which it starts are killed with it.
+    """
+    os.setpgid(0, 0)
+    opened = FAMILIES[family][way].open
     fsspec.filesystem("http")
     pipe.send(None)
     pipe.recv()
@@ -58,7 +53,7 @@ def read(pipe: Connection, way: str, url: str, folder: Path, digest: str) -> Non
     first = error = None
     hashed = hashlib.sha256()
     try:
-        with fsspec.open(f"{way}::{url}", "rb", **options(way, folder)) as file:
+        with opened(order) as file:
             hashed.update(file.readline())
             first = time.monotonic()
             while data := file.read(MIB):
@@ -66,20 +61,21 @@ def read(pipe: Connection, way: str, url: str, folder: Path, digest: str) -> Non
     except Exception as failure:  # noqa: BLE001  it is what this way gives
         error = f"{type(failure).__name__}: {failure}"
     last = time.monotonic()
-    right = error is None and hashed.hexdigest() == digest
+    right = error is None and hashed.hexdigest() == order.name
     pipe.send(Trip((first or last) - began, last - began, right, error or ""))
 
 
 class Readers(Closing):
     """So many processes that are ready to read."""
 
-    def __init__(self, count: int, way: str, url: str, folder: Path, digest: str) -> None:
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, count: int, family: str, way: str, order: Order) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bench.caches.ways"])
         self._processes = []
         self._pipes = []
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=read, args=(theirs, way, url, folder, digest))
+            process = context.Process(target=read, args=(theirs, family, way, order))
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -93,9 +89,11 @@ class Readers(Closing):
             self._pipes[index].send(None)
 
     def kill(self, index: int) -> None:
-        """As the kernel does when memory runs out."""
-        self._processes[index].kill()
-        self._processes[index].join()
+        """Kill a process and what it has started, as the kernel does with a container."""
+        process = self._processes[index]
+        if process.pid is not None and process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
     def trips(self, which: Sequence[int]) -> list[Trip]:
         """What these had, when they are done."""
@@ -113,10 +111,9 @@ class Readers(Closing):
         """End all. Idempotent."""
         for pipe in self._pipes:
             pipe.close()
-        for process in self._processes:
+        for index, process in enumerate(self._processes):
             process.join(2)
-            if process.is_alive():
-                process.kill()
-            process.join()
+            with suppress(ProcessLookupError):  # it has ended just now
+                self.kill(index)
         self._processes.clear()
         self._pipes.clear()

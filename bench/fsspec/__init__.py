@@ -1,1 +1,0 @@
-"""`shmstream::` beside the caches of fsspec: `python -m bench.fsspec`."""
