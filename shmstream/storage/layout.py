@@ -492,18 +492,17 @@ def algorithm_at(path: str) -> str | None:
 def _naming(digits: int) -> Callable[[str], str]:
     """A function that tells the kind of a file from its name, on a shelf of such `digits`."""
     is_blob = re.compile(rf"[0-9a-f]{{{digits}}}").fullmatch
-    suffixes = {partial_path(""): "partial", JOURNAL: "journal", RECORD: "record", PIN: "pin"}
-    suffixes[AHEAD] = "ahead"
+    suffixes = {"": "blob", partial_path(""): "partial", JOURNAL: "journal", RECORD: "record"}
+    suffixes |= {AHEAD: "ahead", PIN: "pin"}
 
     def kind_of(name: str) -> str:
-        if len(name) == digits:
-            return "blob" if is_blob(name) else "foreign"
-        stem, suffix = name[:digits], name[digits:]
-        if not is_blob(stem):
+        if not is_blob(name, 0, digits):
             return "foreign"
-        if suffix not in suffixes and suffix[:-9] in (partial_path(""), JOURNAL, RECORD):
-            return "temporary"
-        return suffixes.get(suffix, "foreign")
+        suffix = name[digits:]
+        if (kind := suffixes.get(suffix)) is not None:
+            return kind
+        is_temporary = suffix[:-9] in (partial_path(""), JOURNAL, RECORD)
+        return "temporary" if is_temporary else "foreign"
 
     return kind_of
 

@@ -61,4 +61,5 @@ def stored_blobs(layout: Layout) -> list[StoredBlob]:
 
 
 def _stored_blob(layout: Layout, entry: Entry) -> StoredBlob:
-    return StoredBlob(layout.key_of(entry.path), entry.path, entry.size, entry.used)
+    path, _, facts = entry
+    return StoredBlob(layout.key_of(path), path, facts.st_size, facts.st_atime)

@@ -81,6 +81,8 @@ _REFUSED = (
 )
 _FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
 _USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
+_PLAIN = re.compile(r"https?://[!-(*-~]*")  # most names, likewise; only `_PRINTED`, with its ")",
+# and full-width letters could make a digest of a text that begins so
 _EDGES = "\"'`<>@#|,;*()[]{}"
 _LABEL = re.compile(  # says that a digest follows
     r"(?:urn|(?:--)?hash|checksum|digest|integrity|fingerprint|e-?tag)\s*[:=]\s*|ni://[^/]*/|W/",
@@ -135,6 +137,8 @@ def read_digest(text: str) -> str | None:
     """
     if _USUAL.fullmatch(text):
         return text
+    if _PLAIN.fullmatch(text):
+        return None
     found = _read(text)
     if found is None and (inner := _inner(text)) != text and _seems_one(inner):
         raise _refusal(text, "with something around it", "the digest alone")

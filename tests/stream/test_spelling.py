@@ -236,6 +236,31 @@ def test_blake3() -> None:
     assert read_digest(f"BLAKE3:{empty.upper()}") == f"blake3:{empty}"
 
 
+URLS = some.text(some.characters(codec="ascii") | some.sampled_from("()=:'\"\uff09")).map(
+    "https://".__add__
+)
+
+
+@given(
+    URLS
+    | some.lists(some.sampled_from([HEX, "(", ")", " = ", "=", "/", "x", BASE])).map(
+        lambda parts: "http://" + "".join(parts)
+    )
+)
+@example(f"https://host/(file) = {HEX}")
+@example(f"https://host/(file\uff09={HEX}")
+def test_urls_that_are_known_at_once_are_plain_names_to_every_rule(text: str) -> None:
+    if spelling._PLAIN.fullmatch(text):
+        assert spelling._read(text) is None
+        assert not spelling._seems_one(spelling._inner(text))
+
+
+def test_urls_that_look_like_printed_digests_are_refused() -> None:
+    for text in (f"https://host/(file) = {HEX}", f"https://host/(file\uff09={HEX}"):
+        with pytest.raises(ValueError, match="looks like a digest"):
+            read_digest(text)
+
+
 PIECES = some.sampled_from(
     ["sha256", "sha-512", "md5", "SHA1", "crc32", "name", ":", "=", "-", "/", " ", "\n", '"', "0x",
      HEX, HEX[:-1], HEX.upper(), of("md5"), of("sha512"), BASE, BASE[:-1], "g", "\0", "\ud800"]
