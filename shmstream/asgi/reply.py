@@ -193,7 +193,7 @@ class BlobReply:
         reply = partial(self._reply, request, send)
         is_known = False
         try:
-            async with opened as blob:
+            async with opened.at_once() as blob:
                 await blob.known()
                 if request.needs_size:
                     await blob.seek(0, os.SEEK_END)

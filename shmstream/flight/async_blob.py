@@ -82,6 +82,7 @@ class AsyncBlob:
         self._is_begun = is_begun
         self._tell = progress
         self._told = float("-inf")
+        self._enters_at_once = False
         self._offer = offer
         self._withdraw = withdraw
         self.key = key
@@ -95,6 +96,15 @@ class AsyncBlob:
         self._position = 0
         self.path = path
         """Where the complete blob is, or will be."""
+
+    def at_once(self) -> Self:
+        """Have entering not wait for the flight, because the caller calls `known` next.
+
+        `known` then raises what entering would have raised. A caller that waits twice is woken
+        twice, which costs a server more than the bytes of a small blob.
+        """
+        self._enters_at_once = self._wait_for <= 0
+        return self
 
     async def __aenter__(self) -> Self:
         try:
@@ -135,7 +145,7 @@ class AsyncBlob:
                 lookout.start()
             elif is_new:
                 in_thread(lookout.start, _STARTERS)
-            while not lookout.is_open:
+            while not (lookout.is_open or self._enters_at_once):
                 self._raise_error(lookout)
                 await lookout.wait(lambda: lookout.is_open)
         except BaseException:

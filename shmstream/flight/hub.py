@@ -13,12 +13,13 @@ notes how many are published, and tells every event loop once; then the waiting 
 
     thread                                        task
     1 note the view, or the error                 1 put a future into the list of its event loop
-    2 if a list has futures, have its event       2 if there is enough to read, take the future
-      loop resolve those whose tasks have           back, and go on
-      enough to read                              3 await the future
+    2 if a task of a list has enough to read,     2 if there is enough to read, take the future
+      have its event loop resolve the futures       back, and go on
+      of all tasks that have                      3 await the future
 
 Each stores first and looks afterwards, so one of them sees the other. Only the thread of an event
-loop changes the list of that loop.
+loop changes the list of that loop. A loop is not woken for a task that would wait on: to wake it
+costs more than to look, because the two threads then compete for the interpreter.
 """
 
 from __future__ import annotations
@@ -328,7 +329,7 @@ class Lookout:
     def _tell(self) -> None:
         """Have every event loop wake its tasks that have enough."""
         for loop, waiting in list(self._waiting.items()):
-            if waiting.tasks:
+            if any(self._ended or enough() for enough, _, _ in waiting.tasks[:]):
                 try:
                     loop.call_soon_threadsafe(self._resolve, waiting)
                 except RuntimeError:  # the loop was closed, and its tasks are gone

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shmstream import (
     Blob,
+    BlobNotFound,
     ContentChanged,
     DigestMismatch,
     Feed,
@@ -69,6 +71,62 @@ def no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def read_all(store: Store, key: str, url: str | None) -> str:
     async with store.aopen(key, url) as blob:
         return sha256(b"".join([data async for data in blob]))
+
+
+class Held:
+    """A source that is silent until it may `go` on; it gives a small blob of known size."""
+
+    name = "held"
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.go = threading.Event()
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+        assert self.go.wait(PATIENCE)
+        return Feed(iter([self._data]), 0, len(self._data))
+
+
+def test_a_small_blob_wakes_no_event_loop_before_its_end(store: Store) -> None:
+    """Each time that a loop is woken, its thread and the leader's thread compete for a while."""
+    data = content(1, 4096)
+    source, woken = Held(data), []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        wake = loop.call_soon_threadsafe
+
+        def note(*given: Any, **options: Any) -> asyncio.Handle:
+            lookout = getattr(given[0], "__self__", None)
+            if isinstance(lookout, hub.Lookout):
+                woken.append("at the end" if lookout.is_complete else f"at {lookout.view}")
+            return wake(*given, **options)
+
+        loop.call_soon_threadsafe = note  # type: ignore[assignment, method-assign]
+
+        async def read() -> bytes:
+            async with store.aopen(digest(1, 4096), source).at_once() as blob:
+                await blob.known()
+                await blob.wait_past(0)
+                return await blob.read()
+
+        reading = asyncio.create_task(read())
+        while not (there := watched()) or not all(each.is_open for each in there.values()):
+            await asyncio.sleep(0)
+        source.go.set()
+        assert await reading == data
+
+    asyncio.run(main())
+    assert set(woken) == {"at the end"}
+
+
+def test_entering_at_once_leaves_the_errors_to_the_first_wait(store: Store) -> None:
+    async def main() -> None:
+        async with store.aopen(digest(1, 4096)).at_once() as blob:
+            with pytest.raises(BlobNotFound):
+                await blob.known()
+
+    asyncio.run(main())
 
 
 def test_who_catches_up_in_the_event_loop_lags_behind_nothing(
