@@ -392,8 +392,9 @@ class Leader:
 
     def _have_others_sources(self) -> bool:
         """Whether a reader in another process has a source that was not asked."""
+        if not (readers := self.streamer.readers()):
+            return False
         here, crews = Identity.mine(), self._known_crews()
-        readers = self.streamer.readers()
         return not all(each.identity == here or each.sources in crews for each in readers)
 
     def _may_ask_another(self) -> bool:

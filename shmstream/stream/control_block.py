@@ -78,6 +78,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 """The states that may follow each state. *Orphaned* is observed (no process holds the lock on the
 header of a stream that is not terminal) and never stored."""
 
+_STATES = tuple(State)  # by number
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
 
 
@@ -291,7 +292,7 @@ class Block:
     @property
     def is_sound(self) -> bool:
         """Whether its writer can tell readers anything: it is whole, and has a known state."""
-        return self.is_whole and self._bare().state <= State.ABORTED
+        return self.is_whole and self._words[Block.state.offset >> 3] <= State.ABORTED
 
     def at_once(self) -> Block:
         """The block for several loads or stores in a row, all of them made now.
@@ -302,19 +303,19 @@ class Block:
             DamagedSegment: another program has cut the shared memory off.
         """
         self.require_whole()
-        return self._bare()
+        return self._compared or self._bare()
 
     def if_sound(self) -> Block | None:
         """As `at_once`; None if it is not sound."""
-        return self._bare() if self.is_sound else None
+        return (self._compared or self._bare()) if self.is_sound else None
 
     def _bare(self) -> Block:
         """The same memory, without comparisons."""
         if self._fd < 0:
             return self
         if self._compared is None:
-            bare = Block.__new__(Block)
-            vars(bare).update(vars(self), _fd=-1)
+            bare = _Compared.__new__(_Compared)
+            vars(bare).update(vars(self), _fd=-1, words=self._words, memory=self._memory)
             self._compared = bare
         return self._compared
 
@@ -323,20 +324,22 @@ class Block:
         DamagedSegment: another program has cut the shared memory off.
         """
         if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
-            raise DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
+            raise self._cut_off()
+
+    def _cut_off(self) -> DamagedSegment:
+        return DamagedSegment(self.name, f"it was cut off from its {self._size} bytes")
 
     @property
     def memory(self) -> memoryview:
         """The bytes of the block."""
-        if self._fd >= 0:
-            self.require_whole()
+        self.require_whole()
         return self._memory
 
     @property
     def words(self) -> memoryview:
         """The bytes of the block, as words."""
-        if self._fd >= 0:
-            self.require_whole()
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+            raise self._cut_off()
         return self._words
 
     @staticmethod
@@ -424,8 +427,8 @@ class Block:
         """
         state = self.state
         try:
-            return State(state)
-        except ValueError:
+            return _STATES[state]
+        except IndexError:
             raise DamagedSegment(self.name, f"its state is {state}") from None
 
     def require(self, to: State, name: str) -> None:
@@ -444,8 +447,9 @@ class Block:
         Raises:
             IllegalTransition: it may not.
         """
-        self.require(to, name)
-        self.state = to
+        now = self.at_once()
+        now.require(to, name)
+        now.state = to
 
     @property
     def file_path(self) -> str:
@@ -521,6 +525,13 @@ class Block:
         self._fd = -1  # it may be another file's by and by
         self._compared = None
         self._words.release()
+
+
+class _Compared(Block):
+    """A block that was compared with its file a moment ago, and is not compared again."""
+
+    words: memoryview = memoryview(b"")
+    memory: memoryview = memoryview(b"")
 
 
 class Slot:

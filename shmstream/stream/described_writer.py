@@ -50,7 +50,7 @@ class DescribedStreamer(BlobStreamer):
     @property
     def expected(self) -> str:
         """The digest that the blob must have, or only its algorithm; also an earlier writer's."""
-        return self._block.digest.decode()
+        return self._given
 
     def set_metadata(self, text: bytes) -> None:
         """Before the first append: store for every reader what the source says about the blob.

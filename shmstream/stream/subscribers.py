@@ -333,9 +333,11 @@ def is_first(block: Block, lock: KernelLock, index: int) -> bool:
 
 def present(block: Block, lock: KernelLock) -> list[Subscriber]:
     """The live readers, in the order of their slots."""
-    found = []
+    found: list[Subscriber] = []
+    if not (taken := block.taken()):
+        return found
     published = block.published
-    for index in block.taken():
+    for index in taken:
         slot = block.slot(index)
         if lock.is_held_elsewhere(slot.span):
             identity = Identity(slot.pid, slot.started, slot.namespace)

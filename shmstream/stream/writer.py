@@ -212,8 +212,7 @@ class BlobStreamer:
     @property
     def size(self) -> int | None:
         """Bytes of the blob; None until the size is known."""
-        size = self._block.size
-        return None if size == UNKNOWN else size
+        return None if self._limit == UNKNOWN else self._limit
 
     @property
     def appended(self) -> int:
