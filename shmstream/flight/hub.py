@@ -315,13 +315,15 @@ class Lookout:
         before, is_first = self.view, not self.is_open
         if view.published != before.published:
             self.moved = time.monotonic()
-        self.view = view = view._replace(fd=self._fds[-1] if self._fds else -1)
+        published, size, is_complete, _ = view
+        fd = self._fds[-1] if self._fds else -1
+        self.view = view = View(published, size, is_complete, fd)
         self.is_open = True
         # If this process leads, no task is woken for the size alone: the first bytes follow at
         # once, and tasks that wait for the size look again after a moment anyway.
         if self._leads:
-            before = before._replace(size=view.size)
-        if is_first or view != before:
+            size = before.size
+        if is_first or before != View(published, size, is_complete, fd):
             self._tell()
 
     # The waiting tasks.

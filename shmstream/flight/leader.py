@@ -147,6 +147,7 @@ class Leader:
         """
         self.streamer = streamer
         """The stream; only the leader changes it."""
+        state = streamer.state
         self._layout = layout
         self._place = place
         # Of a name, the flight that is taken over may verify another digest than this place.
@@ -163,7 +164,7 @@ class Leader:
             retries,
             is_given=self._is_given,
             digest=self._digest,
-            size=place.size if streamer.state == State.OPENING else None,
+            size=place.size if state == State.OPENING else None,
             compares=True,
             tell=tell,
             end="it was handed over",
@@ -175,8 +176,8 @@ class Leader:
             place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes
         )
         self._is_whole = False  # whether all bytes are here, and only the size is wrong
-        self._read_block()
-        self._heed(words)
+        self._read_block(state)
+        self._heed(words, state)
         self.takes_a_seat: bool = False
         """Whether to keep a reader of the stream after giving way, for a caller without one."""
         self.seat: InFlightCopier | None = None
@@ -195,18 +196,18 @@ class Leader:
         register(self)
         watch(self)
 
-    def _read_block(self) -> None:
+    def _read_block(self, state: State) -> None:
         """If this has succeeded another leader, know what that leader was told by its source.
 
         This is done first, because `_vouch` may be called at any moment.
         """
         streamer = self.streamer
-        if streamer.state == State.STREAMING:
+        if state == State.STREAMING:
             known = Description.from_text(streamer.metadata)
             size = streamer.size if known.size is None else known.size
             self._download.known = replace(known, size=size)
 
-    def _heed(self, words: LastWords | None) -> None:
+    def _heed(self, words: LastWords | None, state: State) -> None:
         """Begin with what the leader before knew."""
         self._tried = {fingerprint(each) for each in self._sources}
         self._crews: frozenset[int] = frozenset()
@@ -214,7 +215,7 @@ class Leader:
         self._described_by = ""  # the source that told the size, as a hash of its name
         self._has_described: Source | None = None  # that source, if it is one of ours
         self._is_handed_over = words is not None
-        self._is_first = self.streamer.state == State.OPENING  # nobody has told the size before
+        self._is_first = state == State.OPENING  # nobody has told the size before
         if words is not None:
             self._tried |= words.tried
             self._crews, self._described_by = words.crews, words.first

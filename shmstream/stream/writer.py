@@ -113,6 +113,8 @@ class BlobStreamer:
         self._lock = threading.RLock()
         self._pacer = Pacer(self._lock, self._publish, *pacing)
         self._subscribers = Subscribers(block, stream.lock)
+        self.name: str = stream.name
+        self.path: str = stream.path
         now = block.at_once()
         there = os.fstat(lock.fd).st_size if now.state == State.STREAMING else 0
         self._file = self._file_of(lock, there)
@@ -131,15 +133,13 @@ class BlobStreamer:
         self._streaming = now.state == State.STREAMING
         self._began = time.monotonic()
         self._closed: str | None = None
-        self.name: str = stream.name
-        self.path: str = stream.path
         self.digest: str | None = None
         """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
         register(self)
 
     def _file_of(self, lock: KernelLock, size: int) -> PartialFile:
         noted = self._block if self._resumable else None
-        return PartialFile(lock, self._stream.name, self._stream.path, size, noted)
+        return PartialFile(lock, self.name, self.path, size, noted)
 
     @classmethod
     def create(
