@@ -27,9 +27,12 @@ def whole(name: str, value: object, what: str, least: int = 0, most: int = _MOST
     Raises:
         TypeError, ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+    if type(value) is int:  # to ask an abstract class takes longer than all the rest
+        number = value
+    elif isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(_told(name, what, value))
-    number = value.__index__()
+    else:
+        number = value.__index__()
     if not least <= number <= most:
         raise ValueError(_told(name, what, value))
     return number
@@ -43,9 +46,12 @@ def seconds(
     Raises:
         TypeError, ValueError: it is none.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if type(value) is float:
+        number = value
+    elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(_told(name, what, value))
-    number = float(value)
+    else:
+        number = float(value)
     if not 0 <= number <= most:  # so NaN is none
         raise ValueError(_told(name, what, value))
     return number

@@ -398,8 +398,9 @@ class AsyncBlob:
 
 
 def _has_news(lookout: Lookout, view: View, *, or_size: bool) -> bool:
-    now = lookout.view
-    return now._replace(size=view.size) != view or (or_size and now.size is not None)
+    published, size, is_complete, fd = lookout.view
+    is_same = (published, is_complete, fd) == (view.published, view.is_complete, view.fd)
+    return not is_same or (or_size and size is not None)
 
 
 async def _pread(fd: int, count: int, offset: int) -> bytes:
