@@ -530,7 +530,10 @@ class Store:
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
             across = None if anyway or policy.beside is None else policy.beside(place)
-            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout, across)
+            with self._naming_troubles():
+                passage = Passage(
+                    place, sources, policy.retries, policy.tell, stall_timeout, across
+                )
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
