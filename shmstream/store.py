@@ -63,6 +63,7 @@ from shmstream.stream import segment
 from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
 from shmstream.stream.writer import check_layout
+from shmstream.system.signals import listening
 from shmstream.units import is_size, size
 
 if TYPE_CHECKING:
@@ -677,10 +678,8 @@ class Store:
         if self._node is not None:
             self._node.saw(event)
         if self._on_event is not None:
-            try:
+            with listening(f"on_event failed at {event}"):
                 self._on_event(event)
-            except Exception as error:  # noqa: BLE001  the listener is foreign code
-                _log.error("on_event failed at %s: %s", event, repr(error))
 
     def check(self, *, verify: bool | None = None) -> list[Finding]:
         """Find what is not as it should be, in the folder and in shared memory. Repairs nothing.

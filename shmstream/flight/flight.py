@@ -742,9 +742,10 @@ class Flight:
             if self._has_it():  # the second look
                 return None
             leader = self._leader_of(streamer, sources, permit)
+            undo.callback(leader.discard)
+            _log.info("%s: leads", place.key)
+            policy.tell(Event(EventKind.LED, place.key))
             undo.pop_all()
-        _log.info("%s: leads", place.key)
-        policy.tell(Event(EventKind.LED, place.key))
         return leader
 
     def _take_permit(self) -> KernelLock | None:

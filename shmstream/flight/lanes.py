@@ -62,7 +62,14 @@ from typing import TYPE_CHECKING
 from shmstream.errors import OutOfResources, ShmstreamError, SourceError, StreamClosed
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Feed, KernelFeed, Source, connections_of, name_hash
+from shmstream.sources.base import (
+    Feed,
+    KernelFeed,
+    Source,
+    connections_of,
+    failure_of,
+    name_hash,
+)
 from shmstream.storage.ahead import BLOCK, AheadFile
 from shmstream.system import threads
 from shmstream.system.buffers import octets
@@ -313,7 +320,7 @@ class Lanes:
                 is_time = is_unlimited and self._may_any(now)
             if is_late and feed is not None:
                 _log.debug("%s: the first connection is late at %d", self._key, front)
-                self._close(feed)
+                feed.close()
             elif is_time:
                 self._share(front)
 
@@ -775,18 +782,11 @@ class Lanes:
         with self._lock:
             feed = piece.feed
         if feed is not None:
-            self._close(feed)
+            feed.close()
         with self._lock:
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()
-
-    def _close(self, feed: Feed) -> None:
-        """Close a feed. Its code may raise, such as a generator that another thread is just in."""
-        try:
-            feed.close()
-        except Exception as error:  # noqa: BLE001  its connection ends by itself, later
-            _log.warning("%s: a feed cannot be closed: %s", self._key, str(error))
 
     # The end.
 
@@ -826,19 +826,19 @@ class _Lane:
     def _bring_all(self, ending: contextlib.ExitStack) -> None:
         fd = None
         while (piece := self._lanes.claim(self._supply)) is not None:
-            error: SourceError | None = None
             name = self._supply.source.name
+            error: SourceError | None = SourceError(name, piece.at, "it was interrupted")
             try:
                 if fd is None and (fd := self._lanes.reopen()) is not None:
                     ending.callback(os.close, fd)
                 if fd is not None:
                     self._lanes.bring(piece, fd)
+                error = None
             except SourceError as failure:
                 error = failure
             except (OSError, MemoryError, OutOfResources) as failure:
                 error = SourceError(name, piece.at, str(failure))
-            except Exception as failure:  # noqa: BLE001  a source is code of users
-                reason = f"{type(failure).__name__}: {failure}"
-                error = SourceError(name, piece.at, reason, retryable=False)
+            except BaseException as failure:  # noqa: BLE001  a source is code of users
+                error = failure_of(self._supply.source, failure, piece.at)
             finally:
                 self._lanes.ended(piece, error)

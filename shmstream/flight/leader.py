@@ -101,6 +101,7 @@ from shmstream.stream.spelling import new_hash
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
+from shmstream.system.signals import interrupts
 
 _CHECKPOINT = 16 << 20  # bytes
 _NOTES = 1 << 16  # bytes; space for record and journal
@@ -335,15 +336,17 @@ class Leader:
                 finally:
                     self._lanes.stop()
             self._commit()
-        except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+        except BaseException as error:
             self.failure = error
             if self._cancelled is not None:
                 self._tell_across(self._cancelled)
                 self._abort(self._cancelled)
-            elif isinstance(error, StreamClosed):
+            elif isinstance(error, StreamClosed) or interrupts(error):
                 self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
+                if interrupts(error):
+                    raise
             elif not self._gives_way(error):
                 # First: a node that reads from here asks why as soon as the flight has ended.
                 self._tell_across(error)

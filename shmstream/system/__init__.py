@@ -12,5 +12,5 @@ files          opens files that other programs may have put there
 tcp            what the kernel knows of a TCP connection
 descriptors    room for descriptors, made before they are needed
 temporary      a temporary folder of one process, which a later process removes after a kill
-signals        how a signal ends a program in good order
+signals        how a signal ends a program in good order, and what else code of users may raise
 """

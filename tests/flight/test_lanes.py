@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from shmstream.errors import SourceError, StreamClosed
 from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Description, Feed, connections_of
+from shmstream.sources.base import Description, Feed, connections_of, open_at
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
@@ -194,25 +195,42 @@ def test_a_source_may_fail_any_number_of_times() -> None:
     assert not supply.is_resting(time.monotonic() + 10.1)
 
 
-def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) -> None:
-    def fail() -> None:
-        raise ValueError("generator already executing")
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(
+    error: type[BaseException], lanes: Lanes
+) -> None:
+    class Source:
+        name = "a source"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+            return Feed(iter(()), offset, close=self._fail)
+
+        def _fail(self) -> None:
+            raise error("generator already executing")
 
     pieces = [claim(lanes), claim(lanes)]
     for each in pieces:
-        each.feed = Feed(iter(()), close=fail)
+        each.feed = open_at(Source(), 0, None)
+    stopping = threading.Thread(target=lanes.stop)  # in the main thread it may be a signal's
+    stopping.start()
+    stopping.join()
     lanes.stop()
     assert all(each.is_dropped for each in pieces)
     assert lanes.reopen() is None
 
 
-def test_a_source_with_a_mistake_in_its_code_is_out(lanes: Lanes, fed: Any) -> None:
+@pytest.mark.parametrize("error", [LookupError, SystemExit, GeneratorExit])
+def test_a_source_with_a_mistake_in_its_code_is_out(
+    error: type[BaseException], lanes: Lanes, fed: Any
+) -> None:
     def fail(*_: object) -> None:
-        raise LookupError("a mistake")
+        raise error("a mistake")
 
     fed.open_part = fail
     supply = supply_of(lanes)
-    _Lane(lanes, supply).run()
+    running = threading.Thread(target=_Lane(lanes, supply).run)
+    running.start()
+    running.join()
     assert supply.is_out
     assert (supply.active, supply.gave) == (0, 0)
     assert lanes._is_off, "no other source is left"
