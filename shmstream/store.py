@@ -469,7 +469,11 @@ class Store:
         _require_mapping("files", files, "{name: (key, source)}")
         names: dict[str, list[str]] = {}
         sources: dict[str, AnySource | None] = {}
-        for name, (key, source) in files.items():
+        for name, pair in files.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                told = "files is a mapping such as {name: (key, source)}"
+                raise TypeError(f"{told}; {name!r:.200} has {type(pair).__name__}")
+            key, source = pair
             names.setdefault(key, []).append(_inside(folder, name))
             if sources.get(key) is None:
                 sources[key] = source
@@ -778,7 +782,7 @@ def _inside(folder: str, name: str) -> str:
     Raises:
         ValueError: the name is empty, absolute, or leads out of the folder.
     """
-    parts = name.split("/")
+    parts = text("the name of a file", name, "a text such as 'a/b.bin'").split("/")
     if os.path.isabs(name) or any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ValueError(f"{name!r} is no name of a file in a folder, such as 'a.bin' or 'a/b.bin'")
     return os.path.join(folder, *parts)

@@ -433,7 +433,12 @@ def checked(
             raise
         except Exception as error:
             raise explained(error, offset) from error
-        offset += memoryview(given).nbytes
+        try:
+            offset += memoryview(given).nbytes
+        except TypeError as error:
+            what = f"it gives {type(given).__name__}, not bytes"
+            hint = "; a list of sources is a list or a tuple" if isinstance(given, str) else ""
+            raise explained(TypeError(what + hint), offset) from error
         if size is not None and offset > size:
             raise explained(EOFError(f"it gives more than its {size} bytes"), size)
         yield given
