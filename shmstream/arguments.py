@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
+from itertools import chain
 from numbers import Real
 from typing import SupportsIndex, TypeVar
 
@@ -96,6 +97,32 @@ def path(name: str, value: object) -> str | os.PathLike[str]:
     if not spelled or "\0" in spelled:
         raise ValueError(_told(name, told, value))
     return value
+
+
+def in_order(value: object, what: str) -> None:
+    """Refuse a dict and a set, which are iterable, and no list of anything.
+
+    `what` tells what `value` may be instead. The value itself is not told: it may be a secret.
+
+    Raises:
+        TypeError: it is one.
+    """
+    if isinstance(value, Mapping | Set):
+        raise TypeError(f"{what}; not {type(value).__name__}: pass a list or a tuple")
+
+
+def headers(name: str, value: object) -> None:
+    """Require a mapping of texts to texts. The value is not told: it may be a secret.
+
+    Raises:
+        TypeError: it is none.
+    """
+    told = f"{name} is a mapping of texts, such as {{'X-Name': 'value'}}, not"
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{told} {type(value).__name__}")
+    for each in chain.from_iterable(value.items()):
+        if not isinstance(each, str):
+            raise TypeError(f"{told} of {type(each).__name__}")
 
 
 def function(name: str, value: T, what: str) -> T:

@@ -63,6 +63,7 @@ from shmstream.stream import segment
 from shmstream.stream.claims import is_abandoned
 from shmstream.stream.pacer import check_pacing
 from shmstream.stream.writer import check_layout
+from shmstream.system.signals import listening
 from shmstream.units import is_size, size
 
 if TYPE_CHECKING:
@@ -468,7 +469,11 @@ class Store:
         _require_mapping("files", files, "{name: (key, source)}")
         names: dict[str, list[str]] = {}
         sources: dict[str, AnySource | None] = {}
-        for name, (key, source) in files.items():
+        for name, pair in files.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                told = "files is a mapping such as {name: (key, source)}"
+                raise TypeError(f"{told}; {name!r:.200} has {type(pair).__name__}")
+            key, source = pair
             names.setdefault(key, []).append(_inside(folder, name))
             if sources.get(key) is None:
                 sources[key] = source
@@ -530,7 +535,10 @@ class Store:
             place, policy, sources = self._layout.place(key), self._policy, as_sources(source)
             sources = rereadable(sources)
             across = None if anyway or policy.beside is None else policy.beside(place)
-            passage = Passage(place, sources, policy.retries, policy.tell, stall_timeout, across)
+            with self._naming_troubles():
+                passage = Passage(
+                    place, sources, policy.retries, policy.tell, stall_timeout, across
+                )
             if passage.begin(self._max_pass_through):
                 return passage
         raise because
@@ -674,10 +682,8 @@ class Store:
         if self._node is not None:
             self._node.saw(event)
         if self._on_event is not None:
-            try:
+            with listening(f"on_event failed at {event}"):
                 self._on_event(event)
-            except Exception as error:  # noqa: BLE001  the listener is foreign code
-                _log.error("on_event failed at %s: %s", event, repr(error))
 
     def check(self, *, verify: bool | None = None) -> list[Finding]:
         """Find what is not as it should be, in the folder and in shared memory. Repairs nothing.
@@ -776,7 +782,7 @@ def _inside(folder: str, name: str) -> str:
     Raises:
         ValueError: the name is empty, absolute, or leads out of the folder.
     """
-    parts = name.split("/")
+    parts = text("the name of a file", name, "a text such as 'a/b.bin'").split("/")
     if os.path.isabs(name) or any(part in ("", ".", "..") for part in parts) or "\0" in name:
         raise ValueError(f"{name!r} is no name of a file in a folder, such as 'a.bin' or 'a/b.bin'")
     return os.path.join(folder, *parts)

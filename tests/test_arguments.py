@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shmstream import BlobStreamer, InFlightCopier, Retries, Store
+from shmstream import BlobStreamer, InFlightCopier, Retries, SourceFailed, Store
 from shmstream.asgi import InFlightResponse
+from shmstream.sources import HTTPSource, IterableSource
+from shmstream.system.buffers import buffers
 from tests.support.interpreters import PATIENCE
 
 TEXTS: list[object] = ["three", [], object(), True]
@@ -34,8 +37,21 @@ OF_STORE: dict[str, list[object]] = {
 }
 OF_READING: dict[str, list[object]] = {
     "key": [5, None, b"key", ""],
-    "source": [5, 2.5, True, [], [5, "https://host/x"]],
-    "digest": [5, "sha256", "sha256:00", b""],
+    "source": [
+        5,
+        2.5,
+        True,
+        [],
+        [5, "https://host/x"],
+        {},
+        {"https://host/x": 1},
+        {b"x": b"y"},
+        {"https://host/x"},
+        {b"x"},
+        frozenset([b"x"]),
+        {b"x": 1}.keys(),
+    ],
+    "digest": [5, ["sha256:00"], {"sha256": "00"}, "sha256", "sha256:00", b""],
     "size": [-1, 1.5, "5", True, 1 << 63],
     "progress": ["yes", 5],
     "stall_timeout": [-1, float("nan"), "soon", True],
@@ -67,7 +83,11 @@ def is_told(call: Callable[..., object], name: str, value: object, /, **others: 
     text = str(caught.value)
     assert type(caught.value) in (TypeError, ValueError)
     assert name in text or name in ("key", "source") or text.startswith("evict takes")
-    is_source = isinstance(value, list) or name == "source"  # a source may be long, or a secret
+    is_source = isinstance(value, list) or name in (
+        "source",
+        "headers",
+        "auth",
+    )  # a source may be long, or a secret
     assert is_source or repr(value)[:20] in text, text
 
 
@@ -106,7 +126,10 @@ def test_of_other_methods(store: Store, tmp_path: Path) -> None:
     for wrong in (0, -1, 1.5, "many", None):
         is_told(store.fetch_many, "at_once", wrong, sources={})
         is_told(store.snapshot, "at_once", wrong, files={}, folder=tmp_path / "x")
-    for wrong in (["a"], "a", 5):
+    for wrong in ({"a": "https://host/x"}, {"a": "ab"}, {"a": ("key",)}, {5: ("key", b"x")}):
+        with pytest.raises(TypeError, match=r"files is a mapping such as|the name of a file is"):
+            store.snapshot(tmp_path / "x", wrong)
+    for wrong in (["a"], "a", 5, {"a"}):
         is_told(store.fetch_many, "sources", wrong)
         is_told(store.snapshot, "files", wrong, folder=tmp_path / "x")
     for wrong in (-1, "old", float("nan")):
@@ -122,12 +145,49 @@ def test_of_retries(name: str, value: object) -> None:
     is_told(Retries, name, value)
 
 
+@pytest.mark.parametrize("wrong", [{b"x": 1}, {b"x"}, frozenset([b"x"])], ids=repr)
+def test_of_what_gives_bytes(wrong: Any, store: Store, tmp_path: Path) -> None:
+    """A dict would give its keys, and a set its elements in any order."""
+    for call in (IterableSource, partial(store.open, "a name"), lambda each: list(buffers(each))):
+        with pytest.raises(TypeError, match=f"not {type(wrong).__name__}: pass a list or a tuple"):
+            call(wrong)
+    with BlobStreamer.create(tmp_path / "blob") as streamer, pytest.raises(TypeError, match="pass"):
+        streamer.transfer(wrong)
+    with pytest.raises(TypeError, match="not str"):
+        IterableSource("text")
+    with pytest.raises(TypeError, match="not int"):
+        IterableSource(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("texts", [["https://host/x"], {1: "https://host/x"}.values()], ids=repr)
+def test_of_an_iterable_of_texts(texts: Any, store: Store) -> None:
+    """Only a list or a tuple is looked into: another iterable can perhaps be read only once."""
+    with pytest.raises(SourceFailed, match="gives str, not bytes; a list of sources is a list"):
+        store.fetch("a name", iter(texts))
+
+
+def test_of_headers() -> None:
+    secret: Any
+    for secret in ([("X-A", "b")], "X-A: b", {"X-A": 5}, {b"X-A": "b"}, {"X-A": None}, {"X-A"}):
+        for call in (partial(HTTPSource, "http://host/x"), response_with):
+            with pytest.raises(TypeError, match="headers is a mapping of texts, such as"):
+                call(headers=secret)
+    for secret in ({"user": "password"}, {"user", "password"}, ("user",), (5, 6), 5, b"token"):
+        with pytest.raises(TypeError, match=r"auth is a pair \(user, password\)") as caught:
+            HTTPSource("http://host/x", auth=secret)
+        assert "password'" not in str(caught.value)
+
+
+def response_with(**terms: Any) -> object:
+    return InFlightResponse(Store, "a name", **terms)
+
+
 def test_of_a_streamer_and_a_copier(tmp_path: Path) -> None:
     of_streamer: dict[str, list[object]] = {
         "path": [5, "", b"x", "a\0b"],
         "name": [5, "", "a/b", "x" * 25],
         "size": [-1, 1.5, "5", True],
-        "digest": [5, "sha256:00", ""],
+        "digest": [5, "sha256:00", "", ["sha256"], {"sha256": "00"}, {"sha256"}],
         "durable": ["yes", 2],
         **{name: OF_STORE[name] for name in ("chunk_size", "max_subscribers", "publish_bytes")},
         "publish_interval": OF_STORE["publish_interval"],

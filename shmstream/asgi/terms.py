@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Protocol
 from urllib.parse import quote
 
+from shmstream import arguments
 from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_the_blob
 from shmstream.asgi.headers import content_disposition, read_date, seconds_of
 
@@ -44,6 +45,7 @@ class Terms:
     """How the answers with the blob of `key` look; the arguments are those of `InFlightResponse`.
 
     Raises:
+        TypeError: `headers` is no mapping of texts.
         ValueError: `filename`, `last_modified` or `x_accel` is not valid.
     """
 
@@ -59,6 +61,7 @@ class Terms:
         x_sendfile: bool = False,
     ) -> None:
         self._key = key
+        arguments.headers("headers", headers or {})
         self._extra = {name.lower(): value for name, value in (headers or {}).items()}
         if filename is not None:
             self._extra.setdefault("content-disposition", content_disposition(filename))

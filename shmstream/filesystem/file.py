@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from shmstream.filesystem.identity import Version
 from shmstream.flight.blob import Blob
+from shmstream.system.refusals import ReadOnly
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,13 +31,15 @@ class Opens(Protocol):
         """Open one content of a file."""
 
 
-class BlobFile(io.BufferedReader):
+class BlobFile(ReadOnly, io.BufferedReader):
     """A readable, seekable binary file, read while it arrives; from `ShmstreamFileSystem.open`.
 
     It is an `io.BufferedReader` over a `Blob`. Reading waits for the bytes that it is asked for,
     also after a `seek` ahead, and raises what reading a `Blob` raises. Any thread may use it, one
     at a time.
     """
+
+    _instead = "to write, open the path without `shmstream::`, or make a blob with `Store.create`"
 
     def __init__(self, fs: Opens, path: str, version: Version, blob: Blob) -> None:
         """Internal: use `ShmstreamFileSystem.open`."""

@@ -37,12 +37,13 @@ from shmstream.flight.progress import REPORT, Bar, Progress
 from shmstream.flight.stored_file import StoredFile
 from shmstream.sources.base import Description, Source
 from shmstream.sources.local import rereadable
-from shmstream.stream.growing_file import View
+from shmstream.stream.growing_file import View, no_descriptor
 from shmstream.stream.partial import partial_path
 from shmstream.stream.reader import InFlightCopier
 from shmstream.system.buffers import lines_of, octets
 from shmstream.system.copying import Destination, Mover
 from shmstream.system.process import register
+from shmstream.system.refusals import ReadOnly
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -63,7 +64,7 @@ class Opens(Protocol):
         """The blob, at its beginning."""
 
 
-class Blob(io.RawIOBase):
+class Blob(ReadOnly, io.RawIOBase):
     """A readable, seekable binary file: the blob of `key`.
 
     From `Store.open`. Reading waits for bytes that have not arrived, also after a `seek` ahead, and
@@ -84,6 +85,8 @@ class Blob(io.RawIOBase):
         DamagedBlob: the flight of another caller brought a blob with another digest or size than
             this one asked for, and there is no source to get the right one from.
     """
+
+    _instead = "make a new blob with `Store.create`, which can also replace this one"
 
     def __init__(
         self,
@@ -313,7 +316,7 @@ class Blob(io.RawIOBase):
             io.UnsupportedOperation: it was in flight: reading its descriptor may end too early.
         """
         if not isinstance(self._file, StoredFile):
-            raise io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")
+            raise no_descriptor()
         return self._file.fileno()
 
     # Going past a leader that makes no progress.

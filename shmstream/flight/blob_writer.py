@@ -25,6 +25,7 @@ from shmstream.flight.inlet import Inlet
 from shmstream.flight.naming import naming
 from shmstream.storage.folder import trouble
 from shmstream.stream.writer import cannot_seek
+from shmstream.system.refusals import AppendOnly
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
 
     from shmstream.flight.producer import Producer
 
-    class _File(io.BufferedIOBase, BinaryIO):  # as `io.BufferedWriter` is
+    class _File(AppendOnly, BinaryIO):  # as `io.BufferedWriter` is
         """What type checkers take for a file: `subprocess.run(stdout=...)` asks for one."""
 
 else:
-    _File = io.BufferedIOBase
+    _File = AppendOnly
 
 
 class BlobWriter(_File):

@@ -134,9 +134,8 @@ def cancel(place: Place) -> bool:
 
 def _end(place: Place) -> bool:
     """End the flight that a live process leads; False if there is none."""
-    try:
-        stream = Stream.attach(place.stream, timeout=0)
-    except ShmstreamError:  # there is none; perhaps the leader has another /dev/shm
+    if (stream := Stream.find(place.stream)) is None:
+        # Perhaps the leader has another /dev/shm.
         if not is_written(place.partial):
             return False
         Path(place.partial).unlink(missing_ok=True)

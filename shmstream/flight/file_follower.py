@@ -40,7 +40,7 @@ import os
 import stat
 import time
 
-from shmstream.errors import DamagedPartial, WriterDied, WriterStalled
+from shmstream.errors import DamagedPartial, WriterDied, WriterStalled, naming_shortages
 from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
@@ -167,15 +167,19 @@ class FileFollower(DescribedFile):
             self.is_complete = True
             self._published = os.fstat(self._fd).st_size
             return False
+        with naming_shortages(self._place.key, os.path.dirname(self._place.path)):
+            return self._look_at_leader(is_alive=is_alive, is_partial=is_partial)
+
+    def _look_at_leader(self, *, is_alive: bool, is_partial: bool) -> bool:
         self._note_published()
         now = time.monotonic()
         if is_alive:
             self._alive = now
         elif is_partial and not self._has_vouched:
-            self._has_vouched = True
             # A digest guards the bytes in any case.
             if self._place.is_given or now - self._alive < _WATCHED:
                 seal_for_the_dead(self._place.path, self.identity)
+            self._has_vouched = True
         return is_alive and is_partial
 
     def _is_at(self, path: str) -> bool:

@@ -605,28 +605,26 @@ class Flight:
             )
         except (StreamExists, StreamNotFound):
             return None  # another process leads, or the stream has ended: the copier will see it
-        if streamer.state == State.OPENING and self._has_it():  # the second look of its leader
-            streamer.close()
-            return None
-        words, sources = (
-            LastWords.from_text(streamer.last_words),
-            self._untried(streamer.last_words),
-        )
-        if not sources:
-            self._end(streamer, words)
-            return None
-        streamer.forget_last_words()
-        _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
-        self._policy.tell(
-            Event(EventKind.TOOK_OVER, self.place.key, streamer.appended, seconds=quiet_for)
-        )
-        permit = self._take_permit()  # without a permit, too: the readers of the flight wait
-        leader = self._leader_of(streamer, sources, permit, words)
-        try:
+        with ExitStack() as undo:
+            undo.callback(streamer.close)  # another process may be able to lead
+            if streamer.state == State.OPENING and self._has_it():  # the second look of its leader
+                return None
+            words = LastWords.from_text(streamer.last_words)
+            if not (sources := self._untried(streamer.last_words)):
+                self._end(streamer, words)
+                return None
+            permit = self._take_permit()  # without a permit, too: the readers of the flight wait
+            if permit is not None:
+                undo.callback(permit.close)
+            leader = self._leader_of(streamer, sources, permit, words)
+            undo.callback(leader.discard)
+            streamer.forget_last_words()
+            _log.warning("%s: took over at %d bytes", self.place.key, streamer.appended)
+            self._policy.tell(
+                Event(EventKind.TOOK_OVER, self.place.key, streamer.appended, seconds=quiet_for)
+            )
             leader.start()
-        except BaseException:
-            leader.discard()
-            raise
+            undo.pop_all()
         self.role, self._leader = Role.LEADS, leader
         return None
 
@@ -675,9 +673,7 @@ class Flight:
 
     def _end(self, streamer: ResumableStreamer, words: LastWords | None) -> None:
         """End the flight with the last words of its leader; without any, hand it over again."""
-        if words is None:
-            streamer.close()
-        else:
+        if words is not None:  # else the caller closes it
             self._leader_of(streamer, [], None, words).end(words.error)
 
     def _lead(self) -> InFlightCopier | None:
@@ -746,9 +742,10 @@ class Flight:
             if self._has_it():  # the second look
                 return None
             leader = self._leader_of(streamer, sources, permit)
+            undo.callback(leader.discard)
+            _log.info("%s: leads", place.key)
+            policy.tell(Event(EventKind.LED, place.key))
             undo.pop_all()
-        _log.info("%s: leads", place.key)
-        policy.tell(Event(EventKind.LED, place.key))
         return leader
 
     def _take_permit(self) -> KernelLock | None:

@@ -108,9 +108,9 @@ class Inlet:
         Raises:
             Exception: what `append` raised.
         """
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
         self._thread.join()
         self.close()
         if self._failure is not None:

@@ -56,15 +56,24 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.errors import OutOfResources, ShmstreamError, SourceError
+from shmstream.errors import OutOfResources, ShmstreamError, SourceError, StreamClosed
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Feed, KernelFeed, Source, connections_of, name_hash
+from shmstream.sources.base import (
+    Feed,
+    KernelFeed,
+    Source,
+    connections_of,
+    failure_of,
+    name_hash,
+)
 from shmstream.storage.ahead import BLOCK, AheadFile
 from shmstream.system import threads
 from shmstream.system.buffers import octets
+from shmstream.system.files import says_none
 
 if TYPE_CHECKING:
     from shmstream.sources.download import Download
@@ -179,6 +188,7 @@ class Lanes:
             here = file.adopt(front)
         except OSError as error:
             _log.info("%s: %s cannot be used: %s", self._key, file.path, error.strerror)
+            self._is_off = not says_none(error)  # then it stays, perhaps for the next leader
             return None
         if not file.is_open:
             return None
@@ -193,8 +203,12 @@ class Lanes:
         with self._lock:
             file, self._file, self._pieces = self._file, None, None
         if file is not None:
-            file.close()
-            file.remove()
+            self._remove(file)
+
+    def _remove(self, file: AheadFile) -> None:
+        """Close and remove a ring. When this flight is handed over, it is the next leader's."""
+        file.close()
+        self._streamer.while_held(file.remove)
 
     def prepare(self, sources: Sequence[Source]) -> None:
         """Say which sources may be used at once: the first one, and with a digest the others.
@@ -306,7 +320,7 @@ class Lanes:
                 is_time = is_unlimited and self._may_any(now)
             if is_late and feed is not None:
                 _log.debug("%s: the first connection is late at %d", self._key, front)
-                self._close(feed)
+                feed.close()
             elif is_time:
                 self._share(front)
 
@@ -339,31 +353,22 @@ class Lanes:
         self._began = True
         try:
             self._begin(front)
-        except OSError as error:
+        except (ShmstreamError, OSError) as error:
             _log.info("%s: one connection: %s", self._key, str(error))
             self._is_off = True
             return
         self._judged = _Judged(now, front, 0)
 
     def _begin(self, front: int) -> None:
-        made = None
-        if self._file is None:
-            made = self._new_file(front)
+        file = self._file or self._new_file(front)
         wanted = sum(each.most for each in self._supplies)
         with self._lock:
-            if self._is_stopped:
-                if made is not None:
-                    made.remove()
-                    made.close()
-                return
-            self._file = file = self._file or made
-            assert file is not None
-            if self._pieces is None:
-                self._pieces = Pieces(file, self._streamer.size or 0, front, set())
-            self._pieces.lanes = wanted
-            self._most = max(file.slots * BLOCK // (2 * wanted), BLOCK)
-            for each in self._supplies:
-                each.rate = self._single
+            if not (is_stopped := self._is_stopped):
+                self._open(file, front, wanted)
+        if is_stopped:
+            if self._file is None:
+                self._remove(file)
+            return
         self._share(front)
         for supply in self._supplies:
             for _ in range(supply.most):
@@ -371,7 +376,22 @@ class Lanes:
                     threads.Call(_Lane(self, supply).run, "shmstream-lane").start()
         _log.info("%s: up to %d connections", self._key, wanted)
 
+    def _open(self, file: AheadFile, front: int, wanted: int) -> None:
+        self._file = file
+        if self._pieces is None:
+            self._pieces = Pieces(file, self._streamer.size or 0, front, set())
+        self._pieces.lanes = wanted
+        self._most = max(file.slots * BLOCK // (2 * wanted), BLOCK)
+        for each in self._supplies:
+            each.rate = self._single
+
     def _new_file(self, front: int) -> AheadFile:
+        """A ring without bytes.
+
+        Raises:
+            StreamClosed: this flight was handed over: a ring at that path is the next leader's.
+            OSError: there is no space for it.
+        """
         file, left = self._file_of(), (self._streamer.size or 0) - front
         facts = os.statvfs(os.path.dirname(file.path))
         spare = facts.f_bavail * facts.f_frsize - left
@@ -380,7 +400,14 @@ class Lanes:
             slots = min(slots, (self._most_kept - (self._streamer.size or 0)) // BLOCK)
         if slots < 8:
             raise OSError("there is no space for bytes ahead of their turn")
-        file.make(slots)
+        self._streamer.while_held(partial(file.make, slots))
+        if not file.is_open:
+            raise StreamClosed(self._key, "it was handed over")
+        try:
+            file.reserve()
+        except BaseException:
+            self._remove(file)
+            raise
         return file
 
     def _share(self, front: int) -> None:
@@ -656,13 +683,9 @@ class Lanes:
             for data in feed:
                 got += data
         try:
-            fd = self._streamer.reopen()
+            is_same = self._streamer.pread(end - start, start) == got
         except (ShmstreamError, OSError) as error:  # the flight is over
             raise SourceError(supply.source.name, start, f"not compared: {error}") from error
-        try:
-            is_same = os.pread(fd, end - start, start) == got
-        finally:
-            os.close(fd)
         if not is_same:
             reason = f"its bytes at {start} are others than those that are here"
             raise SourceError(supply.source.name, start, reason, retryable=False)
@@ -759,18 +782,11 @@ class Lanes:
         with self._lock:
             feed = piece.feed
         if feed is not None:
-            self._close(feed)
+            feed.close()
         with self._lock:
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()
-
-    def _close(self, feed: Feed) -> None:
-        """Close a feed. Its code may raise, such as a generator that another thread is just in."""
-        try:
-            feed.close()
-        except Exception as error:  # noqa: BLE001  its connection ends by itself, later
-            _log.warning("%s: a feed cannot be closed: %s", self._key, str(error))
 
     # The end.
 
@@ -810,19 +826,19 @@ class _Lane:
     def _bring_all(self, ending: contextlib.ExitStack) -> None:
         fd = None
         while (piece := self._lanes.claim(self._supply)) is not None:
-            error: SourceError | None = None
             name = self._supply.source.name
+            error: SourceError | None = SourceError(name, piece.at, "it was interrupted")
             try:
                 if fd is None and (fd := self._lanes.reopen()) is not None:
                     ending.callback(os.close, fd)
                 if fd is not None:
                     self._lanes.bring(piece, fd)
+                error = None
             except SourceError as failure:
                 error = failure
             except (OSError, MemoryError, OutOfResources) as failure:
                 error = SourceError(name, piece.at, str(failure))
-            except Exception as failure:  # noqa: BLE001  a source is code of users
-                reason = f"{type(failure).__name__}: {failure}"
-                error = SourceError(name, piece.at, reason, retryable=False)
+            except BaseException as failure:  # noqa: BLE001  a source is code of users
+                error = failure_of(self._supply.source, failure, piece.at)
             finally:
                 self._lanes.ended(piece, error)

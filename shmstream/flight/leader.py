@@ -101,6 +101,7 @@ from shmstream.stream.spelling import new_hash
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
+from shmstream.system.signals import interrupts
 
 _CHECKPOINT = 16 << 20  # bytes
 _NOTES = 1 << 16  # bytes; space for record and journal
@@ -263,7 +264,7 @@ class Leader:
 
     def _ahead_file(self) -> AheadFile:
         streamer = self.streamer
-        return AheadFile(self._place.ahead, streamer.descriptor, self.metadata, self._digest)
+        return AheadFile(self._place.ahead, streamer.identity, self.metadata, self._digest)
 
     @property
     def is_over(self) -> bool:
@@ -336,15 +337,17 @@ class Leader:
                 finally:
                     self._lanes.stop()
             self._commit()
-        except BaseException as error:  # noqa: BLE001  whatever it is, every reader is to know it
+        except BaseException as error:
             self.failure = error
             if self._cancelled is not None:
                 self._tell_across(self._cancelled)
                 self._abort(self._cancelled)
-            elif isinstance(error, StreamClosed):
+            elif isinstance(error, StreamClosed) or interrupts(error):
                 self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
+                if interrupts(error):
+                    raise
             elif not self._gives_way(error):
                 # First: a node that reads from here asks why as soon as the flight has ended.
                 self._tell_across(error)
@@ -473,12 +476,13 @@ class Leader:
         """Whether the bytes that came are the whole blob; if so, the journal says that they are."""
         streamer = self.streamer
         known = replace(self.metadata, size=streamer.appended)
+        begin = self._journal.begin
         try:
-            if digest_of(streamer.descriptor, self._algorithm) != self._digest:
-                return False
-            begin = self._journal.begin
-            streamer.while_held(partial(begin, known, streamer.appended, streamer.descriptor))
-        except OSError as error:  # then they are asked for again
+            with streamer.reading() as fd:
+                if digest_of(fd, self._algorithm) != self._digest:
+                    return False
+            streamer.while_held(lambda: begin(known, streamer.appended, streamer.descriptor))
+        except (ShmstreamError, OSError) as error:  # then they are asked for again
             _log.warning("%s: it is not known whether all is here: %s", self._place.key, str(error))
             return False
         streamer.keeps = True
@@ -501,13 +505,7 @@ class Leader:
             streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             self._lanes.adopt(streamer.appended)
             return self._go_on()
-        kept = self._journal.trusted(streamer.descriptor)
-        known = self._journal.metadata
-        if self._journal.vouches and kept < (there := os.fstat(streamer.descriptor).st_size):
-            _log.warning(
-                "%s: uses %d of %d bytes that are here: nothing proves the others",
-                self._place.key, kept, there,
-            )  # fmt: skip
+        kept, known = self._trusted(), self._journal.metadata
         if kept and self._may_keep(kept):
             download.known = known
         else:
@@ -531,6 +529,19 @@ class Leader:
         self._announce(kept)
         download.binds = True
         return feed
+
+    def _trusted(self) -> int:
+        """How many bytes of the partial file its journal proves."""
+        if not self._journal.vouches:
+            return 0
+        with self.streamer.reading() as fd:
+            kept, there = self._journal.trusted(fd), os.fstat(fd).st_size
+        if kept < there:
+            _log.warning(
+                "%s: uses %d of %d bytes that are here: nothing proves the others",
+                self._place.key, kept, there,
+            )  # fmt: skip
+        return kept
 
     def _may_keep(self, kept: int) -> bool:
         """Whether the first `kept` bytes of the partial file may be of what was asked for."""
@@ -654,10 +665,7 @@ class Leader:
             self._upkeep.make_room(_NOTES)
         streamer.cut(kept)  # first: from then on the journal vouches for what is left
         # Another journal is begun when there are bytes, which readers wait for.
-        journal = self._journal
-        streamer.while_held(
-            partial(journal.begin, metadata, kept, streamer.descriptor) if kept else journal.forget
-        )
+        streamer.while_held(partial(self._begin_journal_with, kept))
         streamer.keeps = keeps
         if place.is_named and place.expects:
             self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
@@ -672,6 +680,12 @@ class Leader:
         if kept:
             _log.info("%s: resumed at %d bytes", place.key, kept)
             self._say(EventKind.RESUMED, kept)
+
+    def _begin_journal_with(self, kept: int) -> None:
+        if kept:
+            self._journal.begin(self.metadata, kept, self.streamer.descriptor)
+        else:
+            self._journal.forget()
 
     def _write_record(self, digest: str | None) -> None:
         record = Record(self._place.key, digest, self.metadata)
@@ -780,7 +794,7 @@ class Leader:
 
     def is_same(self, data: memoryview, offset: int) -> bool:
         """Whether the partial file has `data` at `offset`."""
-        return os.pread(self.streamer.descriptor, len(data), offset) == data
+        return self.streamer.pread(len(data), offset) == data
 
     def _keep_journal(self) -> None:
         """Note in the journal what is here by now.
@@ -805,7 +819,10 @@ class Leader:
         The streamer calls this if it ends early, and keeps the file.
         """
         self._begin_journal_once()
-        self._journal.seal(self.streamer.descriptor)
+        try:
+            self._journal.seal(self.streamer.descriptor)
+        except OSError as error:  # then less can be trusted
+            _log.warning("%s: no seal: %s", self._place.key, str(error))
 
     def _begin_journal_once(self) -> None:
         if self.streamer.keeps and not self._journal.is_begun:
@@ -815,7 +832,8 @@ class Leader:
         place, streamer = self._place, self.streamer
         streamer.commit()
         # From here on the blob is complete: nothing may end as an abort any more.
-        note_source(streamer.descriptor, self._download.source.name)
+        name = self._download.source.name
+        streamer.while_held(lambda: note_source(streamer.descriptor, name))
         try:
             if place.is_named:
                 self._write_record(streamer.digest)

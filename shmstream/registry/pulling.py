@@ -75,8 +75,12 @@ class Puller:
 
         Raises:
             ValueError: it is no image, or has no such platform.
+            TypeError: `platforms` is a text, or a dict.
             ShmstreamError: it cannot be pulled; a `Refusal` if no upstream is configured for it.
         """
+        if isinstance(platforms, str | Mapping):
+            told = "platforms is a list such as ['linux/arm64']"
+            raise TypeError(f"{told}, not {platforms!r:.200}")
         wanted = Reference.parse(image)
         repository = self._repository(wanted)
         reference = wanted.reference or _LATEST

@@ -17,14 +17,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from shmstream.arguments import whole
 from shmstream.errors import FailureKind, SourceError
+from shmstream.system.signals import interrupts
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -49,6 +52,8 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # What may stand before "::" in a chain of fsspec: a scheme alone, or a URL that is not of HTTP. In
 # the address of an IPv6 host, and after "?" or "#", "::" makes no chain.
 _LINK = re.compile(r"(?!https?:)([a-z][\w+.-]*)(://[^\[?#]*)?", re.IGNORECASE)
+
+_log = logging.getLogger("shmstream")
 
 
 class AskAgain(SourceError):
@@ -254,19 +259,43 @@ def describe(sources: Iterable[Source]) -> Description | None:
 def open_at(source: Source, offset: int, validator: str | None, end: int | None = None) -> Feed:
     """`source.open`, for a source that may be foreign code: every exception is a `SourceError`.
 
-    With `end`, no byte from there on is needed. The feed may give more; its `end` tells.
+    Closing the feed raises none: they are logged. With `end`, no byte from there on is needed. The
+    feed may give more; its `end` tells.
     """
     try:
         opens_part = None if end is None else getattr(source, "open_part", None)
         if opens_part is not None:
-            part: Feed = opens_part(offset, end, validator)
-            return part
-        return source.open(offset, validator)
+            feed: Feed = opens_part(offset, end, validator)
+        else:
+            feed = source.open(offset, validator)
+        feed.close = partial(_close, feed.close, source)
     except SourceError:
         raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise SourceError(source.name, offset, reason, retryable=False) from error
+    except BaseException as error:
+        raise failure_of(source, error, offset) from error
+    return feed
+
+
+def failure_of(source: Source, error: BaseException, offset: int) -> SourceError:
+    """The failure of a source whose own code has raised `error`, also `SystemExit` and the like.
+
+    Raises:
+        BaseException: `error` itself, if it is no failure of the source: this process is ending.
+    """
+    if interrupts(error):
+        raise error
+    reason = f"{type(error).__name__}: {error}"
+    return SourceError(source.name, offset, reason, retryable=False)
+
+
+def _close(close: Callable[[], None], source: Source) -> None:
+    """Close a feed. It may raise, such as a generator that another thread is just in."""
+    try:
+        close()
+    except BaseException as error:  # its connection ends by itself, later
+        if interrupts(error):
+            raise
+        _log.warning("%s: a feed cannot be closed: %s", source.name, repr(error))
 
 
 def connections_of(source: Source, asked: int | None) -> int:
@@ -404,7 +433,12 @@ def checked(
             raise
         except Exception as error:
             raise explained(error, offset) from error
-        offset += memoryview(given).nbytes
+        try:
+            offset += memoryview(given).nbytes
+        except TypeError as error:
+            what = f"it gives {type(given).__name__}, not bytes"
+            hint = "; a list of sources is a list or a tuple" if isinstance(given, str) else ""
+            raise explained(TypeError(what + hint), offset) from error
         if size is not None and offset > size:
             raise explained(EOFError(f"it gives more than its {size} bytes"), size)
         yield given

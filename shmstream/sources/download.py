@@ -50,11 +50,13 @@ from shmstream.sources.base import (
     Feed,
     GaveWrongBytes,
     Source,
+    failure_of,
     open_at,
 )
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.system import threads
 from shmstream.system.buffers import octets
+from shmstream.system.signals import listening
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -311,9 +313,8 @@ class Download:
             data = next(feed.data, None)
         except (SourceError, MemoryError):
             raise
-        except Exception as error:  # a source is code of users
-            reason = f"{type(error).__name__}: {error}"
-            raise self.error(reason, position, retryable=False) from error
+        except BaseException as error:  # a source is code of users
+            raise failure_of(self._attempts.source, error, position) from error
         self.check_going_on()  # a stop makes a feed end, too
         return data
 
@@ -428,7 +429,8 @@ class Download:
             self._say(logging.WARNING, f"{error}; going on with {self._attempts.source.name}")
             return
         if self._retries.on_retry is not None:
-            self._retries.on_retry(error)
+            with listening(f"on_retry failed at {error}"):
+                self._retries.on_retry(error)
         now = time.monotonic()
         if self._failing_since is None or position > self._failing_at:
             self._failing_since, self._failing_at = now, position

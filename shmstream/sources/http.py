@@ -129,11 +129,11 @@ class HTTPSource:
     ) -> None:
         self.connections: int | None = check_connections(connections)
         parts = parse(url)
+        self._headers = valid_headers(headers or {})
         given = f" {sorted((headers or {}).items())} {auth!r}" if headers or auth else ""
         self.identity: str = url + given
         """Tells this source from others. It may have secrets in it, and is never shown."""
         self._url = parts._replace(auth=None, fragment=None)
-        self._headers = valid_headers(headers or {})
         if auth is None and "authorization" not in self._headers:
             auth = credentials_in(parts) or (login_for(parts.host) if netrc else None)
         if auth is not None:

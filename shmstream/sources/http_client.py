@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urljoin
 from urllib.request import proxy_bypass
 
+from shmstream import arguments
 from shmstream.errors import FailureKind, SourceError
 from shmstream.sources.base import has_control_characters, public
 from shmstream.system.process import PerProcess
@@ -411,8 +412,10 @@ def valid_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The same headers, with names in lower case.
 
     Raises:
+        TypeError: it is no mapping of texts.
         ValueError: a header is not valid, has a line break in it, or is set by the client itself.
     """
+    arguments.headers("headers", headers)
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or name.lower() in _OURS:
             raise ValueError(f"not a header to set: {name!r}")
@@ -425,10 +428,15 @@ def authorization(auth: tuple[str, str] | str) -> str:
     """The value of the header Authorization for (user, password), or for a bearer token.
 
     Raises:
+        TypeError: it is neither.
         ValueError: the user has a colon in it, which basic authentication cannot express.
     """
     if isinstance(auth, str):
         return f"Bearer {auth}"
+    is_pair = isinstance(auth, tuple | list) and len(auth) == 2
+    if not is_pair or not all(isinstance(each, str) for each in auth):
+        told = "auth is a pair (user, password), or the text of a bearer token"
+        raise TypeError(f"{told}; not {type(auth).__name__}")
     user, password = auth
     if ":" in user:
         raise ValueError("a user name for basic authentication has no colon")

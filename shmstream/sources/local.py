@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
+from shmstream.arguments import in_order
 from shmstream.errors import SourceError
 from shmstream.sources.base import (
     Description,
@@ -123,11 +124,18 @@ class IterableSource:
     """An iterable of buffers: it can be opened once, from the beginning.
 
     Every exception that the iterable raises becomes a `SourceError` that is not `retryable`.
+
+    Raises:
+        TypeError: it is no iterable of buffers: a text, a dict, a set, ...
     """
 
     is_live = True
 
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
+        told = "the iterable of a source gives buffers, such as bytes, in their order"
+        in_order(iterable, told)
+        if isinstance(iterable, str) or not isinstance(iterable, Iterable):
+            raise TypeError(f"{told}; not {type(iterable).__name__}")
         self._iterable = iterable
         self.name: str = name or f"<{type(iterable).__name__}>"
         self._opened = False

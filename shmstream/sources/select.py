@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from types import FunctionType
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeGuard, Union, cast
 
+from shmstream.arguments import in_order
 from shmstream.sources.base import Source
 from shmstream.sources.command import ProcessSource, is_process
 from shmstream.sources.local import FileSource, IterableSource, PathSource
@@ -41,6 +42,10 @@ OneSource: TypeAlias = Union[
 ]
 AnySource: TypeAlias = Union[OneSource, "Buffer", "Iterable[Buffer]", "Iterable[OneSource]"]
 
+_A_SOURCE = (
+    "a source is a URL, a path, a binary file object, a process, an iterable of buffers, an object "
+    "with `name` and `open(offset, validator)`, a function that returns a URL, or a list of these"
+)
 _HTTP, _FSSPEC = "shmstream.sources.http", "shmstream.sources.fsspec"
 _URL = re.compile(r"(\w[\w+.-]*::)*([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
@@ -63,6 +68,7 @@ def as_sources(source: AnySource) -> list[Source]:
         return [_as_source(item) for item in source]
     if _is_one(source):
         return [_as_source(source)]
+    in_order(source, _A_SOURCE)
     if _is_buffer(source):
         return [FileSource(io.BytesIO(source), f"<{type(source).__name__}>")]
     if isinstance(source, Iterable):
@@ -82,7 +88,10 @@ def check_source(source: object) -> None:
             for item in source:
                 if not _is_one(item):
                     raise _no_source(item)
-    elif not (_is_one(source) or _is_buffer(source) or isinstance(source, Iterable)):
+        return
+    if not _is_one(source):
+        in_order(source, _A_SOURCE)
+    if not (_is_one(source) or _is_buffer(source) or isinstance(source, Iterable)):
         raise _no_source(source)
 
 
@@ -219,9 +228,4 @@ def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
 
 
 def _no_source(source: object) -> TypeError:
-    return TypeError(
-        "a source is a URL, a path, a binary file object, a process, an iterable of buffers, an "
-        "object with `name` and `open(offset, validator)`, a function that returns a URL, or a "
-        "list of these; "
-        f"not {type(source).__name__}"
-    )
+    return TypeError(f"{_A_SOURCE}; not {type(source).__name__}")

@@ -38,7 +38,6 @@ from shmstream.sources.base import Description
 from shmstream.storage.journal import boot_id
 from shmstream.stream.partial import reserve
 from shmstream.system.files import open_file
-from shmstream.system.locks import file_identity
 
 BLOCK = 256 << 10
 """Bytes of a block."""
@@ -47,12 +46,14 @@ _MARK = 8  # bytes
 
 
 class AheadFile:
-    """The file at `path`, for the partial file of the descriptor `partial`. Close it.
+    """The file at `path`, for the partial file with the identity `partial`. Close it.
 
     Any thread may call its methods; at one time, only one of them for one block.
     """
 
-    def __init__(self, path: str, partial: int, known: Description, digest: str) -> None:
+    def __init__(
+        self, path: str, partial: tuple[int, int, int], known: Description, digest: str
+    ) -> None:
         """For a blob that has `known.size` bytes. Makes no file: see `adopt` and `make`.
 
         `digest`: of the blob if it is known in advance, else only the algorithm.
@@ -67,7 +68,7 @@ class AheadFile:
         self.blocks: int = -(-size // BLOCK)
         """How many blocks the blob has."""
         validator = None if ":" in digest else known.validator
-        self._facts = [boot_id(), *file_identity(partial), size, digest, validator]
+        self._facts = [boot_id(), *partial, size, digest, validator]
 
     def adopt(self, appended: int) -> set[int]:
         """Take the file that an earlier leader left; the complete blocks after `appended` bytes.
@@ -111,17 +112,15 @@ class AheadFile:
         return slots if there == _place_of_data(slots) + slots * BLOCK else 0
 
     def make(self, slots: int) -> None:
-        """Make the file anew, for so many blocks; its space is reserved.
+        """Make the file anew, for so many blocks. Then call `reserve`.
 
         Raises:
-            OSError: it cannot be made, or the disk has no space for it.
+            OSError: it cannot be made.
         """
         self.remove()
         fd = open_file(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            whole = _place_of_data(slots) + slots * BLOCK
-            reserve(fd, whole)
-            os.ftruncate(fd, whole)
+            os.ftruncate(fd, _place_of_data(slots) + slots * BLOCK)
             head = json.dumps({"of": self._facts, "slots": slots}).encode()
             if len(head) > _HEAD:
                 raise OSError(f"its facts have {len(head)} bytes")  # no validator is so long
@@ -131,6 +130,14 @@ class AheadFile:
             self.remove()
             raise
         self._begin(fd, slots)
+
+    def reserve(self) -> None:
+        """Reserve the disk space for all blocks.
+
+        Raises:
+            OSError: the disk has less free space.
+        """
+        reserve(self._fd, _place_of_data(self.slots) + self.slots * BLOCK)
 
     def _begin(self, fd: int, slots: int) -> None:
         self._fd, self.slots = fd, slots

@@ -11,7 +11,6 @@ blob that it has hashed and found right, and the digest of a named blob that was
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import time
@@ -19,7 +18,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from shmstream.errors import CannotStart, DamagedSegment, ForeignSegment, StreamNotFound, WriterDied
+from shmstream.errors import (
+    CannotStart,
+    DamagedSegment,
+    ForeignSegment,
+    OutOfResources,
+    StreamNotFound,
+    WriterDied,
+)
 from shmstream.storage.flights import streams
 from shmstream.storage.folder import MARK
 from shmstream.storage.gc import doorbells_of, is_abandoned
@@ -34,9 +40,8 @@ from shmstream.stream.listing import listing
 from shmstream.stream.seal import is_sealed, seal
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import deaf, forsaken
-from shmstream.system.files import is_hollow, open_file, read_file
+from shmstream.system.files import GONE, UNREADABLE, is_hollow, open_file, read_file, says_none
 
-_UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 _LARGEST_MARK = 4096  # bytes; ours has 26
 _HALF_MADE = 0.3  # s; a writer that lives makes its stream in less
 
@@ -71,7 +76,7 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
         try:
             found += _check_entry(layout, entry, heading, verify)
         except OSError as error:
-            if error.errno not in _UNREADABLE:
+            if error.errno not in UNREADABLE:
                 raise
             reason = f"it cannot be read: {error.strerror}"
             found.append(Finding("damaged", entry.path, reason))
@@ -104,6 +109,8 @@ def _check_mark(layout: Layout) -> list[Finding]:
         if text != MARK:
             found.append(Finding("damaged", path, f"it says {text!r:.80}, not {MARK!r}"))
     except OSError as error:
+        if error.errno not in (*GONE, *UNREADABLE):
+            raise
         found.append(Finding("damaged", path, f"it cannot be read: {error.strerror}"))
     return found
 
@@ -130,12 +137,22 @@ def _files(layout: Layout) -> Iterator[tuple[Entry, Heading | None]]:
         heading = None
         # In this order: a leader writes the record before the blob is there.
         if (blob := layout.at(path, "blob")) is not None:
-            heading = Heading.read(path + RECORD) if blob.kind == "blob" else None
+            heading = _heading_of(path) if blob.kind == "blob" else None
             yield blob, heading
         if heading is not None:
             yield Entry(path + RECORD, "record", heading.facts), heading
         elif (record := layout.at(path + RECORD, "record")) is not None:
             yield record, None
+
+
+def _heading_of(path: str) -> Heading | None:
+    """What the record of a named blob says; None if it cannot be read."""
+    try:
+        return Heading.read(path + RECORD)
+    except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise
+        return None
 
 
 def _check_entry(
@@ -224,7 +241,7 @@ def _opened(path: str) -> Iterator[int | None]:
     try:
         fd = open_file(path)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.EINVAL, errno.ELOOP, errno.ENXIO):
+        if error.errno not in GONE:
             raise
         yield None  # gone, or something else is there by now
         return
@@ -316,8 +333,10 @@ def _check_half_made(name: str) -> list[Finding]:
             Stream.attach(name, timeout=_HALF_MADE).close()
     except WriterDied:
         return [Finding("abandoned", path, "a stream whose writer was killed while it made it")]
-    except CannotStart:
-        pass  # gone
+    except OutOfResources:  # not known
+        raise
+    except CannotStart:  # gone
+        pass
     return []
 
 
@@ -329,8 +348,10 @@ def _check_damaged(layout: Layout, name: str, reason: str) -> list[Finding]:
     path = segment.path_of(name)
     try:
         fd = open_file(path)
-    except OSError:  # gone, or no file
-        return []
+    except OSError as error:
+        if says_none(error):
+            return []
+        raise
     try:
         ours = layout.has(os.fsdecode(Block.read(fd).path))
     finally:

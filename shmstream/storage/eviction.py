@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from shmstream.errors import CannotStart, StoreUnusable
+from shmstream.errors import ShmstreamError
 from shmstream.events import Event, EventKind
 from shmstream.storage.gc import WEEK, gc, is_due
 from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout, digest_at
@@ -216,10 +216,7 @@ class Upkeep:
         the key of a named blob before it appends.
         """
         name = self._layout.stream_at(partial.removesuffix(partial_path("")))
-        stream = None
-        if name is not None:
-            with suppress(CannotStart):  # it is gone, half made, or not ours
-                stream = Stream.attach(name, timeout=0)
+        stream = None if name is None else Stream.find(name)
         if stream is None:
             yield None
         else:
@@ -271,7 +268,10 @@ class Upkeep:
 
     def _key_of(self, entry: Entry) -> str | None:
         """The key of a blob, if anybody wants to know it."""
-        return None if self._tell is _tell_nobody else self._layout.key_of(entry.path)
+        if self._tell is not _tell_nobody:
+            with suppress(OSError):  # the path is told instead
+                return self._layout.key_of(entry.path)
+        return None
 
     def _remove_unpinned(self, path: str) -> bool:
         """Remove a blob and its record, unless it has been pinned since the look at all blobs."""
@@ -372,7 +372,7 @@ class Upkeep:
             if tidying:
                 for gone in gc(self._layout, partial_age=WEEK):
                     _log.info("removed %s, which no download goes on with", gone)
-        except (OSError, StoreUnusable) as error:  # such as a disk that was unmounted
+        except (OSError, ShmstreamError) as error:  # such as a disk that was unmounted
             _log.warning("%s: cannot make room: %s", self._layout.folder, str(error))
 
     def _total(self, entries: list[Entry], coming: dict[str, int]) -> int:

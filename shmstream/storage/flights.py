@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from shmstream.errors import CannotStart
 from shmstream.storage.layout import Layout
 from shmstream.stream import segment
 from shmstream.stream.control_block import TERMINAL, State
@@ -61,14 +60,14 @@ def streams(among: Iterable[str] | None = None) -> Iterator[Stream]:
     """The streams of this user on this host. Each is closed when the next is asked for.
 
     `among`: a listing that the caller has; else this lists the shared memory of the host.
+
+    Raises:
+        OutOfResources: descriptors or memory have run out.
     """
     for name in segment.names(among):
-        try:
-            stream = Stream.attach(name, timeout=0)
-        except CannotStart:  # it is gone, half made, or not ours
-            continue
-        with stream:
-            yield stream
+        if (stream := Stream.find(name)) is not None:
+            with stream:
+                yield stream
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from shmstream.errors import OutOfResources, ShmstreamError, StoreUnusable, naming_shortages
 from shmstream.stream.partial import sync_folder
-from shmstream.system.files import is_for_group
+from shmstream.system.files import is_for_group, says_none
 from shmstream.system.locks import trouble_with_locks
 from shmstream.system.threads import no_thread
 
@@ -113,8 +113,8 @@ class Folder:
         Raises:
             StoreUnusable: as `look`.
         """
-        self.require_mount()
         try:
+            self.require_mount()
             self.is_read_only: bool = self._can_only_be_read()
             if not self.is_read_only:
                 self._begin()
@@ -286,11 +286,16 @@ def _name_of(group: int) -> str:
 def _mount_points() -> set[str]:
     """The paths where file systems are mounted; only / if the kernel does not tell."""
     found = {"/"}
-    with suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-            point = line.split(b" ")[4]  # spaces in it are written as \\040
-            point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), point)
-            found.add(os.fsdecode(point))
+    try:
+        told = Path("/proc/self/mountinfo").read_bytes()
+    except OSError as error:
+        if not says_none(error):
+            raise
+        return found
+    for line in told.splitlines():
+        point = line.split(b" ")[4]  # spaces in it are written as \\040
+        point = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), point)
+        found.add(os.fsdecode(point))
     return found
 
 

@@ -20,6 +20,7 @@ from shmstream.stream.claims import sweep
 from shmstream.stream.listing import listing
 from shmstream.stream.partial import is_written, partial_path, remove_partial
 from shmstream.stream.subscribers import forsaken, reclaim
+from shmstream.system.files import UNREADABLE
 
 WEEK = 7 * 24 * 3600.0
 """Seconds for which a partial file is kept that a download can go on with."""
@@ -42,7 +43,10 @@ def gc(layout: Layout, *, partial_age: float) -> list[str]:
                 remove = remove_partial if entry.kind == "partial" else layout.remove
                 if remove(entry.path):
                     removed.append(entry.path)
-        except PermissionError as error:  # another user's, and `check` reports it
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            # `check` reports it.
             _log.warning("%s stays: %s", entry.path, error.strerror)
     return removed
 

@@ -41,7 +41,7 @@ from shmstream.storage.layout import JOURNAL, algorithm_at
 from shmstream.stream.claims import when_removed
 from shmstream.stream.partial import REAPER, partial_path
 from shmstream.stream.spelling import new_hash
-from shmstream.system.files import is_hollow, open_file, read_file, write_file
+from shmstream.system.files import is_hollow, open_file, read_file, says_none, write_file
 from shmstream.system.locks import KernelLock, file_identity
 
 WORTH_A_JOURNAL = 64 * 1024
@@ -60,7 +60,11 @@ class Journal:
     """The journal at `path`. Only the holder of the lock on the partial file may write it."""
 
     def __init__(self, path: str, algorithm: str | None) -> None:
-        """A journal with digests of another algorithm counts for nothing. None: of any; to read."""
+        """A journal with digests of another algorithm counts for nothing. None: of any; to read.
+
+        Raises:
+            OSError: it is not known now whether there is a journal: see `says_none`.
+        """
         self.path = path
         self._algorithm = algorithm
         self.metadata: Description = Description()
@@ -84,6 +88,8 @@ class Journal:
             self.exists = False
             return
         except OSError as error:
+            if not says_none(error):
+                raise
             self.defect = f"it cannot be read: {error.strerror}"
             return
         if not text:  # its leader was killed between making the file and writing to it
@@ -224,15 +230,15 @@ class Journal:
     def seal(self, fd: int) -> None:
         """Note that all bytes of the partial file `fd` are right, and that nobody leads any more.
 
-        Only for a journal that exists. A failure to write it is logged: then less can be trusted.
+        Only for a journal that exists.
+
+        Raises:
+            OSError: the journal cannot be written: then less can be trusted.
         """
         facts = _facts_of(fd)
         if self.exists and self._boot == boot_id() and self._seal != facts:
-            try:
-                self._append(f"seal {facts}")
-                self._seal = facts
-            except OSError as error:
-                _log.warning("%s: no seal: %s", self.path, str(error))
+            self._append(f"seal {facts}")
+            self._seal = facts
 
     def _append(self, line: str) -> None:
         fd = open_file(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -266,29 +272,26 @@ def _seal_for(path: str, fd: int, metadata: bytes, digest: str) -> None:
     if journal.is_begun:
         journal.seal(fd)
     elif is_named or known.size is None or known.size > WORTH_A_JOURNAL:
-        try:
-            journal.begin(known, fd=fd)
-        except OSError as error:
-            _log.warning("%s: no journal: %s", path, str(error))
-
-
-def _seal_at(path: str, fd: int) -> None:
-    """Seal the partial file `fd` of the blob at `path`, in its journal."""
-    Journal(path + JOURNAL, algorithm_at(path)).seal(fd)
+        journal.begin(known, fd=fd)
 
 
 def seal_for_the_dead(path: str, identity: tuple[int, int, int]) -> None:
     """Seal the partial file of the blob at `path`, whose leader has died.
 
     For a process that has looked after the file until just before, and has no stream that tells.
+
+    Raises:
+        OSError: it cannot be done now; a later call may do it.
     """
     try:
         lock = KernelLock(partial_path(path))
-    except OSError:  # it is gone, or cannot be opened: nobody vouches for it
-        return
+    except OSError as error:
+        if says_none(error):  # nobody vouches for it
+            return
+        raise
     try:
         if file_identity(lock.fd) == identity and lock.try_acquire(REAPER):
-            _seal_at(path, lock.fd)
+            Journal(path + JOURNAL, algorithm_at(path)).seal(lock.fd)
     finally:
         lock.close()
 

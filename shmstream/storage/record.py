@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from shmstream.sources.base import Description
 from shmstream.stream.spelling import is_spelled
-from shmstream.system.files import read_with_facts, write_file
+from shmstream.system.files import read_with_facts, says_none, write_file
 
 _LONGEST = 1 << 16  # bytes of what a source said
 _LARGEST = 1 << 24  # bytes of a record; a key may be long
@@ -47,7 +47,11 @@ class Heading(NamedTuple):
 
     @classmethod
     def read(cls, path: str) -> Self | None:
-        """Of the record in the file at `path`; None if there is none that can be read."""
+        """Of the record in the file at `path`; None if there is none that can be read.
+
+        Raises:
+            OSError: it is not known now whether there is one: see `says_none`.
+        """
         try:
             text, facts = read_with_facts(path, _LARGEST)
             fields = _read(text.decode())
@@ -55,7 +59,11 @@ class Heading(NamedTuple):
             if not (isinstance(said, str) and (digest is None or is_spelled(digest))):
                 return None
             return cls(str(key), digest, said, facts)
-        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        except OSError as error:
+            if says_none(error):
+                return None
+            raise
+        except (ValueError, LookupError, TypeError, RecursionError):
             return None
 
     @property
@@ -74,7 +82,11 @@ class Record:
 
     @staticmethod
     def read(path: str) -> Record | None:
-        """The record in the file at `path`; None if there is none that can be read."""
+        """The record in the file at `path`; None if there is none that can be read.
+
+        Raises:
+            OSError: as `Heading.read`.
+        """
         heading = Heading.read(path)
         return None if heading is None else heading.record
 

@@ -23,7 +23,7 @@ that still have it open keep their bytes (I2).
 
 The partial file of a resumable stream stays, and with its block goes the proof that no other
 program has written to it. So a reaper that removes such a block first calls the functions that
-keep notes of partial files (`when_removed`).
+keep notes of partial files (`when_removed`). If they fail, the stream stays for the next reaper.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import HEADER_SIZE, Block, State, is_path
 from shmstream.stream.listing import listing
 from shmstream.stream.partial import (
-    GONE,
     REAPER,
     Patience,
     is_untouched,
@@ -49,6 +48,7 @@ from shmstream.stream.partial import (
 )
 from shmstream.stream.segment import Segment
 from shmstream.stream.subscribers import remove_doorbells
+from shmstream.system.files import GONE, says_none
 from shmstream.system.locks import KernelLock, file_identity, is_held
 
 _HEADER = (0, HEADER_SIZE)  # what a writer locks
@@ -69,6 +69,7 @@ def when_removed(note: Callable[[str, int, bytes, str], None]) -> None:
 
     Its arguments are the path where the blob would be, the partial file, which is locked and has
     only bytes of the blob, and the stream's metadata and digest, or only the digest's algorithm.
+    If it raises an OSError, the stream stays.
     """
     _notes.append(note)
 
@@ -239,8 +240,10 @@ def _vouch(block: Block) -> None:
     path = block.file_path
     try:
         lock = KernelLock(partial_path(path), os.O_NONBLOCK)
-    except OSError:  # it is gone, or no file, or cannot be opened now: nobody vouches for it
-        return
+    except OSError as error:
+        if says_none(error):  # nobody vouches for it
+            return
+        raise  # the stream stays, because only its block knows how much of the file is right
     try:
         is_it = block.changed > 0 and file_identity(lock.fd) == block.file
         if is_it and lock.try_acquire(REAPER) and is_untouched(lock.fd, block):

@@ -63,7 +63,7 @@ def digest_or_algorithm(text: str) -> str:
     Raises:
         ValueError: it is neither, or this Python cannot compute it.
     """
-    if text not in ALGORITHMS:
+    if not isinstance(text, str) or text not in ALGORITHMS:
         return require_digest(text)
     new_hash(text)
     return text

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from shmstream.errors import DamagedPartial
 from shmstream.system.buffers import lines_of, octets
 from shmstream.system.copying import Destination, Mover
+from shmstream.system.refusals import ReadOnly
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -40,12 +41,19 @@ class View(NamedTuple):
     fd: int = -1
 
 
-class GrowingFile(io.RawIOBase):
+class GrowingFile(ReadOnly, io.RawIOBase):
     """A readable, seekable binary file that is still arriving. One thread at a time may use it."""
 
+    _instead = "its writer alone appends to it, a `BlobStreamer`"
     _fd = -1
     position: int
     """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
+
+    def fileno(self) -> int:
+        """Raises:
+        UnsupportedOperation: always: reading the descriptor may end too early.
+        """
+        raise no_descriptor()
 
     # What a subclass tells.
 
@@ -283,3 +291,8 @@ class GrowingFile(io.RawIOBase):
             return size
         finally:
             self.position = here
+
+
+def no_descriptor() -> io.UnsupportedOperation:
+    """The error for a program that wants to read the descriptor of a blob in flight."""
+    return io.UnsupportedOperation("a blob in flight has no descriptor: read it, or `copy`")

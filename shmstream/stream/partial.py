@@ -66,10 +66,10 @@ class Noting(Protocol):
 
 
 class Changing:
-    """Around each change of the partial file `fd`: notes in `block` when it was changed."""
+    """Around each change of the partial file of `lock`: notes in `block` when it was changed."""
 
-    def __init__(self, fd: int, block: Noting) -> None:
-        self._fd = fd
+    def __init__(self, lock: KernelLock, block: Noting) -> None:
+        self._lock = lock
         self._block = block
 
     def __enter__(self) -> None:
@@ -82,7 +82,7 @@ class Changing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        changed = os.fstat(self._fd).st_ctime_ns
+        changed = os.fstat(self._lock.fd).st_ctime_ns
         if (block := self._block.if_sound()) is not None:
             block.changed = changed
             block.writing = 0
@@ -99,8 +99,6 @@ def is_untouched(fd: int, block: Noting) -> bool:
     return began > 0 and -_TICK < changed - began < _CHANGE
 
 
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
-"""Errors of opening a file that is not there, or where something else lies."""
 LIFE = (1, 0)  # only a writer locks these
 
 
@@ -141,13 +139,17 @@ class PartialFile:
         """
         self._lock = lock
         self._changing: AbstractContextManager[None] = (
-            nullcontext() if block is None else Changing(lock.fd, block)
+            nullcontext() if block is None else Changing(lock, block)
         )
         self._name = name
         self._final = path
-        self.fd: int = lock.fd
         self.path: str = partial_path(path)
         self.size: int = size
+
+    @property
+    def fd(self) -> int:
+        """The descriptor; -1 once it is closed, because the kernel gives its number away again."""
+        return self._lock.fd
 
     def append(self, data: Buffer, count: int) -> None:
         """Write all `count` bytes of `data`.
@@ -272,7 +274,7 @@ class PartialFile:
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
-        return self._lock.fd < 0
+        return self.fd < 0
 
     def close(self) -> None:
         """Close and unlock the file. Idempotent."""

@@ -16,8 +16,8 @@ Its partial file outlives its writer, and its readers stay attached:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from shmstream.errors import (
@@ -209,8 +209,41 @@ class ResumableStreamer(DescribedStreamer):
 
     @property
     def descriptor(self) -> int:
-        """The descriptor of the partial file, to read from; it is closed with the streamer."""
+        """The descriptor of the partial file, for `while_held`; -1 once it is closed."""
         return self._file.fd
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """Which file the partial file is: see `file_identity`.
+
+        Raises:
+            StreamClosed: it is closed.
+        """
+        with self._lock:
+            self._check_open()
+            return file_identity(self._file.fd)
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """At most `count` bytes of the partial file, from `offset` on.
+
+        Raises:
+            StreamClosed: it is closed.
+        """
+        with self._lock:
+            self._check_open()
+            return os.pread(self._file.fd, count, offset)
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor of the partial file, as `reopen` gives it; closed at the end of the block.
+
+        For what takes long: another thread may close this streamer meanwhile.
+        """
+        fd = self.reopen()
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def reopen(self) -> int:
         """A new descriptor of the partial file, to read published bytes; the caller closes it.
@@ -219,8 +252,10 @@ class ResumableStreamer(DescribedStreamer):
 
         Raises:
             OutOfResources: descriptors have run out.
+            StreamClosed: it is closed.
         """
-        with naming_shortages(self.name, os.path.dirname(self.path)):
+        with self._lock, naming_shortages(self.name, os.path.dirname(self.path)):
+            self._check_open()
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     @property

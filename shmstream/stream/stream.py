@@ -14,9 +14,11 @@ from types import TracebackType
 
 from shmstream.errors import (
     BlobAborted,
+    CannotStart,
     DamagedPartial,
     DamagedSegment,
     ForeignSegment,
+    OutOfResources,
     StreamExists,
     StreamNotFound,
     WriterDied,
@@ -34,7 +36,6 @@ from shmstream.stream.control_block import (
     State,
 )
 from shmstream.stream.partial import (
-    GONE,
     Changing,
     claim_partial,
     is_untouched,
@@ -43,6 +44,7 @@ from shmstream.stream.partial import (
 )
 from shmstream.stream.segment import Segment
 from shmstream.stream.subscribers import remove_doorbells
+from shmstream.system.files import GONE
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
 
@@ -175,7 +177,7 @@ class Stream:
                 if block.state == State.OPENING and block.published:  # killed just before this
                     block.advance(State.STREAMING, name)
                 if os.fstat(partial.fd).st_size > block.size:  # another program appended to it
-                    with Changing(partial.fd, block):
+                    with Changing(partial, block):
                         os.ftruncate(partial.fd, block.published)
             except DamagedPartial as error:  # its readers see no writer, and join the next stream
                 remove_doorbells(block.token, block.ever_taken())
@@ -222,6 +224,20 @@ class Stream:
                 raise StreamNotFound(name, timeout)
             time.sleep(min(pause, max(began + timeout - now, 0.0)))
             pause = min(pause * 1.5, 0.02)
+
+    @classmethod
+    def find(cls, name: str) -> Stream | None:
+        """The stream of that name; None if there is none: it is gone, half made, or not ours.
+
+        Raises:
+            OutOfResources: descriptors or memory have run out: it is not known.
+        """
+        try:
+            return cls.attach(name, timeout=0)
+        except OutOfResources:
+            raise
+        except (CannotStart, WriterDied):
+            return None
 
     @classmethod
     def _try_attach(cls, name: str) -> Stream | None:

@@ -7,10 +7,11 @@ repeating      calls a function again and again in a thread
 exit_watcher   tells at once that another process has ended
 greenlets      whether gevent or eventlet has replaced the threads, and how a greenlet pauses
 buffers        the bytes of any Python object that has bytes
+refusals       the methods of a file that some of our files refuse, with what to do instead
 copying        moves bytes of a file to a destination, by the kernel where that is possible
 files          opens files that other programs may have put there
 tcp            what the kernel knows of a TCP connection
 descriptors    room for descriptors, made before they are needed
 temporary      a temporary folder of one process, which a later process removes after a kill
-signals        how a signal ends a program in good order
+signals        how a signal ends a program in good order, and what else code of users may raise
 """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, TypeVar, cast
 
+from shmstream.arguments import in_order
 from shmstream.system import greenlets
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def buffers(source: BinaryIO | io.RawIOBase | Iterable[Buffer] | Buffer) -> Iter
     """
     if isinstance(source, str | io.TextIOBase):
         raise TypeError("a source gives bytes; this one gives text: open it in binary mode")
+    in_order(source, "a source is a binary file object or an iterable of buffers")
     try:
         return iter((memoryview(cast("Buffer", source)),))
     except TypeError:

@@ -12,8 +12,22 @@ import stat
 from contextlib import suppress
 
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
+"""Errors of opening a file that is not there, or where something else lies."""
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of opening or reading a file that is there, and whose content nobody here can know."""
 _STEP = 1 << 16  # bytes
 _HOLES = 1 << 30  # bytes; so many holes cost a second to read
+
+
+def says_none(error: OSError) -> bool:
+    """Whether opening a file failed because there is none for this process: see `GONE`.
+
+    So it is also with the file of another user. After any other error nothing is known of the file:
+    this process lacks descriptors or memory now, or the disk fails. Then what was kept is not lost,
+    and may not be treated as if it were.
+    """
+    return error.errno in GONE or isinstance(error, PermissionError)
 
 
 def open_file(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_log = logging.getLogger("shmstream")
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -16,6 +20,30 @@ class Stopped(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.strsignal(number))
         self.number = number
+
+
+def interrupts(error: BaseException) -> bool:
+    """Whether a signal handler may have raised `error`, as Ctrl-C does: this process is ending.
+
+    Python runs signal handlers in the main thread only. In any other thread the code that was
+    running has raised it by itself, as `sys.exit()` does.
+    """
+    is_of_a_signal = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
+    return is_of_a_signal and threading.get_native_id() == os.getpid()
+
+
+@contextmanager
+def listening(failed: str) -> Iterator[None]:
+    """Inside, a listener is called, which is foreign code: its error is logged, and ends nothing.
+
+    `failed` is what the log says, before the error.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if interrupts(error):
+            raise
+        _log.error("%s: %s", failed, repr(error))
 
 
 @contextmanager

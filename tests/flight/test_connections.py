@@ -33,6 +33,7 @@ from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import AHEAD
+from shmstream.system.locks import file_identity
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
@@ -282,7 +283,7 @@ def noted(folder: str) -> tuple[int, set[int]]:
     journal = Journal(str(path).removesuffix(AHEAD) + ".shmstream-journal", "sha256")
     fd = os.open(partial, os.O_RDONLY)
     try:
-        with AheadFile(str(path), fd, journal.metadata, KEY) as file:
+        with AheadFile(str(path), file_identity(fd), journal.metadata, KEY) as file:
             return os.fstat(fd).st_size, file.adopt(os.fstat(fd).st_size)
     finally:
         os.close(fd)
@@ -392,7 +393,7 @@ def partial(tmp_path: Path) -> Any:
 
 
 def make_ring(tmp_path: Path, partial: int, known: Description) -> AheadFile:
-    return AheadFile(str(tmp_path / "ring"), partial, known, "sha256")
+    return AheadFile(str(tmp_path / "ring"), file_identity(partial), known, "sha256")
 
 
 def test_the_ring_keeps_what_was_noted(tmp_path: Path, partial: int) -> None:

@@ -5,31 +5,35 @@ from __future__ import annotations
 import errno
 import math
 import os
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec.core
 import pytest
 
-from shmstream.errors import SourceError
+from shmstream.errors import SourceError, StreamClosed
 from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
 from shmstream.flight.supply import Supply
-from shmstream.sources.base import Description, Feed, connections_of
+from shmstream.sources.base import Description, Feed, connections_of, open_at
 from shmstream.sources.fsspec import FsspecSource
 from shmstream.sources.http import HTTPSource
 from shmstream.storage.ahead import BLOCK, AheadFile
+from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.system.locks import file_identity
 
 SLOTS = 8
 SIZE = 40 * BLOCK
+KNOWN = Description(SIZE, '"1"')
 
 
 @pytest.fixture
 def ring(tmp_path: Path) -> Iterator[AheadFile]:
     fd = os.open(tmp_path / "partial", os.O_RDWR | os.O_CREAT)
-    with AheadFile(str(tmp_path / "ring"), fd, Description(SIZE, '"1"'), "sha256") as file:
+    with AheadFile(str(tmp_path / "ring"), file_identity(fd), KNOWN, "sha256") as file:
         file.make(SLOTS)
         yield file
     os.close(fd)
@@ -38,8 +42,7 @@ def ring(tmp_path: Path) -> Iterator[AheadFile]:
 def adopted(ring: AheadFile, tmp_path: Path, front: int) -> set[int]:
     """What a successor would take."""
     fd = os.open(tmp_path / "partial", os.O_RDWR)
-    known = Description(SIZE, '"1"')
-    with AheadFile(ring.path, fd, known, "sha256") as file:
+    with AheadFile(ring.path, file_identity(fd), KNOWN, "sha256") as file:
         found = file.adopt(front)
     os.close(fd)
     return found
@@ -126,7 +129,7 @@ class Fed:
     size, expected, appended, guards = SIZE, "sha256", 0, True
 
     def __init__(self) -> None:
-        self.known = Description(SIZE, '"1"')
+        self.known = KNOWN
         self.source = HTTPSource("http://a/b")
 
     def received(self, count: int) -> None:
@@ -134,6 +137,9 @@ class Fed:
 
     def check_going_on(self) -> None:
         pass
+
+    def while_held(self, note: Callable[[], object]) -> None:
+        note()
 
 
 @pytest.fixture
@@ -189,25 +195,42 @@ def test_a_source_may_fail_any_number_of_times() -> None:
     assert not supply.is_resting(time.monotonic() + 10.1)
 
 
-def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(lanes: Lanes) -> None:
-    def fail() -> None:
-        raise ValueError("generator already executing")
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_feed_that_cannot_be_closed_keeps_nobody_from_the_end(
+    error: type[BaseException], lanes: Lanes
+) -> None:
+    class Source:
+        name = "a source"
+
+        def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+            return Feed(iter(()), offset, close=self._fail)
+
+        def _fail(self) -> None:
+            raise error("generator already executing")
 
     pieces = [claim(lanes), claim(lanes)]
     for each in pieces:
-        each.feed = Feed(iter(()), close=fail)
+        each.feed = open_at(Source(), 0, None)
+    stopping = threading.Thread(target=lanes.stop)  # in the main thread it may be a signal's
+    stopping.start()
+    stopping.join()
     lanes.stop()
     assert all(each.is_dropped for each in pieces)
     assert lanes.reopen() is None
 
 
-def test_a_source_with_a_mistake_in_its_code_is_out(lanes: Lanes, fed: Any) -> None:
+@pytest.mark.parametrize("error", [LookupError, SystemExit, GeneratorExit])
+def test_a_source_with_a_mistake_in_its_code_is_out(
+    error: type[BaseException], lanes: Lanes, fed: Any
+) -> None:
     def fail(*_: object) -> None:
-        raise LookupError("a mistake")
+        raise error("a mistake")
 
     fed.open_part = fail
     supply = supply_of(lanes)
-    _Lane(lanes, supply).run()
+    running = threading.Thread(target=_Lane(lanes, supply).run)
+    running.start()
+    running.join()
     assert supply.is_out
     assert (supply.active, supply.gave) == (0, 0)
     assert lanes._is_off, "no other source is left"
@@ -261,3 +284,37 @@ def test_the_ring_takes_no_more_than_the_store_keeps(
             made._new_file(0)
     else:
         assert made._new_file(0).slots == slots
+
+
+def test_the_ring_of_the_next_leader_stays(
+    lanes: Lanes, ring: AheadFile, fed: Any, tmp_path: Path
+) -> None:
+    """A flight is handed over while its lanes begin: a ring at that path is not theirs any more."""
+    streamer = ResumableStreamer.create(tmp_path / "blob", name="lanes")
+    streamer.set_size(SIZE)
+    ring.close()
+    beginning = Lanes("key", fed, streamer, lambda: ring, 4)
+    beginning._supplies = lanes._supplies
+    streamer.close()
+    next_ring = Path(ring.path)
+    next_ring.write_bytes(b"of the next leader")
+    with pytest.raises(StreamClosed):
+        beginning._begin(0)
+    beginning._file, beginning._pieces = ring, lanes._pieces
+    beginning.forget()
+    assert next_ring.read_bytes() == b"of the next leader"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
+def test_a_ring_that_cannot_be_opened_now_stays(
+    number: int, ring: AheadFile, fed: Fed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    ring.close()
+    monkeypatch.setattr("shmstream.storage.ahead.open_file", fail)
+    lanes = Lanes("key", fed, fed, lambda: ring, 4)
+    assert lanes.adopt(0) is None
+    lanes.prepare([fed.source])
+    assert lanes._supplies == [], "no connection makes it anew"

@@ -9,9 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from shmstream import Feed, ShmstreamError, Store
+import pytest
+
+from shmstream import Description, Feed, ShmstreamError, Store, StreamClosed
 from shmstream.flight import leader
 from shmstream.storage import journal
+from shmstream.stream.partial import partial_path
+from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.system.process import close_all
 from tests.support.interpreters import PATIENCE, Interpreter, Link
 from tests.support.roles import content
@@ -35,6 +39,9 @@ class Halting:
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
         self.asked.append(offset)
         return Feed(self._pieces(offset), offset, SIZE, "v")
+
+    def go_on(self) -> None:
+        self._goes_on.set()
 
     def _pieces(self, offset: int) -> Iterator[bytes]:
         if offset < HALF:
@@ -104,6 +111,34 @@ def ends_before_it_begins(link: Link, folder: str) -> None:
     os._exit(0)
 
 
+def ends_before_it_reads(link: Link, folder: str) -> None:
+    """All is closed before the thread that leads has read what an earlier flight kept."""
+    leads, closed, begin = threading.Event(), threading.Event(), leader.Leader._begin
+    told: list[str] = []
+
+    def late(self: leader.Leader) -> Any:
+        leads.set()
+        closed.wait(PATIENCE)
+        return begin(self)
+
+    leader.Leader._begin = late  # type: ignore[method-assign]
+    store = Store(folder, durable=False, on_event=lambda event: told.append(event.kind.name))
+    place = store._layout.place("name")
+    store._layout.make_shelf(place)
+    fd = os.open(place.partial, os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(fd, DATA[:HALF])
+    journal.Journal(place.journal, "sha256").begin(Description(SIZE, "v"), HALF, fd)
+    os.close(fd)
+    store.open("name", Halting())
+    [leading] = [each for each in threading.enumerate() if each.name == "shmstream-flight"]
+    leads.wait(PATIENCE)
+    close_all()
+    closed.set()
+    leading.join(PATIENCE)
+    link.say(told)
+    link.hear()
+
+
 def goes_on(folder: str) -> list[int]:
     """From where the next reader's source is asked."""
     source = Halting()
@@ -131,3 +166,31 @@ def test_a_successor_ends_before_it_begins(start: Start, tmp_path: Path) -> None
     second.say("end")
     second.finish()
     assert goes_on(str(tmp_path)) == [HALF]
+
+
+def test_a_leader_ends_before_it_reads_what_was_kept(start: Start, tmp_path: Path) -> None:
+    """Its descriptor of the partial file is closed by then."""
+    ending = start(ends_before_it_reads, str(tmp_path))
+    assert ending.hear() == ["LED", "HANDED_OVER"]
+    ending.kill()
+    assert goes_on(str(tmp_path)) == [HALF]
+
+
+def test_a_streamer_that_is_closed_gives_no_descriptor(tmp_path: Path) -> None:
+    """The kernel gives the number of a closed descriptor to the next file that is opened."""
+    streamer = ResumableStreamer.create(tmp_path / "blob", name="closed")
+    streamer.append(b"bytes")
+    before = streamer.descriptor
+    streamer.close()
+    (tmp_path / "other").write_bytes(b"other")
+    fd = os.open(tmp_path / "other", os.O_RDONLY)
+    try:
+        assert fd <= before
+        with pytest.raises(StreamClosed), streamer.reading():
+            pass
+        with pytest.raises(StreamClosed):
+            _ = streamer.identity
+        assert streamer.descriptor < 0
+        os.unlink(partial_path(streamer.path))
+    finally:
+        os.close(fd)

@@ -172,5 +172,5 @@ def test_an_iterable() -> None:
 
     got, error = fails_to_read(IterableSource(failing()).open())
     assert (got, error.reason, error.retryable) == (b"some", "no more", False)
-    with pytest.raises(TypeError):
+    with pytest.raises(SourceError, match="gives str, not bytes"):
         everything(IterableSource(["text"]).open())  # type: ignore[list-item]
