@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import fsspec
 import pooch
@@ -58,7 +58,7 @@ class Order:
         return f"{self.base}/{self.name}"
 
 
-Open = Callable[[Order], AbstractContextManager[IO[bytes]]]
+Open = Callable[[Order], AbstractContextManager[Any]]
 Serve = Callable[[Path, str], AbstractContextManager[str]]
 
 
@@ -86,37 +86,35 @@ class Way:
 
 
 def _fsspec(protocol: str) -> Open:
-    def opened(order: Order) -> AbstractContextManager[IO[bytes]]:
+    def opened(order: Order) -> AbstractContextManager[Any]:
         fsspec.register_implementation("shmstream", ShmstreamFileSystem, clobber=True)
         option = "store" if protocol == "shmstream" else "cache_storage"
         options: dict[str, Any] = {protocol: {option: str(order.folder)}}
-        file: AbstractContextManager[IO[bytes]] = fsspec.open(
-            f"{protocol}::{order.url}", "rb", **options
-        )
+        file: AbstractContextManager[Any] = fsspec.open(f"{protocol}::{order.url}", "rb", **options)
         return file
 
     return opened
 
 
-def _store(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _store(order: Order) -> AbstractContextManager[Any]:
     return Store(order.folder).open(f"sha256:{order.name}", order.url)
 
 
-def _pooch(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _pooch(order: Order) -> AbstractContextManager[Any]:
     pooch.get_logger().setLevel("ERROR")
     hashed = f"sha256:{order.name}"
     path = pooch.retrieve(order.url, hashed, fname="file", path=str(order.folder))
     return Path(path).open("rb")
 
 
-def _hub(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _hub(order: Order) -> AbstractContextManager[Any]:
     path = hf_hub_download(
         _REPOSITORY, order.name, endpoint=order.base, cache_dir=order.folder, token=False
     )
     return Path(path).open("rb")
 
 
-def _hub_alone(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _hub_alone(order: Order) -> AbstractContextManager[Any]:
     """With a cache of its own, as in a container of its own."""
     folder = order.folder / f"cache-{os.getpid()}"
     return _hub(replace(order, folder=folder))
@@ -141,13 +139,13 @@ def _mirror(folder: Path, base: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{port.number}/hf"
 
 
-def _aria2c(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _aria2c(order: Order) -> AbstractContextManager[Any]:
     path = order.folder / "file"
     _run(_aria2c_to(order, path.name))
     return path.open("rb")
 
 
-def _aria2c_in_turn(order: Order) -> AbstractContextManager[IO[bytes]]:
+def _aria2c_in_turn(order: Order) -> AbstractContextManager[Any]:
     """The first process downloads to another name, and the others wait for its lock."""
     path, lock = order.folder / "file", str(order.folder / "lock")
     script = 'test -e "$0" || { "$@" && mv "$0.part" "$0"; }'
