@@ -470,9 +470,7 @@ class Store:
         names: dict[str, list[str]] = {}
         sources: dict[str, AnySource | None] = {}
         for name, pair in files.items():
-            if not isinstance(pair, tuple | list) or len(pair) != 2:
-                told = "files is a mapping such as {name: (key, source)}"
-                raise TypeError(f"{told}; {name!r:.200} has {type(pair).__name__}")
+            _require_pair(name, pair)
             key, source = pair
             names.setdefault(key, []).append(_inside(folder, name))
             if sources.get(key) is None:
@@ -743,6 +741,12 @@ def _check_parts(folder: object, cluster: object, on_event: object) -> None:
 def _require_mapping(name: str, value: object, what: str) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is a mapping such as {what}, not {value!r:.200}")
+
+
+def _require_pair(name: object, value: object) -> None:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        told = "files is a mapping such as {name: (key, source)}"
+        raise TypeError(f"{told}; {name!r:.200} has {type(value).__name__}")
 
 
 def _check_reading(

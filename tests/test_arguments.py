@@ -154,7 +154,7 @@ def test_of_what_gives_bytes(wrong: Any, store: Store, tmp_path: Path) -> None:
     with BlobStreamer.create(tmp_path / "blob") as streamer, pytest.raises(TypeError, match="pass"):
         streamer.transfer(wrong)
     with pytest.raises(TypeError, match="not str"):
-        IterableSource("text")
+        IterableSource("text")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="not int"):
         IterableSource(5)  # type: ignore[arg-type]
 
@@ -179,7 +179,8 @@ def test_of_headers() -> None:
 
 
 def response_with(**terms: Any) -> object:
-    return InFlightResponse(Store, "a name", **terms)
+    store: Any = None
+    return InFlightResponse(store, "a name", **terms)
 
 
 def test_of_a_streamer_and_a_copier(tmp_path: Path) -> None:

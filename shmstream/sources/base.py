@@ -210,7 +210,7 @@ class Source(Protocol):
       bytes as they come, and its `close` ends the wait of a thread that iterates, if that can be.
     - Every failure is a `SourceError` with the source's name, the offset that the feed had reached,
       and a `kind`. `retryable=False` if to try again is hopeless. Other exceptions are taken for
-      hopeless failures.
+      hopeless failures, also those that are no `Exception`, such as `SystemExit`.
     - A feed ends normally only if the whole blob was given. A connection that breaks off is an
       error.
     - A validator is worth having: without it, a resumed download asks for all bytes again and

@@ -134,8 +134,9 @@ class IterableSource:
     def __init__(self, iterable: Iterable[Buffer], name: str | None = None) -> None:
         told = "the iterable of a source gives buffers, such as bytes, in their order"
         in_order(iterable, told)
-        if isinstance(iterable, str) or not isinstance(iterable, Iterable):
-            raise TypeError(f"{told}; not {type(iterable).__name__}")
+        given: object = iterable
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(f"{told}; not {type(given).__name__}")
         self._iterable = iterable
         self.name: str = name or f"<{type(iterable).__name__}>"
         self._opened = False

@@ -307,7 +307,7 @@ def test_the_ring_of_the_next_leader_stays(
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EIO])
 def test_a_ring_that_cannot_be_opened_now_stays(
-    number: int, ring: AheadFile, fed: Fed, monkeypatch: pytest.MonkeyPatch
+    number: int, ring: AheadFile, fed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
         raise OSError(number, os.strerror(number))

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from shmstream import Event, EventKind, Feed, Retries, SourceError, SourceFailed, Store
-from shmstream.sources.base import open_at
+from shmstream.sources.base import Source, open_at
 from tests.flight.test_last_moments import DATA, HALF, SIZE, Halting, open_store
 from tests.support.interpreters import PATIENCE, Interpreter, Link, wait_until
 
@@ -59,7 +59,8 @@ class Ending:
 def test_the_next_source_is_asked(end: type[BaseException], place: str, folder: str) -> None:
     events: list[Event] = []
     store, other = Store(folder, durable=False, on_event=events.append), Halting()
-    with store.open("name", [Ending(end, place), other]) as blob:
+    sources: list[Source] = [Ending(end, place), other]
+    with store.open("name", sources) as blob:
         assert blob.read() == DATA
         blob.wait()
     assert other.asked == {"open": [0], "bytes": [HALF], "end": [], "close": []}[place]
