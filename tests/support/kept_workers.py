@@ -107,7 +107,6 @@ def _work(channel: socket.socket, table: int, nth: int) -> None:
         assert mine is not None
         kept = Kept(mine, Channel(channel), begin, lambda: None)
         kept.ready()
-        kept.ask(lambda _nothing: None)
         if death is not None:
             death.arm()
         await loop.create_future()
@@ -120,7 +119,7 @@ class _Crew:
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.keeper = Keeper(records=2, most=2, listener=self._listener)
+        self.keeper = Keeper(records=2, most=2, listener=self._listener, most_each=2)
         self.keeper.start(lambda: None)
         self.client = socket.create_connection(self._listener.getsockname(), _PATIENCE)
         self.number = 0

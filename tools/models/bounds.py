@@ -141,6 +141,12 @@ MODELS = [
                 {"KILLS": 1, "LEAVES": 1, "WORKERS": 3, "MOST": 0, "WAITS": 0},
             ),
             Scope(
+                "1 request; workers are stuck, one is replaced, and one is killed",
+                {
+                    "REQUESTS": 1, "KILLS": 1, "LEAVES": 1, "WORKERS": 3, "BACK": 1, "QUITS": 1,
+                },
+            ),
+            Scope(
                 "2 clients of 1 request, with long heads; a worker is killed",
                 {
                     "CLIENTS": 2, "REQUESTS": 1, "KILLS": 1, "WORKERS": 2, "LONG": 1, "BEGUN": 1,
@@ -159,6 +165,7 @@ MODELS = [
             Scope("1 request; a worker is killed", _ONE_REQUEST),
             Scope("1 request; a worker is replaced", _ONE_LEAVES),
             Scope("2 requests; a worker is killed", _TWO_REQUESTS),
+            Scope("1 request; a worker is stuck, and one is killed", _ONE_REQUEST | {"BACK": 1}),
         ],
         {
             "BUG_TURN_BEFORE_RESPONSE": _TWO_REQUESTS,
@@ -170,6 +177,7 @@ MODELS = [
             "BUG_RESET_IS_THE_END": _ONE_LEAVES | {"KILLS": 1, "WORKERS": 3},
             "BUG_WRITES_AFTER_HAND_OVER": _ONE_LEAVES,
             "BUG_CONNECTION_IS_NOT_SENT_AGAIN": _ONE_LEAVES | {"MOST": 0},
+            "BUG_TAKES_BACK_WHAT_WAS_RECEIVED": _ONE_REQUEST | {"BACK": 1},
             "BUG_TOUCHES_BEFORE_ADOPTED_IS_SENT": _ONE_REQUEST | {
                 "WORKERS": 3, "WAITS": 1, "BEGUN": 2,
             },

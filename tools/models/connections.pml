@@ -2,7 +2,9 @@
  *
  * Each store to a table, each byte that is written to a connection, each read from it and each
  * message is a step of its own, in the order of the code. A worker may be killed between any two
- * steps; then the kernel closes its descriptors, and the messages that it had sent stay.
+ * steps; then the kernel closes its descriptors, and the messages that it had sent stay. That the
+ * keeper has a duplicate of a worker's end of the channel changes nothing of that: it reads what the
+ * worker has sent, and gives away what the worker has not adopted.
  *
  *     process      how many              code
  *     Hand         workers x clients     registry/server/keeping_protocol.py, connections.py: what a
@@ -58,6 +60,10 @@
 #define WAITS 1                    /* 1: the kernel may not take a message at once */
 #endif
 
+#ifndef BACK
+#define BACK 0                     /* 1: the keeper may take back what a worker has not received */
+#endif
+
 #define NONE 15
 #define UNKNOWN 14
 #define ALL (2 * REQUESTS)         /* bytes of all requests of a client, and of all responses */
@@ -101,6 +107,7 @@ bool dead[WORKERS];
 bool buried[WORKERS];              /* the keeper knows that it is dead */
 bool leaving[WORKERS];
 bool used[SIZE_OF_ALL];            /* the worker uses that record */
+bool closed[SIZE_OF_ALL];          /* its connection is kept no more, and CLOSED is not sent yet */
 byte begun[WORKERS * CLIENTS];     /* 1: this worker goes on with that connection */
 byte place[WORKERS * CLIENTS];     /* the record that the connection has; NONE: it is not kept */
 #define HANDS(w, c) ((w) * CLIENTS + (c))
@@ -260,9 +267,8 @@ answer:   /* KeptProtocol.write_head: Record.begin */
 #if !defined(BUG_TURN_BEFORE_RESPONSE) && !defined(BUG_ONE_RESPONSE_IN_A_RECORD)
         STEP(turn[N] = 1 - turn[N])                           /* K1 */
 #endif
-    :: atomic { ALIVE && IS_KEPT && ((LONG >> (sent / 2)) & 1) && CAN_SEND(w) ->
-                excused[c] = true;
-                send(w, CLOSED, place[HANDS(w, c)], c); place[HANDS(w, c)] = NONE }
+    :: atomic { ALIVE && IS_KEPT && ((LONG >> (sent / 2)) & 1) ->
+                excused[c] = true; closed[N] = true; place[HANDS(w, c)] = NONE }
     :: atomic { ALIVE && !IS_KEPT }
     :: DIES
     fi;
@@ -384,9 +390,9 @@ hand_over:   /* KeptProtocol.hand_over; it hands over only what the next worker 
 close:   /* connection_lost */
     STEP(shut[c] = true);
     if
-    :: atomic { ALIVE && IS_KEPT && CAN_SEND(w) ->
+    :: atomic { ALIVE && IS_KEPT ->
 #ifndef BUG_CLOSED_IS_NOT_TOLD
-                send(w, CLOSED, place[HANDS(w, c)], c);
+                closed[N] = true;
 #endif
                 place[HANDS(w, c)] = NONE }
     :: atomic { ALIVE && !IS_KEPT }
@@ -409,6 +415,10 @@ end:
     :: atomic { ALIVE && nempty(waiting[w]) && nfull(up[w]) ->           /* Channel.flush */
                 waiting[w]?kind, i, c; up[w]!kind, i, c; was_sent(w, kind, i, c);
                 kind = 0; i = 0; c = 0 }
+    :: atomic { ALIVE && closed[RECORD(w, 0)] && CAN_SEND(w) ->          /* Kept._tell_closed */
+                closed[RECORD(w, 0)] = false; send(w, CLOSED, 0, 0) }
+    :: atomic { ALIVE && closed[RECORD(w, 1)] && CAN_SEND(w) ->
+                closed[RECORD(w, 1)] = false; send(w, CLOSED, 1, 0) }
     :: atomic { ALIVE && nempty(down[w]) && (!used[RECORD(w, 0)] || !used[RECORD(w, 1)]) ->
                 down[w]?kind, c;
                 if :: kind == ADOPT -> holds[HANDS(w, c)] = true :: else fi }
@@ -519,6 +529,23 @@ inline adopt(c) {
     fi
 }
 
+/* Keeper._take_back: the keeper receives it, and not the worker. */
+#ifdef BUG_TAKES_BACK_WHAT_WAS_RECEIVED
+#define MAY_TAKE_BACK(c) (BACK && !dead[w] && coming[c] == w)
+#else
+#define MAY_TAKE_BACK(c) (BACK && !dead[w] && down[w]??[ADOPT, c])
+#endif
+
+inline take_back(c) {
+#ifndef BUG_TAKES_BACK_WHAT_WAS_RECEIVED
+    down[w]??ADOPT, c;
+    unref(c);
+    assert(coming[c] == w);
+#endif
+    coming[c] = NONE;
+    homeless[c] = true
+}
+
 inline accept(c) {                 /* Keeper._accept */
     accepted[c] = true; refs[c]++; kept[c] = true;
     adopt(c)
@@ -570,6 +597,10 @@ end:
     :: atomic { MAY_ACCEPT(1) -> accept(1) }
     :: atomic { homeless[1] && ready[w] && nfull(down[w]) -> adopt(1) }
 #endif
+    :: atomic { MAY_TAKE_BACK(0) -> take_back(0) }
+#if CLIENTS > 1
+    :: atomic { MAY_TAKE_BACK(1) -> take_back(1) }
+#endif
     :: atomic { leaves > 0 && ready[w] && ARE_READY > 1 && nfull(down[w]) ->
                 leaves--; ready[w] = false; down[w]!LEAVE, NONE }        /* Keeper.leave */
     od
@@ -593,6 +624,8 @@ proctype Client(byte c) {
 
 inline end_it() {                  /* the kernel closes all descriptors of the worker */
     dead[w] = true;
+    closed[RECORD(w, 0)] = false;
+    closed[RECORD(w, 1)] = false;
     reset[w] = nempty(down[w]);
     do
     :: c < CLIENTS ->

@@ -2,7 +2,7 @@
 
 serve         what is done once, around the workers
 supervisor    the parent: starts the workers, and another one when one dies
-acceptor      decides which worker takes a connection
+acceptor      decides which worker takes a connection, if no keeper gives connections to workers
 worker        one worker process
 accepting     uvicorn, for one worker among several
 error_log     the log on standard error, which waits for no reader

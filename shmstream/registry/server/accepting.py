@@ -4,9 +4,9 @@ It takes its share of the connections (`acceptor`). At its end it takes those th
 its end of the listening socket, and turns away no client that has just come: uvicorn closes
 connections without a request as soon as it stops.
 
-With a `Post` the supervisor accepts the connections for it, and keeps duplicates (`keeper`). Then
-this worker goes on with connections of workers that have ended, and if another worker takes its
-place, it hands its own over instead of waiting for their ends.
+With a `Post` the supervisor accepts the connections and gives this worker its share, and keeps
+duplicates (`keeper`). Then this worker goes on with connections of workers that have ended, and if
+another worker takes its place, it hands its own over instead of waiting for their ends.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Server(uvicorn.Server):
         self._acceptor: Acceptor | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
-        """Begin to take connections; uvicorn itself takes none."""
+        """Begin to take connections, or to be given some; uvicorn itself takes none."""
         await super().startup(sockets=[])
         self._state = {
             "config": self.config,
@@ -125,17 +125,16 @@ class Server(uvicorn.Server):
         if self._post is not None:
             table, channel = self._post.table, self._post.channel
             self._kept = Kept(table, channel, self._adopt, self._leave)
-        self._acceptor = Acceptor(
-            self._listener,
-            partial(Protocol, **self._state),
-            self.config.ssl,
-            self.server_state.connections,
-            self._counts,
-            self._most,
-            None if self._kept is None else self._kept.ask,
-        )
-        if self._kept is not None:
             self._kept.ready()
+        else:
+            self._acceptor = Acceptor(
+                self._listener,
+                partial(Protocol, **self._state),
+                self.config.ssl,
+                self.server_state.connections,
+                self._counts,
+                self._most,
+            )
 
     def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:
         prepare(connection)  # also one of another worker, which may not have come to it
@@ -172,7 +171,7 @@ class Server(uvicorn.Server):
                 if isinstance(each, KeptProtocol):
                     each.hand_over()
         self._app.stop()
-        if self._acceptor is None or self._acceptor.count:
+        if self.server_state.connections or (self._acceptor is not None and self._acceptor.count):
             await asyncio.sleep(min(_LAST_REQUESTS, self._grace))
         self._has_shut = True
         await super().shutdown(sockets)

@@ -1,7 +1,6 @@
 """Which worker takes a connection: the worker with the fewest connections.
 
-With a keeper (`keeper`), the worker asks the keeper to accept the connection. Without a keeper, as
-with TLS, the worker accepts the connection itself.
+Only without a keeper, as with TLS: a keeper (`keeper`) accepts the connections for the workers.
 
 All workers wait at one socket, so a dead or busy worker delays nobody. But the kernel wakes all of
 them, and by chance the same worker is first again and again. So a worker that has more connections
@@ -15,8 +14,7 @@ A worker that has as many connections as it may have takes no further one: it wa
 ended. So clients that connect and ask for nothing cost a bounded number of descriptors.
 
 When the server stops, the parent ends the listening for all workers at once (`supervisor`). When
-only this worker stops, it takes the connections that wait just now (with a keeper, other workers
-take them), and leaves the socket alone.
+only this worker stops, it takes the connections that wait just now, and leaves the socket alone.
 
 The counts are in a file that all workers share, 8 bytes for each worker's number: the count plus
 one, or 0 if no worker of that number accepts. The counts are only hints: a torn or old one costs
@@ -35,9 +33,9 @@ import struct
 from collections.abc import Callable, Sized
 from contextlib import suppress
 
-from shmstream.registry.server.channel import NO_LISTENER, Nothing
-
 _DEFERENCE = 0.002  # s
+NO_LISTENER: tuple[int, ...] = (errno.EINVAL, errno.EBADF)
+"""What `accept` fails with when the socket listens no more."""
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE = 1.0  # s; if the process has no descriptors left
 _FULL = 0.1  # s; pause if this worker has as many connections as it may have
@@ -80,7 +78,7 @@ def prepare(connection: socket.socket) -> None:
 
 
 class Acceptor:
-    """Accepts connections from `listener`, or asks the keeper for them.
+    """Accepts connections from `listener`.
 
     For one event loop; `close` it before the loop ends.
     """
@@ -93,12 +91,10 @@ class Acceptor:
         connections: Sized,
         counts: Counts,
         most: int,
-        ask: Callable[[Callable[[Nothing | None], object]], object] | None = None,
     ) -> None:
         """`connections` has the open connections; each `protocol` adds and removes its own.
 
-        At `most` of them no further one is taken. `ask` asks the keeper for a connection; see
-        `Kept.ask`.
+        At `most` of them no further one is taken.
         """
         self._listener = listener
         self._protocol = protocol
@@ -106,7 +102,6 @@ class Acceptor:
         self._connections = connections
         self._counts = counts
         self._most = most
-        self._ask = ask
         self._loop = asyncio.get_running_loop()
         self._beginning: set[asyncio.Task[object]] = set()
         self._later: asyncio.TimerHandle | None = None
@@ -150,13 +145,8 @@ class Acceptor:
         self._take()
 
     def _take(self) -> bool:
-        """Take a connection, or ask for one; False if there is none to be had."""
+        """Take a connection; False if there is none to be had."""
         try:
-            if self._ask is not None:
-                os.close(os.dup(self._listener.fileno()))  # is a descriptor free?
-                self._loop.remove_reader(self._listener)  # until the answer
-                self._ask(self._was_answered)
-                return True
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # another worker has it, or the client left
             return False
@@ -173,16 +163,6 @@ class Acceptor:
         self._begin(connection)
         self.tell()
         return True
-
-    def _was_answered(self, nothing: Nothing | None) -> None:
-        if self._is_closed:
-            return
-        if nothing is Nothing.ENDED:
-            self.close()
-        elif nothing is Nothing.SCARCE:
-            self._pause(_PAUSE, self._wait)
-        else:
-            self._wait()
 
     def _begin(self, connection: socket.socket) -> None:
         begin = self._loop.connect_accepted_socket(
@@ -203,13 +183,9 @@ class Acceptor:
         self.tell()
 
     def finish(self) -> None:
-        """Take the connections that wait just now, and accept no more. Idempotent.
-
-        With a keeper, other workers take them.
-        """
-        if self._ask is None:
-            while not self._is_closed and self.count < self._most and self._take():
-                pass
+        """Take the connections that wait just now, and accept no more. Idempotent."""
+        while not self._is_closed and self.count < self._most and self._take():
+            pass
         self.close()
 
     def close(self) -> None:

@@ -13,8 +13,9 @@ import os
 import socket
 import struct
 import sys
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -31,28 +32,14 @@ class Kind(IntEnum):
     """
 
     READY = 1  # worker: takes connections from now on
-    ACCEPT = 2  # worker: sees a new connection, and asks for it
-    CLOSED = 3  # worker: it does not want this connection to be kept any more; index
-    ADOPT = 4  # supervisor: take this connection; 1: as an answer; serial, descriptor, response
-    ADOPTED = 5  # worker: has it, and has not touched it before; index, serial
-    REFUSED = 6  # worker: cannot go on with this connection; serial
-    ENDING = 7  # worker: it is about to end, and waits for one of the next two
-    STAY = 8  # supervisor: let your clients finish
-    LEAVE = 9  # supervisor: hand your connections over when you stop
-    HAND_OVER = 10  # worker: it will not touch this connection any more; index, descriptor
-    NOTHING = 11  # supervisor: an answer to ACCEPT; `Nothing`
-
-
-NO_LISTENER: tuple[int, ...] = (errno.EINVAL, errno.EBADF)
-"""What `accept` fails with when the socket listens no more."""
-
-
-class Nothing(IntEnum):
-    """Why there is no new connection."""
-
-    GONE = 0  # another worker has it, or its client left
-    SCARCE = 1  # the supervisor has no descriptors
-    ENDED = 2  # the socket listens no more
+    CLOSED = 2  # worker: it does not want these connections to be kept any more; `indices`
+    ADOPT = 3  # supervisor: take this connection; serial, descriptor, response
+    ADOPTED = 4  # worker: has it, and has not touched it before; index, serial
+    REFUSED = 5  # worker: cannot go on with this connection; serial
+    ENDING = 6  # worker: it is about to end, and waits for one of the next two
+    STAY = 7  # supervisor: let your clients finish
+    LEAVE = 8  # supervisor: hand your connections over when you stop
+    HAND_OVER = 9  # worker: it will not touch this connection any more; index, descriptor
 
 
 @dataclass
@@ -64,6 +51,16 @@ class Message:
     serial: int = 0
     payload: bytes = b""
     descriptor: int = -1
+
+    @classmethod
+    def closed(cls, indices: Sequence[int]) -> Message:
+        """CLOSED, of these records."""
+        return cls(Kind.CLOSED, payload=array("Q", indices).tobytes())
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """The records that CLOSED is of."""
+        return memoryview(self.payload).cast("Q")
 
 
 def _nothing() -> None:

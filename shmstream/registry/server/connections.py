@@ -62,7 +62,7 @@ from typing import Self
 from shmstream.stream.control_block import Text, Word
 
 MAGIC = int.from_bytes(b"shmkeep\0", "little")
-VERSION = 2
+VERSION = 3
 HEADER_SIZE = 4096
 RECORD_SIZE = 4096
 RESPONSE_SIZE = 2016

@@ -5,15 +5,38 @@ connections live on here, and the keeper gives each of them to the worker that h
 reads and writes no byte of a client. A thread of the supervisor does all this; `connections` says
 what the next worker finds.
 
-A worker that sees a new connection asks for it (ACCEPT), and the keeper accepts it. If the worker
-accepted it, the worker could be killed before it has sent a duplicate. So a new connection is given
-to a worker in the same way as a connection of a dead worker is.
+The keeper also accepts the new connections. If a worker accepted one, the worker could be killed
+before it has sent a duplicate. So a new connection is given to a worker in the same way as a
+connection of a dead worker is. No worker asks for it: each message between two processes costs as
+much as a small response. But no connection may wait for a worker that is stuck:
+
+    the keeper                                       a worker that is stuck has then
+    1 gives a new connection to the worker with      `_UNANSWERED` new connections, at most, that
+      the fewest that it has not adopted yet; no     it has not adopted
+      worker has more than `_UNANSWERED` of these
+    2 gives none to a worker without progress for    no further one
+      `_SILENT` seconds
+    3 takes back connections that such a worker      only the one that it had received and not
+      has not received, if another worker makes      yet adopted: that one waits until the worker
+      progress: the keeper has a duplicate of the    goes on or is killed
+      worker's end of the channel, and receives
+      the messages from it
+    4 accepts no connection if no worker may have    (all are stuck or full) new connections wait
+      one, and looks again at the next message,      in the listening socket
+      or after `_LOOK` seconds
+
+The kernel gives each message to one receiver only. So either the worker has received a connection,
+and no other worker gets it; or the keeper has received it, and the worker will never see it.
 
 A worker sends CLOSED when the keeper is to drop the duplicate: either the worker has closed the
-connection, or it uses the connection in a way that no other worker can go on with. Beyond `most`
-connections there is no duplicate; but a worker that hands a connection over sends one more
-(HAND_OVER), so a planned end cuts none of them. A connection is kept by the keeper in one place at
-a time:
+connection, or it uses the connection in a way that no other worker can go on with. The worker tells
+that a little later, of several connections at one time. If it is killed before that, the next
+worker gets a connection that is shut down, and closes it; or a connection to which more was written
+than its record says, and gives it up.
+
+Beyond `most` connections there is no duplicate; but a worker that hands a connection over sends one
+more (HAND_OVER), so a planned end cuts none of them. A connection is kept by the keeper in one
+place at a time:
 
     it is new, or that of a worker that has ended, or a worker sends HAND_OVER: then the last
     response in its record is copied out of the table
@@ -46,17 +69,21 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import count
 
-from shmstream.registry.server.channel import NO_LISTENER, Channel, Kind, Message, Nothing
+from shmstream.registry.server.acceptor import NO_LISTENER
+from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Response, Step, Table, continuation
 from shmstream.system import tcp
 from shmstream.system.threads import Call
 
 _DEATHS = 4
 _PATIENCE = 30.0  # s
-_AGAIN = 1.0  # s; between two tries to give connections that no worker has
+_AGAIN = 1.0  # s; between two tries to give connections that no worker has; after one without room
+_LOOK = 0.1  # s; between two looks whether a worker may have a new connection
+_UNANSWERED = 4  # new connections
+_SILENT = 0.5  # s
 
 _log = logging.getLogger("shmstream")
 
@@ -87,31 +114,44 @@ class _Client:
 class _Station:
     """One worker, as far as the keeper is concerned."""
 
-    def __init__(self, number: int, channel: Channel, table: Table) -> None:
+    def __init__(self, number: int, channel: Channel, other: Channel, table: Table) -> None:
         self.number = number
         self.channel = channel
+        self.other = other  # a duplicate of the worker's end
         self.table = table
         self.clients: dict[int, _Client] = {}
         self.coming: dict[int, _Client] = {}
+        self.unkept: set[int] = set()  # records of connections that have no duplicate
         self.is_ready = False
         self.leaves = False  # it was told to hand its connections over
+        self.is_full = False  # the kernel takes no more messages to it just now
 
     @property
     def load(self) -> int:
-        return len(self.clients) + len(self.coming)
+        return len(self.clients) + len(self.coming) + len(self.unkept)
+
+    @property
+    def is_awake(self) -> bool:
+        """Whether its worker takes connections, and makes progress."""
+        return self.is_ready and self.table.silence < _SILENT
 
 
 class Keeper:
     """All kept connections. Its methods are for the thread of the supervisor."""
 
-    def __init__(self, records: int, most: int, listener: socket.socket) -> None:
+    def __init__(self, records: int, most: int, listener: socket.socket, most_each: int) -> None:
         """`records`: of the table of each worker. `most`: connections that are kept.
 
-        New connections come from `listener`, which the caller closes after `stop`.
+        New connections come from `listener`, which the caller closes after `stop`. A worker that
+        has `most_each` connections gets no new one.
         """
         self._records = records
         self._most = most
+        self._most_each = most_each
         self._listener = listener
+        self._door = listener.fileno()
+        self._is_at_door = False  # the thread waits for new connections
+        self._shut_until = 0.0  # on the monotonic clock; none is accepted before
         listener.setblocking(False)
         self._lock = threading.Lock()  # guards all below
         self._stations: dict[int, _Station] = {}  # by the number of the worker
@@ -146,13 +186,14 @@ class Keeper:
         Raises:
             OSError: there are no descriptors, or there is no memory.
         """
-        table = Table.make(self._records)
-        try:
+        with ExitStack() as undo:
+            table = Table.make(self._records)
+            undo.callback(table.close)
             channel, other = Channel.pair()
-        except OSError:
-            table.close()
-            raise
-        station = _Station(number, channel, table)
+            undo.callback(channel.close)
+            undo.callback(other.close)
+            station = _Station(number, channel, Channel(other.dup()), table)
+            undo.pop_all()
         with self._lock:
             self._stations[number] = station
             self._by_descriptor[channel.fileno()] = station
@@ -210,6 +251,7 @@ class Keeper:
         """
         with self._lock:
             self._is_over = True
+            self._wait_at_door(False)
             for client in self._homeless:
                 client.connection.close()
             self._homeless.clear()
@@ -229,30 +271,52 @@ class Keeper:
     # What happens under the lock.
 
     def _count(self) -> int:
-        return sum(each.load for each in self._stations.values()) + len(self._homeless)
+        load = sum(each.load - len(each.unkept) for each in self._stations.values())
+        return load + len(self._homeless)
 
-    def _accept(self, station: _Station) -> None:
-        """Take a new connection for a worker that has asked for one."""
-        if self._is_over or not station.is_ready:  # it is about to end
-            self._send(station, Message(Kind.NOTHING, Nothing.ENDED))
+    def _taker(self) -> _Station | None:
+        """The worker that gets the next new connection; None: it stays in the listening socket."""
+        if self._is_over or self._homeless or time.monotonic() < self._shut_until:
+            return None
+        free = [
+            each
+            for each in self._by_descriptor.values()
+            if len(each.coming) < _UNANSWERED and each.load < self._most_each and each.is_awake
+        ]
+        return min(free, key=lambda each: (len(each.coming), each.load), default=None)
+
+    def _wait_at_door(self, wanted: bool) -> None:
+        if wanted != self._is_at_door:
+            self._is_at_door = wanted
+            if wanted:
+                self._epoll.register(self._door, select.EPOLLIN)
+            else:
+                self._epoll.unregister(self._door)
+
+    def _accept(self) -> None:
+        """Give a new connection to a worker, if there is one that may have it."""
+        if (station := self._taker()) is None:
+            self._wait_at_door(False)
             return
         try:
             connection, _ = self._listener.accept()
-        except (BlockingIOError, ConnectionError):  # another worker has it, or the client left
-            reason = Nothing.GONE
+        except (BlockingIOError, ConnectionError):  # its client has left
+            pass
         except OSError as error:
-            reason = Nothing.ENDED if error.errno in NO_LISTENER else Nothing.SCARCE
-            if reason is Nothing.SCARCE:
+            self._wait_at_door(False)
+            if error.errno in NO_LISTENER:
+                self._shut_until = float("inf")
+            else:
                 _log.error("no connection can be taken: %s", error.strerror)
+                self._shut_until = time.monotonic() + _AGAIN
         else:
-            self._give(station, _Client(connection), is_answer=True)
-            return
-        self._send(station, Message(Kind.NOTHING, reason))
+            self._give(station, _Client(connection))
 
     def _dismiss(self, station: _Station) -> None:
         if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
             self._epoll.unregister(station.channel.fileno())
         station.channel.close()
+        station.other.close()
         station.table.close()
 
     def _inherit(self, client: _Client) -> None:
@@ -270,6 +334,7 @@ class Keeper:
     def _place(self, client: _Client) -> None:
         """Give a connection to the worker with the fewest."""
         ready = {each for each in self._stations.values() if each.is_ready} - client.refused
+        ready = {each for each in ready if each.is_awake} or ready
         if self._is_over or (client.refused and not ready and client.last):
             client.connection.close()
         elif not ready:
@@ -279,11 +344,11 @@ class Keeper:
         else:
             self._give(min(ready, key=lambda each: each.load), client)
 
-    def _give(self, station: _Station, client: _Client, *, is_answer: bool = False) -> None:
+    def _give(self, station: _Station, client: _Client) -> None:
         serial = next(self._serials)
         station.coming[serial] = client
         descriptor = client.connection.fileno()
-        self._send(station, Message(Kind.ADOPT, is_answer, serial, client.last, descriptor))
+        self._send(station, Message(Kind.ADOPT, 0, serial, client.last, descriptor))
 
     def _send(self, station: _Station, message: Message) -> None:
         try:
@@ -292,15 +357,13 @@ class Keeper:
             _log.error("a connection cannot be handed over: %s", error.strerror)
             if (client := station.coming.pop(message.serial, None)) is not None:
                 client.connection.close()
-            if message.kind == Kind.ADOPT and message.index:  # it waits for an answer
-                self._send(station, Message(Kind.NOTHING, Nothing.SCARCE))
         self._wait_for(station)
 
     def _wait_for(self, station: _Station) -> None:
-        descriptor = station.channel.fileno()
-        if descriptor in self._by_descriptor:
-            wanted = select.EPOLLOUT if station.channel.is_waiting else 0
-            self._epoll.modify(descriptor, select.EPOLLIN | wanted)
+        descriptor, is_full = station.channel.fileno(), station.channel.is_waiting
+        if is_full != station.is_full and descriptor in self._by_descriptor:
+            station.is_full = is_full
+            self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if is_full else 0))
 
     def _listen(self, station: _Station) -> None:
         """Do what the worker has said until now."""
@@ -315,11 +378,11 @@ class Keeper:
         sent = (
             _Client(socket.socket(fileno=message.descriptor)) if message.descriptor >= 0 else None
         )
-        if message.kind == Kind.ACCEPT:
-            self._accept(station)
-        elif message.kind == Kind.CLOSED:
-            if (client := station.clients.pop(message.index, None)) is not None:
-                client.connection.close()
+        if message.kind == Kind.CLOSED:
+            for index in message.indices:
+                station.unkept.discard(index)
+                if (client := station.clients.pop(index, None)) is not None:
+                    client.connection.close()
         elif message.kind == Kind.HAND_OVER:
             self._was_given_up(station, message.index, sent)
         elif message.kind in (Kind.ADOPTED, Kind.REFUSED):
@@ -352,11 +415,13 @@ class Keeper:
         if self._count() < self._most and not self._is_over:
             station.clients[index] = client
         else:
+            station.unkept.add(index)
             client.connection.close()
 
     def _was_given_up(self, station: _Station, index: int, sent: _Client | None) -> None:
         """Its worker will not touch a connection any more. If it is not kept, it has just come."""
         client = station.clients.pop(index, sent)
+        station.unkept.discard(index)
         if sent is not None and client is not sent:
             sent.connection.close()
         if client is not None:
@@ -373,15 +438,38 @@ class Keeper:
             client.refused.add(station)
             self._place(client)
 
+    def _take_back(self, station: _Station) -> None:
+        """Give other workers the connections that its worker has not received."""
+        for message in [*iter(station.other.receive, None)]:
+            if message.descriptor >= 0:
+                os.close(message.descriptor)  # there is a duplicate
+            if message.kind != Kind.ADOPT:
+                self._send(station, message)
+            elif (client := station.coming.pop(message.serial, None)) is not None:
+                self._place(client)
+
+    def _relieve(self) -> None:
+        """Take connections back from workers that are stuck, if other workers are not."""
+        stations = [*self._by_descriptor.values()]
+        if any(each.is_awake for each in stations):
+            for station in stations:
+                if station.coming and station.table.silence >= _SILENT:
+                    self._take_back(station)
+
     # The thread.
 
-    def _attend(self, station: _Station) -> None:
+    def _attend(self, descriptor: int) -> None:
         try:
-            self._listen(station)
-            station.channel.flush()
-            self._wait_for(station)
+            if descriptor == self._alarm:
+                os.eventfd_read(self._alarm)
+            elif descriptor == self._door:
+                self._accept()
+            elif (station := self._by_descriptor.get(descriptor)) is not None:
+                self._listen(station)
+                station.channel.flush()
+                self._wait_for(station)
         except Exception:  # noqa: BLE001  this thread serves all workers
-            _log.exception("the keeper of worker %d has failed", station.number)
+            _log.exception("the keeper has failed")
 
     def _look_after_homeless(self) -> None:
         """Close the connections that have waited too long; try the others once a second."""
@@ -398,13 +486,16 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._has_ended:
-            ready = self._epoll.poll(_AGAIN if self._homeless else None)
+            all_is_well = (self._is_at_door or self._is_over) and not (
+                self._homeless or any(each.coming for each in [*self._stations.values()])
+            )
+            ready = self._epoll.poll(None if all_is_well else _LOOK)
             with self._lock:
                 for descriptor, _ in ready:
-                    if descriptor == self._alarm:
-                        os.eventfd_read(self._alarm)
-                    elif (station := self._by_descriptor.get(descriptor)) is not None:
-                        self._attend(station)
+                    self._attend(descriptor)
                 self._look_after_homeless()
+                self._relieve()
+                if not self._is_at_door and self._taker() is not None:
+                    self._wait_at_door(True)
         self._epoll.close()
         os.close(self._alarm)

@@ -3,6 +3,9 @@
 The supervisor gives the worker each connection, a new one or that of a worker that has ended
 (`keeper`). The worker has a record in its table for each: a `Place`.
 
+Connections that the worker has closed are told together, ten times a second: each message wakes the
+supervisor. Until then the duplicates of these connections stay, and their records are not used.
+
 If the supervisor is slow, messages wait in this process, and are lost if it is killed. So two
 things are done only when the kernel has the message: a record is used for another connection after
 CLOSED, and an adopted connection is touched after ADOPTED.
@@ -17,10 +20,11 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
-from shmstream.registry.server.channel import Channel, Kind, Message, Nothing
+from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Record, Table
 
 _BEAT = 0.1  # s
+_MOST_CLOSED = 16  # connections; as many are told at once
 _EMPTY = 64  # bytes; more than a response has before its text
 
 _log = logging.getLogger("shmstream")
@@ -66,9 +70,9 @@ class Kept:
         self._channel = channel
         self._adopt = adopt
         self._leave = leave
-        self._asked: Callable[[Nothing | None], object] | None = None
         self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._free = list(range(table.records - 1, -1, -1))
+        self._closed: list[int] = []  # records of connections that were closed, still to be told
         self._records: dict[int, Record] = {}  # those that were used before, or are
         self._loop = asyncio.get_running_loop()
         self._is_waiting = False
@@ -80,24 +84,11 @@ class Kept:
         self._beat()
         self._send(Message(Kind.READY))
 
-    def ask(self, answered: Callable[[Nothing | None], object]) -> None:
-        """Ask for a new connection; `answered` is called with None when a connection has come, also
-        if this worker refuses it; else with the reason.
-
-        Call it again only after the answer. If the supervisor is gone there is no answer.
-        """
-        self._asked = answered
-        self._send(Message(Kind.ACCEPT))
-
-    def _tell_asked(self, nothing: Nothing | None) -> None:
-        if self._asked is not None:
-            asked, self._asked = self._asked, None
-            asked(nothing)
-
     def _beat(self) -> None:
         """Tell that this worker makes progress, ten times a second, also while it stops."""
         if not self._is_over:
             self._table.beat()
+            self._tell_closed()
             self._loop.call_later(_BEAT, self._beat)
 
     def _place(self, last: bytes) -> Place:
@@ -110,7 +101,14 @@ class Kept:
 
     def free(self, index: int) -> None:
         """The connection of that index is kept no more."""
-        self._send(Message(Kind.CLOSED, index), partial(self._free.append, index))
+        self._closed.append(index)
+        if len(self._closed) >= _MOST_CLOSED or self._answered.done():
+            self._tell_closed()
+
+    def _tell_closed(self) -> None:
+        if self._closed:
+            closed, self._closed = self._closed, []
+            self._send(Message.closed(closed), partial(self._free.extend, closed))
 
     def hand_over(self, index: int, connection: socket.socket) -> None:
         """Another worker goes on. The supervisor reads that record later, so it stays as it is.
@@ -140,8 +138,6 @@ class Kept:
             while not self._is_over and (message := self._channel.receive()) is not None:
                 if message.kind == Kind.ADOPT:
                     self._take_over(message)
-                elif message.kind == Kind.NOTHING:
-                    self._tell_asked(Nothing(message.index))
                 elif message.kind in (Kind.LEAVE, Kind.STAY):
                     self._answer(leaves=message.kind == Kind.LEAVE)
         except EOFError:  # the supervisor is gone: this worker is about to end
@@ -152,6 +148,7 @@ class Kept:
             self._leave()
         if not self._answered.done():
             self._answered.set_result(None)
+            self._tell_closed()  # from now on each at once: this worker is about to end
 
     async def end(self, patience: float) -> None:
         """Ask the supervisor whether this worker is to leave, if it has not said so before."""
@@ -160,17 +157,13 @@ class Kept:
             await asyncio.wait([self._answered], timeout=patience)
 
     def _take_over(self, message: Message) -> None:
-        try:
-            if message.descriptor < 0:
-                self._refuse(message, "too many open files")
-            elif not self._free:
-                os.close(message.descriptor)
-                self._refuse(message, "this worker has too many")
-            else:
-                self._adopt_it(socket.socket(fileno=message.descriptor), message)
-        finally:
-            if message.index:
-                self._tell_asked(None)
+        if message.descriptor < 0:
+            self._refuse(message, "too many open files")
+        elif not self._free:
+            os.close(message.descriptor)
+            self._refuse(message, "this worker has too many")
+        else:
+            self._adopt_it(socket.socket(fileno=message.descriptor), message)
 
     def _adopt_it(self, connection: socket.socket, message: Message) -> None:
         place = self._place(message.payload)

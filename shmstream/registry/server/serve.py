@@ -106,7 +106,8 @@ def _keeper(settings: Settings, listener: socket.socket) -> Keeper | None:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
     make_room()
-    return Keeper(settings.workers * most_connections(settings), most, listener)
+    each = most_connections(settings)
+    return Keeper(settings.workers * each, most, listener, each)
 
 
 def _require_extra(settings: Settings) -> None:

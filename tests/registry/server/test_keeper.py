@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from shmstream.registry.server import keeper as room
-from shmstream.registry.server.channel import Channel, Kind, Message, Nothing
+from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeper import Keeper
 from tests.support.interpreters import wait_until
@@ -37,11 +37,18 @@ class Worker:
 
     def take(self, index: int = 0) -> socket.socket:
         """Take a new connection; its client."""
-        client = socket.create_connection(self._keeper._listener.getsockname())
-        self.say(Kind.ACCEPT)
+        others = [each for number, each in self._keeper._stations.items() if number != self.number]
+        for each in others:
+            each.table._header.progress = 1  # they are silent, so this worker gets the next one
+        client = arrive(self._keeper)
         message = self.adopt(index)
-        assert (message.index, message.payload) == (1, b"")
+        for each in others:
+            each.table._header.progress = 0
+        assert message.payload == b""
         return client
+
+    def close_of(self, *indices: int) -> None:
+        self.channel.send(Message.closed(indices))
 
     def hear(self) -> Message:
         found: list[Message] = []
@@ -70,6 +77,11 @@ class Worker:
     def die(self) -> None:
         self.close()
         self._keeper.ended(self.number)
+
+
+def arrive(keeper: Keeper) -> socket.socket:
+    """A client that has just come."""
+    return socket.create_connection(keeper._listener.getsockname())
 
 
 def connection() -> tuple[socket.socket, socket.socket]:
@@ -101,7 +113,7 @@ def keeper() -> Iterator[Keeper]:
 @contextmanager
 def running(**sizes: int) -> Iterator[Keeper]:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
-        keeper = Keeper(**sizes, listener=listener)
+        keeper = Keeper(**{"most_each": 1000, **sizes}, listener=listener)
         keeper.start(lambda: None)
         try:
             yield keeper
@@ -137,38 +149,102 @@ def test_a_dead_workers_connection_goes_to_the_worker_with_the_fewest(
     assert idle.table.record(5).last.text == b"what it was doing"
     assert keeper.kept == 3
     assert not any(map(is_closed, clients))
-    idle.say(Kind.CLOSED, 5)
+    idle.close_of(5)
     wait_until(lambda: is_closed(clients[0]))
     assert keeper.kept == 2
     for client in clients:
         client.close()
 
 
-def test_a_new_connection_goes_to_the_worker_that_asks(keeper: Keeper, hire: Hire) -> None:
+def test_a_new_connection_goes_to_the_worker_with_the_fewest(keeper: Keeper, hire: Hire) -> None:
     first, second = hire(), hire()
-    with first.take() as one, second.take() as other:
-        first.say(Kind.ACCEPT)
-        message = first.hear()
-        assert (message.kind, message.index) == (Kind.NOTHING, Nothing.GONE)
-        assert keeper.kept == 2
+    with first.take() as one, arrive(keeper) as other:
+        assert second.adopt().payload == b""
+        wait_until(lambda: keeper.kept == 2)
         keeper._listener.shutdown(socket.SHUT_RDWR)
-        second.say(Kind.ACCEPT)
-        message = second.hear()
-        assert (message.kind, message.index) == (Kind.NOTHING, Nothing.ENDED)
+        wait_until(lambda: not keeper._is_at_door)
         assert not is_closed(one)
         assert not is_closed(other)
 
 
-def test_the_worker_that_has_asked_dies(keeper: Keeper, hire: Hire) -> None:
+def test_a_worker_that_answers_nothing_gets_few() -> None:
+    """Another worker gets the rest; what no worker may have stays in the listening socket."""
+    with running(records=16, most=16) as keeper:
+        stuck, awake = Worker(keeper, 0), Worker(keeper, 1)
+        clients = [arrive(keeper) for _ in range(10)]
+        wait_until(lambda: not keeper._is_at_door)
+        assert keeper.kept == 8, "two are not accepted"
+        assert len(keeper._stations[stuck.number].coming) == room._UNANSWERED == 4
+        for index in range(6):
+            awake.adopt(index)
+        stuck.die()
+        for index in range(6, 10):
+            awake.adopt(index)
+        wait_until(lambda: keeper.kept == 10)
+        assert not any(map(is_closed, clients))
+        for client in clients:
+            client.close()
+        awake.close()
+
+
+def test_a_silent_worker_gets_none(keeper: Keeper, hire: Hire) -> None:
+    """If all are silent, new connections wait until one makes progress."""
+    silent, awake = hire(), hire()
+    silent.table._header.progress = 1
+    clients = [arrive(keeper) for _ in range(2)]
+    for index in range(2):
+        awake.adopt(index)
+    awake.table._header.progress = 1
+    clients.append(arrive(keeper))
+    wait_until(lambda: not keeper._is_at_door)
+    assert keeper.kept == 2
+    silent.table.beat()
+    silent.adopt()
+    for client in clients:
+        client.close()
+
+
+def test_a_stuck_worker_loses_what_it_has_not_received(keeper: Keeper, hire: Hire) -> None:
+    """Another worker gets the connection, as soon as there is one; an order of the keeper stays."""
+    stuck = hire()
+    client = arrive(keeper)
+    wait_until(lambda: keeper.kept == 1)
+    keeper.leave(stuck.number)
+    stuck.table._header.progress = 1
+    late = hire()
+    assert late.adopt().payload == b""
+    assert stuck.hear().kind == Kind.LEAVE
+    assert stuck.channel.receive() is None
+    assert keeper.kept == 1
+    assert not is_closed(client)
+    client.close()
+
+
+def test_a_worker_has_only_so_many() -> None:
+    """Further ones wait in the socket until others have ended."""
+    with running(records=8, most=1, most_each=2) as keeper:
+        worker = Worker(keeper, 0)
+        clients = [arrive(keeper) for _ in range(3)]
+        worker.adopt(0)
+        worker.adopt(1)
+        wait_until(lambda: not keeper._is_at_door)
+        wait_until(lambda: keeper.kept == 1)  # the other one counts, although it has no duplicate
+        assert worker.channel.receive() is None
+        worker.close_of(0, 1)
+        worker.adopt(0)
+        for client in clients:
+            client.close()
+        worker.close()
+
+
+def test_the_worker_that_was_given_it_dies(keeper: Keeper, hire: Hire) -> None:
     """The connection that it did not touch is new to another worker, too."""
-    with socket.create_connection(keeper._listener.getsockname()) as client:
+    with arrive(keeper) as client:
         first = hire()
-        first.say(Kind.ACCEPT)
         os.close(first.hear().descriptor)
         first.die()
         assert keeper.kept == 1
-        message = hire().adopt()
-        assert (message.index, message.payload) == (0, b"")
+        assert hire().adopt().payload == b""
         assert not is_closed(client)
 
 
@@ -176,7 +252,7 @@ def test_what_a_dead_worker_has_said_counts(keeper: Keeper, hire: Hire) -> None:
     """Also what it said in its last moment."""
     dying, heir = hire(), hire()
     with dying.take(0) as one, dying.take(1) as other:
-        dying.say(Kind.CLOSED, 0)
+        dying.close_of(0)
         dying.die()
         heir.adopt()
         assert keeper.kept == 1
@@ -277,7 +353,7 @@ def test_only_so_many_are_kept(keeper: Keeper, hire: Hire) -> None:
     clients = [worker.take(index) for index in range(8)]
     wait_until(lambda: is_closed(clients[6]) and is_closed(clients[7]))
     assert keeper.kept == 6
-    worker.say(Kind.CLOSED, 0)
+    worker.close_of(0)
     wait_until(lambda: is_closed(clients[0]))
     clients.append(worker.take(0))
     wait_until(lambda: keeper.kept == 6)

@@ -81,6 +81,7 @@ def test_a_record_is_used_again_only_when_its_end_was_told(post: Post) -> None:
             [first] = post.adopted
             post.fill(kept)
             first.close()
+            kept._beat()
             post.give(other, 2)
             for _ in range(5):  # the loop hears it in the first turn
                 await asyncio.sleep(0)
@@ -92,8 +93,9 @@ def test_a_record_is_used_again_only_when_its_end_was_told(post: Post) -> None:
             while len(post.adopted) < 3:
                 await asyncio.sleep(0)
             assert post.adopted[2]._index == first._index
-        told = [(each.kind, each.index) for each in heard]
-        assert told[-2:] == [(Kind.CLOSED, first._index), (Kind.ADOPTED, second._index)]
+        assert [each.kind for each in heard[-2:]] == [Kind.CLOSED, Kind.ADOPTED]
+        assert list(heard[-2].indices) == [first._index]
+        assert heard[-1].index == second._index
         assert post.were_new == [True] * 3
         kept.close()
 
@@ -130,5 +132,42 @@ def test_an_adopted_connection_is_not_lost_with_the_supervisor(post: Post) -> No
             post.supervisor.close()
             while not post.adopted:
                 await asyncio.sleep(0)
+
+    asyncio.run(go())
+
+
+def test_ends_are_told_together(post: Post) -> None:
+    """Ten times a second, or if there are many; while the worker ends, each at once."""
+
+    async def go() -> None:
+        kept = post.kept()
+        kept.ready()
+        one, other = socket.socketpair()
+        with one, other:
+            for serial in range(20):
+                post.give(other, serial)
+            while len(post.adopted) < 20:
+                await asyncio.sleep(0)
+        await post.hear()
+        for place in post.adopted[:16]:
+            place.close()
+        [told] = await post.hear()
+        assert list(told.indices) == [each._index for each in post.adopted[:16]]
+        for place in post.adopted[16:18]:
+            place.close()
+        assert await post.hear() == []
+        while not (heard := await post.hear()):
+            await asyncio.sleep(0)
+        [told] = heard
+        assert list(told.indices) == [each._index for each in post.adopted[16:18]]
+        post.supervisor.send(Message(Kind.STAY))
+        await kept.end(60)
+        for place in post.adopted[18:]:
+            place.close()
+        heard = await post.hear()
+        assert [list(each.indices) for each in heard if each.kind == Kind.CLOSED] == [
+            [each._index] for each in post.adopted[18:]
+        ]
+        kept.close()
 
     asyncio.run(go())

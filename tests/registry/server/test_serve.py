@@ -170,7 +170,7 @@ def test_descriptors_are_as_many_as_allowed_and_without_it_waits(serve: Serve) -
     assert soft == hard == resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds() + 4, hard))
     clients = [socket.create_connection((serving.host, serving.port)) for _ in range(20)]
-    wait_until(lambda: "no connection can be taken: Too many open files" in serving.log)
+    wait_until(lambda: "a connection cannot be taken over: too many open files" in serving.log)
     for client in clients:
         client.close()
     assert serving.ask("/healthz").status == 200
