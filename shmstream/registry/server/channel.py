@@ -60,7 +60,7 @@ class Message:
     @property
     def indices(self) -> Sequence[int]:
         """The records that CLOSED is of."""
-        return memoryview(self.payload).cast("Q")
+        return array("Q", self.payload)
 
 
 def _nothing() -> None:
