@@ -19,6 +19,7 @@ from shmstream.errors import ShmstreamError
 from shmstream.registry.images import Images
 from shmstream.registry.pulling import Puller
 from shmstream.registry.settings import Settings
+from shmstream.registry.tables import Upstream as Told
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
@@ -27,6 +28,8 @@ _TURN = "housekeeping"
 _LOOK_EVERY = 5.0  # s; whether it is the turn of this process
 _RETAIN_EVERY = 600.0  # s; at most, and a tenth of the shortest time
 _AGAIN_AFTER = 60.0  # s; an image that could not be pulled is tried again
+
+_Times = tuple[float | None, float | None]
 
 _log = logging.getLogger("shmstream")
 
@@ -38,19 +41,25 @@ class Housekeeper:
         self._settings = settings
         self._store = store
         self._stopping = threading.Event()
-        self._times = {
-            "": (settings.unused_for, settings.kept_for),
-            **{
-                f"{_label(each.namespace, each.addresses('x')[0].url)}/": (
-                    settings.unused_for if each.unused_for is None else each.unused_for,
-                    settings.kept_for if each.kept_for is None else each.kept_for,
-                )
-                for each in settings.upstreams
-                if not each.is_pattern
-            },
-        }
-        waits = [each for times in self._times.values() for each in times if each is not None]
+        self._times = {"": (settings.unused_for, settings.kept_for)}
+        self._patterns = []
+        for each in sorted(settings.upstreams, key=lambda each: -len(each.namespace or "")):
+            if each.is_pattern:
+                self._patterns.append((each, self._times_of(each)))
+            else:
+                label = _label(each.namespace, each.addresses()[0].url)
+                self._times[f"{label}/"] = self._times_of(each)
+        found = [*self._times.values(), *(times for _, times in self._patterns)]
+        waits = [each for times in found for each in times if each is not None]
         self._retain_every = min([_RETAIN_EVERY, *(each / 10 for each in waits)]) if waits else None
+
+    def _times_of(self, upstream: Told) -> _Times:
+        """How long its images are kept unused, and in all."""
+        usual = self._settings
+        return (
+            usual.unused_for if upstream.unused_for is None else upstream.unused_for,
+            usual.kept_for if upstream.kept_for is None else upstream.kept_for,
+        )
 
     def start(self) -> None:
         """Begin, if there is anything to do. Does not block."""
@@ -112,10 +121,13 @@ class Housekeeper:
             )
         return [str(each) for each in doomed]
 
-    def _of(self, name: str) -> tuple[float | None, float | None]:
+    def _of(self, name: str) -> _Times:
         """How long an image of that name is kept unused, and in all."""
-        begins = max((each for each in self._times if name.startswith(each)), key=len)
-        return self._times[begins]
+        if begins := max((each for each in self._times if name.startswith(each)), key=len):
+            return self._times[begins]
+        host = name.partition("/")[0]
+        fitting = (times for each, times in self._patterns if each.fits(host))
+        return next(fitting, self._times[""])
 
 
 def _label(namespace: str | None, url: str) -> str:

@@ -67,7 +67,12 @@ class Puller:
         self._store = store
         self._upstreams = Upstreams(settings, Notes(store.folder, "reach"))
         self._grants = Grants(Notes(store.folder, "grants"))
-        self._tags = Tags(Notes(store.folder, "tags"), settings.tag_ttl, store.__contains__)
+        self._tags = Tags(
+            Notes(store.folder, "tags"),
+            settings.tag_ttl,
+            store.__contains__,
+            settings.immutable_tags,
+        )
         self._images = Images(store)
 
     def pull(self, image: str, platforms: Iterable[str] = ()) -> Pulled:
@@ -106,7 +111,12 @@ class Puller:
     def _resolved(self, repository: Repository, reference: str) -> Manifest:
         if ":" in reference:
             return Manifest(reference)
-        tagged = self._tags.resolve(repository, reference, Accept.of(()))
+        accept = Accept.of(())
+        if self._tags.is_immutable(reference):
+            known = self._tags.known(repository, reference, accept)
+            if known is not None and known.manifest.digest in self._store:
+                return known.manifest
+        tagged = self._tags.resolve(repository, reference, accept)
         if tagged.is_stale:
             reason = "it does not answer, so nobody knows what the tag means now"
             raise SourceError(repository.upstream.name, 0, reason)

@@ -33,7 +33,7 @@ from tests.support.zygote import ROOT
 pytestmark = pytest.mark.timeout(2 * LONGEST)
 DOCS = ROOT / "docs"
 ALPINE = image(92, [300_000])
-PAGES = ("systemd.md", "kubernetes.md", "ci.md")
+PAGES = ("systemd.md", "kubernetes.md", "ci.md", "moving.md")
 
 
 @pytest.fixture
@@ -45,9 +45,12 @@ def machine(tmp_path: Path, direct: None) -> Iterator[Machine]:  # noqa: ARG001
     found.close()
 
 
-def blocks(page: str) -> list[tuple[str, str]]:
-    """The kind and the text of each block of a page."""
+def blocks(page: str, to: str = "") -> list[tuple[str, str]]:
+    """The kind and the text of each block of a page, as far as the heading `to`."""
     text = (DOCS / page).read_text(encoding="utf-8")
+    if to:
+        text, heading, _ = text.partition(f"\n## {to}")
+        assert heading
     found: list[tuple[str, str]] = re.findall(
         r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE
     )
@@ -55,14 +58,14 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return found
 
 
-def script(page: str, *after: tuple[str, str]) -> str:
-    """All that a page says to do. A file names itself in its first line.
+def script(page: str, *after: tuple[str, str], to: str = "") -> str:
+    """All that a page says to do, as far as `to`. A file names itself in its first line.
 
     `after`: a command of the page, and what is done behind its block, to look.
     """
     told = []
     looks = dict(after)
-    for kind, text in blocks(page):
+    for kind, text in blocks(page, to):
         if kind == "sh":
             told.append(text)
             told += [looks.pop(each) for each in list(looks) if each in text]
@@ -114,6 +117,29 @@ def test_systemd(machine: Machine) -> None:
     [unit] = [text for kind, text in blocks("systemd.md") if kind == "ini"]
     operations = (DOCS / "operations.md").read_text(encoding="utf-8")
     assert unit.partition("\n")[2] in operations, "the same unit on both pages"
+
+
+PULL = "skopeo copy docker://docker.io/library/alpine:3 dir:"
+
+
+def test_moving_a_store(machine: Machine) -> None:
+    """Whatever is done with the store, each blob comes from the upstream once."""
+    install_from_here(machine)
+    begin = script("systemd.md", to="5. Later")
+    looks = (
+        ("rm -r /var/cache/shmstream", f"{PULL}moved"),
+        ("tar --extract", f"{PULL}restored"),
+        ("--upgrade", f"{PULL}upgraded"),
+    )
+    machine.run(begin + "\n" + script("moving.md", *looks))
+    for name in ("moved", "restored", "upgraded"):
+        assert has_alpine(machine.path("home", name)), name
+    assert came_once(machine)
+    assert has_alpine(machine.path("var/lib/shmstream/blobs/sha256"))
+    assert machine.path("var/backups/shmstream.tar").stat().st_mode & 0o077 == 0
+    log = machine.path("var/log/shmstream").read_text()
+    assert "SIGHUP: other workers replace these" in log
+    assert "Traceback" not in log
 
 
 def test_a_ci_runner(machine: Machine) -> None:

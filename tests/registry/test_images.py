@@ -130,6 +130,38 @@ def test_images_that_are_old(folder: str, upstream: Quirks) -> None:
     assert keys(store) == set()
 
 
+def test_images_of_a_pattern_that_are_old(folder: str, upstream: Quirks) -> None:
+    """The longest pattern that fits counts, after the upstream with that namespace."""
+    told = (
+        Upstream("*.io", upstream.url, kept_for=0.0),
+        Upstream("*.r.io", upstream.url),
+        Upstream("own.io", upstream.url),
+    )
+    store = Store(folder)
+    kept = Settings(told, folder)
+    puller = Puller(kept, store)
+    names = [f"{host}/team/app:one" for host in ("any.io", "a.r.io", "own.io")]
+    for each in names:
+        puller.pull(each)
+    assert Housekeeper(kept, store).remove_outdated() == names[:1]
+    assert sorted(map(str, Images(store).all())) == sorted(names[1:])
+
+
+def test_a_tag_that_never_changes_is_pulled_again_without_a_question(
+    folder: str, upstream: Quirks
+) -> None:
+    """Unless its manifest is here no longer."""
+    store = Store(folder)
+    fixed = settings(folder, upstream, immutable_tags=("on*",), tag_ttl=0.0)
+    for tag, asked in (("one", 1), ("two", 3)):
+        for _ in range(3):
+            Puller(fixed, store).pull(f"{NAME}:{tag}")
+        assert len(upstream.requests(f"manifests/{tag}")) == asked
+    store.remove(FIRST.digest)
+    assert Puller(fixed, store).pull(f"{NAME}:one").fetched == 1
+    assert len(upstream.requests("manifests/one")) == 2
+
+
 def test_one_worker_at_a_time_keeps_house(
     folder: str, store: Store, upstream: Quirks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,14 +80,16 @@ class Tags:
         self._ttl = ttl
         self._is_here = is_here
 
+    def is_immutable(self, tag: str) -> bool:
+        """Whether the operator says that the tag never changes its meaning."""
+        return any(fnmatchcase(tag, each) for each in self._immutable)
+
     def known(self, repository: Repository, tag: str, accept: Accept) -> Tagged | None:
         """The meaning of a tag from a fresh note; None without one. Does not ask the upstream."""
         found = self._read(_answer(repository, tag, accept))
         if found is None:
             return None
-        ttl = self._ttl
-        if any(fnmatchcase(tag, each) for each in self._immutable):
-            ttl = _FOR_EVER
+        ttl = _FOR_EVER if self.is_immutable(tag) else self._ttl
         return Tagged(found[0][0], ttl - found[1]) if 0 <= found[1] < ttl else None
 
     def resolve(self, repository: Repository, tag: str, accept: Accept) -> Tagged:

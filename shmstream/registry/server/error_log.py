@@ -40,19 +40,28 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or drop it."""
         try:
-            text = self.format(record) + "\n"
+            lines = [*map(self.format, self._told_of_lost()), self.format(record), ""]
         except Exception:  # noqa: BLE001  as every handler of logging: a mistake in a log call
             self.handleError(record)
             return
-        if self._lost:
-            text = f"{self._lost} lines of the log were lost: nobody read them\n{text}"
-        data = text.encode("utf-8", "backslashreplace")
+        data = "\n".join(lines).encode("utf-8", "backslashreplace")
         try:
             while data:
                 data = data[self._write(data) :]
             self._lost = 0
         except OSError:  # it is full, or closed
             self._lost += 1
+
+    def _told_of_lost(self) -> list[logging.LogRecord]:
+        """What tells of the lines that were lost; nothing if none were."""
+        if not self._lost:
+            return []
+        words = "%d lines of the log were lost: nobody read them"
+        told = logging.LogRecord(
+            "shmstream", logging.WARNING, __file__, 0, words, (self._lost,), None
+        )
+        self.filter(told)
+        return [told]
 
 
 def _writer() -> Callable[[bytes], int]:

@@ -57,7 +57,8 @@ def serve(
 ) -> bool:
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
-    `tell` is called with lines for the person who started the server. `module` is run as a program
+    `tell` is called with lines for the person who started the server, unless the log is JSON: then
+    they are in the log. `module` is run as a program
     to be a worker. `reread` reads the settings anew at SIGHUP, and raises `BadSetting`.
 
     Raises:
@@ -67,6 +68,8 @@ def serve(
     """
     _require_extra(settings)
     log_to_stderr("", "INFO", as_json=settings.log_format == "json")
+    if settings.log_format == "json":  # a program reads it, line by line
+        tell = _log.info
     store = Store(settings.store, shared_group=settings.shared_group)
     check_files(settings)
     _raise_limits(settings)
