@@ -18,9 +18,10 @@ from PIL import Image
 
 from shmstream import Store
 from shmstream.filesystem import ShmstreamFileSystem
-from tests.support.filesystems import Rows, begin, item, read_arrays
+from tests.support.filesystems import Rows, begin, item, read_arrays, read_data_sets
 from tests.support.folder_server import serving
 from tests.support.interpreters import Interpreter
+from tests.support.origin import Origin
 
 NUMBERS = np.random.default_rng(1).random((2_000, 20))
 TABLE = pd.DataFrame(NUMBERS, columns=[f"c{each}" for each in range(20)])
@@ -115,6 +116,29 @@ def test_zarr_and_xarray(
     np.save(library_files / "numbers.npy", NUMBERS)
     reader = start(read_arrays, f"{url}/data.zarr", str(library_files), options)
     assert reader.hear() == [NUMBERS[400:700].sum(), NUMBERS[1_000:].sum()]
+    reader.finish()
+
+
+def test_datasets(
+    url: str,
+    options: dict[str, Any],
+    start: Callable[..., Interpreter],
+    origin: Origin,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a process of its own: where its cache is, it reads when it is imported."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    reader = start(read_data_sets, url, options, fresh=True)
+    assert [reader.hear(), reader.hear()] == [len(TABLE)] * 2
+    assert len(store.blobs()) == 2
+    text = "name,value\n" + "row,7\n" * 500_000
+    reader.say(f"shmstream::{origin.serve('/stream.csv', text=text)}")
+    origin.change("/stream.csv", stall_after=1_000_000)
+    assert reader.hear() == {"name": "row", "value": 7}
+    origin.release()
     reader.finish()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import fsspec
@@ -50,6 +51,27 @@ def read_arrays(link: Link, url: str, folder: str, options: dict[str, Any]) -> N
     some = float(np.asarray(array[400:700]).sum())
     with xarray.open_zarr(url, storage_options=options, chunks=None, consolidated=False) as opened:
         link.say([some, float(opened["numbers"][1_000:].values.sum())])
+
+
+def read_data_sets(link: Link, url: str, options: dict[str, Any]) -> None:
+    """Say the rows that `datasets` reads out of `table.csv` and `table.parquet`, and its first row
+    of `stream.csv`, when the rest has not arrived.
+    """
+    import datasets
+    import pandas
+
+    register()
+    for kind in ("csv", "parquet"):
+        path = fsspec.open_local(f"{url}/table.{kind}", **options)
+        link.say(datasets.load_dataset(kind, data_files=path, split="train").num_rows)
+
+    def rows(url: str) -> Iterator[dict[str, Any]]:
+        for chunk in pandas.read_csv(url, storage_options=options, chunksize=1):
+            yield from chunk.to_dict("records")
+
+    link.say(
+        next(iter(datasets.IterableDataset.from_generator(rows, gen_kwargs={"url": link.hear()})))
+    )
 
 
 # The workers of a data loader.
