@@ -389,7 +389,8 @@ class Lanes:
         """A ring without bytes.
 
         Raises:
-            StreamClosed: this flight was handed over: a ring at that path is the next leader's.
+            StreamClosed: this flight is ending: a ring at that path would be the next leader's, or
+                nobody's.
             OSError: there is no space for it.
         """
         file, left = self._file_of(), (self._streamer.size or 0) - front
@@ -400,15 +401,22 @@ class Lanes:
             slots = min(slots, (self._most_kept - (self._streamer.size or 0)) // BLOCK)
         if slots < 8:
             raise OSError("there is no space for bytes ahead of their turn")
-        self._streamer.while_held(partial(file.make, slots))
+        self._streamer.while_held(partial(self._make, file, slots))
         if not file.is_open:
-            raise StreamClosed(self._key, "it was handed over")
+            raise StreamClosed(self._key, "its flight is ending")
         try:
             file.reserve()
         except BaseException:
             self._remove(file)
             raise
         return file
+
+    def _make(self, file: AheadFile, slots: int) -> None:
+        """Make a ring, unless `stop` was called: the commit, which comes later, removes it."""
+        with self._lock:
+            is_stopped = self._is_stopped
+        if not is_stopped:
+            file.make(slots)
 
     def _share(self, front: int) -> None:
         """End the leader's own feed after a while, so that others can bring the bytes behind."""

@@ -318,3 +318,14 @@ def test_a_ring_that_cannot_be_opened_now_stays(
     assert lanes.adopt(0) is None
     lanes.prepare([fed.source])
     assert lanes._supplies == [], "no connection makes it anew"
+
+
+def test_no_ring_is_made_after_the_end(ring: AheadFile, fed: Any) -> None:
+    """The thread that looks is slow: the blob is complete by then, and the ring was removed."""
+    ring.close()
+    ring.remove()
+    lanes = Lanes("key", fed, fed, lambda: ring, 4)
+    lanes.stop()
+    with pytest.raises(StreamClosed):
+        lanes._new_file(0)
+    assert not os.path.lexists(ring.path)

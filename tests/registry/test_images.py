@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +102,13 @@ def test_an_index_is_pulled_for_some_platforms(folder: str, upstream: Quirks) ->
     with pytest.raises(ValueError, match=r"but for linux/amd64, linux/arm64"):
         puller.pull(f"{NAME}:both", ["plan9/mips"])
     assert this_platform().startswith("linux/")
+
+
+@pytest.mark.parametrize("platforms", ["linux/amd64", {"linux/amd64": True}])
+def test_platforms_are_a_list(platforms: Any, folder: str, upstream: Quirks) -> None:
+    puller = Puller(settings(folder, upstream), Store(folder))
+    with pytest.raises(TypeError, match=r"platforms is a list such as \['linux/arm64'\]"):
+        puller.pull("localhost/app", platforms)
 
 
 def test_what_cannot_be_pulled(folder: str, upstream: Quirks) -> None:
