@@ -343,13 +343,17 @@ class Store:
 
         def open_stored() -> Stored | None:
             try:
-                stored = self._layout.open(place)
+                with ExitStack() as undo:
+                    if (stored := self._layout.open(place)) is None:
+                        return None
+                    undo.callback(os.close, stored[0])
+                    if not self._layout.is_known_right(place, stored[0]):
+                        return None  # a thread looks at its bytes
+                    found = (*stored, self._layout.metadata(place, stored[0]))
+                    undo.pop_all()
+                    return found
             except OSError as error:
                 raise trouble(error, key, self.folder) or error from error
-            if stored is not None and not self._layout.is_known_right(place, stored[0]):
-                os.close(stored[0])  # a thread looks at its bytes
-                return None
-            return None if stored is None else (*stored, self._layout.metadata(place, stored[0]))
 
         stored = None if self._policy.verify else open_stored
         # Without a source it cannot lead or take over.

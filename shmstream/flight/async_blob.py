@@ -254,7 +254,7 @@ class AsyncBlob:
             await lookout.wait(partial(_has_news, lookout, view, or_size=or_size))
             self._check_open(lookout)
             view = lookout.view
-            if view.published != seen:
+            if view.published != seen or not lookout.is_open:
                 came = time.monotonic()
             elif self._stall_timeout is not None:
                 waited = time.monotonic() - max(came, lookout.past_since)

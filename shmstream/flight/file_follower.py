@@ -36,6 +36,7 @@ find that another process writes the file of their stream, and follow the file i
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
@@ -47,12 +48,15 @@ from shmstream.sources.base import Description
 from shmstream.storage.journal import Journal, seal_for_the_dead
 from shmstream.storage.layout import Place
 from shmstream.stream.partial import LIFE
+from shmstream.system.files import LACKING
 from shmstream.system.locks import file_identity, is_held
 
 _LOOK = 0.02  # s; the pause between two looks at the file
 _WATCHED = 1.0  # s; a file that was looked at so recently is vouched for when its leader dies
 _CHUNK = 1 << 16  # bytes; the last one is withheld
 _LEADER = "a process with another /dev/shm"
+
+_log = logging.getLogger("shmstream")
 
 
 class FileFollower(DescribedFile):
@@ -178,9 +182,20 @@ class FileFollower(DescribedFile):
         elif is_partial and not self._has_vouched:
             # A digest guards the bytes in any case.
             if self._place.is_given or now - self._alive < _WATCHED:
-                seal_for_the_dead(self._place.path, self.identity)
+                self._seal()
             self._has_vouched = True
         return is_alive and is_partial
+
+    def _seal(self) -> None:
+        """Raises:
+        OSError: this process lacks something, so a later look does it. Any other error lasts.
+        """
+        try:
+            seal_for_the_dead(self._place.path, self.identity)
+        except OSError as error:
+            if error.errno in LACKING:
+                raise
+            _log.warning("%s: nobody vouches for it: %s", self._place.partial, error.strerror)
 
     def _is_at(self, path: str) -> bool:
         """Whether `path` leads to the file; its inode is not used again while it is open."""

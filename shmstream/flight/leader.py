@@ -346,13 +346,13 @@ class Leader:
                 self._tell_across(error)
                 _log.info("%s: handed over at %d bytes", place.key, streamer.appended)
                 self._say(EventKind.HANDED_OVER, streamer.appended)
-                if interrupts(error):
-                    raise
             elif not self._gives_way(error):
                 # First: a node that reads from here asks why as soon as the flight has ended.
                 self._tell_across(error)
                 self._sit_down(error)
                 self._abort(error)
+            if interrupts(error):
+                raise
         else:
             self._tell_across(None)
         finally:

@@ -20,6 +20,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -268,7 +269,9 @@ def open_at(source: Source, offset: int, validator: str | None, end: int | None 
             feed: Feed = opens_part(offset, end, validator)
         else:
             feed = source.open(offset, validator)
-        feed.close = partial(_close, feed.close, source)
+        close = partial(_close, feed.close, source)
+        with suppress(AttributeError):  # a feed of another class may not allow it
+            feed.close = close
     except SourceError:
         raise
     except BaseException as error:

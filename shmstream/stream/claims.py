@@ -29,6 +29,7 @@ keep notes of partial files (`when_removed`). If they fail, the stream stays for
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
@@ -48,8 +49,10 @@ from shmstream.stream.partial import (
 )
 from shmstream.stream.segment import Segment
 from shmstream.stream.subscribers import remove_doorbells
-from shmstream.system.files import GONE, says_none
+from shmstream.system.files import GONE, LACKING, says_none
 from shmstream.system.locks import KernelLock, file_identity, is_held
+
+_log = logging.getLogger("shmstream")
 
 _HEADER = (0, HEADER_SIZE)  # what a writer locks
 _LIFE = (1, HEADER_SIZE - 1)
@@ -223,7 +226,12 @@ def _remove_remains(block: Block, fd: int | None) -> None:
     """
     ready = fd is not None
     if ready and block.resumable and block.state == State.STREAMING:
-        _vouch(block)
+        try:
+            _vouch(block)
+        except OSError as error:
+            if error.errno in LACKING:
+                raise  # the stream stays: only its block knows how much of the file is right
+            _log.warning("%s: nobody vouches for it: %s", block.file_path, error.strerror)
     if is_path(block.path) and block.state != State.COMMITTED and not block.resumable:
         try:
             partial = partial_path(block.file_path)
@@ -243,7 +251,7 @@ def _vouch(block: Block) -> None:
     except OSError as error:
         if says_none(error):  # nobody vouches for it
             return
-        raise  # the stream stays, because only its block knows how much of the file is right
+        raise
     try:
         is_it = block.changed > 0 and file_identity(lock.fd) == block.file
         if is_it and lock.try_acquire(REAPER) and is_untouched(lock.fd, block):

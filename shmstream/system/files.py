@@ -14,6 +14,8 @@ from contextlib import suppress
 _SAFELY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
 """Errors of opening a file that is not there, or where something else lies."""
+LACKING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a process or a disk that lacks something now, and may have it in a moment."""
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO)
 """Errors of opening or reading a file that is there, and whose content nobody here can know."""
 _STEP = 1 << 16  # bytes

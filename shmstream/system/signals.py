@@ -23,13 +23,14 @@ class Stopped(BaseException):
 
 
 def interrupts(error: BaseException) -> bool:
-    """Whether a signal handler may have raised `error`, as Ctrl-C does: this process is ending.
+    """Whether `error` may come from outside the code that was running: it is for the caller.
 
-    Python runs signal handlers in the main thread only. In any other thread the code that was
+    A signal handler may have raised it, as Ctrl-C does, or a hub of greenlets, such as
+    `gevent.Timeout`. Both are in the main thread only. In any other thread the code that was
     running has raised it by itself, as `sys.exit()` does.
     """
-    is_of_a_signal = isinstance(error, KeyboardInterrupt | SystemExit | Stopped)
-    return is_of_a_signal and threading.get_native_id() == os.getpid()
+    is_from_outside = not isinstance(error, Exception | GeneratorExit)
+    return is_from_outside and threading.get_native_id() == os.getpid()
 
 
 @contextmanager

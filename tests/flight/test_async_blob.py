@@ -120,6 +120,38 @@ def test_a_small_blob_wakes_no_event_loop_before_its_end(store: Store) -> None:
     assert set(woken) == {"at the end"}
 
 
+def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No leader can be slow before there is a flight: it is not gone past, and no error is told."""
+    go_on, waits = threading.Event(), []
+    join = Store._flight
+
+    def slowly(*given: Any, **options: Any) -> Any:
+        assert go_on.wait(PATIENCE)
+        return join(*given, **options)
+
+    def note(lookout: hub.Lookout, enough: Callable[[], bool]) -> Any:
+        waits.append(lookout)
+        if len(waits) > 5:  # each is as long as `stall_timeout`, or longer
+            go_on.set()
+        return wait(lookout, enough)
+
+    async def main() -> None:
+        held = Held(content(1, 4096))
+        held.go.set()
+        async with store.aopen(digest(1, 4096), held, stall_timeout=0.1).at_once() as blob:
+            await blob.known()
+            assert await blob.read() == content(1, 4096)
+
+    wait = hub.Lookout.wait
+    monkeypatch.setattr(threads, "is_ready", lambda: False)  # another thread joins the flight
+    monkeypatch.setattr(Store, "_flight", slowly)
+    monkeypatch.setattr(hub.Lookout, "wait", note)
+    asyncio.run(main())
+    assert not any(each._wants_past for each in waits)
+
+
 def test_entering_at_once_leaves_the_errors_to_the_first_wait(store: Store) -> None:
     async def main() -> None:
         async with store.aopen(digest(1, 4096)).at_once() as blob:

@@ -207,3 +207,38 @@ def test_a_ctrl_c_hits_the_greenlet_that_leads(tmp_path: Path) -> None:
         _, told = leader.communicate(timeout=PATIENCE)
     assert leader.returncode in (1, -signal.SIGINT, 130), told
     assert "KeyboardInterrupt" in told
+
+
+IN_TIME = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import sys, gevent
+from shmstream import Feed, Store
+from shmstream.sources.base import open_at
+
+class Slow:
+    name = "a slow source"
+    def open(self, offset=0, validator=None):
+        gevent.sleep(60)
+
+def outside(limit):
+    try:
+        with limit:
+            open_at(Slow(), 0, None)
+    except BaseException as error:
+        return error
+
+limit = gevent.Timeout(0.05)
+assert outside(limit) is limit
+killed = gevent.spawn(open_at, Slow(), 0, None)
+gevent.sleep(0)
+killed.kill()
+assert isinstance(killed.get(), gevent.GreenletExit)
+"""
+
+
+@pytest.mark.skipif(not find_spec("gevent"), reason="gevent is not installed")
+def test_what_ends_a_greenlet_from_outside_is_no_failure_of_its_source() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", IN_TIME]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr

@@ -6,6 +6,7 @@ and nothing that was kept is thrown away.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import time
@@ -16,11 +17,13 @@ from typing import Any
 
 import pytest
 
-from shmstream import OutOfResources, Store, StoreUnusable
+from shmstream import OutOfResources, Store, StoreUnusable, WriterDied
+from shmstream.flight.file_follower import FileFollower
 from shmstream.sources.base import Description
 from shmstream.storage import folder as folders
 from shmstream.storage import journal, record
 from shmstream.storage.journal import Journal
+from shmstream.storage.layout import Layout
 from shmstream.stream import claims, segment
 from tests.flight import test_last_moments
 from tests.flight.test_last_moments import DATA, HALF, SIZE, Halting
@@ -130,6 +133,10 @@ def test_a_stream_stays_that_alone_can_vouch(
     with failing(claims, "KernelLock", number, place.partial) as tries:
         claims.reap_unread(place.stream)
         assert tries
+    if number == errno.EIO:  # that may last for ever, and dead streams must not
+        assert not store.flights()
+        assert test_last_moments.goes_on(str(tmp_path)) == [0]
+        return
     with failing(journal, "write_file", number, place.journal) as tries:
         claims.reap_unread(place.stream)
         assert tries
@@ -167,6 +174,29 @@ def test_a_flight_that_cannot_be_looked_at_is_not_absent(store: Store) -> None:
         blob.wait()
 
 
+@pytest.mark.parametrize("what", ["is_known_right", "metadata"])
+def test_a_blob_is_closed_of_which_nothing_can_be_known(
+    what: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a server that lacks descriptors for a moment lacks them for ever."""
+
+    def fail(*_: object) -> bool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def open_it() -> None:
+        with pytest.raises(OutOfResources):
+            async with store.aopen("name"):
+                pass
+
+    store.fetch("name", Halting())
+    monkeypatch.setattr(Layout, what, fail)
+    asyncio.run(open_it())
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        asyncio.run(open_it())
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
 def test_unknown_mounts_are_no_unmounted_store() -> None:
     def fail(_: object) -> bytes:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -176,3 +206,22 @@ def test_unknown_mounts_are_no_unmounted_store() -> None:
         with pytest.raises(OSError, match="Too many open files"):
             folders._mount_points()
     assert "/" in folders._mount_points()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EROFS, errno.ENOTCONN])
+def test_a_follower_of_a_file_for_which_nobody_can_vouch(
+    number: int, start: Callable[..., Interpreter], tmp_path: Path
+) -> None:
+    """As on a mount that is read-only. Only what this process lacks is asked for again."""
+    first = start(test_last_moments.notes_nothing, str(tmp_path))
+    assert first.hear() == HALF
+    store = test_last_moments.open_store(str(tmp_path))
+    place = store._layout.place("name")
+    follower = FileFollower.follow(place, 60.0)
+    assert follower is not None
+    with failing(journal, "KernelLock", number, place.partial):
+        first.kill()
+        with pytest.raises(OutOfResources if number == errno.EMFILE else WriterDied):
+            follower.wait(SIZE)
+    follower.close()
+    store.gc(partial_age=0)

@@ -70,6 +70,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count
 
 from shmstream.registry.server.acceptor import NO_LISTENER
@@ -125,6 +126,7 @@ class _Station:
         self.is_ready = False
         self.leaves = False  # it was told to hand its connections over
         self.is_full = False  # the kernel takes no more messages to it just now
+        self.shut_until = 0.0  # on the monotonic clock; it gets no new connection before
 
     @property
     def load(self) -> int:
@@ -217,6 +219,7 @@ class Keeper:
                 self._place(client)
             for client in station.clients.values():
                 self._inherit(client)
+            os.eventfd_write(self._alarm, 1)  # for `_relieve`: the next worker may be stuck
 
     def leave(self, number: int) -> None:
         """Have the worker of that number hand its connections over when it stops."""
@@ -276,12 +279,14 @@ class Keeper:
 
     def _taker(self) -> _Station | None:
         """The worker that gets the next new connection; None: it stays in the listening socket."""
-        if self._is_over or self._homeless or time.monotonic() < self._shut_until:
+        now = time.monotonic()
+        if self._is_over or self._homeless or now < self._shut_until:
             return None
         free = [
             each
             for each in self._by_descriptor.values()
-            if len(each.coming) < _UNANSWERED and each.load < self._most_each and each.is_awake
+            if len(each.coming) < _UNANSWERED and each.load < self._most_each
+            if each.is_awake and now >= each.shut_until
         ]
         return min(free, key=lambda each: (len(each.coming), each.load), default=None)
 
@@ -435,6 +440,8 @@ class Keeper:
         elif message.kind == Kind.ADOPTED:
             self._keep(station, message.index, client)
         else:
+            if not client.last:  # a new one: the worker lacks descriptors, mostly
+                station.shut_until = time.monotonic() + _AGAIN
             client.refused.add(station)
             self._place(client)
 
@@ -449,8 +456,11 @@ class Keeper:
                 self._place(client)
 
     def _relieve(self) -> None:
-        """Take connections back from workers that are stuck, if other workers are not."""
-        stations = [*self._by_descriptor.values()]
+        """Take connections back from workers that are stuck, if other workers are not.
+
+        Not when the server stops: nobody else gets them then, and the worker may still go on.
+        """
+        stations = [] if self._is_over else [*self._by_descriptor.values()]
         if any(each.is_awake for each in stations):
             for station in stations:
                 if station.coming and station.table.silence >= _SILENT:
@@ -459,17 +469,26 @@ class Keeper:
     # The thread.
 
     def _attend(self, descriptor: int) -> None:
+        if descriptor == self._alarm:
+            os.eventfd_read(self._alarm)
+        elif descriptor == self._door:
+            self._accept()
+        elif (station := self._by_descriptor.get(descriptor)) is not None:
+            self._listen(station)
+            station.channel.flush()
+            self._wait_for(station)
+
+    def _try(self, step: Callable[[], None]) -> None:
         try:
-            if descriptor == self._alarm:
-                os.eventfd_read(self._alarm)
-            elif descriptor == self._door:
-                self._accept()
-            elif (station := self._by_descriptor.get(descriptor)) is not None:
-                self._listen(station)
-                station.channel.flush()
-                self._wait_for(station)
+            step()
         except Exception:  # noqa: BLE001  this thread serves all workers
             _log.exception("the keeper has failed")
+
+    def _look_around(self) -> None:
+        self._look_after_homeless()
+        self._relieve()
+        if not self._is_at_door and self._taker() is not None:
+            self._wait_at_door(True)
 
     def _look_after_homeless(self) -> None:
         """Close the connections that have waited too long; try the others once a second."""
@@ -492,10 +511,7 @@ class Keeper:
             ready = self._epoll.poll(None if all_is_well else _LOOK)
             with self._lock:
                 for descriptor, _ in ready:
-                    self._attend(descriptor)
-                self._look_after_homeless()
-                self._relieve()
-                if not self._is_at_door and self._taker() is not None:
-                    self._wait_at_door(True)
+                    self._try(partial(self._attend, descriptor))
+                self._try(self._look_around)
         self._epoll.close()
         os.close(self._alarm)

@@ -88,8 +88,8 @@ class Kept:
         """Tell that this worker makes progress, ten times a second, also while it stops."""
         if not self._is_over:
             self._table.beat()
-            self._tell_closed()
             self._loop.call_later(_BEAT, self._beat)
+            self._tell_closed()
 
     def _place(self, last: bytes) -> Place:
         """A free place. Its record has that last response; none if that is empty."""
@@ -107,8 +107,9 @@ class Kept:
 
     def _tell_closed(self) -> None:
         if self._closed:
-            closed, self._closed = self._closed, []
+            closed = [*self._closed]
             self._send(Message.closed(closed), partial(self._free.extend, closed))
+            self._closed = self._closed[len(closed) :]  # only now: sending may fail
 
     def hand_over(self, index: int, connection: socket.socket) -> None:
         """Another worker goes on. The supervisor reads that record later, so it stays as it is.

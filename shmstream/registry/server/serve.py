@@ -44,7 +44,9 @@ _FIXED = (
 """Settings that the parent process uses, once."""
 _OF_TLS = ("certfile", "keyfile", "client_ca")
 """Settings that stay as they are if a change would begin or end TLS, or asking for certificates."""
-_OWN = 256  # descriptors of the parent that are no duplicates of connections
+_OWN, _OF_WORKER = 256, 16
+"""Descriptors of the parent that are no duplicates of connections that workers have: in all, and
+more for each worker. At SIGHUP there are twice as many workers."""
 
 _log = logging.getLogger("shmstream")
 
@@ -106,8 +108,9 @@ def _keeper(settings: Settings, listener: socket.socket) -> Keeper | None:
         return None
     from shmstream.registry.server.accepting import most_connections
 
+    own = _OWN + _OF_WORKER * settings.workers
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - _OWN, 0)
+    most = sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - own, 0)
     make_room()
     each = most_connections(settings)
     return Keeper(settings.workers * each, most, listener, each)

@@ -220,6 +220,47 @@ def test_a_stuck_worker_loses_what_it_has_not_received(keeper: Keeper, hire: Hir
     client.close()
 
 
+def test_a_stuck_worker_loses_what_it_was_left(keeper: Keeper, hire: Hire) -> None:
+    """Another worker has died, and the thread of the keeper waits for nothing."""
+    dying, stuck, awake = hire(), hire(), hire()
+    with dying.take() as client, awake.take():
+        wait_until(lambda: keeper.kept == 2)
+        dying.die()  # `stuck` has the fewest
+        stuck.table._header.progress = 1
+        assert awake.adopt(1).payload != b""
+        assert not is_closed(client)
+
+
+def test_a_stuck_worker_keeps_its_clients_when_the_server_stops(keeper: Keeper, hire: Hire) -> None:
+    stuck = hire()
+    client = arrive(keeper)
+    wait_until(lambda: keeper.kept == 1)
+    hire()
+    keeper.stop()
+    stuck.table._header.progress = 1
+    with keeper._lock:
+        keeper._look_around()
+    assert not is_closed(client)
+    assert stuck.adopt().payload == b""
+    client.close()
+
+
+def test_a_worker_that_lacks_descriptors_is_left_alone_for_a_moment(
+    keeper: Keeper, hire: Hire
+) -> None:
+    lacking, other = hire(), hire()
+    with other.take():
+        wait_until(lambda: keeper.kept == 1)
+        client = arrive(keeper)
+        refuse(lacking)
+        other.adopt(1)
+        late = arrive(keeper)
+        other.adopt(2)
+        assert lacking.channel.receive() is None
+        for each in (client, late):
+            each.close()
+
+
 def test_a_worker_has_only_so_many() -> None:
     """Further ones wait in the socket until others have ended."""
     with running(records=8, most=1, most_each=2) as keeper:
