@@ -53,7 +53,7 @@ def test_one_that_hangs_keeps_no_other_one_waiting(tmp_path: Path) -> None:
 def test_the_one_that_was_asked_longest_ago_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is one place: whoever stands first in the list does not get it each time."""
+    """There is one place: the first upstream of the list does not get it each time."""
     monkeypatch.setattr(probes, "_AT_ONCE", 1)
     first, second = Asked(tmp_path, "first"), Asked(tmp_path, "second")
     looked = Probes()
