@@ -95,7 +95,7 @@ class Repository:
         return self.upstream.rights, self.upstream.name, self.name
 
     def in_turn(self, last: Repository | None = None) -> list[Repository]:
-        """This repository at all URLs, the best one first; `last` is one that has just failed."""
+        """This repository at all URLs, as configured; those that rest, and `last`, come at the end."""
         if not self._others:
             return [self]
         return sorted((self, *self._others), key=lambda each: (
@@ -408,7 +408,7 @@ class RepositorySource:
         self.failure: SourceError | None = None
         self._request_id = request_id.current()
         self._are_encoded: dict[Repository, bool | None] = {}
-        self._last: Repository | None = None  # the URL that was opened last, and has failed
+        self._last: Repository | None = None  # the URL that gave the rest of the blob last
         self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
 
     def __repr__(self) -> str:
@@ -443,8 +443,9 @@ class RepositorySource:
         if self._kind == "manifests":
             offset, end = 0, None
         failures: list[SourceError] = []
-        for each in self._repository.in_turn(self._last):
-            self._last = each
+        is_rest = end is None  # if it is asked for again, the last URL did not give all of it
+        for each in self._repository.in_turn(self._last if is_rest else None):
+            self._last = each if is_rest else self._last
             try:
                 return self._open_at(each, offset, end)
             except Unkept as error:

@@ -123,6 +123,20 @@ def test_a_download_goes_on_at_another_url(folder: str, quirks: Quirks, second: 
     assert [each.headers.get("range") for each in second.asked] == [f"bytes={50_000}-"]
 
 
+def test_parts_come_from_the_first_url(folder: str, quirks: Quirks, second: Quirks) -> None:
+    """Several connections are no failure of the first one: the second URL is a failover."""
+    quirks.script = second.script = plain(IMAGE)
+    source = source_of(repository(chosen(folder, Upstream(None, quirks.url, (second.url,)))))
+    with source.open() as feed, source.open_part(100_000, 150_000) as part:
+        got = b"".join(bytes(each) for each in part)
+        assert b"".join(bytes(each) for each in feed)[100_000:150_000] == got
+    assert second.asked == []
+    quirks.script = nothing
+    with source.open_part(0, 50_000) as part:  # which the first one has no longer
+        assert len(b"".join(bytes(each) for each in part)) == 50_000
+    assert [each.headers["range"] for each in second.asked] == ["bytes=0-49999"]
+
+
 PREFIXED = [
     ("", "dockerhub-proxy"),
     ("/v2/dockerhub-proxy", ""),
