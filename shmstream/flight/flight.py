@@ -1,12 +1,12 @@
-"""A flight: one download in progress of one key on this host; this process leads it or follows.
+"""`Flight`: the part of this process in the one download of a key on this host.
 
-Every process calls `Flight.join`. It repeats these steps until it has a reader:
+Every process calls `Flight.join`. It repeats these steps until it has a reader, or an error:
 
     1 if the blob is complete, open it
-    2 if there is a stream of that name, follow it. If its writer has died, first try to take over.
-      Then follow in any case, because now either this process leads or another process does. If
-      there is no stream, or its writer has died, and yet a live process writes the partial file,
-      that process has another /dev/shm: follow the file (`file_follower`)
+    2 if there is a stream of that name and its writer lives, follow it. Otherwise, if a live
+      process writes the partial file, that process has another /dev/shm: follow the file
+      (`file_follower`). Otherwise, if there is a stream, its writer has died: try to take over,
+      then follow, because now either this process leads or another process does
     3 claim the name, which only one process can. Look again whether the blob is complete, because
       its flight may have ended between 1 and 3; if not, lead, and follow the own stream
 
@@ -16,26 +16,33 @@ Every process calls `Flight.join`. It repeats these steps until it has a reader:
     2 looks for a stream: none
     3 claims the name, looks again: the blob is there. Nothing was downloaded twice, nothing failed
 
+If the other process is killed:
+
+    this process                     another process
                                      claims the name, publishes some bytes, is killed
-    3 cannot claim the name of a stream that can be succeeded: goes to 2, and succeeds
+    3 cannot claim the name, because a stream without a leader has it: goes to 2, and takes over
 
-                                     (a third process commits.) Claims the name, looks again: the
-                                       blob is there. Hands over, because the other one reads
-    2 attaches, and finds no leader. A successor of a stream without a byte looks again, too
+If a third process has committed:
 
-A thread that has the time may do it itself: if there is no flight, it calls `lead` and runs the
+    this process                     another process
+                                     claims the name, looks again: the blob is there
+    2 attaches to that stream
+                                     hands over, because this process reads
+    2 finds no leader, takes over a stream without a byte, and looks again, too
+
+A thread that has the time may lead by itself: if there is no flight, it calls `lead` and runs the
 `Leader` that it gets; if there is one, it calls `follow`. Then no other thread is started, and a
 leader needs no reader. A caller that wants the whole blob, and no byte before its end, calls
 `bring`: it waits for the leader's thread, and takes no slot and no doorbell for that.
 
-Reading goes on until the reader finds its writer dead. Then it joins anew, at the same position.
-All readers notice the death at the same moment, and one is enough to succeed. So each lets the
-first one go first (`InFlightCopier.await_successor`), and reads on in the same stream if that has
-succeeded. If it has not in time, all try: the kernel gives the lock to one of them, and the others
-find it taken and follow. An aborted stream is no flight: the next `join` begins a new one.
-If a producer (`producer`) dies, its stream is no flight either: no other process has the rest of
-the bytes, so no process takes over.
-A leader whose sources have failed may hand over to a reader with other sources (`last_words`).
+Reading goes on until the reader finds its writer dead. Then the reader joins anew, at the same
+position. All readers notice the death at the same moment, and one is enough to take over. So each
+lets the first reader go first (`InFlightCopier.await_successor`), and reads on in the same stream
+if that reader has taken over. If it has not in time, all try: the kernel gives the lock to one of
+them, and the others find it taken and follow. An aborted stream is no flight: the next `join`
+begins a new one. If a producer (`producer`) dies, its stream is no flight either: no other process
+has the rest of the bytes, so no process takes over. A leader whose sources have failed may hand
+over to a reader with other sources (`last_words`).
 """
 
 from __future__ import annotations
@@ -100,9 +107,9 @@ _MOST_ANEW = 8  # flights, one after the other, that one reader begins or follow
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
 _PATIENCE = 60.0  # s; how long a process may hold a name without making the stream
 FIRST_LOOK, LAST_LOOK = 0.005, 0.1  # s; from look to look for a flight that has not begun
-SUCCESSION = 1.0  # s; how long a reader without a source waits until another process succeeds
-_HOPE = 10.0  # s; the same if a live process reads it that has a source: it may be slow
-_TURN = 0.02  # s; how long a reader lets another one go first that can succeed the leader
+SUCCESSION = 1.0  # s; how long a reader without a source waits until another process takes over
+_HOPE = 10.0  # s; the same if a live process that has a source reads the stream: it may be slow
+_TURN = 0.02  # s; how long a reader waits for the reader that may take over first
 
 _log = logging.getLogger("shmstream")
 

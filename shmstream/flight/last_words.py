@@ -9,10 +9,10 @@ words in the control block, in the place of an error, and hands the stream over:
                             3 finds no leader; reads the words;     3 finds no leader; reads the
                               has a source that was not tried         words; has no other source;
                             4 takes the lock, removes the words,      sees that F's crew is another
-                              leads at the same offset              4 waits, at most 1 s
+                              leads at the same offset              4 waits, at most 10 s
                                                                     5 finds a leader, and follows
 
-    F is stopped, or does not read just now: after 1 s G takes the lock, and aborts with the words.
+    F is stopped, or does not read just now: after 10 s G takes the lock, and aborts with the words.
     F, when it wakes, finds the stream aborted, and raises the same error as everybody.
 
     F is killed before it takes the lock: G does not see its crew any more, and aborts at once.

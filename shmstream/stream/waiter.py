@@ -6,10 +6,15 @@ at once if the bytes that the reader wants are published. Otherwise it waits:
     1 forget old rings
     2 load `published`; if it is enough, answer
     3 load the state; if it is terminal, load `published` again, and conclude
-    4 check the writer's lock in any of these cases: a quarter of a second has passed since the last
-      check, and since the last ring that came with bytes; the last ring came without new bytes;
-      step 1 forgot a ring; the writer's process has ended. If the lock is free, load the state
-      again, because the writer may have finished and left meanwhile, and conclude
+    4 look at the writer's lock, in any of these cases:
+        - it is the first round;
+        - a quarter of a second has passed since the last look, and since the last ring that came
+          with bytes;
+        - the last ring came without new bytes;
+        - step 1 forgot a ring;
+        - the writer's process has ended.
+      If the lock is free, load the state again, because the writer may have finished and left
+      meanwhile, and conclude
     5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
       else go to 1
 

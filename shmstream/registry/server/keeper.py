@@ -1,16 +1,16 @@
-"""`Keeper`: the supervisor keeps a duplicate of every client connection of its workers.
+"""`Keeper`: the supervisor keeps a duplicate of the client connections of its workers.
 
 A connection lives as long as any process has a descriptor of it. So when a worker is killed, its
 connections live on here, and the keeper gives each of them to the worker that has the fewest. It
-reads and writes no byte of a client. A thread of the supervisor does all this; `connections` says
+reads and writes no byte of a client. A thread of its own does all this (`_run`); `connections` says
 what the next worker finds.
 
 The keeper also accepts the new connections. If a worker accepted one, the worker could be killed
 before it has sent a duplicate. So a new connection is given to a worker in the same way as a
-connection of a dead worker is. No worker asks for it: each message between two processes costs as
-much as a small response. But no connection may wait for a worker that is stuck:
+connection of a dead worker is. No worker asks for it, because each message between two processes
+costs as much as a small response. But no connection may wait for a worker that is stuck:
 
-    the keeper                                       a worker that is stuck has then
+    the keeper                                       of new connections, a stuck worker then has
     1 gives a new connection to the worker with      `_UNANSWERED` new connections, at most, that
       the fewest that it has not adopted yet; no     it has not adopted
       worker has more than `_UNANSWERED` of these
@@ -30,16 +30,16 @@ and no other worker gets it; or the keeper has received it, and the worker will 
 
 A worker sends CLOSED when the keeper is to drop the duplicate: either the worker has closed the
 connection, or it uses the connection in a way that no other worker can go on with. The worker tells
-that a little later, of several connections at one time. If it is killed before that, the next
+that a little later, for several connections in one message. If it is killed before that, the next
 worker gets a connection that is shut down, and closes it; or a connection to which more was written
 than its record says, and gives it up.
 
-Beyond `most` connections there is no duplicate; but a worker that hands a connection over sends one
-more (HAND_OVER), so a planned end cuts none of them. A connection is kept by the keeper in one
-place at a time:
+Beyond `most` connections there is no duplicate. But a worker that hands a connection over sends its
+own duplicate (HAND_OVER), so a planned end cuts none of them. A connection is kept by the keeper in
+one place at a time:
 
-    it is new, or that of a worker that has ended, or a worker sends HAND_OVER: then the last
-    response in its record is copied out of the table
+    (first)     it is new; or its worker has ended, or sends HAND_OVER: then the last response in
+                its record is copied out of the table
     ADOPT       it is on its way to a worker: `coming`, by a serial number, with that copy
     ADOPTED     it is in the table of that worker: `clients`, by the index of its record
 
@@ -51,13 +51,14 @@ place at a time:
     4 reads, writes, changes its record              its record is read
 
 So ADOPTED comes before everything that changes the connection, and everything that a dead worker
-has sent is read before its connections are given away. Two workers that die one after the other are
-two such changes. If no worker is ready, connections wait here until one is, for `_PATIENCE`. A
-connection that all ready workers have refused is closed; a new one is tried again after a second.
+has sent is read before its connections are given away. If two workers die one after the other, the
+steps are the same twice. If no worker is ready, connections wait here until one is, for
+`_PATIENCE`. A connection that all ready workers have refused is closed; a new one is tried again
+after a second.
 
 A request that kills each worker must not kill all of them for ever: a connection with a request
-under way is closed if `_DEATHS` workers have died with it in a row, and not a byte has moved. A
-worker that dies before ADOPTED does not count.
+under way is closed if more than `_DEATHS` workers have died with it in a row, and not a byte has
+moved. A worker that dies before ADOPTED does not count.
 """
 
 from __future__ import annotations

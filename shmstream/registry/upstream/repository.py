@@ -95,7 +95,7 @@ class Repository:
         return self.upstream.rights, self.upstream.name, self.name
 
     def in_turn(self, last: Repository | None = None) -> list[Repository]:
-        """This repository at all URLs, as configured; those that rest, and `last`, come at the end."""
+        """This repository at all URLs, in their order; those that rest, and `last`, at the end."""
         if not self._others:
             return [self]
         return sorted((self, *self._others), key=lambda each: (
