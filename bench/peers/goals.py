@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import linear_regression, median
 
 from bench.peers.faults import faults
 from bench.peers.measure import Sample
 from bench.peers.results import Figures, Report
 from bench.peers.run import OURS
-from bench.peers.scenarios import GROWTH
+from bench.peers.scenarios import GROWTH, STREAMED
 from bench.report import MIB, Goal, Row
 
 STREAMING = ("nginx-slice", "varnish", "squid", "ats")
@@ -19,6 +20,8 @@ BYTEWISE = ("varnish", "squid", "ats")
 """... and before a whole slice is."""
 
 _LOCK = "nginx-lock"
+_RAW = "raw"
+_UNVERIFIED = "shmstream-name"
 _BEHIND = "shmstream-nginx"
 _YARDSTICK = "varnish"
 
@@ -38,24 +41,38 @@ def judge(report: Report) -> list[Row]:
 
 
 def _costs(report: Report) -> Iterable[Row]:
-    for scenario in ("staggered", "burst", "fast", "many"):
+    for scenario in STREAMED:
         best, bytewise = (
             _best(report, scenario, peers, lambda figures: figures.cpu_per_gib)
             for peers in (STREAMING, BYTEWISE)
         )
+        cost = "CPU per GiB served"
+        for peer in dict.fromkeys((bytewise, best)):
+            yield from _row(report, scenario, cost, "s", _cpu, peer, None)
         goal = Goal(0.9, at_least=False)
-        for peer, bound in {bytewise: None, best: goal}.items():
-            yield from _row(
-                report, scenario, "CPU per GiB served", "s", lambda each: each.cpu_per_gib,
-                peer, bound,
-            )  # fmt: skip
+        unverified, less = f"{cost}, unverified", f"{cost}, less its SHA-256"
+        yield from _row(report, scenario, unverified, "s", _cpu, best, goal, _UNVERIFIED)
+        group = report.groups.get(scenario)
+        if group is not None and group.hashing:
+            value = partial(_cpu_less_hashing, hashing=group.hashing)
+            yield from _row(report, scenario, less, "s", _cpu, best, goal, ours_value=value)
+        yield from _row(report, scenario, cost, "s", _cpu, _RAW, Goal(1.25, at_least=False))
+
+
+def _cpu(each: Sample) -> float:
+    return each.cpu_per_gib
+
+
+def _cpu_less_hashing(each: Sample, hashing: float) -> float:
+    """Less the price of one SHA-256 of each byte from the origin, which no other peer pays."""
+    return each.cpu_per_gib - hashing * each.sent / each.served
 
 
 def _waits(report: Report) -> Iterable[Row]:
-    for scenario in ("staggered", "burst"):
+    for scenario, bound in {"staggered": 1.0, "burst": 1.5}.items():
         yield from _row(
             report, scenario, "longest wait of a client that joins", "ms",
-            lambda each: (each.worst or 0.0) * 1e3, _YARDSTICK, Goal(1.0, at_least=False),
+            lambda each: (each.worst or 0.0) * 1e3, _YARDSTICK, Goal(bound, at_least=False),
         )  # fmt: skip
 
 
@@ -144,15 +161,18 @@ def _best(report: Report, scenario: str, peers: Iterable[str], value: Measure) -
 
 def _row(
     report: Report, scenario: str, case: str, unit: str, value: Value, peer: str | None,
-    goal: Goal | None, ours: str = OURS,
+    goal: Goal | None, ours: str = OURS, ours_value: Value | None = None,
 ) -> Iterable[Row]:  # fmt: skip
-    """A row of the rounds that both were measured in; none if there is no such round."""
+    """A row of the rounds that both were measured in; none if there is no such round.
+
+    `ours_value` is our figure, if it is not the same as the peer's.
+    """
     mine = report.figures(scenario, scenario, ours)
     theirs = None if peer is None else report.figures(scenario, scenario, peer)
     if mine is None or theirs is None:
         return
     pairs = [
-        (value(one), value(other))
+        ((ours_value or value)(one), value(other))
         for one in mine.measured
         for other in theirs.measured
         if one.turn == other.turn

@@ -12,7 +12,14 @@ from bench.peers.measure import PROCESSES
 from bench.peers.peer import Peer
 from bench.peers.results import Figures, Group, Report
 from bench.peers.run import BESIDE, OURS, PEERS
-from bench.peers.scenarios import GROWING, GROWTH, SCENARIOS, Scenario
+from bench.peers.scenarios import (
+    FEW_PEERS,
+    GROWING,
+    GROWTH,
+    SCENARIOS,
+    STREAMED,
+    Scenario,
+)
 from bench.peers.ways import WAYS
 from bench.report import MIB, Row
 
@@ -24,8 +31,8 @@ _HEAD = """# Against the peers
 shmstream's server beside nginx, Varnish, Squid and Traffic Server, and beside what Python programs
 do without a server. All figures are of one run on one machine. Each program is started fresh for
 each measurement, and the programs take turns (A B C A B C); the figures are medians over {rounds}
-rounds. `make bench-peers` measures all of it again on any Debian machine
-(`apt-get install nginx-light varnish squid trafficserver`).
+rounds. The congestion control of TCP is {control}. `make bench-peers` measures all of it again on
+any Debian machine (`apt-get install nginx-light varnish squid trafficserver`).
 
 **The figures are shares of this machine, so compare only within this page.** The clients, the
 origin and the peer share its {cores} processors.
@@ -57,6 +64,7 @@ _QUICK = "**A quick run, to see whether it works: no figure here means anything.
 _BEGIN = "<!-- peers: made by `make bench-peers` -->"
 _END = "<!-- end of peers -->"
 
+_PLAIN = {each.name for each in SCENARIOS} | {*GROWING, "faults"}
 Cells = Sequence[str]
 
 
@@ -66,7 +74,9 @@ def write(report: Report, rows: Sequence[Row], path: Path) -> None:
     charts = path.with_suffix("")
     parts = [
         _HEAD.format(
-            rounds=max((each.turn for each in samples), default=0), cores=report.machine["cores"]
+            rounds=max((each.turn for each in samples), default=0),
+            cores=report.machine["cores"],
+            control=_control(report),
         ),
         _QUICK if any(group.is_quick for group in report.groups.values()) else "",
         *(f"- not measured, for it is not installed: {why}" for why in report.missing.values()),
@@ -82,6 +92,7 @@ def write(report: Report, rows: Sequence[Row], path: Path) -> None:
         ),
         _faults(report.groups["faults"], charts) if "faults" in report.groups else "",
         _growth(report, charts),
+        _controls(report),
         _HOW.format(processes=PROCESSES),
         _settings(report),
         _machine(report),
@@ -251,6 +262,47 @@ def _growth(report: Report, charts: Path) -> str:
         return ""
     chart = _chart(charts / "growth.png", "CPU, memory and waiting, from 1 to 64")
     return "\n".join(["## From 1 to 64\n", chart, *parts])
+
+
+def _control(report: Report) -> str:
+    """The congestion control that the groups of scenarios had, by their own names."""
+    known = {group.machine["tcp"] for name, group in report.groups.items() if name in _PLAIN}
+    return " or ".join(sorted(known)) or report.machine["tcp"]
+
+
+def _controls(report: Report) -> str:
+    """What the system's own congestion control changes, where it is another one."""
+    again = {
+        name: [group for each, group in report.groups.items() if each.startswith(f"{name}-")]
+        for name in STREAMED
+        if name in report.groups
+    }
+    lines = [
+        [f"{name}, {group.machine['tcp']}", *_ratios(group, name)]
+        for name, others in again.items()
+        if others
+        for group in (report.groups[name], *others)
+    ]
+    if not lines:
+        return ""
+    head = (
+        "CPU for a GiB served, and congestion control",
+        "shmstream",
+        "of nginx, slice",
+        "of Varnish",
+    )
+    return "\n".join(
+        ["## Another congestion control\n", _WHY["controls"]["all"], _table(head, lines)]
+    )
+
+
+def _ratios(group: Group, scenario: str) -> Iterable[str]:
+    ours, *others = (group.figures(scenario, peer) for peer in FEW_PEERS)
+    if ours is None:
+        return
+    yield f"{ours.cpu_per_gib:.2f} s"
+    for other in others:
+        yield "" if other is None else f"{ours.cpu_per_gib / other.cpu_per_gib:.2f}"
 
 
 def _settings(report: Report) -> str:

@@ -37,6 +37,7 @@ class Group:
         missing: what is not installed, and how to do so, by name.
         is_quick: whether nothing of it means anything.
         titles: of the scenarios or faults, by name.
+        hashing: CPU seconds for the SHA-256 of a GiB, on this machine.
         samples, outcomes, failures: in the order in which they came.
     """
 
@@ -46,6 +47,7 @@ class Group:
     missing: Facts
     is_quick: bool
     titles: Facts
+    hashing: float = 0.0
     samples: list[Sample] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)

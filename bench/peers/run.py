@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from bench.closing import Closing
 from bench.crew import Crew
@@ -16,12 +18,13 @@ from bench.peers.faults import Fault, Outcome, suffer
 from bench.peers.measure import PROCESSES, Sample, Stage, measure
 from bench.peers.origin import Origin
 from bench.peers.peer import Missing, Peer
+from bench.peers.raw import RAW
 from bench.peers.results import Facts, Failure, Group, Results
 from bench.peers.scenarios import Scenario
 from bench.peers.squid import Squid
 from bench.peers.trafficserver import TrafficServer
 from bench.peers.varnish import Varnish
-from bench.report import CheckFailed, progress
+from bench.report import GIB, KIB, CheckFailed, progress
 from bench.server import NotServing
 
 PEERS: tuple[Peer, ...] = (
@@ -32,7 +35,7 @@ PEERS: tuple[Peer, ...] = (
     Squid(),
     TrafficServer(),
 )
-BESIDE: tuple[Peer, ...] = (ours.UNVERIFIED, ours.BEHIND)
+BESIDE: tuple[Peer, ...] = (ours.UNVERIFIED, ours.BEHIND, RAW)
 """Measured only in the scenarios that name them, and only with shmstream itself."""
 
 OURS = ours.ALONE.name
@@ -64,6 +67,19 @@ def look(names: Sequence[str]) -> Present:
     return Present(tuple(present), facts, missing)
 
 
+def _price_of_hashing() -> float:
+    """CPU seconds for the SHA-256 of a GiB, in pieces as large as shmstream's."""
+    piece = bytes(256 * KIB)
+    prices: list[float] = []
+    for _ in range(9):
+        running = hashlib.sha256()
+        began = time.thread_time()
+        for _ in range(128):
+            running.update(piece)
+        prices.append((time.thread_time() - began) / (128 * len(piece)) * GIB)
+    return median(prices)
+
+
 class Runner(Closing):
     """Measures, and keeps what came of it. Use it as a context manager, in an empty folder."""
 
@@ -77,6 +93,7 @@ class Runner(Closing):
         self._rounds = rounds
         self._quick = quick
         self._resume = resume
+        self._hashing = _price_of_hashing()
         self._stack = ExitStack()
         folder.chmod(0o755)  # some peers insist on being somebody else
         with self._stack as stack:
@@ -138,7 +155,8 @@ class Runner(Closing):
             there.titles |= titles
             there.peers |= present.facts
             return there
-        return Group(name, self._machine, present.facts, present.missing, self._quick, titles)
+        facts, missing = present.facts, present.missing
+        return Group(name, self._machine, facts, missing, self._quick, titles, self._hashing)
 
     def _keep(
         self, group: Group, scenario: str, peer: str, turn: int, job: Callable[[], Sample | Outcome]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.peers import congestion
 from tests.support.nginx import needed
 from tests.support.programs import program
 
@@ -64,7 +65,7 @@ def test_peers_in_short(tmp_path: Path) -> None:
     temporary, docs = tmp_path / "temporary", tmp_path / "docs"
     temporary.mkdir()
     docs.mkdir()
-    wanted = ["hits-small", "leaves"]
+    wanted = ["hits-small", "many", "leaves"]
     measure(
         "bench.peers",
         "--peers",
@@ -76,6 +77,8 @@ def test_peers_in_short(tmp_path: Path) -> None:
         docs,
         "--dir",
         temporary,
+        "--congestion",
+        congestion.current(),  # other tests use connections, too
     )
     page = (docs / "benchmarks.md").read_text(encoding="utf-8")
     told = {
@@ -85,6 +88,10 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert {(each["peer"], each["turn"]) for each in hits["samples"]} == {
         (peer, turn) for peer in ("shmstream", "nginx-lock", "shmstream-nginx") for turn in (0, 1)
     }
+    assert {each["peer"] for each in told["many"]["samples"]} == {
+        *("shmstream", "nginx-lock", "shmstream-name", "raw")
+    }
+    assert told["many"]["hashing"] > 0
     # nginx has a blob a moment after its client has it, and asks again if somebody is quicker.
     assert {each["gets"] for each in hits["samples"] if each["peer"] != "nginx-lock"} == {0}
     assert {(each["peer"], each["right"], each["extra"]) for each in faults["outcomes"]} == {
@@ -94,6 +101,7 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert {"date", "processor", "cores", "kernel"} <= set(hits["machine"])
     assert "nginx, lock" in page
     assert "A quick run" in page
+    assert "many: CPU per GiB served (against raw)" in page
     assert "faults.png" in page
     assert list(temporary.iterdir()) == []
 
