@@ -157,7 +157,7 @@ class Keeper:
         listener.setblocking(False)
         self._lock = threading.Lock()  # guards all below
         self._stations: dict[int, _Station] = {}  # by the number of the worker
-        self._by_descriptor: dict[int, _Station] = {}
+        self._by_descriptor: dict[int, _Station] = {}  # the same, by the descriptor of the channel
         self._homeless: list[_Client] = []
         self._tries_at = 0.0  # on the monotonic clock; when workers are asked again
         self._serials = count(1)
@@ -284,7 +284,7 @@ class Keeper:
             return None
         free = [
             each
-            for each in self._by_descriptor.values()
+            for each in self._stations.values()
             if len(each.coming) < _UNANSWERED and each.load < self._most_each
             if each.is_awake and now >= each.shut_until
         ]
@@ -318,8 +318,8 @@ class Keeper:
             self._give(station, _Client(connection))
 
     def _dismiss(self, station: _Station) -> None:
-        if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
-            self._epoll.unregister(station.channel.fileno())
+        del self._by_descriptor[station.channel.fileno()]
+        self._epoll.unregister(station.channel.fileno())
         station.channel.close()
         station.other.close()
         station.table.close()
@@ -365,19 +365,18 @@ class Keeper:
         self._wait_for(station)
 
     def _wait_for(self, station: _Station) -> None:
-        descriptor, is_full = station.channel.fileno(), station.channel.is_waiting
-        if is_full != station.is_full and descriptor in self._by_descriptor:
+        if (is_full := station.channel.is_waiting) != station.is_full:
             station.is_full = is_full
-            self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if is_full else 0))
+            events = select.EPOLLIN | (select.EPOLLOUT if is_full else 0)
+            self._epoll.modify(station.channel.fileno(), events)
 
     def _listen(self, station: _Station) -> None:
-        """Do what the worker has said until now."""
-        try:
-            while (message := station.channel.receive()) is not None:
-                self._hear(station, message)
-        except EOFError:
-            if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
-                self._epoll.unregister(station.channel.fileno())
+        """Do what the worker has said until now.
+
+        The channel never ends before `_dismiss`, because the keeper has its other end, too.
+        """
+        while (message := station.channel.receive()) is not None:
+            self._hear(station, message)
 
     def _hear(self, station: _Station, message: Message) -> None:
         sent = (
@@ -460,7 +459,7 @@ class Keeper:
 
         Not when the server stops: nobody else gets them then, and the worker may still go on.
         """
-        stations = [] if self._is_over else [*self._by_descriptor.values()]
+        stations = [] if self._is_over else [*self._stations.values()]
         if any(each.is_awake for each in stations):
             for station in stations:
                 if station.coming and station.table.silence >= _SILENT:
