@@ -25,20 +25,19 @@ class Registry(Server):
         super().__init__(command, port, folder / "said")
 
     def workers(self) -> list[psutil.Process]:
-        """Those that serve: they have begun to tell in their table that they make progress."""
+        """Those that serve."""
         return [each for each in self.processes()[1:] if serves(each.pid)]
 
 
 def serves(process: int) -> bool:
-    """Whether that worker has begun to serve."""
-    folder = Path(f"/proc/{process}/fd")
+    """Whether that worker has told in its table that it makes progress."""
     with suppress(OSError):  # it has just ended
-        for each in folder.iterdir():
-            if "shmstream-connections" in str(each.readlink()):
-                table = Table.attach(os.open(each, os.O_RDWR))
-                if table is not None:
-                    with closing(table):
-                        return table.has_begun
+        for each in Path(f"/proc/{process}/fd").iterdir():
+            if "shmstream-connections" not in str(each.readlink()):
+                continue
+            if (table := Table.attach(os.open(each, os.O_RDWR))) is not None:
+                with closing(table):
+                    return table.silence > 0  # 0: it never has
     return False
 
 
