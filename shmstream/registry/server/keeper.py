@@ -11,9 +11,11 @@ connection of a dead worker is. No worker asks for it: each message between two 
 much as a small response. But no connection may wait for a worker that is stuck:
 
     the keeper                                       a worker that is stuck has then
-    1 gives a new connection to the worker with      `_UNANSWERED` new connections, at most, that
-      the fewest that it has not adopted yet; no     it has not adopted
-      worker has more than `_UNANSWERED` of these
+    1 gives a new connection to the worker that      `_UNANSWERED` new connections, at most, that
+      has the fewest not adopted yet; of several     it has not adopted
+      such workers, to that with the fewest in
+      all; no worker has more than `_UNANSWERED`
+      that it has not adopted
     2 gives none to a worker without progress for    no further one
       `_SILENT` seconds
     3 takes back connections that such a worker      only the one that it had received and not
