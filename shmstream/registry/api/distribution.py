@@ -103,13 +103,8 @@ class Registry:
         self._probes = Probes()
 
     def problems(self) -> list[str]:
-        """What is wrong with upstreams, as the workers have last seen them. Reads files.
-
-        Upstreams that have failed are asked again meanwhile, so that their problems can end.
-        """
-        found = {each: each.reach.problem for each in self._upstreams.told}
-        self._probes.begin([each for each, problem in found.items() if problem is not None])
-        return [problem for problem in found.values() if problem is not None]
+        """What is wrong with upstreams; see `Probes.problems`."""
+        return self._probes.problems(self._upstreams.told)
 
     def upstreams_that_are_well(self) -> dict[str, bool]:
         """By label, whether an upstream answers. Reads files, and asks again as `problems`."""
