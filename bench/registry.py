@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 
 from bench.origin import Origin
+from bench.report import CheckFailed
 from bench.server import Port, Server
 from shmstream.registry.server.connections import Table
 
@@ -27,6 +29,19 @@ class Registry(Server):
     def workers(self) -> list[psutil.Process]:
         """Those that serve."""
         return [each for each in self.processes()[1:] if serves(each.pid)]
+
+    def wait_for(self, count: int, patience: float) -> list[psutil.Process]:
+        """The workers that serve, once there are at least `count`; waits `patience` seconds.
+
+        Raises:
+            CheckFailed: there are fewer then.
+        """
+        deadline = time.monotonic() + patience
+        while len(serving := self.workers()) < count:
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"{len(serving)} of {count} workers serve")
+            time.sleep(0.01)
+        return serving
 
 
 def serves(process: int) -> bool:
