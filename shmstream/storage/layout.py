@@ -395,11 +395,8 @@ class Layout:
             StoreUnusable: the file system of the store is not mounted any more.
         """
         for path, kind in self.names(kinds):
-            try:
-                facts = os.lstat(path)
-            except FileNotFoundError:
-                continue
-            yield Entry(path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts)
+            if (entry := self.at(path, kind)) is not None:
+                yield entry
 
     def at(self, path: str, kind: str) -> Entry | None:
         """The file at `path`, whose name is of that kind, as it is now. None if there is none."""
