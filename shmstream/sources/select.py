@@ -214,7 +214,7 @@ def _is_function(source: object) -> TypeGuard[Callable[[], object]]:
 
 def _is_buffer(source: object) -> TypeGuard[Buffer]:
     try:
-        memoryview(source).release()  # type: ignore[arg-type]
+        memoryview(cast("Buffer", source)).release()
     except TypeError:
         return False
     return True
@@ -224,7 +224,7 @@ def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
     for item in items:
         if not _is_buffer(item):
             raise _no_source(item)
-    return items  # type: ignore[return-value]
+    return cast("Iterable[Buffer]", items)
 
 
 def _no_source(source: object) -> TypeError:
