@@ -461,11 +461,11 @@ class Keeper:
 
         Not when the server stops: nobody else gets them then, and the worker may still go on.
         """
-        stations = [] if self._is_over else [*self._stations.values()]
-        if any(each.is_awake for each in stations):
-            for station in stations:
-                if station.coming and station.table.silence >= _SILENT:
-                    self._take_back(station)
+        stations = self._stations.values()
+        stuck = [each for each in stations if each.coming and each.table.silence >= _SILENT]
+        if stuck and not self._is_over and any(each.is_awake for each in stations):
+            for station in stuck:
+                self._take_back(station)
 
     # The thread.
 
