@@ -153,8 +153,8 @@ class Keeper:
         self._most = most
         self._most_each = most_each
         self._listener = listener
-        self._door = listener.fileno()
-        self._is_at_door = False  # the thread waits for new connections
+        self._listener_fd = listener.fileno()
+        self._is_accepting = False  # the thread waits for new connections
         self._shut_until = 0.0  # on the monotonic clock; none is accepted before
         listener.setblocking(False)
         self._lock = threading.Lock()  # guards all below
@@ -256,7 +256,7 @@ class Keeper:
         """
         with self._lock:
             self._is_over = True
-            self._wait_at_door(False)
+            self._set_accepting(False)
             for client in self._homeless:
                 client.connection.close()
             self._homeless.clear()
@@ -292,25 +292,26 @@ class Keeper:
         ]
         return min(free, key=lambda each: (len(each.coming), each.load), default=None)
 
-    def _wait_at_door(self, wanted: bool) -> None:
-        if wanted != self._is_at_door:
-            self._is_at_door = wanted
+    def _set_accepting(self, wanted: bool) -> None:
+        """Have the thread woken by new connections, or not."""
+        if wanted != self._is_accepting:
+            self._is_accepting = wanted
             if wanted:
-                self._epoll.register(self._door, select.EPOLLIN)
+                self._epoll.register(self._listener_fd, select.EPOLLIN)
             else:
-                self._epoll.unregister(self._door)
+                self._epoll.unregister(self._listener_fd)
 
     def _accept(self) -> None:
         """Give a new connection to a worker, if there is one that may have it."""
         if (station := self._taker()) is None:
-            self._wait_at_door(False)
+            self._set_accepting(False)
             return
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # its client has left
             pass
         except OSError as error:
-            self._wait_at_door(False)
+            self._set_accepting(False)
             if error.errno in NO_LISTENER:
                 self._shut_until = float("inf")
             else:
@@ -472,7 +473,7 @@ class Keeper:
     def _attend(self, descriptor: int) -> None:
         if descriptor == self._alarm:
             os.eventfd_read(self._alarm)
-        elif descriptor == self._door:
+        elif descriptor == self._listener_fd:
             self._accept()
         elif (station := self._by_descriptor.get(descriptor)) is not None:
             self._listen(station)
@@ -488,8 +489,8 @@ class Keeper:
     def _look_around(self) -> None:
         self._look_after_homeless()
         self._relieve()
-        if not self._is_at_door and self._taker() is not None:
-            self._wait_at_door(True)
+        if not self._is_accepting and self._taker() is not None:
+            self._set_accepting(True)
 
     def _look_after_homeless(self) -> None:
         """Close the connections that have waited too long; try the others once a second."""
@@ -506,7 +507,7 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._has_ended:
-            all_is_well = (self._is_at_door or self._is_over) and not (
+            all_is_well = (self._is_accepting or self._is_over) and not (
                 self._homeless or any(each.coming for each in [*self._stations.values()])
             )
             ready = self._epoll.poll(None if all_is_well else _LOOK)
