@@ -226,7 +226,7 @@ class _Way(Closing):
         """Clear up after a flight; see that nothing is left."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Close what the way holds open: nothing, unless a subclass says so."""
 
 
 class _Library(_Way):

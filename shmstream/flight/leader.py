@@ -311,8 +311,9 @@ class Leader:
     def join_stream(self) -> None:
         """Wait until the stream has ended, as a reader of it does; after a commit, as `join`.
 
-        Somebody else may end it while the source is silent: who cancels the flight, closes all, or
-        cuts the shared memory off. Then the thread that leads notices it later.
+        While the source is silent, the stream may end before the thread that leads notices it:
+        the flight is cancelled, this process closes all, or another program cuts the shared memory
+        off.
         """
         while not self._over.wait(_LOOK):
             if self.streamer.has_ended:
