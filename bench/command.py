@@ -47,11 +47,13 @@ class Command:
         quick = ", ".join(f"{each.quick} {name}" for name, each in counts.items())
         self.parser.add_argument("--quick", action="store_true", help=f"only try it out: {quick}")
 
-    def has_sections(self, sections: Iterable[str]) -> None:
-        """Add the options of a measurement of sections."""
+    def has_sections(self, sections: Iterable[str], *, can_pin: bool = False) -> None:
+        """Add the options of a measurement of sections; `--pin` if its processes can be tied."""
         add = self.parser.add_argument
         add("--json", type=Path, metavar="FILE", help="write all figures there")
         add("--only", nargs="+", choices=[*sections], metavar="SECTION", default=[])
+        if can_pin:
+            add("--pin", action="store_true", help="tie each process to a processor")
 
     def parse(self) -> argparse.Namespace:
         """What was chosen, with all counts. Exits with a message if a count is less than 1."""

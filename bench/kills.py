@@ -300,11 +300,7 @@ def _kill(registry: Registry, kills: int, every: float, stop: str) -> None:
     try:
         for number in range(kills):
             time.sleep(every * chance.uniform(0.5, 1.5))
-            deadline = time.monotonic() + _PATIENCE
-            while len(serving := registry.workers()) < WORKERS - 1:
-                time.sleep(0.01)
-                if time.monotonic() > deadline:
-                    raise CheckFailed("workers do not come back")
+            serving = registry.wait_for(WORKERS - 1, _PATIENCE)
             chance.choice(serving).send_signal(signal.SIGKILL)
             if number % 100 == 99:
                 progress(f"{number + 1} workers killed")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 
 from bench.origin import Origin
+from bench.report import CheckFailed
 from bench.server import Port, Server
 from shmstream.registry.server.connections import Table
 
@@ -25,20 +27,32 @@ class Registry(Server):
         super().__init__(command, port, folder / "said")
 
     def workers(self) -> list[psutil.Process]:
-        """Those that serve: they have begun to tell in their table that they make progress."""
+        """Those that serve."""
         return [each for each in self.processes()[1:] if serves(each.pid)]
+
+    def wait_for(self, count: int, patience: float) -> list[psutil.Process]:
+        """The workers that serve, once there are at least `count`; waits `patience` seconds.
+
+        Raises:
+            CheckFailed: there are fewer then.
+        """
+        deadline = time.monotonic() + patience
+        while len(serving := self.workers()) < count:
+            if time.monotonic() > deadline:
+                raise CheckFailed(f"{len(serving)} of {count} workers serve")
+            time.sleep(0.01)
+        return serving
 
 
 def serves(process: int) -> bool:
-    """Whether that worker has begun to serve."""
-    folder = Path(f"/proc/{process}/fd")
+    """Whether that worker has told in its table that it makes progress."""
     with suppress(OSError):  # it has just ended
-        for each in folder.iterdir():
-            if "shmstream-connections" in str(each.readlink()):
-                table = Table.attach(os.open(each, os.O_RDWR))
-                if table is not None:
-                    with closing(table):
-                        return table.has_begun
+        for each in Path(f"/proc/{process}/fd").iterdir():
+            if "shmstream-connections" not in str(each.readlink()):
+                continue
+            if (table := Table.attach(os.open(each, os.O_RDWR))) is not None:
+                with closing(table):
+                    return table.silence > 0  # 0: it never has
     return False
 
 

@@ -70,6 +70,22 @@ class Row:
     goal: Goal | None = None
     notes: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def of_rounds(
+        cls,
+        section: str,
+        case: str,
+        unit: str,
+        ours: Sequence[float],
+        raw: Sequence[float],
+        *,
+        goal: Goal | None = None,
+        notes: dict[str, float] | None = None,
+    ) -> Row:
+        """The row of two figures that each round has."""
+        ratios = [a / b for a, b in zip(ours, raw, strict=True)]
+        return cls(section, case, unit, median(ours), median(raw), ratios, goal, notes or {})
+
     @property
     def ratio(self) -> float | None:
         """The median over the rounds."""

@@ -23,7 +23,6 @@ no lock.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -70,8 +69,6 @@ if TYPE_CHECKING:
     from shmstream.cluster.cluster import Cluster
     from shmstream.cluster.node import Node
     from shmstream.flight.async_blob import AsyncBlob, Stored
-
-_log = logging.getLogger("shmstream")
 
 
 class Store:

@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.caches.measure import SCENARIOS, Measure, Runs
+from bench.caches.measure import SCENARIOS, Measure, Run, Runs
 from bench.caches.page import page
 from bench.caches.ways import ENVIRONMENT, FAMILIES, Way
 from bench.command import Command, Count
@@ -83,9 +83,13 @@ def _measured(folder: Path, chosen: argparse.Namespace, ways: Mapping[str, Way])
                 for scenario in SCENARIOS[chosen.family]:
                     run = getattr(measure, scenario)(way, folder / f"{way}-{index}-{scenario}")
                     getattr(figures[way], scenario).append(run)
-                    for error in {each.error[:500] for each in run.trips if each.error}:
-                        progress(f"{scenario}: {error}")
+                    _tell_errors(scenario, run)
     return figures
+
+
+def _tell_errors(scenario: str, run: Run) -> None:
+    for error in {each.error[:500] for each in run.trips if each.error}:
+        progress(f"{scenario}: {error}")
 
 
 def _judged(ours: Runs) -> int:

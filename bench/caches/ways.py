@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -131,11 +130,7 @@ def _mirror(folder: Path, base: str) -> Iterator[str]:
     settings.write_text(f"[[mirror]]\n{told}\n", encoding="utf-8")
     options = ("--config", str(settings), "--workers", str(_WORKERS))
     with Port() as port, Registry(place, base, port, *options) as server:
-        deadline = time.monotonic() + PATIENCE
-        while len(server.workers()) < _WORKERS:
-            if time.monotonic() > deadline:
-                raise CheckFailed("the mirror does not serve")
-            time.sleep(0.05)
+        server.wait_for(_WORKERS, PATIENCE)
         yield f"http://127.0.0.1:{port.number}/hf"
 
 

@@ -49,10 +49,9 @@ COUNTS = {
 def main() -> int:
     """Measure, print the table, write the JSON and the charts; the exit code."""
     command = Command(__doc__, COUNTS)
-    command.has_sections(SECTIONS)
-    add = command.parser.add_argument
-    add("--charts", type=Path, metavar="FOLDER", help="draw PNGs there")
-    add("--pin", action="store_true", help="tie each process to a processor")
+    command.has_sections(SECTIONS, can_pin=True)
+    told = "draw PNGs there"
+    command.parser.add_argument("--charts", type=Path, metavar="FOLDER", help=told)
     chosen, pictures = command.parse(), Pictures()
     failed = run(chosen, partial(_prepare, chosen, pictures))
     if chosen.charts and not failed:

@@ -216,13 +216,12 @@ def _rows(
     """Until the last byte, and the CPU; with how long the first byte took beside it."""
     firsts = [each for outing in those for each in outing.first_bytes]
     return [
-        Row(
+        Row.of_rounds(
             section="share",
             case=f"{case}: last byte",
             unit="s",
-            ours=median(outing.took for outing in those),
-            raw=median(outing.took for outing in plain),
-            ratios=[ours.took / raw.took for ours, raw in zip(those, plain, strict=True)],
+            ours=[outing.took for outing in those],
+            raw=[outing.took for outing in plain],
             goal=goal,
             notes={
                 "first byte, median ms": median(firsts) * 1e3,
@@ -230,13 +229,12 @@ def _rows(
                 "origin MiB": median(outing.sent for outing in those) / MIB,
             },
         ),
-        Row(
+        Row.of_rounds(
             section="share",
             case=f"{case}: CPU",
             unit="s",
-            ours=median(outing.cpu for outing in those),
-            raw=median(outing.cpu for outing in plain),
-            ratios=[ours.cpu / raw.cpu for ours, raw in zip(those, plain, strict=True)],
+            ours=[outing.cpu for outing in those],
+            raw=[outing.cpu for outing in plain],
             notes={"origin's own": median(outing.origin_cpu for outing in those)},
         ),
     ]

@@ -78,13 +78,12 @@ def measure(options: Options, origin: Origin, _pictures: Pictures) -> list[Row]:
                 if index >= 0:
                     ours.append(took["ours"])
                     raw.append(took["raw"] - start)
-            row = Row(
+            row = Row.of_rounds(
                 section="single",
                 case=case,
                 unit="s",
-                ours=median(ours),
-                raw=median(raw),
-                ratios=[a / b for a, b in zip(ours, raw, strict=True)],
+                ours=ours,
+                raw=raw,
                 goal=None if bound is None else Goal(bound, at_least=False),
                 notes={"start of the pipe, ms": start * 1e3},
             )

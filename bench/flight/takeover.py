@@ -226,7 +226,7 @@ class _Way(Closing):
         """Clear up after a flight; see that nothing is left."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Close what the way holds open: nothing, unless a subclass says so."""
 
 
 class _Library(_Way):
@@ -305,11 +305,7 @@ class _Registry(_Way):
 
     def begin(self) -> None:
         """Wait for all workers."""
-        deadline = time.monotonic() + _PATIENCE
-        while len(self._server.workers()) < _WORKERS:
-            if time.monotonic() > deadline:
-                raise CheckFailed("workers do not come back")
-            time.sleep(0.01)
+        self._server.wait_for(_WORKERS, _PATIENCE)
 
     def jobs(self) -> Sequence[Job[Reading]]:
         """All are clients."""

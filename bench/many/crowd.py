@@ -68,13 +68,12 @@ def measure(options: Options) -> list[Row]:
 
 def _row(name: str, goal: Goal | None, costs: dict[int, list[Cost]], others: int) -> Row:
     with_none, with_many = costs[0], costs[others]
-    return Row(
+    return Row.of_rounds(
         section="crowd",
         case=f"{name}, {others:,} files / none",
         unit="us",
-        ours=median(each.cpu for each in with_many),
-        raw=median(each.cpu for each in with_none),
-        ratios=[a.cpu / b.cpu for a, b in zip(with_many, with_none, strict=True)],
+        ours=[each.cpu for each in with_many],
+        raw=[each.cpu for each in with_none],
         goal=goal,
         notes={
             "on the clock": median(each.clock for each in with_many),

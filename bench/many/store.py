@@ -105,9 +105,8 @@ def _beside_few(options: Options, kind: str, many: Store, few: Store) -> list[Ro
                 took[store.folder] = work(store)
             ours.append(took[many.folder])
             raw.append(took[few.folder])
-        ratios = [a / b for a, b in zip(ours, raw, strict=True)]
         case = f"{kind}: {name}, many / few"
-        rows.append(Row("store", case, "us", median(ours), median(raw), ratios, goal))
+        rows.append(Row.of_rounds("store", case, "us", ours, raw, goal=goal))
     return rows
 
 

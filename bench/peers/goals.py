@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import linear_regression, median
+from statistics import linear_regression
 
 from bench.peers.faults import faults
 from bench.peers.measure import Sample
@@ -178,12 +178,11 @@ def _row(
         if one.turn == other.turn
     ]
     if pairs:
-        yield Row(
+        yield Row.of_rounds(
             section=scenario,
             case=f"{case} (against {peer})",
             unit=unit,
-            ours=median(one for one, _ in pairs),
-            raw=median(other for _, other in pairs),
-            ratios=[one / other for one, other in pairs],
+            ours=[one for one, _ in pairs],
+            raw=[other for _, other in pairs],
             goal=goal,
         )

@@ -41,9 +41,7 @@ COUNTS = {
 def main() -> int:
     """Measure, print the table, write the JSON; the exit code."""
     command = Command(__doc__, COUNTS)
-    command.has_sections(SECTIONS)
-    pinning = "tie each process to a processor"
-    command.parser.add_argument("--pin", action="store_true", help=pinning)
+    command.has_sections(SECTIONS, can_pin=True)
     return run(command.parse(), lambda _options, _stack: SECTIONS)
 
 

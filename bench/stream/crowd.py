@@ -75,13 +75,12 @@ def _row(
     which: int,
     goal: Goal | None,
 ) -> Row:
-    return Row(
+    return Row.of_rounds(
         section="publish",
         case=case,
         unit="ms",
-        ours=median(each[kind][which] for each in rounds) / 1e6,
-        raw=median(each["raw"][which] for each in rounds) / 1e6,
-        ratios=[each[kind][which] / each["raw"][which] for each in rounds],
+        ours=[each[kind][which] / 1e6 for each in rounds],
+        raw=[each["raw"][which] / 1e6 for each in rounds],
         goal=goal,
     )
 

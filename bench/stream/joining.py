@@ -17,7 +17,6 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import posix_ipc
 
@@ -43,13 +42,12 @@ def measure(options: Options) -> list[Row]:
             for label, share in (("median", 0.5), ("p99", 0.99)):
                 ours = [quantile([a / 1e6 for a, _ in each], share) for each in rounds]
                 raw = [quantile([b / 1e6 for _, b in each], share) for each in rounds]
-                row = Row(
+                row = Row.of_rounds(
                     section="attach+detach",
                     case=f"beside {others} subscribers, {label}",
                     unit="ms",
-                    ours=median(ours),
-                    raw=median(raw),
-                    ratios=[a / b for a, b in zip(ours, raw, strict=True)],
+                    ours=ours,
+                    raw=raw,
                     goal=Goal(1, at_least=False, of_ratio=False) if share == 0.5 else None,
                     notes={"samples a round": samples},
                 )

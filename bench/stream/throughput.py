@@ -103,13 +103,12 @@ def _row(
         for fact in ("wall", "writing", "reading", "cpu", "others"):
             unit = "share" if fact == "others" else "s"
             notes[f"{label} {fact} {unit}"] = median(getattr(each[which], fact) for each in rounds)
-    return Row(
+    return Row.of_rounds(
         section="throughput",
         case=f"{piece // KIB} KiB, {readers} reader{'s' * (readers > 1)}",
         unit="MiB/s",
-        ours=median(volume / ours.wall for ours, _ in rounds),
-        raw=median(volume / raw.wall for _, raw in rounds),
-        ratios=[raw.wall / ours.wall for ours, raw in rounds],
+        ours=[volume / ours.wall for ours, _ in rounds],
+        raw=[volume / raw.wall for _, raw in rounds],
         goal=Goal(bound, at_least=True),
         notes=notes,
     )

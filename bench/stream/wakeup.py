@@ -29,7 +29,6 @@ import random
 import time
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 
 import posix_ipc
 
@@ -82,13 +81,12 @@ def _rows(rounds: list[Latencies], placement: str) -> list[Row]:
         for label, share in _SHARES.items():
             ours = [quantile(each[start], share) for each in rounds]
             raw = [quantile(each["pinged"], share) for each in rounds]
-            row = Row(
+            row = Row.of_rounds(
                 section="wake-up",
                 case=f"{case}, {label}{placement}",
                 unit="us",
-                ours=median(ours),
-                raw=median(raw),
-                ratios=[a / b for a, b in zip(ours, raw, strict=True)],
+                ours=ours,
+                raw=raw,
                 goal=goal,
                 notes={"samples a round": len(rounds[0]["pinged"])},
             )

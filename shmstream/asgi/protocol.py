@@ -8,7 +8,7 @@
                 (`sendfile`), so its bytes never enter this process. For connections without TLS
     408         a client that has not sent the head of its request in `head_timeout` seconds
     431         a head of more than `head_size` bytes
-    400         a request of HTTP/1.1 without a Host, and any with two, or with what no host can be
+    400         a request of HTTP/1.1 without a Host, and any with two or with one that is not valid
     half closed a client that has ended its side after its request gets its response all the same
     pipeline    at most `most_queued` requests, and those of one more piece, wait behind the one
                 that is answered. What else has come stays as it is, and nothing more is read

@@ -65,7 +65,7 @@ def _renamed_in_the_end(path: str, out: str, mode: int) -> Iterator[int]:
             os.close(fd)
         with writing_to(out):
             os.rename(temporary, path)
-    except BaseException:
+    except BaseException:  # also at Ctrl-C
         os.unlink(temporary)
         raise
 

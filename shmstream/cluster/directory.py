@@ -235,8 +235,8 @@ class Directory:
         generation = "" if had.generation is None else had.generation
         answer = self._call(scripts.DECIDE, key, me, (*more, generation, had.last, had.since))
         try:
-            return _decision([each.decode() for each in answer])  # type: ignore[attr-defined]
-        except (TypeError, ValueError, AttributeError) as error:
+            return _decision(answer)
+        except ValueError as error:
             raise self._failed(f"an answer that makes no sense: {answer!r:.100}") from error
 
     def renew(self, held: Sequence[tuple[str, Me]]) -> list[bool]:
@@ -525,13 +525,15 @@ def _in_words(command: _Command) -> Sequence[object]:
     return ("EVAL", script.text, *rest)
 
 
-def _decision(answer: list[str]) -> Decision:
+def _decision(answer: object) -> Decision:
     """What the answer to `scripts.DECIDE` says.
 
     Raises:
         ValueError: it makes no sense.
     """
-    verdict, second, *more = answer
+    if not (isinstance(answer, list) and all(isinstance(each, bytes) for each in answer)):
+        raise ValueError("it is no list of texts")
+    verdict, second, *more = [each.decode() for each in answer]
     if verdict in (Verdict.FAILED, Verdict.WRONG):
         return Decision(Verdict(verdict), why=second)
     generation, at, *peers = more

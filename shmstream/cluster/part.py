@@ -262,8 +262,12 @@ class Part:
             return Had(None if self._is_fresh else -1)
         is_most = self._size is not None and self._from_parent * 2 >= self._size
         last = self.parent if is_most and self.parent in self._parents else ""
-        generation = self._generation if self._is_fresh else -1
-        return Had(generation, last, self._since_last)
+        return Had(self._told_generation, last, self._since_last)
+
+    @property
+    def _told_generation(self) -> int:
+        """The generation of this flight; -1: it has bytes of an earlier process."""
+        return self._generation if self._is_fresh else -1
 
     def _set_parent(self, parent: str) -> None:
         if parent != self.parent:
@@ -452,8 +456,7 @@ class Part:
         self._is_used = False
         how, text = self._farewell(error)
         directory, key, me = self._node.directory, self.key, self.me
-
-        generation = self._generation if self._is_fresh else -1
+        generation = self._told_generation
 
         def leave() -> None:
             try:

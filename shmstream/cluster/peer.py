@@ -16,7 +16,6 @@ A peer that breaks off in the middle raises `AskAgain`, which is no failure of t
 from __future__ import annotations
 
 import importlib
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,8 +41,6 @@ READ = 2.0
 _ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[\w.-]+):\d{1,5}", re.ASCII)
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
-
-_log = logging.getLogger("shmstream")
 
 
 class Trouble(StrEnum):

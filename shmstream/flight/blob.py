@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
-_SPAN = 4 << 20  # bytes; the most that `copy` moves of a complete file at one time
 _COMPARED = 1 << 20  # bytes; what is compared of two files at one time
 _APART = 2.0  # s; a leader that is found dead so long after the last one is another one
 _PATIENCE = 60.0  # s; how long no process may be able to take over

@@ -214,7 +214,7 @@ class Leader:
         self._crews: frozenset[int] = frozenset()
         self._better = ""  # see `SourceFailed`
         self._described_by = ""  # the source that told the size, as a hash of its name
-        self._has_described: Source | None = None  # that source, if it is one of ours
+        self._sized_by: Source | None = None  # that source, if it is one of ours
         self._is_handed_over = words is not None
         self._is_first = state == State.OPENING  # nobody has told the size before
         if words is not None:
@@ -311,8 +311,9 @@ class Leader:
     def join_stream(self) -> None:
         """Wait until the stream has ended, as a reader of it does; after a commit, as `join`.
 
-        Somebody else may end it while the source is silent: who cancels the flight, closes all, or
-        cuts the shared memory off. Then the thread that leads notices it later.
+        While the source is silent, the stream may end before the thread that leads notices it:
+        the flight is cancelled, this process closes all, or another program cuts the shared memory
+        off.
         """
         while not self._over.wait(_LOOK):
             if self.streamer.has_ended:
@@ -467,8 +468,8 @@ class Leader:
 
     def _has_told_the_size(self, source: Source) -> bool:
         """Whether it is the source that told the size of the flight; it tells another one now."""
-        if self._has_described is not None:
-            return source is self._has_described
+        if self._sized_by is not None:
+            return source is self._sized_by
         was_asked = not self._is_handed_over  # after last words only sources that were not asked
         return was_asked and name_hash(source) == self._describer()
 
@@ -521,7 +522,7 @@ class Leader:
                 if not is_whole:  # a part, or what may be one
                     download.close()
                     feed = self._open(0)
-            self._has_described = download.source
+            self._sized_by = download.source
             self._described_by = name_hash(download.source)
             size = feed.size if feed.size is not None or not kept else known.size
             size = self._place.size if size is None else size

@@ -3,8 +3,9 @@
     <repo>/resolve/<revision>/<file>    a file. The Hub is asked by HEAD which content it is; the
                                         content comes once per host, by whatever revision
         sha256 in the ETag (LFS)        a blob with that digest, verified
-        another ETag                    a named blob of that file and that ETag; strangers may see
-                                        its key, so that of a private file has a hash of its name
+        another ETag                    a named blob of that file and that ETag. Its key is on the
+                                        status page, so the key of a private file has only a hash of
+                                        the file's name
     api/...                             as for any HTTP server (`kind`), but without what leads
                                         clients past the mirror: the hashes of Xet, and its links
     anything else                       as for any HTTP server

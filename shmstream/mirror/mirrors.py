@@ -78,13 +78,8 @@ class Mirrors:
         return None
 
     def problems(self) -> list[str]:
-        """What is wrong with origins, as the workers have last seen them. Reads files.
-
-        Origins that have failed are asked again meanwhile, so that their problems can end.
-        """
-        found = {each: each.reach.problem for each in self._origins}
-        self._probes.begin([each for each, problem in found.items() if problem is not None])
-        return [problem for problem in found.values() if problem is not None]
+        """What is wrong with origins; see `Probes.problems`."""
+        return self._probes.problems(self._origins)
 
     def close(self) -> None:
         """Cancel all questions to origins. Flights go on. Idempotent."""

@@ -143,7 +143,9 @@ class Origin:
         self.reach.check()
         began, path = time.monotonic(), self._path_of(url)
         try:
-            reply = self._asked(method, url, headers, body, stays=stays)
+            asked = parse(url, is_exact=True)
+            reply = self.client.ask(method, asked, headers, body=body, stays=stays)
+            self._require_status(reply)
         except SourceError as error:
             self.reach.failed(error, began, path)
             raise
@@ -158,21 +160,11 @@ class Origin:
         behind = url.removeprefix(self.name).partition("?")[0]
         return None if behind.partition("/")[0] else behind
 
-    def _asked(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes | None = None,
-        *,
-        stays: bool = False,
-    ) -> Reply:
-        asked = parse(url, is_exact=True)
-        reply = self.client.ask(method, asked, headers, body=body, stays=stays)
-        if not 200 <= reply.response.status <= 599:
+    def _require_status(self, reply: Reply) -> None:
+        """Raises `SourceError`: the answer has a number that is no status."""
+        if not 200 <= (status := reply.response.status) <= 599:
             discard(reply.response)
-            raise self.client.failed(0, f"it answered {reply.response.status}, which is no status")
-        return reply
+            raise self.client.failed(0, f"it answered {status}, which is no status")
 
     def _failure_of(self, reply: Reply) -> SourceError | None:
         """What is wrong with the origin, if that is an answer of an origin that fails."""
@@ -226,6 +218,7 @@ class Origin:
             SourceError: it does not answer.
         """
         headers = {"user-agent": _AGENT} | ({} if method == "HEAD" else {"range": "bytes=0-0"})
-        reply = self._asked(method, self.name + path, headers)
+        reply = self.client.ask(method, parse(self.name + path, is_exact=True), headers)
+        self._require_status(reply)
         discard(reply.response)
         return self._failure_of(reply)

@@ -64,6 +64,12 @@ def names_inside(host: str) -> bool:
     return is_inside(host) or host == "localhost" or host.endswith(".localhost")
 
 
+def is_host_inside(host: str) -> bool:
+    """Whether a host has private addresses only. Blocks for looking them up."""
+    found = addresses_of(host)
+    return bool(found) and all(is_inside(each) for each in found)
+
+
 def addresses_of(host: str) -> list[str]:
     """The addresses of a host; empty if it cannot be looked up. Blocks for that."""
     try:

@@ -260,7 +260,7 @@ def _read(
 def _is_ranged(system: AbstractFileSystem, file: BinaryIO) -> bool:
     """Whether a file gives a part, not all of what comes after its beginning."""
     if _is_http(system):
-        return bool(getattr(file, "r", None) is not None and file.r.status == 206)  # type: ignore[attr-defined]
+        return bool(getattr(getattr(file, "r", None), "status", None) == 206)
     return isinstance(file, AbstractBufferedFile)
 
 

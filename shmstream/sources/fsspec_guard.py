@@ -30,6 +30,7 @@ from fsspec.core import split_protocol
 from shmstream.sources.addresses import (
     addresses_of,
     is_allowed_here,
+    is_host_inside,
     is_inside,
     names_inside,
     refusal,
@@ -133,15 +134,15 @@ async def _follow(_: aiohttp.ClientSession, context: SimpleNamespace, told: Any)
     location = headers.get("Location") or headers.get("URI") or ""
     there = urljoin(str(told.response.url), location)
     before, after = urlsplit(context.first), urlsplit(there)
-    if (after.scheme, after.netloc) == (before.scheme, before.netloc) or is_allowed_here():
+    loop = asyncio.get_running_loop()
+    if (
+        (after.scheme, after.netloc) == (before.scheme, before.netloc)
+        or is_allowed_here()
+        or await loop.run_in_executor(None, is_host_inside, before.hostname or "")
+    ):
         _guarded.set("")
         return
     host = after.hostname or ""
-    loop = asyncio.get_running_loop()
-    at_first = await loop.run_in_executor(None, addresses_of, before.hostname or "")
-    if at_first and all(is_inside(each) for each in at_first):
-        _guarded.set("")
-        return
     found = [host] if names_inside(host) else await loop.run_in_executor(None, addresses_of, host)
     for address in found:
         if names_inside(address):

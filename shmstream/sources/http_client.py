@@ -39,7 +39,7 @@ from urllib3 import exceptions
 from urllib3.util import Timeout, Url, make_headers, parse_url
 
 from shmstream.sources import http_guard
-from shmstream.sources.addresses import is_allowed_here
+from shmstream.sources.addresses import is_allowed_here, is_host_inside
 from shmstream.sources.http_coding import beginning, decoded
 from shmstream.sources.http_pool import Pool, TLSPool, Waiting
 from shmstream.sources.http_tls import TLS, USUAL_TLS
@@ -249,7 +249,7 @@ class Client:
         guarded = self._is_guarded or not (is_first or self._private_redirects)
         if guarded and is_allowed_here():
             guarded = False
-        if guarded and not self._is_guarded and http_guard.is_server_inside(first):
+        if guarded and not self._is_guarded and is_host_inside(first.host or ""):
             guarded = False
         if self._pool is not None:
             if guarded:

@@ -33,12 +33,6 @@ class InsideAddressError(exceptions.HTTPError, ValueError):
         super().__init__(refusal(host, address))
 
 
-def is_server_inside(url: Url) -> bool:
-    """Whether the server of `url` has private addresses only. Blocks for looking them up."""
-    found = addresses_of(url.host or "")
-    return bool(found) and all(is_inside(each) for each in found)
-
-
 def check_literal(url: Url) -> None:
     """Raises:
     InsideAddressError: the host in `url` is itself a private address, or localhost.

@@ -87,9 +87,9 @@ class Attempts:
     """Counts the tries to get one blob from `sources`, in this order.
 
     `name` is what errors call the blob. `others` is called when no source is left, and gives
-    further sources. `may_be_others` tells whether it does, or another process has some: then a
-    source that is silent is tried as if these were in the list. `is_wanted` tells whether somebody
-    reads. For one thread at a time.
+    further sources. `may_be_others` tells whether `others` gives any, or another process has some.
+    If so, a source that is silent is tried no more often than if these were in the list.
+    `is_wanted` tells whether somebody reads. For one thread at a time.
     """
 
     def __init__(

@@ -84,15 +84,13 @@ def check_source(source: object) -> None:
     if isinstance(source, list | tuple):
         if not source:
             raise ValueError("at least one source: this is an empty list")
-        if any(_is_one(item) for item in source):
-            for item in source:
-                if not _is_one(item):
-                    raise _no_source(item)
-        return
-    if not _is_one(source):
+        others = [item for item in source if not _is_one(item)]
+        if 0 < len(others) < len(source):  # else all are sources, or all are buffers of one
+            raise _no_source(others[0])
+    elif not _is_one(source):
         in_order(source, _A_SOURCE)
-    if not (_is_one(source) or _is_buffer(source) or isinstance(source, Iterable)):
-        raise _no_source(source)
+        if not (_is_buffer(source) or isinstance(source, Iterable)):
+            raise _no_source(source)
 
 
 def missing_modules(source: AnySource) -> set[str]:
@@ -214,7 +212,7 @@ def _is_function(source: object) -> TypeGuard[Callable[[], object]]:
 
 def _is_buffer(source: object) -> TypeGuard[Buffer]:
     try:
-        memoryview(source).release()  # type: ignore[arg-type]
+        memoryview(cast("Buffer", source)).release()
     except TypeError:
         return False
     return True
@@ -224,7 +222,7 @@ def _buffers_only(items: list[object] | tuple[object, ...]) -> Iterable[Buffer]:
     for item in items:
         if not _is_buffer(item):
             raise _no_source(item)
-    return items  # type: ignore[return-value]
+    return cast("Iterable[Buffer]", items)
 
 
 def _no_source(source: object) -> TypeError:

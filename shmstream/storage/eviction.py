@@ -1,11 +1,11 @@
 """Eviction keeps a store within its limit, and runs `gc` now and then.
 
 A thread of the process does both, and no flight waits for it: looking at 100,000 blobs takes half a
-second. A flight only tells how far it will come next, and its end. The thread looks a moment later,
-when a small blob is complete that need not share the interpreter with it. One look serves all
-flights that have told something since the last look. After the look the thread rests for three
-times as long as the look took, so that a store of many blobs does not spend a processor on looking.
-If no flight has told anything by then, the thread ends.
+second. A flight only tells how far it will come next, and its end. The thread looks a moment later.
+By then a small blob is complete, and its flight did not share the interpreter with the look. One
+look serves all flights that have told something since the last look. After the look the thread
+rests for three times as long as the look took, so that a store of many blobs does not spend a
+processor on looking. If no flight has told anything by then, the thread ends.
 
 In one case a flight waits: the disk has no space for the bytes that come next. Then the flight
 itself makes room first.

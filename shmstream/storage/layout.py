@@ -395,11 +395,8 @@ class Layout:
             StoreUnusable: the file system of the store is not mounted any more.
         """
         for path, kind in self.names(kinds):
-            try:
-                facts = os.lstat(path)
-            except FileNotFoundError:
-                continue
-            yield Entry(path, kind if stat.S_ISREG(facts.st_mode) else "foreign", facts)
+            if (entry := self.at(path, kind)) is not None:
+                yield entry
 
     def at(self, path: str, kind: str) -> Entry | None:
         """The file at `path`, whose name is of that kind, as it is now. None if there is none."""
@@ -445,15 +442,11 @@ class Layout:
         beside = [os.path.join(self.folder, each) for each in _BESIDE]
         folders = [each for each in beside if not os.path.islink(each)]
         while folders:
-            with (
-                suppress(FileNotFoundError, NotADirectoryError),
-                os.scandir(folders.pop()) as found,
-            ):
-                for each in found:
-                    if each.is_dir(follow_symlinks=False):
-                        folders.append(each.path)
-                    elif not each.is_file(follow_symlinks=False):
-                        yield each.path
+            for each in _listed(folders.pop()):
+                if each.is_dir(follow_symlinks=False):
+                    folders.append(each.path)
+                elif not each.is_file(follow_symlinks=False):
+                    yield each.path
 
     def _strangers(self, inner: str, known: Collection[str]) -> Iterator[str]:
         """What is in a folder of folders, beside the `known` ones."""
@@ -475,6 +468,15 @@ class Layout:
         """The complete blobs, the least recently used first."""
         found = [each for each in self.entries(("blob",)) if each.kind == "blob"]
         return sorted(found, key=lambda each: (each.facts.st_atime, each.path))
+
+
+def _listed(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing if there is no such folder."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def digest_at(path: str) -> str | None:

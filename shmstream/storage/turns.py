@@ -1,7 +1,8 @@
 """`Turns`: one process of the host at a time does something, such as asking an origin for a URL.
 
-A turn is a kernel lock on one byte of the store's mark, which the name of the deed decides. The
-kernel frees it when its process ends, so a question that dies with its process holds up nobody.
+A turn has a name, such as the URL. It is a kernel lock on one byte of the store's mark; the name
+decides which byte. The kernel frees the lock when its process ends, so a question that dies with
+its process holds up nobody.
 
     process A                                    process B
     1 takes the turn; asks

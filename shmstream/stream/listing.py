@@ -1,9 +1,9 @@
 """One listing of `/dev/shm`: the names of all that looks like a part of a stream.
 
-Other programs may have very many files there, and a listing costs as much as there is. So nothing
-lists it that happens in the course of a stream: names are derived from keys, or remembered in
-blocks. Only `sweep`, `check`, `gc` and what lists all streams do, and each listing
-serves segments and doorbells together.
+Other programs may have very many files there, and each of them makes a listing take longer. So no
+step in the life of a stream lists the folder: names are derived from keys, or remembered in blocks.
+Only `sweep`, `check`, `gc` and what shows all streams list it. Each listing serves segments and
+doorbells together.
 
 A listing is no picture of one moment. What is there from its beginning to its end is in it; what
 comes or goes meanwhile may be in it or not. So a doorbell may be in it without its stream, although
@@ -45,7 +45,7 @@ def listing() -> list[str]:
 
 
 def ours(prefix: str, among: Iterable[str] | None) -> Iterator[tuple[str, str, bool]]:
-    """Of all that this user has: path, name, and whether it is a file. The name begins so.
+    """What this user has whose name begins with `prefix`: its path, its name, whether it is a file.
 
     `among`: a listing that the caller has; else this lists the shared memory of the host.
     """

@@ -166,7 +166,7 @@ def _writer_of(destination: object) -> Callable[[bytes], int | None]:
         return destination.send
     if isinstance(destination, io.TextIOBase):
         raise TypeError("a blob is bytes: open the destination in binary mode")
-    write = getattr(destination, "write", None)
+    write: Callable[[bytes], int | None] | None = getattr(destination, "write", None)
     if not callable(write):
         raise TypeError(
             "a destination is a binary file object, a descriptor or a socket, not "
@@ -175,10 +175,10 @@ def _writer_of(destination: object) -> Callable[[bytes], int | None]:
     if isinstance(destination, io.RawIOBase):
 
         def write_raw(data: bytes) -> int | None:
-            taken: int | None = write(data)
+            taken = write(data)
             if taken is None:
                 raise ValueError("the destination is in non-blocking mode and takes no bytes now")
             return taken
 
         return write_raw
-    return write  # type: ignore[no-any-return]
+    return write

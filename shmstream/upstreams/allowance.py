@@ -117,15 +117,16 @@ class Allowance:
 
         None if nothing was told, or too long ago.
         """
-        note: Note | None = Note(self._own, time.monotonic() - self._when)
+        note = Note(self._own, time.monotonic() - self._when)
         if self._notes is not None:
-            note = self._notes.read(self._key)
+            note = self._notes.read(self._key) or Note("", 0.0)
         try:
-            count, limit, seconds, is_warned = json.loads("" if note is None else note.text)
+            count, limit, seconds, is_warned = json.loads(note.text)
         except (ValueError, TypeError):
             return None, False, 0.0
-        left, age = Left(count, limit, seconds), 0.0 if note is None else note.age
-        return (left, is_warned, age) if age < (seconds or _BELIEVED) else (None, False, 0.0)
+        if note.age >= (seconds or _BELIEVED):
+            return None, False, 0.0
+        return Left(count, limit, seconds), is_warned, note.age
 
     @property
     def left(self) -> Left | None:

@@ -32,6 +32,15 @@ class Probes:
     def __init__(self) -> None:
         self._places = threading.BoundedSemaphore(_AT_ONCE)
 
+    def problems(self, upstreams: Iterable[Probed]) -> list[str]:
+        """What is wrong with these upstreams, as the workers have last seen them. Reads files.
+
+        Those that have failed are asked again meanwhile, so that their problems can end.
+        """
+        found = {each: each.reach.problem for each in upstreams}
+        self.begin([each for each, problem in found.items() if problem is not None])
+        return [problem for problem in found.values() if problem is not None]
+
     def begin(self, failing: Iterable[Probed]) -> None:
         """Begin to ask these upstreams, as far as they are due. Does not block; reads files."""
         for each in sorted(failing, key=lambda each: each.reach.probed):

@@ -8,10 +8,9 @@ import pytest
 import urllib3
 
 from shmstream.errors import SourceError
-from shmstream.sources.addresses import is_inside
+from shmstream.sources.addresses import is_host_inside, is_inside
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_client import Client, parse
-from shmstream.sources.http_guard import is_server_inside
 from tests.support.feeds import BLOB, SIZE, read
 from tests.support.origin import Origin
 
@@ -30,9 +29,9 @@ PUBLIC = "http://8.8.8.8"  # the test's proxy answers for it: nothing is asked o
 def test_which_addresses_are_inside() -> None:
     assert [each for each in INSIDE if not is_inside(each)] == []
     assert [each for each in OUTSIDE if is_inside(each)] == []
-    assert is_server_inside(parse("http://127.0.0.1:5000/"))
-    assert is_server_inside(parse("http://[::1]/"))
-    assert not is_server_inside(parse("http://no-such-name.invalid/"))
+    assert is_host_inside("127.0.0.1")
+    assert is_host_inside("[::1]")
+    assert not is_host_inside("no-such-name.invalid")
 
 
 def redirects(origin: Origin, monkeypatch: pytest.MonkeyPatch, location: str) -> HTTPSource:

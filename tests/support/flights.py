@@ -78,11 +78,7 @@ def take(link: Link, folder: str, options: dict[str, Any], point: str = "", nth:
     if point:
         LEADER_POINTS[point](nth)
     link.say(os.getpid())
-    while True:
-        try:
-            key, source, hurry = link.hear()
-        except EOFError:
-            return
+    for key, source, hurry in link.hear_all():
         time.sleep(random.random() * hurry)  # a random start, not a synchronisation
         link.say(read_all(link, store, key, source))
 
@@ -147,11 +143,7 @@ def fetch(link: Link, folder: str, options: dict[str, Any]) -> None:
     _be_patient()
     store = make_store(folder, options)
     link.say(os.getpid())
-    while True:
-        try:
-            key, source = link.hear()
-        except EOFError:
-            return
+    for key, source in link.hear_all():
         try:
             path = store.fetch(key, source)
         except ShmstreamError as error:
@@ -164,11 +156,7 @@ def take_async(link: Link, folder: str, options: dict[str, Any]) -> None:
     """As `take`, in an event loop."""
     store = make_store(folder, options)
     link.say(os.getpid())
-    while True:
-        try:
-            key, source, _ = link.hear()
-        except EOFError:
-            return
+    for key, source, _ in link.hear_all():
         link.say(asyncio.run(_read_all(link, store, key, source)))
 
 
@@ -335,11 +323,7 @@ def take_and_note_listings(link: Link, folder: str, url: str) -> None:
     store.fetch(str(os.getpid()), url)
     claims._SWEEP_INTERVAL = 1e9
     link.say(os.getpid())
-    while True:
-        try:
-            key, source = link.hear()
-        except EOFError:
-            break
+    for key, source in link.hear_all():
         is_noting = True
         outcome = read_all(link, store, key, source)
         link.say({**outcome, "listed": listed})

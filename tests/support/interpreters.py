@@ -19,7 +19,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,6 +51,12 @@ class Link:
         if not line:
             raise EOFError("the test has gone")
         return json.loads(line)
+
+    def hear_all(self) -> Iterator[Any]:
+        """What the test says, one value after the other, until it has gone."""
+        with suppress(EOFError):
+            while True:
+                yield self.hear()
 
 
 class Interpreter:

@@ -10,11 +10,11 @@ How a request for a blob is answered:
 For a manifest by tag, `tags` first finds the digest of the tag. If the upstream has that digest no
 longer, the tag may mean another one by now, so it is asked once more. If the upstream gives the
 manifest by its tag only, the client gets it so. If the upstream cannot give it, the client gets the
-manifest that the tag had before. A manifest is read as a whole, because it
-tells its media type and its layers (`upstream/manifests`), and because a blob of that digest may be
-no manifest; `prefetch` may begin the flights of the layers. A manifest whose bytes have not the
-digest that names it (Docker's first kind, or one that the upstream makes for each client) is passed
-on, and not kept. Lists are asked for every time. Everything that blocks runs in a few threads
+manifest that the tag had before. A manifest is read as a whole, because it tells its media type and
+its layers (`upstream/manifests`), and because a blob of that digest may be no manifest; `prefetch`
+may begin the flights of the layers. A manifest whose bytes have not the digest that names it
+(Docker's first kind, or one that the upstream makes for each client) is passed on, and not kept.
+Lists are asked for every time. Everything that blocks runs in a few threads
 (`upstreams/singleflight`).
 """
 
@@ -103,13 +103,8 @@ class Registry:
         self._probes = Probes()
 
     def problems(self) -> list[str]:
-        """What is wrong with upstreams, as the workers have last seen them. Reads files.
-
-        Upstreams that have failed are asked again meanwhile, so that their problems can end.
-        """
-        found = {each: each.reach.problem for each in self._upstreams.told}
-        self._probes.begin([each for each, problem in found.items() if problem is not None])
-        return [problem for problem in found.values() if problem is not None]
+        """What is wrong with upstreams; see `Probes.problems`."""
+        return self._probes.problems(self._upstreams.told)
 
     def upstreams_that_are_well(self) -> dict[str, bool]:
         """By label, whether an upstream answers. Reads files, and asks again as `problems`."""
@@ -214,13 +209,14 @@ class Registry:
         return told_for_upstream(scope)
 
     async def _greet(self, scope: Scope) -> None:
-        """See who asks for /v2/, as clients do to find out whether to log in, or when they do.
+        """Check what a client tells of itself under /v2/, where clients ask whether to log in.
 
-        docker, podman and skopeo send what they have only if they are asked for it here. Whether it
-        is right, an upstream says if it can be only that one, and if it answers.
+        docker, podman and skopeo send credentials only if they are asked for them here. If they can
+        be for one upstream only, that upstream is asked whether they are right. If it does not
+        answer, they count as right here.
 
         Raises:
-            Refusal: the client has to tell who it is, or what it tells is not right.
+            Refusal: the client has to log in, or its credentials are not right.
         """
         if not self._upstreams.pass_on:
             if self._access is not None:

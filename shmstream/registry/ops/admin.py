@@ -73,8 +73,8 @@ class Operations:
     ) -> None:
         """`upstream_problems` returns the known problems of upstreams. It reads files.
 
-        `access`: who may see what clients pull; None: everybody. `status` knows no name then of
-        what an upstream gives to some clients only.
+        `access`: which clients may see what others pull; None: all. Then `status` does not tell the
+        name of anything that an upstream gives to some clients only.
         """
         self._access = access
         self._status = status

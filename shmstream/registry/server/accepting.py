@@ -1,8 +1,8 @@
 """`Server`: uvicorn, for one worker among several. Needs the extra `serve`.
 
-It takes its share of the connections (`acceptor`). At its end it takes those that wait, then closes
-its end of the listening socket, and turns away no client that has just come: uvicorn closes
-connections without a request as soon as it stops.
+With a `Share` it takes its share of the connections (`acceptor`). At its end it takes those that
+wait, then closes its end of the listening socket, and turns away no client that has just come:
+uvicorn closes connections without a request as soon as it stops.
 
 With a `Post` the supervisor accepts the connections and gives this worker its share, and keeps
 duplicates (`keeper`). Then this worker goes on with connections of workers that have ended, and if
@@ -52,8 +52,16 @@ def most_connections(settings: Settings) -> int:
 
 
 @dataclass
+class Share:
+    """How a worker takes its share of the connections by itself: at most `most` at one time."""
+
+    counts: Counts
+    most: int
+
+
+@dataclass
 class Post:
-    """How a worker reaches the keeper of the supervisor."""
+    """How a worker reaches the keeper of the supervisor, which gives it connections."""
 
     channel: Channel
     table: Table
@@ -94,21 +102,17 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         app: Served,
         listener: socket.socket,
-        counts: Counts,
-        most: int,
         grace: float,
-        post: Post | None = None,
+        share: Share | Post,
     ) -> None:
-        """`most`: connections that it takes. `grace`: seconds in which clients may finish when the
-        server stops. `post`: None if the supervisor keeps no connections.
+        """`grace`: seconds in which clients may finish when the server stops. `share`: how it gets
+        its connections.
         """
         super().__init__(config)
         self._app = app
         self._listener = listener
-        self._counts = counts
-        self._most = most
         self._grace = grace
-        self._post = post
+        self._share = share
         self._kept: Kept | None = None
         self._leaves = False  # another worker goes on with the connections
         self._has_shut = False  # uvicorn has told all connections that the server stops
@@ -122,9 +126,8 @@ class Server(uvicorn.Server):
             "server_state": self.server_state,
             "app_state": self.lifespan.state,
         }
-        if self._post is not None:
-            table, channel = self._post.table, self._post.channel
-            self._kept = Kept(table, channel, self._adopt, self._leave)
+        if isinstance(self._share, Post):
+            self._kept = Kept(self._share.table, self._share.channel, self._adopt, self._leave)
             self._kept.ready()
         else:
             self._acceptor = Acceptor(
@@ -132,8 +135,8 @@ class Server(uvicorn.Server):
                 partial(Protocol, **self._state),
                 self.config.ssl,
                 self.server_state.connections,
-                self._counts,
-                self._most,
+                self._share.counts,
+                self._share.most,
             )
 
     def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:

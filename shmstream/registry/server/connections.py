@@ -291,11 +291,6 @@ class Table:
         self._header.progress = time.monotonic_ns()
 
     @property
-    def has_begun(self) -> bool:
-        """Whether the worker has begun to serve."""
-        return self._header.progress != 0
-
-    @property
     def silence(self) -> float:
         """Seconds since the worker has told that it makes progress; 0 if it never has."""
         told = self._header.progress

@@ -11,9 +11,11 @@ connection of a dead worker is. No worker asks for it, because each message betw
 costs as much as a small response. But no connection may wait for a worker that is stuck:
 
     the keeper                                       of new connections, a stuck worker then has
-    1 gives a new connection to the worker with      `_UNANSWERED` new connections, at most, that
-      the fewest that it has not adopted yet; no     it has not adopted
-      worker has more than `_UNANSWERED` of these
+    1 gives a new connection to the worker that      `_UNANSWERED` at most that it has not
+      has the fewest not adopted yet; of several     adopted
+      such workers, to that with the fewest in
+      all; no worker has more than `_UNANSWERED`
+      that it has not adopted
     2 gives none to a worker without progress for    no further one
       `_SILENT` seconds
     3 takes back connections that such a worker      only the one that it had received and not
@@ -152,13 +154,13 @@ class Keeper:
         self._most = most
         self._most_each = most_each
         self._listener = listener
-        self._door = listener.fileno()
-        self._is_at_door = False  # the thread waits for new connections
+        self._listener_fd = listener.fileno()
+        self._is_accepting = False  # the thread waits for new connections
         self._shut_until = 0.0  # on the monotonic clock; none is accepted before
         listener.setblocking(False)
         self._lock = threading.Lock()  # guards all below
         self._stations: dict[int, _Station] = {}  # by the number of the worker
-        self._by_descriptor: dict[int, _Station] = {}
+        self._by_descriptor: dict[int, _Station] = {}  # the same, by the descriptor of the channel
         self._homeless: list[_Client] = []
         self._tries_at = 0.0  # on the monotonic clock; when workers are asked again
         self._serials = count(1)
@@ -255,7 +257,7 @@ class Keeper:
         """
         with self._lock:
             self._is_over = True
-            self._wait_at_door(False)
+            self._set_accepting(False)
             for client in self._homeless:
                 client.connection.close()
             self._homeless.clear()
@@ -285,31 +287,32 @@ class Keeper:
             return None
         free = [
             each
-            for each in self._by_descriptor.values()
+            for each in self._stations.values()
             if len(each.coming) < _UNANSWERED and each.load < self._most_each
             if each.is_awake and now >= each.shut_until
         ]
         return min(free, key=lambda each: (len(each.coming), each.load), default=None)
 
-    def _wait_at_door(self, wanted: bool) -> None:
-        if wanted != self._is_at_door:
-            self._is_at_door = wanted
+    def _set_accepting(self, wanted: bool) -> None:
+        """Have the thread woken by new connections, or not."""
+        if wanted != self._is_accepting:
+            self._is_accepting = wanted
             if wanted:
-                self._epoll.register(self._door, select.EPOLLIN)
+                self._epoll.register(self._listener_fd, select.EPOLLIN)
             else:
-                self._epoll.unregister(self._door)
+                self._epoll.unregister(self._listener_fd)
 
     def _accept(self) -> None:
         """Give a new connection to a worker, if there is one that may have it."""
         if (station := self._taker()) is None:
-            self._wait_at_door(False)
+            self._set_accepting(False)
             return
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, ConnectionError):  # its client has left
             pass
         except OSError as error:
-            self._wait_at_door(False)
+            self._set_accepting(False)
             if error.errno in NO_LISTENER:
                 self._shut_until = float("inf")
             else:
@@ -319,8 +322,8 @@ class Keeper:
             self._give(station, _Client(connection))
 
     def _dismiss(self, station: _Station) -> None:
-        if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
-            self._epoll.unregister(station.channel.fileno())
+        del self._by_descriptor[station.channel.fileno()]
+        self._epoll.unregister(station.channel.fileno())
         station.channel.close()
         station.other.close()
         station.table.close()
@@ -366,19 +369,18 @@ class Keeper:
         self._wait_for(station)
 
     def _wait_for(self, station: _Station) -> None:
-        descriptor, is_full = station.channel.fileno(), station.channel.is_waiting
-        if is_full != station.is_full and descriptor in self._by_descriptor:
+        if (is_full := station.channel.is_waiting) != station.is_full:
             station.is_full = is_full
-            self._epoll.modify(descriptor, select.EPOLLIN | (select.EPOLLOUT if is_full else 0))
+            events = select.EPOLLIN | (select.EPOLLOUT if is_full else 0)
+            self._epoll.modify(station.channel.fileno(), events)
 
     def _listen(self, station: _Station) -> None:
-        """Do what the worker has said until now."""
-        try:
-            while (message := station.channel.receive()) is not None:
-                self._hear(station, message)
-        except EOFError:
-            if self._by_descriptor.pop(station.channel.fileno(), None) is not None:
-                self._epoll.unregister(station.channel.fileno())
+        """Do what the worker has said until now.
+
+        The channel never ends before `_dismiss`, because the keeper has its other end, too.
+        """
+        while (message := station.channel.receive()) is not None:
+            self._hear(station, message)
 
     def _hear(self, station: _Station, message: Message) -> None:
         sent = (
@@ -461,18 +463,18 @@ class Keeper:
 
         Not when the server stops: nobody else gets them then, and the worker may still go on.
         """
-        stations = [] if self._is_over else [*self._by_descriptor.values()]
-        if any(each.is_awake for each in stations):
-            for station in stations:
-                if station.coming and station.table.silence >= _SILENT:
-                    self._take_back(station)
+        stations = self._stations.values()
+        stuck = [each for each in stations if each.coming and each.table.silence >= _SILENT]
+        if stuck and not self._is_over and any(each.is_awake for each in stations):
+            for station in stuck:
+                self._take_back(station)
 
     # The thread.
 
     def _attend(self, descriptor: int) -> None:
         if descriptor == self._alarm:
             os.eventfd_read(self._alarm)
-        elif descriptor == self._door:
+        elif descriptor == self._listener_fd:
             self._accept()
         elif (station := self._by_descriptor.get(descriptor)) is not None:
             self._listen(station)
@@ -488,8 +490,8 @@ class Keeper:
     def _look_around(self) -> None:
         self._look_after_homeless()
         self._relieve()
-        if not self._is_at_door and self._taker() is not None:
-            self._wait_at_door(True)
+        if not self._is_accepting and self._taker() is not None:
+            self._set_accepting(True)
 
     def _look_after_homeless(self) -> None:
         """Close the connections that have waited too long; try the others once a second."""
@@ -506,7 +508,7 @@ class Keeper:
 
     def _run(self) -> None:
         while not self._has_ended:
-            all_is_well = (self._is_at_door or self._is_over) and not (
+            all_is_well = (self._is_accepting or self._is_over) and not (
                 self._homeless or any(each.coming for each in [*self._stations.values()])
             )
             ready = self._epoll.poll(None if all_is_well else _LOOK)

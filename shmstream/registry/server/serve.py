@@ -36,7 +36,7 @@ _NEEDED = (
     "uvicorn", "uvloop", "httptools", "prometheus_client", "urllib3", "pydantic_settings",
     "pythonjsonlogger", "tomli_w",
 )  # fmt: skip
-_BACKLOG = 2048  # connections that wait for a worker to take them
+_BACKLOG = 2048  # connections that wait to be accepted
 _FOLDER = "shmstream-serve-"
 _FIXED = (
     "store", "listen", "workers", "grace", "keep", "stuck_after", "max_connections", "shared_group",
@@ -60,8 +60,8 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
     `tell` is called with lines for the person who started the server, unless the log is JSON: then
-    they are in the log. `module` is run as a program
-    to be a worker. `reread` reads the settings anew at SIGHUP, and raises `BadSetting`.
+    they are in the log. `module` is run as a program to be a worker. `reread` reads the settings
+    anew at SIGHUP, and raises `BadSetting`.
 
     Raises:
         ImportError: the extra `serve` is not installed.
@@ -238,7 +238,7 @@ def _raise_limits(settings: Settings) -> None:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The socket that all workers accept connections from.
+    """The listening socket. The keeper accepts the connections; without one, all workers do.
 
     Raises:
         BadSetting: this process cannot listen on that address.

@@ -21,10 +21,11 @@ All processes have the same listening socket, so closing it in one of them ends 
 ends it for all, and resets the connections that were not accepted yet. So the parent waits until
 there are none, which takes moments unless the workers are stuck:
 
-    parent                                        workers
-    1 a connection waits: look again soon         take it
-    2 none waits: shut the socket down            find that it listens no more, and leave it
-    3 SIGTERM to all                              let their clients finish
+    parent                                        the keeper; without one, the workers
+    1 a connection waits: look again soon         accepts it
+    2 none waits: shut the socket down            accepts no more
+                                                  the workers
+    3 SIGTERM to all workers                      let their clients finish
 
 A worker has a number, which no other worker has at the same time. Its metrics have the same number.
 """
@@ -53,7 +54,7 @@ _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
 _LONGEST_START = 20.0  # s; at SIGHUP, workers that are replaced wait so long for the new ones
-_LAST_CONNECTIONS = 1.0  # s; in which the workers take the connections that have come
+_LAST_CONNECTIONS = 1.0  # s; in which the connections that have come are accepted
 
 _log = logging.getLogger("shmstream")
 
@@ -275,7 +276,7 @@ class Workers:
             worker.stop(self._patience)
 
     def _end_listening(self) -> None:
-        """Refuse new clients from now on. Waits a moment for those that no worker has taken yet."""
+        """Refuse new clients from now on. Waits a moment for those that are not accepted yet."""
         deadline = time.monotonic() + _LAST_CONNECTIONS
         waiting = select.poll()
         waiting.register(self._listener, select.POLLIN)

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from shmstream.system.descriptors import make_room
 from shmstream.system.threads import Call
 
 if TYPE_CHECKING:
-    from shmstream.registry.server.accepting import Served
+    from shmstream.registry.server.accepting import Post, Served, Share
 
 CANNOT_START = 3
 """Exit code: start-up failed and was logged; restarting would fail the same way."""
@@ -54,9 +54,8 @@ def main(make: Callable[[Settings], Served] | None = None) -> None:
     level = os.environ.get("SHMSTREAM_LOG_LEVEL", "WARNING")
     log_to_stderr(f"worker {os.getpid()} ", level, as_json=settings.log_format == "json")
     Call(partial(_end_with_parent, settings.grace), "shmstream-parent").start()
-    counts = Counts(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS), int(number))
     with socket.socket(fileno=int(listener)) as connections:
-        code = _serve(make, settings, connections, counts, *map(int, post))
+        code = _serve(make, settings, connections, int(number), [*map(int, post)])
     logging.shutdown()
     os._exit(code)  # does not wait for a thread that waits for a disk or an upstream
 
@@ -71,12 +70,11 @@ def _serve(
     make: Callable[[Settings], Served] | None,
     settings: Settings,
     listener: socket.socket,
-    counts: Counts,
-    channel: int = -1,
-    table: int = -1,
+    number: int,
+    post: Sequence[int],
 ) -> int:
     """Serve until a signal; the exit code."""
-    from shmstream.registry.server.accepting import Post, Server, configuration, most_connections
+    from shmstream.registry.server.accepting import Server, configuration
 
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of pools that are full
@@ -88,20 +86,26 @@ def _serve(
         _log.error("%s", error)
         return CANNOT_START
     gc.freeze()  # the objects so far stay for good; collections need not visit them
-    post = None
-    if channel >= 0:
-        end = socket.socket(fileno=channel)
-        if (attached := Table.attach(table)) is not None:
-            post = Post(Channel(end), attached)
-        else:  # the supervisor is of another version
-            end.close()
-    most = most_connections(settings)
-    server = Server(config, app, listener, counts, most, settings.grace, post)
+    server = Server(config, app, listener, settings.grace, _share(settings, number, post))
     # At its end uvicorn restores this handler and raises the signal again, which does nothing then.
     signal.signal(signal.SIGTERM, server.handle_exit)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent blocked them, to wait for them
     server.run(sockets=[listener])
     return 0
+
+
+def _share(settings: Settings, number: int, post: Sequence[int]) -> Share | Post:
+    """How this worker gets its connections. `post` has the descriptors of a keeper, if any."""
+    from shmstream.registry.server.accepting import Post, Share, most_connections
+
+    if post:
+        channel, table = post
+        end = socket.socket(fileno=channel)
+        if (attached := Table.attach(table)) is not None:
+            return Post(Channel(end), attached)
+        end.close()  # the supervisor is of another version
+    path = os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], CONNECTIONS)
+    return Share(Counts(path, number), most_connections(settings))
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -162,7 +162,7 @@ def test_a_new_connection_goes_to_the_worker_with_the_fewest(keeper: Keeper, hir
         assert second.adopt().payload == b""
         wait_until(lambda: keeper.kept == 2)
         keeper._listener.shutdown(socket.SHUT_RDWR)
-        wait_until(lambda: not keeper._is_at_door)
+        wait_until(lambda: not keeper._is_accepting)
         assert not is_closed(one)
         assert not is_closed(other)
 
@@ -172,7 +172,7 @@ def test_a_worker_that_answers_nothing_gets_few() -> None:
     with running(records=16, most=16) as keeper:
         stuck, awake = Worker(keeper, 0), Worker(keeper, 1)
         clients = [arrive(keeper) for _ in range(10)]
-        wait_until(lambda: not keeper._is_at_door)
+        wait_until(lambda: not keeper._is_accepting)
         assert keeper.kept == 8, "two are not accepted"
         assert len(keeper._stations[stuck.number].coming) == room._UNANSWERED == 4
         for index in range(6):
@@ -196,7 +196,7 @@ def test_a_silent_worker_gets_none(keeper: Keeper, hire: Hire) -> None:
         awake.adopt(index)
     awake.table._header.progress = 1
     clients.append(arrive(keeper))
-    wait_until(lambda: not keeper._is_at_door)
+    wait_until(lambda: not keeper._is_accepting)
     assert keeper.kept == 2
     silent.table.beat()
     silent.adopt()
@@ -268,7 +268,7 @@ def test_a_worker_has_only_so_many() -> None:
         clients = [arrive(keeper) for _ in range(3)]
         worker.adopt(0)
         worker.adopt(1)
-        wait_until(lambda: not keeper._is_at_door)
+        wait_until(lambda: not keeper._is_accepting)
         wait_until(lambda: keeper.kept == 1)  # the other one counts, although it has no duplicate
         assert worker.channel.receive() is None
         worker.close_of(0, 1)
