@@ -6,5 +6,6 @@ health         whether an upstream answers, as this process has seen it
 probes         upstreams that have failed are asked again
 notes          small files that all workers share, and may lose
 allowance      how many more requests an upstream allows, as it tells itself
+counts         what is counted of each upstream
 pace           so many bytes a second, or requests, of all workers together
 """
