@@ -29,6 +29,7 @@ from shmstream.sources.http_client import (
     discard,
     parse,
 )
+from shmstream.upstreams import request_id
 from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.health import Reach, is_refusal
 from shmstream.upstreams.notes import Notes
@@ -47,9 +48,10 @@ _NOT_ASKED = _OF_A_CONNECTION | {
     "accept-encoding", "cache-control", "content-length", "expect", "forwarded", "host", "if-match",
     "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "pragma", "range",
     "x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-host",
-    "x-original-url", "x-rewrite-url",
+    "x-original-url", "x-request-id", "x-rewrite-url",
 }  # fmt: skip
-"""Of a client; the last ones have some servers answer another question than the URL asks."""
+"""Of a client. The last ones have some servers answer another question than the URL asks. The id of
+the request is sent in any case (`upstreams/request_id`)."""
 _NOT_TOLD = _OF_A_CONNECTION | {"content-length", "alt-svc", "x-sendfile", "x-lighttpd-send-file"}
 _OF_A_PROXY = "x-accel-"  # fields with which a server has nginx, in front, send a file of its own
 _PERSONAL = frozenset(("authorization", "cookie"))
@@ -189,7 +191,7 @@ class Origin:
         *,
         stays: bool = False,
     ) -> Reply:
-        asked = parse(url, is_exact=True)
+        asked, headers = parse(url, is_exact=True), {**headers, **request_id.told()}
         reply = self.client.ask(method, asked, headers, body=body, stays=stays)
         if not 200 <= reply.response.status <= 599:
             discard(reply.response)
@@ -302,6 +304,7 @@ class OriginSource(HTTPSource):
             netrc=False,
             named_by=origin.name,
         )
+        self._headers |= request_id.told()  # which is no part of its identity
         self._origin = origin
         self._key = key
 

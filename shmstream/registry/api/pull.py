@@ -41,7 +41,6 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight.async_blob import AsyncBlob
-from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
 from shmstream.registry.upstream import manifests
@@ -104,7 +103,7 @@ class Shared:
         together = self._together.get(upstream)
         if together is None:
             together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
-        return await together.ask((repository.key, *what), request_id.carrying(call))
+        return await together.ask((repository.key, *what), call)
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""

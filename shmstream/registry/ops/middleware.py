@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 from shmstream.asgi.messages import ZERO_COPY, BrokenOff, Message, Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
-from shmstream.registry import request_id
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.names import Names
+from shmstream.upstreams import request_id
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
