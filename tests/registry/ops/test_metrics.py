@@ -134,7 +134,9 @@ def test_mirrors_are_told_apart(
         )(asked)
 
     quirks.script = script
-    tables = [{"path": f"/{name}", "kind": "http", "url": f"{quirks.url}/{name}"} for name in "ab"]
+    tables: list[dict[str, object]] = [
+        {"path": f"/{name}", "kind": "http", "url": f"{quirks.url}/{name}"} for name in "ab"
+    ]
     mirrored = Mirrored(tmp_path, *tables, workers=2)
     metric = mirrored.serving.metric
     for path in ("/a/kept", "/a/kept", "/b/not-kept", "/b/not-kept", "/b/not-kept"):
