@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from http.client import IncompleteRead
 from pathlib import Path
 
@@ -137,29 +138,27 @@ def test_mirrors_are_told_apart(
     tables: list[dict[str, object]] = [
         {"path": f"/{name}", "kind": "http", "url": f"{quirks.url}/{name}"} for name in "ab"
     ]
-    mirrored = Mirrored(tmp_path, *tables, workers=2)
-    metric = mirrored.serving.metric
-    for path in ("/a/kept", "/a/kept", "/b/not-kept", "/b/not-kept", "/b/not-kept"):
-        assert mirrored.ask(path).body == body
-    assert [mirrored.ask(path).status for path in ("/b/none", "/b/away")] == [404, 503]
-    wait_until(lambda: metric("shmstream_requests_total", route="http") == 7)
-    size = len(body)
-    for name, labels, value in [
-        ("shmstream_requests_total", {"upstream": "/a", "cache": "miss"}, 1),
-        ("shmstream_requests_total", {"upstream": "/a", "cache": "hit"}, 1),
-        ("shmstream_requests_total", {"upstream": "/b", "status": "200"}, 3),
-        ("shmstream_requests_total", {"upstream": "/b", "status": "503"}, 1),
-        ("shmstream_served_bytes_total", {"upstream": "/a"}, 2 * size),
-        ("shmstream_upstream_bytes_total", {"upstream": "/a"}, size),
-        ("shmstream_upstream_bytes_total", {"upstream": "/b"}, 3 * size),
-        ("shmstream_upstream_bytes_total", {"upstream": ""}, 0),
-        ("shmstream_saved_bytes", {}, size),
-        ("shmstream_upstream_requests_total", {"upstream": "/a", "outcome": "answered"}, 1),
-        ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "answered"}, 3),
-        ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "refused"}, 1),
-        ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "failed"}, 1),
-        ("shmstream_upstream_up", {"upstream": "/a"}, 1),
-        ("shmstream_upstream_up", {"upstream": "/b"}, 0),
-    ]:
-        assert metric(name, **labels) == value, (name, labels)
-    mirrored.close()
+    with closing(Mirrored(tmp_path, *tables, workers=2)) as mirrored:
+        for path in ("/a/kept", "/a/kept", "/b/not-kept", "/b/not-kept", "/b/not-kept"):
+            assert mirrored.ask(path).body == body
+        assert [mirrored.ask(path).status for path in ("/b/none", "/b/away")] == [404, 503]
+        metric, size = mirrored.serving.metric, len(body)
+        wait_until(lambda: metric("shmstream_requests_total", route="http") == 7)
+        for name, labels, value in [
+            ("shmstream_requests_total", {"upstream": "/a", "cache": "miss"}, 1),
+            ("shmstream_requests_total", {"upstream": "/a", "cache": "hit"}, 1),
+            ("shmstream_requests_total", {"upstream": "/b", "status": "200"}, 3),
+            ("shmstream_requests_total", {"upstream": "/b", "status": "503"}, 1),
+            ("shmstream_served_bytes_total", {"upstream": "/a"}, 2 * size),
+            ("shmstream_upstream_bytes_total", {"upstream": "/a"}, size),
+            ("shmstream_upstream_bytes_total", {"upstream": "/b"}, 3 * size),
+            ("shmstream_upstream_bytes_total", {"upstream": ""}, 0),
+            ("shmstream_saved_bytes", {}, size),
+            ("shmstream_upstream_requests_total", {"upstream": "/a", "outcome": "answered"}, 1),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "answered"}, 3),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "refused"}, 1),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "failed"}, 1),
+            ("shmstream_upstream_up", {"upstream": "/a"}, 1),
+            ("shmstream_upstream_up", {"upstream": "/b"}, 0),
+        ]:
+            assert metric(name, **labels) == value, (name, labels)
