@@ -59,10 +59,10 @@ class Application:
             on_event=metrics.flew,
         )
         self.registry: Registry = Registry(settings, store, self._access, metrics)
-        self._housekeeper = Housekeeper(settings, store)
+        self._housekeeper = Housekeeper(settings, store, metrics)
         self._catalogue = None
         if settings.admins and self._access is not None:
-            self._catalogue = Catalogue(settings, store, self._access)
+            self._catalogue = Catalogue(settings, store, self._access, metrics)
         self.mirrors: Mirrors = Mirrors(
             settings.mirrors,
             store,
