@@ -426,7 +426,10 @@ def serve(
             return
         good = run(settings, say, reread=read)
     except BadSetting as error:
-        raise click.ClickException(error.told.removesuffix(".")) from error
+        from shmstream.registry import configuration
+
+        told = configuration.placed(error.mistakes, table, config).told
+        raise click.ClickException(told.removesuffix(".")) from error
     ctx.exit(0 if good else 1)
 
 

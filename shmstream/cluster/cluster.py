@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 _ADDRESS = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/@]+)):(\d{1,5})", re.ASCII)
 _ANY = re.compile(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]\s/@]*)):(\d{1,5})", re.ASCII)
 _SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class NotValid(ValueError):
+    """What is not valid of a cluster: `mistakes` has pairs of a setting and what is wrong."""
+
+    def __init__(self, mistakes: Sequence[tuple[str, str]]) -> None:
+        super().__init__(mistakes)
+        self.mistakes: Sequence[tuple[str, str]] = mistakes
+
+    def __str__(self) -> str:
+        return "; ".join(f"{key} {reason}" for key, reason in self.mistakes)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,23 +71,33 @@ class Cluster:
 
     def __post_init__(self) -> None:
         """Raises `ValueError`."""
+        if found := list(self._mistakes()):
+            raise NotValid(found)
+
+    def _mistakes(self) -> Iterator[tuple[str, str]]:
+        """Each setting that is not valid, and what is wrong with it."""
         if not self.url.startswith(_SCHEMES):
-            known = ", ".join(_SCHEMES)
-            raise ValueError(f"the url of a cluster begins with one of {known}: {self._shown}")
-        check_secret(self.secret)
-        if self.advertise is not None:
-            _parse(_ADDRESS, self.advertise, "advertise")
-        if self.listen is not None:
-            _parse(_ANY, self.listen, "listen")
-            if self.advertise is None:
-                raise ValueError("listen goes with advertise: the address that other nodes know")
+            yield "url", f"begins with one of {', '.join(_SCHEMES)}, unlike {self._shown}"
+        try:
+            check_secret(self.secret)
+        except ValueError as error:
+            yield "secret", str(error)
+        for name, form in (("advertise", _ADDRESS), ("listen", _ANY)):
+            if (text := getattr(self, name)) is not None and _parsed(form, text) is None:
+                yield name, f"is HOST:PORT or [IPv6]:PORT, not {text[:200]!r}"
+        if self.listen is not None and self.advertise is None:
+            yield "listen", "goes with advertise: the address that other nodes know"
         for name, least in (("fan", 1), ("max_peers", 1), ("lease", 0.5)):
             if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is at least {least}, not {getattr(self, name)}")
-        if self.certfile is None and (self.keyfile or self.cafile):
-            raise ValueError("keyfile and cafile go with certfile")
+                yield name, f"is at least {least}, not {getattr(self, name)}"
+        yield from self._mistakes_of_tls()
+
+    def _mistakes_of_tls(self) -> Iterator[tuple[str, str]]:
+        for name in ("keyfile", "cafile"):
+            if self.certfile is None and getattr(self, name):
+                yield name, "goes with certfile"
         if self.certfile is not None and self.cafile is None:
-            raise ValueError("certfile goes with cafile: nodes check each other's certificates")
+            yield "certfile", "goes with cafile: nodes check each other's certificates"
 
     @property
     def _shown(self) -> str:
@@ -87,8 +109,8 @@ class Cluster:
         if self.advertise is None:
             return None
         if self.listen is not None:
-            return _parse(_ANY, self.listen, "listen")
-        return _parse(_ADDRESS, self.advertise, "advertise")
+            return _parsed(_ANY, self.listen)
+        return _parsed(_ADDRESS, self.advertise)
 
     def contexts(self) -> tuple[ssl.SSLContext, ssl.SSLContext] | None:
         """For TLS as a server, and as a client; None for none.
@@ -113,8 +135,9 @@ class Cluster:
         return f"<Cluster {self._shown} as {self.advertise or 'a consumer'}>"
 
 
-def _parse(form: re.Pattern[str], text: str, name: str) -> tuple[str, int]:
+def _parsed(form: re.Pattern[str], text: str) -> tuple[str, int] | None:
+    """Host and port; None if the text has another form."""
     found = form.fullmatch(text)
     if found is None or not 0 < int(found[3]) <= 65535:
-        raise ValueError(f"{name} is HOST:PORT or [IPv6]:PORT, not {text[:200]!r}")
+        return None
     return found[1] or found[2] or "", int(found[3])

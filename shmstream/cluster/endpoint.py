@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from shmstream.cluster.peer import has_tls_failed
 from shmstream.cluster.signing import Guard
 from shmstream.errors import BlobNotFound, ShmstreamError, WriterStalled, escaped
 from shmstream.flight.blob import Blob
@@ -207,7 +208,7 @@ class Endpoint:
             connection.settimeout(_HEAD_TIME)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._context is not None:
-                talk = self._context.wrap_socket(connection, server_side=True)
+                talk = self._wrapped(connection, str(peer[0]), self._context)
                 with self._lock:
                     self._connections.add(talk)
             self._answer(talk, str(peer[0]))
@@ -220,6 +221,15 @@ class Endpoint:
         finally:
             self._forget(talk)
             self._forget(connection)
+
+    @staticmethod
+    def _wrapped(connection: socket.socket, peer: str, context: ssl.SSLContext) -> socket.socket:
+        try:
+            return context.wrap_socket(connection, server_side=True)
+        except OSError as error:
+            if has_tls_failed(error):
+                _log.warning("a connection of %s was refused: TLS with it fails: %s", peer, error)
+            raise
 
     def _answer(self, talk: socket.socket, peer: str) -> None:
         head = _read_head(talk)

@@ -42,7 +42,7 @@ def spreads(url: str, password: str | None = None) -> list[Spread]:
     from shmstream.cluster.directory import load_redis
 
     redis = load_redis()
-    options = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+    options = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE, "protocol": 2}
     try:
         with redis.Redis.from_url(
             url, password=password, decode_responses=True, **options
@@ -50,6 +50,9 @@ def spreads(url: str, password: str | None = None) -> list[Spread]:
             names = client.scan_iter(match=scripts.name_of("*", "*"), count=1000)
             keys = {each.removeprefix(scripts.PREFIX).partition("}")[0] for each in names}
             return [each for key in sorted(keys) if (each := _of(client, key)) is not None]
+    except redis.AuthenticationError as error:
+        told = f"Redis wants its password, as in --password-file: {error}"
+        raise ConnectionError(told) from error
     except redis.RedisError as error:
         raise ConnectionError(f"the directory of the cluster does not answer: {error}") from error
 

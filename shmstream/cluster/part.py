@@ -344,7 +344,7 @@ class Part:
             try:
                 feed = self._node.asker.ask(peer, self.key, offset, whole=is_whole)
             except NoPeer as error:
-                self._note_trouble(peer, error.trouble, is_whole=is_whole)
+                self._note_trouble(peer, error, is_whole=is_whole)
                 if error.trouble is Trouble.BUSY:
                     busy.append(each)
                 if error.trouble is Trouble.WAITING and peer == decision.peers[0]:
@@ -419,7 +419,8 @@ class Part:
         if is_whole:
             self._whole.add(peer)
 
-    def _note_trouble(self, peer: str, trouble: Trouble, *, is_whole: bool) -> None:
+    def _note_trouble(self, peer: str, error: NoPeer, *, is_whole: bool) -> None:
+        trouble = error.trouble
         if trouble is not Trouble.WAITING and peer in self._waiting:
             self._waiting.remove(peer)
         if trouble is Trouble.WAITING:
@@ -433,8 +434,9 @@ class Part:
             self._avoid.add(peer)  # unless it has the blob by now: else we would be told to lead
         elif trouble is not Trouble.BUSY:  # if all were avoided, we would be told to lead
             self._avoid.add(f"+{peer}")
-        level = logging.WARNING if trouble is Trouble.REFUSED_US else logging.DEBUG
-        _log.log(level, "%s: peer %s: %s", self.key, peer, trouble)
+        is_strange = trouble in (Trouble.REFUSED_US, Trouble.UNTRUSTED)
+        level = logging.WARNING if is_strange else logging.DEBUG
+        _log.log(level, "%s: peer %s: %s", self.key, peer, error)
 
     # The end.
 

@@ -8,6 +8,7 @@ What a peer answers, and what follows (`part` decides):
     503           it gives to too many peers already                   BUSY
     403           it does not know us: another secret, another clock   REFUSED_US
     no answer     in time: stopped, cut off, or busy                   SILENT
+    no TLS        one of us does not trust the other's certificate     UNTRUSTED
     no connection                                                      DEAD
 
 A peer that breaks off in the middle raises `AskAgain`, which is no failure of the source.
@@ -50,6 +51,7 @@ class Trouble(StrEnum):
     WAITING = "it has no more bytes yet"
     BUSY = "it gives to too many peers already"
     REFUSED_US = "it refuses us: are the secret and the clocks the same?"
+    UNTRUSTED = "TLS with it fails"
     SILENT = "it does not answer"
     DEAD = "it cannot be reached"
 
@@ -63,8 +65,8 @@ _STATUSES = {
 class NoPeer(Exception):
     """A peer gives nothing now."""
 
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(str(trouble))
+    def __init__(self, trouble: Trouble, why: str = "") -> None:
+        super().__init__(f"{trouble}: {why}" if why else str(trouble))
         self.trouble: Trouble = trouble
 
 
@@ -96,7 +98,7 @@ class Asker:
             NoPeer: it gives nothing now.
         """
         from shmstream.sources.http_body import Body
-        from shmstream.sources.http_client import Client, Patience, discard, parse
+        from shmstream.sources.http_client import Client, Patience, discard, parse, root_of
 
         if not _ADDRESS.fullmatch(peer):
             raise NoPeer(Trouble.DEAD)  # another program writes to the directory
@@ -111,6 +113,8 @@ class Asker:
         try:
             reply = client.ask("GET", parse(f"{scheme}://{peer}{path}"), headers, offset=offset)
         except SourceError as error:
+            if self.context is not None and has_tls_failed(cause := root_of(error)):
+                raise NoPeer(Trouble.UNTRUSTED, str(cause)) from error
             is_dead = error.kind is FailureKind.UNREACHABLE
             raise NoPeer(Trouble.DEAD if is_dead else Trouble.SILENT) from error
         response = reply.response
@@ -125,6 +129,14 @@ class Asker:
         by_kernel = body if body.length == size - offset else None
         validator = told.get("shmstream-validator")
         return Feed(data, offset, size, validator, told.get("content-type"), body.close, by_kernel)
+
+
+def has_tls_failed(error: BaseException) -> bool:
+    """Whether the two sides do not agree on TLS; a connection that has ended is another thing."""
+    import ssl
+
+    has_ended = isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    return isinstance(error, ssl.SSLError) and not has_ended
 
 
 def _size(status: int, span: str | None, length: str | None, offset: int) -> int | None:

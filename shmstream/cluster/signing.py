@@ -47,7 +47,7 @@ def check_secret(secret: str | bytes) -> bytes:
     """
     key = secret.encode() if isinstance(secret, str) else bytes(secret)
     if len(key) < _LEAST:
-        raise ValueError(f"the secret of a cluster has at least {_LEAST} bytes, not {len(key)}")
+        raise ValueError(f"has at least {_LEAST} bytes, not {len(key)}")
     return key
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from shmstream.mirror.origin import Origin
+from shmstream.mirror.origin import Origin, OriginSource
 from shmstream.sources.base import Description, Feed, checked, public
-from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_body import Body
 from shmstream.sources.http_client import Reply, discard
 
@@ -21,18 +20,21 @@ class AnswerSource:
     """The content of `url`; see `Source`. `close` drops the answer that was not used."""
 
     def __init__(
-        self, origin: Origin, url: str, headers: Mapping[str, str], reply: Reply | None = None
+        self,
+        origin: Origin,
+        key: str,
+        url: str,
+        headers: Mapping[str, str],
+        reply: Reply | None = None,
     ) -> None:
-        """`headers` go to the origin. `reply`: the answer that is there; its status is 200."""
+        """`key`: of the flight that it is for. `headers` go to the origin.
+
+        `reply`: the answer that is there; its status is 200.
+        """
         self._origin = origin
-        self._later = HTTPSource(
-            url,
-            headers={name: value for name, value in headers.items() if name != "accept-encoding"},
-            timeout=(10.0, origin.bounds.silence),
-            first_byte=origin.bounds.first_byte,
-            netrc=False,
-            named_by=origin.name,
-        )
+        self._key = key
+        plain = {name: value for name, value in headers.items() if name != "accept-encoding"}
+        self._later = OriginSource(origin, key, url, plain)
         self._lock = threading.Lock()
         self._reply = reply
         self.name: str = public(url)
@@ -71,6 +73,7 @@ class AnswerSource:
         client = self._origin.client
         body = Body(response, 0, client.patience.silence, client.explain)
         data = checked(iter(body), 0, size, client.explain)
+        self._origin.gives(self._key)
         by_kernel = body if size is not None and body.length == size else None
         return Feed(data, 0, size, validator, media_type, body.close, by_kernel)
 

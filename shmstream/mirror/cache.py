@@ -232,8 +232,11 @@ class Cache:
         return self._served(entry, how, asked)
 
     def _served(self, entry: Entry, how: str, asked: Asked, detail: str = "") -> Found:
-        source = AnswerSource(self.origin, asked.url, asked.headers) if entry.key else None
+        source = self._source(asked, entry) if entry.key else None
         return Found(how, entry, source, detail=detail)
+
+    def _source(self, asked: Asked, entry: Entry, reply: Reply | None = None) -> AnswerSource:
+        return AnswerSource(self.origin, entry.key, asked.url, asked.headers, reply)
 
     def _has(self, entry: Entry) -> str | None:
         """`hit` or `flight`, if the body of an entry is complete here, or comes; None if not."""
@@ -319,21 +322,21 @@ class Cache:
             length = getattr(reply.response, "length_remaining", None)
             if length is None or length > LARGEST_BODY:
                 return Found("miss", reply=reply, detail="not-kept")
-            new = new.with_body(self.origin.client.read(reply, LARGEST_BODY))
+            new = new.with_body(self.origin.read_body(reply, LARGEST_BODY))
             discard(reply.response)
             self._keep(asked.url, new)
             return Found("miss", new)
         is_same = entry is not None and entry.key != "" and entry.is_same(new.fields)
         key = new_key(asked.url, secrets.token_hex(8))
         new = new.of_blob(entry.key if entry is not None and is_same else key)
-        source = AnswerSource(self.origin, asked.url, asked.headers, reply)
+        source = self._source(asked, new, reply)
         blob = None
         try:
             blob = self.store.open(new.key, source)
             self._keep(asked.url, new)
         except OutOfResources:  # nothing is kept: the client gets it straight from the origin
             source.close()
-            source = AnswerSource(self.origin, asked.url, asked.headers)
+            source = self._source(asked, new)
         except BaseException:
             source.close()
             raise

@@ -37,9 +37,8 @@ from shmstream.mirror.cache import Found
 from shmstream.mirror.entry import Entry, Shelf
 from shmstream.mirror.freshness import Pairs, Wish, values
 from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
-from shmstream.mirror.origin import Told, head_of, is_personal, passed_on
+from shmstream.mirror.origin import OriginSource, Told, head_of, is_personal, passed_on
 from shmstream.mirror.replies import begin, joined, promised, request_of
-from shmstream.sources.http import HTTPSource
 from shmstream.upstreams.notes import Notes
 
 _RESOLVE = re.compile(
@@ -178,18 +177,12 @@ class Hub(Plain):
 
     def _source(
         self, file: _File, facts: _Facts, request: Mapping[str, str], key: str
-    ) -> HTTPSource:
+    ) -> OriginSource:
         """The file at its commit, which does not move while it is downloaded."""
         headers = passed_on(_public(request) if facts.is_public else request)
-        bounds = self._cache.origin.bounds
-        return HTTPSource(
-            self._mirror.url + file.path(facts.first("x-repo-commit")),
-            headers=headers,
-            timeout=(10.0, bounds.silence),
-            first_byte=bounds.first_byte,
-            digest=key if key.startswith("sha256:") else None,
-            netrc=False,
-        )
+        url = self._mirror.url + file.path(facts.first("x-repo-commit"))
+        digest = key if key.startswith("sha256:") else None
+        return OriginSource(self._cache.origin, key, url, headers, digest)
 
     async def _facts(
         self, file: _File, request: Mapping[str, str], *, promised: str

@@ -28,6 +28,7 @@ from shmstream.mirror.pypi import Index
 from shmstream.mirror.replies import Replies
 from shmstream.mirror.settings import Mirror
 from shmstream.store import Store
+from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.probes import Probes
 from shmstream.upstreams.questions import Bounds
@@ -54,14 +55,19 @@ class Mirrors:
         *,
         stall: float = 70.0,
         most: int = 64,
+        counts: Counts | None = None,
     ) -> None:
-        """`bounds`: how long origins may take; `stall` and `most` as for `Replies`."""
+        """`bounds`: how long origins may take; `stall` and `most` as for `Replies`.
+
+        `counts` is told of origins by the paths of their mirrors.
+        """
         self._probes = Probes()
         self._origins: list[Origin] = []
         self._rooms: dict[str, Rooms] = {}
         self._kinds: dict[str, Kind] = {}
         for mirror in mirrors:
-            origin = Origin(mirror.url, mirror.path, bounds, Notes(store.folder, "reach"))
+            reached = Notes(store.folder, "reach")
+            origin = Origin(mirror.url, mirror.path, bounds, reached, counts)
             self._origins.append(origin)
             cache = Cache(mirror, origin, store)
             replies = Replies(store, origin, stall, most)
@@ -81,6 +87,11 @@ class Mirrors:
         """What is wrong with origins; see `Probes.problems`."""
         return self._probes.problems(self._origins)
 
+    def origins_that_are_well(self) -> dict[str, bool]:
+        """By path, whether an origin answers. Reads files, and asks again as `problems`."""
+        self.problems()
+        return {each.path: each.reach.problem is None for each in self._origins}
+
     def close(self) -> None:
         """Cancel all questions to origins. Flights go on. Idempotent."""
         for each in self._rooms.values():
@@ -89,11 +100,13 @@ class Mirrors:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, for which `find` has a mirror.
 
-        Sets in the scope `shmstream.route`, the kind, and `shmstream.cache`.
+        Sets in the scope `shmstream.route`, the kind; `shmstream.upstream`, the mirror's path; and
+        `shmstream.cache`.
         """
         path = self.find(scope["path"])
         assert path is not None
         scope["shmstream.route"] = self._rooms[path].mirror.kind
+        scope["shmstream.upstream"] = path
         try:
             await self._kinds[path](scope, receive, partial(_send_safely, send))
         except (ShmstreamError, OSError, MemoryError, RuntimeError) as raised:

@@ -1,5 +1,7 @@
 """`Origin`: the server that a mirror mirrors; what it is asked, and whether it answers.
 
+`OriginSource` is a file of it, or one that it names, as the source of a flight.
+
 A client's fields go on to the origin, but for those that belong to the connection with the client,
 and for what the mirror asks for itself: the whole content, not encoded. A redirect is followed
 here, not by the client. If it leads to another server, only harmless fields go there
@@ -9,14 +11,17 @@ here, not by the client. If it leads to another server, only harmless fields go 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from urllib3 import BaseHTTPResponse
 
 from shmstream.errors import SourceError
 from shmstream.mirror.freshness import Pairs
-from shmstream.sources.base import has_control_characters
+from shmstream.sources.base import Description, Feed, has_control_characters
+from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_client import (
     Client,
     Patience,
@@ -24,9 +29,13 @@ from shmstream.sources.http_client import (
     discard,
     parse,
 )
-from shmstream.upstreams.health import Reach
+from shmstream.upstreams import request_id
+from shmstream.upstreams.counts import Counts
+from shmstream.upstreams.health import Reach, is_refusal
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.questions import Bounds
+
+T = TypeVar("T")
 
 _CONNECT = 10.0  # s
 _AGENT = "shmstream"
@@ -39,9 +48,10 @@ _NOT_ASKED = _OF_A_CONNECTION | {
     "accept-encoding", "cache-control", "content-length", "expect", "forwarded", "host", "if-match",
     "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "pragma", "range",
     "x-host", "x-http-method", "x-http-method-override", "x-method-override", "x-original-host",
-    "x-original-url", "x-rewrite-url",
+    "x-original-url", "x-request-id", "x-rewrite-url",
 }  # fmt: skip
-"""Of a client; the last ones have some servers answer another question than the URL asks."""
+"""Of a client. The last ones have some servers answer another question than the URL asks. The id of
+the request is sent in any case (`upstreams/request_id`)."""
 _NOT_TOLD = _OF_A_CONNECTION | {"content-length", "alt-svc", "x-sendfile", "x-lighttpd-send-file"}
 _OF_A_PROXY = "x-accel-"  # fields with which a server has nginx, in front, send a file of its own
 _PERSONAL = frozenset(("authorization", "cookie"))
@@ -113,9 +123,21 @@ class Told:
 class Origin:
     """The server behind one mirror. Any thread may use it; every method blocks."""
 
-    def __init__(self, url: str, path: str, bounds: Bounds, notes: Notes | None = None) -> None:
-        """`path` is how clients call it. `notes`: where all workers note whether it answers."""
+    def __init__(
+        self,
+        url: str,
+        path: str,
+        bounds: Bounds,
+        notes: Notes | None = None,
+        counts: Counts | None = None,
+    ) -> None:
+        """`path` is how clients call it, and its label in `counts`.
+
+        `notes`: where all workers note whether it answers.
+        """
         self.name: str = url
+        self.path: str = path
+        self._counts = counts or Counts()
         self.bounds: Bounds = bounds
         self.reach: Reach = Reach(url, path, notes)
         patience = Patience(_CONNECT, bounds.first_byte, bounds.silence)
@@ -143,12 +165,14 @@ class Origin:
         self.reach.check()
         began, path = time.monotonic(), self._path_of(url)
         try:
-            asked = parse(url, is_exact=True)
+            asked, headers = parse(url, is_exact=True), {**headers, **request_id.told()}
             reply = self.client.ask(method, asked, headers, body=body, stays=stays)
             self._require_status(reply)
         except SourceError as error:
             self.reach.failed(error, began, path)
+            self._counts.asked(self.path, "failed")
             raise
+        self._counts.asked(self.path, _outcome(reply.response.status))
         if (failure := self._failure_of(reply)) is not None:
             self.reach.failed(failure, began, path)
         else:
@@ -189,11 +213,39 @@ class Origin:
         """
         reply = self.ask(method, url, headers, body, stays=stays)
         try:
-            data = b"" if method == "HEAD" else self.client.read(reply, limit)
+            data = b"" if method == "HEAD" else self.read_body(reply, limit)
             length = reply.response.headers.get("content-length")
             return Told(reply.response.status, head_of(reply.response), data, length, reply.before)
         finally:
             discard(reply.response)
+
+    def read_body(self, reply: Reply, limit: int) -> bytes:
+        """The body of an answer, if it has at most `limit` bytes.
+
+        Raises:
+            SourceError: it does not come, or is longer.
+        """
+        data = self.client.read(reply, limit)
+        self.received(len(data))
+        return data
+
+    def received(self, count: int) -> None:
+        """Count bytes that came from here, and belong to no flight."""
+        self._counts.received(self.path, count)
+
+    def gives(self, key: str) -> None:
+        """The bytes of the flight of `key` come from here now."""
+        self._counts.comes_from(key, self.path)
+
+    def counted(self, call: Callable[[], T]) -> T:
+        """What `call` returns or raises: it asks for a file."""
+        try:
+            found = call()
+        except SourceError as error:
+            self._counts.asked(self.path, "refused" if is_refusal(error) else "failed")
+            raise
+        self._counts.asked(self.path, "answered")
+        return found
 
     def probe(self) -> None:
         """Ask again for what has failed; without credentials of a client."""
@@ -222,3 +274,52 @@ class Origin:
         self._require_status(reply)
         discard(reply.response)
         return self._failure_of(reply)
+
+
+class OriginSource(HTTPSource):
+    """A file at the origin, or where it says that the file is; see `Source`."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        key: str,
+        url: str,
+        headers: Mapping[str, str],
+        digest: str | None = None,
+    ) -> None:
+        """`key`: of the flight that it is for. `headers` go with each question."""
+        super().__init__(
+            url,
+            headers=headers,
+            timeout=(_CONNECT, origin.bounds.silence),
+            first_byte=origin.bounds.first_byte,
+            digest=digest,
+            netrc=False,
+            named_by=origin.name,
+        )
+        self._headers |= request_id.told()  # which is no part of its identity
+        self._origin = origin
+        self._key = key
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:
+        """Begin at `offset`; see `Source.open`."""
+        feed = self._origin.counted(partial(super().open, offset, validator))
+        self._origin.gives(self._key)
+        return feed
+
+    def open_part(self, offset: int, end: int, validator: str | None = None) -> Feed:
+        """`open` for the bytes before `end` alone."""
+        feed = self._origin.counted(partial(super().open_part, offset, end, validator))
+        self._origin.gives(self._key)
+        return feed
+
+    def describe(self) -> Description:
+        """What a HEAD tells."""
+        return self._origin.counted(super().describe)
+
+
+def _outcome(status: int) -> str:
+    """What an answer with that status counts as."""
+    if status < 400:
+        return "answered"
+    return "failed" if status == 429 or status >= 500 else "refused"

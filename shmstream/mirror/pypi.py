@@ -29,9 +29,8 @@ from shmstream.mirror.cache import Asked, Found
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.index_pages import HTML, JSON, Link, is_file, is_page, normalized
 from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
-from shmstream.mirror.origin import is_personal, passed_on
+from shmstream.mirror.origin import OriginSource, is_personal, passed_on
 from shmstream.mirror.replies import promised, request_of
-from shmstream.sources.http import HTTPSource
 
 _FILES = "/_files"
 _METADATA = ".metadata"
@@ -164,16 +163,7 @@ class Index(Plain):
         if not any(map(is_personal, request)):  # everybody may see names on the status page
             scope["shmstream.named"] = (key, name)
         headers = {**_FOR_EVER, "cache-status": f"shmstream; {_STATUS[how]}"}
-        bounds = self._cache.origin.bounds
-        source = HTTPSource(
-            link.url,
-            headers=passed_on(kept),
-            timeout=(10.0, bounds.silence),
-            first_byte=bounds.first_byte,
-            digest=key,
-            netrc=False,
-            named_by=self._mirror.url,
-        )
+        source = OriginSource(self._cache.origin, key, link.url, passed_on(kept), key)
         terms = Terms(key, headers=headers)
         await self._rooms.replies.blob(scope, receive, send, key, source, terms)
 

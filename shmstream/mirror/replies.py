@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from urllib3 import BaseHTTPResponse
@@ -137,8 +138,7 @@ class Replies:
             ShmstreamError: it does not come, or is longer than `limit` bytes.
         """
         if found.reply is not None:
-            reply, client = found.reply, self._origin.client
-            return await in_thread(lambda: client.read(reply, limit), _THREADS)
+            return await in_thread(partial(self._origin.read_body, found.reply, limit), _THREADS)
         entry = found.entry
         assert entry is not None
         if not entry.key:
@@ -190,17 +190,17 @@ class Replies:
                 if scope["method"] == "HEAD" or response.status in _BODILESS:
                     await finish(send)
                     return
-                pieces = _pieces(checked(iter(body), 0, size, explain))
+                pieces = self._pieces(checked(iter(body), 0, size, explain))
                 await Sending(send, _WRITE, extensions).pass_on(pieces)
         except ShmstreamError as error:
             raise BrokenOff(str(error)) from error
         finally:
             body.close()
 
-
-async def _pieces(data: Iterator[Buffer]) -> AsyncIterator[bytes]:
-    while (piece := await in_thread(lambda: next(data, None), _THREADS)) is not None:
-        yield bytes(piece)
+    async def _pieces(self, data: Iterator[Buffer]) -> AsyncIterator[bytes]:
+        while (piece := await in_thread(lambda: next(data, None), _THREADS)) is not None:
+            self._origin.received(len(memoryview(piece)))
+            yield bytes(piece)
 
 
 def _told(found: Found, entry: Entry) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
 from urllib.parse import urlsplit
 
 from shmstream import units
@@ -42,18 +41,13 @@ class Mirror:
 
     def __post_init__(self) -> None:
         """Raises `ValueError`."""
-        path = self.path.rstrip("/")
-        if not _PATH.fullmatch(path) or any(each in (".", "..") for each in path.split("/")):
-            raise ValueError(f"path: begins with a slash, such as /hf, unlike {self.path[:200]!r}")
-        if any(path == each or path.startswith(f"{each}/") for each in _OURS):
-            raise ValueError(f"path: {path!r} is in use already: {', '.join(_OURS)}")
-        object.__setattr__(self, "path", path)
-        if self.kind not in KINDS:
-            raise ValueError(f"kind: is one of {', '.join(KINDS)}, not {self.kind[:200]!r}")
-        object.__setattr__(self, "url", _checked(self.url))
-        if self.ttl is not None and not self.ttl >= 0:
-            raise ValueError(f"ttl: is at least 0, not {self.ttl}")
-        object.__setattr__(self, "immutable", tuple(self.immutable))
+        given = {**vars(self), "immutable": list(self.immutable)}
+        for key, read in READ.items():
+            if given[key] is not None:
+                try:
+                    object.__setattr__(self, key, read(given[key]))
+                except ValueError as error:
+                    raise ValueError(f"{key}: {error}") from None
 
     def __str__(self) -> str:
         return f"{self.path} from {self.url}"
@@ -63,35 +57,33 @@ class Mirror:
         """`ttl`, or what it is by default."""
         return _TTL[self.kind] if self.ttl is None else self.ttl
 
-    @classmethod
-    def from_table(cls, table: object) -> Self:
-        """From a table of a TOML file.
 
-        Raises:
-            ValueError: a key is missing or unknown, or its value is not valid.
-        """
-        needed = {"path", "kind", "url"}
-        if not isinstance(table, Mapping) or not needed <= set(table) <= set(_READ):
-            more = ", ".join(sorted(set(_READ) - needed))
-            raise ValueError(f"is a table with path, kind and url; it may have {more}")
-        for key, value in table.items():
-            try:
-                _READ[key](value)
-            except ValueError as error:
-                raise ValueError(f"{key}: {error}") from None
-        return cls(**{key: _READ[key](value) for key, value in table.items()})  # type: ignore[arg-type]
+def _path(value: object) -> str:
+    path = _text(value).rstrip("/")
+    if not _PATH.fullmatch(path) or any(each in (".", "..") for each in path.split("/")):
+        raise ValueError(f"begins with a slash, such as /hf, unlike {_text(value)[:200]!r}")
+    if any(path == each or path.startswith(f"{each}/") for each in _OURS):
+        raise ValueError(f"{path!r} is in use already: {', '.join(_OURS)}")
+    return path
 
 
-def _checked(url: str) -> str:
+def _kind(value: object) -> str:
+    if (kind := _text(value)) not in KINDS:
+        raise ValueError(f"is one of {', '.join(KINDS)}, not {kind[:200]!r}")
+    return kind
+
+
+def _url(value: object) -> str:
+    url = _text(value)
     if "@" in url:  # no message may repeat it
-        raise ValueError("url: a user and password do not belong here: clients send their own")
+        raise ValueError("a user and password do not belong here: clients send their own")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good or "?" in url or "#" in url or not url.isascii() or re.search(r"\s", url):
-        raise ValueError(f"url: {url[:200]!r} is no URL of a server, such as https://host/path")
+        raise ValueError(f"{url[:200]!r} is no URL of a server, such as https://host/path")
     return url.rstrip("/")
 
 
@@ -104,7 +96,10 @@ def _text(value: object) -> str:
 def _duration(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"is a duration such as '60s', not {value!r}")
-    return units.duration(value) if isinstance(value, str) else float(value)
+    found = units.duration(value) if isinstance(value, str) else float(value)
+    if not found >= 0:
+        raise ValueError(f"is at least 0, not {found}")
+    return found
 
 
 def _patterns(value: object) -> tuple[str, ...]:
@@ -113,10 +108,10 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-_READ: Mapping[str, Callable[[object], object]] = {
-    "path": _text,
-    "kind": _text,
-    "url": _text,
+READ: Mapping[str, Callable[[object], object]] = {
+    "path": _path,
+    "kind": _kind,
+    "url": _url,
     "ttl": _duration,
     "immutable": _patterns,
 }

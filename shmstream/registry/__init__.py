@@ -9,7 +9,6 @@ references      how people write an image
 pulling         brings whole images before a client asks
 housekeeping    what one worker does for all: preloading, and removing old images
 images          which images are here, by name, and what belongs to each
-request_id      the id of the request that is answered
 api/            what clients ask: everything under /v2/
 upstream/       what an upstream is asked: repositories, tokens
 ops/            what operators see: metrics, health, the status page, the access log

@@ -58,18 +58,18 @@ class Application:
             cluster=None if settings.cluster is None else settings.cluster.make(),
             on_event=metrics.flew,
         )
-        self.registry: Registry = Registry(settings, store, self._access, metrics.asked)
-        metrics.upstream_of = self.registry.upstream_of
-        self._housekeeper = Housekeeper(settings, store)
+        self.registry: Registry = Registry(settings, store, self._access, metrics)
+        self._housekeeper = Housekeeper(settings, store, metrics)
         self._catalogue = None
         if settings.admins and self._access is not None:
-            self._catalogue = Catalogue(settings, store, self._access)
+            self._catalogue = Catalogue(settings, store, self._access, metrics)
         self.mirrors: Mirrors = Mirrors(
             settings.mirrors,
             store,
             Bounds(settings.first_byte, settings.silence, settings.question),
             stall=settings.stall,
             most=settings.max_pass_through,
+            counts=metrics,
         )
         names = Names(Notes(store.folder, "names"), self.registry.hides)
         self.operations: Operations = Operations(
@@ -78,7 +78,7 @@ class Application:
                 store,
                 metrics,
                 names.of,
-                self.registry.upstreams_that_are_well,
+                self._upstreams_that_are_well,
                 self.registry.left,
             ),
             metrics,
@@ -92,6 +92,10 @@ class Application:
     def _problems(self) -> list[str]:
         """The known problems of upstreams, and of what is mirrored. Reads files."""
         return self.registry.problems() + self.mirrors.problems()
+
+    def _upstreams_that_are_well(self) -> dict[str, bool]:
+        """By label, whether an upstream answers, or what is mirrored. Reads files."""
+        return self.registry.upstreams_that_are_well() | self.mirrors.origins_that_are_well()
 
     def stop(self) -> None:
         """The server is about to stop: end the responses that have no end. Idempotent."""

@@ -24,10 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 try:
     import tomli_w
     from pydantic import (
-        AfterValidator,
-        BaseModel,
         BeforeValidator,
-        ConfigDict,
+        PlainValidator,
         ValidationError,
         create_model,
     )
@@ -44,7 +42,6 @@ except ImportError as _missing:
         "`serve` needs: pip install 'shmstream[serve]'", name="pydantic_settings"
     ) from _missing
 
-from shmstream.mirror.settings import Mirror
 from shmstream.registry import tables as known
 from shmstream.registry.tables import BadSetting, BadSettings
 
@@ -70,24 +67,8 @@ _TEXT = re.compile(
 # The model.
 
 
-def _field(read: _Reader, is_needed: bool) -> Any:
-    return Annotated[Any, NoDecode, BeforeValidator(read)], ... if is_needed else None
-
-
-def _table(name: str, readers: Mapping[str, _Reader], needed: frozenset[str]) -> type[BaseModel]:
-    made: dict[str, Any] = {key: _field(read, key in needed) for key, read in readers.items()}
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **made)
-
-
-def _as_upstream(model: BaseModel) -> known.Upstream:
-    return known.upstream_of(vars(model))
-
-
-_Upstream: Any = Annotated[
-    _table("Upstream", known.READ_UPSTREAM, known.NEEDED_OF_UPSTREAM),
-    AfterValidator(_as_upstream),
-]
-_Cluster: Any = _table("Cluster", known.READ_CLUSTER, known.NEEDED_OF_CLUSTER)
+def _field(read: _Reader) -> Any:
+    return Annotated[Any, NoDecode, BeforeValidator(read)], None
 
 
 def _as_upstreams(value: object) -> object:
@@ -102,9 +83,6 @@ def _as_mirrors(value: object) -> object:
     return value
 
 
-_Mirror: Any = Annotated[Any, BeforeValidator(Mirror.from_table)]
-
-
 def _upstream_table(text: str) -> dict[str, object]:
     try:
         return known.Upstream.parse(text).as_table()
@@ -112,12 +90,8 @@ def _upstream_table(text: str) -> dict[str, object]:
         return {"url": text}  # which is told when it is checked
 
 
-def _as_cluster(value: object) -> object:
-    if isinstance(value, str):
-        return {"url": value}
-    if not isinstance(value, Mapping):
-        raise BadSetting("cluster", known.WHAT_CLUSTER)
-    return value
+def _as_cluster(value: object) -> known.ClusterSettings:
+    return known.CLUSTER.read({"url": value} if isinstance(value, str) else value)
 
 
 class _Environment(EnvSettingsSource):
@@ -178,10 +152,13 @@ class _Base(BaseSettings):
         return tuple(InitSettingsSource(settings_cls, each) for each in kept)
 
 
-_fields: dict[str, Any] = {key: _field(read, is_needed=False) for key, read in known.READ.items()}
+_fields: dict[str, Any] = {key: _field(read) for key, read in known.READ.items()}
+_Upstream: Any = Annotated[Any, BeforeValidator(known.UPSTREAM.read)]
+_Mirror: Any = Annotated[Any, BeforeValidator(known.MIRROR.read)]
+_Cluster: Any = Annotated[dict[str, Any] | None, NoDecode, PlainValidator(_as_cluster)]
 _fields["upstream"] = (Annotated[list[_Upstream], NoDecode, BeforeValidator(_as_upstreams)], [])
 _fields["mirror"] = (Annotated[list[_Mirror], NoDecode, BeforeValidator(_as_mirrors)], [])
-_fields["cluster"] = (Annotated[_Cluster | None, NoDecode, BeforeValidator(_as_cluster)], None)
+_fields["cluster"] = (_Cluster, None)
 _Model: Callable[..., BaseSettings] = create_model("Configuration", __base__=_Base, **_fields)
 
 
@@ -207,9 +184,28 @@ def read(
     Raises:
         BadSetting: at least one is not valid; all that are not are in its `mistakes`.
     """
+    return _settings(made, _given(options, path, usual))
+
+
+def placed(
+    mistakes: Sequence[BadSetting], options: Mapping[str, object], path: str | None
+) -> BadSettings:
+    """Mistakes that were found later, such as files that cannot be used, with where they are.
+
+    Raises:
+        BadSetting: the file cannot be read any more.
+    """
+    given = _given(options, path, None)
+    found = [each if each.where else _placed(given, each) for each in mistakes]
+    return BadSettings(sorted(found, key=lambda each: each.line or 0))
+
+
+def _given(
+    options: Mapping[str, object], path: str | None, usual: Mapping[str, object] | None
+) -> _Given:
     text = "" if path is None else known.read_text(path)
     table = {} if path is None else known.parse_table(text, path)
-    return _settings(made, _Given(options, table, path, _lines(text), usual or {}))
+    return _Given(options, table, path, _lines(text), usual or {})
 
 
 def _settings(made: Made[S], given: _Given) -> S:
@@ -291,38 +287,20 @@ def _validated(
     values = {key: value for key, value in vars(model).items() if value is not None}
     values["upstreams"] = tuple(values.pop("upstream"))
     values["mirrors"] = tuple(values.pop("mirror"))
-    if (cluster := values.get("cluster")) is not None:
-        told = {key: value for key, value in vars(cluster).items() if value is not None}
-        values["cluster"] = known.ClusterSettings(**told)
     return values, []
 
 
 def _mistakes_in(error: ErrorDetails) -> list[BadSetting]:
     """The mistakes of one table, or the mistake in one value."""
     place, cause = error["loc"], error.get("ctx", {}).get("error")
-    if place[0] == "upstream" and len(place) == 2 and isinstance(cause, BadSetting):
-        where = _named(place)
-        return [BadSetting(f"{where}, {each.key}", each.reason) for each in cause.mistakes]
-    return [_mistake(error)]
-
-
-def _mistake(error: ErrorDetails) -> BadSetting:
-    """What pydantic says, in words that tell what to do."""
-    place: _Place = error["loc"]
-    is_of_table = error["type"] in ("missing", "extra_forbidden") and len(place) > 1
-    cause = error.get("ctx", {}).get("error")
-    if place[0] == "upstream" and error["type"] == "extra_forbidden" and len(place) == 3:
-        return BadSetting(
-            _named(place), f"is no setting of an upstream, which {known.WHAT_UPSTREAM}"
-        )
-    if place[0] == "upstream" and (is_of_table or len(place) == 2):
-        return BadSetting(_named(place[:2]), known.WHAT_UPSTREAM)
-    if is_of_table:
-        return BadSetting(_named(place[:1]), known.WHAT_CLUSTER)
+    where = _named(place)
+    if isinstance(cause, BadSettings):  # of a table
+        return [BadSetting(f"{where}, {each.key}" if each.key else where, each.reason)
+                for each in cause.mistakes]  # fmt: skip
     if error["type"] == "extra_forbidden":
-        return BadSetting(_named(place), _unknown(str(place[0])))
+        return [BadSetting(where, _unknown(str(place[0])))]
     reason = cause.reason if isinstance(cause, BadSetting) else str(cause or error["msg"])
-    return BadSetting(_named(place), reason)
+    return [BadSetting(where, reason)]
 
 
 def _named(place: _Place) -> str:

@@ -23,6 +23,7 @@ from shmstream.registry.tables import Upstream as Told
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.store import Store
 from shmstream.system.threads import Call
+from shmstream.upstreams.counts import Counts
 
 _TURN = "housekeeping"
 _LOOK_EVERY = 5.0  # s; whether it is the turn of this process
@@ -37,7 +38,9 @@ _log = logging.getLogger("shmstream")
 class Housekeeper:
     """The housekeeping of a store. One for each process; starts a thread if there is work."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, counts: Counts | None = None) -> None:
+        """`counts` is told of questions to upstreams, and from which one bytes come."""
+        self._counts = counts
         self._settings = settings
         self._store = store
         self._stopping = threading.Event()
@@ -85,7 +88,7 @@ class Housekeeper:
             turn.close()
 
     def _keep_house(self) -> None:
-        puller = Puller(self._settings, self._store)
+        puller = Puller(self._settings, self._store, self._counts)
         waiting = dict.fromkeys(self._settings.preload, 0.0)  # by image, when it is due
         retain_at = float("-inf") if self._retain_every is not None else float("inf")
         while not self._stopping.is_set():

@@ -17,7 +17,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from shmstream.errors import SourceError
@@ -31,8 +30,9 @@ from shmstream.registry.settings import Settings
 from shmstream.registry.upstream import manifests
 from shmstream.registry.upstream.choice import Upstreams
 from shmstream.registry.upstream.manifests import Manifest
-from shmstream.registry.upstream.repository import Repository
+from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.store import Store
+from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.notes import Notes
 
 ALL = "all"
@@ -62,10 +62,11 @@ def this_platform() -> str:
 class Puller:
     """Pulls images into one store. Any thread may use it."""
 
-    def __init__(self, settings: Settings, store: Store) -> None:
+    def __init__(self, settings: Settings, store: Store, counts: Counts | None = None) -> None:
         """Raises `OSError`: the store's folder cannot be written to."""
         self._store = store
-        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"))
+        self._counts = counts or Counts()
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), self._counts.asked)
         self._grants = Grants(Notes(store.folder, "grants"))
         self._tags = Tags(
             Notes(store.folder, "tags"),
@@ -130,8 +131,7 @@ class Puller:
     def _manifest(
         self, repository: Repository, about: Manifest, before: list[bool]
     ) -> dict[str, Any]:
-        answered = partial(self._grants.record, repository, "manifests", about.digest)
-        source = repository.source("manifests", about.digest, answered)
+        source = self._source(repository, "manifests", about.digest)
         before.append(about.digest in self._store)
         if before[-1]:
             self._confirm(repository, "manifests", about.digest)
@@ -145,13 +145,19 @@ class Puller:
             is_here = digest in self._store
             if is_here:
                 self._confirm(repository, "blobs", digest)
-            answered = partial(self._grants.record, repository, "blobs", digest)
-            self._store.fetch(digest, repository.source("blobs", digest, answered))
+            self._store.fetch(digest, self._source(repository, "blobs", digest))
             before.append(is_here)
             return digest
 
         with ThreadPoolExecutor(_AT_ONCE, "shmstream-pull") as pool:
             return set(pool.map(fetch, digests))
+
+    def _source(self, repository: Repository, kind: str, digest: str) -> RepositorySource:
+        def answered(media_type: str | None, size: int | None) -> None:
+            self._counts.comes_from(digest, repository.upstream.title)
+            self._grants.record(repository, kind, digest, media_type, size)
+
+        return repository.source(kind, digest, answered)
 
     def _confirm(self, repository: Repository, kind: str, digest: str) -> None:
         """Have the upstream say that it has it, as it would have to for a client."""

@@ -2,6 +2,7 @@
 
     READ, READ_UPSTREAM, READ_CLUSTER    by name, the reader of each setting: it takes what a file
                                          or a variable has, gives the value, or says what is wrong
+    UPSTREAM, MIRROR, CLUSTER            reads a whole table, and tells every mistake in it
 
 `configuration` makes its model of these. `settings` has what all of it makes: `Settings`.
 """
@@ -14,12 +15,16 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from shmstream import units
 from shmstream.cluster import Cluster
+from shmstream.cluster.cluster import NotValid
+from shmstream.mirror import settings as mirror
 from shmstream.sources.base import check_connections
+
+T = TypeVar("T")
 
 _NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?(?::\d{1,5})?", re.IGNORECASE)
 _PREFIX = re.compile(r"[a-z0-9._-]+(?:/[a-z0-9._-]+)*")
@@ -329,26 +334,41 @@ class ClusterSettings:
     keyfile: str | None = None
     cafile: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises `BadSetting`."""
+        found = []
+        if "@" in self.url and ":" in self.url.partition("://")[2].rpartition("@")[0]:
+            found.append(BadSetting("url", "a password does not belong here: see password_file"))
+        try:
+            self._with("0" * 16, None)
+        except NotValid as error:
+            found += [BadSetting(key, reason) for key, reason in error.mistakes]
+        if found:
+            raise BadSettings(found)
+
+    def _with(self, secret: str, password: str | None) -> Cluster:
+        given = asdict(self)
+        del given["secret_file"], given["password_file"]
+        return Cluster(**given, secret=secret, password=password)
+
     def make(self) -> Cluster:
         """The cluster. Reads the files.
 
         Raises:
-            BadSetting: a setting is not valid, or a file cannot be read.
+            BadSetting: a file cannot be read, or has no secret or certificate in it.
         """
-        given = asdict(self)
-        given["secret"] = _line_of("secret_file", given.pop("secret_file"))
-        if (file := given.pop("password_file")) is not None:
-            given["password"] = _line_of("password_file", file)
-        if "@" in self.url and ":" in self.url.partition("://")[2].rpartition("@")[0]:
-            raise BadSetting("cluster, url", "a password does not belong here: see password_file")
+        secret = _line_of("secret_file", self.secret_file)
+        file = self.password_file
+        password = None if file is None else _line_of("password_file", file)
         try:
-            cluster = Cluster(**given)
+            cluster = self._with(secret, password)
             cluster.contexts()
-        except ValueError as error:
-            raise BadSetting("cluster", str(error)) from error
+        except NotValid as error:
+            [(_, reason)] = error.mistakes
+            raise BadSetting("cluster, secret_file", reason) from error
         except OSError as error:  # ssl.SSLError is one
             reason = f"there is no certificate and key, or no authority: {error}"
-            raise BadSetting("cluster", reason) from error
+            raise BadSetting("cluster, certfile", reason) from error
         return cluster
 
 
@@ -481,13 +501,6 @@ READ_CLUSTER: dict[str, Callable[[object], object]] = {
 
 assert set(READ_CLUSTER) == {each.name for each in fields(ClusterSettings)}
 
-NEEDED_OF_CLUSTER = frozenset(("url", "advertise", "secret_file"))
-"""Settings without which there is no cluster."""
-WHAT_CLUSTER = "is a table with url, advertise and secret_file; it may have " + ", ".join(
-    sorted(set(READ_CLUSTER) - NEEDED_OF_CLUSTER)
-)
-"""What the table of a cluster is."""
-
 READ: dict[str, Callable[[object], object]] = {
     "store": _text,
     "listen": _text,
@@ -546,21 +559,84 @@ READ_UPSTREAM: dict[str, Callable[[object], object]] = {
 assert set(READ_UPSTREAM) | {"more"} == {each.name for each in fields(Upstream)}
 
 
-NEEDED_OF_UPSTREAM = frozenset(("url",))
-"""Settings without which there is no upstream."""
-WHAT_UPSTREAM = (
-    "is a table with `url`, and `namespace` if it is not the default; it may have "
-    + ", ".join(sorted(set(READ_UPSTREAM) - {"url", "namespace"}))
-)
-"""What the table of an upstream is."""
-
-
 def upstream_of(values: Mapping[str, Any]) -> Upstream:
-    """The upstream of values that were read by `READ_UPSTREAM`; None counts as not given.
+    """The upstream of values that were read by `READ_UPSTREAM`.
 
     Raises:
         BadSetting: a value is not valid.
     """
-    given = {name: value for name, value in values.items() if value is not None}
+    given = dict(values)
     url, *more = given.pop("url")
     return Upstream(given.pop("namespace", None), url, tuple(more), **given)
+
+
+@dataclass(frozen=True)
+class Table(Generic[T]):
+    """How a table of a file is read.
+
+    Attributes:
+        what: it is, for people.
+        readers: of its keys.
+        needed: keys that it must have; each with a value with which all else can be checked where
+            the table has none, or a wrong one.
+        make: what it is, of good values; it raises `BadSetting` for values that do not go together.
+    """
+
+    what: str
+    readers: Mapping[str, Callable[[object], object]]
+    needed: Mapping[str, object]
+    make: Callable[[Mapping[str, Any]], T]
+
+    def read(self, value: object) -> T:
+        """What the table is.
+
+        Raises:
+            BadSettings: every mistake; the key of a mistake of the table itself is empty.
+        """
+        if not isinstance(value, Mapping):
+            raise BadSettings([BadSetting("", self.what)])
+        good, found = dict(self.needed), []
+        for key, each in value.items():
+            if (read := self.readers.get(key)) is None:
+                found.append(BadSetting(str(key), f"is no setting here: it {self.what}"))
+                continue
+            try:
+                good[key] = read(each)
+            except ValueError as error:
+                found.append(BadSetting(key, str(error)))
+        if not set(self.needed) <= set(value):
+            found.append(BadSetting("", self.what))
+        bad = {each.key for each in found}
+        try:
+            made = self.make(good)
+        except BadSetting as error:
+            found += [each for each in error.mistakes if each.key not in bad]
+        if found:
+            raise BadSettings(found)
+        return made
+
+
+def _may_have(readers: Mapping[str, object], *told: str) -> str:
+    return "it may have " + ", ".join(sorted(set(readers) - set(told)))
+
+
+UPSTREAM = Table(
+    "is a table with `url`, and `namespace` if it is not the default; "
+    + _may_have(READ_UPSTREAM, "url", "namespace"),
+    READ_UPSTREAM,
+    {"url": ["https://registry.example"]},
+    upstream_of,
+)
+MIRROR = Table(
+    f"is a table with path, kind and url; {_may_have(mirror.READ, 'path', 'kind', 'url')}",
+    mirror.READ,
+    {"path": "/path", "kind": "http", "url": "https://server.example"},
+    lambda values: mirror.Mirror(**values),
+)
+_OF_CLUSTER = ("url", "advertise", "secret_file")
+CLUSTER = Table(
+    f"is a table with url, advertise and secret_file; {_may_have(READ_CLUSTER, *_OF_CLUSTER)}",
+    READ_CLUSTER,
+    {"url": "redis://redis", "advertise": "node:1", "secret_file": "/secret"},
+    lambda values: ClusterSettings(**values),
+)

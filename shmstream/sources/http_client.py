@@ -314,7 +314,7 @@ class Client:
 
     def explain(self, error: Exception, offset: int) -> SourceError:
         """The error for an exception of urllib3 or of the network."""
-        cause, kind = _root(error), FailureKind.BROKEN
+        cause, kind = root_of(error), FailureKind.BROKEN
         if isinstance(error, exceptions.NewConnectionError):  # for urllib3, also a timeout
             kind = FailureKind.UNREACHABLE
         elif isinstance(error, exceptions.ConnectTimeoutError):
@@ -334,11 +334,11 @@ class Client:
         return SourceError(self.name, offset, reason, retryable, kind=kind)
 
 
-def _root(error: BaseException) -> BaseException:
+def root_of(error: BaseException) -> BaseException:
     """What urllib3 wraps."""
     inner = (arg for arg in reversed(error.args) if isinstance(arg, BaseException))
     cause = error.__cause__ or next(inner, None)
-    return error if cause is None else _root(cause)
+    return error if cause is None else root_of(cause)
 
 
 def discard(response: urllib3.BaseHTTPResponse) -> None:

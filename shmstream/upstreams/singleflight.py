@@ -1,14 +1,16 @@
 """Blocking questions for asyncio: asked in a few threads, and identical ones asked once.
 
 However many tasks ask the same question at the same time, one thread asks it, and all tasks get its
-answer. Cancelling one task does not disturb the others. The threads stay as long as the process
-lives, so a task that asks after `close` gets an answer, too.
+answer. The thread has the context variables of the first task. Cancelling one task does not disturb
+the others. The threads stay as long as the process lives, so a task that asks after `close` gets an
+answer, too.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar, cast
 
@@ -30,7 +32,7 @@ class Together:
         """Return or raise what `call` does, or a call under the same key that is in progress."""
         future = self._asked.get(key)
         if future is None:
-            future = self._asked[key] = in_thread(call, self._kind)
+            future = self._asked[key] = in_thread(partial(copy_context().run, call), self._kind)
             future.add_done_callback(partial(self._forget, key))
         return cast("T", await asyncio.shield(future))
 

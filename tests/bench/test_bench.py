@@ -13,6 +13,7 @@ import pytest
 from bench.peers import congestion
 from tests.support.nginx import needed
 from tests.support.programs import program
+from tests.support.root import needs_namespaces, needs_root
 
 ROOT = Path(__file__).parents[2]
 
@@ -146,6 +147,27 @@ def test_fetchers_in_short(tmp_path: Path) -> None:
 def test_the_hub_through_a_mirror_in_short(tmp_path: Path) -> None:
     _, cells = caches("fetchers", tmp_path, "hub-mirror").values()
     assert (cells[1], cells[4], cells[-1]) == ("1", "2 of 2", "0 of 2")
+
+
+@needs_root
+def test_a_cluster_in_short(tmp_path: Path) -> None:
+    """Nodes in network namespaces with limited links; one is killed while it pulls for all."""
+    for name in ("ip", "tc"):
+        program(name, "iproute2")
+    program("redis-server", "redis-server")
+    needs_namespaces()
+    report, before = tmp_path / "report.json", namespaces()
+    wanted = ["--only", "together, fan 2", "--only", "leading node is killed"]
+    measure("bench.cluster", "--nodes", 3, "--size", 4, "--json", report, *wanted)
+    together, *killed = [each for [each] in json.loads(report.read_text(encoding="utf-8"))]
+    assert (together["right"], together["cut"], together["gets"]) == (6, 0, 1)
+    assert [(each["right"], each["cut"]) for each in killed] == [(4, 0), (4, 0)]
+    assert namespaces() == before
+
+
+def namespaces() -> str:
+    told = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
+    return told.stdout
 
 
 def test_many_in_short(tmp_path: Path) -> None:

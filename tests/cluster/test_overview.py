@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -49,6 +50,29 @@ def test_a_node_below_a_holder(redis: Redis) -> None:
     directory.close()
     lines = CliRunner().invoke(command, ["cluster", redis.url]).stdout.splitlines()
     assert lines == [f"{KEY}: 1 node in flight, 1 node complete", "  a:1", "    b:1"]
+
+
+def test_a_directory_with_a_password(redis: Redis, tmp_path: Path) -> None:
+    redis.client().config_set("requirepass", "pass of redis")
+    try:
+        file = tmp_path / "password"
+        directory = Directory(redis.url, password="pass of redis")
+        directory.decide(KEY, Me("a:1", "a"))
+        directory.close()
+        for told, options in [("", []), ("another one", ["--password-file", str(file)])]:
+            file.write_text(told)
+            done = CliRunner().invoke(command, ["cluster", redis.url, *options])
+            assert done.exit_code == 1
+            assert "Redis wants its password, as in --password-file" in done.stderr
+        file.write_text("pass of redis\n")
+        done = CliRunner().invoke(command, ["cluster", redis.url, "--password-file", str(file)])
+        assert done.stdout.splitlines() == [
+            f"{KEY}: 1 node in flight",
+            "  upstream",
+            "    a:1 leads",
+        ]
+    finally:
+        redis.kill()  # the next one has none
 
 
 def test_no_directory(redis: Redis) -> None:

@@ -16,6 +16,7 @@ from shmstream import Cluster, Store
 from shmstream.cluster.peer import Asker, NoPeer, Trouble
 from shmstream.cluster.signing import Guard, sign
 from tests.support.cluster import SECRET, Nodes, Reading
+from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content
 from tests.support.stores import digest
@@ -198,7 +199,9 @@ def test_nodes_talk_tls(nodes: Nodes, origin: Origin, certificates: Path) -> Non
     assert len(origin.requests("/blob")) == 1
 
 
-def test_a_node_without_our_certificate_gets_nothing(nodes: Nodes, certificates: Path) -> None:
+def test_a_node_without_our_certificate_gets_nothing(
+    nodes: Nodes, certificates: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     address = nodes.ports.take()
     nodes.store(address, **of(certificates, "ours")).fetch(KEY, [DATA])
     other = Cluster("redis://x", secret=SECRET, **of(certificates, "others")).contexts()
@@ -207,10 +210,15 @@ def test_a_node_without_our_certificate_gets_nothing(nodes: Nodes, certificates:
     anonymous.load_verify_locations(certificates / "ours.pem")
     assert other is not None
     assert ours is not None
-    for context in (other[1], anonymous, None):
+    troubles = []
+    for number, context in enumerate((other[1], anonymous, None), 1):
         with pytest.raises(NoPeer) as refused:
             Asker(ME, SECRET.encode(), context).ask(address, KEY, 0)
-        assert refused.value.trouble in (Trouble.SILENT, Trouble.DEAD)
+        troubles.append(refused.value.trouble)
+        wait_until(lambda n=number: caplog.text.count("TLS with it fails") == n)  # type: ignore[misc]
+    assert troubles[0] is Trouble.UNTRUSTED
+    assert troubles[1] in (Trouble.UNTRUSTED, Trouble.SILENT)  # it may see the end of it only
+    assert troubles[2] in (Trouble.SILENT, Trouble.DEAD)
     with Asker(ME, SECRET.encode(), ours[1]).ask(address, KEY, 0) as feed:
         assert b"".join(bytes(each) for each in feed) == DATA
 

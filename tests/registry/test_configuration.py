@@ -102,11 +102,17 @@ url = "ftp://b"
 
 [[upstream]]
 namespace = "c"
+max_pulls = "many"
+
+[[mirror]]
+path = "hf"
+kind = "hugging"
+url = "https://user:hush@hf"
 
 [cluster]
 url = "redis://a"
 advertise = "a:1"
-secret_file = "/f"
+max_peers = 0
 fan = "two"
 '''
 MISTAKES = [
@@ -116,7 +122,13 @@ MISTAKES = [
     (5, "listen: is a text, not 5000"),
     (12, "upstream 2, url: 'ftp://b' is no URL"),
     (14, "upstream 3: is a table with `url`"),
-    (21, "cluster, fan: is a number, not 'two'"),
+    (16, "upstream 3, max_pulls: is a number in a time"),
+    (19, "mirror 1, path: begins with a slash"),
+    (20, "mirror 1, kind: is one of http"),
+    (21, "mirror 1, url: a user and password do not belong here"),
+    (23, "cluster: is a table with url, advertise and secret_file"),
+    (26, "cluster, max_peers: is at least 1, not 0"),
+    (27, "cluster, fan: is a number, not 'two'"),
 ]
 
 
@@ -129,7 +141,7 @@ def test_all_mistakes_are_told_with_their_lines(written: Callable[[str], str]) -
     for each, (line, told) in zip(found, MISTAKES, strict=True):
         assert str(each).startswith(f"{path}: {told}")
         assert each.told.endswith(f". Line {line}.")
-    assert "secret" not in caught.value.told
+    assert "hush" not in caught.value.told
 
 
 def test_a_mistake_tells_where_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,6 +203,22 @@ def test_the_command_line_checks_and_prints(tmp_path: Path, written: Callable[[s
         assert told in wrong.stderr, wrong.stderr
     assert "6 settings are not valid:" in wrong.stderr
     assert not Path(store).exists(), "it touches nothing"
+
+
+def test_all_files_that_cannot_be_used_are_told(written: Callable[[str], str]) -> None:
+    names = ("htpasswd", "tokens", "docker_config", "certfile")
+    lines = ['store = "/s"', *(f'{each} = "/no/{each}"' for each in names)]
+    lines += ["[[upstream]]", 'url = "https://a"', 'cafile = "/no/ca"', 'certfile = "/no/own"']
+    lines += ["[cluster]", 'url = "redis://a"', 'advertise = "a:1"', 'secret_file = "/no/secret"']
+    wrong = run("--check", "--config", written("\n".join(lines)))
+    assert wrong.returncode == 1
+    places = [*enumerate(names, 2), (8, "upstream 1, cafile"), (9, "upstream 1, certfile"),
+              (13, "cluster, secret_file")]  # fmt: skip
+    told = wrong.stderr.splitlines()
+    assert told[0] == f"Error: {len(places)} settings are not valid:"
+    for text, (line, key) in zip(told[1:], places, strict=True):
+        assert f".toml: {key}: " in text
+        assert text.removesuffix(".").endswith(f". Line {line}"), text
 
 
 def test_sighup_reads_the_settings_anew(run_registry: Run, quirks: Quirks, tmp_path: Path) -> None:

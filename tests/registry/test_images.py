@@ -240,6 +240,9 @@ def test_a_registry_for_admins(serve: Serve, upstream: Quirks, tmp_path: Path) -
         return {each["image"] for each in found["images"]}
 
     wait_until(lambda: f"{NAME}:two" in names())
+    assert serving.metric("shmstream_upstream_bytes_total", upstream="r.io") > 0
+    assert serving.metric("shmstream_upstream_bytes_total", upstream="") == 0
+    assert serving.metric("shmstream_upstream_requests_total", upstream="r.io") > 0
     place = f"docker://{serving.host}:{serving.port}/{NAME}:one"
     copy = [program("skopeo", "skopeo"), "copy", "--src-tls-verify=false", "--src-creds",
             "you:your-own-token", place, f"dir:{tmp_path / 'copy'}"]  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.images import image
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.mirrors import Mirrored, tagged
 from tests.support.quirks import Quirks, Reply, plain
 from tests.support.serving import Serve, Serving
 
@@ -44,6 +45,23 @@ def test_where_the_id_of_a_request_goes(serving: Serving, quirks: Quirks) -> Non
     assert any(each["request_id"] == "abc-4" and each["level"] == "WARNING" for each in told), lines
     assert {"time", "level", "message", "process"} <= set(told[-1])
     assert told[-1]["process"].startswith("worker ")
+
+
+def test_the_server_of_a_mirror_gets_it_too(mirrored: Mirrored, quirks: Quirks) -> None:
+    quirks.script = tagged(b"x" * 50_000, '"1"')
+    mirrored.ask("/files/id-given", X_Request_Id="of-a-client")
+    mirrored.ask("/files/id-made")
+    mirrored.ask("/files/id-head", "HEAD", X_Request_Id="of-a-head")
+    paths = [f"/files/id-{each}" for each in ("given", "made", "head")]
+
+    def logged() -> dict[str, str]:
+        return {each["path"]: each["request_id"] for each in mirrored.serving.accesses()}
+
+    wait_until(lambda: set(paths) <= set(logged()))
+    asked = {f"/files{each.path}": each.headers["x-request-id"] for each in quirks.asked}
+    assert asked == {path: logged()[path] for path in paths}
+    assert asked["/files/id-given"] == "of-a-client"
+    assert asked["/files/id-head"] == "of-a-head"
 
 
 def test_normal_use_is_no_warning(serving: Serving) -> None:

@@ -158,13 +158,13 @@ REFUSED: list[tuple[str, str]] = [
     ("store = 1", "store: is a text, not 1"),
     ("store = ''", "store: is a text, not ''"),
     ("[[mirror]]\npath = '/a'", "mirror 1: is a table with path, kind and url; it may have"),
-    (f"{MIRROR}\nurl = 'http://a:b@c'", "mirror 1: url: a user and password do not belong here"),
-    (f"{MIRROR}\nurl = 'ftp://c'", "mirror 1: url: 'ftp://c' is no URL of a server"),
-    (f"{MIRROR}\nurl = 'http://c'\nttl = 'x'", "mirror 1: ttl: 'x' is no duration"),
+    (f"{MIRROR}\nurl = 'http://a:b@c'", "mirror 1, url: a user and password do not belong here"),
+    (f"{MIRROR}\nurl = 'ftp://c'", "mirror 1, url: 'ftp://c' is no URL of a server"),
+    (f"{MIRROR}\nurl = 'http://c'\nttl = 'x'", "mirror 1, ttl: 'x' is no duration"),
     (f"{MIRROR}\nurl = 'http://c'\n{MIRROR}\nurl = 'http://d'", "mirror: there are several"),
-    ("[[mirror]]\npath='/v2/a'\nkind='http'\nurl='http://c'", "mirror 1: path: '/v2/a' is in use"),
-    ("[[mirror]]\npath='a'\nkind='http'\nurl='http://c'", "mirror 1: path: begins with a slash"),
-    ("[[mirror]]\npath='/a'\nkind='ftp'\nurl='http://c'", "mirror 1: kind: is one of http"),
+    ("[[mirror]]\npath='/v2/a'\nkind='http'\nurl='http://c'", "mirror 1, path: '/v2/a' is in use"),
+    ("[[mirror]]\npath='a'\nkind='http'\nurl='http://c'", "mirror 1, path: begins with a slash"),
+    ("[[mirror]]\npath='/a'\nkind='ftp'\nurl='http://c'", "mirror 1, kind: is one of http"),
     ("colour = 'red'", "colour: is no setting; there are upstream, mirror, store,"),
     ("workers = 0", "workers: is at least 1, not 0"),
     ("workers = '3'", "workers: is a number, not '3'"),
@@ -187,7 +187,10 @@ REFUSED: list[tuple[str, str]] = [
     ("[[upstream]]\nurl = 'https://b:x'\nnamespace = 'b'", "upstream 2, url: 'https://b:x' is no"),
     ("[[upstream]]\nurl = 'https://b?c'\nnamespace = 'b'", "upstream 2, url: 'https://b?c' is no"),
     ("[cluster]\nurl = 'redis://a'", "cluster: is a table with url, advertise and secret_file"),
-    (CLUSTER + "color = 1", "cluster: is a table with url, advertise and secret_file; it may have"),
+    (
+        CLUSTER + "color = 1",
+        "cluster, color: is no setting here: it is a table with url, advertise",
+    ),
     (CLUSTER + "fan = 'two'", "cluster, fan: is a number, not 'two'"),
     (CLUSTER + "lease = '3 years'", "cluster, lease: '3 years' is no duration"),
     ("[upstream]", "is no TOML"),
@@ -251,13 +254,19 @@ def test_a_cluster_gets_its_secret_from_a_file(secret: str) -> None:
 
 def test_a_cluster_that_cannot_be_made(secret: str) -> None:
     bad: list[tuple[dict[str, object], str]] = [
-        ({"url": "http://a"}, "cluster: the url of a cluster begins with"),
-        ({"url": "redis://u:p@a"}, "cluster, url: a password does not belong here"),
-        ({"advertise": "a"}, "cluster: advertise is HOST:PORT"),
+        ({"url": "http://a"}, "url: begins with one of redis://"),
+        ({"url": "redis://u:p@a"}, "url: a password does not belong here"),
+        (
+            {"advertise": "a", "fan": 0},
+            "advertise: is HOST:PORT or [IPv6]:PORT, not 'a'; fan: is at",
+        ),
         ({"secret_file": "/no/such"}, "cluster, secret_file: /no/such cannot be read"),
         ({"password_file": "/no/such"}, "cluster, password_file: /no/such cannot be read"),
-        ({"secret_file": "/dev/null"}, "cluster: the secret of a cluster has at least 16"),
-        ({"certfile": "/no/such", "cafile": "/no/such"}, "cluster: there is no certificate"),
+        ({"secret_file": "/dev/null"}, "cluster, secret_file: has at least 16 bytes"),
+        (
+            {"certfile": "/no/such", "cafile": "/no/such"},
+            "cluster, certfile: there is no certificate",
+        ),
     ]
     for wrong, told in bad:
         given = {"url": "redis://a", "advertise": "a:1", "secret_file": secret, **wrong}

@@ -72,6 +72,8 @@ def mirrored_process(
             {"path": "/pypi-now", "kind": "pypi", "url": f"{url}/simple", "ttl": 0},
         )
     yield mirrored
+    unknown = mirrored.serving.metric("shmstream_upstream_bytes_total", upstream="")
+    assert unknown == 0, "all bytes are of one of the mirrors"
     mirrored.close()
 
 

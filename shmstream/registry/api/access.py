@@ -31,7 +31,7 @@ from typing import Generic, TypeVar
 
 from shmstream.asgi.messages import Scope
 from shmstream.registry.api.errors import Code, Refusal, log_in
-from shmstream.registry.settings import BadSetting, Settings
+from shmstream.registry.settings import BadSetting, BadSettings, Settings
 from shmstream.registry.upstream.credentials import (
     Credential,
     CredentialsError,
@@ -157,13 +157,16 @@ class Access:
             made.users = _File(settings.htpasswd, users_of, {})
         if settings.tokens is not None:
             made.tokens = _File(settings.tokens, tokens_of, {})
+        found = []
         for key, file in (("htpasswd", made.users), ("tokens", made.tokens)):
             try:
                 if file is not None:
                     file.look()
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise BadSetting(key, f"{file and file.path} cannot be used: {reason}") from error
+                found.append(BadSetting(key, f"{file and file.path} cannot be used: {reason}"))
+        if found:
+            raise BadSettings(found)
         return made
 
     async def name_of(self, scope: Scope) -> str | None:

@@ -54,6 +54,7 @@ from shmstream.registry.upstream.credentials import Credential
 from shmstream.registry.upstream.repository import Listing, Repository
 from shmstream.store import Store
 from shmstream.upstreams.allowance import Left
+from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.probes import Probes
 
@@ -81,16 +82,14 @@ class Registry:
         settings: Settings,
         store: Store,
         access: Access | None = None,
-        tell: Callable[[str, str], None] | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """`access`: which clients may pull; None: all that reach this registry.
-
-        `tell` is called with the label of an upstream, and the outcome of a question to it.
-        """
+        """`access`: which clients may pull; None: all that reach this registry."""
+        counts = counts or Counts()
         self._access = access
         check(settings)
-        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), tell)
-        self._shared = Shared(store, settings.stall)
+        self._upstreams = Upstreams(settings, Notes(store.folder, "reach"), counts.asked)
+        self._shared = Shared(store, settings.stall, counts)
         self.images: Images = Images(store)
         self._tags = Tags(
             Notes(store.folder, "tags"),
@@ -115,10 +114,6 @@ class Registry:
         """By label, how many more manifests an upstream gives, if it tells. Reads files."""
         return self._upstreams.left()
 
-    def upstream_of(self, digest: str) -> str:
-        """The label of the upstream that a blob comes from; empty if this process has not asked."""
-        return self._shared.title_of(digest)
-
     def hides(self, called: str) -> bool:
         """Whether strangers must not see a name of a blob (`shmstream.named`).
 
@@ -141,7 +136,8 @@ class Registry:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
-        Sets in the scope `shmstream.route`; `shmstream.user`, the client's name;
+        Sets in the scope `shmstream.route`; `shmstream.upstream`, the label of the upstream;
+        `shmstream.user`, the client's name;
         `shmstream.cache`: hit, flight, miss or stale; and
         `shmstream.named`: the digest that is sent, and its name for people.
         """
@@ -170,6 +166,7 @@ class Registry:
             if self._access is not None:
                 scope["shmstream.user"] = name = await self._access.name_of(scope)
             upstream, full_name = locate(self._upstreams, asked)
+            scope["shmstream.upstream"] = upstream.title
             if self._access is not None:
                 check_allowed(name, upstream.allow)
             repository = Repository(upstream, full_name)
@@ -177,6 +174,7 @@ class Registry:
             return
         credential = await self._told(scope)
         upstream, full_name = locate(self._upstreams, asked)
+        scope["shmstream.upstream"] = upstream.title
         repository = Repository(upstream.for_client(credential), full_name)
         try:
             await self._answer_of(repository, asked, scope, receive, send)

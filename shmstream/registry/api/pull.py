@@ -41,7 +41,6 @@ from shmstream.errors import (
     WriterStalled,
 )
 from shmstream.flight.async_blob import AsyncBlob
-from shmstream.registry import request_id
 from shmstream.registry.api.errors import Code, Refusal
 from shmstream.registry.api.grants import Grants
 from shmstream.registry.upstream import manifests
@@ -52,6 +51,7 @@ from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.store import Store
 from shmstream.system.threads import in_thread
+from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.singleflight import Together
 
@@ -69,8 +69,12 @@ class Shared:
     Each upstream has threads of its own, so an upstream that hangs does not delay the others.
     """
 
-    def __init__(self, store: Store, stall_timeout: float = _STALL) -> None:
+    def __init__(
+        self, store: Store, stall_timeout: float = _STALL, counts: Counts | None = None
+    ) -> None:
         """`stall_timeout`: seconds after which a client without a byte is given up.
+
+        `counts` is told from which upstream the bytes of a flight come.
 
         Raises:
             OSError: the store's folder cannot be written to.
@@ -80,22 +84,16 @@ class Shared:
         self.grants: Grants = Grants(Notes(store.folder, "grants"))
         self.led: dict[str, Hashable] = {}
         """By digest, the repository whose upstream has last answered this process for a flight."""
-        self._titles: dict[str, str] = {}
+        self._counts = counts or Counts()
         self._together: WeakKeyDictionary[Upstream, Together] = WeakKeyDictionary()
 
     def note_leader(self, digest: str, repository: Repository) -> None:
         """Note whose upstream gives the bytes of a flight. Any thread may call it."""
         self.led.pop(digest, None)
         self.led[digest] = repository.key
-        self._titles[digest] = repository.upstream.title
         if len(self.led) > _MOST_LED:
-            oldest = next(iter(self.led))
-            self.led.pop(oldest, None)
-            self._titles.pop(oldest, None)
-
-    def title_of(self, digest: str) -> str:
-        """The label of the upstream that a blob comes from; empty if nobody knows."""
-        return self._titles.get(digest, "")
+            self.led.pop(next(iter(self.led)), None)
+        self._counts.comes_from(digest, repository.upstream.title)
 
     async def ask(
         self, repository: Repository, what: tuple[object, ...], call: Callable[[], T]
@@ -105,7 +103,7 @@ class Shared:
         together = self._together.get(upstream)
         if together is None:
             together = self._together[upstream] = Together(f"shmstream-ask {upstream.room}")
-        return await together.ask((repository.key, *what), request_id.carrying(call))
+        return await together.ask((repository.key, *what), call)
 
     def close(self) -> None:
         """Cancel all questions to upstreams."""

@@ -24,6 +24,7 @@ from shmstream.registry.pulling import Puller
 from shmstream.registry.references import Reference
 from shmstream.registry.settings import Settings
 from shmstream.store import Store
+from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.singleflight import Together
 
 PATH = "/admin/images"
@@ -37,13 +38,15 @@ _THREADS = 4
 class Catalogue:
     """An ASGI application for admins. For one event loop."""
 
-    def __init__(self, settings: Settings, store: Store, access: Access) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, access: Access, counts: Counts | None = None
+    ) -> None:
         """Raises `OSError`: the store's folder cannot be written to."""
         self._admins = frozenset(settings.admins)
         self._platforms = settings.preload_platforms
         self._access = access
         self._images = Images(store)
-        self._make_puller = partial(Puller, settings, store)
+        self._make_puller = partial(Puller, settings, store, counts)
         self._worker = Together("shmstream-admin", _THREADS)
 
     def close(self) -> None:

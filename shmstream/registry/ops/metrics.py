@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from shmstream.errors import SourceError
 from shmstream.events import Event, EventKind
 from shmstream.mirror.settings import KINDS
+from shmstream.upstreams.counts import Counts
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Set it before this module is imported: prometheus-client reads it at its import."""
@@ -86,20 +88,22 @@ METRICS = (
         "shmstream_build_info", "gauge", ("version", "python"), "1; the versions that run here"
     ),
     Described(
-        "shmstream_requests_total", "counter", ("route", "method", "status", "cache"),
+        "shmstream_requests_total", "counter", ("route", "upstream", "method", "status", "cache"),
         "Responses that ended. cache: hit (complete), flight (joined), miss (began), stale",
     ),
     Described(
         "shmstream_ttfb_seconds", "histogram", ("route",),
         "Of /v2/, mirrors: from the request to the first byte of the body, or the end without one",
     ),
-    Described("shmstream_served_bytes_total", "counter", ("route",), "Bytes of bodies sent"),
+    Described(
+        "shmstream_served_bytes_total", "counter", ("route", "upstream"), "Bytes of bodies sent"
+    ),
     Described(
         "shmstream_clients", "gauge", (), "Requests to the registry that are being answered now"
     ),
     Described(
         "shmstream_upstream_bytes_total", "counter", ("upstream",),
-        "Bytes of blobs that came from upstreams",
+        "Bytes of blobs that came from upstreams; and of all that mirrors got",
     ),
     Described(
         "shmstream_upstream_requests_total", "counter", ("upstream", "outcome"),
@@ -231,6 +235,7 @@ _COUNTED: Mapping[EventKind, tuple[str, str | None]] = {
 
 _TIMED_ROUTES = ("base", "manifest", "blob", "tags", "referrers", *KINDS)
 _ROUTES = frozenset((*_TIMED_ROUTES, "status", "events", "health", "ready", "metrics", "admin"))
+_MOST_GIVERS = 4096  # keys
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 _CACHES = frozenset(("hit", "flight", "miss", "stale"))
 _OF_UPSTREAMS = ("blob", "manifest", *KINDS)  # routes whose bytes come from upstreams
@@ -249,7 +254,7 @@ def new_metrics() -> Metrics:
         return Metrics()
 
 
-class Metrics:
+class Metrics(Counts):
     """The counters of this process, and the sums over all processes. For any thread."""
 
     def __init__(self) -> None:
@@ -258,8 +263,8 @@ class Metrics:
         """The folder of the counts of all workers; None: this process counts for itself alone."""
         counted = {each.name: each for each in METRICS
                    if each.kind == "counter" and "process" not in each.labels}  # fmt: skip
-        self.upstream_of: Callable[[str], str] = lambda _: ""
-        """The upstream that a blob comes from, as its label."""
+        self._givers: dict[str, str] = {}
+        self._lock = threading.Lock()  # guards `_givers`
         self._counters = {
             name: Counter(name, each.help, each.labels, registry=self._registry)
             for name, each in counted.items()
@@ -268,8 +273,8 @@ class Metrics:
         self._pauses = self._histogram("shmstream_takeover_pause_seconds", _PAUSE_BUCKETS)
         self._ttfb = {route: ttfb.labels(route) for route in _TIMED_ROUTES}
         served = self._counters["shmstream_served_bytes_total"]
-        self._served = {route: served.labels(route) for route in [*_ROUTES, "other"]}
-        self._requests: dict[tuple[str, str, int, str], Counter] = {}
+        self._served = {(route, ""): served.labels(route, "") for route in [*_ROUTES, "other"]}
+        self._requests: dict[tuple[str, str, str, int, str], Counter] = {}
         self.clients: Gauge = Gauge(
             "shmstream_clients",
             _help("shmstream_clients"),
@@ -288,6 +293,18 @@ class Metrics:
         """Count a question to an upstream: answered, refused or failed."""
         self._counters["shmstream_upstream_requests_total"].labels(upstream, outcome).inc()
 
+    def received(self, upstream: str, count: int) -> None:
+        """Count bytes that came from an upstream."""
+        self._counters["shmstream_upstream_bytes_total"].labels(upstream).inc(count)
+
+    def comes_from(self, key: str, upstream: str) -> None:
+        """Note which upstream the bytes of a flight come from; `flew` tells of the bytes."""
+        with self._lock:
+            self._givers.pop(key, None)
+            self._givers[key] = upstream
+            if len(self._givers) > _MOST_GIVERS:
+                del self._givers[next(iter(self._givers))]
+
     def retried(self, error: SourceError) -> None:
         """Count a failure after which a source is asked again: for `Retries(on_retry=...)`."""
         reason = str(error.kind if error.status is None else error.status)
@@ -298,12 +315,19 @@ class Metrics:
         self._counters["shmstream_worker_starts_total"].inc()
 
     def answered(
-        self, route: str | None, method: str, status: int, cache: str | None, ttfb: float
+        self,
+        route: str | None,
+        upstream: str,
+        method: str,
+        status: int,
+        cache: str | None,
+        ttfb: float,
     ) -> None:
         """Count a response that has ended."""
         known = _known(route)
         key = (
             known,
+            upstream,
             method if method in _METHODS else "other",
             status,
             cache if cache in _CACHES else "",
@@ -311,14 +335,19 @@ class Metrics:
         child = self._requests.get(key)
         if child is None:
             requests = self._counters["shmstream_requests_total"]
-            child = self._requests[key] = requests.labels(key[0], key[1], str(key[2]), key[3])
+            child = self._requests[key] = requests.labels(*map(str, key))
         child.inc()
         if known in self._ttfb:
             self._ttfb[known].observe(ttfb)
 
-    def served(self, route: str | None, count: int) -> None:
+    def served(self, route: str | None, upstream: str, count: int) -> None:
         """Count bytes of a body that were sent."""
-        self._served[_known(route)].inc(count)
+        key = (_known(route), upstream)
+        child = self._served.get(key)
+        if child is None:
+            served = self._counters["shmstream_served_bytes_total"]
+            child = self._served[key] = served.labels(*key)
+        child.inc(count)
 
     def lost(self, count: int) -> None:
         """Count lines of the access log that were dropped."""
@@ -327,8 +356,7 @@ class Metrics:
     def flew(self, event: Event) -> None:
         """Count an event of a flight: for `Store(on_event=...)`."""
         if event.kind is EventKind.RECEIVED:
-            label = self.upstream_of(event.key)
-            self._counters["shmstream_upstream_bytes_total"].labels(label).inc(event.count)
+            self.received(self._givers.get(event.key, ""), event.count)
             return
         if event.kind is EventKind.TOOK_OVER:
             self._pauses.observe(event.seconds)

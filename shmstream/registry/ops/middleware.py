@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 from shmstream.asgi.messages import ZERO_COPY, BrokenOff, Message, Receive, Scope, Send, answer
 from shmstream.asgi.statuses import shortage
-from shmstream.registry import request_id
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
 from shmstream.registry.ops.names import Names
+from shmstream.upstreams import request_id
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -91,7 +91,8 @@ class Response:
     def count(self) -> None:
         """Add the bytes that were sent since the last call to the metrics."""
         if self._uncounted:
-            self._metrics.served(self._scope.get("shmstream.route"), self._uncounted)
+            route, upstream = _labels(self._scope)
+            self._metrics.served(route, upstream, self._uncounted)
             self._uncounted = 0
 
 
@@ -161,11 +162,11 @@ class Observer:
 
     def _conclude(self, scope: Scope, response: Response) -> None:
         duration = time.perf_counter() - response.began
-        route, cache = scope.get("shmstream.route"), scope.get("shmstream.cache")
+        (route, upstream), cache = _labels(scope), scope.get("shmstream.cache")
         method, status = scope["method"], response.status or _CLIENT_LEFT
         ttfb = response.ttfb if response.ttfb is not None else duration
         response.count()
-        self._metrics.answered(route, method, status, cache, ttfb)
+        self._metrics.answered(route, upstream, method, status, cache, ttfb)
         if self._log is not None:
             headers = dict(scope["headers"])
             client = scope.get("client")
@@ -188,6 +189,11 @@ class Observer:
                 request_id=scope.get("shmstream.request_id"),
             )
             self._log.add(entry)
+
+
+def _labels(scope: Scope) -> tuple[str | None, str]:
+    """The route and the upstream of a request, as the metrics have them."""
+    return scope.get("shmstream.route"), scope.get("shmstream.upstream", "")
 
 
 def _text(value: bytes | None) -> str | None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 
 from shmstream.errors import escaped
-from shmstream.registry import request_id
+from shmstream.upstreams import request_id
 
 
 class _OneLine(logging.Formatter):

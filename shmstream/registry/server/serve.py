@@ -26,7 +26,7 @@ from shmstream.registry.server.error_log import log_to_stderr
 from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.supervisor import Workers
 from shmstream.registry.server.worker import CONNECTIONS, WORKER
-from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, Settings
+from shmstream.registry.settings import SETTINGS_VARIABLE, BadSetting, BadSettings, Settings
 from shmstream.store import Store
 from shmstream.system import tcp
 from shmstream.system.descriptors import make_room
@@ -128,15 +128,29 @@ def check_files(settings: Settings) -> None:
     """Check that the files that the settings name can be used, and the credentials be read.
 
     Raises:
-        BadSetting: a file cannot be used.
+        BadSetting: at least one file cannot be used; all that cannot are in its `mistakes`.
     """
     from shmstream.registry.api.access import Access
     from shmstream.registry.upstream import choice
 
-    choice.check(settings)
-    Access.of(settings)
+    found: list[BadSetting] = []
+    for check in (choice.check, Access.of, _check_cluster, _check_certificate):
+        try:
+            check(settings)
+        except BadSetting as error:
+            found += error.mistakes
+    if found:
+        raise BadSettings(found)
+
+
+def _check_cluster(settings: Settings) -> None:
+    """Raises `BadSetting`: a file of the cluster cannot be used."""
     if settings.cluster is not None:
         settings.cluster.make()
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Raises `BadSetting`: the certificate, or the authorities of clients, cannot be used."""
     if settings.certfile is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:

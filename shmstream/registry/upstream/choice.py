@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from shmstream.registry import tables as configured
 from shmstream.registry.api.routes import canonical
-from shmstream.registry.settings import BadSetting, Settings
+from shmstream.registry.settings import BadSetting, BadSettings, Settings
 from shmstream.registry.upstream import credentials
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.http_tls import TLS
@@ -225,21 +225,37 @@ def check(settings: Settings) -> None:
     Raises:
         BadSetting: a file cannot be used.
     """
+    if found := list(_mistakes(settings)):
+        raise BadSettings(found)
+
+
+def _mistakes(settings: Settings) -> Iterator[BadSetting]:
+    """Each file that cannot be used."""
     names = [each.namespace for each in settings.upstreams]
     try:
         credentials.check(names, settings.docker_config, os.environ)
     except credentials.CredentialsError as error:
-        raise BadSetting("docker_config", str(error)) from error
+        yield BadSetting("docker_config", str(error))
     for number, each in enumerate(settings.upstreams, 1):
         try:
             credentials.check((), each.docker_config, {})
-            TLS(each.cafile, each.certfile, each.keyfile, each.insecure).context()
         except credentials.CredentialsError as error:
-            raise BadSetting(f"upstream {number}, docker_config", str(error)) from error
-        except OSError as error:  # ssl.SSLError is one
-            files = ", ".join(filter(None, [each.cafile, each.certfile, each.keyfile]))
-            reason = f"{files} cannot be used: {error.strerror or error}"
-            raise BadSetting(f"upstream {number}", reason) from error
+            yield BadSetting(f"upstream {number}, docker_config", str(error))
+        for key, files in (("cafile", [each.cafile]), ("certfile", [each.certfile, each.keyfile])):
+            if (reason := _unusable(key, *files)) is not None:
+                yield BadSetting(f"upstream {number}, {key}", reason)
+
+
+def _unusable(key: str, file: str | None, keyfile: str | None = None) -> str | None:
+    """Why a file for TLS cannot be used; None if it can."""
+    tls = TLS(cafile=file) if key == "cafile" else TLS(certfile=file, keyfile=keyfile)
+    try:
+        if file is not None:
+            tls.context()
+    except OSError as error:  # ssl.SSLError is one
+        files = " or ".join(filter(None, [file, keyfile]))
+        return f"{files} cannot be used: {error.strerror or error}"
+    return None
 
 
 def _by_namespace(upstreams: list[Upstream]) -> dict[str | None, Upstream]:

@@ -31,7 +31,6 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.registry import request_id
 from shmstream.registry.upstream import answers, manifests
 from shmstream.registry.upstream.answers import BadAnswer, InvalidAnswer, Page, Unkept
 from shmstream.registry.upstream.manifests import Manifest
@@ -40,6 +39,7 @@ from shmstream.sources.base import Description, Feed
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.http_coding import coding_of
 from shmstream.stream.digest import is_digest
+from shmstream.upstreams import request_id
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -406,7 +406,7 @@ class RepositorySource:
         self._known = known
         self.was_asked: bool = False
         self.failure: SourceError | None = None
-        self._request_id = request_id.current()
+        self._request_id = request_id.told()
         self._are_encoded: dict[Repository, bool | None] = {}
         self._last: Repository | None = None  # the URL that gave the rest of the blob last
         self.name: str = repository.url(f"{kind}/{digest}")  # the URL, which contains no secret
@@ -468,10 +468,7 @@ class RepositorySource:
             SourceError: it gives none, or not what it should be.
         """
         upstream = repository.upstream
-        headers = _accepting(self._kind, self._accept)
-        if self._request_id:
-            headers[request_id.HEADER] = self._request_id
-
+        headers = _accepting(self._kind, self._accept) | self._request_id
         url = repository.url(f"{self._kind}/{self._digest}")
 
         def call(authorization: dict[str, str]) -> Feed:

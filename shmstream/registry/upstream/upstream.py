@@ -52,7 +52,6 @@ from urllib.parse import quote, unquote, urlencode
 from urllib3.util import Url
 
 from shmstream.errors import FailureKind, SourceError
-from shmstream.registry import request_id
 from shmstream.registry.upstream import answers
 from shmstream.registry.upstream.credentials import (
     Credential,
@@ -73,6 +72,7 @@ from shmstream.sources.http_client import (
     parse,
 )
 from shmstream.sources.http_tls import TLS, USUAL_TLS
+from shmstream.upstreams import request_id
 from shmstream.upstreams.allowance import PAUSE, Allowance
 from shmstream.upstreams.health import Hold, Reach, is_refusal
 from shmstream.upstreams.notes import Notes
@@ -716,6 +716,4 @@ def _headers(authorization: str | None) -> dict[str, str]:
     headers = dict(_AGENT)
     if authorization is not None:
         headers["authorization"] = authorization
-    if name := request_id.current():
-        headers[request_id.HEADER] = name
-    return headers
+    return headers | request_id.told()

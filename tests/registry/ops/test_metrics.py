@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from http.client import IncompleteRead
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +13,9 @@ from shmstream import Store
 from shmstream.registry.ops.metrics import METRICS
 from tests.support.crowds import BLOB, DATA, KEY, MIB, SIZE, clients_of, finish
 from tests.support.interpreters import wait_until
+from tests.support.mirrors import Mirrored, tagged
 from tests.support.origin import Origin
+from tests.support.quirks import Asked, Quirks, Reply
 from tests.support.serving import Serve
 from tests.support.stores import digest
 
@@ -112,3 +116,49 @@ def test_aborts_and_evictions(serve: Serve, origin: Origin, upstream: str) -> No
     assert cut["status"] == 200
     assert cut["bytes"] < SIZE
     assert "was cut: " in serving.log
+
+
+def test_mirrors_are_told_apart(
+    quirks: Quirks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each by its path; the bytes of answers that are not kept are no saved bytes."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.setenv(f"{scheme}_proxy", "")
+    body = DATA[:200_000]
+
+    def script(asked: Asked) -> Reply:
+        status = {"/b/none": 404, "/b/away": 503}.get(asked.path, 200)
+        if status != 200:
+            return Reply(status)
+        return tagged(
+            body, '"1"', Cache_Control="max-age=60" if "/a/" in asked.path else "no-store"
+        )(asked)
+
+    quirks.script = script
+    tables: list[dict[str, object]] = [
+        {"path": f"/{name}", "kind": "http", "url": f"{quirks.url}/{name}"} for name in "ab"
+    ]
+    with closing(Mirrored(tmp_path, *tables, workers=2)) as mirrored:
+        for path in ("/a/kept", "/a/kept", "/b/not-kept", "/b/not-kept", "/b/not-kept"):
+            assert mirrored.ask(path).body == body
+        assert [mirrored.ask(path).status for path in ("/b/none", "/b/away")] == [404, 503]
+        metric, size = mirrored.serving.metric, len(body)
+        wait_until(lambda: metric("shmstream_requests_total", route="http") == 7)
+        for name, labels, value in [
+            ("shmstream_requests_total", {"upstream": "/a", "cache": "miss"}, 1),
+            ("shmstream_requests_total", {"upstream": "/a", "cache": "hit"}, 1),
+            ("shmstream_requests_total", {"upstream": "/b", "status": "200"}, 3),
+            ("shmstream_requests_total", {"upstream": "/b", "status": "503"}, 1),
+            ("shmstream_served_bytes_total", {"upstream": "/a"}, 2 * size),
+            ("shmstream_upstream_bytes_total", {"upstream": "/a"}, size),
+            ("shmstream_upstream_bytes_total", {"upstream": "/b"}, 3 * size),
+            ("shmstream_upstream_bytes_total", {"upstream": ""}, 0),
+            ("shmstream_saved_bytes", {}, size),
+            ("shmstream_upstream_requests_total", {"upstream": "/a", "outcome": "answered"}, 1),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "answered"}, 3),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "refused"}, 1),
+            ("shmstream_upstream_requests_total", {"upstream": "/b", "outcome": "failed"}, 1),
+            ("shmstream_upstream_up", {"upstream": "/a"}, 1),
+            ("shmstream_upstream_up", {"upstream": "/b"}, 0),
+        ]:
+            assert metric(name, **labels) == value, (name, labels)

@@ -4,19 +4,15 @@ A client or a proxy in front may give an id (`X-Request-Id`); else one is made. 
 own id back. An id that was made is not sent: another worker that goes on with a response has to
 make the same head again, byte for byte.
 
-The id goes with the task that answers, and with the questions that this task asks. A flight is of
-many requests; its upstream is told the id of the request that brought the source.
+The id goes with the task that answers, and with the questions that this task asks (`singleflight`).
+A flight is of many requests; its upstream is told the id of the request that brought the source.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable
-from contextvars import ContextVar, copy_context
-from typing import TypeVar
-
-T = TypeVar("T")
+from contextvars import ContextVar
 
 HEADER = "x-request-id"
 """The header, in small letters."""
@@ -38,7 +34,6 @@ def current() -> str:
     return _current.get()
 
 
-def carrying(call: Callable[[], T]) -> Callable[[], T]:
-    """`call` for another thread, which answers the same request."""
-    context = copy_context()
-    return lambda: context.run(call)
+def told() -> dict[str, str]:
+    """The header with that id, for a server that is asked; empty if there is none."""
+    return {HEADER: name} if (name := current()) else {}
