@@ -133,6 +133,15 @@ def test_many_headers(quirks: Quirks, count: int) -> None:
     assert source.describe().validator == '"tag"'
 
 
+@pytest.mark.parametrize("length", [65_000, 70_000, 500_000])
+def test_a_long_header(quirks: Quirks, length: int) -> None:
+    """Such as a policy of a server in between, or all its cookies."""
+    quirks.script = lambda _: GOOD.but(X_Long="x" * length, ETag='"tag"')
+    source = HTTPSource(f"{quirks.url}/blob")
+    assert read(source) == read(source) == BLOB
+    assert source.describe().validator == '"tag"'
+
+
 def test_headers_over_several_lines(quirks: Quirks) -> None:
     quirks.script = lambda _: GOOD.but(ETag='"a\r\n b"', Content_Type="text/x;\r\n\ta=b")
     about = HTTPSource(f"{quirks.url}/blob").describe()
