@@ -190,13 +190,13 @@ def _in_order(lines: list[bytes]) -> Iterator[bytes]:
     fields: list[bytes] = []
     for line in lines[1:-1]:
         if line[:1] in (b" ", b"\t") and fields:
-            fields[-1] = fields[-1].rstrip() + b" " + line.lstrip()
+            fields[-1] = fields[-1].rstrip() + b" " + line.strip() + b"\r\n"
         elif _name(line) == b"content-length":
             lengths |= {each.strip() for each in _value(line).split(b",")} - {b""}
         elif _name(line) == b"transfer-encoding" and _value(line).lower() in (b"", b"identity"):
             pass  # it says nothing
         else:
-            fields.append(line)
+            fields.append(line.rstrip() + b"\r\n")  # http.client knows no `chunked` with a space
     if len(fields) > _MANY or any(len(each) > _LONG for each in fields):
         fields = [each for each in fields if _name(each) in _USED][:_MANY]
     if any(_name(each) == b"transfer-encoding" for each in fields):

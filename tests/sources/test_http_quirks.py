@@ -169,8 +169,13 @@ def test_a_head_that_ends_in_the_middle(quirks: Quirks) -> None:
             GOOD.but(Transfer_Encoding="Chunked", Content_Length="5"),
             body=b"%x;a=b\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (SIZE, BLOB),
         ),
+        replace(
+            GOOD.but(Transfer_Encoding=" chunked\t "),
+            body=b"%08X \r\n%b\r\n00\r\n\r\n" % (SIZE, BLOB),
+        ),
     ],
-    ids=["1.0", "1.0 without a length", "1.0 kept", "identity", "empty", "chunked and a length"],
+    ids=["1.0", "1.0 without a length", "1.0 kept", "identity", "empty", "chunked and a length",
+         "spaces"],  # fmt: skip
 )
 def test_versions_and_framings(quirks: Quirks, reply: Reply) -> None:
     assert gives(quirks, reply) == BLOB
