@@ -213,9 +213,7 @@ class HTTPSource:
         if _is_for_head_only(reply.response.status):
             discard(reply.response)
             ranged = {**self._headers, "range": "bytes=0-0"}
-            reply = self._client.ask(
-                "GET", self._url, ranged, is_verified=self._digest is not None
-            )
+            reply = self._client.ask("GET", self._url, ranged, is_verified=self._digest is not None)
         response = reply.response
         try:
             _, _, size = _content_range(response.headers)

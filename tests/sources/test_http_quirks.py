@@ -174,8 +174,15 @@ def test_a_head_that_ends_in_the_middle(quirks: Quirks) -> None:
             body=b"%08X \r\n%b\r\n00\r\n\r\n" % (SIZE, BLOB),
         ),
     ],
-    ids=["1.0", "1.0 without a length", "1.0 kept", "identity", "empty", "chunked and a length",
-         "spaces"],  # fmt: skip
+    ids=[
+        "1.0",
+        "1.0 without a length",
+        "1.0 kept",
+        "identity",
+        "empty",
+        "chunked and a length",
+        "spaces",
+    ],
 )
 def test_versions_and_framings(quirks: Quirks, reply: Reply) -> None:
     assert gives(quirks, reply) == BLOB
