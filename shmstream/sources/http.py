@@ -76,9 +76,9 @@ class HTTPSource:
 
     TLS certificates are verified, against those of SSL_CERT_FILE where that is set. Proxies come
     from the environment (http_proxy, https_proxy, all_proxy, no_proxy). Up to 10 redirects are
-    followed, but not from https to http, and not from a public server to a private address. The
-    body is taken as it is stored: a server that encodes it all the same is an error, unless the
-    `digest` is known, as in a flight of a key that is a digest. No request is tried twice, except
+    followed, but not from a public server to a private address. If the `digest` is not known, none
+    is followed from https to http, and a body that a server encodes, though it is not asked to, is
+    an error. In a flight of a key that is a digest, it is known. No request is tried twice, except
     where a kept connection has ended meanwhile: to try again is up to the caller. Any thread may
     use it, and a forked child.
 
@@ -213,7 +213,7 @@ class HTTPSource:
         if _is_for_head_only(reply.response.status):
             discard(reply.response)
             ranged = {**self._headers, "range": "bytes=0-0"}
-            reply = self._client.ask("GET", self._url, ranged)
+            reply = self._client.ask("GET", self._url, ranged, is_verified=self._digest is not None)
         response = reply.response
         try:
             _, _, size = _content_range(response.headers)
@@ -274,7 +274,9 @@ class HTTPSource:
             headers["range"] = f"bytes={offset}-{'' if end is None else end - 1}"
             if validator is not None:
                 headers["if-range"] = validator
-        reply = self._client.ask(method, self._url, headers, offset=offset)
+        reply = self._client.ask(
+            method, self._url, headers, offset=offset, is_verified=self._digest is not None
+        )
         if self.heard is not None:
             self.heard(reply.first.status, reply.first.headers)
         return reply

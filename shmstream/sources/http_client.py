@@ -135,12 +135,14 @@ class Client:
         body: bytes | None = None,
         until: float | None = None,
         stays: bool = False,
+        is_verified: bool = False,
     ) -> Reply:
         """The answer, after all redirects. The caller reads its body, or calls `discard`.
 
         Blocks until the head is there. `until`: when the whole answer has to be there, its body
         included, on the monotonic clock. A request with a `body` follows no redirect. `stays`: a
-        redirect to another origin is not followed, but is the answer.
+        redirect to another origin is not followed, but is the answer. `is_verified`: what comes is
+        verified by a digest, so a redirect may lead from https to http, too.
 
         Raises:
             SourceError: there is no answer, or a redirect that must not be followed.
@@ -164,7 +166,7 @@ class Client:
                 discard(response)
                 if body is not None:
                     raise self.failed(offset, "it redirects what was sent to it")
-                there = self._redirected(url, location, offset)
+                there = self._redirected(url, location, offset, is_verified=is_verified)
                 if origin_of(there) != origin_of(url):
                     if stays:
                         return Reply(response, origin_of(url) == home, before)
@@ -228,12 +230,12 @@ class Client:
         assert self._stranger is not None
         return self._stranger(url, challenge)
 
-    def _redirected(self, url: Url, location: str, offset: int) -> Url:
+    def _redirected(self, url: Url, location: str, offset: int, *, is_verified: bool) -> Url:
         try:
             there = parse(_joined(url, location), is_exact=True)
         except ValueError as error:
             raise self.failed(offset, f"it redirects elsewhere than to a URL: {error}") from None
-        if url.scheme == "https" != there.scheme:
+        if url.scheme == "https" != there.scheme and not is_verified:
             raise self.failed(offset, "it redirects from https to http")
         return there._replace(auth=None, fragment=None)
 

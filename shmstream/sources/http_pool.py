@@ -4,8 +4,8 @@
                 that very text, so `%2b` does not become `%2B`, and dot segments stay
     kept        a kept connection that the server has closed meanwhile is no failure: all idle
                 connections to the server are closed, and the request goes out on a new connection
-    head        interim answers (102, 103) are skipped; a head may have many headers, and
-                `Content-Length: 5, 5` is 5
+    head        interim answers (102, 103) are skipped; a head may have many headers, and long
+                ones, and `Content-Length: 5, 5` is 5
     waiting     `Waiting`: how long the head may take, how long the body may be silent, and when all
                 has to be there. A server that sends a byte now and then gains no time by that,
                 except for the silence of a body
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IDLE = 60.0  # s; routers forget a connection that is idle for longer, and tell nobody
-_LONGEST_LINE = 65536  # bytes
 _LONGEST_HEAD = 1 << 20  # bytes
+_LONG = 65536  # bytes of a line; http.client takes no longer one
 _MANY = 90  # headers; http.client takes no more than 100
 _USED = frozenset(
     (
@@ -56,7 +56,7 @@ _USED = frozenset(
         b"transfer-encoding", b"www-authenticate",
     )
 )  # fmt: skip
-"""The headers that this library reads; of a head with many headers no others are kept."""
+"""The headers that this library reads; of a head with many or long headers no others are kept."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,7 @@ def _lines(incoming: io.BufferedReader) -> Iterator[bytes]:
     """The lines of one head, from the status line to the empty line; none at the end."""
     is_first = True
     while True:
-        line = incoming.readline(_LONGEST_LINE + 1)
-        if len(line) > _LONGEST_LINE:
-            raise http.client.LineTooLong("header line")
+        line = incoming.readline(_LONGEST_HEAD + 1)
         if not line:
             if is_first:
                 return
@@ -192,14 +190,14 @@ def _in_order(lines: list[bytes]) -> Iterator[bytes]:
     fields: list[bytes] = []
     for line in lines[1:-1]:
         if line[:1] in (b" ", b"\t") and fields:
-            fields[-1] = fields[-1].rstrip() + b" " + line.lstrip()
+            fields[-1] = fields[-1].rstrip() + b" " + line.strip() + b"\r\n"
         elif _name(line) == b"content-length":
             lengths |= {each.strip() for each in _value(line).split(b",")} - {b""}
         elif _name(line) == b"transfer-encoding" and _value(line).lower() in (b"", b"identity"):
             pass  # it says nothing
         else:
-            fields.append(line)
-    if len(fields) > _MANY:
+            fields.append(line.rstrip() + b"\r\n")  # http.client knows no `chunked` with a space
+    if len(fields) > _MANY or any(len(each) > _LONG for each in fields):
         fields = [each for each in fields if _name(each) in _USED][:_MANY]
     if any(_name(each) == b"transfer-encoding" for each in fields):
         lengths.clear()  # it does not count (RFC 9112, 6.3)

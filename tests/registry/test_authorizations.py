@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,7 @@ import pytest
 from shmstream.errors import SourceError
 from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
+from shmstream.sources.http_tls import TLS
 from tests.support.images import digest_of, image
 from tests.support.quirks import Asked, Quirks, Reply, Script, nothing, plain
 from tests.support.registries import Registry
@@ -226,6 +228,37 @@ def test_a_relative_realm(quirks: Quirks, realm: str) -> None:
     pull(Upstream(quirks.url), "relative/app")
 
 
+@pytest.mark.parametrize("name", ["localhost", "localhost:80", "localhost:PORT", "127.0.0.1:PORT"])
+def test_a_realm_that_knows_nothing_of_tls(
+    direct: None,  # noqa: ARG001
+    tls_certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """Harbor behind a server that speaks TLS for it: its realm is http, on its own host.
+
+    The password goes there by https, and to no other host without it.
+    """
+    monkeypatch.setenv("SHMSTREAM_AUTH", "u:p")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tls_certificate)
+    server = Quirks(context)
+    try:
+        realm = f"http://{name}/t".replace("PORT", str(server.port))
+        server.script = wants(server, plain(image(426, [10])), f'Bearer realm="{realm}"', gives)
+        upstream = Upstream(server.url, tls=TLS(cafile=str(tls_certificate)))
+        if name.startswith("localhost"):
+            pull(upstream, "behind/app")
+            (token,) = server.requests("/t?")
+            assert token.authorization == basic("u", "p")
+        else:
+            with pytest.raises(SourceError, match="without https"):
+                pull(upstream, "behind/app")
+            assert not server.requests("/t")
+    finally:
+        server.close()
+
+
 @pytest.mark.parametrize(
     "told",
     [
@@ -278,7 +311,17 @@ def test_a_service_that_knows_no_post(quirks: Quirks, tmp_path: Path, status: in
         pull(Upstream(quirks.url, config=str(config)), "identity/app")
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_service_that_wants_the_account(quirks: Quirks, monkeypatch: pytest.MonkeyPatch) -> None:
+    def token(asked: Asked) -> Reply:
+        good = asked.authorization == basic("u", "p") and fields_of(asked).get("account") == ["u"]
+        return gives(asked) if good else Reply(401)
+
+    monkeypatch.setenv("SHMSTREAM_AUTH", "u:p")
+    quirks.script = wants(quirks, plain(image(429, [10])), 'Bearer realm="HERE/t"', token)
+    pull(Upstream(quirks.url), "account/app")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_registry_that_hides_what_it_has(
     quirks: Quirks, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:

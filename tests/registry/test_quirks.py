@@ -29,7 +29,7 @@ def test_an_upstream_without_quirks(through: Registry, quirks: Quirks, tmp_path:
 # A HEAD is never final.
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 500, 501, 503])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 429, 500, 501, 503])
 def test_a_refused_head(through: Registry, quirks: Quirks, status: int) -> None:
     """A tag, a digest, and a second repository that needs a confirmation."""
     what = image(310 + status, [1000])

@@ -22,7 +22,7 @@ from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from tests.registry.api.test_routes import HOSTILE
 from tests.support import registries
-from tests.support.images import OCI_INDEX, OCI_MANIFEST, digest_of, image
+from tests.support.images import DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST, digest_of, image
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.registries import Answer, Registry
@@ -327,6 +327,7 @@ def test_what_an_upstream_says_of_a_manifest(ours: Registry, origin: Origin) -> 
             (plain, "application/vnd.example+json; charset=utf-8", "application/vnd.example+json"),
             (bare, "text/x\tX-Evil: 1", OCI_INDEX),
             (image(106, [10]).manifest.decode(), "text/plain", OCI_MANIFEST),
+            (image(106, [11], DOCKER_MANIFEST).manifest.decode(), OCI_MANIFEST, OCI_MANIFEST),
         ]
     ):
         name = serve_manifest(origin, "odd/app", f"v{number}", text, kind)

@@ -337,6 +337,12 @@ def test_no_redirect_from_https_to_http(
     source = HTTPSource(tls_origin.serve("/here", status=302, headers={"Location": there}))
     assert "https to http" in fails_to_open(source).reason
     assert origin.requests() == []
+    with_digest = HTTPSource(
+        tls_origin.url("/here"), headers=SECRETS, digest=f"sha256:{sha256(BLOB)}"
+    )
+    assert read(with_digest) == BLOB, "the digest decides"
+    assert seen_secrets(origin) == set()
+    assert with_digest.describe().size == SIZE
     there = tls_origin.serve("/blob", seed=1, size=SIZE)
     source = HTTPSource(
         origin.serve("/here", status=302, headers={"Location": there}), headers=SECRETS

@@ -133,6 +133,15 @@ def test_many_headers(quirks: Quirks, count: int) -> None:
     assert source.describe().validator == '"tag"'
 
 
+@pytest.mark.parametrize("length", [65_000, 70_000, 500_000])
+def test_a_long_header(quirks: Quirks, length: int) -> None:
+    """Such as a policy of a server in between, or all its cookies."""
+    quirks.script = lambda _: GOOD.but(X_Long="x" * length, ETag='"tag"')
+    source = HTTPSource(f"{quirks.url}/blob")
+    assert read(source) == read(source) == BLOB
+    assert source.describe().validator == '"tag"'
+
+
 def test_headers_over_several_lines(quirks: Quirks) -> None:
     quirks.script = lambda _: GOOD.but(ETag='"a\r\n b"', Content_Type="text/x;\r\n\ta=b")
     about = HTTPSource(f"{quirks.url}/blob").describe()
@@ -160,8 +169,20 @@ def test_a_head_that_ends_in_the_middle(quirks: Quirks) -> None:
             GOOD.but(Transfer_Encoding="Chunked", Content_Length="5"),
             body=b"%x;a=b\r\n%b\r\n0\r\nTrailer: x\r\n\r\n" % (SIZE, BLOB),
         ),
+        replace(
+            GOOD.but(Transfer_Encoding=" chunked\t "),
+            body=b"%08X \r\n%b\r\n00\r\n\r\n" % (SIZE, BLOB),
+        ),
     ],
-    ids=["1.0", "1.0 without a length", "1.0 kept", "identity", "empty", "chunked and a length"],
+    ids=[
+        "1.0",
+        "1.0 without a length",
+        "1.0 kept",
+        "identity",
+        "empty",
+        "chunked and a length",
+        "spaces",
+    ],
 )
 def test_versions_and_framings(quirks: Quirks, reply: Reply) -> None:
     assert gives(quirks, reply) == BLOB

@@ -390,7 +390,11 @@ class Registry:
             content = answers.manifest(data, noted)
         except InvalidAnswer as error:
             raise Refusal(502, Code.MANIFEST_INVALID, f"the upstream: {error}") from None
-        return content, manifests.declared(content) or noted
+        declared = manifests.declared(content)
+        for alike in (manifests.IMAGES, manifests.INDEXES):
+            if noted in alike and declared in alike:  # clients read it as the upstream calls it
+                return content, noted
+        return content, declared or noted
 
     async def _resolve(self, repository: Repository, tag: str, accept: Accept) -> Tagged:
         """What the upstream says that a tag means; what is noted if it does not answer."""

@@ -44,6 +44,7 @@ _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]{8,256}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TOKEN = re.compile(r"[\x21-\x7e]{1,65536}")
 _LARGEST_SIZE = 2**63 - 1  # bytes; clients keep sizes in 64 bits
+_UNKNOWN_SIZE = -1  # as some tools write it
 _WORDS = 200  # characters of an answer that an error repeats
 _LONGEST_LIFE = 24 * 3600.0  # s; of a token
 
@@ -128,7 +129,6 @@ def index(data: bytes) -> Json:
         InvalidAnswer: it is none.
     """
     found = _object(data, "index")
-    found.setdefault("schemaVersion", 2)  # the index that clients get is another one, and has it
     try:
         _check_index(found)
     except InvalidAnswer as error:
@@ -163,7 +163,7 @@ def _check_index(found: Json) -> None:
     _check_version(found, 2)
     _check_lacks(found, "layers", "config", "fsLayers")
     for each in _list(found, "manifests"):
-        _check_descriptor(each, "manifest", needs_size=False)
+        _check_descriptor(each, "manifest")
 
 
 def _check_signed(found: Json) -> None:
@@ -204,10 +204,12 @@ _CHECKS = {
 
 
 def _check_version(found: Json, version: int) -> None:
-    if type(found.get("schemaVersion")) is not int or found["schemaVersion"] != version:
+    """Some tools leave the version 2 out, or the media type empty; clients in Go do not mind."""
+    told = found.get("schemaVersion", 2)
+    if type(told) is not int or told != version:
         raise InvalidAnswer(f"its schemaVersion is not {version}")
     named = found.get("mediaType")
-    if named is not None and media_type(named) is None:
+    if named not in (None, "") and media_type(named) is None:
         raise InvalidAnswer("its mediaType is none")
 
 
@@ -228,16 +230,14 @@ def _list(found: Json, field: str) -> list[object]:
     return entries
 
 
-def _check_descriptor(each: object, what: str, *, needs_size: bool = True) -> None:
+def _check_descriptor(each: object, what: str) -> None:
     if not isinstance(each, dict) or not _is_any_digest(each.get("digest")):
         raise InvalidAnswer(f"a {what} has no digest")
     size = each.get("size")
-    if size is None and not needs_size:
-        return
-    if type(size) is not int or not 0 <= size <= _LARGEST_SIZE:
+    if size is not None and (type(size) is not int or not _UNKNOWN_SIZE <= size <= _LARGEST_SIZE):
         raise InvalidAnswer(f"the size of a {what} is no number of bytes")
     for name in ("mediaType", "artifactType"):
-        if not isinstance(each.get(name, ""), str):
+        if not isinstance(each.get(name), str | None):
             raise InvalidAnswer(f"the {name} of a {what} is no text")
 
 
@@ -292,7 +292,7 @@ def token(data: bytes) -> tuple[str, float]:
 
 def _object(data: bytes, what: str) -> Json:
     try:
-        found = json.loads(data.decode())
+        found = json.loads(data.decode("utf-8", "replace"))  # as clients in Go read it
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

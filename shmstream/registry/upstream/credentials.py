@@ -213,15 +213,21 @@ def _in_config(
     for each, helper in _best_first(config.get("credHelpers"), host, repository):
         if (found := _ask_helper(helper, each, environment)) is not None:
             return found
+    failure: CredentialsError | None = None
     if store := config.get("credsStore"):
         address = _HUB_ADDRESS if is_hub(host) else host
-        if (found := _ask_helper(store, address, environment)) is not None:
-            return found
+        try:
+            if (found := _ask_helper(store, address, environment)) is not None:
+                return found
+        except CredentialsError as error:  # such as of a file that was copied from a desktop
+            failure = error
     for _, entry in _best_first(config.get("auths"), host, repository):
         if isinstance(entry, dict):
             found = _entry(entry, f"{where}, auths of {host}")
             if found is not None:
                 return found
+    if failure is not None:
+        raise failure
     return None
 
 

@@ -50,7 +50,7 @@ def media_type(text: object) -> str | None:
 def parsed(data: bytes) -> dict[str, Any]:
     """The JSON object in `data`; an empty one if there is none."""
     try:
-        found = json.loads(data)
+        found = json.loads(data.decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

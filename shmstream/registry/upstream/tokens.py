@@ -11,7 +11,8 @@
                              have been revoked meanwhile
 
 A realm is asked only if the upstream itself has named it (`SourceError.challenge`). If the upstream
-speaks https, so must the realm. A token is kept in memory, for a little less than its life.
+speaks https, so must the realm: one on the upstream's own host is asked by https, whatever it is
+called. A token is kept in memory, for a little less than its life.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ _NO_POST = (400, 401, 404, 405, 501)  # what services answer that give tokens to
 _SCHEME = re.compile(r"[\s,]*([A-Za-z][A-Za-z0-9-]*)(?=[\s,]|$)")
 _TOKEN68 = re.compile(r"[ \t]+[A-Za-z0-9._~+/-]+=*[ \t]*(?=,|$)")
 _PARAMETER = re.compile(
-    r"\s*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))\s*(?:,|$)"
+    r"[\s,;]*([A-Za-z][A-Za-z0-9_-]*)\s*=\s*"
+    r"(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*))"
+    r"\s*(?:[,;]|(?<=\s)|$)"  # some servers separate parameters by spaces alone, or by semicolons
 )
 
 
@@ -261,9 +264,11 @@ class Tokens:
                     raise
             password = credential.password or credential.secret
             credential = Credential(credential.user, password)
-        known = self._basic(credential)
-        headers = {} if known is None else {"authorization": known}
         fields = [("scope", each) for each in scope.split()] + list(service.items())
+        headers = {}
+        if credential is not None and (known := self._basic(credential)) is not None:
+            headers["authorization"] = known
+            fields.append(("account", credential.user))  # some services ask for it
         query = f"{url.query}&" if url.query else ""
         return self._asked(url._replace(query=query + urlencode(fields)), until, "GET", headers)
 
@@ -277,7 +282,10 @@ class Tokens:
         except ValueError as error:
             raise self._failed(f"its challenge names no realm: {error}") from error
         if self._scheme == "https" != url.scheme:
-            raise self._failed("it wants credentials to be sent without https")
+            if self._home is None or url.host != self._home.host:
+                raise self._failed("it wants credentials to be sent without https")
+            # A registry behind a server that speaks TLS for it names itself so, without knowing.
+            url = url._replace(scheme="https", port=self._home.port)
         return url
 
     def _asked(

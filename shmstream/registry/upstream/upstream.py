@@ -5,13 +5,14 @@
     look         what a HEAD tells, without a body; None if only a GET can tell
     glance       what a GET tells, without its body
 
-No refusal of a HEAD is final: registries and the servers that they redirect to answer it with 404,
-403 or 400 where they answer a GET with 200. Neither is a HEAD that is not answered at all for
-`_LONGEST_HEAD` seconds, because some proxies wait for a body that does not come.
+No refusal of a HEAD is final, except one that asks to wait (429 with `Retry-After`): registries and
+the servers that they redirect to answer it with 404, 403 or 400 where they answer a GET with 200.
+Neither is a HEAD that is not answered at all for `_LONGEST_HEAD` seconds, because some proxies wait
+for a body that does not come.
 
-Some registries say 404 or 403 to everybody whom they do not know, and name their challenge only
-under `/v2/`, which every plain client asks first. So if a registry refuses a question that had no
-authorization, `Upstream` asks under `/v2/` too, at most every few minutes.
+Some registries say 404, 403 or 400 to everybody whom they do not know, and name their challenge
+only under `/v2/`, which every plain client asks first. So if a registry refuses a question that had
+no authorization, `Upstream` asks under `/v2/` too, at most every few minutes.
 
 An authorization that was good may be refused later in several ways: with 401 and a challenge, with
 401 alone, with 403 (Amazon ECR, after twelve hours) or 400. So each of them has the credentials
@@ -89,7 +90,7 @@ _AGENT = {"user-agent": "shmstream"}
 _HUB = "registry-1.docker.io"  # the host with the API of Docker Hub
 _USUAL_PORTS = {"http": 80, "https": 443}
 _STALE = (400, 401, 403)  # what an authorization is refused with that is valid no longer
-_HIDING = (401, 403, 404)  # what a registry may say to a question without an authorization
+_HIDING = (400, 401, 403, 404)  # what a registry may say to a question without an authorization
 _CHALLENGED_FOR = 300.0  # s; how long what `/v2/` said is believed
 _MOST_ROUNDS = 4  # authorizations for one question
 _MOST_STRANGERS = 100
@@ -642,7 +643,9 @@ class Upstream:
 
         def call(authorization: dict[str, str]) -> tuple[Headers, T]:
             headers_now = {**headers, **authorization}
-            reply = self._client.ask(method, parse(url), headers_now, until=until)
+            reply = self._client.ask(
+                method, parse(url), headers_now, until=until, is_verified=kind == "blobs"
+            )
             try:
                 if kind == "manifests":
                     self.allowance.note(reply.first.status, reply.first.headers)
@@ -674,7 +677,8 @@ class Upstream:
         try:
             return self.ask("HEAD", repository, url, headers, until=bound)[0]
         except SourceError as error:
-            if error.status == 429 or error.kind.is_without_connection:
+            is_asked_to_wait = error.status == 429 and error.retry_after is not None
+            if is_asked_to_wait or error.kind.is_without_connection:
                 raise
             if isinstance(error, answers.BadAnswer):  # of the token service
                 raise

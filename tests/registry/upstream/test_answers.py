@@ -33,6 +33,7 @@ def without(whole: dict[str, Any], field: str) -> dict[str, Any]:
     return {name: value for name, value in whole.items() if name != field}
 
 
+_SIZES: list[int | None] = [0, -1, 2**63 - 1, None]
 MANIFESTS: list[tuple[dict[str, Any], str | None]] = [
     (json.loads(images.image(1, [10]).manifest), OCI_MANIFEST),
     (json.loads(images.image(1, [10], DOCKER_MANIFEST).manifest), None),
@@ -44,7 +45,13 @@ MANIFESTS: list[tuple[dict[str, Any], str | None]] = [
     (with_(IMAGE, layers=None), None),
     (with_(INDEX, manifests=[without(LAYER, "size")]), None),
     (with_(IMAGE, layers=[with_(LAYER, digest="blake3:0123456789abcdef")]), None),
-    (with_(IMAGE, layers=[with_(LAYER, size=2**63 - 1)]), None),
+    *((with_(IMAGE, layers=[with_(LAYER, size=size)]), None) for size in _SIZES),
+    *((with_(INDEX, manifests=[with_(LAYER, size=size)]), None) for size in _SIZES),
+    (with_(IMAGE, config=without(LAYER, "size"), layers=[without(LAYER, "size")]), None),
+    (with_(IMAGE, layers=[with_(LAYER, mediaType=None, artifactType=None)]), None),
+    (with_(IMAGE, mediaType="", artifactType=None), OCI_MANIFEST),
+    (without(IMAGE, "schemaVersion"), None),
+    (without(INDEX, "schemaVersion"), None),
     (with_(IMAGE, subject=LAYER, artifactType="a/b"), None),
     (SIGNED, None),
     (ARTIFACT, None),
@@ -58,7 +65,7 @@ def test_manifests() -> None:
         assert answers.manifest(json.dumps(what).encode(), told) == what
 
 
-_SIZES: list[object] = ["5", -1, 5.0, True, 2**63, []]
+_NO_SIZES: list[object] = ["5", -2, 5.0, True, 2**63, []]
 NONE: list[object] = [
     ERRORS,
     {},
@@ -67,7 +74,6 @@ NONE: list[object] = [
     None,
     {"schemaVersion": 2},
     {"schemaVersion": 2, "mediaType": OCI_MANIFEST},
-    without(IMAGE, "schemaVersion"),
     with_(IMAGE, schemaVersion=1),
     with_(IMAGE, schemaVersion="2"),
     with_(IMAGE, schemaVersion=True),
@@ -81,9 +87,8 @@ NONE: list[object] = [
     without(IMAGE, "layers"),
     with_(IMAGE, layers={}),
     with_(IMAGE, layers=[DIGEST]),
-    with_(IMAGE, layers=[without(LAYER, "size")]),
-    *(with_(IMAGE, layers=[with_(LAYER, size=size)]) for size in _SIZES),
-    *(with_(INDEX, manifests=[with_(LAYER, size=size)]) for size in _SIZES),
+    *(with_(IMAGE, layers=[with_(LAYER, size=size)]) for size in _NO_SIZES),
+    *(with_(INDEX, manifests=[with_(LAYER, size=size)]) for size in _NO_SIZES),
     *(
         with_(IMAGE, config=with_(LAYER, digest=digest))
         for digest in (None, 5, "", "sha256:..", "sha256:" + "A" * 64, "../../etc/passwd")
@@ -92,6 +97,12 @@ NONE: list[object] = [
     with_(SIGNED, fsLayers=[{"blobSum": "x"}]),
     with_(ARTIFACT, blobs=[5]),
 ]
+
+
+def test_a_manifest_whose_text_is_no_utf8() -> None:
+    """All clients that are written in Go read it."""
+    text = json.dumps(with_(IMAGE, annotations={"by": "\xe9"}), ensure_ascii=False)
+    assert answers.manifest(text.encode("latin-1"))["layers"] == [LAYER]
 
 
 def test_what_is_no_manifest() -> None:

@@ -189,6 +189,9 @@ def test_helpers(tmp_path: Path, helper: dict[str, str], monkeypatch: pytest.Mon
     assert find("known", None, path, helper) == Credential("me", "s3cret")
     assert find("docker.io", None, path, helper) == Credential("hub", "s3cret")
     assert find("elsewhere", None, path, helper) == Credential("file", "1")
+    for store, host in (("test", "failing"), ("desktop", "elsewhere")):
+        path = config(tmp_path, credsStore=store, auths={host: basic("file:1")})
+        assert find(host, None, path, helper) == Credential("file", "1")
 
 
 @pytest.mark.parametrize(
