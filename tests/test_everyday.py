@@ -442,7 +442,9 @@ def test_a_bar_in_a_notebook(store: Store, origin: Origin, tmp_path: Path) -> No
     assert ran.cells[-1].outputs[0].text == f"{SIZE} 2\n"
     [states] = ran.metadata.widgets.values()
     bars = [each.state for each in states["state"].values() if "Progress" in each.model_name]
-    lengths = [(each["max"], each["value"]) for each in bars if each["_view_name"] == "ProgressView"]
+    lengths = [
+        (each["max"], each["value"]) for each in bars if each["_view_name"] == "ProgressView"
+    ]
     assert lengths == [(SIZE, SIZE), (SIZE + 1000, SIZE + 1000)]
 
 
