@@ -462,7 +462,8 @@ class BlobNotFound(StoreError, LookupError):
     def __str__(self) -> str:
         how = f"; no process has begun it in {self.waited:g} s" if self.waited else ""
         told = f"{self.key[:200]!r} is not in {self.folder}"
-        return f"{told}, and no source was given to get it from{how}"
+        also = "; a key is a name: give the URL as the source, too" if "://" in self.key else ""
+        return f"{told}, and no source was given to get it from{how}{also}"
 
 
 @dataclass(eq=False)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import fcntl
+import json
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +39,7 @@ from tests.support.stores import digest
 SIZE = 200_000
 DATA = content(1, SIZE)
 KEY = digest(1, SIZE)
+ROOT = Path(__file__).parents[1]
 Start = Callable[..., Interpreter]
 
 
@@ -130,6 +134,13 @@ def silent(origin: Origin) -> str:
     url = origin.serve("/blob", seed=1, size=SIZE)
     origin.change("/blob", stall_after=100_000)
     return url
+
+
+def test_a_url_that_is_only_the_key(store: Store) -> None:
+    with pytest.raises(BlobNotFound, match="give the URL as the source, too"):
+        store.fetch("https://host/model.bin")
+    with pytest.raises(BlobNotFound, match=r"to get it from$"):
+        store.fetch("model.bin")
 
 
 @pytest.mark.parametrize("key", [KEY, "a name"])
@@ -376,6 +387,71 @@ def test_a_bar_by_tqdm(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
 
     asyncio.run(read())
     assert "d: 100%" in capfd.readouterr().err
+
+
+def test_a_bar_that_the_user_has_disabled(store: Store) -> None:
+    """tqdm reads TQDM_DISABLE when it is imported."""
+    program = f"""
+from shmstream import Store
+store = Store({store.folder!r})
+store.fetch("a", [b"x"], progress=True)
+store.fetch_many({{"b": [b"x"], "c": [b"x"]}}, progress=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.timeout(300)
+def test_a_bar_in_a_notebook(store: Store, origin: Origin, tmp_path: Path) -> None:
+    """A real notebook, run by nbclient: the widget is as long as the blob, and it is full."""
+    url = origin.serve("/blob", seed=1, size=SIZE)
+    cells = [
+        f"from shmstream import Store; store = Store({store.folder!r})",
+        f"path = store.fetch({url!r}, {url!r}, progress=True)",
+        f"paths = store.fetch_many({{'a': {url!r}, 'b': [b'x' * 1000]}}, progress=True)",
+        "import os; print(os.path.getsize(path), len(paths))",
+    ]
+    cell: dict[str, Any] = {"cell_type": "code", "metadata": {}, "outputs": []}
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 4,
+        "metadata": {},
+        "cells": [{**cell, "execution_count": None, "source": each} for each in cells],
+    }
+    (tmp_path / "cells.ipynb").write_text(json.dumps(notebook))
+    run = "from nbclient.cli import main; main()"
+    told = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_PLATFORM_DIRS": "1",
+        "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"),
+        "IPYTHONDIR": str(tmp_path / "ipython"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", run, "--inplace", "--timeout=-1", "cells.ipynb"],
+        cwd=tmp_path,
+        env=told,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ran = json.loads((tmp_path / "cells.ipynb").read_text())
+    assert "".join(ran["cells"][-1]["outputs"][0]["text"]) == f"{SIZE} 2\n"
+    [states] = ran["metadata"]["widgets"].values()
+    bars = [each["state"] for each in states["state"].values() if "Progress" in each["model_name"]]
+    lengths = [
+        (each["max"], each["value"]) for each in bars if each["_view_name"] == "ProgressView"
+    ]
+    assert sorted(lengths) == [(SIZE, SIZE), (SIZE + 1000, SIZE + 1000)]
 
 
 @pytest.mark.usefixtures("no_tqdm")

@@ -36,19 +36,14 @@ ROOT = Path(__file__).parents[1]
 
 
 class Server:
-    """gunicorn with two workers."""
+    """gunicorn with two workers, or waitress, which is one process."""
 
     def __init__(
         self, store: Store, origin: Origin, application: str, kind: str, options: dict[str, Any]
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
-            command = [
-                sys.executable, "-W", "ignore", "-m", "gunicorn", "-k", kind, "-w", "2",
-                *(["--threads", "4"] if kind == "gthread" else []),
-                "--bind", f"fd://{listener.fileno()}", "--log-level", "critical",
-                "--graceful-timeout", "1", f"tests.support.wsgi_responses:{application}",
-            ]  # fmt: skip
+            command = [sys.executable, "-W", "ignore", *_arguments(kind, listener, application)]
             told = {
                 "TEST_STORE": store.folder,
                 "TEST_ORIGIN": origin.url(""),
@@ -72,6 +67,18 @@ class Server:
     def close(self) -> None:
         self._process.terminate()
         assert self._process.wait(PATIENCE) == 0
+
+
+def _arguments(kind: str, listener: socket.socket, application: str) -> list[str]:
+    module = "tests.support.wsgi_responses"
+    if kind == "waitress":
+        call = f"by_waitress({application!r}, {listener.fileno()})"
+        return ["-c", f"from {module} import by_waitress; {call}"]
+    return [
+        "-m", "gunicorn", "-k", kind, "-w", "2", *(["--threads", "4"] if kind == "gthread" else []),
+        "--bind", f"fd://{listener.fileno()}", "--log-level", "critical",
+        "--graceful-timeout", "1", f"{module}:{application}",
+    ]  # fmt: skip
 
 
 Serve = Callable[..., Server]
@@ -100,9 +107,12 @@ def serve(store: Store, origin: Origin) -> Iterator[Serve]:
         ("flask()", "gthread", "/blob"),
         ("flask()", "sync", "/plain"),
         ("django()", "gthread", "/blob"),
+        ("bare", "waitress", "/blob"),
+        ("flask()", "waitress", "/blob"),
+        ("django()", "waitress", "/blob"),
     ],
 )
-def test_frameworks_under_gunicorn(
+def test_frameworks_under_servers(
     application: str, kind: str, path: str, serve: Serve, store: Store, origin: Origin
 ) -> None:
     server = serve(application, kind, filename="model.bin")
@@ -135,9 +145,10 @@ def test_frameworks_under_gunicorn(
     assert len(origin.requests("/blob")) == 2  # HEAD and GET
 
 
-def test_what_a_producer_writes(serve: Serve, store: Store) -> None:
+@pytest.mark.parametrize("kind", ["gthread", "waitress"])
+def test_what_a_producer_writes(kind: str, serve: Serve, store: Store) -> None:
     """A client that comes before the producer; no length is known, so it comes in chunks."""
-    server = serve("bare", wait_for=30)
+    server = serve("bare", kind, wait_for=30)
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
     connection.request("GET", "/blob/report")
     with store.create("report") as blob:
@@ -153,7 +164,7 @@ def test_what_a_producer_writes(serve: Serve, store: Store) -> None:
     connection.close()
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread"])
+@pytest.mark.parametrize("kind", ["sync", "gthread", "waitress"])
 def test_a_flight_that_fails(kind: str, serve: Serve, store: Store) -> None:
     """No client takes half a blob for the whole."""
     server = serve("bare", kind, wait_for=30)

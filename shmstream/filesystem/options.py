@@ -13,7 +13,9 @@ from shmstream.storage.folder import default_folder
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
 
-_HINTS = {"block_size", "cache_options", "cache_type", "fill_cache", "size"}  # of how to read
+_HINTS = {  # of how to read
+    "block_size", "cache_options", "cache_type", "default_cache", "fill_cache", "size",
+}  # fmt: skip
 _OF_FSSPEC = {
     "asynchronous", "batch_size", "fo", "listings_expiry_time", "loop", "max_paths",
     "use_listings_cache",

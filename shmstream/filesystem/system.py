@@ -53,6 +53,7 @@ from shmstream.filesystem.ranges import read_slice, side_by_side
 from shmstream.filesystem.target import TargetSource
 from shmstream.flight.blob import Blob
 from shmstream.flight.progress import Progress
+from shmstream.sources.fsspec import is_http
 from shmstream.sources.fsspec_guard import guarded_system
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
@@ -410,6 +411,17 @@ class ShmstreamFileSystem(_Chained):
         """Forget what the target has said of all files; its own listings stay."""
         self._identities.forget()
 
+    def isdir(self, path: str) -> bool:
+        """As the target; but no file of an HTTP server is read to find links in it."""
+        own = self._strip_all(path)
+        if is_http(self.fs):
+            with suppress(FileNotFoundError):
+                info = self.fs.info(own)
+                kind = info.get("mimetype")
+                if kind != "text/html" and (kind or info.get("size") is not None):
+                    return False
+        return bool(self.fs.isdir(own))
+
     def walk(self, path: str, *args: Any, **kwargs: Any) -> Iterator[Any]:
         """As the target."""
         yield from self.fs.walk(self._strip_all(path), *args, **kwargs)
@@ -429,7 +441,6 @@ class ShmstreamFileSystem(_Chained):
     info: Method = of_target("info")
     exists: Method = of_target("exists")
     lexists: Method = of_target("lexists")
-    isdir: Method = of_target("isdir")
     isfile: Method = of_target("isfile")
     find: Method = of_target("find")
     glob: Method = of_target("glob")

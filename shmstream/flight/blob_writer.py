@@ -25,7 +25,7 @@ from shmstream.flight.inlet import Inlet
 from shmstream.flight.naming import naming
 from shmstream.storage.folder import trouble
 from shmstream.stream.writer import cannot_seek
-from shmstream.system.refusals import AppendOnly
+from shmstream.system.refusals import AppendOnly, refuse_text
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -91,6 +91,7 @@ class BlobWriter(_File):
 
     def write(self, data: Buffer, /) -> int:
         """Write all of `data`; how many bytes those are. Blocks for the disk only."""
+        refuse_text(data)
         with memoryview(data) as whole, self._naming():
             self._check_open()
             if self._inlet is not None:

@@ -113,10 +113,19 @@ class _ByTqdm:
         self._bar = tqdm(unit="B", unit_scale=True, unit_divisor=1024)
 
     def show(self, text: str, done: int, total: int | None) -> None:
-        if self._bar.desc != f"{text}: ":
-            self._bar.set_description(text, refresh=False)
-        self._bar.total = total
-        self._bar.update(done - self._bar.n)
+        bar = self._bar
+        if bar.disable:  # by TQDM_DISABLE; such a bar has no text
+            return
+        if bar.desc != f"{text}: ":
+            bar.set_description(text, refresh=False)
+        if total is not None and total != bar.total:
+            began = bar.start_t
+            bar.reset(total)  # in no other way does the widget of a notebook learn its length
+            bar.start_t = began
+            bar.n = bar.last_print_n = done
+            bar.refresh()
+        bar.total = total
+        bar.update(done - bar.n)
 
     def close(self) -> None:
         self._bar.refresh()

@@ -82,7 +82,7 @@ def look(system: AbstractFileSystem, path: str) -> Description:
     try:
         info: Mapping[str, Any] = system.info(path)
     except FileNotFoundError as error:
-        if not _is_http(system):
+        if not is_http(system):
             raise
         raise _http_error(error) from None
     if info.get("type") == "directory":
@@ -218,7 +218,7 @@ def _open(
 
     What is read by one request ends at `end`.
     """
-    if _is_http(system) and not (offset and offset == seen.size):
+    if is_http(system) and not (offset and offset == seen.size):
         return _open_http(system, path, offset, seen, end)
     try:
         file: BinaryIO = system.open(path, "rb", cache_type="none")
@@ -259,7 +259,7 @@ def _read(
 
 def _is_ranged(system: AbstractFileSystem, file: BinaryIO) -> bool:
     """Whether a file gives a part, not all of what comes after its beginning."""
-    if _is_http(system):
+    if is_http(system):
         return bool(getattr(getattr(file, "r", None), "status", None) == 206)
     return isinstance(file, AbstractBufferedFile)
 
@@ -271,7 +271,7 @@ def _read_part(
 
     All of them are right when they are given, because they may become a part of another whole.
     """
-    if _is_http(system):
+    if is_http(system):
         pieces = iter(partial(file.read, _PIECE), b"")
         if seen is not None and (seen.validator or "").startswith('"'):
             seen = None  # the answer had that validator
@@ -284,7 +284,7 @@ def _read_part(
 
 
 def _pieces(system: AbstractFileSystem, file: BinaryIO) -> Iterator[Buffer]:
-    if _is_http(system):
+    if is_http(system):
         while data := file.read(_PIECE):
             yield data
     elif isinstance(file, AbstractBufferedFile):
@@ -325,7 +325,8 @@ def _http_error(error: Exception) -> Exception:
     return PermissionError(str(cause)) if status in _FORBIDDEN else cause
 
 
-def _is_http(system: AbstractFileSystem) -> bool:
+def is_http(system: AbstractFileSystem) -> bool:
+    """Whether it is fsspec's file system of http and https URLs, or one that is made of it."""
     module = sys.modules.get("fsspec.implementations.http")  # it needs a package of its own
     return module is not None and isinstance(system, module.HTTPFileSystem)
 

@@ -51,6 +51,7 @@ from shmstream.stream.subscribers import Subscriber, Subscribers, present, remov
 from shmstream.system.buffers import buffers
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import register
+from shmstream.system.refusals import refuse_text
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -351,6 +352,7 @@ class BlobStreamer:
 
     def write(self, data: Buffer, /) -> int:
         """As `append`; the number of bytes of `data`, which are all written."""
+        refuse_text(data)
         self.append(data)
         return len(data) if isinstance(data, bytes) else memoryview(data).nbytes
 

@@ -9,6 +9,17 @@ import io
 from typing import NoReturn
 
 
+def refuse_text(data: object) -> None:
+    """Raises:
+    TypeError: it is a text, where bytes are to be written.
+    """
+    if isinstance(data, str):
+        raise TypeError(
+            "a blob is written in bytes, not text: encode the text, or write it to an "
+            "`io.TextIOWrapper` of the blob"
+        )
+
+
 class ReadOnly(io.IOBase):
     """A file that cannot be changed."""
 

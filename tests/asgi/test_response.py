@@ -438,7 +438,7 @@ def test_a_slow_client_holds_up_nobody(server: Server, origin: Origin) -> None:
     assert len(origin.requests("/blob")) == 1
 
 
-@pytest.mark.parametrize("framework", ["starlette", "fastapi"])
+@pytest.mark.parametrize("framework", ["starlette", "fastapi", "django"])
 def test_frameworks_take_it_for_a_response(
     framework: str, folder: str, store: Store, origin: Origin, tmp_path: Path
 ) -> None:
@@ -450,6 +450,8 @@ def test_frameworks_take_it_for_a_response(
         answer = running.request("GET", f"/blob/{KEY}", Range="bytes=5-9")
         assert (answer.status, answer.body) == (206, DATA[5:10])
         wait_until(lambda: KEY in store)
+        if framework == "django":
+            assert running.request("GET", "/").body == b"Django"
     finally:
         running.close()
 

@@ -149,6 +149,8 @@ def test_dask(url: str, options: dict[str, Any], store: Store) -> None:
     assert len(blocks[0]) > 5
     frame = dataframe.read_parquet(f"{url}/table.parquet", storage_options=options)
     assert frame["c3"].sum().compute(scheduler="synchronous") == pytest.approx(TABLE["c3"].sum())
+    with pytest.importorskip("dask").config.set(scheduler="synchronous"):
+        assert len(dataframe.read_parquet(f"{url}/table.parquet", storage_options=options)) == 2_000
     frame = dataframe.read_csv(f"{url}/table.csv", blocksize=100_000, storage_options=options)
     assert len(frame.compute(scheduler="synchronous")) == len(TABLE)
     assert len(store.blobs()) == 2

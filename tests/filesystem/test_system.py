@@ -244,6 +244,20 @@ def test_a_file_that_changes_while_it_is_opened(
     assert system.cat_file("/d/more") == b"less"
 
 
+@pytest.mark.parametrize("media_type", [None, "application/octet-stream"])
+def test_a_file_of_a_server_is_no_directory(
+    media_type: str | None, origin: Origin, options: dict[str, Any]
+) -> None:
+    """dask asks that; fsspec would read a file without a media type to find links in it."""
+    url = origin.serve("/blob", seed=1, size=100_000, media_type=media_type)
+    page = origin.serve("/pages", text='<a href="/pages/one">one</a>', media_type="text/html")
+    system, path = fsspec.url_to_fs(f"shmstream::{url}", **options)
+    assert not system.isdir(path)
+    assert [each.method for each in origin.requests("/blob")] == ["HEAD"]
+    assert system.isdir(f"shmstream::{page}")
+    assert not system.isdir(f"{url}-that-is-not-there")
+
+
 def test_a_digest_that_is_given(origin: Origin, options: dict[str, Any], store: Store) -> None:
     url = origin.serve("/blob", seed=1, size=100_000)
     right = f"sha256:{sha256(content(1, 100_000))}"

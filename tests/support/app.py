@@ -138,3 +138,29 @@ def fastapi() -> Any:
     endpoint.__annotations__["tasks"] = BackgroundTasks  # it is known only in here
     application.get("/blob/{key}", response_model=None)(endpoint)
     return application
+
+
+def django() -> Any:
+    """Django, with paths that the response answers before it: as docs/serving.md has it."""
+    from django.conf import settings
+    from django.core.asgi import get_asgi_application
+    from django.http import HttpResponse
+    from django.urls import path
+
+    def view(_: Any) -> HttpResponse:
+        return HttpResponse("Django")
+
+    settings.configure(
+        ROOT_URLCONF=(path("", view),), ALLOWED_HOSTS=["*"], SECRET_KEY="of a test", DEBUG=False
+    )
+    rest = get_asgi_application()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/blob/"):
+            key = scope["path"].removeprefix("/blob/")
+            source = None if key == "absent" else f"{origin}/blob"
+            await InFlightResponse(store(), key, source)(scope, receive, send)
+        else:
+            await rest(scope, receive, send)
+
+    return application

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
+import sys
 from typing import Any
 
 from shmstream.wsgi import InFlightResponse, for_django, for_flask
@@ -43,3 +46,14 @@ def django() -> Any:
     urls = [path("blob/<str:key>", lambda request, key: for_django(request, response(key)))]
     settings.configure(ROOT_URLCONF=tuple(urls), ALLOWED_HOSTS=["*"], SECRET_KEY="of a test")
     return get_wsgi_application()
+
+
+def by_waitress(application: str, descriptor: int) -> None:
+    """Serve `bare`, `flask()` or `django()` on a listening socket, until SIGTERM."""
+    from waitress import serve
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    name = application.removesuffix("()")
+    found = globals()[name]
+    chosen = found if name == application else found()
+    serve(chosen, sockets=[socket.socket(fileno=descriptor)], threads=8)
