@@ -92,6 +92,7 @@ from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.stream import Stream
 from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
@@ -254,7 +255,8 @@ class Flight:
                 reader = self._lead()
             except BlobNotFound as error:
                 error.waited = waited
-                raise
+                if (reader := self._find_what_begins()) is None:
+                    raise
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
@@ -316,6 +318,26 @@ class Flight:
             time.sleep(min(pause, left))
             pause = min(pause * 1.2, LAST_LOOK)
         return None
+
+    def _find_what_begins(self) -> Reader | None:
+        """A reader of the flight that another process begins just now; None if none does.
+
+        That process has claimed the name, and is making the stream, as it was when `_find` looked:
+
+            this process, without a source      a process that begins the flight
+                                                claims the name
+            1 looks: no stream that is made
+                                                makes the stream
+            2 waits while one is being made
+            3 looks again
+        """
+        if not self._is_in_flight():
+            return None
+        until, pause = time.monotonic() + SUCCESSION, 0.001
+        while Stream.is_being_made(self.place.stream) and time.monotonic() < until:
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.02)
+        return self._find(0.0)
 
     def _forget_ended_leader(self) -> None:
         if self._leader is not None and not self._leader.is_alive:

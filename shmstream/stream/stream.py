@@ -240,6 +240,19 @@ class Stream:
             return None
 
     @classmethod
+    def is_being_made(cls, name: str) -> bool:
+        """Whether a live process has claimed the name, and has not made its stream yet.
+
+        Raises:
+            OutOfResources: descriptors or memory have run out: it is not known.
+        """
+        if (stream := cls.find(name)) is not None:
+            stream.close()
+            return False
+        with _naming_causes(name):
+            return os.path.lexists(segment.path_of(name)) and not is_abandoned(name)
+
+    @classmethod
     def _try_attach(cls, name: str) -> Stream | None:
         """The stream; None if there is none, or if its writer is still making it."""
         try:
