@@ -254,9 +254,7 @@ class Flight:
             try:
                 reader = self._lead()
             except BlobNotFound as error:
-                error.waited = waited
-                if (reader := self._find_what_begins()) is None:
-                    raise
+                reader = self._find_what_begins(error, waited)
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
@@ -319,8 +317,8 @@ class Flight:
             pause = min(pause * 1.2, LAST_LOOK)
         return None
 
-    def _find_what_begins(self) -> Reader | None:
-        """A reader of the flight that another process begins just now; None if none does.
+    def _find_what_begins(self, error: BlobNotFound, waited: float) -> Reader:
+        """A reader of the flight that another process begins just now.
 
         That process has claimed the name, and is making the stream, as it was when `_find` looked:
 
@@ -330,14 +328,20 @@ class Flight:
                                                 makes the stream
             2 waits while one is being made
             3 looks again
+
+        Raises:
+            BlobNotFound: `error`, if no process begins it.
         """
+        error.waited = waited
         if not self._is_in_flight():
-            return None
+            raise error
         until, pause = time.monotonic() + SUCCESSION, 0.001
         while Stream.is_being_made(self.place.stream) and time.monotonic() < until:
             time.sleep(pause)
             pause = min(pause * 1.5, 0.02)
-        return self._find(0.0)
+        if (reader := self._find(0.0)) is None:
+            raise error
+        return reader
 
     def _forget_ended_leader(self) -> None:
         if self._leader is not None and not self._leader.is_alive:
