@@ -44,7 +44,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn, TypeVar
@@ -335,10 +335,8 @@ class Flight:
         error.waited = waited
         if not self._is_in_flight():
             raise error
-        until, pause = time.monotonic() + SUCCESSION, 0.001
-        while Stream.is_being_made(self.place.stream) and time.monotonic() < until:
-            time.sleep(pause)
-            pause = min(pause * 1.5, 0.02)
+        with suppress(StreamNotFound, WriterDied):
+            Stream.attach(self.place.stream, SUCCESSION, begun=True).close()
         if (reader := self._find(0.0)) is None:
             raise error
         return reader

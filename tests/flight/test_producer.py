@@ -133,20 +133,20 @@ def test_a_consumer_that_comes_while_the_stream_is_made(
 ) -> None:
     """Its name is claimed, and the stream is not there yet: the blob is in flight, and is read."""
     claimed, may_go_on = threading.Event(), threading.Event()
-    claim, look = stream.claim_partial, Stream.is_being_made
+    claim, attach = stream.claim_partial, Stream.attach
 
     def claim_later(*args: Any, **kwargs: Any) -> Any:
         claimed.set()
         may_go_on.wait()
         return claim(*args, **kwargs)
 
-    def look_and_let_it_go_on(name: str) -> bool:
-        is_being_made = look(name)
-        may_go_on.set()
-        return is_being_made
+    def let_it_go_on(name: str, timeout: float | None = None, **options: bool) -> Stream:
+        if options:
+            may_go_on.set()
+        return attach(name, timeout, **options)
 
     monkeypatch.setattr(stream, "claim_partial", claim_later)
-    monkeypatch.setattr(Stream, "is_being_made", look_and_let_it_go_on)
+    monkeypatch.setattr(Stream, "attach", let_it_go_on)
     monkeypatch.setattr(flight, "SUCCESSION", 60.0)
 
     def produce() -> None:
