@@ -44,7 +44,7 @@ from shmstream import (
     WriterDied,
 )
 from shmstream.flight import flight
-from shmstream.stream import stream
+from shmstream.stream.partial import claim_partial
 from shmstream.stream.stream import Stream
 from tests.support import flights
 from tests.support.containers import Container, send
@@ -133,7 +133,7 @@ def test_a_consumer_that_comes_while_the_stream_is_made(
 ) -> None:
     """Its name is claimed, and the stream is not there yet: the blob is in flight, and is read."""
     claimed, may_go_on = threading.Event(), threading.Event()
-    claim, attach = stream.claim_partial, Stream.attach
+    claim, attach = claim_partial, Stream.attach
 
     def claim_later(*args: Any, **kwargs: Any) -> Any:
         claimed.set()
@@ -145,7 +145,7 @@ def test_a_consumer_that_comes_while_the_stream_is_made(
             may_go_on.set()
         return attach(name, timeout, **options)
 
-    monkeypatch.setattr(stream, "claim_partial", claim_later)
+    monkeypatch.setattr("shmstream.stream.stream.claim_partial", claim_later)
     monkeypatch.setattr(Stream, "attach", let_it_go_on)
     monkeypatch.setattr(flight, "SUCCESSION", 60.0)
 
