@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -67,8 +68,16 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def names(key: str, reason: str) -> bool:
-    """Whether `reason`, by sources, names the key already: it is often the URL of a source."""
-    return f"{key} at offset " in reason
+    """Whether `reason`, by sources, names the key already: it is often the URL of a source.
+
+    Sources name a URL without its fragment and without the values of its query, which may be
+    secret. So a line that names the source need not repeat them as the key.
+    """
+    if f"{key} at offset " in reason:
+        return True
+    place = re.split("[?#]", key, maxsplit=1)[0]
+    is_url = "://" in place and place != key
+    return is_url and bool(re.search(re.escape(place) + r"(?:\?\S*)? at offset ", reason))
 
 
 def _rebuild(kind: type[ShmstreamError], facts: dict[str, Any]) -> ShmstreamError:

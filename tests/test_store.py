@@ -193,6 +193,19 @@ def test_a_key_that_means_a_digest_is_verified(store: Store) -> None:
     assert store.check() == []
 
 
+def test_a_url_with_a_digest_in_its_fragment_is_verified_by_it(store: Store) -> None:
+    data = content(1, 1000)
+    key = f"https://host/a.whl#sha256={digest(1, 1000)[7:]}"
+    with pytest.raises(DigestMismatch):
+        store.fetch(key, [data[:-1], b"x"])
+    assert key not in store
+    assert Path(store.fetch(key, [data])).read_bytes() == data
+    assert [each for each, _ in store.blobs()] == [key]
+    assert store.check() == []
+    with pytest.raises(ValueError, match="looks like a digest"):
+        store.fetch("https://host/a.whl#sha256=9f86", [data])
+
+
 def test_two_spellings_are_one_flight(store: Store, origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=MIB)
     origin.change("/blob", count=1, stall_after=500_000)

@@ -15,7 +15,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -245,8 +245,8 @@ class BlobWriter(_File):
             "pickled: hand on the key, and open it in the other process"
         )
 
-    def __del__(self) -> None:
-        if getattr(self, "_has_ended", True) or not self._is_here() or sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "_has_ended", True) or is_finalizing() or not self._is_here():
             return
         self._is_entered = False
         try:

@@ -51,7 +51,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NoReturn, TypeVar
@@ -99,6 +99,7 @@ from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.stream import Stream
 from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
@@ -260,8 +261,7 @@ class Flight:
             try:
                 reader = self._lead()
             except BlobNotFound as error:
-                error.waited = waited
-                raise
+                reader = self._find_what_begins(error, waited)
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
@@ -323,6 +323,30 @@ class Flight:
             time.sleep(min(pause, left))
             pause = min(pause * 1.2, LAST_LOOK)
         return None
+
+    def _find_what_begins(self, error: BlobNotFound, waited: float) -> Reader:
+        """A reader of the flight that another process begins just now.
+
+        That process has claimed the name, and is making the stream, as it was when `_find` looked:
+
+            this process, without a source      a process that begins the flight
+                                                claims the name
+            1 looks: no stream that is made
+                                                makes the stream
+            2 waits while one is being made
+            3 looks again
+
+        Raises:
+            BlobNotFound: `error`, if no process begins it.
+        """
+        error.waited = waited
+        if not self._is_in_flight():
+            raise error
+        with suppress(StreamNotFound, WriterDied):
+            Stream.attach(self.place.stream, SUCCESSION, begun=True).close()
+        if (reader := self._find(0.0)) is None:
+            raise error
+        return reader
 
     def _forget_ended_leader(self) -> None:
         if self._leader is not None and not self._leader.is_alive:

@@ -489,7 +489,7 @@ def _shortage(error: BaseException, name: str) -> OutOfResources | None:
         if number in (errno.EMFILE, errno.ENFILE):
             what = "file descriptors: raise `ulimit -n`, or close some"
             return OutOfResources(name, what, number, str(cause))
-        if number in (errno.ENOMEM, errno.ENOBUFS):
-            return OutOfResources(name, "memory", errno.ENOMEM, str(cause))
+        if number in (errno.ENOMEM, errno.ENOBUFS) or isinstance(cause, MemoryError):
+            return OutOfResources(name, "memory", errno.ENOMEM, str(cause) or "MemoryError")
         cause = cause.__cause__ or cause.__context__
     return None

@@ -38,7 +38,7 @@ from shmstream.storage.record import Heading, Record
 from shmstream.stream.digest import digest_of, require_digest
 from shmstream.stream.partial import partial_path
 from shmstream.stream.segment import NAME_LIMIT
-from shmstream.stream.spelling import ALGORITHMS, read_digest
+from shmstream.stream.spelling import ALGORITHMS, digest_in_url, read_digest
 from shmstream.system.files import open_file
 
 _ALWAYS = ("blobs", "blobs/sha256", "blobs/sha512", "named")  # the folders that each store has
@@ -230,6 +230,7 @@ class Layout:
             path = self._blobs + meant.replace(":", "/")
             return Place(meant, path, meant, identity, size=size)
         path = self._path_of(key)
+        given = given or digest_in_url(key)
         return Place(key, path, given or _ALGORITHM, identity, is_named=True, size=size)
 
     def _path_of(self, name: str) -> str:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
@@ -377,8 +378,8 @@ class InFlightCopier(GrowingFile):
         os.close(self._fd)
         self._fd = -1
 
-    def __del__(self) -> None:
-        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "_closed", "never opened") is None and not is_finalizing():
             try:
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2

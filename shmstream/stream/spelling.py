@@ -13,6 +13,7 @@ plain name, because then wrong bytes would be accepted without a word.
     sha256.9f86..., 9f:86:..., n4bQ...= refused: joined otherwise, in pieces, base64 alone, a CID
     a digest in quotes or white space   refused; likewise behind `hash:`, `urn:`, `@`, `#`, ...
     model-9f86..., git:9f86...          plain names: another word stands in front
+    https://host/a.whl#sha256=9f86...   a plain name, whose bytes must have that digest
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ _LIKELY = {32: "md5", 40: "sha1", 56: "sha224", 96: "sha384"}  # ... that is onl
 _FEWEST = 32  # hex digits; a shorter text of hex digits alone is a plain name
 
 _FLAGS = re.ASCII | re.IGNORECASE | re.DOTALL
-_NAME = r"(md-?5|sha[-_]?(?:1|224|256|384|512)|sha3[-_]?(?:224|256|384|512)|blake2[bs]|blake3)"
+_NAME = r"(md-?5|sha[-_ ]?(?:1|224|256|384|512)|sha3[-_ ]?(?:224|256|384|512)|blake2[bs]|blake3)"
 _MARKED = re.compile(rf"{_NAME}\s*[:=](.*)", _FLAGS)  # what follows must be a digest
 _JOINED = re.compile(rf"{_NAME}[-_/ ]+(\S+)(.*)", _FLAGS)  # what follows may be a plain name
 _APART = re.compile(rf"{_NAME}(?:%3a|%3d|[^a-z0-9])+(.+)", _FLAGS)  # as no name is joined
 _OTHER = (  # algorithms that nothing here can compute
     r"((?:(?:md|sha|shake|rmd|crc|xxh|sm|skein)[-_]?\d|blake|ripemd|adler|xxhash|whirlpool|tiger"
-    r"|keccak|gost|streebog|murmur|fnv|k12|meow|highwayhash|quickxor|sha\b|b2[bs]?\b|b2sum)[\w/-]*)"
+    r"|keccak|gost|streebog|murmur|fnv|k12|meow|(?:city|farm|highway|metro|sip|spooky|wy)hash|quickxor"
+    r"|sha\b|b2[bs]?\b|b3\b|b[23]sum)[\w/-]*)"
 )
 _UNKNOWN = re.compile(
     _OTHER + r"\s*[:=]\s*(?:[0-9a-f]{8,}|[a-z0-9+/]{20,}={0,2}|[a-z0-9+/]{6}==)", _FLAGS
@@ -83,9 +85,11 @@ _FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
 _USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
 _PLAIN = re.compile(r"https?://[!-(*-~]*")  # most names, likewise; only `_PRINTED`, with its ")",
 # and full-width letters could make a digest of a text that begins so
+_FRAGMENT = re.compile(rf"https?://[^#]*#(?:.*&)?{_NAME}=([^&]*)(?:&.*)?", _FLAGS)
 _EDGES = "\"'`<>@#|,;*()[]{}"
 _LABEL = re.compile(  # says that a digest follows
-    r"(?:urn|(?:--)?hash|checksum|digest|integrity|fingerprint|e-?tag)\s*[:=]\s*|ni://[^/]*/|W/",
+    r"hash://|ni://[^/]*/|W/|oid\s+(?=sha)|(?:urn|h1|nih|(?:[\w-]{0,30}?(?:hash|checksum|digest|integrity"
+    r"|fingerprint|e-?tag)|[\w-]{1,30}?[-_](?:md5|sha\d+))(?:[-_]sha\d+)?)\s*[:=]\s*",
     _FLAGS,
 )
 
@@ -143,6 +147,18 @@ def read_digest(text: str) -> str | None:
     if found is None and (inner := _inner(text)) != text and _seems_one(inner):
         raise _refusal(text, "with something around it", "the digest alone")
     return found
+
+
+def digest_in_url(text: str) -> str | None:
+    """The digest of the bytes behind a URL, if its fragment tells it: `https://...#sha256=9f86...`.
+
+    Indexes of Python packages write URLs so, and pip verifies by it.
+
+    Raises:
+        ValueError: the fragment names an algorithm, and what follows is no digest of it.
+    """
+    found = _FRAGMENT.fullmatch(text) if "#" in text else None
+    return None if found is None else read_digest(f"{found[1]}={found[2]}")
 
 
 def _read(text: str) -> str | None:
@@ -208,7 +224,7 @@ def _joined(text: str, name: str, value: str, rest: str) -> str | None:
 
 
 def _algorithm(name: str) -> str:
-    return _FOLDED[name.lower().replace("-", "").replace("_", "")]
+    return _FOLDED[re.sub("[-_ ]", "", name.lower())]
 
 
 def _value(name: str, value: str, *, loose: bool) -> str | None:
@@ -258,7 +274,8 @@ def _inner(text: str) -> str:
 
 
 def _is_edge(character: str) -> bool:
-    return character in _EDGES or unicodedata.category(character)[0] in "ZC"
+    kind = unicodedata.category(character)
+    return character in _EDGES or kind[0] in "ZC" or kind in ("Pi", "Pf")  # also curly quotes
 
 
 def _seems_one(text: str) -> bool:

@@ -189,12 +189,14 @@ class Stream:
         return stream, partial
 
     @classmethod
-    def attach(cls, name: str, timeout: float | None = None) -> Stream:
+    def attach(cls, name: str, timeout: float | None = None, *, begun: bool = False) -> Stream:
         """The stream of that name; waits up to `timeout` seconds (None: 5) until it appears.
+
+        `begun`: wait only as long as another process has claimed the name.
 
         Raises:
             ValueError: no stream can have that name.
-            StreamNotFound: it did not appear in time.
+            StreamNotFound: it did not appear in time, or no process has begun it.
             WriterDied: its writer was killed before the stream was complete.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
             OutOfResources: descriptors or memory have run out.
@@ -208,9 +210,8 @@ class Stream:
         while True:
             with _naming_causes(name):
                 stream = cls._try_attach(name)
-                abandoned = (
-                    stream is None and os.path.lexists(segment.path_of(name)) and is_abandoned(name)
-                )
+                is_there = stream is None and os.path.lexists(segment.path_of(name))
+                abandoned = is_there and is_abandoned(name)
             if stream is not None:
                 return stream
             now = time.monotonic()
@@ -220,7 +221,7 @@ class Stream:
                 abandoned_since = now
             elif now - abandoned_since > _HALF_MADE_GRACE:
                 raise WriterDied(name, 0, "killed while it made the stream")
-            if now - began >= timeout:
+            if now - began >= timeout or (begun and not is_there):
                 raise StreamNotFound(name, timeout)
             time.sleep(min(pause, max(began + timeout - now, 0.0)))
             pause = min(pause * 1.5, 0.02)

@@ -588,8 +588,8 @@ class BlobStreamer:
             "pickled: hand on its `name`, and attach an InFlightCopier in the other process"
         )
 
-    def __del__(self) -> None:
-        if getattr(self, "_closed", "never opened") is None and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if getattr(self, "_closed", "never opened") is None and not is_finalizing():
             try:
                 warnings.warn(
                     f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2

@@ -23,6 +23,7 @@ import os
 import struct
 import sys
 import time
+from collections.abc import Callable
 
 from shmstream.system import process
 from shmstream.system.files import open_file
@@ -102,10 +103,10 @@ class KernelLock:
                 fd, self.fd = self.fd, -1
                 os.close(fd)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter ends, the kernel closes the descriptor, and `fork_lock` may be held
-        # for ever by a thread that was stopped.
-        if not sys.is_finalizing():
+        # for ever by a thread that was stopped. At the very end a module has lost its names.
+        if not is_finalizing():
             self.close()
 
     def __repr__(self) -> str:

@@ -174,6 +174,21 @@ def test_retries_are_told(run: Run, origin: Origin, url: str) -> None:
         assert bool(re.search(f"{line}next is in 1.0 s\n", told)) == (not quiet), told
 
 
+def test_what_a_url_may_keep_secret_is_not_told(run: Run, origin: Origin) -> None:
+    """The key is the whole URL, and its source is named without the values of the query."""
+    url = origin.serve("/blob?token=secret", seed=1, size=SIZE)
+    shown = url.replace("secret", "***")
+    for status, code in ((503, 0), (403, 1)):
+        first = len(origin.requests("/blob?token=secret"))
+        busy = {"status": status, "headers": {"Retry-After": "1"}}
+        origin.change("/blob?token=secret", first=first, count=1, **busy)
+        found, _, told = run("fetch", f"{url}#{status}")
+        assert found == code
+        assert "secret" not in told
+        assert f"{shown} at offset 0: it answered {status}" in told
+        assert all(line.count("http:") == 1 for line in told.splitlines())
+
+
 def test_a_limit_evicts(run: Run, origin: Origin, url: str, store: Store) -> None:
     assert run("fetch", url)[0] == 0
     other = origin.serve("/other", seed=2, size=SIZE)

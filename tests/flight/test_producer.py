@@ -16,6 +16,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ from shmstream import (
     StreamExists,
     WriterDied,
 )
+from shmstream.flight import flight
+from shmstream.stream.partial import claim_partial
+from shmstream.stream.stream import Stream
 from tests.support import flights
 from tests.support.containers import Container, send
 from tests.support.flights import make_store
@@ -122,6 +126,43 @@ def test_consumers_before_and_after_the_producer(
     assert Path(path).read_bytes() == DATA
     assert [found for found, _ in store.blobs()] == [key]
     assert store.check() == []
+
+
+def test_a_consumer_that_comes_while_the_stream_is_made(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name is claimed, and the stream is not there yet: the blob is in flight, and is read."""
+    claimed, may_go_on = threading.Event(), threading.Event()
+    claim, attach = claim_partial, Stream.attach
+
+    def claim_later(*args: Any, **kwargs: Any) -> Any:
+        claimed.set()
+        may_go_on.wait()
+        return claim(*args, **kwargs)
+
+    def let_it_go_on(name: str, timeout: float | None = None, **options: bool) -> Stream:
+        if options:
+            may_go_on.set()
+        return attach(name, timeout, **options)
+
+    monkeypatch.setattr("shmstream.stream.stream.claim_partial", claim_later)
+    monkeypatch.setattr(Stream, "attach", let_it_go_on)
+    monkeypatch.setattr(flight, "SUCCESSION", 60.0)
+
+    def produce() -> None:
+        with store.create("report") as blob:
+            blob.write(DATA)
+
+    with ThreadPoolExecutor() as pool:
+        produced = pool.submit(produce)
+        try:
+            claimed.wait()
+            assert store.is_in_flight("report")
+            with store.open("report") as blob:
+                assert blob.read() == DATA
+        finally:
+            may_go_on.set()
+        produced.result()
 
 
 def test_a_task_that_waits(producer: Any, store: Store) -> None:

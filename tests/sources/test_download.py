@@ -265,19 +265,20 @@ def test_a_stop_is_no_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"),
+    ("lack", "expected"),
     [
-        (errno.EMFILE, OutOfResources),
-        (errno.ENOMEM, OutOfResources),
-        (errno.ECONNREFUSED, SourceFailed),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), OutOfResources),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), OutOfResources),
+        (MemoryError(), OutOfResources),
+        (OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED)), SourceFailed),
     ],
 )
 def test_what_this_machine_lacks_is_no_failure_of_the_source(
-    number: int, expected: type[ShmstreamError]
+    lack: Exception, expected: type[ShmstreamError]
 ) -> None:
     """The error that a source raises has it among its causes, which may even be a circle."""
     error = refuses("it cannot be reached", retryable=False)
-    lack, between = OSError(number, os.strerror(number)), ValueError("no connection")
+    between = ValueError("no connection")
     error.__cause__, between.__cause__, lack.__context__ = between, lack, between
     with pytest.raises(expected, match=r"cannot be reached|out of"):
         Client(Scripted("it", error)).download.open(0)

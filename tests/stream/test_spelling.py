@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as some
 
 from shmstream.stream import spelling
-from shmstream.stream.spelling import ALGORITHMS, new_hash, read_digest
+from shmstream.stream.spelling import ALGORITHMS, digest_in_url, new_hash, read_digest
 
 DATA = b"some bytes"
 HEX = hashlib.sha256(DATA).hexdigest()
@@ -36,6 +36,7 @@ SPELLINGS = [
     f"sha256/{HEX}",
     f"sha256_{HEX}",
     f"sha256 {HEX}",
+    f"SHA 256:{HEX}",
     f"sha256-{BASE}",
     f"sha256:{BASE}",
     f"sha256={BASE.rstrip('=').replace('+', '-').replace('/', '_')}",
@@ -138,6 +139,19 @@ REFUSED = [
     f"ni:///sha-256;{BASE.rstrip('=').replace('+', '-').replace('/', '_')}",
     f'W/"{of("md5")}"',
     f"etag:{of('md5')}",
+    f"content-md5:{of('md5')}",
+    f"x-amz-checksum-sha256: {BASE}",
+    f"Content-Digest: sha-256=:{BASE}:",
+    f"model_sha256:{HEX}",
+    f"oid sha256:{HEX}",
+    f"h1:{BASE}",
+    f"nih:sha-256;{HEX}",
+    f"hash://sha256/{HEX}",
+    f"\N{LEFT DOUBLE QUOTATION MARK}{HEX}\N{RIGHT DOUBLE QUOTATION MARK}",
+    f"\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}md5:{of('md5')}",
+    f"b3:{HEX}",
+    f"b3sum:{HEX}",
+    f"siphash:{HEX[:16]}",
     f"sha:{of('sha1')}",
     f"SHA={base64.b64encode(hashlib.sha1(DATA).digest()).decode()}",
     f"b2:{of('blake2b')}",
@@ -191,6 +205,10 @@ NAMES = [
     "shape:12345678",
     "b200:12345678",
     "hash: table",
+    "model-digest: none yet",
+    "h1: a title",
+    "b3:minor",
+    f"oid:{of('sha1')}",
     "sha256.tar.gz",
     "sha256.txt",
     "urn:isbn:0451450523",
@@ -217,6 +235,19 @@ NAMES = [
 
 def test_plain_names() -> None:
     assert {each for each in NAMES if read_digest(each) is not None} == set()
+
+
+def test_the_fragment_of_a_url_tells_a_digest() -> None:
+    for url in (
+        f"https://host/a.whl#sha256={HEX}",
+        f"http://host/#egg=a&SHA-256={HEX.upper()}&x=y",
+    ):
+        assert read_digest(url) is None, "it is a name"
+        assert digest_in_url(url) == f"sha256:{HEX}"
+    for name in (*NAMES, "https://host/#part", f"https://host/#part={HEX}", f"file#sha256={HEX}"):
+        assert digest_in_url(name) is None
+    with pytest.raises(ValueError, match="sha256 has 64 hex digits"):
+        digest_in_url(f"https://host/a.whl#sha256={HEX[:-1]}")
 
 
 def test_a_digest_that_needs_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

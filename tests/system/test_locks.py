@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+import pytest
 
 from shmstream.system.locks import WHOLE_FILE, KernelLock
 
@@ -31,3 +34,15 @@ def test_locks_on_ranges(tmp_path: Path) -> None:
     two.close()
     assert not one.is_held_elsewhere(WHOLE_FILE)
     one.close()
+
+
+def test_the_very_end_of_an_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is freed after its module has lost its names says nothing, and is freed."""
+    lock, other = (KernelLock(str(tmp_path / "lock"), os.O_CREAT) for _ in range(2))
+    assert lock.try_acquire(WHOLE_FILE)
+    with monkeypatch.context() as ending:
+        ending.setattr("shmstream.system.locks.sys", None)
+        KernelLock.__del__(lock)
+    assert lock.fd == -1
+    assert other.try_acquire(WHOLE_FILE)
+    other.close()
