@@ -397,9 +397,9 @@ def test_what_makes_it_impossible(tmp_path: Path) -> None:
         (["--listen", address], "store", f"cannot listen on {address}: Address already in use"),
         (["--listen", "host.invalid:1"], "store", "cannot listen on host.invalid:1: "),
         ([], "file/store", "file/store cannot hold a store: "),
-        (["--certfile", "/no/such"], "store", "certfile: /no/such or its key cannot be read: No"),
+        (["--certfile", "/no/such"], "store", "--certfile: /no/such or its key cannot be read:"),
         (["--certfile", "/etc/passwd"], "store", "certfile: in /etc/passwd there are no certific"),
-        (["--docker-config", "/no/such"], "store", "docker_config: cannot read /no/such: No such"),
+        (["--docker-config", "/no/such"], "store", "--docker-config: cannot read /no/such: No"),
     ]
     begun = [
         (start(*UPSTREAM, *arguments, store=tmp_path / store), told)
