@@ -11,6 +11,7 @@ import psutil
 
 from bench.origin import Origin
 from bench.server import Port, Server
+from shmstream.registry.ops.processes import is_worker
 from shmstream.registry.server.connections import Table
 
 
@@ -32,8 +33,8 @@ class Registry(Server):
 def serves(process: int) -> bool:
     """Whether that worker has begun to serve."""
     folder = Path(f"/proc/{process}/fd")
-    with suppress(OSError):  # it has just ended
-        for each in folder.iterdir():
+    with suppress(OSError, psutil.Error):  # it has just ended
+        for each in folder.iterdir() if is_worker(psutil.Process(process)) else ():
             if "shmstream-connections" in str(each.readlink()):
                 table = Table.attach(os.open(each, os.O_RDWR))
                 if table is not None:

@@ -22,6 +22,15 @@ def name_worker(number: str) -> None:
         Path("/proc/self/comm").write_text(f"{_NAME}{number}")
 
 
+def is_worker(process: psutil.Process) -> bool:
+    """Whether this process is a worker, and has nothing of its parent any more.
+
+    Raises:
+        psutil.Error: it has ended.
+    """
+    return bool(process.name().startswith(_NAME))
+
+
 class Processes:
     """Looks at the processes of this server. One thread at a time."""
 
@@ -56,7 +65,7 @@ class Processes:
         found = [("parent", parent)]
         for each in parent.children():
             try:
-                if each.name().startswith(_NAME):
+                if is_worker(each):
                     found.append(("workers", each))
             except psutil.Error:  # it has just ended
                 continue
