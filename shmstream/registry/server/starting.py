@@ -223,7 +223,7 @@ def _fork(
     os.close(end)
     with suppress(OSError):  # it has ended
         os.setpgid(pid, pid)
-    return Forked(pid, open(stdin, "wb", buffering=0))  # noqa: SIM115  the caller closes it
+    return Forked(pid, os.fdopen(stdin, "wb", buffering=0))
 
 
 def _be_worker(
@@ -241,7 +241,7 @@ def _be_worker(
         _close_all_but(kept)
         os.setpgid(0, 0)
         _reset_signals()
-        inherited, logging.root.handlers = logging.root.handlers, []  # `inherited` is never freed
+        _freed_never, logging.root.handlers = logging.root.handlers, []
         os.environ.clear()
         os.environ.update(environment)
         sys.argv[1:] = arguments
