@@ -142,7 +142,7 @@ def holders(serving: Serving, port: int) -> list[int]:
 
 
 def test_fifty_workers_are_killed(serve: Serve) -> None:
-    """Their clients go on, and the parent has as many descriptors at the end as in the beginning."""
+    """Their clients go on, and the parent has as many descriptors as in the beginning."""
     serving = serve("--workers", "2")
     wait_until(lambda: all_serve(serving, 2))
     clients = [Client(serving) for _ in range(6)]
