@@ -233,7 +233,8 @@ def check(settings: Settings) -> None:
     for number, each in enumerate(settings.upstreams, 1):
         try:
             credentials.check((), each.docker_config, {})
-            TLS(each.cafile, each.certfile, each.keyfile, each.insecure).context()
+            if each.cafile is not None or each.certfile is not None:
+                TLS(each.cafile, each.certfile, each.keyfile, each.insecure).context()
         except credentials.CredentialsError as error:
             raise BadSetting(f"upstream {number}, docker_config", str(error)) from error
         except OSError as error:  # ssl.SSLError is one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -11,7 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
+from shmstream.registry.server.starting import Forked
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.kept import STARTS, Client, all_serve, kept_ports, ports
 from tests.support.serving import Serve, Serving
@@ -60,6 +63,33 @@ def replace_one(serving: Serving, worker: int, count: int) -> None:
     """Kill a worker, and wait for the next one."""
     os.kill(worker, signal.SIGKILL)
     wait_until(lambda: worker not in serving.workers() and all_serve(serving, count))
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 7", 7), ("kill -KILL $$", -signal.SIGKILL)])
+def test_the_end_of_a_child(script: str, code: int) -> None:
+    """It is told as `subprocess.Popen` tells it, and nothing is sent to a child that has ended."""
+    child = Forked(spawned(script), io.BytesIO())
+    assert (child.wait(), child.poll(), child.returncode) == (code, code, code)
+    child.terminate()
+    child.kill()
+
+
+def test_a_child_that_runs() -> None:
+    child = Forked(spawned("exec sleep 1000"), io.BytesIO())
+    assert child.poll() is None
+    child.terminate()
+    assert child.wait() == -signal.SIGTERM
+
+
+def test_a_child_whose_end_another_one_has_seen() -> None:
+    pid = spawned("exit 7")
+    os.waitpid(pid, 0)
+    assert Forked(pid, io.BytesIO()).wait() == 0, "as with Popen: nobody knows"
+
+
+def spawned(script: str) -> int:
+    """A child of this process that runs a script of the shell."""
+    return os.posix_spawn("/bin/sh", ["sh", "-c", script], os.environ)
 
 
 def test_a_forked_worker_is_as_a_fresh_one(serve: Serve, tmp_path: Path) -> None:
