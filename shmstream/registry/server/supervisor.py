@@ -208,7 +208,7 @@ class Workers:
 
     def _mourn(self, worker: Worker) -> None:
         """A worker that should run has died."""
-        code, now = worker.process.returncode, time.monotonic()
+        code, now = worker.process.wait(), time.monotonic()
         if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
             self._cannot_start = True  # and none of the other workers has served for long
             self._stop()
