@@ -13,6 +13,7 @@ import psutil
 from bench.origin import Origin
 from bench.report import CheckFailed
 from bench.server import Port, Server
+from shmstream.registry.ops.processes import is_worker
 from shmstream.registry.server.connections import Table
 
 
@@ -46,7 +47,9 @@ class Registry(Server):
 
 def serves(process: int) -> bool:
     """Whether that worker has told in its table that it makes progress."""
-    with suppress(OSError):  # it has just ended
+    with suppress(OSError, psutil.Error):  # it has just ended
+        if not is_worker(psutil.Process(process)):
+            return False
         for each in Path(f"/proc/{process}/fd").iterdir():
             if "shmstream-connections" not in str(each.readlink()):
                 continue

@@ -6,7 +6,7 @@ python -m bench.peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORI
                             PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
                             every blob is verified, or "name", and none is, as with a proxy
 
-Each worker is `python -m bench.peers.blob_app` as well, with its number and descriptor.
+Each worker is a fork that calls `main`, with its number and descriptor in `sys.argv`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import shmstream.sources.http  # noqa: F401  a server imports what it needs before it serves
 from shmstream import Store
 from shmstream.asgi.response import InFlightResponse
-from shmstream.registry.server import serve, worker
+from shmstream.registry.server import accepting, serve, worker  # noqa: F401  likewise
 from shmstream.registry.settings import Settings, Upstream
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from bench.registry import serves
+from shmstream.registry.ops.processes import is_worker
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.serving import Serving
 
@@ -112,9 +113,15 @@ class Client:
 
 
 def ports(serving: Serving, process: int) -> set[int]:
-    """The ports of the clients whose connections a process has."""
+    """The ports of the clients whose connections a process has.
+
+    None of a worker that is just being forked: it has those of its parent for an instant.
+    """
     try:
-        found = psutil.Process(process).net_connections("tcp")
+        known = psutil.Process(process)
+        if process != serving.process.pid and not is_worker(known):
+            return set()
+        found = known.net_connections("tcp")
     except psutil.NoSuchProcess:
         return set()
     return {each.raddr.port for each in found if each.raddr and each.laddr.port == serving.port}

@@ -32,7 +32,7 @@ from shmstream.mirror.settings import KINDS
 from shmstream.upstreams.counts import Counts
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Set it before this module is imported: prometheus-client reads it at its import."""
+"""Holds the folder. Without `NUMBER_VARIABLE`, set it before this module is imported."""
 NUMBER_VARIABLE = "SHMSTREAM_WORKER"
 """Holds the number of this worker: a small number, used by one process at a time."""
 
@@ -65,9 +65,6 @@ def _shared_folder() -> str | None:
         return None
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
     return folder
-
-
-_folder = _shared_folder()
 
 
 @dataclass(frozen=True)
@@ -243,23 +240,22 @@ _OF_UPSTREAMS = ("blob", "manifest", *KINDS)  # routes whose bytes come from ups
 
 def new_metrics() -> Metrics:
     """New metrics. Without the folder of the counts, which others may remove, for itself alone."""
-    global _folder
+    folder = _shared_folder()
     try:
-        return Metrics()
+        return Metrics(folder)
     except OSError as error:
-        if _folder is None:
+        if folder is None:
             raise
-        _count_alone(_folder, error)
-        _folder = None
+        _count_alone(folder, error)
         return Metrics()
 
 
 class Metrics(Counts):
     """The counters of this process, and the sums over all processes. For any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
         self._registry = CollectorRegistry()
-        self.folder: str | None = _folder
+        self.folder: str | None = folder
         """The folder of the counts of all workers; None: this process counts for itself alone."""
         counted = {each.name: each for each in METRICS
                    if each.kind == "counter" and "process" not in each.labels}  # fmt: skip

@@ -1,16 +1,34 @@
 """`Processes`: what the parent and the workers of a server use: processor time, memory, files.
 
-A worker that is asked looks at its siblings, too: the children of its parent that are workers. A
-process that runs without a parent of ours, in another server, looks at itself alone.
+A worker that is asked looks at its siblings, too: the children of its parent that are workers. It
+knows them by their names, because a forked worker has the command line of its parent. A process
+that runs without a parent of ours, in another server, looks at itself alone.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
-_WORKER = "shmstream.registry.server.worker"
+_NAME = "shmstream-w"  # the kernel cuts a name off after 15 characters
+
+
+def name_worker(number: str) -> None:
+    """Name this process, a worker, so that `ps` and other workers can tell what it is."""
+    with suppress(OSError):  # it counts for nothing then
+        Path("/proc/self/comm").write_text(f"{_NAME}{number}")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether this process is a worker, and has nothing of its parent any more.
+
+    Raises:
+        psutil.Error: it has ended.
+    """
+    return bool(process.name().startswith(_NAME))
 
 
 class Processes:
@@ -47,7 +65,7 @@ class Processes:
         found = [("parent", parent)]
         for each in parent.children():
             try:
-                if _WORKER in each.cmdline():
+                if is_worker(each):
                     found.append(("workers", each))
             except psutil.Error:  # it has just ended
                 continue

@@ -120,6 +120,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to take connections, or to be given some; uvicorn itself takes none."""
+        asyncio.get_running_loop().set_debug(False)  # a fork has `-X dev` of its parent
         await super().startup(sockets=[])
         self._state = {
             "config": self.config,

@@ -240,6 +240,7 @@ class Table:
         self.descriptor: int = descriptor
         self.records: int = records
         self._map = mmap.mmap(descriptor, size)
+        self._map.madvise(mmap.MADV_DONTFORK)  # a forked worker would keep the memory of others
         self._memory = memoryview(self._map)
         self._words = self._memory.cast("Q")
         self._header = Header(self._words[: HEADER_SIZE >> 3])

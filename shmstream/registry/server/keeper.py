@@ -72,7 +72,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from itertools import count
 
@@ -249,6 +249,10 @@ class Keeper:
         """How many connections are kept."""
         with self._lock:
             return self._count()
+
+    def still(self) -> AbstractContextManager[object]:
+        """The thread handles no message meanwhile, and holds no lock: so this process may fork."""
+        return self._lock
 
     def stop(self) -> None:
         """The server stops: no connection is given to a worker any more. Idempotent.

@@ -60,8 +60,8 @@ def serve(
     """Serve until SIGTERM or Ctrl-C; False if workers could not start. For a process of its own.
 
     `tell` is called with lines for the person who started the server, unless the log is JSON: then
-    they are in the log. `module` is run as a program to be a worker. `reread` reads the settings
-    anew at SIGHUP, and raises `BadSetting`.
+    they are in the log. `module` is a worker: see `Starter`. `reread` reads the settings anew at
+    SIGHUP, and raises `BadSetting`.
 
     Raises:
         ImportError: the extra `serve` is not installed.

@@ -37,18 +37,16 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shmstream.registry.server.keeper import Keeper
+from shmstream.registry.server.starting import Process, Starter
 from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE, POST, WORKER
 
-_ROOT = str(Path(__file__).parents[2])  # workers import the package from here
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
@@ -64,7 +62,7 @@ class Worker:
     """One worker process, from its start until the parent has seen its end."""
 
     number: int
-    process: subprocess.Popen[bytes]
+    process: Process
     started: float = field(default_factory=time.monotonic)
     deadline: float | None = None
     """The time at which it is killed if it has not ended; None while it should run."""
@@ -99,18 +97,15 @@ class Workers:
         """`gone` is called with the number of each worker that has ended.
 
         `keeper` keeps the connections; it is closed at the end. A worker that makes no progress for
-        `stuck_after` seconds is killed if there is a keeper; 0: never. `module` is run as a
-        program to be a worker.
+        `stuck_after` seconds is killed if there is a keeper; 0: never. `module`: see `Starter`.
         """
         self._count = count
         self._patience = grace + LAST_PATIENCE
         self._listener = listener
-        path = os.pathsep.join(filter(None, [_ROOT, environment.get("PYTHONPATH")]))
-        self._environment = {**environment, "PYTHONPATH": path}
+        self._starter = Starter(module, listener.fileno(), environment)
         self._gone = gone
         self._keeper = keeper
         self._stuck_after = stuck_after
-        self._module = module
         self._workers: list[Worker] = []
         self._is_stopping = False
         self._cannot_start = False
@@ -127,6 +122,7 @@ class Workers:
         watched = _WATCHED - ignored
         before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
+            self._starter.prepare()
             if self._keeper is not None:
                 self._keeper.start(lambda: os.kill(os.getpid(), signal.SIGCHLD))  # to look again
             self._fill()
@@ -159,7 +155,7 @@ class Workers:
 
     def tell(self, variable: str, text: str) -> None:
         """Have workers that are started from now on find this in their environment."""
-        self._environment[variable] = text
+        self._starter.tell(variable, text)
 
     def _wait(self) -> float:
         """Seconds until the next deadline or start."""
@@ -200,18 +196,10 @@ class Workers:
                 self._keeper.ended(number)
                 raise
 
-    def _open(self, number: int, *post: int) -> subprocess.Popen[bytes]:
+    def _open(self, number: int, *post: int) -> Process:
         """Start the process of a worker, which gets these descriptors of the keeper."""
-        listener = self._listener.fileno()
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", self._module, str(number), str(listener)],
-            stdin=subprocess.PIPE,
-            stdout=None if sys.stdout is not None else subprocess.DEVNULL,
-            stderr=None if sys.stderr is not None else subprocess.DEVNULL,
-            pass_fds=[listener, *post],
-            process_group=0,
-            env={**self._environment, POST: " ".join(map(str, post))},
-        )
+        still = nullcontext() if self._keeper is None else self._keeper.still()
+        return self._starter.start(number, {POST: " ".join(map(str, post))}, post, still)
 
     def _reap(self) -> None:
         for worker in [each for each in self._workers if each.process.poll() is not None]:
@@ -221,7 +209,7 @@ class Workers:
 
     def _mourn(self, worker: Worker) -> None:
         """A worker that should run has died."""
-        code, now = worker.process.returncode, time.monotonic()
+        code, now = worker.process.wait(), time.monotonic()
         if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
             self._cannot_start = True  # and none of the other workers has served for long
             self._stop()
@@ -249,6 +237,7 @@ class Workers:
 
     def _renew(self) -> None:
         """Have other workers take the places of all that run."""
+        self._starter.renew()
         for worker in self._workers:
             if self._keeper is None:
                 worker.stop(self._patience)

@@ -1,4 +1,4 @@
-"""One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`.
+"""One worker process: `python -m shmstream.registry.server.worker NUMBER LISTENER`, or a fork.
 
 The settings are in the environment; LISTENER is the descriptor of the listening socket. If the
 supervisor keeps connections, the descriptors of its keeper are in the environment, too. The worker
@@ -9,6 +9,7 @@ ends at SIGTERM, or when its standard input ends, because then the parent is gon
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -20,6 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from shmstream.errors import ShmstreamError
+from shmstream.registry.ops.processes import name_worker
 from shmstream.registry.server.acceptor import Counts
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
@@ -45,9 +47,19 @@ LAST_PATIENCE = 10.0
 _log = logging.getLogger("shmstream")
 
 
+def prepare() -> None:
+    """Import what a worker of the registry needs, also for its first clients."""
+    importlib.import_module("encodings.idna")
+    for each in ("application", "server.accepting"):
+        importlib.import_module(f"shmstream.registry.{each}")
+    for each in ("lifespan.on", "loops.uvloop"):
+        importlib.import_module(f"uvicorn.{each}")
+
+
 def main(make: Callable[[Settings], Served] | None = None) -> None:
     """Run one worker, of the application that `make` makes; None: of the registry."""
     number, listener = sys.argv[1:]
+    name_worker(number)
     post = os.environ.pop(POST, "").split()
     os.environ["SHMSTREAM_WORKER"] = number
     settings = Settings.from_environment()

@@ -120,20 +120,6 @@ def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
     assert re.search(rf"ERROR   worker \d+ .*{serving.store}", serving.log)
 
 
-def test_workers_that_die_at_once_are_not_started_in_a_hurry(serve: Serve) -> None:
-    serving = serve("--workers", "1")
-    wait_until(lambda: serving.metric(STARTS) == 1)
-    fault = serving.folder / "sitecustomize.py"  # every interpreter runs it at its start
-    fault.write_text(
-        "import os, sys\nif 'shmstream.registry.server.worker' in sys.orig_argv: os._exit(7)"
-    )
-    os.kill(serving.workers()[0], signal.SIGKILL)
-    wait_until(lambda: serving.log.count("died with exit code 7") == 3)
-    fault.unlink()
-    wait_until(lambda: serving.ask("/healthz").status == 200)  # the request waits for the worker
-    assert serving.log.count("died with exit code 7") <= 4
-
-
 def test_every_worker_has_its_share(serve: Serve) -> None:
     serving = serve("--workers", "4")
     wait_until(lambda: serving.metric(STARTS) == 4)
