@@ -19,6 +19,7 @@ The threads of `Call` are daemons: the interpreter does not wait for them when i
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import queue
 import threading
@@ -43,6 +44,8 @@ IDLE = "shmstream-idle"
 _ENOUGH = 16  # idle threads
 _A_WHILE = 5.0  # s; an idle thread ends after that time
 _LOOK = 1.0  # s; the longest that a thread waits without looking at its flag
+_ROOM = 12 << 20  # bytes of address space: the stack of a thread, and what its first steps need
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class Flag:
@@ -169,6 +172,21 @@ class Call:
             self._done.wait(timeout)
 
 
+def _require_room() -> None:
+    """See that a new thread would find memory.
+
+    `threading.Thread.start` waits for the first step of the thread. If the thread has a stack, and
+    finds no memory for that step, it ends without a word, and `start` waits for ever.
+
+    Raises:
+        RuntimeError: there is too little, as `threading` says it.
+    """
+    try:
+        mmap.mmap(-1, _ROOM, flags=_PRIVATE).close()
+    except OSError as error:
+        raise RuntimeError("can't start new thread") from error
+
+
 class _Thread(threading.Thread):
     """Runs one call after another."""
 
@@ -176,6 +194,11 @@ class _Thread(threading.Thread):
         super().__init__(name=IDLE, daemon=True)
         self.calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self.calls.put(first)
+
+    def start(self) -> None:
+        """As any thread; see `_require_room`."""
+        _require_room()
+        super().start()
 
     def run(self) -> None:
         call: Call | None = self.calls.get()
@@ -221,7 +244,7 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
     started, the call waits for those that the pool has.
 
     Raises:
-        OutOfResources: no thread can be started, and the pool has none.
+        OutOfResources: no thread can be started, and the pool has none, or there is no memory.
     """
     import asyncio  # only those need it who have it already
 
@@ -230,6 +253,11 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
         executors = _executors.value
         if (executor := executors.get(name)) is None:
             executor = executors[name] = ThreadPoolExecutor(threads, name)
+    if len(executor._threads) < threads:  # it may start one
+        try:
+            _require_room()
+        except RuntimeError as error:
+            raise no_thread(name, error) from error
     done: Future[T] = Future()
     try:
         executor.submit(_run, call, done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -214,3 +216,43 @@ def test_a_call_that_was_interrupted_at_its_start_runs_or_never_will(
     else:
         call.join(60)
         assert ran == [1]
+
+
+LITTLE = """
+import resource, threading, time
+from pathlib import Path
+from shmstream.errors import OutOfResources
+from shmstream.system import threads
+
+hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+ended = {"call": [], "pool": []}
+for more in range(0, 1 << 20, 1 << 13):
+    for how in ended:
+        threads._idle.clear()
+        while threading.active_count() > 1:
+            time.sleep(0.001)
+        ran = threading.Event()
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + (8 << 20) + more, hard))
+        try:
+            if how == "call":
+                threads.Call(ran.set, "a call").start()
+            else:
+                threads.in_thread(ran.set, ("a pool", 1))
+        except (RuntimeError, OutOfResources):
+            ended[how].append("refused")
+        else:
+            assert ran.wait(60)
+            ended[how].append("ran")
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+print(*sorted({*ended["call"], *ended["pool"]}))
+"""
+
+
+def test_a_thread_that_would_find_no_memory_is_not_started() -> None:
+    """`threading` itself waits for ever for a thread whose first step finds no memory."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout, done.stderr) == ("refused\n", "")
