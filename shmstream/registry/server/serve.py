@@ -69,6 +69,7 @@ def serve(
         BadSetting: a file that the settings name, or the address, cannot be used.
     """
     _require_extra(settings)
+    _open_standard_descriptors()
     log_to_stderr("", "INFO", as_json=settings.log_format == "json")
     if settings.log_format == "json":  # a program reads it, line by line
         tell = _log.info
@@ -100,6 +101,13 @@ def serve(
             started=lambda: tell(_introduction(settings, listener, store)),
             may_renew=lambda: _may_renew(settings, reread, workers, folder),
         )
+
+
+def _open_standard_descriptors() -> None:
+    """If 0, 1 or 2 is closed, open it: else a socket gets that number, and workers lose it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def _keeper(settings: Settings, listener: socket.socket) -> Keeper | None:

@@ -13,7 +13,7 @@ import socket
 import ssl
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -50,6 +50,35 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
     assert serving.log.count("died by SIGKILL; another one replaces it") == 2
     assert serving.metric("shmstream_requests_total", route="health") == 20
     assert len(list(serving.temporary.glob("*/counter_*.db"))) == 2, "one for each worker's number"
+
+
+def test_it_serves_without_standard_descriptors(tmp_path: Path) -> None:
+    """As a program that is started with 0, 1 and 2 closed: no socket gets one of these numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    arguments = ["--upstream", "http://127.0.0.1:1", "--listen", address, "--workers", "2"]
+    command = [*PYTHON, "-m", "shmstream", "serve", *arguments, "--store", str(tmp_path / "store")]
+    serving = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=ROOT)
+    try:
+        wait_until(lambda: answers(address))
+        workers = psutil.Process(serving.pid).children()
+        assert len(workers) == 2
+        workers[0].kill()
+        wait_until(lambda: workers[0] not in psutil.Process(serving.pid).children())
+        wait_until(lambda: answers(address))
+        serving.terminate()
+        assert serving.wait(PATIENCE) == 0
+    finally:
+        serving.kill()
+        serving.wait()
+
+
+def answers(address: str) -> bool:
+    """Whether a server there says that it lives."""
+    with suppress(OSError), closing(http.client.HTTPConnection(address, timeout=5)) as client:
+        client.request("GET", "/healthz")
+        return client.getresponse().status == 200
+    return False
 
 
 def remove(folder: Path) -> None:
