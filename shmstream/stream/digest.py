@@ -21,14 +21,12 @@ resumed after a reboot.
 from __future__ import annotations
 
 import os
-import re
 import threading
 import time
 
-from shmstream.stream.spelling import ALGORITHMS, is_spelled, new_hash, read_digest
+from shmstream.stream.spelling import ALGORITHMS, OCI_DIGEST, is_spelled, new_hash, read_digest
 from shmstream.system import greenlets, threads
 
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
 _STEP = 1 << 18  # bytes; read back at one time; so many stay in the processor's cache
 _ENOUGH = 1 << 19  # bytes; the thread is not woken for fewer
 _LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed at the end
@@ -36,7 +34,7 @@ _LONG = 1.0  # s; without a given digest, a blob that arrives faster is hashed a
 
 def is_digest(text: str) -> bool:
     """Whether `text` is a digest of an OCI registry: `sha256:` or `sha512:`, lower-case hex."""
-    return _DIGEST.fullmatch(text) is not None
+    return OCI_DIGEST.fullmatch(text) is not None
 
 
 def is_known(text: bytes) -> bool:

@@ -82,7 +82,8 @@ _REFUSED = (
     (_CID, "of a block, and not of the bytes", "'sha256:' and 64 hex digits"),
 )
 _FOLDED = {name.replace("_", ""): name for name in ALGORITHMS}
-_USUAL = re.compile(r"sha256:[0-9a-f]{64}")  # most keys: to know them at once saves 2 us
+OCI_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+"""A digest of an OCI registry, as most keys are: to know them at once saves 2 us."""
 _PLAIN = re.compile(r"https?://[!-(*-~]*")  # most names, likewise; only `_PRINTED`, with its ")",
 # and full-width letters could make a digest of a text that begins so
 _FRAGMENT = re.compile(rf"https?://[^#]*#(?:.*&)?{_NAME}=([^&]*)(?:&.*)?", _FLAGS)
@@ -130,7 +131,7 @@ def new_hash(algorithm: str) -> Hash:
 
 def is_spelled(text: str) -> bool:
     """Whether `text` is a digest in its one spelling: `algorithm:hex`, in lower case."""
-    return (_USUAL.fullmatch(text) or _SPELLED.fullmatch(text)) is not None
+    return (OCI_DIGEST.fullmatch(text) or _SPELLED.fullmatch(text)) is not None
 
 
 def read_digest(text: str) -> str | None:
@@ -139,7 +140,7 @@ def read_digest(text: str) -> str | None:
     Raises:
         ValueError: `text` looks like a digest and cannot be verified; the error tells what to do.
     """
-    if _USUAL.fullmatch(text):
+    if OCI_DIGEST.fullmatch(text):
         return text
     if _PLAIN.fullmatch(text):
         return None
