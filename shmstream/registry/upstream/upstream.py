@@ -10,7 +10,7 @@ the servers that they redirect to answer it with 404, 403 or 400 where they answ
 Neither is a HEAD that is not answered at all for `_LONGEST_HEAD` seconds, because some proxies wait
 for a body that does not come.
 
-Some registries say 404, 403 or 400 to everybody whom they do not know, and name their challenge
+Some registries answer a request without credentials with 404, 403 or 400, and name their challenge
 only under `/v2/`, which every plain client asks first. So if a registry refuses a question that had
 no authorization, `Upstream` asks under `/v2/` too, at most every few minutes.
 

@@ -120,13 +120,19 @@ def test_a_forked_worker_is_as_a_fresh_one(serve: Serve, tmp_path: Path) -> None
     assert private < psutil.Process(fresh).memory_full_info().uss / 2
 
 
+def clients_of(serving: Serving, count: int) -> list[Client]:
+    """So many clients, each of which has had an answer, and keeps its connection."""
+    clients = [Client(serving) for _ in range(count)]
+    for each in clients:
+        each.ask("/healthz")
+    return clients
+
+
 def test_no_worker_has_what_another_one_has(serve: Serve) -> None:
     """A worker that starts late has no client, no channel, no pipe and no table of the others."""
     serving = serve("--workers", "3")
     wait_until(lambda: all_serve(serving, 3))
-    clients = [Client(serving) for _ in range(12)]
-    for each in clients:
-        each.ask("/healthz")
+    clients = clients_of(serving, 12)
     for worker in serving.workers():
         replace_one(serving, worker, 3)
     for each in clients:
@@ -175,9 +181,7 @@ def test_fifty_workers_are_killed(serve: Serve) -> None:
     """Their clients go on, and the parent has as many descriptors as in the beginning."""
     serving = serve("--workers", "2")
     wait_until(lambda: all_serve(serving, 2))
-    clients = [Client(serving) for _ in range(6)]
-    for each in clients:
-        each.ask("/healthz")
+    clients = clients_of(serving, 6)
     wait_until(lambda: len(kept_ports(serving)) == len(clients))
     before = kinds(serving.process.pid)
     for number in range(50):
