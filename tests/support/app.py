@@ -164,3 +164,7 @@ def django() -> Any:
             await rest(scope, receive, send)
 
     return application
+
+
+with open(os.environ["TEST_READY"], "a") as ready:
+    ready.write(f"{os.getpid()}\n")

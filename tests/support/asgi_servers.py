@@ -56,14 +56,16 @@ class Server:
                 "TEST_ORIGIN": origin.url(""),
                 "TEST_OPTIONS": json.dumps(response or {}),
                 "TEST_STORE_OPTIONS": json.dumps(store or {}),
+                "TEST_READY": f"{log}.ready",
             },
             stdout=self.log,
             stderr=self.log,
         )
         self._file = Path(folder[1:]) if folder.startswith("@") else None
         self._unread = 0
+        self._ready = Path(f"{log}.ready")
         wait_until(self._answers)
-        wait_until(lambda: sum(map(_has_a_loop, self.processes())) == 2)
+        wait_until(lambda: sum(map(self._is_ready, self.processes())) == 2)
 
     @classmethod
     def for_many(cls, place: Path, origin: Origin, *options: str) -> Server:
@@ -132,10 +134,11 @@ class Server:
             self.process.wait(PATIENCE)
             self.log.close()
 
-
-def _has_a_loop(process: psutil.Process) -> bool:
-    folder = Path(f"/proc/{process.pid}/fd")
-    try:
-        return any("eventpoll" in os.readlink(each) for each in folder.iterdir())
-    except FileNotFoundError:  # it is closing one just now
-        return False
+    def _is_ready(self, process: psutil.Process) -> bool:
+        """Whether the process has imported the application, which opens the store, and has a loop."""
+        folder = Path(f"/proc/{process.pid}/fd")
+        try:
+            imported = str(process.pid) in self._ready.read_text().split()
+            return imported and any("eventpoll" in os.readlink(each) for each in folder.iterdir())
+        except FileNotFoundError:  # it is closing a descriptor just now, or nothing is imported yet
+            return False
