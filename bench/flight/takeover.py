@@ -320,7 +320,7 @@ class _Registry(_Way):
 
     def end(self) -> None:
         """Have the next client begin a flight again."""
-        ways.settle(self._store)
+        ways.settle(self._store, tidy=True)
         self._store.remove(self.key)
 
     def close(self) -> None:
