@@ -3,6 +3,7 @@
 serve         what is done once, around the workers
 supervisor    the parent: starts the workers, and another one when one dies
 starting      how the process of a worker is started: by fork, or by exec
+ending        how a forked worker ends: as a program
 acceptor      decides which worker takes a connection, if no keeper gives connections to workers
 worker        one worker process
 accepting     uvicorn, for one worker among several

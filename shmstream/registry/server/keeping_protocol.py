@@ -152,10 +152,9 @@ class KeptProtocol(Protocol):
         if (self._is_answering() or self._is_late) and not self._is_midway:
             self._look_behind()
             return
-        if self._was_there:
-            self._was_there = False
-            return
         try:
+            if self._is_no_news():
+                return
             data = self._socket.recv(_LOOK, socket.MSG_PEEK)
             if len(data) == _LOOK:
                 data = self._socket.recv(_LOOK_AGAIN, socket.MSG_PEEK)
@@ -175,6 +174,13 @@ class KeptProtocol(Protocol):
             pass
         except OSError:
             self.transport.abort()
+
+    def _is_no_news(self) -> bool:
+        """Whether it is told of bytes that it has read. Of a lost connection it is told only once,
+        so that may be the same call.
+        """
+        was_there, self._was_there = self._was_there, False
+        return was_there and not tcp.has_ended(self._socket)
 
     def _parse_head(self, data: bytes) -> None:
         """Parse the bytes of a head that are new; all of them stay in the socket if possible."""

@@ -14,9 +14,17 @@ The forked child must be as a program that was just started. Its first steps, in
                       the listening socket, and the two descriptors of the keeper. The child has
                       inherited the duplicates of all client connections, and the pipes of the other
                       workers: these would not end as long as this child lives
-    3 the rest        its process group, the handlers of signals and of the log, the environment
+    3 the rest        its process group, the handlers of signals and of the log, what the supervisor
+                      has to do at its own end, the environment
+
+When `main` returns or raises, the child ends as a program does (`ending`).
 
 `system.process` does at a fork what the package needs. The mask of signals stays, as with exec.
+
+A child has no thread but the one that forked, and finds locked for ever what another thread had
+locked. So the supervisor forks only if it has no thread but its own and that of the keeper, which
+is still meanwhile. If the application's code, or a library, has started a thread, workers are
+started by exec.
 
 What happens at the same time:
 
@@ -50,12 +58,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+from shmstream.registry.server import ending
+
 _ROOT = str(Path(__file__).parents[3])  # workers import the package from here
 _DESCRIPTORS = "/proc/self/fd"
+_THREADS = "/proc/self/task"
 
 Facts = tuple[int, int, int] | None
 
@@ -147,11 +158,11 @@ class Starter:
 
     def start(
         self, number: int, variables: Mapping[str, str], post: Sequence[int],
-        still: AbstractContextManager[object],
+        still: AbstractContextManager[object] | None,
     ) -> Process:  # fmt: skip
         """Start a worker, which inherits the descriptors `post` and finds these variables.
 
-        In `still`, no other thread holds a lock.
+        In `still`, the one other thread of this process holds no lock; None: there is none.
 
         Raises:
             OSError: there is no memory, there are no descriptors, or too many processes.
@@ -159,9 +170,10 @@ class Starter:
         arguments = [str(number), str(self._listener)]
         environment = {**self._environment, **variables}
         kept = [self._listener, *post]
-        if self._main is None:
+        threads = 1 if still is None else 2
+        if self._main is None or len(os.listdir(_THREADS)) > threads:
             return self._execute(arguments, environment, kept)
-        return _fork(self._main, arguments, environment, kept, still)
+        return _fork(self._main, arguments, environment, kept, still or nullcontext())
 
     def _execute(
         self, arguments: list[str], environment: dict[str, str], kept: list[int]
@@ -242,12 +254,12 @@ def _be_worker(
         os.setpgid(0, 0)
         _reset_signals()
         _freed_never, logging.root.handlers = logging.root.handlers, []
+        ending.forget()
         os.environ.clear()
         os.environ.update(environment)
         sys.argv[1:] = arguments
-        main()
-        code = 0
-    except BaseException:  # noqa: BLE001  as at the end of a program
+        code = ending.run(main)
+    except BaseException:  # noqa: BLE001  a step has failed: nobody else would tell
         traceback.print_exc()
     finally:
         os._exit(code)

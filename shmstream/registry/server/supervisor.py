@@ -40,17 +40,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from shmstream.registry.server.keeper import Keeper
-from shmstream.registry.server.starting import Process, Starter
+from shmstream.registry.server.starting import Forked, Process, Starter
 from shmstream.registry.server.worker import CANNOT_START, LAST_PATIENCE, POST, WORKER
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _WATCHED = {*_STOPPING, signal.SIGHUP, signal.SIGCHLD}
 _SHORT_LIFE = 10.0  # s; if workers die earlier again and again, there is a pause before the next
 _LONGEST_PAUSE = 10.0  # s
+_KILL = 1 / 50  # of an early death: a worker that is killed while it serves is not at fault
+_AGAIN = 1.0  # s; the least time until the next try to start a worker
 _LONGEST_START = 20.0  # s; at SIGHUP, workers that are replaced wait so long for the new ones
 _LAST_CONNECTIONS = 1.0  # s; in which the connections that have come are accepted
 
@@ -109,8 +111,10 @@ class Workers:
         self._workers: list[Worker] = []
         self._is_stopping = False
         self._cannot_start = False
-        self._short_lives = 0  # in a row
+        self._short_lives = 0.0  # in a row
         self._not_before = 0.0  # on the monotonic clock, for the next start
+        self._looked = time.monotonic()  # likewise, when it last looked for workers that are stuck
+        self._spared_until = 0.0  # likewise; no worker counts as stuck before
 
     def run(self, started: Callable[[], None], may_renew: Callable[[], bool]) -> bool:
         """Keep the workers running until a signal; False if the workers cannot start.
@@ -181,8 +185,8 @@ class Workers:
             try:
                 self._workers.append(self._start())
             except OSError as error:  # no memory, or too many processes: try again soon
-                _log.error("no worker can be started: %s", error)
-                self._not_before = time.monotonic() + 1.0
+                pause = self._put_off(1.0, _AGAIN)
+                _log.error("no worker can be started: %s; the next try is%s", error, _in(pause))
 
     def _start(self) -> Worker:
         number = min(set(range(len(self._workers) + 1)) - {each.number for each in self._workers})
@@ -198,7 +202,7 @@ class Workers:
 
     def _open(self, number: int, *post: int) -> Process:
         """Start the process of a worker, which gets these descriptors of the keeper."""
-        still = nullcontext() if self._keeper is None else self._keeper.still()
+        still = None if self._keeper is None else self._keeper.still()
         return self._starter.start(number, {POST: " ".join(map(str, post))}, post, still)
 
     def _reap(self) -> None:
@@ -210,20 +214,28 @@ class Workers:
     def _mourn(self, worker: Worker) -> None:
         """A worker that should run has died."""
         code, now = worker.process.wait(), time.monotonic()
-        if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in self._workers):
-            self._cannot_start = True  # and none of the other workers has served for long
+        known = [worker, *self._workers]
+        if code == CANNOT_START and all(now - each.started < _SHORT_LIFE for each in known):
+            self._cannot_start = True  # and no worker has served for long
             self._stop()
             return
-        was_killed = code == -signal.SIGKILL and worker.was_ready  # which is no fault of its own
-        is_short = now - worker.started < _SHORT_LIFE and not was_killed
-        self._short_lives = self._short_lives + 1 if is_short else 0
-        pause = 0.0
-        if self._short_lives > self._count:  # more than all workers, killed once
-            doubled = 2 ** min(self._short_lives - self._count, 10)
-            pause = min(0.1 * doubled, _LONGEST_PAUSE)
-        self._not_before = now + pause
-        how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        _log.error("worker %d died %s; another one replaces it", worker.process.pid, how)
+        if now - worker.started >= _SHORT_LIFE:
+            self._short_lives = 0.0
+            pause = self._put_off(0.0)
+        else:
+            was_killed = code == -signal.SIGKILL and worker.was_ready
+            pause = self._put_off(_KILL if was_killed else 1.0)
+        told = f"died {_how(code)}; another one replaces it{_in(pause)}"
+        _log.error("worker %d %s", worker.process.pid, told)
+
+    def _put_off(self, lives: float, least: float = 0.0) -> float:
+        """Start no worker for some time, after so many more short lives; how long, in seconds."""
+        self._short_lives += lives
+        pause, beyond = least, self._short_lives - self._count  # all workers may die once
+        if beyond > 0:
+            pause = max(least, min(0.1 * 2 ** min(beyond, 10), _LONGEST_PAUSE))
+        self._not_before = time.monotonic() + pause
+        return pause
 
     def _forget(self, worker: Worker) -> None:
         worker.process.wait()
@@ -287,16 +299,41 @@ class Workers:
             self._forget(worker)
 
     def _kill_the_stuck(self) -> None:
-        """Kill the workers that make no progress; they are mourned like any that dies."""
+        """Kill the workers that make no progress; they are mourned like any that dies.
+
+        If this process was stopped, they were, too, as when a container is paused. Then they have
+        time to go on.
+        """
         if self._keeper is None or not self._stuck_after:
+            return
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        if now - before > self._stuck_after / 2:
+            self._spared_until = now + self._stuck_after
+        if now < self._spared_until:
             return
         for worker in self._workers:
             silence = self._keeper.silence(worker.number)
+            if not silence and isinstance(worker.process, Forked):  # others may use no table
+                silence = now - worker.started - _LONGEST_START
             is_stuck = silence > self._stuck_after and worker.deadline is None
             if is_stuck and worker.process.poll() is None:
                 what = f"has made no progress for {silence:.0f} s and is killed"
                 _log.error("worker %d %s", worker.process.pid, what)
                 worker.process.kill()
+
+
+def _how(code: int) -> str:
+    """How a worker has died: its exit code, or what signal it was; not each has a name."""
+    if code >= 0:
+        return f"with exit code {code}"
+    with suppress(ValueError):
+        return f"by {signal.Signals(-code).name}"
+    return f"by signal {-code}"
+
+
+def _in(pause: float) -> str:
+    return f" in {pause:.1f} s" if pause else ""
 
 
 def _has_terminal() -> bool:

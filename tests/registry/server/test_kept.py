@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from shmstream import Store
@@ -224,6 +225,18 @@ def test_clients_that_leave_leave_nothing(kept: Kept) -> None:
     for client in clients[1:]:
         client.close()
     wait_until(lambda: kept_ports(kept.serving) == set())
+
+
+def test_clients_that_leave_before_their_answer(kept: Kept) -> None:
+    """No process has a descriptor of them, although the kernel knows no connection any more."""
+    parent = psutil.Process(kept.serving.process.pid)
+    kept.client().ask("/healthz")
+    before = parent.num_fds()
+    for _ in range(60):
+        client = kept.client()
+        client.say("/healthz")
+        client.close()
+    wait_until(lambda: parent.num_fds() == before, 40)  # idle ones are closed after 60 s
 
 
 def test_a_head_that_came_in_pieces(kept: Kept) -> None:
