@@ -1,7 +1,7 @@
 """Several connections for one blob, beside aria2c, curl and s3fs: `python -m bench.connections`.
 
     python -m bench.connections [--docs FILE] [--size 512] [--rate 8] [--connections 8] [--rounds 3]
-                                [--kills 20] [--only NAME,...] [--quick]
+                                [--kills 100] [--only NAME,...] [--round-trip MS] [--quick]
 
 The origin is a process of its own (bench/peers/upstream.py), which gives each connection `--rate`
 MiB/s, has ETags and ranges, and counts what it sends. shmstream serves eight readers in processes
@@ -11,12 +11,16 @@ of their own, verifies the digest and syncs the blob to the disk; aria2c and cur
     unthrottled  the same from an origin that is as fast as the machine
     sources      two origins of `--rate` MiB/s for each of two connections, beside one
     kills        the leader is killed (SIGKILL) in the middle, a follower goes on; how many bytes
-                 the origin sent more than the blob has
+                 the origin sent more than the blob has, which has an eighth of the size, and
+                 16 MiB at least
     s3           a local S3 server (moto) behind a proxy that gives each connection `--rate`
                  MiB/s, by fsspec, beside `s3fs.get`; an eighth of the blob's size
 
 All ways of one kind are gone in turn, in each round; figures are medians. With `--docs` the table
 is written into that page, between its marks.
+
+With `--round-trip` all of it is in a network namespace of its own, where a packet and its answer
+take so many milliseconds (netem, on the loopback). That needs root, and `ip` and `tc` of iproute2.
 """
 
 from __future__ import annotations
@@ -42,6 +46,11 @@ from bench.report import MIB, CheckFailed, machine, progress
 from shmstream import Store, sweep
 
 _READERS = 8
+_LEAST_KILLED = 16  # MiB; it is still coming when its leader is killed
+_FAR = (
+    "ip link set lo up && tc qdisc add dev lo root netem delay {}us limit 1000000 && "
+    'exec "$@" --is-far'
+)
 
 
 class Trip(NamedTuple):
@@ -266,14 +275,18 @@ def measure_kills(bench: Bench) -> list[Row]:
     """The leader is killed in the middle."""
     chosen = bench.chosen
     more = []
-    with bench.origin() as (origin, blob):
+    size = max(chosen.size // 8, _LEAST_KILLED)
+    with bench.origin() as (origin, whole):
+        origin.remove(whole)
+        blob = origin.make(size * MIB)
         url = f"http://127.0.0.1:{origin.port}{blob.path(chosen.rate * MIB)}"
         for index in range(chosen.kills):
             progress(f"kill {index + 1} of {chosen.kills}")
             more.append(bench.kill(origin, blob, url, 0.1 + 0.8 * index / max(chosen.kills, 1)))
     most, usual = max(more) / MIB, median(more) / MIB
     beside = f"{usual:.1f} MiB sent twice, {most:.1f} at most"
-    return [Row("kills", f"{chosen.kills} leaders killed", None, None, beside, "at most 16 MiB")]
+    way = f"{chosen.kills} leaders killed (a blob of {size} MiB)"
+    return [Row("kills", way, None, None, beside, "at most 16 MiB")]
 
 
 class _Proxy:
@@ -345,7 +358,7 @@ def measure_s3(bench: Bench) -> list[Row]:
         f"{_ratio([t.last for t in many], [t.last for t in one]):.2f} of one connection's, "
         f"{_ratio([t.last for t in many], [t.last for t in peer]):.2f} of s3fs's"
     )
-    rows = [_row("s3", way, trips) for way, trips in found.items()]
+    rows = [_row("s3", f"{way} ({blob.size // MIB} MiB)", trips) for way, trips in found.items()]
     rows[1] = rows[1]._replace(beside=beside)
     return rows
 
@@ -376,9 +389,10 @@ def _page(rows: list[Row], chosen: argparse.Namespace, facts: dict[str, str]) ->
         cells = (f"{each.kind}: {each.way}", first, last, each.beside, each.goal)
         lines.append("| " + " | ".join(cells) + " |")
     quick = " A quick run: its figures mean nothing." if chosen.quick else ""
+    far = f", {chosen.round_trip:g} ms of round trip" if chosen.round_trip else ""
     lines += [
         "",
-        f"A blob of {chosen.size} MiB, {chosen.rate} MiB/s for each connection where it is "
+        f"A blob of {chosen.size} MiB{far}, {chosen.rate} MiB/s for each connection where it is "
         f"throttled, {_READERS} readers; medians of {chosen.rounds} rounds, interleaved.{quick} "
         f"{facts['date'][:10]}, {facts['processor']}, {facts['cores']} cores, "
         f"Python {facts['python'].split()[-1]}, load before {facts['load before']}, "
@@ -390,6 +404,8 @@ def _page(rows: list[Row], chosen: argparse.Namespace, facts: dict[str, str]) ->
 def main() -> int:
     """Measure, print the table, write the page; the exit code."""
     chosen = _arguments()
+    if chosen.round_trip and not chosen.is_far:
+        return _measure_far(chosen.round_trip)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="shmstream-bench-", dir=chosen.dir) as folder:
         facts = machine(Path(folder))
@@ -405,8 +421,16 @@ def main() -> int:
     text = _page(rows, chosen, dict(facts))
     print(text)
     if chosen.docs is not None:
-        write(Path(chosen.docs), "bench.connections", text)
+        mark = "bench.connections, far" if chosen.round_trip else "bench.connections"
+        write(Path(chosen.docs), mark, text)
     return 0
+
+
+def _measure_far(milliseconds: float) -> int:
+    """The same command, in a network where each way takes half of that; its exit code."""
+    script = _FAR.format(round(milliseconds * 1000 / 2))
+    again = [sys.executable, "-m", "bench.connections", *sys.argv[1:]]
+    return subprocess.call(["unshare", "--net", "--", "sh", "-c", script, "sh", *again])
 
 
 def _arguments() -> argparse.Namespace:
@@ -417,12 +441,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=int, default=8, help="MiB/s")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default=",".join(KINDS))
+    parser.add_argument("--round-trip", type=float, default=0.0, metavar="MS")
+    parser.add_argument("--is-far", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     if chosen.quick:
-        chosen.size, chosen.rounds, chosen.kills = 64, 1, 1
+        chosen.size, chosen.rounds, chosen.kills = min(chosen.size, 64), 1, 1
     return chosen
 
 

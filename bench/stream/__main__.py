@@ -8,8 +8,10 @@ other, in an order that alternates, and the ratio is the median over the rounds,
 is busy with other work slows both. The sections, with their files and raw limits:
 
     throughput  throughput.py   bytes through one writer and 1, 4, 8 readers; plain write and preadv
-    wake-up     wakeup.py       publish until a reader has the bytes; a semaphore ping
-    publish     crowd.py        one publish to 1,000 waiting subscribers; 1,000 `sem_post`
+    wake-up     wakeup.py       publish until a reader has the bytes; a semaphore ping, and the same
+                                in C (in_c.c)
+    publish     crowd.py        one publish to 1,000 waiting subscribers; 1,000 `sem_post`, and the
+                                same in C
     memory      memory.py       a reader's peak for 16 MiB and for 4 GiB; no raw, a bound of 2 MiB
     attach      joining.py      joining and leaving a live stream; the bare system calls, a bound
 
