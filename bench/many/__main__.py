@@ -1,6 +1,7 @@
 """What it costs that there are many: files of others in /dev/shm, blobs in a store.
 
-    python -m bench.many [--json FILE] [--rounds 5] [--only SECTION ...] [--quick] [--dir FOLDER]
+    python -m bench.many [--json FILE] [--docs PAGE] [--rounds 5] [--only SECTION ...] [--quick]
+                         [--dir FOLDER]
 
 Every figure stands beside the same work with few, in the same run, in an order that alternates.
 
@@ -32,7 +33,7 @@ def main() -> int:
     """Measure, print the table, write the JSON; the exit code."""
     command = Command(__doc__, {"rounds": Count(5, 1, "of each pair of measurements")})
     command.has_sections(SECTIONS)
-    return run(command.parse(), lambda _options, _stack: SECTIONS)
+    return run("bench.many", command.parse(), lambda _options, _stack: SECTIONS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What shmstream costs: one writer and many readers, measured against the raw limit in one run.
 
-    python -m bench.stream [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
+    python -m bench.stream [--json FILE] [--docs PAGE] [--rounds 9] [--size MiB]
+                           [--only SECTION ...] [--quick]
 
 Every figure of ours stands beside its raw limit: the same work by as many processes of the same
 kind, without any coordination. The claim is the ratio of the two. They are measured next to each
@@ -44,7 +45,7 @@ def main() -> int:
     """Measure, print the table, write the JSON; the exit code."""
     command = Command(__doc__, COUNTS)
     command.has_sections(SECTIONS, can_pin=True)
-    return run(command.parse(), lambda _options, _stack: SECTIONS)
+    return run("bench.stream", command.parse(), lambda _options, _stack: SECTIONS)
 
 
 if __name__ == "__main__":

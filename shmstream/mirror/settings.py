@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 from urllib.parse import urlsplit
 
 from shmstream import units
@@ -112,9 +111,9 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _connections(value: object) -> int:
+def _connections(value: object) -> int | None:
     try:
-        return cast("int", check_connections(cast("int", value)))
+        return check_connections(value)
     except (TypeError, ValueError) as error:
         raise ValueError(str(error).removeprefix("connections ")) from None
 

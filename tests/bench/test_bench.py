@@ -34,16 +34,25 @@ def measure(module: str, *arguments: object) -> str:
     return done.stdout
 
 
+def page_with_marks(folder: Path, mark: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(f"<!-- {mark}: begin --> <!-- {mark}: end -->", encoding="utf-8")
+    return page
+
+
 def test_stream_in_short(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
+    page = page_with_marks(tmp_path, "bench.stream")
     wanted = ["wake-up", "publish", "attach", "memory"]
-    said = measure("bench.stream", "--json", report, "--dir", tmp_path, "--only", *wanted)
+    folders = ["--json", report, "--docs", page, "--dir", tmp_path]
+    said = measure("bench.stream", *folders, "--only", *wanted)
     told = json.loads(report.read_text(encoding="utf-8"))
     sections = {"wake-up", "publish", "attach+detach", "memory"}
     assert {row["section"] for row in told["rows"]} == sections
     assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
     assert "wake-up" in said
-    assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
+    assert "| wake-up: published -> read, p50 |" in page.read_text(encoding="utf-8")
+    assert set(tmp_path.iterdir()) == {report, page}
 
 
 def test_a_program_in_c_is_beside_the_wake_up_and_the_publish(tmp_path: Path) -> None:
@@ -174,8 +183,7 @@ def test_the_hub_through_a_mirror_in_short(tmp_path: Path) -> None:
 
 def connections(folder: Path, mark: str, *options: object) -> str:
     """What `bench.connections` writes into a page, between marks."""
-    page = folder / "page.md"
-    page.write_text(f"<!-- {mark}: begin --> <!-- {mark}: end -->", encoding="utf-8")
+    page = page_with_marks(folder, mark)
     short = ["--size", "16", "--connections", "2"]
     measure("bench.connections", "--docs", page, "--dir", folder, *short, *options)
     assert list(folder.iterdir()) == [page]
