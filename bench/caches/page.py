@@ -28,7 +28,7 @@ def page(
         f"{chosen['processes']} processes, a file of {chosen['size']} MiB, {chosen['rate']} MiB/s "
         f"for each connection; medians of {chosen['rounds']} rounds, interleaved.{quick} "
         f"{facts['date'][:10]}, {facts['processor']}, {facts['cores']} cores, "
-        f"Python {facts['python'].split()[-1]}, load before {facts['load before']}, "
+        f"Python {facts['python'].split()[-1]}, {facts['tcp']}, load before {facts['load before']}, "
         f"shmstream {facts['shmstream']}.",
     ]
     return "\n".join(lines)
