@@ -395,8 +395,8 @@ def _page(rows: list[Row], chosen: argparse.Namespace, facts: dict[str, str]) ->
         f"A blob of {chosen.size} MiB{far}, {chosen.rate} MiB/s for each connection where it is "
         f"throttled, {_READERS} readers; medians of {chosen.rounds} rounds, interleaved.{quick} "
         f"{facts['date'][:10]}, {facts['processor']}, {facts['cores']} cores, "
-        f"Python {facts['python'].split()[-1]}, {facts['tcp']}, load before {facts['load before']}, "
-        f"shmstream {facts['shmstream']}.",
+        f"Python {facts['python'].split()[-1]}, {facts['tcp']}, "
+        f"load before {facts['load before']}, shmstream {facts['shmstream']}.",
     ]
     return "\n".join(lines)
 
