@@ -80,7 +80,7 @@ def _flights(count: int) -> Scenario:
 
 
 def _clients(count: int) -> Scenario:
-    return Scenario(f"clients-{count}", "", size=4 * MIB, rate=MIB, clients=count)
+    return Scenario(f"clients-{count}", "", size=2 * MIB, rate=MIB, clients=count)
 
 
 @contextmanager
