@@ -7,7 +7,8 @@ The origin is a process of its own (bench/peers/upstream.py), which gives each c
 MiB/s, has ETags and ranges, and counts what it sends. shmstream serves eight readers in processes
 of their own, verifies the digest and syncs the blob to the disk; aria2c and curl write a file.
 
-    throttled    the time to the last byte of the last reader, and to the first byte of the first
+    throttled    the time to the last byte of the last reader, and to the first byte of the first;
+                 how much later a reader has a byte than over one connection, at 64 places
     unthrottled  the same from an origin that is as fast as the machine
     sources      two origins of `--rate` MiB/s for each of two connections, beside one
     kills        the leader is killed (SIGKILL) in the middle, a follower goes on; how many bytes
@@ -46,6 +47,7 @@ from bench.report import MIB, CheckFailed, machine, progress
 from shmstream import Store, sweep
 
 _READERS = 8
+_PLACES = 64
 _LEAST_KILLED = 16  # MiB; it is still coming when its leader is killed
 _FAR = (
     "ip link set lo up && tc qdisc add dev lo root netem delay {}us limit 1000000 && "
@@ -54,10 +56,14 @@ _FAR = (
 
 
 class Trip(NamedTuple):
-    """Seconds from the start to the first byte of the first reader, and to the last of the last."""
+    """Seconds from the start to the first byte of the first reader, and to the last of the last.
+
+    `places`: until the slowest reader has each 64th of the blob.
+    """
 
     first: float
     last: float
+    places: tuple[float, ...] = ()
 
 
 class Row(NamedTuple):
@@ -86,11 +92,15 @@ def read(folder: str, key: str, sources: list[Any], connections: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     first, count = 0.0, 0
+    times: list[float] = []
     with store.open(key, sources) as blob:
         while data := blob.read1(1 << 18):
-            first = first or time.monotonic()
+            now = time.monotonic()
+            first = first or now
             count += len(data)
-    print(json.dumps([first, time.monotonic(), count]), flush=True)
+            while len(times) < count * _PLACES // (blob.size or 1):
+                times.append(now)
+    print(json.dumps([first, time.monotonic(), count, times]), flush=True)
 
 
 class _Readers:
@@ -122,9 +132,11 @@ class _Readers:
             out, _ = each.communicate()
             if each.returncode == 0:
                 told.append(json.loads(out))
-        if not told or any(count != size for _, _, count in told):
-            raise CheckFailed(f"of {size} bytes, readers have {told}")
-        return Trip(min(t[0] for t in told) - began, max(t[1] for t in told) - began)
+        if not told or any(count != size for _, _, count, _ in told):
+            raise CheckFailed(f"of {size} bytes, readers have {[each[2] for each in told]}")
+        firsts, lasts, _, times = zip(*told, strict=True)
+        places = (max(each) - began for each in zip(*times, strict=True))
+        return Trip(min(firsts) - began, max(lasts) - began, tuple(places))
 
 
 class Bench:
@@ -218,10 +230,17 @@ def measure_throttled(bench: Bench) -> list[Row]:
         one, many, aria = (found := _interleaved(chosen.rounds, ways)).values()
     first = _ratio([t.first for t in many], [t.first for t in one])
     last = _ratio([t.last for t in many], [t.last for t in aria])
+    later = median(
+        max(b - a for a, b in zip(alone.places, each.places, strict=True))
+        for alone, each in zip(one, many, strict=True)
+    )
+    beside = (
+        f"{last:.2f} of aria2c's; first byte {first:.2f} of one connection's; "
+        f"any byte {later * 1000:.0f} ms later than over one, at most"
+    )
     return [
         _row("throttled", next(iter(ways)), one),
-        _row("throttled", list(ways)[1], many, f"{last:.2f} of aria2c's; first byte {first:.2f} "
-             "of one connection's", "at most 1.05; 1.1"),
+        _row("throttled", list(ways)[1], many, beside, "at most 1.05; 1.1"),
         _row("throttled", list(found)[2], aria),
     ]  # fmt: skip
 

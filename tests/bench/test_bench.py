@@ -195,6 +195,7 @@ def test_connections_in_short(tmp_path: Path) -> None:
     told = connections(tmp_path, "bench.connections", "--only", "throttled,sources,kills")
     assert "| throttled: aria2c -x2 |" in told
     assert "of aria2c's; first byte" in told
+    assert "later than over one, at most" in told
     assert "times as fast" in told
     assert "MiB sent twice" in told
 
