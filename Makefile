@@ -72,7 +72,7 @@ bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into
 bench-fetchers: $(VENV)/.ready  ## beside huggingface_hub, pooch, aria2c, into docs/compared.md
 	$(BIN)/python -m bench.caches fetchers --docs docs/compared.md $(BENCH)
 
-bench-connections: $(VENV)/.ready  ## beside aria2c, curl, s3fs, also 50 ms away, into docs/flight.md; needs root
+bench-connections: $(VENV)/.ready  ## beside aria2c, curl, s3fs, also 50 ms away, into docs/flight.md
 	$(BIN)/python -m bench.connections --docs docs/flight.md $(BENCH)
 	$(BIN)/python -m bench.connections --docs docs/flight.md --round-trip 50 \
 	    --only throttled,unthrottled $(BENCH)

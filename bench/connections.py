@@ -20,14 +20,15 @@ of their own, verifies the digest and syncs the blob to the disk; aria2c and cur
 All ways of one kind are gone in turn, in each round; figures are medians. With `--docs` the table
 is written into that page, between its marks.
 
-With `--round-trip` all of it is in a network namespace of its own, where a packet and its answer
-take so many milliseconds (netem, on the loopback). That needs root, and `ip` and `tc` of iproute2.
+With `--round-trip` the origins are behind a proxy, which holds back what passes in each direction
+for half of that, and the first bytes of a connection for a round trip more, as its handshake would.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import queue
 import shutil
 import socket
 import subprocess
@@ -49,10 +50,6 @@ from shmstream import Store, sweep
 _READERS = 8
 _PLACES = 64
 _LEAST_KILLED = 16  # MiB; it is still coming when its leader is killed
-_FAR = (
-    "ip link set lo up && tc qdisc add dev lo root netem delay {}us limit 1000000 && "
-    'exec "$@" --is-far'
-)
 
 
 class Trip(NamedTuple):
@@ -64,6 +61,9 @@ class Trip(NamedTuple):
     first: float
     last: float
     places: tuple[float, ...] = ()
+
+
+_UnderWay = queue.SimpleQueue[tuple[float, bytes]]  # when it is due
 
 
 class Row(NamedTuple):
@@ -154,6 +154,18 @@ class Bench:
             origin.start()
             yield origin, origin.make(self.chosen.size * MIB)
 
+    @contextmanager
+    def way_to(self, origin: Origin) -> Iterator[int]:
+        """The port where the origin is reached, from as far away as was chosen."""
+        if not self.chosen.round_trip:
+            yield origin.port
+            return
+        proxy = _Proxy(origin.port, delay=self.chosen.round_trip / 2000)
+        try:
+            yield proxy.port
+        finally:
+            proxy.close()
+
     def _new(self) -> Path:
         self._count += 1
         path = self.folder / str(self._count)
@@ -218,8 +230,8 @@ def _aria2c(bench: Bench, url: str, size: int) -> Trip:
 def measure_throttled(bench: Bench) -> list[Row]:
     """An origin that gives each connection little."""
     chosen = bench.chosen
-    with bench.origin() as (origin, blob):
-        url = f"http://127.0.0.1:{origin.port}{blob.path(chosen.rate * MIB)}"
+    with bench.origin() as (origin, blob), bench.way_to(origin) as port:
+        url = f"http://127.0.0.1:{port}{blob.path(chosen.rate * MIB)}"
         ways = {
             "shmstream, 1 connection": lambda: bench.shmstream(blob, [url], 1),
             f"shmstream, {chosen.connections}": lambda: bench.shmstream(
@@ -248,8 +260,8 @@ def measure_throttled(bench: Bench) -> list[Row]:
 def measure_unthrottled(bench: Bench) -> list[Row]:
     """An origin as fast as the machine."""
     chosen = bench.chosen
-    with bench.origin() as (origin, blob):
-        url = f"http://127.0.0.1:{origin.port}{blob.path(0)}"
+    with bench.origin() as (origin, blob), bench.way_to(origin) as port:
+        url = f"http://127.0.0.1:{port}{blob.path(0)}"
         ways = {
             "shmstream, 1 connection": lambda: bench.shmstream(blob, [url], 1),
             f"shmstream, {chosen.connections}": lambda: bench.shmstream(
@@ -273,10 +285,8 @@ def measure_sources(bench: Bench) -> list[Row]:
         origin, blob = stack.enter_context(bench.origin())
         other, _ = stack.enter_context(bench.origin())
         shutil.copy(origin._files / blob.name, other._files / blob.name)
-        urls = [
-            f"http://127.0.0.1:{each.port}{blob.path(chosen.rate * MIB)}"
-            for each in (origin, other)
-        ]
+        ports = [stack.enter_context(bench.way_to(each)) for each in (origin, other)]
+        urls = [f"http://127.0.0.1:{port}{blob.path(chosen.rate * MIB)}" for port in ports]
         ways = {
             "shmstream, 2 of one source": lambda: bench.shmstream(blob, urls[:1], 2),
             "shmstream, 2 of each of two": lambda: bench.shmstream(blob, urls, 2),
@@ -309,34 +319,53 @@ def measure_kills(bench: Bench) -> list[Row]:
 
 
 class _Proxy:
-    """Passes connections on to a port of this host; what comes back is at `rate` bytes a second."""
+    """Passes connections on to a port of this host.
 
-    def __init__(self, port: int, rate: int) -> None:
+    What comes back is at `rate` bytes a second. What passes comes `delay` seconds later.
+    """
+
+    def __init__(self, port: int, rate: int = 0, delay: float = 0.0) -> None:
         self._to = port
         self._rate = rate
+        self._delay = delay
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listening.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
+
+    @staticmethod
+    def _start(work: Callable[..., None], *given: object) -> None:
+        threading.Thread(target=work, args=given, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):  # it was closed
             while True:
                 client, _ = self._listening.accept()
                 server = socket.create_connection(("127.0.0.1", self._to))
-                for each in ((client, server, 0), (server, client, self._rate)):
-                    threading.Thread(target=self._pass_on, args=each, daemon=True).start()
+                handshake = time.monotonic() + 2 * self._delay
+                for one, other, rate in ((client, server, 0), (server, client, self._rate)):
+                    under_way: _UnderWay = queue.SimpleQueue()
+                    self._start(self._take, one, under_way, handshake)
+                    self._start(self._give, one, other, under_way, rate)
 
-    @staticmethod
-    def _pass_on(one: socket.socket, other: socket.socket, rate: int) -> None:
-        due = time.monotonic()
+    def _take(self, one: socket.socket, under_way: _UnderWay, handshake: float) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
-                if rate:
-                    due = max(due, time.monotonic()) + len(data) / rate
-                    time.sleep(max(due - time.monotonic(), 0.0))
-                other.sendall(data)
-        with suppress(OSError):
+                under_way.put((max(time.monotonic(), handshake) + self._delay, data))
+        under_way.put((time.monotonic() + self._delay, b""))
+
+    @staticmethod
+    def _give(one: socket.socket, other: socket.socket, under_way: _UnderWay, rate: int) -> None:
+        due = 0.0
+        try:
+            while (came := under_way.get())[1]:
+                due = max(due, came[0])
+                time.sleep(max(due - time.monotonic(), 0.0))
+                other.sendall(came[1])
+                due += len(came[1]) / rate if rate else 0.0
             other.shutdown(socket.SHUT_WR)
+        except OSError:  # it has left: the other end is to know
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._listening.close()
@@ -423,8 +452,6 @@ def _page(rows: list[Row], chosen: argparse.Namespace, facts: dict[str, str]) ->
 def main() -> int:
     """Measure, print the table, write the page; the exit code."""
     chosen = _arguments()
-    if chosen.round_trip and not chosen.is_far:
-        return _measure_far(chosen.round_trip)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="shmstream-bench-", dir=chosen.dir) as folder:
         facts = machine(Path(folder))
@@ -445,13 +472,6 @@ def main() -> int:
     return 0
 
 
-def _measure_far(milliseconds: float) -> int:
-    """The same command, in a network where each way takes half of that; its exit code."""
-    script = _FAR.format(round(milliseconds * 1000 / 2))
-    again = [sys.executable, "-m", "bench.connections", *sys.argv[1:]]
-    return subprocess.call(["unshare", "--net", "--", "sh", "-c", script, "sh", *again])
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.connections")
     parser.add_argument("--docs")
@@ -463,7 +483,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default=",".join(KINDS))
     parser.add_argument("--round-trip", type=float, default=0.0, metavar="MS")
-    parser.add_argument("--is-far", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     if chosen.quick:

@@ -200,12 +200,8 @@ def test_connections_in_short(tmp_path: Path) -> None:
     assert "MiB sent twice" in told
 
 
-@needs_root
 def test_connections_to_a_server_far_away_in_short(tmp_path: Path) -> None:
-    for name in ("ip", "tc"):
-        program(name, "iproute2")
     program("aria2c", "aria2")
-    needs_namespaces()
     options = ["--only", "throttled", "--round-trip", "50"]
     told = connections(tmp_path, "bench.connections, far", *options)
     assert "50 ms of round trip" in told
