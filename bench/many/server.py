@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from bench.crew import Crew
 from bench.peers import ours
@@ -36,7 +37,7 @@ def flights(options: Options) -> list[Row]:
     """Rows for each number of flights."""
     counts = [each // _QUICK if options.quick else each for each in _FLIGHTS]
     few, *more = counts
-    with _stage(options) as stage:
+    with _stage(options.folder / "flights") as stage:
         samples = _go(options, stage, {count: _flights(count) for count in counts})
     rows = []
     for count in more:
@@ -55,7 +56,7 @@ def flights(options: Options) -> list[Row]:
 def clients(options: Options) -> list[Row]:
     """Rows for many clients of one flight."""
     count = _CLIENTS // _QUICK if options.quick else _CLIENTS
-    with _stage(options) as stage:
+    with _stage(options.folder / "clients") as stage:
         scenarios = {each: _clients(each) for each in (1, count)}
         alone, many = (
             _once(stage, scenario, turn=0).memory or 0 for scenario in scenarios.values()
@@ -84,9 +85,8 @@ def _clients(count: int) -> Scenario:
 
 
 @contextmanager
-def _stage(options: Options) -> Iterator[Stage]:
-    folder = options.folder / "server"
-    folder.mkdir(exist_ok=True)
+def _stage(folder: Path) -> Iterator[Stage]:
+    folder.mkdir()
     with Crew(PROCESSES) as crew, Origin(folder / "origin") as origin:
         origin.start()
         yield Stage(folder, origin, crew)
