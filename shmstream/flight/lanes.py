@@ -590,10 +590,20 @@ class Lanes:
 
     def _is_late(self, piece: Piece, now: float) -> bool:
         supply, got, left = piece.supply, piece.at - piece.start, piece.end - piece.at
-        usual = (_TOO_SLOW * supply.delay or _SILENCE) if not got else 0.0
+        usual = 0.0 if got else self._usual_delay(supply, now)
         return self._is_silent(now - piece.moved, supply.lump, usual) or (
             self._is_slow(now - piece.began, got, left)
         )
+
+    def _usual_delay(self, supply: Supply, now: float) -> float:
+        """Seconds that a source may take for the first byte of a piece.
+
+        A source that has given none yet may take as long as the others, if one of them can bring
+        the piece now.
+        """
+        others = [each for each in self._supplies if each.is_proved and each.allowed(now, 0) > 0]
+        known = supply.delay or max((each.delay for each in others), default=0.0)
+        return _TOO_SLOW * known or _SILENCE
 
     def _is_silent(self, silence: float, lump: int, usual: float) -> bool:
         """Whether a connection has been silent for longer than one of its kind would be.

@@ -186,6 +186,23 @@ def test_a_source_that_never_gives_a_byte_fails(lanes: Lanes, fed: Fed) -> None:
     assert lanes.own_failed(late) is None, "another connection may give some"
 
 
+def test_readers_do_not_wait_for_a_silent_source_if_another_one_gives(lanes: Lanes) -> None:
+    """Two seconds are short for the only source, and long if another one can bring the bytes."""
+    supply_of(lanes).rate = 1e6
+    piece, soon = claim(lanes), 2.0
+    assert not lanes._is_late(piece, piece.began + soon)
+    other = Supply(HTTPSource("http://c/d"), 4, 1e6, is_first=False)
+    lanes._supplies.append(other)
+    assert not lanes._is_late(piece, piece.began + soon), "it has not shown that it has the bytes"
+    other.is_proved, other.delay = True, 0.02
+    assert lanes._is_late(piece, piece.began + soon)
+    other.failed(SourceError("http://c/d", 0, "broke off"), 0, "key")
+    assert not lanes._is_late(piece, time.monotonic()), "it rests"
+    other._rests_until = 0.0
+    piece.supply.delay = 1.0
+    assert not lanes._is_late(piece, piece.began + soon), "the source always takes as long"
+
+
 def test_a_source_may_fail_any_number_of_times() -> None:
     supply = make_supply()
     for _ in range(1100):

@@ -323,7 +323,11 @@ def test_a_file_over_several_connections(
     url = origin.serve("/below/large", seed=1, size=size, rate=4 << 20)
     origin.change("/below/large", first=0, count=1, stall_after=1 << 20)
     wanted = {"connections": 3}
-    mirror = {"path": "/files", "kind": "http", "url": url.removesuffix("/large")}
+    mirror: dict[str, object] = {
+        "path": "/files",
+        "kind": "http",
+        "url": url.removesuffix("/large"),
+    }
     if where == "of all":
         mirrored = Mirrored(tmp_path, mirror, silence="10m", **wanted)
     else:

@@ -103,8 +103,10 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
 def test_connections() -> None:
     """Of all upstreams, and of one."""
     tables = [{"url": "http://a"}, {"url": "http://b", "namespace": "b", "connections": 4}]
-    mirrors = [{"path": f"/{each}", "kind": "http", "url": "http://c"} for each in "de"]
-    mirrors[1] |= {"connections": 5}
+    mirrors: list[dict[str, object]] = [
+        {"path": f"/{each}", "kind": "http", "url": "http://c"} for each in "de"
+    ]
+    mirrors[1]["connections"] = 5
     values = {"upstream": tables, "mirror": mirrors, "store": "/s", "connections": 2}
     settings = Settings.from_table(values)
     assert settings.connections == 2
