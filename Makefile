@@ -53,15 +53,15 @@ docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
-	$(BIN)/python -m bench.stream --json bench/stream.json
+	$(BIN)/python -m bench.stream --json bench/stream.json --docs docs/costs.md
 	$(BIN)/python -m bench.flight --json bench/flight.json --charts bench/charts
 
 bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
 	$(BIN)/python -m bench.stream --quick
 	$(BIN)/python -m bench.flight --quick
 
-bench-many: $(VENV)/.ready  ## with 50,000 files in /dev/shm; a store of 100,000 blobs
-	$(BIN)/python -m bench.many $(BENCH)
+bench-many: $(VENV)/.ready  ## 50,000 files in /dev/shm, 100,000 blobs, 1,000 flights, into docs/costs.md
+	$(BIN)/python -m bench.many --docs docs/costs.md $(BENCH)
 
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
 	$(BIN)/python -m bench.peers $(BENCH)
@@ -72,8 +72,10 @@ bench-fsspec: $(VENV)/.ready  ## `shmstream::` beside the caches of fsspec, into
 bench-fetchers: $(VENV)/.ready  ## beside huggingface_hub, pooch, aria2c, into docs/compared.md
 	$(BIN)/python -m bench.caches fetchers --docs docs/compared.md $(BENCH)
 
-bench-connections: $(VENV)/.ready  ## many connections beside aria2c, curl, s3fs, into docs/flight.md
+bench-connections: $(VENV)/.ready  ## beside aria2c, curl, s3fs, also 50 ms away, into docs/flight.md
 	$(BIN)/python -m bench.connections --docs docs/flight.md $(BENCH)
+	$(BIN)/python -m bench.connections --docs docs/flight.md --round-trip 50 \
+	    --only throttled,unthrottled $(BENCH)
 
 bench-cluster: $(VENV)/.ready  ## nodes in network namespaces, into docs/cluster.md; needs root, Redis
 	$(BIN)/python -m bench.cluster --docs docs/cluster.md $(BENCH)

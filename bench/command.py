@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.crew import CrewFailed
-from bench.report import MIB, CheckFailed, Options, Row, as_json, machine, progress, table
+from bench.page import write
+from bench.report import MIB, CheckFailed, Options, Row, as_json, machine, page, progress, table
 from bench.server import NotServing
 from shmstream import sweep
 
@@ -51,6 +52,7 @@ class Command:
         """Add the options of a measurement of sections; `--pin` if its processes can be tied."""
         add = self.parser.add_argument
         add("--json", type=Path, metavar="FILE", help="write all figures there")
+        add("--docs", type=Path, metavar="PAGE", help="write the table there, between its marks")
         add("--only", nargs="+", choices=[*sections], metavar="SECTION", default=[])
         if can_pin:
             add("--pin", action="store_true", help="tie each process to a processor")
@@ -67,10 +69,13 @@ class Command:
 
 
 def run(
-    chosen: argparse.Namespace, prepare: Callable[[Options, ExitStack], Mapping[str, Measure]]
+    name: str,
+    chosen: argparse.Namespace,
+    prepare: Callable[[Options, ExitStack], Mapping[str, Measure]],
 ) -> int:
-    """Measure, print the table, write the JSON; the exit code.
+    """Measure, print the table, write the JSON and the table of a page; the exit code.
 
+    `name` is that of the marks in the page.
     `prepare` returns what measures each section; what it enters into the stack is closed at the
     end.
     """
@@ -92,4 +97,6 @@ def run(
     print(table(facts, rows))
     if chosen.json:
         chosen.json.write_text(as_json(facts, options, rows), encoding="utf-8")
+    if chosen.docs:
+        write(chosen.docs, name, page(facts, options, rows))
     return 0

@@ -1,28 +1,34 @@
 """Several connections for one blob, beside aria2c, curl and s3fs: `python -m bench.connections`.
 
     python -m bench.connections [--docs FILE] [--size 512] [--rate 8] [--connections 8] [--rounds 3]
-                                [--kills 20] [--only NAME,...] [--quick]
+                                [--kills 100] [--only NAME,...] [--round-trip MS] [--quick]
 
 The origin is a process of its own (bench/peers/upstream.py), which gives each connection `--rate`
 MiB/s, has ETags and ranges, and counts what it sends. shmstream serves eight readers in processes
 of their own, verifies the digest and syncs the blob to the disk; aria2c and curl write a file.
 
-    throttled    the time to the last byte of the last reader, and to the first byte of the first
+    throttled    the time to the last byte of the last reader, and to the first byte of the first;
+                 how much later a reader has a byte than over one connection, at 64 places
     unthrottled  the same from an origin that is as fast as the machine
     sources      two origins of `--rate` MiB/s for each of two connections, beside one
     kills        the leader is killed (SIGKILL) in the middle, a follower goes on; how many bytes
-                 the origin sent more than the blob has
+                 the origin sent more than the blob has, which has an eighth of the size, and
+                 16 MiB at least
     s3           a local S3 server (moto) behind a proxy that gives each connection `--rate`
                  MiB/s, by fsspec, beside `s3fs.get`; an eighth of the blob's size
 
 All ways of one kind are gone in turn, in each round; figures are medians. With `--docs` the table
 is written into that page, between its marks.
+
+With `--round-trip` the origins are behind a proxy, which holds back what passes in each direction
+for half of that, and the first bytes of a connection for a round trip more, as its handshake would.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import queue
 import shutil
 import socket
 import subprocess
@@ -42,13 +48,22 @@ from bench.report import MIB, CheckFailed, machine, progress
 from shmstream import Store, sweep
 
 _READERS = 8
+_PLACES = 64
+_LEAST_KILLED = 16  # MiB; it is still coming when its leader is killed
 
 
 class Trip(NamedTuple):
-    """Seconds from the start to the first byte of the first reader, and to the last of the last."""
+    """Seconds from the start to the first byte of the first reader, and to the last of the last.
+
+    `places`: until the slowest reader has each 64th of the blob.
+    """
 
     first: float
     last: float
+    places: tuple[float, ...] = ()
+
+
+_UnderWay = queue.SimpleQueue[tuple[float, bytes]]  # when it is due
 
 
 class Row(NamedTuple):
@@ -77,11 +92,15 @@ def read(folder: str, key: str, sources: list[Any], connections: int) -> None:
     print("ready", flush=True)
     sys.stdin.readline()
     first, count = 0.0, 0
+    times: list[float] = []
     with store.open(key, sources) as blob:
         while data := blob.read1(1 << 18):
-            first = first or time.monotonic()
+            now = time.monotonic()
+            first = first or now
             count += len(data)
-    print(json.dumps([first, time.monotonic(), count]), flush=True)
+            while len(times) < count * _PLACES // (blob.size or 1):
+                times.append(now)
+    print(json.dumps([first, time.monotonic(), count, times]), flush=True)
 
 
 class _Readers:
@@ -113,9 +132,11 @@ class _Readers:
             out, _ = each.communicate()
             if each.returncode == 0:
                 told.append(json.loads(out))
-        if not told or any(count != size for _, _, count in told):
-            raise CheckFailed(f"of {size} bytes, readers have {told}")
-        return Trip(min(t[0] for t in told) - began, max(t[1] for t in told) - began)
+        if not told or any(count != size for _, _, count, _ in told):
+            raise CheckFailed(f"of {size} bytes, readers have {[each[2] for each in told]}")
+        firsts, lasts, _, times = zip(*told, strict=True)
+        places = (max(each) - began for each in zip(*times, strict=True))
+        return Trip(min(firsts) - began, max(lasts) - began, tuple(places))
 
 
 class Bench:
@@ -132,6 +153,18 @@ class Bench:
         with Origin(self._new()) as origin:
             origin.start()
             yield origin, origin.make(self.chosen.size * MIB)
+
+    @contextmanager
+    def way_to(self, origin: Origin) -> Iterator[int]:
+        """The port where the origin is reached, from as far away as was chosen."""
+        if not self.chosen.round_trip:
+            yield origin.port
+            return
+        proxy = _Proxy(origin.port, delay=self.chosen.round_trip / 2000)
+        try:
+            yield proxy.port
+        finally:
+            proxy.close()
 
     def _new(self) -> Path:
         self._count += 1
@@ -197,8 +230,8 @@ def _aria2c(bench: Bench, url: str, size: int) -> Trip:
 def measure_throttled(bench: Bench) -> list[Row]:
     """An origin that gives each connection little."""
     chosen = bench.chosen
-    with bench.origin() as (origin, blob):
-        url = f"http://127.0.0.1:{origin.port}{blob.path(chosen.rate * MIB)}"
+    with bench.origin() as (origin, blob), bench.way_to(origin) as port:
+        url = f"http://127.0.0.1:{port}{blob.path(chosen.rate * MIB)}"
         ways = {
             "shmstream, 1 connection": lambda: bench.shmstream(blob, [url], 1),
             f"shmstream, {chosen.connections}": lambda: bench.shmstream(
@@ -209,10 +242,17 @@ def measure_throttled(bench: Bench) -> list[Row]:
         one, many, aria = (found := _interleaved(chosen.rounds, ways)).values()
     first = _ratio([t.first for t in many], [t.first for t in one])
     last = _ratio([t.last for t in many], [t.last for t in aria])
+    later = median(
+        max(b - a for a, b in zip(alone.places, each.places, strict=True))
+        for alone, each in zip(one, many, strict=True)
+    )
+    beside = (
+        f"{last:.2f} of aria2c's; first byte {first:.2f} of one connection's; "
+        f"any byte {later * 1000:.0f} ms later than over one, at most"
+    )
     return [
         _row("throttled", next(iter(ways)), one),
-        _row("throttled", list(ways)[1], many, f"{last:.2f} of aria2c's; first byte {first:.2f} "
-             "of one connection's", "at most 1.05; 1.1"),
+        _row("throttled", list(ways)[1], many, beside, "at most 1.05; 1.1"),
         _row("throttled", list(found)[2], aria),
     ]  # fmt: skip
 
@@ -220,8 +260,8 @@ def measure_throttled(bench: Bench) -> list[Row]:
 def measure_unthrottled(bench: Bench) -> list[Row]:
     """An origin as fast as the machine."""
     chosen = bench.chosen
-    with bench.origin() as (origin, blob):
-        url = f"http://127.0.0.1:{origin.port}{blob.path(0)}"
+    with bench.origin() as (origin, blob), bench.way_to(origin) as port:
+        url = f"http://127.0.0.1:{port}{blob.path(0)}"
         ways = {
             "shmstream, 1 connection": lambda: bench.shmstream(blob, [url], 1),
             f"shmstream, {chosen.connections}": lambda: bench.shmstream(
@@ -245,10 +285,8 @@ def measure_sources(bench: Bench) -> list[Row]:
         origin, blob = stack.enter_context(bench.origin())
         other, _ = stack.enter_context(bench.origin())
         shutil.copy(origin._files / blob.name, other._files / blob.name)
-        urls = [
-            f"http://127.0.0.1:{each.port}{blob.path(chosen.rate * MIB)}"
-            for each in (origin, other)
-        ]
+        ports = [stack.enter_context(bench.way_to(each)) for each in (origin, other)]
+        urls = [f"http://127.0.0.1:{port}{blob.path(chosen.rate * MIB)}" for port in ports]
         ways = {
             "shmstream, 2 of one source": lambda: bench.shmstream(blob, urls[:1], 2),
             "shmstream, 2 of each of two": lambda: bench.shmstream(blob, urls, 2),
@@ -266,45 +304,68 @@ def measure_kills(bench: Bench) -> list[Row]:
     """The leader is killed in the middle."""
     chosen = bench.chosen
     more = []
-    with bench.origin() as (origin, blob):
+    size = max(chosen.size // 8, _LEAST_KILLED)
+    with bench.origin() as (origin, whole):
+        origin.remove(whole)
+        blob = origin.make(size * MIB)
         url = f"http://127.0.0.1:{origin.port}{blob.path(chosen.rate * MIB)}"
         for index in range(chosen.kills):
             progress(f"kill {index + 1} of {chosen.kills}")
             more.append(bench.kill(origin, blob, url, 0.1 + 0.8 * index / max(chosen.kills, 1)))
     most, usual = max(more) / MIB, median(more) / MIB
     beside = f"{usual:.1f} MiB sent twice, {most:.1f} at most"
-    return [Row("kills", f"{chosen.kills} leaders killed", None, None, beside, "at most 16 MiB")]
+    way = f"{chosen.kills} leaders killed (a blob of {size} MiB)"
+    return [Row("kills", way, None, None, beside, "at most 16 MiB")]
 
 
 class _Proxy:
-    """Passes connections on to a port of this host; what comes back is at `rate` bytes a second."""
+    """Passes connections on to a port of this host.
 
-    def __init__(self, port: int, rate: int) -> None:
+    What comes back is at `rate` bytes a second. What passes comes `delay` seconds later.
+    """
+
+    def __init__(self, port: int, rate: int = 0, delay: float = 0.0) -> None:
         self._to = port
         self._rate = rate
+        self._delay = delay
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listening.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start(self._accept)
+
+    @staticmethod
+    def _start(work: Callable[..., None], *given: object) -> None:
+        threading.Thread(target=work, args=given, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):  # it was closed
             while True:
                 client, _ = self._listening.accept()
                 server = socket.create_connection(("127.0.0.1", self._to))
-                for each in ((client, server, 0), (server, client, self._rate)):
-                    threading.Thread(target=self._pass_on, args=each, daemon=True).start()
+                handshake = time.monotonic() + 2 * self._delay
+                for one, other, rate in ((client, server, 0), (server, client, self._rate)):
+                    under_way: _UnderWay = queue.SimpleQueue()
+                    self._start(self._take, one, under_way, handshake)
+                    self._start(self._give, one, other, under_way, rate)
 
-    @staticmethod
-    def _pass_on(one: socket.socket, other: socket.socket, rate: int) -> None:
-        due = time.monotonic()
+    def _take(self, one: socket.socket, under_way: _UnderWay, handshake: float) -> None:
         with suppress(OSError):
             while data := one.recv(1 << 16):
-                if rate:
-                    due = max(due, time.monotonic()) + len(data) / rate
-                    time.sleep(max(due - time.monotonic(), 0.0))
-                other.sendall(data)
-        with suppress(OSError):
+                under_way.put((max(time.monotonic(), handshake) + self._delay, data))
+        under_way.put((time.monotonic() + self._delay, b""))
+
+    @staticmethod
+    def _give(one: socket.socket, other: socket.socket, under_way: _UnderWay, rate: int) -> None:
+        due = 0.0
+        try:
+            while (came := under_way.get())[1]:
+                due = max(due, came[0])
+                time.sleep(max(due - time.monotonic(), 0.0))
+                other.sendall(came[1])
+                due += len(came[1]) / rate if rate else 0.0
             other.shutdown(socket.SHUT_WR)
+        except OSError:  # it has left: the other end is to know
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._listening.close()
@@ -345,7 +406,7 @@ def measure_s3(bench: Bench) -> list[Row]:
         f"{_ratio([t.last for t in many], [t.last for t in one]):.2f} of one connection's, "
         f"{_ratio([t.last for t in many], [t.last for t in peer]):.2f} of s3fs's"
     )
-    rows = [_row("s3", way, trips) for way, trips in found.items()]
+    rows = [_row("s3", f"{way} ({blob.size // MIB} MiB)", trips) for way, trips in found.items()]
     rows[1] = rows[1]._replace(beside=beside)
     return rows
 
@@ -376,13 +437,14 @@ def _page(rows: list[Row], chosen: argparse.Namespace, facts: dict[str, str]) ->
         cells = (f"{each.kind}: {each.way}", first, last, each.beside, each.goal)
         lines.append("| " + " | ".join(cells) + " |")
     quick = " A quick run: its figures mean nothing." if chosen.quick else ""
+    far = f", {chosen.round_trip:g} ms of round trip" if chosen.round_trip else ""
     lines += [
         "",
-        f"A blob of {chosen.size} MiB, {chosen.rate} MiB/s for each connection where it is "
+        f"A blob of {chosen.size} MiB{far}, {chosen.rate} MiB/s for each connection where it is "
         f"throttled, {_READERS} readers; medians of {chosen.rounds} rounds, interleaved.{quick} "
         f"{facts['date'][:10]}, {facts['processor']}, {facts['cores']} cores, "
-        f"Python {facts['python'].split()[-1]}, load before {facts['load before']}, "
-        f"shmstream {facts['shmstream']}.",
+        f"Python {facts['python'].split()[-1]}, {facts['tcp']}, "
+        f"load before {facts['load before']}, shmstream {facts['shmstream']}.",
     ]
     return "\n".join(lines)
 
@@ -405,7 +467,8 @@ def main() -> int:
     text = _page(rows, chosen, dict(facts))
     print(text)
     if chosen.docs is not None:
-        write(Path(chosen.docs), "bench.connections", text)
+        mark = "bench.connections, far" if chosen.round_trip else "bench.connections"
+        write(Path(chosen.docs), mark, text)
     return 0
 
 
@@ -417,12 +480,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=int, default=8, help="MiB/s")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", default=",".join(KINDS))
+    parser.add_argument("--round-trip", type=float, default=0.0, metavar="MS")
     parser.add_argument("--quick", action="store_true")
     chosen = parser.parse_args()
     if chosen.quick:
-        chosen.size, chosen.rounds, chosen.kills = 64, 1, 1
+        chosen.size, chosen.rounds, chosen.kills = min(chosen.size, 64), 1, 1
     return chosen
 
 

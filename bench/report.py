@@ -179,6 +179,26 @@ def table(facts: dict[str, str], rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def page(facts: dict[str, str], options: Options, rows: list[Row]) -> str:
+    """The rows as a table of a page, and where they are from."""
+    lines = ["| | figure | beside | ratio (of the rounds) | goal |"]
+    lines.append("| --- | ---: | ---: | --- | --- |")
+    for row in rows:
+        section, case, ours, raw, unit, ratio, spread, goal, met = _cells(row)
+        beside = f"{raw} {unit}" if raw else ""
+        of_rounds = f"{float(ratio):.2f} ({spread.replace('..', ' to ')})" if ratio else ""
+        judged = goal.replace("<=", "at most").replace(">=", "at least")
+        judged += ": **missed**" if met == "NO" else ""
+        cells = (f"{section}: {case}", f"{ours} {unit}", beside, of_rounds, judged)
+        lines.append("| " + " | ".join(cells) + " |")
+    quick = " A quick run: its figures mean nothing." if options.quick else ""
+    return "\n".join(lines) + (
+        f"\n\nMedians of {options.rounds} rounds.{quick} {facts['date'][:10]}, "
+        f"{facts['processor']}, {facts['cores']} cores, {facts['kernel']}, {facts['python']}, "
+        f"{facts['tcp']}, load before {facts['load before']}, shmstream {facts['shmstream']}."
+    )
+
+
 def _cells(row: Row) -> tuple[str, ...]:
     spread = f"{min(row.ratios):.2f}..{max(row.ratios):.2f}" if row.ratios else ""
     return (

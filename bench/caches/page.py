@@ -28,8 +28,8 @@ def page(
         f"{chosen['processes']} processes, a file of {chosen['size']} MiB, {chosen['rate']} MiB/s "
         f"for each connection; medians of {chosen['rounds']} rounds, interleaved.{quick} "
         f"{facts['date'][:10]}, {facts['processor']}, {facts['cores']} cores, "
-        f"Python {facts['python'].split()[-1]}, load before {facts['load before']}, "
-        f"shmstream {facts['shmstream']}.",
+        f"Python {facts['python'].split()[-1]}, {facts['tcp']}, "
+        f"load before {facts['load before']}, shmstream {facts['shmstream']}.",
     ]
     return "\n".join(lines)
 

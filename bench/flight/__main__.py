@@ -53,7 +53,7 @@ def main() -> int:
     told = "draw PNGs there"
     command.parser.add_argument("--charts", type=Path, metavar="FOLDER", help=told)
     chosen, pictures = command.parse(), Pictures()
-    failed = run(chosen, partial(_prepare, chosen, pictures))
+    failed = run("bench.flight", chosen, partial(_prepare, chosen, pictures))
     if chosen.charts and not failed:
         for path in pictures.draw(chosen.charts):
             progress(f"drawn: {path}")

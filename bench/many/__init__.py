@@ -1,1 +1,1 @@
-"""What it costs that there are many: files in /dev/shm, blobs in a store."""
+"""What it costs that there are many: files of others in /dev/shm, blobs, flights, clients."""

@@ -21,6 +21,7 @@ BYTEWISE = ("varnish", "squid", "ats")
 
 _LOCK = "nginx-lock"
 _RAW = "raw"
+_FLOOR = "floor"
 _UNVERIFIED = "shmstream-name"
 _BEHIND = "shmstream-nginx"
 _YARDSTICK = "varnish"
@@ -35,6 +36,7 @@ def judge(report: Report) -> list[Row]:
         *_waits(report),
         *_wall(report),
         *_hits(report),
+        *_small(report),
         *_faults(report),
         *_growth(report),
     ]
@@ -98,6 +100,11 @@ _HITS: tuple[tuple[str, str, Value], ...] = (
     ("CPU", "s", lambda each: each.cpu),
     ("until all have everything", "s", lambda each: each.wall),
 )
+
+
+def _small(report: Report) -> Iterable[Row]:
+    for peer, goal in ((_FLOOR, Goal(1.5, at_least=False)), (_LOCK, None)):
+        yield from _row(report, "small", "CPU", "s", lambda each: each.cpu, peer, goal)
 
 
 def _faults(report: Report) -> Iterable[Row]:

@@ -12,7 +12,7 @@ from bench.peers import nginx
 from bench.peers.peer import WORKERS, Launch, Missing, Seat
 from bench.server import Port
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Shmstream:
 
     def _launch(self, seat: Seat, port: Port, store: Path) -> Launch:
         environment = {
-            "PYTHONPATH": os.pathsep.join([str(_ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             "PEERS_PORT": str(port.number),
             "PEERS_ORIGIN": str(seat.origin),
             "PEERS_STORE": str(store),

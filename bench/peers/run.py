@@ -15,6 +15,7 @@ from bench.closing import Closing
 from bench.crew import Crew
 from bench.peers import nginx, ours, ways
 from bench.peers.faults import Fault, Outcome, suffer
+from bench.peers.floor import FLOOR
 from bench.peers.measure import PROCESSES, Sample, Stage, measure
 from bench.peers.origin import Origin
 from bench.peers.peer import Missing, Peer
@@ -35,7 +36,7 @@ PEERS: tuple[Peer, ...] = (
     Squid(),
     TrafficServer(),
 )
-BESIDE: tuple[Peer, ...] = (ours.UNVERIFIED, ours.BEHIND, RAW)
+BESIDE: tuple[Peer, ...] = (ours.UNVERIFIED, ours.BEHIND, RAW, FLOOR)
 """Measured only in the scenarios that name them, and only with shmstream itself."""
 
 OURS = ours.ALONE.name

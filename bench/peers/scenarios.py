@@ -122,6 +122,7 @@ SCENARIOS = (
         blobs=2000,
         connections=16,
         is_of_requests=True,
+        beside=("floor",),
     ),
 )
 

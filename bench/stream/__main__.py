@@ -1,6 +1,7 @@
 """What shmstream costs: one writer and many readers, measured against the raw limit in one run.
 
-    python -m bench.stream [--json FILE] [--rounds 9] [--size MiB] [--only SECTION ...] [--quick]
+    python -m bench.stream [--json FILE] [--docs PAGE] [--rounds 9] [--size MiB]
+                           [--only SECTION ...] [--quick]
 
 Every figure of ours stands beside its raw limit: the same work by as many processes of the same
 kind, without any coordination. The claim is the ratio of the two. They are measured next to each
@@ -8,8 +9,10 @@ other, in an order that alternates, and the ratio is the median over the rounds,
 is busy with other work slows both. The sections, with their files and raw limits:
 
     throughput  throughput.py   bytes through one writer and 1, 4, 8 readers; plain write and preadv
-    wake-up     wakeup.py       publish until a reader has the bytes; a semaphore ping
-    publish     crowd.py        one publish to 1,000 waiting subscribers; 1,000 `sem_post`
+    wake-up     wakeup.py       publish until a reader has the bytes; a semaphore ping, and the same
+                                in C (in_c.c)
+    publish     crowd.py        one publish to 1,000 waiting subscribers; 1,000 `sem_post`, and the
+                                same in C
     memory      memory.py       a reader's peak for 16 MiB and for 4 GiB; no raw, a bound of 2 MiB
     attach      joining.py      joining and leaving a live stream; the bare system calls, a bound
 
@@ -42,7 +45,7 @@ def main() -> int:
     """Measure, print the table, write the JSON; the exit code."""
     command = Command(__doc__, COUNTS)
     command.has_sections(SECTIONS, can_pin=True)
-    return run(command.parse(), lambda _options, _stack: SECTIONS)
+    return run("bench.stream", command.parse(), lambda _options, _stack: SECTIONS)
 
 
 if __name__ == "__main__":

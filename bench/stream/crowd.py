@@ -5,6 +5,7 @@ ours    the time of one `append` of one byte that is published at once, while al
 raw     the time of a loop that posts as many semaphores, each waited for by a thread of the same
         8 processes that, once woken, does nothing but wait again
 least   raw again, but each thread reads one byte of a file when it wakes
+in C    raw and least once more, by a program in C (in_c.c): what the machine itself takes
 
 A sample is taken only when every waiter has come back from the one before, and 30 ms after that.
 The crowds are never there at once: a waiting copier looks up four times a second, which would be on
@@ -30,6 +31,7 @@ import posix_ipc
 
 from bench.crew import Crew, Gate, shared_words
 from bench.report import CheckFailed, Goal, Options, Row, progress
+from bench.stream import in_c
 from shmstream import BlobStreamer, InFlightCopier
 
 _PROCESSES = 8
@@ -46,6 +48,9 @@ def measure(options: Options) -> list[Row]:
     semaphores = [posix_ipc.Semaphore(each, posix_ipc.O_CREX, mode=0o600) for each in names]
     kinds: dict[str, Callable[[Crew, Options, list[str], int], Times]]
     kinds = {"ours": _ours, "raw": _raw, "least": partial(_raw, reading=True)}
+    if (program := in_c.find(options.folder)) is not None:
+        for kind, reading in {"raw in C": False, "least in C": True}.items():
+            kinds[kind] = partial(_in_c, program, reading=reading)
     rounds: list[Figures] = []
     try:
         with Crew(1 + _PROCESSES, pin=options.pin) as crew:
@@ -61,11 +66,19 @@ def measure(options: Options) -> list[Row]:
             semaphore.unlink()
             semaphore.close()
     crowd = f"{subscribers} waiting subscribers"
-    return [
+    rows = [
         _row(rounds, f"to {crowd}", "ours", 0, Goal(1.3, at_least=False)),
         _row(rounds, f"to {crowd}, the writer's CPU", "ours", 1, None),
         _row(rounds, f"least: to {subscribers} that then read a byte", "least", 0, None),
     ]
+    if program is not None:
+        rows += [
+            _row(rounds, f"to {crowd} / the least in C", "ours", 0, None, "least in C"),
+            _row(rounds, "least / the least in C", "least", 0, None, "least in C"),
+            _row(rounds, f"{subscribers} `sem_post` / in C", "raw", 0, None, "raw in C"),
+            _row(rounds, "the same, the poster's CPU", "raw", 1, None, "raw in C"),
+        ]
+    return rows
 
 
 def _row(
@@ -74,13 +87,14 @@ def _row(
     kind: str,
     which: int,
     goal: Goal | None,
+    beside: str = "raw",
 ) -> Row:
     return Row.of_rounds(
         section="publish",
         case=case,
         unit="ms",
         ours=[each[kind][which] / 1e6 for each in rounds],
-        raw=[each["raw"][which] / 1e6 for each in rounds],
+        raw=[each[beside][which] / 1e6 for each in rounds],
         goal=goal,
     )
 
@@ -109,6 +123,13 @@ def _raw(
     taken, *_ = crew.run([post, *waits])
     path.unlink()
     return taken
+
+
+def _in_c(
+    program: in_c.InC, _crew: Crew, _options: Options, names: list[str], samples: int, *,
+    reading: bool,
+) -> Times:  # fmt: skip
+    return program.crowd(len(names), samples, reading=reading)
 
 
 def _allow_descriptors(count: int) -> None:

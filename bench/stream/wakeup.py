@@ -8,10 +8,12 @@ raw     one process posts a POSIX semaphore, the clock runs from just before tha
 least   the least that also brings bytes: one process writes 64 bytes to a file, and from here the
         clock runs; it stores their end in shared memory and posts, the other wakes, loads that, and
         has read them with `preadv`
+in C    the ping and the least once more, by a program in C (in_c.c): what is left of ours beside
+        the least in C is Python's and ours, and the rest is the machine's
 
-All are done by the same two processes, in blocks of 100 by turns, so that whatever else the
-machine does meets all alike. Between samples the writer sleeps for 1 to 2 ms, so the reader is
-asleep, and so is its processor.
+All but that in C are done by the same two processes, in blocks of 100 by turns, so that whatever
+else the machine does meets all alike; those in C follow in each round. Between samples the writer
+sleeps for 1 to 2 ms, so the reader is asleep, and so is its processor.
 
 Where the kernel wakes the reader decides what this measures, so it is measured twice: left to the
 kernel, and with a processor for each. Left to itself, a kernel (that of the virtual machine where
@@ -34,6 +36,7 @@ import posix_ipc
 
 from bench.crew import Crew, Gate, shared_words
 from bench.report import CheckFailed, Goal, Options, Row, progress, quantile
+from bench.stream import in_c
 from shmstream import BlobStreamer, InFlightCopier
 
 _PIECE = 64  # bytes
@@ -41,7 +44,7 @@ _BLOCK = 100  # samples
 _SHARES = {"p50": 0.5, "p99": 0.99}
 
 
-Latencies = dict[str, list[float]]  # where the clock began -> us
+Latencies = dict[str, list[float]]  # where the clock began, or which program in C -> us
 
 
 @dataclass(frozen=True)
@@ -60,27 +63,41 @@ def measure(options: Options) -> list[Row]:
     if len(os.sched_getaffinity(0)) > 1:
         placements[", a core each"] = True
     rows = []
+    program = in_c.find(options.folder)
     for placement, pin in placements.items():
+        processors = sorted(os.sched_getaffinity(0))[:2] if pin else ()
         with Crew(2, pin=pin) as crew:
             rounds = []
             for turn in range(options.rounds):
                 progress(f"wake-up{placement}, round {turn + 1} of {options.rounds}")
-                rounds.append(_round(crew, options))
+                latencies = _round(crew, options)
+                if program is not None:
+                    samples = len(latencies["pinged"])
+                    latencies["pinged in C"], latencies["least in C"] = program.wake(
+                        samples, processors
+                    )
+                rounds.append(latencies)
         rows += _rows(rounds, placement)
     return rows
 
 
 def _rows(rounds: list[Latencies], placement: str) -> list[Row]:
     rows = []
-    cases = {
-        "published": ("published -> read", Goal(1.5, at_least=False)),
-        "called": ("append called -> read", None),
-        "least": ("least: ping, load, preadv", None),
-    }
-    for start, (case, goal) in cases.items():
+    cases = [
+        ("published -> read", "published", "pinged", Goal(1.5, at_least=False)),
+        ("append called -> read", "called", "pinged", None),
+        ("least: ping, load, preadv", "least", "pinged", None),
+    ]
+    if "least in C" in rounds[0]:
+        cases += [
+            ("published -> read / the least in C", "published", "least in C", None),
+            ("least / the least in C", "least", "least in C", None),
+            ("ping / the ping in C", "pinged", "pinged in C", None),
+        ]
+    for case, one, other, goal in cases:
         for label, share in _SHARES.items():
-            ours = [quantile(each[start], share) for each in rounds]
-            raw = [quantile(each["pinged"], share) for each in rounds]
+            ours = [quantile(each[one], share) for each in rounds]
+            raw = [quantile(each[other], share) for each in rounds]
             row = Row.of_rounds(
                 section="wake-up",
                 case=f"{case}, {label}{placement}",

@@ -169,6 +169,7 @@ class Lanes:
         self._single = 0.0
         self._began = False
         self._judged: _Judged | None = None
+        self._alone = 0.0  # since when no byte came, and no piece was taken from a late connection
         self._given_up: Piece | None = None  # in favour of the piece at the front
         self.helpers: set[str] = set()
         """The sources beside the first one that gave bytes, as hashes of their names."""
@@ -517,14 +518,14 @@ class Lanes:
         with self._lock:
             self._own, self._pieces.own_end = 0, None
             self._work.notify_all()
-        size, alone = self._streamer.size, time.monotonic()
+        size, self._alone = self._streamer.size, time.monotonic()
         with memoryview(bytearray(BLOCK)) as buffer:
             while self._streamer.appended != size:
                 self._download.check_going_on()
                 if (count := self._read(buffer)) > 0:
                     append(buffer[:count])
-                    alone = time.monotonic()
-                elif not self._wait_for_front(alone):
+                    self._alone = time.monotonic()
+                elif not self._wait_for_front():
                     break
         with self._lock:
             self._advance(self._streamer.appended)
@@ -559,11 +560,8 @@ class Lanes:
         self._download.received(count - old)
         return count
 
-    def _wait_for_front(self, alone: float) -> bool:
-        """Wait a moment for the bytes at the front; False if no connection can bring them.
-
-        `alone`: since when none came.
-        """
+    def _wait_for_front(self) -> bool:
+        """Wait a moment for the bytes at the front; False if no connection can bring them."""
         victim = None
         with self._lock:
             assert self._pieces is not None
@@ -572,13 +570,14 @@ class Lanes:
             if piece is not None:
                 if self._is_late(piece, now):
                     victim = piece
+                    self._alone = now  # a connection that is free claims it in a moment
                     piece.supply.was_late((piece.at - piece.start) / (now - piece.began))
                 elif self._pieces.ready() == self._pieces.front:
                     self._news.wait(_LOOK)
             elif not self._can_bring():
                 return False
-            elif now - alone > _LOOK and (victim := self._furthest(now)) is None:
-                if now - alone > _LATE:
+            elif now - self._alone > _LOOK and (victim := self._furthest(now)) is None:
+                if now - self._alone > _LATE:
                     return False
                 self._news.wait(_LOOK / 5)
             else:
@@ -590,10 +589,20 @@ class Lanes:
 
     def _is_late(self, piece: Piece, now: float) -> bool:
         supply, got, left = piece.supply, piece.at - piece.start, piece.end - piece.at
-        usual = (_TOO_SLOW * supply.delay or _SILENCE) if not got else 0.0
+        usual = 0.0 if got else self._usual_delay(supply, now)
         return self._is_silent(now - piece.moved, supply.lump, usual) or (
             self._is_slow(now - piece.began, got, left)
         )
+
+    def _usual_delay(self, supply: Supply, now: float) -> float:
+        """Seconds that a source may take for the first byte of a piece.
+
+        A source that has given none yet may take as long as the others, if one of them can bring
+        the piece now.
+        """
+        others = [each for each in self._supplies if each.is_proved and each.allowed(now, 0) > 0]
+        known = supply.delay or max((each.delay for each in others), default=0.0)
+        return _TOO_SLOW * known or _SILENCE
 
     def _is_silent(self, silence: float, lump: int, usual: float) -> bool:
         """Whether a connection has been silent for longer than one of its kind would be.
@@ -643,13 +652,22 @@ class Lanes:
                 is_open = pieces is not None and (not self._own or pieces.own_end is not None)
                 # A helper shows first that it has the bytes that are here: there have to be some.
                 is_open &= supply.is_proved or supply.is_first or self._streamer.appended > 0
-                if pieces is not None and is_open and supply.active < supply.allowed(now, own):
+                is_open &= supply.active < supply.allowed(now, own)
+                if pieces is not None and is_open and not self._leaves_to_others(supply, now):
                     piece = pieces.claim(supply, supply.length(self._most))
                     if piece is not None:
                         supply.active += 1
                         return piece
-                self._work.wait(_LOOK * 2 if supply.is_resting(now) else 1.0)
+                is_soon = supply.is_resting(now) or not supply.is_well
+                self._work.wait(_LOOK * 2 if is_soon else 1.0)
         return None
+
+    def _leaves_to_others(self, supply: Supply, now: float) -> bool:
+        """Whether a source that was late, or failed, leaves pieces to one that is well and free."""
+        return not supply.is_well and any(
+            each.is_proved and each.is_well and each.active < each.allowed(now, 0)
+            for each in self._supplies
+        )
 
     def bring(self, piece: Piece, fd: int) -> None:
         """For a lane: bring a piece into the ring, through `fd`, a descriptor of its own.

@@ -66,6 +66,11 @@ class Supply:
         """Whether it is asked for nothing new just now."""
         return now < self._rests_until
 
+    @property
+    def is_well(self) -> bool:
+        """Whether what it was asked for last came in time."""
+        return not self._failures
+
     def allowed(self, now: float, own: int) -> int:
         """How many connections it may have beside the leader's `own`."""
         if self.is_out or self.is_resting(now):

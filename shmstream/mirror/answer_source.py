@@ -39,6 +39,7 @@ class AnswerSource:
         self._reply = reply
         self.name: str = public(url)
         self.identity: str = self._later.identity
+        self.connections: int | None = self._later.connections
 
     def __repr__(self) -> str:
         return f"AnswerSource({self.name!r})"

@@ -67,7 +67,7 @@ class Mirrors:
         self._kinds: dict[str, Kind] = {}
         for mirror in mirrors:
             reached = Notes(store.folder, "reach")
-            origin = Origin(mirror.url, mirror.path, bounds, reached, counts)
+            origin = Origin(mirror.url, mirror.path, bounds, reached, counts, mirror.connections)
             self._origins.append(origin)
             cache = Cache(mirror, origin, store)
             replies = Replies(store, origin, stall, most)

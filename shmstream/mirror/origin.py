@@ -130,15 +130,18 @@ class Origin:
         bounds: Bounds,
         notes: Notes | None = None,
         counts: Counts | None = None,
+        connections: int | None = None,
     ) -> None:
         """`path` is how clients call it, and its label in `counts`.
 
-        `notes`: where all workers note whether it answers.
+        `notes`: where all workers note whether it answers. `connections`: how many one file may
+        come over; None: as the store says.
         """
         self.name: str = url
         self.path: str = path
         self._counts = counts or Counts()
         self.bounds: Bounds = bounds
+        self.connections: int | None = connections
         self.reach: Reach = Reach(url, path, notes)
         patience = Patience(_CONNECT, bounds.first_byte, bounds.silence)
         self.client: Client = Client(url, patience, named_by=parse(url))
@@ -295,6 +298,7 @@ class OriginSource(HTTPSource):
             first_byte=origin.bounds.first_byte,
             digest=digest,
             netrc=False,
+            connections=origin.connections,
             named_by=origin.name,
         )
         self._headers |= request_id.told()  # which is no part of its identity

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from shmstream import units
+from shmstream.sources.base import check_connections
 
 KINDS = ("http", "huggingface", "pypi")
 """What a mirror may be of."""
@@ -28,6 +29,7 @@ class Mirror:
         ttl: seconds for which an answer is believed that does not say how long it is fresh, and at
             most for which a page of a package index is; None: 0, and 60 for a package index.
         immutable: patterns of paths, such as `/dists/*` or `*.whl`, whose content never changes.
+        connections: how many connections one file may come over; None: as the store says.
 
     Raises:
         ValueError: a setting is not valid.
@@ -38,6 +40,7 @@ class Mirror:
     url: str
     ttl: float | None = None
     immutable: tuple[str, ...] = ()
+    connections: int | None = None
 
     def __post_init__(self) -> None:
         """Raises `ValueError`."""
@@ -108,11 +111,19 @@ def _patterns(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _connections(value: object) -> int | None:
+    try:
+        return check_connections(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(str(error).removeprefix("connections ")) from None
+
+
 READ: Mapping[str, Callable[[object], object]] = {
     "path": _path,
     "kind": _kind,
     "url": _url,
     "ttl": _duration,
     "immutable": _patterns,
+    "connections": _connections,
 }
 """How each setting is read from a table."""

@@ -50,6 +50,7 @@ class Application:
             max_flights=settings.max_flights,
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
+            connections=settings.connections,
             retries=Retries(
                 least_rate=settings.min_rate, outage=settings.outage, on_retry=metrics.retried
             ),

@@ -315,7 +315,7 @@ def connections_of(source: Source, asked: int | None) -> int:
     return own or asked or 1
 
 
-def check_connections(connections: int | None) -> int | None:
+def check_connections(connections: object) -> int | None:
     """The same number.
 
     Raises:

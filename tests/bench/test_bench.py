@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.peers import congestion
+from bench.stream import in_c
 from tests.support.nginx import needed
 from tests.support.programs import program
 from tests.support.root import needs_namespaces, needs_root
@@ -33,15 +34,42 @@ def measure(module: str, *arguments: object) -> str:
     return done.stdout
 
 
+def page_with_marks(folder: Path, mark: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(f"<!-- {mark}: begin --> <!-- {mark}: end -->", encoding="utf-8")
+    return page
+
+
 def test_stream_in_short(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    said = measure(
-        "bench.stream", "--json", report, "--dir", tmp_path, "--only", "wake-up", "attach", "memory"
-    )
+    page = page_with_marks(tmp_path, "bench.stream")
+    wanted = ["wake-up", "attach", "memory"]
+    folders = ["--json", report, "--docs", page, "--dir", tmp_path]
+    said = measure("bench.stream", *folders, "--only", *wanted)
     told = json.loads(report.read_text(encoding="utf-8"))
     assert {row["section"] for row in told["rows"]} == {"wake-up", "attach+detach", "memory"}
     assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
     assert "wake-up" in said
+    for case in ("published -> read", "published -> read / the least in C"):
+        assert f"| wake-up: {case}, p50 |" in page.read_text(encoding="utf-8")
+    assert set(tmp_path.iterdir()) == {report, page}
+
+
+def test_a_program_in_c_is_beside_the_wake_up_and_the_publish(tmp_path: Path) -> None:
+    """It wakes as often as it is told, each time after it was rung, and ends all its processes."""
+    program("gcc", "gcc")
+    beside = in_c.find(tmp_path)
+    assert beside is not None
+    processors = sorted(os.sched_getaffinity(0))
+    for places in ((), (processors[0], processors[-1])):
+        pinged, least = beside.wake(10, places)
+        assert (len(pinged), len(least)) == (10, 10)
+        assert min(pinged + least) > 0
+    for reading in (False, True):
+        times = beside.crowd(40, 3, reading=reading)
+        assert len(times) == 3
+        assert all(cpu > 0 for _, cpu in times)
+    assert [each.name for each in tmp_path.iterdir()] == ["in_c"]
 
 
 @pytest.fixture
@@ -66,7 +94,7 @@ def test_peers_in_short(tmp_path: Path) -> None:
     temporary, docs = tmp_path / "temporary", tmp_path / "docs"
     temporary.mkdir()
     docs.mkdir()
-    wanted = ["hits-small", "many", "leaves"]
+    wanted = ["hits-small", "many", "small", "leaves"]
     measure(
         "bench.peers",
         "--peers",
@@ -92,6 +120,9 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert {each["peer"] for each in told["many"]["samples"]} == {
         *("shmstream", "nginx-lock", "shmstream-name", "raw")
     }
+    assert {each["peer"] for each in told["small"]["samples"]} == {
+        *("shmstream", "nginx-lock", "floor")
+    }
     assert told["many"]["hashing"] > 0
     # nginx has a blob a moment after its client has it, and asks again if somebody is quicker.
     assert {each["gets"] for each in hits["samples"] if each["peer"] != "nginx-lock"} == {0}
@@ -103,6 +134,7 @@ def test_peers_in_short(tmp_path: Path) -> None:
     assert "nginx, lock" in page
     assert "A quick run" in page
     assert "many: CPU per GiB served (against raw)" in page
+    assert "small: CPU (against floor)" in page
     assert "faults.png" in page
     assert list(temporary.iterdir()) == []
 
@@ -149,6 +181,34 @@ def test_the_hub_through_a_mirror_in_short(tmp_path: Path) -> None:
     assert (cells[1], cells[4], cells[-1]) == ("1", "2 of 2", "0 of 2")
 
 
+def connections(folder: Path, mark: str, *options: object) -> str:
+    """What `bench.connections` writes into a page, between marks."""
+    page = page_with_marks(folder, mark)
+    short = ["--size", "16", "--connections", "2"]
+    measure("bench.connections", "--docs", page, "--dir", folder, *short, *options)
+    assert list(folder.iterdir()) == [page]
+    return page.read_text(encoding="utf-8")
+
+
+def test_connections_in_short(tmp_path: Path) -> None:
+    program("aria2c", "aria2")
+    told = connections(tmp_path, "bench.connections", "--only", "throttled,sources,kills")
+    assert "| throttled: aria2c -x2 |" in told
+    assert "of aria2c's; first byte" in told
+    assert "later than over one, at most" in told
+    assert "times as fast" in told
+    assert "MiB sent twice" in told
+
+
+def test_connections_to_a_server_far_away_in_short(tmp_path: Path) -> None:
+    program("aria2c", "aria2")
+    options = ["--only", "throttled", "--round-trip", "50"]
+    told = connections(tmp_path, "bench.connections, far", *options)
+    assert "50 ms of round trip" in told
+    [row] = [line for line in told.splitlines() if "shmstream, 1 connection" in line]
+    assert int(row.split(" | ")[1].removesuffix(" ms")) >= 100, "a connection, and an answer"
+
+
 @needs_root
 def test_a_cluster_in_short(tmp_path: Path) -> None:
     """Nodes in network namespaces with limited links; one is killed while it pulls for all."""
@@ -175,6 +235,7 @@ def test_many_in_short(tmp_path: Path) -> None:
     others = set(os.listdir("/dev/shm"))
     measure("bench.many", "--json", report, "--dir", tmp_path)
     told = json.loads(report.read_text(encoding="utf-8"))
-    assert {row["section"] for row in told["rows"]} == {"crowd", "store"}
+    sections = {row["section"] for row in told["rows"]}
+    assert sections == {"crowd", "store", "flights", "clients"}
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
     assert set(os.listdir("/dev/shm")) == others

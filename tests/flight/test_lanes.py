@@ -186,6 +186,58 @@ def test_a_source_that_never_gives_a_byte_fails(lanes: Lanes, fed: Fed) -> None:
     assert lanes.own_failed(late) is None, "another connection may give some"
 
 
+def test_readers_do_not_wait_for_a_silent_source_if_another_one_gives(lanes: Lanes) -> None:
+    """Two seconds are short for the only source, and long if another one can bring the bytes."""
+    supply_of(lanes).rate = 1e6
+    piece, soon = claim(lanes), 2.0
+    assert not lanes._is_late(piece, piece.began + soon)
+    other = second_supply(lanes)
+    other.is_proved = False
+    assert not lanes._is_late(piece, piece.began + soon), "it has not shown that it has the bytes"
+    other.is_proved = True
+    assert lanes._is_late(piece, piece.began + soon)
+    other.failed(SourceError("http://c/d", 0, "broke off"), 0, "key")
+    assert not lanes._is_late(piece, time.monotonic()), "it rests"
+    other._rests_until = 0.0
+    piece.supply.delay = 1.0
+    assert not lanes._is_late(piece, piece.began + soon), "the source always takes as long"
+
+
+def second_supply(lanes: Lanes) -> Supply:
+    """Another source, which gives."""
+    other = Supply(HTTPSource("http://c/d"), 4, 1e6, is_first=False)
+    other.is_proved, other.delay = True, 0.02
+    lanes._supplies.append(other)
+    return other
+
+
+def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> None:
+    """The leader does not ask the first source itself, as long as another source may bring it."""
+    piece = claim(lanes)
+    second_supply(lanes)
+    piece.began = piece.moved = piece.began - 10.0
+    lanes._alone = piece.began
+    assert lanes._wait_for_front()
+    assert piece.is_dropped
+    assert lanes._wait_for_front(), "no thread of the other source had the time to claim it"
+    lanes._alone -= 10.0
+    assert not lanes._wait_for_front(), "none does"
+
+
+def test_a_source_that_was_late_leaves_pieces_to_one_that_is_free(lanes: Lanes) -> None:
+    supply = supply_of(lanes)
+    other, now = second_supply(lanes), time.monotonic()
+    assert not lanes._leaves_to_others(supply, now)
+    supply.was_late(0.0)
+    assert lanes._leaves_to_others(supply, now)
+    assert not lanes._leaves_to_others(other, now)
+    other.active = other.most
+    assert not lanes._leaves_to_others(supply, now), "the other one has no free connection"
+    other.active = 0
+    other.was_late(0.0)
+    assert not lanes._leaves_to_others(supply, now), "the other one is no better"
+
+
 def test_a_source_may_fail_any_number_of_times() -> None:
     supply = make_supply()
     for _ in range(1100):

@@ -8,11 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.mirrors import Mirrored, tagged
+from tests.support.origin import Origin
 from tests.support.quirks import Asked, Quirks, Reply
 from tests.support.roles import content
 from tests.support.serving import Answer
@@ -308,6 +310,36 @@ def test_head_of_what_is_not_kept_downloads_nothing(mirrored: Mirrored, quirks: 
     answer = mirrored.ask("/files/head", "HEAD")
     assert (answer.headers["content-length"], answer.headers["etag"]) == ("300000", '"1"')
     assert [each.method for each in quirks.asked] == ["HEAD"]
+
+
+@pytest.mark.parametrize("where", ["of all", "of the mirror"])
+def test_a_file_over_several_connections(
+    where: str, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first connection falls silent for longer than the test lasts; others bring the rest."""
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.setenv(f"{scheme}_proxy", "")
+    size = 12 << 20
+    url = origin.serve("/below/large", seed=1, size=size, rate=4 << 20)
+    origin.change("/below/large", first=0, count=1, stall_after=1 << 20)
+    wanted = {"connections": 3}
+    mirror: dict[str, object] = {
+        "path": "/files",
+        "kind": "http",
+        "url": url.removesuffix("/large"),
+    }
+    if where == "of all":
+        mirrored = Mirrored(tmp_path, mirror, silence="10m", **wanted)
+    else:
+        mirrored = Mirrored(tmp_path, mirror | wanted, silence="10m")
+    try:
+        assert mirrored.ask("/files/large").body == content(1, size)
+        asked = [each.range for each in origin.requests("/below/large")]
+    finally:
+        origin.release()
+        mirrored.close()
+    assert asked[0] is None
+    assert len(asked) > 2
 
 
 def test_operators_see_mirrors(mirrored: Mirrored, quirks: Quirks) -> None:

@@ -103,9 +103,15 @@ def test_a_file_and_the_way_to_the_workers(tmp_path: Path) -> None:
 def test_connections() -> None:
     """Of all upstreams, and of one."""
     tables = [{"url": "http://a"}, {"url": "http://b", "namespace": "b", "connections": 4}]
-    settings = Settings.from_table({"upstream": tables, "store": "/s", "connections": 2})
+    mirrors: list[dict[str, object]] = [
+        {"path": f"/{each}", "kind": "http", "url": "http://c"} for each in "de"
+    ]
+    mirrors[1]["connections"] = 5
+    values = {"upstream": tables, "mirror": mirrors, "store": "/s", "connections": 2}
+    settings = Settings.from_table(values)
     assert settings.connections == 2
     assert [each.connections for each in settings.upstreams] == [None, 4]
+    assert [each.connections for each in settings.mirrors] == [None, 5]
     assert Settings.from_json(settings.to_json()) == settings
     assert Settings((Upstream(None, "http://a"),), "/s").connections == 1
     with pytest.raises(BadSetting, match="connections: is between 1 and 64, not 0"):
@@ -165,6 +171,10 @@ REFUSED: list[tuple[str, str]] = [
     ("[[mirror]]\npath='/v2/a'\nkind='http'\nurl='http://c'", "mirror 1, path: '/v2/a' is in use"),
     ("[[mirror]]\npath='a'\nkind='http'\nurl='http://c'", "mirror 1, path: begins with a slash"),
     ("[[mirror]]\npath='/a'\nkind='ftp'\nurl='http://c'", "mirror 1, kind: is one of http"),
+    (
+        "[[mirror]]\npath='/a'\nkind='http'\nurl='http://c'\nconnections=65",
+        "mirror 1, connections: is between 1 and 64, not 65",
+    ),
     ("colour = 'red'", "colour: is no setting; there are upstream, mirror, store,"),
     ("workers = 0", "workers: is at least 1, not 0"),
     ("workers = '3'", "workers: is a number, not '3'"),
