@@ -22,14 +22,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
 from itertools import count
 from pathlib import Path
 
-from shmstream.sources.origin import Part, Request, Server, file_to
+from shmstream.sources.origin import Request, Server
 
 _MAX_AGE = 3600  # s
 
@@ -81,39 +80,27 @@ class _Upstream(Server):
             self.send_head(channel, request, 404, {"Content-Length": 0})
             return True
         try:
-            size = os.fstat(file).st_size
             if "/resolve/" in name:
-                self.send_head(channel, request, 302, _as_the_hub(request, rate, size))
+                told = _as_the_hub(request, rate, os.fstat(file).st_size)
+                self.send_head(channel, request, 302, told)
                 return True
-            etag = f'"{name}"'
-            status, part, told = request.part(size, etag)
             headers = {
                 "Date": formatdate(usegmt=True),
                 "Server": "upstream",
                 "Cache-Control": f"public, max-age={_MAX_AGE}",
                 "Content-Type": "application/octet-stream",
-                "Accept-Ranges": "bytes",
-                "ETag": etag,
-                **told,
-                "Content-Length": len(part),
             }
-            if not self.send_head(channel, request, status, headers):
-                return True
-            send, faults = file_to(channel, file, part), self._faults(channel, request, file, part)
-            return self.send_body(request, len(part), send, int(rate), faults)
+            failing = self._failing
+            faults = {
+                failing.dies_at: self._die,
+                failing.short_at: self._goes_on,
+                failing.lies_at: partial(_lie, channel, request, file),
+            }
+            there = {at: fault for at, fault in faults.items() if at is not None}
+            etag = f'"{name}"'
+            return self.send_file(channel, request, file, etag, headers, int(rate), there)
         finally:
             os.close(file)
-
-    def _faults(
-        self, channel: socket.socket, request: Request, file: int, part: Part
-    ) -> dict[int, Callable[[], bool]]:
-        failing = self._failing
-        faults = (
-            (failing.dies_at, self._die),
-            (failing.short_at, self._goes_on),
-            (failing.lies_at, partial(_lie, channel, request, file)),
-        )
-        return {at - part.start: fault for at, fault in faults if at in part}
 
     def _goes_on(self) -> bool:
         """Whether an answer was short before this one."""

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from shmstream.demo.stage import digest_of
-from shmstream.sources.origin import Request, Server, file_to
+from shmstream.sources.origin import Request, Server
 from shmstream.system.signals import undisturbed
 
 
@@ -55,18 +55,13 @@ class Origin(Server):
         if (page := self.pages.get(request.path)) is None:
             self.send_head(channel, request, 404, {"Content-Length": 0})
             return True
-        status, part, told = request.part(page.size, f'"{page.digest}"')
-        told |= {"Content-Length": str(len(part)), "Content-Type": page.media_type}
-        told["Accept-Ranges"] = "bytes"
-        told |= {"Docker-Content-Digest": page.digest, "ETag": f'"{page.digest}"'}
-        if not self.send_head(channel, request, status, told):
-            return True
-        faults, to = {}, self.largest
-        if request.path == to and request is next(each for each in self.gets if each.path == to):
-            faults[page.size * 3 // 4 - part.start] = partial(_wait_for_the_end, channel)
+        faults, headers = {}, {"Content-Type": page.media_type}
+        headers["Docker-Content-Digest"] = page.digest
+        if request in [each for each in self.gets if each.path == self.largest][:1]:
+            faults[page.size * 3 // 4] = partial(_wait_for_the_end, channel)
         with page.file.open("rb") as file:
-            send = file_to(channel, file.fileno(), part)
-            return self.send_body(request, len(part), send, self.rate, faults)
+            etag = f'"{page.digest}"'
+            return self.send_file(channel, request, file.fileno(), etag, headers, self.rate, faults)
 
 
 def _wait_for_the_end(channel: socket.socket) -> bool:

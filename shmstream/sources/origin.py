@@ -30,6 +30,8 @@ _REASONS = {200: "OK", 206: "Partial Content", 416: "Range Not Satisfiable"}
 _STEP = 0.008  # s between the pieces of a body that has a rate
 Part = range
 """Bytes of a content, from `start` to before `stop`."""
+Fault = Callable[[], bool]
+"""What happens in the middle of a body; false ends the answer there."""
 
 
 @dataclass
@@ -205,18 +207,43 @@ class Server(ABC):
         channel.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         return request.method != "HEAD"
 
+    def send_file(
+        self,
+        channel: socket.socket,
+        request: Request,
+        file: int,
+        etag: str,
+        headers: Mapping[str, object],
+        rate: float = 0,
+        faults: Mapping[int, Fault] | None = None,
+    ) -> bool:
+        """Answer with what is asked for of a file, by `sendfile`; see `send_body`.
+
+        A fault is called before this byte of the file, if it is asked for.
+        """
+        status, part, told = request.part(os.fstat(file).st_size, etag)
+        about = {"Accept-Ranges": "bytes", "ETag": etag, "Content-Length": len(part)}
+        if not self.send_head(channel, request, status, {**headers, **about, **told}):
+            return True
+
+        def send(first: int, last: int) -> int:
+            return os.sendfile(channel.fileno(), file, part.start + first, last - first)
+
+        within = {at - part.start: fault for at, fault in (faults or {}).items() if at in part}
+        return self.send_body(request, len(part), send, rate, within)
+
     def send_body(
         self,
         request: Request,
         size: int,
         send: Callable[[int, int], int],
         rate: float = 0,
-        faults: Mapping[int, Callable[[], bool]] | None = None,
+        faults: Mapping[int, Fault] | None = None,
     ) -> bool:
         """Send a body at its pace; whether it came to its end.
 
         `send(first, last)` sends these bytes of the body and returns how many. A fault is called
-        when so many bytes were sent; the answer ends there if the fault returns false.
+        when so many bytes were sent.
         """
         faults, pace = faults or {}, Pace(rate, self.least, self.most)
         while request.sent < size:
@@ -229,11 +256,6 @@ class Server(ABC):
             last = min([size, sent + pace.piece, *(at for at in faults if at > sent)])
             request.sent += send(sent, last)
         return (fault := faults.get(size)) is None or fault()
-
-
-def file_to(channel: socket.socket, file: int, part: Part) -> Callable[[int, int], int]:
-    """What `send_body` calls to send this part of a file, by its descriptor."""
-    return lambda first, last: os.sendfile(channel.fileno(), file, part.start + first, last - first)
 
 
 def reset_on_close(connection: socket.socket) -> None:
