@@ -28,7 +28,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-from shmstream.sources.origin import Request, Server
+from shmstream.sources.origin import Fault, Request, Server
 
 _MAX_AGE = 3600  # s
 
@@ -91,7 +91,7 @@ class _Upstream(Server):
                 "Content-Type": "application/octet-stream",
             }
             failing = self._failing
-            faults = {
+            faults: dict[int | None, Fault] = {
                 failing.dies_at: self._die,
                 failing.short_at: self._goes_on,
                 failing.lies_at: partial(_lie, channel, request, file),

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from shmstream.demo.stage import digest_of
-from shmstream.sources.origin import Request, Server
+from shmstream.sources.origin import Fault, Request, Server
 from shmstream.system.signals import undisturbed
 
 
@@ -55,8 +55,8 @@ class Origin(Server):
         if (page := self.pages.get(request.path)) is None:
             self.send_head(channel, request, 404, {"Content-Length": 0})
             return True
-        faults, headers = {}, {"Content-Type": page.media_type}
-        headers["Docker-Content-Digest"] = page.digest
+        headers = {"Content-Type": page.media_type, "Docker-Content-Digest": page.digest}
+        faults: dict[int, Fault] = {}
         if request in [each for each in self.gets if each.path == self.largest][:1]:
             faults[page.size * 3 // 4] = partial(_wait_for_the_end, channel)
         with page.file.open("rb") as file:

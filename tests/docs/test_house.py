@@ -184,13 +184,6 @@ def test_only_one_room_registers_what_a_forked_child_does() -> None:
             assert "register_at_fork" not in path.read_text(encoding="utf-8"), module
 
 
-def test_only_one_room_starts_threads() -> None:
-    """Beside the origin of the demo and the tests, and what watches in the demo's child."""
-    starts = re.compile(r"ThreadPoolExecutor\(|threading\.Thread\(|run_in_executor|to_thread\(")
-    found = [each for each, path in MODULES.items() if starts.search(path.read_text("utf-8"))]
-    assert found == ["demo.child", "sources.origin", "system.threads"]
-
-
 def imported_by(program: str) -> set[str]:
     """The modules that a program has imported at its end, beside those of a bare interpreter."""
     told = "print(*set(sys.modules) - before, file=sys.stderr)"
