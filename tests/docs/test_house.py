@@ -152,6 +152,13 @@ def test_one_origin_serves_parts_to_the_demo_the_tests_and_the_benches() -> None
     assert found == [MODULES["sources.origin"]]
 
 
+def test_one_file_starts_nginx() -> None:
+    folders = [HOUSE.parent / each for each in ("shmstream", "tests/support", "bench")]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    found = [path for path in files if "daemon off;" in path.read_text(encoding="utf-8")]
+    assert found == [HOUSE.parent / "bench" / "nginx.py"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_rooms_say_what_they_are(module: str) -> None:
     text = MODULES[module].read_text(encoding="utf-8")
