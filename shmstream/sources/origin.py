@@ -105,7 +105,7 @@ class Server(ABC):
 
     def __init__(self, tls: SSLContext | None = None) -> None:
         self._tls = tls
-        self.lock = threading.Lock()  # guards what follows
+        self.lock: threading.Lock = threading.Lock()  # guards what follows
         self.asked: list[Request] = []
         self._connections: dict[threading.Thread, socket.socket] = {}
         self._count = 0  # of connections
