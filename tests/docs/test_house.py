@@ -153,7 +153,7 @@ def test_one_origin_serves_parts_to_the_demo_the_tests_and_the_benches() -> None
 
 
 def test_one_file_starts_nginx() -> None:
-    folders = [HOUSE.parent / each for each in ("shmstream", "tests/support", "bench")]
+    folders = [HOUSE.parent / each for each in ("shmstream", "tests/support", "bench", "tools")]
     files = [path for folder in folders for path in folder.rglob("*.py")]
     found = [path for path in files if "daemon off;" in path.read_text(encoding="utf-8")]
     assert found == [HOUSE.parent / "bench" / "nginx.py"]
