@@ -7,10 +7,12 @@
         origin.begin()                      from here on
         origin.requests()                   this was asked for, and so much was sent
 
-The tests and the measurements of flights use it. It is cheap: one process, and `sendfile` from the
-page cache, so that a throttled origin costs next to nothing. It paces a connection in steps of a
-MiB, so at 64 MiB/s bytes come every 16 ms; finely in steps of 64 KiB, which takes more of the
-processor.
+The tests and the measurements of flights use it. All else downloads from the origin in
+shmstream/sources/origin.py; nginx stands beside it for two reasons. It is cheaper than any server
+in Python: one process, and `sendfile` from the page cache, so that a throttled origin takes next to
+nothing of the processors on which a flight is measured. And it is not ours, so it shares no mistake
+with our sources. It paces a connection in steps of a MiB, so at 64 MiB/s bytes come every 16 ms;
+finely in steps of 64 KiB, which takes more of the processor.
 
 It ends with its parent, even a killed one (server.py).
 """
@@ -27,6 +29,7 @@ from bench import blobs, nginx
 from bench.closing import Closing
 from bench.report import CheckFailed
 from bench.server import NotServing, Port, Server
+from shmstream.sources.origin import RANGE
 
 _HTTP = """
     default_type application/octet-stream;
@@ -83,7 +86,8 @@ class Request:
     @property
     def start(self) -> int:
         """The byte of the blob that its client asked to begin with."""
-        return int(self.range.removeprefix("bytes=").partition("-")[0] or 0)
+        wanted = RANGE.fullmatch(self.range)
+        return int(wanted[1]) if wanted else 0
 
 
 class Origin(Closing):

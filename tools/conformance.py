@@ -30,6 +30,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from urllib.error import HTTPError
 
+from bench import nginx
+
 _PATIENCE = 60.0  # s
 _RESULT = re.compile(r" *(OCI Conformance Test/.*): (Pass|FAIL|Skip|Disabled|Error|Unknown)$")
 _BAD = ("FAIL", "Error")
@@ -47,28 +49,24 @@ http: {{addr: "127.0.0.1:{port}"}}
 validation: {{manifests: {{urls: {{allow: [".*"]}}}}}}
 """
 _NGINX = """
-daemon off;
-worker_processes 1;
-pid {folder}/pid;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  client_max_body_size 0;
-  map $request_method $backend {{ GET 127.0.0.1:{ours}; HEAD 127.0.0.1:{ours}; default 127.0.0.1:{theirs}; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://$backend;
-      proxy_http_version 1.1;
-      proxy_set_header Host $http_host;
-      proxy_set_header Connection "";
-      proxy_request_buffering off;
-      proxy_buffering off;
+    access_log off;
+    client_max_body_size 0;
+    map $request_method $backend {{
+        GET 127.0.0.1:{ours};
+        HEAD 127.0.0.1:{ours};
+        default 127.0.0.1:{theirs};
     }}
-  }}
-}}
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass http://$backend;
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            proxy_set_header Connection "";
+            proxy_request_buffering off;
+            proxy_buffering off;
+        }}
+    }}
 """
 
 Results = dict[str, Counter[str]]
@@ -87,7 +85,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="shmstream-conformance-") as made, ExitStack() as undo:
         folder = Path(made)
         results = chosen.results or folder / "results"
-        first, second, ours, nginx = _free_ports(4)
+        first, second, ours, front = _free_ports(4)
         for name, port in (("alone", first), ("behind", second)):
             (place := folder / name).mkdir()
             config = place / "config.yml"
@@ -99,12 +97,10 @@ def main() -> int:
             "--store", folder / "store", "--listen", f"127.0.0.1:{ours}", "--tag-ttl", "0s",
             "--workers", "2",
         )  # fmt: skip
-        config = folder / "nginx.conf"
-        text = _NGINX.format(folder=folder, ours=ours, theirs=second, port=nginx)
-        config.write_text(text, encoding="utf-8")
-        _start(undo, nginx, "nginx", "-p", folder, "-e", folder / "nginx.log", "-c", config)
+        http = _NGINX.format(ours=ours, theirs=second, port=front)
+        _start(undo, front, *nginx.command(folder, http))
         alone = _run(chosen.suite.resolve(), first, results / "alone")
-        through = _run(chosen.suite.resolve(), nginx, results / "through")
+        through = _run(chosen.suite.resolve(), front, results / "through")
     return _compare(alone, through)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from bench.caches.readers import Readers, Trip
 from bench.caches.ways import FAMILIES, Order
 from bench.peers.origin import Blob, Origin
-from bench.peers.upstream import Failing, Line
+from bench.peers.upstream import Failing
 from bench.report import MIB, CheckFailed
 from bench.server import PATIENCE
+from shmstream.sources.origin import Request
 
 SCENARIOS = {"fsspec": ("together", "killed"), "fetchers": ("together", "killed", "lied")}
 """What happens to the ways of each family. Through fsspec no way is given a digest to verify."""
@@ -106,8 +107,8 @@ class Measure:
         return Run(trips, sum(each.sent for each in gets), len(gets), left)
 
 
-def _is_for_bytes(line: Line) -> bool:
-    return line.method == "GET" and "/resolve/" not in line.path
+def _is_for_bytes(request: Request) -> bool:
+    return request.method == "GET" and "/resolve/" not in request.path
 
 
 def _taken(folder: Path) -> int:

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from shmstream import Cluster, DigestMismatch, ShmstreamError, Store
 from shmstream.asgi.response import InFlightResponse
 from shmstream.cluster.endpoint import Endpoint
 from shmstream.server import Protocol
+from shmstream.sources.origin import Request, Server
 
 _ROOT = Path(__file__).parents[2]
 _PATIENCE = 180.0  # s
@@ -97,57 +97,51 @@ def blob(size: int, seed: int) -> bytes:
     return b"".join(pieces)
 
 
+class _Origin(Server):
+    most = 64 << 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+        self.released.set()
+
+    def answer(self, channel: socket.socket, request: Request) -> bool:
+        """Answer with a blob, or with a little to warm up, for which no client waits."""
+        _, size, seed = request.path.split("/")
+        data = memoryview(blob(int(size), int(seed)) or b"warm")
+        status, part, told = request.part(len(data), tag := f'"{size}-{seed}"')
+        if size != "0":
+            self.released.wait()
+        headers = {"Content-Length": str(len(part)), "ETag": tag, **told}
+        if not self.send_head(channel, request, status, headers):
+            return True
+        rest = data[part.start : part.stop]
+        return self.send_body(
+            request, len(part), lambda first, last: channel.send(rest[first:last])
+        )
+
+    def gets(self) -> list[Request]:
+        """The requests for blobs."""
+        gets = [each for each in self.asked if each.method == "GET"]
+        return [each for each in gets if not each.path.startswith("/0/")]
+
+
 def origin() -> None:
     """Serve blobs at `/SIZE/SEED`, with ranges.
 
     Orders: `counts`; `[size, seed]` for a key; `hold` and `release` those that ask for a blob.
     """
-    log: list[dict[str, Any]] = []
-    released = threading.Event()
-    released.set()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            _, size, seed = self.path.split("/")
-            data = blob(int(size), int(seed)) or b"warm"
-            span = self.headers.get("range", "bytes=0-")
-            start = int(span.removeprefix("bytes=").partition("-")[0])
-            entry: dict[str, Any] = {"client": self.client_address[0], "start": start, "sent": 0}
-            if size != "0":
-                log.append(entry)
-                released.wait()
-            self.send_response(206 if start else 200)
-            self.send_header("content-length", str(len(data) - start))
-            self.send_header("etag", f'"{size}-{seed}"')
-            if start:
-                self.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-            self.end_headers()
-            try:
-                for at in range(start, len(data), 65536):
-                    piece = memoryview(data)[at : at + 65536]
-                    self.connection.sendall(piece)
-                    entry["sent"] += len(piece)
-            except OSError:
-                self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    ThreadingHTTPServer.request_queue_size = 128
-    server = ThreadingHTTPServer(("", 80), Handler)
-    server.daemon_threads = True
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients are killed
-    server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # `sent` is about sent
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = _Origin()
+    listener = socket.create_server(("", 80), backlog=128)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # `sent` is about sent
+    server.start(listener)
     _say({"ready": os.getpid()})
     for line in sys.stdin:
         order = json.loads(line)
         if order == "counts":
-            _say({"requests": log})
+            _say({"requests": [vars(each) for each in server.gets()]})
         elif order in ("hold", "release"):
-            (released.clear if order == "hold" else released.set)()
+            (server.released.clear if order == "hold" else server.released.set)()
             _say({})
         else:
             _say({"key": "sha256:" + hashlib.sha256(blob(*order)).hexdigest()})

@@ -247,7 +247,7 @@ class Cluster(ExitStack):
 
     def leader(self) -> int:
         """The node that pulls from the origin."""
-        client = self.requests()[self.seen]["client"]
+        client = self.requests()[self.seen]["host"]
         return next(i for i, host in enumerate(self.hosts) if host.address == client)
 
     def kill(self, node: int) -> None:

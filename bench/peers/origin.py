@@ -19,10 +19,10 @@ from pathlib import Path
 
 from bench import blobs
 from bench.closing import Closing
-from bench.peers import upstream
-from bench.peers.upstream import Failing, Line
+from bench.peers.upstream import Failing
 from bench.report import MIB, CheckFailed
 from bench.server import PATIENCE, Port, Server
+from shmstream.sources.origin import Request
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Origin(Closing):
         if self._server is not None:
             self._server.close()
         told = json.dumps(asdict(failing or Failing()))
-        command = [sys.executable, upstream.__file__, self._files, self._log, self.port, told]
+        program = [sys.executable, "-m", Failing.__module__]
+        command = [*program, self._files, self._log, self.port, told]
         self._server = Server([str(each) for each in command], self._port, self._said)
 
     @property
@@ -91,7 +92,7 @@ class Origin(Closing):
         """Forget the requests up to now."""
         os.truncate(self._log, 0)
 
-    def requests(self) -> list[Line]:
+    def requests(self) -> list[Request]:
         """What it was asked for since `begin`, in the order in which it came to its end.
 
         Waits until nothing is being sent any more, which for a client that has left it notices at
@@ -107,7 +108,7 @@ class Origin(Closing):
             time.sleep(0.01)
         return [line for line in self._lines() if line.over]
 
-    def active(self) -> list[Line]:
+    def active(self) -> list[Request]:
         """What is being sent."""
         if not self.is_running:
             return []
@@ -115,10 +116,10 @@ class Origin(Closing):
         over = {line.number for line in lines if line.over}
         return [line for line in lines if line.number not in over]
 
-    def _lines(self) -> list[Line]:
+    def _lines(self) -> list[Request]:
         with self._log.open(encoding="utf-8") as file:
             written = file.read().rpartition("\n")[0].splitlines()
-        return [Line(**json.loads(each)) for each in written]
+        return [Request(**json.loads(each)) for each in written]
 
     def cpu(self) -> float:
         """CPU seconds that its program has used since it was started."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -31,9 +31,12 @@ class BrokenOff(Exception):
     """A response ends short of its Content-Length. The server must close the connection."""
 
 
-async def start(send: Send, status: int, headers: Mapping[str, str]) -> None:
-    """Send the head of a response."""
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+async def start(
+    send: Send, status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]]
+) -> None:
+    """Send the head of a response; pairs may have a name several times."""
+    fields = headers.items() if isinstance(headers, Mapping) else headers
+    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
 
 

@@ -49,6 +49,13 @@ def status_of(error: ShmstreamError) -> int:
     return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), 500)
 
 
+def status_of_source(error: SourceError | SourceFailed) -> int:
+    """What a proxy answers: 504 after a timeout, the source's own 4xx, and else 502."""
+    if error.kind.is_timeout:
+        return 504
+    return error.status if error.status is not None and 400 <= error.status <= 499 else 502
+
+
 def as_ours(error: BaseException, name: str) -> ShmstreamError | None:
     """`error` if it is an error of ours, else the `shortage` that it tells of; None if neither."""
     return error if isinstance(error, ShmstreamError) else shortage(error, name)

@@ -8,7 +8,7 @@ text        `shmstream demo --text`: the concept program again, across interpret
 
 stage       what every act is given, and the check that nothing of it is left over
 sample      the blob that is streamed when the demo is given none, and the image
-origin      the HTTP server that all acts but the first download from
+pages       what all acts but the first download, and the origin that serves it
 child       another interpreter: how it is started, told, heard and ended
 reading     what a child that reads does; clients are readers, too
 readers     the readers as the demo sees them

@@ -21,7 +21,7 @@ import psutil
 
 from shmstream import Store
 from shmstream.demo.child import Child, DemoFailed
-from shmstream.demo.origin import Origin
+from shmstream.demo.pages import Origin
 from shmstream.demo.readers import Part, Readers
 from shmstream.demo.reading import Orders, pull_image
 from shmstream.demo.sample import NAME, TAG, Image, make_image
@@ -145,8 +145,8 @@ class _Play:
 
 def _of_upstream(image: Image, origin: Origin, clients: Readers) -> Fact:
     """Whether each blob was asked for once, and the rest of one blob once more."""
-    blobs = [each for each in origin.requests if "/blobs/" in each.path]
-    whole = [each.path for each in blobs if each.offset == 0]
+    blobs = [each for each in origin.gets if "/blobs/" in each.path]
+    whole = [each.path for each in blobs if each.start == 0]
     rest = len(blobs) - len(whole)
     sent, read = sum(each.sent for each in blobs), sum(each.position for each in clients)
     found = f"{len(whole)} requests for {len(image.blobs)} blobs"

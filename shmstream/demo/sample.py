@@ -14,7 +14,7 @@ from itertools import chain, cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from shmstream.demo.origin import Page
+from shmstream.demo.pages import Page
 
 NAME = "demo/sample"
 TAG = "latest"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from shmstream.demo.screen import Fact, say
 from shmstream.errors import CannotStart
+from shmstream.sources.origin import Pace
 from shmstream.stream import doorbell, segment
 from shmstream.stream.partial import partial_path
 from shmstream.stream.stream import Stream
@@ -24,7 +24,6 @@ from shmstream.system.signals import undisturbed
 from shmstream.units import amount
 
 _PIECE = 32 * 1024  # bytes, at most
-_PIECES_A_SECOND = 100  # at least, so that a slow rate is smooth too
 
 
 @dataclass(frozen=True)
@@ -88,13 +87,10 @@ def pace(rate: float) -> str:
 
 def paced(file: BinaryIO, end: int, rate: float, wait: Callable[[float], None]) -> Iterator[bytes]:
     """The bytes of `file` up to `end`, each piece when it is due; `wait(seconds)` waits."""
-    piece = min(_PIECE, int(rate / _PIECES_A_SECOND) + 1) if rate else _PIECE
-    began, given = time.monotonic(), 0
-    while data := file.read(max(min(piece, end - file.tell()), 0)):
+    keeping, given = Pace(rate, 1, _PIECE), 0
+    while data := file.read(max(min(keeping.piece, end - file.tell()), 0)):
         given += len(data)
-        due = began + given / rate if rate else began
-        while (left := due - time.monotonic()) > 0:
-            wait(min(left, 0.02))
+        keeping.keep(given, wait)
         if given % (1 << 20) < len(data):
             wait(0.0)  # once in a MiB, also if no piece has to wait
         yield data

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from shmstream import Cluster, Role, Store
 from shmstream.cluster.account import of_node
 from shmstream.demo.child import Child, DemoFailed
-from shmstream.demo.origin import Origin, Page
+from shmstream.demo.pages import Origin, Page
 from shmstream.demo.readers import Part, Reader, Readers
 from shmstream.demo.reading import Orders, read_blob
 from shmstream.demo.screen import Board, Fact
@@ -125,7 +125,7 @@ class _Play:
         pulling = self.pulling()
         if self.pulled:
             self.pulled += [each for each in pulling if each not in self.pulled]
-        elif pulling and self.origin.requests and self.published >= self.stage.size // 2:
+        elif pulling and self.origin.gets and self.published >= self.stage.size // 2:
             self.pulled = pulling[:1]
             self.pulled[0].kill()
         is_complete = any(self.stage.digest in each for each in self.stores)
@@ -141,11 +141,11 @@ class _Play:
 
         `kill` has blanks: which reader was killed, at which position, which one went on, and where.
         """
-        digest, requests = self.stage.digest, self.origin.requests
+        digest, requests = self.stage.digest, self.origin.gets
         told = f"no {self.readers[0].part.kind} was killed, or not one of the others went on"
         if good := bool(self.pulled) and len(requests) == 2:
             killed, heir, *_ = [*(each.name for each in self.pulled), "another one"]
-            offset = amount(requests[1].offset)
+            offset = amount(requests[1].start)
             told = kill.format(killed, amount(self.pulled[0].position), heir, offset)
         sent = amount(sum(each.sent for each in requests))
         facts = [

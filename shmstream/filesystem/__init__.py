@@ -3,7 +3,7 @@
 system      `ShmstreamFileSystem`, which reads through a store and leaves the rest to its target
 delegation  methods that the target has
 options     what each option may be
-ranges      parts of a blob, and several files at the same time
+ranges      parts of a blob
 identity    which content a file of the target has now, and the key of its blob
 file        what `open` gives
 target      the source that a leader asks: the target's file, as long as it is that content

@@ -49,7 +49,7 @@ from shmstream.filesystem.options import (
     refuse_unknown,
     seconds,
 )
-from shmstream.filesystem.ranges import read_slice, side_by_side
+from shmstream.filesystem.ranges import read_slice
 from shmstream.filesystem.target import TargetSource
 from shmstream.flight.blob import Blob
 from shmstream.flight.progress import Progress
@@ -57,8 +57,10 @@ from shmstream.sources.fsspec import is_http
 from shmstream.sources.fsspec_guard import guarded_system
 from shmstream.store import Store
 from shmstream.stream.digest import is_digest
+from shmstream.system.threads import side_by_side
 
 _PIECE = 1 << 20  # bytes
+_FILES = ("shmstream-files", 16)  # that one call reads at the same time
 
 
 if TYPE_CHECKING:
@@ -311,7 +313,7 @@ class ShmstreamFileSystem(_Chained):
             return self._ranges(path, ranges, on_error)
 
         found: dict[int, bytes | Exception] = {}
-        for indices, data in zip(wanted.values(), side_by_side(read, wanted), strict=True):
+        for indices, data in zip(wanted.values(), side_by_side(read, wanted, _FILES), strict=True):
             found.update(zip(indices, data, strict=True))
         return [found[index] for index in range(len(paths))]
 
@@ -355,7 +357,7 @@ class ShmstreamFileSystem(_Chained):
                     raise
                 return error
 
-        found = dict(zip(paths, side_by_side(read, paths), strict=True))
+        found = dict(zip(paths, side_by_side(read, paths, _FILES), strict=True))
         if on_error == "omit":
             return {each: data for each, data in found.items() if isinstance(data, bytes)}
         return found

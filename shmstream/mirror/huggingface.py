@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
-from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
+from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.asgi.terms import Terms
 from shmstream.errors import SourceError
 from shmstream.mirror.cache import Found
@@ -38,7 +38,7 @@ from shmstream.mirror.entry import Entry, Shelf
 from shmstream.mirror.freshness import Pairs, Wish, values
 from shmstream.mirror.kind import Plain, Refused, Rooms, aside, query_of, rest_of
 from shmstream.mirror.origin import OriginSource, Told, head_of, is_personal, passed_on
-from shmstream.mirror.replies import begin, joined, promised, request_of
+from shmstream.mirror.replies import joined, promised, request_of
 from shmstream.upstreams.notes import Notes
 
 _RESOLVE = re.compile(
@@ -142,7 +142,7 @@ class Hub(Plain):
             scope["shmstream.cache"] = "stale" if facts.is_stale else "hit"
             etag = [("etag", f'"{facts.tag}"'), ("accept-ranges", "bytes")]
             length = [] if facts.size is None else [("content-length", facts.size)]
-            await begin(send, 200, [*_without(fields, "etag"), *etag, *length])
+            await start(send, 200, [*_without(fields, "etag"), *etag, *length])
             await finish(send)
             return
         key = self._key(file, facts)
@@ -345,7 +345,7 @@ async def _refuse(send: Send, told: Told) -> None:
     """Pass on what the Hub says, if it is no file."""
     fields = [*_without(told.fields, "accept-ranges"), ("content-length", str(len(told.body)))]
     status = told.status if told.status >= 400 else 502
-    await begin(send, status, fields)
+    await start(send, status, fields)
     await finish(send, told.body)
 
 

@@ -13,12 +13,12 @@ from functools import partial
 from typing import Protocol, TypeVar
 from urllib.parse import unquote
 
-from shmstream.asgi.messages import Receive, Scope, Send, answer, finish
+from shmstream.asgi.messages import Receive, Scope, Send, answer, finish, start
 from shmstream.errors import ShmstreamError
 from shmstream.mirror.cache import Asked, Cache, Found
 from shmstream.mirror.freshness import Wish
 from shmstream.mirror.origin import Told, passed_on
-from shmstream.mirror.replies import Replies, begin, pairs_of, promised, request_of
+from shmstream.mirror.replies import Replies, pairs_of, promised, request_of
 from shmstream.mirror.settings import Mirror
 from shmstream.sources.http_client import origin_of, parse
 from shmstream.system.threads import in_thread
@@ -162,7 +162,7 @@ class Plain:
         fields = [*told.fields, ("cache-status", "shmstream; fwd=method")]
         if told.length is not None and told.length.isdecimal():
             fields.append(("content-length", told.length))
-        await begin(send, told.status, fields)
+        await start(send, told.status, fields)
         await finish(send)
 
     async def told(

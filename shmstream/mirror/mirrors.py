@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from shmstream.asgi.messages import Message, Receive, Scope, Send
-from shmstream.asgi.statuses import as_ours, status_of
+from shmstream.asgi.statuses import as_ours, status_of, status_of_source
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.mirror.cache import Cache, NotKept
 from shmstream.mirror.huggingface import Hub
@@ -150,14 +150,12 @@ def _meaning(error: ShmstreamError) -> tuple[int, str]:
     if isinstance(error, NotKept):
         return 504, str(error)
     if isinstance(error, SourceError | SourceFailed):
-        status = error.status
-        if status is not None and 400 <= status <= 499:
-            return status, f"the origin answers {status}"
-        if error.kind.is_timeout:
-            return 504, "the origin does not answer in time"
-        if status is None:
-            return 502, "the origin cannot be reached, or breaks off"
-        return 502, f"the origin answers {status}"
+        status = status_of_source(error)
+        if status == 504:
+            return status, "the origin does not answer in time"
+        if error.status is None:
+            return status, "the origin cannot be reached, or breaks off"
+        return status, f"the origin answers {error.status}"
     status = status_of(error)
     told = {404: "not known here", 502: "the origin gives other bytes than it should",
             503: "this mirror is busy", 504: "nothing comes from the origin any more"}  # fmt: skip

@@ -76,12 +76,6 @@ def joined(fields: Pairs, without: frozenset[str] = frozenset()) -> dict[str, st
     return found
 
 
-async def begin(send: Send, status: int, fields: Pairs) -> None:
-    """Send the head of a response, with all fields as they are."""
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-
-
 class Replies:
     """Sends answers of one mirror. For one event loop."""
 
@@ -186,7 +180,7 @@ class Replies:
                 Leaving(receive, extensions.get(SERVER, {}).get("when_lost")),
                 suppress(ConnectionError),
             ):
-                await begin(send, response.status, fields)
+                await start(send, response.status, fields)
                 if scope["method"] == "HEAD" or response.status in _BODILESS:
                     await finish(send)
                     return

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,13 +31,14 @@ from shmstream.registry.upstream.choice import Upstreams
 from shmstream.registry.upstream.manifests import Manifest
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.store import Store
+from shmstream.system.threads import side_by_side
 from shmstream.upstreams.counts import Counts
 from shmstream.upstreams.notes import Notes
 
 ALL = "all"
 """Every platform of an index."""
 
-_AT_ONCE = 4  # blobs
+_BLOBS = ("shmstream-pull", 4)  # at one time
 _LATEST = "latest"
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 
@@ -149,8 +149,7 @@ class Puller:
             before.append(is_here)
             return digest
 
-        with ThreadPoolExecutor(_AT_ONCE, "shmstream-pull") as pool:
-            return set(pool.map(fetch, digests))
+        return set(side_by_side(fetch, digests, _BLOBS))
 
     def _source(self, repository: Repository, kind: str, digest: str) -> RepositorySource:
         def answered(media_type: str | None, size: int | None) -> None:

@@ -19,6 +19,7 @@ fsspec_guard   the same as http_guard, for the HTTP file system of fsspec
 download       asks sources in turn, tries again, and never mixes two contents
 retries        how often, and after which pauses
 conformance    what every source must do, as tests for a source of your own
+origin         an HTTP server to try sources with: for the demo, the tests and the benches
 
 `HTTPSource` and `FsspecSource` are imported when they are first asked for, because each needs an
 extra.

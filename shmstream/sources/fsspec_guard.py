@@ -18,10 +18,10 @@ Needs fsspec; imports aiohttp when there is such a file system.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -35,6 +35,7 @@ from shmstream.sources.addresses import (
     names_inside,
     refusal,
 )
+from shmstream.system.threads import in_thread
 
 if TYPE_CHECKING:
     from types import SimpleNamespace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 _SCHEMES = ("http", "https")
+_NAMES = ("shmstream-names", 8)  # threads that look up names
 
 _guarded: ContextVar[str] = ContextVar("shmstream_guarded", default="")
 """The host that the request of this task was redirected to, if it may not be inside."""
@@ -134,16 +136,15 @@ async def _follow(_: aiohttp.ClientSession, context: SimpleNamespace, told: Any)
     location = headers.get("Location") or headers.get("URI") or ""
     there = urljoin(str(told.response.url), location)
     before, after = urlsplit(context.first), urlsplit(there)
-    loop = asyncio.get_running_loop()
     if (
         (after.scheme, after.netloc) == (before.scheme, before.netloc)
         or is_allowed_here()
-        or await loop.run_in_executor(None, is_host_inside, before.hostname or "")
+        or await in_thread(partial(is_host_inside, before.hostname or ""), _NAMES)
     ):
         _guarded.set("")
         return
     host = after.hostname or ""
-    found = [host] if names_inside(host) else await loop.run_in_executor(None, addresses_of, host)
+    found = [host] if names_inside(host) else await in_thread(partial(addresses_of, host), _NAMES)
     for address in found:
         if names_inside(address):
             told.response.close()

@@ -1,8 +1,9 @@
-"""The two ways to run something in a thread, `Call` and `in_thread`, and what threads wait for.
+"""The two ways to run something in a thread, `Call` and a bounded pool; what threads wait for.
 
-    Call         one call in a thread that is used again
-    in_thread    one call in a bounded pool, which a task of asyncio awaits
-    Flag         what one thread sets, and other threads wait for
+    Call            one call in a thread that is used again
+    in_thread       one call in a pool, which a task of asyncio awaits
+    side_by_side    several calls in a pool of their own, which the caller waits for
+    Flag            what one thread sets, and other threads wait for
 
 Starting a thread takes longer than many of the calls. `threading.Thread.start` waits until the new
 thread has had the interpreter's lock, which takes a while in a busy process. So a thread that has
@@ -24,7 +25,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
@@ -36,6 +37,7 @@ from shmstream.system.process import PerProcess
 if TYPE_CHECKING:
     import asyncio
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 IDLE = "shmstream-idle"
@@ -268,6 +270,19 @@ def in_thread(call: Callable[[], T], kind: tuple[str, int] = _ASKERS) -> asyncio
             done.cancel()
             raise no_thread(name, error) from error
     return asyncio.wrap_future(done)
+
+
+def side_by_side(function: Callable[[S], T], items: Iterable[S], kind: tuple[str, int]) -> list[T]:
+    """What `function` returns for each item; for several items, in as many threads as `kind` says.
+
+    Raises:
+        Exception: what `function` raises for the first item that fails.
+    """
+    items, (name, threads) = list(items), kind
+    if len(items) < 2:
+        return [function(each) for each in items]
+    with ThreadPoolExecutor(min(len(items), threads), name) as pool:
+        return list(pool.map(function, items))
 
 
 def _run(call: Callable[[], T], done: Future[T]) -> None:

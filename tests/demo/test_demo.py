@@ -20,7 +20,7 @@ from rich.console import Console
 
 from shmstream import InFlightCopier, __version__, sweep
 from shmstream.demo import text
-from shmstream.demo.origin import Origin
+from shmstream.demo.pages import Origin
 from shmstream.demo.readers import Part, Reader
 from shmstream.demo.reading import Orders, Report, read_blob
 from shmstream.demo.sample import NAME, TAG, make_image, make_sample

@@ -142,6 +142,23 @@ def test_only_the_command_line_imports_the_demo() -> None:
     assert importers == {"cli.demo"}
 
 
+def test_one_origin_serves_parts_to_the_demo_the_tests_and_the_benches() -> None:
+    """Beside nginx, which bench/origin.py starts: its docstring says why."""
+    root = HOUSE.parent
+    folders = [HOUSE / "demo", HOUSE / "sources", root / "tests" / "support", root / "bench"]
+    part = re.compile(r"content-range\W*f?\W*bytes \{", re.IGNORECASE)
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    found = [path for path in files if part.search(path.read_text(encoding="utf-8"))]
+    assert found == [MODULES["sources.origin"]]
+
+
+def test_one_file_starts_nginx() -> None:
+    folders = [HOUSE.parent / each for each in ("shmstream", "tests/support", "bench", "tools")]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    found = [path for path in files if "daemon off;" in path.read_text(encoding="utf-8")]
+    assert found == [HOUSE.parent / "bench" / "nginx.py"]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_rooms_say_what_they_are(module: str) -> None:
     text = MODULES[module].read_text(encoding="utf-8")

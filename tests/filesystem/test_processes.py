@@ -15,9 +15,10 @@ import pytest
 
 from shmstream import Store, sweep
 from shmstream.filesystem import ShmstreamFileSystem
+from shmstream.sources.origin import Request
 from tests.support.filesystems import read_url
 from tests.support.interpreters import Interpreter, wait_until
-from tests.support.origin import Origin, Request
+from tests.support.origin import Origin
 from tests.support.roles import content, sha256
 
 Start = Callable[..., Interpreter]

@@ -30,6 +30,7 @@ from shmstream.registry.upstream.repository import Repository
 from shmstream.registry.upstream.upstream import Upstream
 from shmstream.sources.base import Description
 from shmstream.sources.http import HTTPSource
+from shmstream.sources.origin import Request
 from shmstream.storage.ahead import BLOCK, AheadFile
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import AHEAD
@@ -37,7 +38,7 @@ from shmstream.system.locks import file_identity
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
-from tests.support.origin import Origin, Request
+from tests.support.origin import Origin
 from tests.support.roles import content, sha256
 from tests.support.stores import digest
 

@@ -175,7 +175,7 @@ def test_the_passwords_of_two_teams(
 
 
 def fields_of(asked: Asked) -> dict[str, list[str]]:
-    text = asked.body.decode() if asked.method == "POST" else urlsplit(asked.path).query
+    text = asked.body if asked.method == "POST" else urlsplit(asked.path).query
     return parse_qs(text)
 
 

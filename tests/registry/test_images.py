@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,7 @@ def tagged(**tags: Script) -> Script:
     def script(asked: Asked) -> Reply:
         last = asked.path.rpartition("/")[2]
         if last in tags:
-            return tags[last](Asked(asked.method, asked.path.replace(last, "v1"), asked.headers,
-                                    asked.body, asked.connection))  # fmt: skip
+            return tags[last](replace(asked, path=asked.path.replace(last, "v1")))
         found = [each(asked) for each in tags.values()]
         return next((each for each in found if each.status < 400), found[0])
 

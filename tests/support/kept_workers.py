@@ -32,7 +32,7 @@ from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeper import Keeper
 from shmstream.registry.server.keeping_protocol import KeptProtocol
-from shmstream.registry.server.kept import Kept, Place
+from shmstream.registry.server.kept import Kept, KeptConnection
 from shmstream.registry.server.transport import Transport
 from tests.support.interpreters import Link
 from tests.support.lines import Death
@@ -96,9 +96,9 @@ def _work(channel: socket.socket, table: int, nth: int) -> None:
         named = {"config": config, "server_state": ServerState(), "app_state": {}}
         loop = asyncio.get_running_loop()
 
-        def begin(connection: socket.socket, place: Place, is_new: bool) -> None:
+        def begin(connection: socket.socket, keeping: KeptConnection, is_new: bool) -> None:
             connection.setblocking(False)
-            protocol = KeptProtocol(place, connection, **named)
+            protocol = KeptProtocol(keeping, connection, **named)
             Transport(loop, connection, protocol)
             if not is_new:
                 protocol.go_on()

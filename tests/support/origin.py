@@ -23,25 +23,23 @@ import os
 import select
 import socket
 import ssl
-import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 from shmstream.sources.http import close_pools
+from shmstream.sources.origin import Request, Server, reset_on_close
 from tests.support.interpreters import Interpreter, Link, wait_until
 from tests.support.roles import content
-
-_REASONS = {200: "OK", 206: "Partial Content", 416: "Range Not Satisfiable"}
-_SLICE = 16 * 1024  # bytes; sent at once
 
 
 @dataclass
@@ -94,45 +92,28 @@ class Behaviour:
 _content = lru_cache(8)(content)
 
 
-@dataclass
-class Request:
-    """One request, and how much of its answer was sent."""
-
-    number: int  # among those for its path
-    method: str
-    path: str
-    headers: dict[str, str]  # names in lower case
-    connection: int  # which one: kept connections show
-    status: int | None = None
-    sent: int = 0  # body bytes that the kernel took
-    over: bool = False
-
-    @property
-    def range(self) -> str | None:
-        return self.headers.get("range")
-
-
 # The server's side.
 
 
-class _Server:
+class _Server(Server):
+    least = most = 16 * 1024  # bytes
+
     def __init__(self, certificate: str | None) -> None:
-        self.tls: ssl.SSLContext | None = None
+        tls = None
         if certificate is not None:
-            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.tls.load_cert_chain(certificate)
-        self.lock = threading.Lock()  # guards all below
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(certificate)
+        super().__init__(tls)
+        # The lock guards these, too.
         self.paths: dict[str, Behaviour] = {}
         self.changes: dict[str, list[tuple[int, int | None, dict[str, Any]]]] = {}
-        self.log: list[Request] = []
-        self.connections: set[socket.socket] = set()
-        self.count = 0
+        self.current: dict[int, Behaviour] = {}  # of a connection's request
         self.released = threading.Event()
         # Never listens: it keeps the port while the server refuses.
         self.place = _bound(0)
         self.port: int = self.place.getsockname()[1]
-        self.listener: socket.socket | None = None
-        self.accept()
+        self.refuses = True
+        self.listen()
 
     # Orders of the test. The result of each is told to the test.
 
@@ -146,111 +127,53 @@ class _Server:
             replace(self.paths[path], **fields)
             self.changes.setdefault(path, []).append((first, count, fields))
 
-    def requests(self) -> list[dict[str, Any]]:
+    def log(self) -> list[dict[str, Any]]:
         with self.lock:
-            return [asdict(request) for request in self.log]
+            return [{**vars(request)} for request in self.asked]
 
     def refuse(self) -> None:
-        if self.listener is not None:
-            self.listener.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
-            self.accepting.join()
-            self.listener = None
+        if not self.refuses:
+            self.stop()
+            self.refuses = True
         self.cut()
 
-    def accept(self) -> None:
-        if self.listener is None:
-            self.listener = _bound(self.port)
-            self.listener.listen(128)
-            self.accepting = threading.Thread(target=self._accept, args=(self.listener,))
-            self.accepting.daemon = True
-            self.accepting.start()
-
-    def cut(self) -> None:
-        """End every connection with a reset, as a crash does."""
-        with self.lock:
-            for connection in self.connections:
-                with suppress(OSError):
-                    _reset_on_close(connection)
-                    connection.shutdown(socket.SHUT_RDWR)
+    def listen(self) -> None:
+        if self.refuses:
+            listener = _bound(self.port)
+            listener.listen(128)
+            self.start(listener)
+            self.refuses = False
 
     def release(self) -> None:
         self.released.set()
         self.released = threading.Event()
 
     def reset(self) -> None:
-        self.accept()
+        self.listen()
         self.release()
         self.cut()
-        deadline = time.monotonic() + 10
-        while self.connections and time.monotonic() < deadline:
-            time.sleep(0.001)
         with self.lock:
             self.paths.clear()
             self.changes.clear()
-            self.log.clear()
+            self.asked.clear()
 
     # Connections.
 
-    def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with self.lock:
-                    self.connections.add(connection)
-                    self.count += 1
-                threading.Thread(
-                    target=self._converse, args=(connection, self.count), daemon=True
-                ).start()
+    def _converse(self, channel: socket.socket, number: int, host: str, port: int) -> None:
+        with suppress(ValueError):  # the client is no HTTP client, or TLS was cut
+            super()._converse(channel, number, host, port)
 
-    def _converse(self, connection: socket.socket, number: int) -> None:
-        channel = connection
-        try:
-            if self.tls is not None:
-                connection.settimeout(10)
-                channel = self.tls.wrap_socket(connection, server_side=True)
-                channel.settimeout(None)
-                with self.lock:
-                    self.connections.discard(connection)
-                    self.connections.add(channel)
-            with channel.makefile("rb") as incoming:
-                while self._answer_one(channel, incoming, number):
-                    pass
-        except (OSError, ValueError):
-            pass  # the client has gone, or is no HTTP client
-        finally:
-            channel.close()
-            connection.close()
-            with self.lock:
-                self.connections.discard(channel)
-                self.connections.discard(connection)
+    def note(self, request: Request) -> None:
+        """A request is answered as its path behaves when it comes."""
+        if not request.over:
+            self.current[request.connection] = self._behaviour(request.path, request.number)
 
-    def _answer_one(self, channel: socket.socket, incoming: BinaryIO, number: int) -> bool:
-        """Read a request and answer it; False if the connection ends after that."""
-        line = incoming.readline(65536).decode("latin-1").split()
-        if len(line) != 3:
+    def answer(self, channel: socket.socket, request: Request) -> bool:
+        if request.method == "CONNECT":
+            request.status = 200
+            _tunnel(channel, request.path)
             return False
-        headers = {}
-        while (field_line := incoming.readline(65536)) not in (b"\r\n", b""):
-            name, _, value = field_line.decode("latin-1").partition(":")
-            headers[name.lower()] = value.strip()
-        method, path = line[0], line[1]
-        with self.lock:
-            earlier = sum(request.path == path for request in self.log)
-            request = Request(earlier, method, path, headers, number)
-            self.log.append(request)
-            behaviour = self._behaviour(path, earlier)
-        try:
-            if method == "CONNECT":
-                request.status = 200
-                _tunnel(channel, path)
-                return False
-            return _Answer(self, channel, request, behaviour).send()
-        finally:
-            request.over = True
+        return _Answer(self, channel, request, self.current.pop(request.connection)).send()
 
     def _behaviour(self, path: str, number: int) -> Behaviour:
         behaviour = self.paths.get(path) or self.paths.get(path.partition("?")[0])
@@ -268,6 +191,7 @@ class _Answer:
     def __init__(
         self, server: _Server, channel: socket.socket, request: Request, behaviour: Behaviour
     ) -> None:
+        self.server = server
         self.channel = channel
         self.request = request
         self.does = behaviour
@@ -277,7 +201,7 @@ class _Answer:
         if not self._goes_on(-1):
             return False
         if self.request.range is not None and self.does.range_resets:
-            _reset_on_close(self.channel)
+            reset_on_close(self.channel)
             return False
         if self.request.range is not None:
             self.does = replace(self.does, **self.does.for_ranges)
@@ -292,22 +216,16 @@ class _Answer:
             headers["Connection"] = "close"
         else:
             headers["Content-Length"] = self.does.content_length or str(len(body))
-        self.request.status = status
-        head = [f"HTTP/1.1 {status} {self.does.reason or _REASONS.get(status, 'Whatever')}"]
-        head += [f"{name}: {value}" for name, value in (headers | self.does.headers).items()]
-        self.channel.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
-        if self.request.method == "HEAD":
+        headers |= self.does.headers
+        if not self.server.send_head(self.channel, self.request, status, headers, self.does.reason):
             return True
-        if self.does.extra:
-            body += bytes(self.does.extra)
-        return (
-            self._send_body(memoryview(body), chunked=framing == "chunked") and framing != "close"
-        )
+        body += bytes(self.does.extra)
+        return self._send_body(body, chunked=framing == "chunked") and framing != "close"
 
     def _blob(self) -> tuple[int, dict[str, str], bytes]:
         does = self.does
         body = does.body()
-        headers = {"Date": _http_date(time.time())}
+        headers = {"Date": formatdate(usegmt=True)}
         if does.media_type:
             headers["Content-Type"] = does.media_type
         if tag := does.tag():
@@ -317,52 +235,38 @@ class _Answer:
         if not does.ranges:
             return 200, headers, body
         headers["Accept-Ranges"] = "bytes"
-        condition = self.request.headers.get("if-range")
-        wanted = self.request.range
-        if wanted is None or (
-            does.if_range and condition is not None and condition not in (tag, does.last_modified)
-        ):
-            return 200, headers, body
-        first, _, last = wanted.removeprefix("bytes=").partition("-")
-        start = int(first)
-        end = min(int(last) + 1 if last else len(body), len(body))
-        if start >= len(body):
-            return 416, headers | {"Content-Range": f"bytes */{len(body)}"}, b"no such range"
+        condition = None if does.if_range else self.request.headers.get("if-range")
+        status, part, told = self.request.part(len(body), tag, does.last_modified, condition)
+        headers |= told
+        if status == 416:
+            return 416, headers, b"no such range"
         if does.rest_is_all:
-            return 200, headers, body[start:end]
-        told = does.content_range
-        told = f"bytes {start}-{end - 1}/{len(body)}" if told is None else told
-        given = body if does.all_is_rest else body[start:end]
-        return 206, headers | {"Content-Range": told}, given
+            headers.pop("Content-Range", None)
+            return 200, headers, body[part.start : part.stop]
+        if status == 206 and does.content_range is not None:
+            headers["Content-Range"] = does.content_range
+        return status, headers, body if does.all_is_rest else body[part.start : part.stop]
 
     def _text(self, status: int) -> tuple[int, dict[str, str], bytes]:
         if self.does.says is not None:
             return status, {"Content-Type": self.does.media_type or ""}, self.does.says.encode()
         return status, {"Content-Type": "text/plain"}, b"as the test told me\n"
 
-    def _send_body(self, body: memoryview, *, chunked: bool) -> bool:
-        does = self.does
+    def _send_body(self, body: bytes, *, chunked: bool) -> bool:
+        does, whole = self.does, memoryview(body)
         faults = (does.reset_after, does.close_after, does.stall_after, does.urgent_after)
-        stops = sorted({at for at in faults if at is not None and at >= 0})
-        position = 0
-        while True:
-            if not self._goes_on(position):
-                return False
-            if position >= len(body):
-                break
-            end = min(len(body), position + _SLICE, *(at for at in stops if at > position))
-            piece = body[position:end]
-            if chunked:
-                self.channel.sendall(b"%x\r\n%b\r\n" % (len(piece), bytes(piece)))
-            else:
-                self.channel.sendall(piece)
-            position = end
-            self.request.sent = position
-            if self.does.rate:
-                time.sleep(len(piece) / self.does.rate)
-        if chunked:
+        stops = {at: partial(self._goes_on, at) for at in faults if at is not None}
+
+        def send(first: int, last: int) -> int:
+            if not chunked:
+                return self.channel.send(whole[first:last])
+            self.channel.sendall(b"%x\r\n%b\r\n" % (last - first, body[first:last]))
+            return last - first
+
+        goes_on = self.server.send_body(self.request, len(body), send, does.rate or 0, stops)
+        if goes_on and chunked:
             self.channel.sendall(b"0\r\n\r\n")
-        return True
+        return goes_on
 
     def _goes_on(self, position: int) -> bool:
         """Do the fault of this position, if any; False if the answer ends with it."""
@@ -371,7 +275,7 @@ class _Answer:
         if self.does.urgent_after == position:
             self.channel.send(b"!", socket.MSG_OOB)
         if self.does.reset_after == position:
-            _reset_on_close(self.channel)
+            reset_on_close(self.channel)
             return False
         return self.does.close_after != position
 
@@ -401,14 +305,6 @@ def _bound(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind(("127.0.0.1", port))
     return bound
-
-
-def _reset_on_close(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def _http_date(seconds: float) -> str:
-    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(seconds))
 
 
 def serve(link: Link, certificate: str | None) -> None:
@@ -459,7 +355,7 @@ class Origin:
 
     def requests(self, path: str | None = None) -> list[Request]:
         """The requests so far."""
-        heard = (Request(**each) for each in self._order("requests"))
+        heard = (Request(**each) for each in self._order("log"))
         return [request for request in heard if path is None or request.path == path]
 
     def wait(self, path: str, condition: Callable[[list[Request]], bool]) -> list[Request]:
@@ -473,7 +369,7 @@ class Origin:
 
     def accept(self) -> None:
         """Let the server be back, on the same port."""
-        self._order("accept")
+        self._order("listen")
 
     def cut(self) -> None:
         """End every connection."""

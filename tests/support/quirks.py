@@ -12,39 +12,21 @@ kept open between requests, as real servers do.
 from __future__ import annotations
 
 import json
-import re
 import socket
 import ssl
-import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
+from shmstream.sources.origin import Request, Server, reset_on_close
 from tests.support import registries
 from tests.support.images import Image, digest_of
 from tests.support.interpreters import PATIENCE, wait_until
 
+Asked = Request
 _REASON = "As Scripted"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A request; names of headers are in lower case, and `path` has the query."""
-
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    body: bytes
-    connection: int  # counts the connections, so that kept ones show
-
-    @property
-    def authorization(self) -> str | None:
-        return self.headers.get("authorization")
 
 
 @dataclass(frozen=True)
@@ -82,23 +64,18 @@ class Reply:
 Script = Callable[[Asked], Reply]
 
 
-class Quirks:
+class Quirks(Server):
     """The server. One script at a time. With `tls`, it speaks TLS as localhost."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        self._tls = tls
+        super().__init__(tls)
         self.script: Script = nothing
-        self.asked: list[Asked] = []
-        self._lock = threading.Lock()  # guards all below
-        self._connections: dict[socket.socket, threading.Thread] = {}
-        self._count = 0
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-        self.port: int = self._listener.getsockname()[1]
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port: int = listener.getsockname()[1]
         self.url = (
             f"http://127.0.0.1:{self.port}" if tls is None else f"https://localhost:{self.port}"
         )
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
+        self.start(listener)
 
     def requests(self, part: str = "", method: str | None = None) -> list[Asked]:
         """The requests so far whose path has `part` in it."""
@@ -108,78 +85,26 @@ class Quirks:
     def reset(self) -> None:
         """Forget the script and all requests; end every connection."""
         self.script = nothing
-        with self._lock:
-            ending = dict(self._connections)
-        for connection, thread in ending.items():
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            thread.join()
+        self.cut()
         self.asked.clear()
 
     def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        self.stop()
         self.reset()
-        self._listener.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._count += 1
-                thread = threading.Thread(target=self._converse, args=(connection, self._count))
-                self._connections[connection] = thread
-                thread.start()
-
-    def _converse(self, accepted: socket.socket, number: int) -> None:
-        connection = accepted
-        try:
-            if self._tls is not None:
-                connection = self._tls.wrap_socket(accepted, server_side=True)
-                with self._lock:
-                    self._connections[connection] = self._connections.pop(accepted)
-            with connection, connection.makefile("rb") as incoming:
-                while (asked := _read(incoming, number)) is not None:
-                    self.asked.append(asked)
-                    if not _send(connection, asked, self.script(asked)):
-                        return
-        except OSError:
-            pass  # the client has gone
-        finally:
-            accepted.close()
-            with self._lock:
-                del self._connections[connection]
-
-
-def _read(incoming: BinaryIO, number: int) -> Asked | None:
-    line = incoming.readline().decode("latin-1").split()
-    if len(line) != 3:
-        return None
-    headers = {}
-    while (told := incoming.readline()) not in (b"\r\n", b""):
-        name, _, value = told.decode("latin-1").partition(":")
-        headers[name.lower()] = value.strip()
-    body = incoming.read(int(headers.get("content-length", "0")))
-    return Asked(line[0], line[1], headers, body, number)
-
-
-def _send(connection: socket.socket, asked: Asked, reply: Reply) -> bool:
-    """Answer; whether the connection goes on."""
-    if reply.resets:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return False
-    if reply.pieces is not None:
-        for piece in reply.pieces:
-            connection.sendall(piece)
-        return not reply.closes
-    connection.sendall(reply.before + reply.head())
-    if asked.method != "HEAD":
-        connection.sendall(reply.body[: reply.cut])
-    return not reply.closes and reply.cut is None
+    def answer(self, channel: socket.socket, request: Asked) -> bool:
+        reply = self.script(request)
+        if reply.resets:
+            reset_on_close(channel)
+            return False
+        if reply.pieces is not None:
+            for piece in reply.pieces:
+                channel.sendall(piece)
+            return not reply.closes
+        channel.sendall(reply.before + reply.head())
+        if request.method != "HEAD":
+            channel.sendall(reply.body[: reply.cut])
+        return not reply.closes and reply.cut is None
 
 
 # Scripts.
@@ -221,15 +146,11 @@ def plain(*images: Image, tag: str = "v1", blobs: Iterable[bytes] = ()) -> Scrip
 
 def ranged(asked: Asked, whole: Reply) -> Reply:
     """The part of `whole` that the request asks for."""
-    wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", asked.headers.get("range", ""))
-    if wanted is None:
+    status, part, told = asked.part(len(whole.body), asked.headers.get("if-range"))
+    if status == 200:
         return whole
-    first, size = int(wanted[1]), len(whole.body)
-    last = min(int(wanted[2] or size - 1), size - 1)
-    if first > last:
-        return Reply(416, {"Content-Range": f"bytes */{size}"})
-    told = {**whole.headers, "Content-Range": f"bytes {first}-{last}/{size}"}
-    return Reply(206, told, whole.body[first : last + 1])
+    headers = told if status == 416 else {**whole.headers, **told}
+    return Reply(status, headers, whole.body[part.start : part.stop])
 
 
 # Fixtures.

@@ -16,6 +16,7 @@ behind nginx, which speaks TLS with a certificate that all programs trust.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import nginx
 from tests.support.docker_registry import DockerRegistry
 from tests.support.programs import program
 from tests.support.zygote import ROOT
@@ -41,13 +43,7 @@ _ACCOUNTS = {
 _OF_THE_HOST = ("login.defs", "containers", "alternatives", "ld.so.cache")
 _HIDDEN = ("/root/", "/tmp/", "/opt/", "/var/", "/home/")
 _NGINX = """
-daemon off; user root; worker_processes 1; error_log {folder}/nginx.errors; pid {folder}/nginx.pid;
-events {{}}
-http {{
     access_log {folder}/nginx.log; client_max_body_size 0; types {{ text/html html; }}
-    client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
     ssl_certificate {folder}/certificate; ssl_certificate_key {folder}/certificate;
     server {{ listen 127.0.0.1:443 ssl; server_name pypi.org; root {folder}/index; }}
     server {{
@@ -57,10 +53,9 @@ http {{
             proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Proto https;
         }}
     }}
-}}
 """
 _BEGIN = """
-{nginx} -c {folder}/nginx.conf &
+{nginx} &
 {registry} serve {folder}/registry/config.yml >>{folder}/registry/access.log &
 until curl --silent --output /dev/null https://pypi.org/ && \\
     curl --silent --output /dev/null https://registry-1.docker.io/v2/; do sleep 0.1; done
@@ -91,7 +86,9 @@ class Machine:
             program("docker-registry", "docker-registry"), folder / "registry"
         )
         self._make_certificate()
-        self.path("nginx.conf").write_text(_NGINX.format(folder=folder, port=self.registry.port))
+        program("nginx", nginx.PACKAGE)
+        http = _NGINX.format(folder=folder, port=self.registry.port)
+        self._nginx = shlex.join(nginx.command(folder, http, main="user root;"))
 
     def _copy_of_the_host(self, name: str) -> None:
         source = Path("/etc", name)
@@ -127,7 +124,7 @@ class Machine:
         """Run a script as root in bash, step by step shown; all that it says. It must succeed."""
         self.registry.stop()  # it runs inside, with the same content
         servers = _BEGIN.format(
-            folder=self.folder, nginx=program("nginx", "nginx"),
+            folder=self.folder, nginx=self._nginx,
             registry=program("docker-registry", "docker-registry"),
         )  # fmt: skip
         everything = f"{servers}set -x\n{script}\n:"  # bash stays to the end, as parent of servers

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from shmstream.asgi.statuses import status_of
+from shmstream.asgi.statuses import status_of, status_of_source
 from shmstream.errors import ShmstreamError, SourceError, SourceFailed, escaped
 from shmstream.registry.upstream.answers import OURS, BadAnswer
 
@@ -158,12 +158,13 @@ def _meaning_of_upstream(error: SourceError | SourceFailed, unknown: Code) -> tu
         return 404, unknown, "not known to the upstream"
     if status in _SAID:
         return _SAID[status]
-    if error.kind.is_timeout:
-        return 504, Code.UNAVAILABLE, "the upstream does not answer in time"
+    answered = status_of_source(error)
+    if answered == 504:
+        return answered, Code.UNAVAILABLE, "the upstream does not answer in time"
     if status is None:
-        return 502, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
+        return answered, Code.UNAVAILABLE, "the upstream cannot be reached, or breaks off"
     message = f"the upstream answers {status}"
-    if 400 <= status <= 499 and status not in OURS:
+    if answered == status and status not in OURS:
         named = error.said.partition(":")[0]
-        return status, Code(named) if named in _CODES else Code.UNSUPPORTED, message
+        return answered, Code(named) if named in _CODES else Code.UNSUPPORTED, message
     return 502, Code.UNAVAILABLE, message

@@ -26,7 +26,7 @@ from shmstream.registry.server.acceptor import Acceptor, Counts, prepare
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeping_protocol import KeptProtocol
-from shmstream.registry.server.kept import Kept, Place
+from shmstream.registry.server.kept import Kept, KeptConnection
 from shmstream.registry.server.transport import Transport
 from shmstream.registry.settings import Settings
 
@@ -140,15 +140,15 @@ class Server(uvicorn.Server):
                 self._share.most,
             )
 
-    def _begin(self, connection: socket.socket, place: Place) -> KeptProtocol:
+    def _begin(self, connection: socket.socket, keeping: KeptConnection) -> KeptProtocol:
         prepare(connection)  # also one of another worker, which may not have come to it
-        protocol = KeptProtocol(place, connection, **self._state)
+        protocol = KeptProtocol(keeping, connection, **self._state)
         Transport(asyncio.get_running_loop(), connection, protocol)
         return protocol
 
-    def _adopt(self, connection: socket.socket, place: Place, is_new: bool) -> None:
+    def _adopt(self, connection: socket.socket, keeping: KeptConnection, is_new: bool) -> None:
         """Begin with a new connection, or go on with one of another worker."""
-        protocol = self._begin(connection, place)
+        protocol = self._begin(connection, keeping)
         if not is_new:
             protocol.go_on()
         if self._has_shut:  # as uvicorn has done with those that were there

@@ -41,7 +41,7 @@ from shmstream.registry.server.connections import (
     etag_of,
     is_same_content,
 )
-from shmstream.registry.server.kept import Place
+from shmstream.registry.server.kept import KeptConnection
 from shmstream.registry.server.transport import Transport
 from shmstream.system import tcp
 
@@ -93,10 +93,10 @@ class KeptProtocol(Protocol):
 
     limit_concurrency: int | None
 
-    def __init__(self, place: Place, connection: socket.socket, **named: Any) -> None:
-        """`place`: of a new connection, or of one that another worker had."""
+    def __init__(self, keeping: KeptConnection, connection: socket.socket, **named: Any) -> None:
+        """`keeping`: of a new connection, or of one that another worker had."""
         super().__init__(**named)
-        self._place: Place | None = place
+        self._keeping: KeptConnection | None = keeping
         self._socket = connection
         self._request = 0  # bytes of the request that is answered, which are still in the socket
         self._parsed = 0  # bytes of a head that is not whole, which are still in the socket
@@ -120,8 +120,8 @@ class KeptProtocol(Protocol):
 
     def go_on(self) -> None:
         """Go on where another worker has ended. Once, after `connection_made`."""
-        assert self._place is not None
-        last = self._place.record.last
+        assert self._keeping is not None
+        last = self._keeping.record.last
         try:
             self._low = 0  # whatever the other worker has wanted
             self._wake_at(1)
@@ -304,7 +304,7 @@ class KeptProtocol(Protocol):
             return
         if len(head) > Response.text.capacity:
             self._give_up()
-        if self._place is not None:
+        if self._keeping is not None:
             body = cycle.expected_content_length
             if cycle.scope["method"] == "HEAD":
                 body = 0
@@ -313,7 +313,7 @@ class KeptProtocol(Protocol):
             are_more = self.pipeline or self._is_midway  # of requests that were read
             self._counted, self._is_text = 0, True
             self._end_of_it = UNKNOWN if body == UNKNOWN else self._sent + len(head) + body
-            self._response = self._place.record.begin(
+            self._response = self._keeping.record.begin(
                 self._sent,
                 UNKNOWN if are_more else self._read,
                 self._request,
@@ -333,12 +333,12 @@ class KeptProtocol(Protocol):
     def _write_rest(self, cycle: httptools_impl.RequestResponseCycle, head: bytes) -> None:
         """Write what another worker has not written of the head; see that it is the same one."""
         assert self._resumes is not None
-        assert self._place is not None
+        assert self._keeping is not None
         (noted, gone), self._resumes = self._resumes, None
         if not is_same_content(noted, head):
             self.transport.abort()
             return
-        self._response = self._place.record.last
+        self._response = self._keeping.record.last
         self._end_of_it = self._response.end
         self._skip = max(gone - len(noted), 0)
         if self._response.is_last:
@@ -427,9 +427,9 @@ class KeptProtocol(Protocol):
     def _give_up(self) -> None:
         """Have the connection kept no more; this worker goes on with it."""
         self._response = None
-        place, self._place = self._place, None
-        if place is not None:
-            place.close()
+        keeping, self._keeping = self._keeping, None
+        if keeping is not None:
+            keeping.close()
 
     def shutdown(self) -> None:
         """The server stops: end the connection, after the response to a request that has come."""
@@ -454,20 +454,20 @@ class KeptProtocol(Protocol):
 
         After it, this worker does not touch the connection any more.
         """
-        if self._place is None or self.transport.is_closing():
+        if self._keeping is None or self.transport.is_closing():
             return False
         try:
             sent, taken = tcp.written(self._socket), tcp.taken(self._socket)
         except OSError:
             return False
-        step = continuation(self._place.record.last, sent, taken).step
+        step = continuation(self._keeping.record.last, sent, taken).step
         if step in (Step.GIVE_UP, Step.END):
             return False
         try:
-            self._place.hand_over(self._socket)
+            self._keeping.hand_over(self._socket)
         except OSError:
             return False
-        self._place = self._response = None
+        self._keeping = self._response = None
         cast("Transport", self.transport).release()
         super().connection_lost(None)
         return True

@@ -1,7 +1,7 @@
 """`Kept`: the connections of one worker that the supervisor keeps duplicates of.
 
 The supervisor gives the worker each connection, a new one or that of a worker that has ended
-(`keeper`). The worker has a record in its table for each: a `Place`.
+(`keeper`). The worker has a record in its table for each: a `KeptConnection`.
 
 Connections that the worker has closed are told together, ten times a second: each message wakes the
 supervisor. Until then the duplicates of these connections stay, and their records are not used.
@@ -30,7 +30,7 @@ _EMPTY = 64  # bytes; more than a response has before its text
 _log = logging.getLogger("shmstream")
 
 
-class Place:
+class KeptConnection:
     """The record of one connection, and how the supervisor is told of the connection."""
 
     def __init__(self, kept: Kept, index: int, record: Record) -> None:
@@ -58,7 +58,7 @@ class Kept:
         self,
         table: Table,
         channel: Channel,
-        adopt: Callable[[socket.socket, Place, bool], object],
+        adopt: Callable[[socket.socket, KeptConnection, bool], object],
         leave: Callable[[], object],
     ) -> None:
         """`adopt` begins with a new connection, or goes on with one of another worker: its last
@@ -91,13 +91,13 @@ class Kept:
             self._loop.call_later(_BEAT, self._beat)
             self._tell_closed()
 
-    def _place(self, last: bytes) -> Place:
-        """A free place. Its record has that last response; none if that is empty."""
+    def _keeping(self, last: bytes) -> KeptConnection:
+        """A free record for a connection. It has that last response; none if that is empty."""
         index = self._free.pop()
         if (record := self._records.get(index)) is None:
             record = self._records[index] = self._table.record(index)
         record.load(last or bytes(_EMPTY))
-        return Place(self, index, record)
+        return KeptConnection(self, index, record)
 
     def free(self, index: int) -> None:
         """The connection of that index is kept no more."""
@@ -167,9 +167,9 @@ class Kept:
             self._adopt_it(socket.socket(fileno=message.descriptor), message)
 
     def _adopt_it(self, connection: socket.socket, message: Message) -> None:
-        place = self._place(message.payload)
-        told = Message(Kind.ADOPTED, place._index, message.serial)
-        self._send(told, partial(self._adopt, connection, place, not message.payload))
+        keeping = self._keeping(message.payload)
+        told = Message(Kind.ADOPTED, keeping._index, message.serial)
+        self._send(told, partial(self._adopt, connection, keeping, not message.payload))
 
     def _refuse(self, message: Message, reason: str) -> None:
         _log.error("a connection cannot be taken over: %s", reason)

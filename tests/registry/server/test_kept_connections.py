@@ -11,7 +11,7 @@ import pytest
 
 from shmstream.registry.server.channel import Channel, Kind, Message
 from shmstream.registry.server.connections import Table
-from shmstream.registry.server.kept import Kept, Place
+from shmstream.registry.server.kept import Kept, KeptConnection
 
 
 class Post:
@@ -21,15 +21,15 @@ class Post:
         self.supervisor, self._other = Channel.pair()
         self.channel = Channel(self._other)
         self.table = Table.make(10_000)
-        self.adopted: list[Place] = []
+        self.adopted: list[KeptConnection] = []
         self.were_new: list[bool] = []
 
     def kept(self) -> Kept:
         return Kept(self.table, self.channel, self._adopt, lambda: None)
 
-    def _adopt(self, connection: socket.socket, place: Place, is_new: bool) -> None:
+    def _adopt(self, connection: socket.socket, keeping: KeptConnection, is_new: bool) -> None:
         connection.close()
-        self.adopted.append(place)
+        self.adopted.append(keeping)
         self.were_new.append(is_new)
 
     def give(self, client: socket.socket, serial: int, last: bytes = b"") -> None:
@@ -149,12 +149,12 @@ def test_ends_are_told_together(post: Post) -> None:
             while len(post.adopted) < 20:
                 await asyncio.sleep(0)
         await post.hear()
-        for place in post.adopted[:16]:
-            place.close()
+        for keeping in post.adopted[:16]:
+            keeping.close()
         [told] = await post.hear()
         assert list(told.indices) == [each._index for each in post.adopted[:16]]
-        for place in post.adopted[16:18]:
-            place.close()
+        for keeping in post.adopted[16:18]:
+            keeping.close()
         assert await post.hear() == []
         while not (heard := await post.hear()):
             await asyncio.sleep(0)
@@ -162,8 +162,8 @@ def test_ends_are_told_together(post: Post) -> None:
         assert list(told.indices) == [each._index for each in post.adopted[16:18]]
         post.supervisor.send(Message(Kind.STAY))
         await kept.end(60)
-        for place in post.adopted[18:]:
-            place.close()
+        for keeping in post.adopted[18:]:
+            keeping.close()
         heard = await post.hear()
         assert [list(each.indices) for each in heard if each.kind == Kind.CLOSED] == [
             [each._index] for each in post.adopted[18:]
