@@ -5,8 +5,10 @@
 The process holds the kernel lock of its file, so an account whose lock is free is of a process that
 has ended: `of_node` leaves it out, and the next process that begins removes it. While the process
 has flights or gives to other nodes, a thread writes the account every second, and once more when
-that is over. The file is written in place, because the lock belongs to it; a reader that finds half
-of it written sees that the checksum is wrong, and reads again.
+that is over. It waits a quarter of a second before the first time: then the flight has a parent,
+and the processor is not taken from its first byte. The file is written in place, because the lock
+belongs to it; a reader that finds half of it written sees that the checksum is wrong, and reads
+again.
 
 Where the folder cannot be written to, there is no account, and all else goes on.
 """
@@ -29,6 +31,7 @@ from shmstream.system.locks import WHOLE_FILE, KernelLock
 from shmstream.system.repeating import Repeating
 
 _EVERY = 1.0  # s
+_DELAY = 0.25  # s; before the first time
 _TRIES = 5
 _LIMIT = 1 << 20  # bytes
 _SHOWN = 200  # flights, and digests that are given
@@ -165,7 +168,7 @@ class Ledger:
         process.register(self)
 
     def _begin(self) -> None:
-        self._repeating = Repeating(self._tell, "shmstream-account")
+        self._repeating = Repeating(self._tell, "shmstream-account", delay=_DELAY)
         self._file: KernelLock | None = None  # of the thread, and of `close` after it
         self._path = ""
 

@@ -46,7 +46,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property, partial
 from typing import Any, NamedTuple
 
 from shmstream.cluster import scripts
@@ -198,7 +198,7 @@ class Directory:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # guards all below
-        self._client: Any = None  # of the thread that asks, while there is one
+        self._connection: Any = None  # of the thread that asks, while there is one
         self._queue: list[_Question] = []
         self._thread: threads.Call | None = None  # it asks
         self._until = 0.0  # when what it asks is given up; 0 when it looks into the queue no more
@@ -422,30 +422,53 @@ class Directory:
     def _send(self, commands: Sequence[_Command], until: float) -> list[object]:
         """The answers; tried again for as long as no connection is made in time."""
         redis = self._redis
-        if self._client is None:
-            # No greetings: each of them would wait for an answer before the first question is sent.
-            brief = {"driver_info": None} if hasattr(redis, "DriverInfo") else {}
-            self._client = redis.Redis.from_url(
-                self._url,
-                socket_timeout=MOST,
-                socket_connect_timeout=_ONE_TRY,
-                max_connections=1,
-                password=self._password,
-                retry=None,
-                protocol=2,
-                **brief,
-            )
         while True:
             try:
-                with self._client.pipeline(transaction=False) as pipeline:
-                    for each in commands:
-                        pipeline.execute_command(*_in_words(each))
-                    return list(pipeline.execute(raise_on_error=False))
+                return self._exchange(commands)
             except (redis.TimeoutError, TimeoutError):
                 pause = random.uniform(0.02, 0.1)
                 if time.monotonic() + pause + _ONE_TRY / 2 > until:
                     raise
                 time.sleep(pause)
+
+    def _exchange(self, commands: Sequence[_Command]) -> list[object]:
+        """Send them over the connection, which is made if there is none; the answers."""
+        redis = self._redis
+        if self._connection is not None and self._has_ended():
+            self._drop()
+        if self._connection is None:
+            self._connection = self._maker()
+        connection, answers = self._connection, list[object]()
+        connection.send_packed_command(connection.pack_commands(map(_in_words, commands)))
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except redis.ResponseError as error:
+                answers.append(error)
+        return answers
+
+    def _has_ended(self) -> bool:
+        """Whether Redis has closed the connection since the last call, as when it was restarted."""
+        try:
+            return bool(self._connection.can_read())  # nothing was asked, so it is the end
+        except (self._redis.ConnectionError, OSError):
+            return True
+
+    @cached_property
+    def _maker(self) -> Callable[[], Any]:
+        """Makes a connection: without a client and its pool, which cost as much as four calls."""
+        # No greetings: each of them would wait for an answer before the first question is sent.
+        brief = {"driver_info": None} if hasattr(self._redis, "DriverInfo") else {}
+        pool = self._redis.ConnectionPool.from_url(
+            self._url,
+            socket_timeout=MOST,
+            socket_connect_timeout=_ONE_TRY,
+            password=self._password,
+            retry=None,
+            protocol=2,
+            **brief,
+        )
+        return partial(pool.connection_class, **pool.connection_kwargs)
 
     # When it does not answer.
 
@@ -486,9 +509,9 @@ class Directory:
                 self._drop()
 
     def _drop(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
 
     @property
     def trouble(self) -> str:
@@ -509,7 +532,7 @@ class Directory:
 
     def abandon(self) -> None:
         """In a forked child: the connection is the parent's, and stays as it is."""
-        self._inherited = self._client
+        self._inherited = self._connection
         self._begin()
 
 

@@ -12,6 +12,7 @@ doorbell            the semaphore of one reader
 pacer               decides when appended bytes are published
 waiter              how a reader waits for bytes without losing a wake-up
 partial             the file that the writer appends to
+writeback           has the disk begin to write that file while it grows
 spelling            how people write a digest, and which algorithms can be verified
 digest              the running digest of that file
 seal                the mark of a file whose bytes were verified

@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
+from shmstream.stream.writeback import Writeback
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
 if TYPE_CHECKING:
@@ -131,13 +132,22 @@ class PartialFile:
     """The file beside `path`, locked for this writer; `size` bytes were appended to it."""
 
     def __init__(
-        self, lock: KernelLock, name: str, path: str, size: int = 0, block: Noting | None = None
+        self,
+        lock: KernelLock,
+        name: str,
+        path: str,
+        size: int = 0,
+        block: Noting | None = None,
+        *,
+        durable: bool = False,
     ) -> None:
         """Own `lock` and its descriptor, to which bytes are written; `size` bytes exist already.
 
-        Changes of the file are noted in `block`, if it is given.
+        Changes of the file are noted in `block`, if it is given. `durable` is for `move`.
         """
         self._lock = lock
+        self._durable = durable
+        self._writeback = Writeback(lock.fd, size) if durable else None
         self._changing: AbstractContextManager[None] = (
             nullcontext() if block is None else Changing(lock, block)
         )
@@ -173,7 +183,7 @@ class PartialFile:
         except OSError:
             with naming_shortages(self._name, os.path.dirname(self.path)):
                 raise
-        self.size += count
+        self._grown(count)
 
     def receive(self, move: Callable[[int, int], int], limit: int) -> int:
         """Have `move(descriptor, limit)` write at the file's position; the bytes that it wrote.
@@ -190,8 +200,13 @@ class PartialFile:
         except OSError:
             with naming_shortages(self._name, os.path.dirname(self.path)):
                 raise
-        self.size += count
+        self._grown(count)
         return count
+
+    def _grown(self, count: int) -> None:
+        self.size += count
+        if self._writeback is not None:
+            self._writeback.update(self.size)
 
     def _check(self) -> None:
         """Go to the end of the file, which must be where the last write left it."""
@@ -228,10 +243,10 @@ class PartialFile:
             os.ftruncate(self.fd, there)
         return there
 
-    def move(self, *, durable: bool) -> None:
+    def move(self) -> None:
         """Rename the file to the final name, replacing an older file; then `unlink` does nothing.
 
-        With `durable`, first the bytes and then the name are on the disk when this returns. Nothing
+        If it is durable, first the bytes and then the name are on the disk at the end. Nothing
         fails after the rename: from then on the blob is complete, and readers must be told so.
 
         Raises:
@@ -242,7 +257,7 @@ class PartialFile:
             raise self._damaged("was truncated, replaced or removed")
         with self._changing:
             os.utime(self.fd)  # now it is the most recently used blob of its store
-        if not durable:
+        if not self._durable:
             os.rename(self.path, self._final)
             return
         os.fdatasync(self.fd)
@@ -278,6 +293,8 @@ class PartialFile:
 
     def close(self) -> None:
         """Close and unlock the file. Idempotent."""
+        if self._writeback is not None:
+            self._writeback.close()
         self._lock.close()
 
     def _damaged(self, how: str) -> DamagedPartial:

@@ -118,8 +118,8 @@ class BlobStreamer:
         self.path: str = stream.path
         now = block.at_once()
         there = os.fstat(lock.fd).st_size if now.state == State.STREAMING else 0
-        self._file = self._file_of(lock, there)
         self.durable = durable
+        self._file = self._file_of(lock, there)
         self._given = now.digest.decode()
         self._digest: RunningDigest | None = None
         if self._given:
@@ -140,7 +140,7 @@ class BlobStreamer:
 
     def _file_of(self, lock: KernelLock, size: int) -> PartialFile:
         noted = self._block if self._resumable else None
-        return PartialFile(lock, self.name, self.path, size, noted)
+        return PartialFile(lock, self.name, self.path, size, noted, durable=self.durable)
 
     @classmethod
     def create(
@@ -416,7 +416,7 @@ class BlobStreamer:
                 if digest is not None and digest.is_given:
                     self._verify(digest)
                     self._tell_verified()
-                self._file.move(durable=self.durable)
+                self._file.move()
             except (StreamBroken, OSError, EOFError) as error:
                 self.abort(error)
                 raise

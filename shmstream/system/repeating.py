@@ -1,8 +1,8 @@
 """`Repeating`: calls a function again and again in a thread, while there is something to do.
 
     wake      have it called soon; starts a thread, unless there is one
-    thread    call it; wait for as long as it says, and call it again; end if it says nothing, and
-              nobody has called `wake` meanwhile
+    thread    let some time pass, if the maker wants that; call it; wait for as long as it says, and
+              call it again; end if it says nothing, and nobody has called `wake` meanwhile
     close     call it no more
 
 A `wake` during a pause does not shorten it: the next call comes at its end in any case.
@@ -19,13 +19,15 @@ from shmstream.system.threads import Call
 class Repeating:
     """Any thread may call the methods. A forked child makes another one."""
 
-    def __init__(self, call: Callable[[], float | None], name: str) -> None:
+    def __init__(self, call: Callable[[], float | None], name: str, *, delay: float = 0.0) -> None:
         """`call` returns after how many seconds it is to be called again; None: at the next `wake`.
 
-        `name` is that of the thread.
+        `name` is that of the thread. `delay`: seconds from a `wake` to the call, so that one call
+        does for what wakes it meanwhile, and takes no processor from what is just beginning.
         """
         self._call = call
         self._name = name
+        self._delay = delay
         self._changed = threading.Condition()  # guards all below
         self._is_due = False
         self._is_closed = False
@@ -47,6 +49,9 @@ class Repeating:
                 self._thread = None
 
     def _run(self) -> None:
+        with self._changed:
+            if self._delay and not self._is_closed:
+                self._changed.wait(self._delay)
         while True:
             with self._changed:
                 if self._is_closed or not self._is_due:

@@ -379,6 +379,19 @@ def test_the_connection_lasts_as_long_as_the_flights(redis: Redis, directory: Di
     wait_until(lambda: connections() == 0)
 
 
+def test_a_connection_that_redis_has_closed_is_made_anew(
+    redis: Redis, directory: Directory
+) -> None:
+    directory.use()
+    directory.decide(KEY, A)
+    with redis.client() as client:
+        client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: len(client.client_list()) == 1)
+    assert directory.decide(KEY, B).peers == ("a:1",)
+    assert directory.failures == 0
+    directory.let_go()
+
+
 def test_a_forked_child_has_a_connection_of_its_own(directory: Directory) -> None:
     directory.use()
     directory.decide(KEY, A)

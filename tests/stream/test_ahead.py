@@ -27,10 +27,10 @@ def test_the_last_chunk_does_not_wait_for_the_disk(
     is_syncing, disk = threading.Event(), threading.Event()
     move = PartialFile.move
 
-    def hang(self: PartialFile, *, durable: bool) -> None:
+    def hang(self: PartialFile) -> None:
         is_syncing.set()
         assert disk.wait(60)
-        move(self, durable=durable)
+        move(self)
 
     monkeypatch.setattr(PartialFile, "move", hang)
     path = tmp_path / "blob"

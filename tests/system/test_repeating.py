@@ -63,6 +63,26 @@ def test_a_wake_during_a_call_is_not_lost() -> None:
     repeating.close(PATIENCE)
 
 
+def test_one_call_does_for_all_that_wakes_it_during_its_delay() -> None:
+    counted = Counted()
+    repeating = Repeating(counted, NAME, delay=0.5)
+    for _ in range(3):
+        repeating.wake()
+        assert counted.count == 0
+    wait_until(lambda: is_idle(repeating))
+    assert counted.count == 1
+    repeating.close(PATIENCE)
+
+
+def test_a_delay_ends_with_it_and_nothing_is_called() -> None:
+    counted = Counted()
+    repeating = Repeating(counted, NAME, delay=1000.0)
+    repeating.wake()
+    repeating.close(PATIENCE)
+    assert is_idle(repeating)
+    assert counted.count == 0
+
+
 def test_a_pause_ends_with_it() -> None:
     counted = Counted(1000.0)
     repeating = Repeating(counted, NAME)
