@@ -5,6 +5,7 @@ They talk with the parent in lines of JSON over pipes, because their network is 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -183,6 +184,7 @@ def node(
         connections=1,  # the origin's link is full with one
     )
     store.fetch("warm", warm)
+    gc.collect()  # else it is due just then: this process has imported much
     _say({"ready": os.getpid()})
     for line in sys.stdin:
         order = json.loads(line)
