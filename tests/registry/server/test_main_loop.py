@@ -77,21 +77,25 @@ def test_an_idle_worker_looks_once_a_second_and_stops_at_once(server: _Counting,
     server.handle_exit(signal.SIGTERM, None)  # it is closed
 
 
-def test_a_signal_before_the_wait_is_not_lost(server: _Counting) -> None:
+def test_a_signal_before_the_wait_is_not_lost(
+    server: _Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It comes between the look and the wait."""
+    has_come = asyncio.Event()
 
     async def look(_: int) -> bool:
         if server.should_exit:
             return True
         os.kill(os.getpid(), signal.SIGTERM)
-        while not server.should_exit:
-            await asyncio.sleep(0)
+        await asyncio.wait_for(server._signal.wait(), PATIENCE)
+        has_come.set()
         return False
 
     async def main() -> None:
         server._loop = asyncio.get_running_loop()
-        server.on_tick = look  # type: ignore[method-assign]
+        monkeypatch.setattr(server, "on_tick", look)
         await asyncio.wait_for(server.main_loop(), PATIENCE)
 
     with _handled(server):
         asyncio.run(main())
+    assert has_come.is_set()
