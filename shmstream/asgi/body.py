@@ -28,7 +28,7 @@ from shmstream.flight.async_blob import AsyncBlob
 from shmstream.flight.blob import Blob
 
 _PIECE = 1 << 17  # bytes; the most that is read and handed on at one time
-_SPAN = 2 << 20  # bytes; the most that the kernel is told to send at one time
+_SPAN = 4 << 20  # bytes; the most that the kernel is told to send at one time
 
 
 def check_size(blob: AsyncBlob | Blob, told: int | None) -> None:

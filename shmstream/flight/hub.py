@@ -343,12 +343,16 @@ class Lookout:
             if self._ended or enough():
                 _go_on(future)
 
+    def _is_quiet(self) -> bool:
+        """Whether the thread has ended, or has had no news of bytes for a while."""
+        return self._ended or time.monotonic() - self.moved >= _TICK
+
     async def wait(self, enough: Callable[[], bool]) -> None:
-        """Wait until `enough` is true or the thread has ended, 0.25 s at most."""
+        """Wait until `enough` is true or the thread has ended; 0.4 s at most if no bytes come."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting.get(loop)
         if waiting is None:
-            waiting = self._waiting[loop] = _Waiting(loop)
+            waiting = self._waiting[loop] = _Waiting(loop, self._is_quiet)
         waits = waiting.add(enough)
         try:
             if not (self._ended or enough()):
@@ -364,17 +368,21 @@ _Waits = tuple[Callable[[], bool], "asyncio.Future[None]", int]
 class _Waiting:
     """The waiting tasks of one event loop: for each its condition, its future, its first tick.
 
-    One timer serves all of them, because they are many, and are mostly woken without it.
+    One timer serves all of them, because they are many, and are mostly woken without it. It wakes
+    those that have enough and were not told. While bytes come, the others can only wait on: they
+    may be told only five times a second, and to wake them in between would cost as much again.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, is_quiet: Callable[[], bool]) -> None:
+        """`is_quiet`: whether the tasks are to look for themselves, as at a leader that stalls."""
         self.tasks: list[_Waits] = []
         self._loop = loop
+        self._is_quiet = is_quiet
         self._ticks = 0
         self._is_ticking = False
 
     def add(self, enough: Callable[[], bool]) -> _Waits:
-        """Add a waiting task. After a moment the timer wakes it in any case."""
+        """Add a waiting task. After a moment the timer looks after it."""
         waits = (enough, self._loop.create_future(), self._ticks)
         self.tasks.append(waits)
         if not self._is_ticking:
@@ -387,8 +395,9 @@ class _Waiting:
 
     def _tick(self) -> None:
         self._ticks += 1
-        for _, future, since in self.tasks[:]:
-            if self._ticks - since > 1:
+        is_quiet = self._is_quiet()
+        for enough, future, since in self.tasks[:]:
+            if self._ticks - since > 1 and (is_quiet or enough()):
                 _go_on(future)
         self._is_ticking = False
         if self.tasks:

@@ -120,6 +120,25 @@ def test_a_small_blob_wakes_no_event_loop_before_its_end(store: Store) -> None:
     assert set(woken) == {"at the end"}
 
 
+def test_while_bytes_come_the_timer_wakes_only_tasks_with_news() -> None:
+    """They may be told as rarely as the timer looks, and each of them would wake for nothing."""
+    news: set[str] = set()
+
+    async def main() -> None:
+        waiting = hub._Waiting(asyncio.get_running_loop(), lambda: "it is quiet" in news)
+        for each in ("was not told", "it is quiet"):
+            _, future, begun = waiting.add(lambda: "was not told" in news)
+            while waiting._ticks < begun + 4:
+                await asyncio.sleep(0.01)
+            assert not future.done()
+            news.add(each)
+            await asyncio.wait_for(future, PATIENCE)
+            news.clear()
+            waiting.tasks.clear()
+
+    asyncio.run(main())
+
+
 def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,8 +15,10 @@ import asyncio
 import socket
 import ssl
 import typing
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 
 import uvicorn
 
@@ -31,6 +33,8 @@ from shmstream.registry.server.transport import Transport
 from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
+_TELL = 0.1  # s; from one look at the count of connections to the next one
+_DATE = 1.0  # s; from one header `Date` to the next one
 _ANSWER = 10.0  # s; in which the supervisor says whether this worker is to leave
 _UNASKED = 2  # connections for each that `max_connections` allows; those beyond it get a 503
 _FEW = 64  # connections; as many are taken in any case
@@ -117,10 +121,13 @@ class Server(uvicorn.Server):
         self._leaves = False  # another worker goes on with the connections
         self._has_shut = False  # uvicorn has told all connections that the server stops
         self._acceptor: Acceptor | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._signal = asyncio.Event()  # there was one
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Begin to take connections, or to be given some; uvicorn itself takes none."""
-        asyncio.get_running_loop().set_debug(False)  # a fork has `-X dev` of its parent
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_debug(False)  # a fork has `-X dev` of its parent
         await super().startup(sockets=[])
         self._state = {
             "config": self.config,
@@ -157,11 +164,28 @@ class Server(uvicorn.Server):
     def _leave(self) -> None:
         self._leaves = True
 
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: tell the other workers how many connections there are."""
-        if self._acceptor is not None:
-            self._acceptor.tell()
-        return await super().on_tick(counter)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: stop. This runs between any two steps of the main thread."""
+        super().handle_exit(sig, frame)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: this process is about to end
+                self._loop.call_soon_threadsafe(self._signal.set)
+
+    async def main_loop(self) -> None:
+        """Wait for a signal, with a fresh `Date` each second.
+
+        uvicorn would wake this process ten times a second to look whether there was a signal:
+
+            main loop                               handle_exit
+            1 look at `should_exit`                 1 set `should_exit`
+            2 wait for `_signal`, a second at most  2 set `_signal`, in the event loop
+        """
+        pause = _DATE if self._acceptor is None else _TELL
+        while not await self.on_tick(0):  # 0: make the header `Date`
+            if self._acceptor is not None:
+                self._acceptor.tell()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._signal.wait(), pause)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more connections; hand over those that are there, or let them finish."""
