@@ -135,7 +135,7 @@ class Server:
             self.log.close()
 
     def _is_ready(self, process: psutil.Process) -> bool:
-        """Whether the process has imported the application, which opens the store, and has a loop."""
+        """Whether the process has imported the application, which opens the store, and loops."""
         folder = Path(f"/proc/{process.pid}/fd")
         try:
             imported = str(process.pid) in self._ready.read_text().split()
