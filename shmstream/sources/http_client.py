@@ -36,7 +36,7 @@ try:
 except ImportError as _missing:
     raise ImportError("an HTTP source needs urllib3: pip install 'shmstream[http]'") from _missing
 from urllib3 import exceptions
-from urllib3.util import Timeout, Url, make_headers, parse_url
+from urllib3.util import Retry, Timeout, Url, make_headers, parse_url
 
 from shmstream.sources import http_guard
 from shmstream.sources.addresses import is_allowed_here, is_host_inside
@@ -64,6 +64,7 @@ _TEXT = re.compile(r"[^:]+://[^\\/?#]*([^?#]*)(?:\?([^#]*))?")  # path and query
 _UNFIT = re.compile(r"[^\x21-\x7e]")
 _UNWISE = re.compile(r"[^\x21-\x7e]|[\"<>\\^`{|}]")
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_ONCE = Retry(False, redirect=False)  # a request is sent once; `retries` decides what follows
 
 Stranger = Callable[[Url, str], str | None]
 """The Authorization for a server that a redirect led to, and that answered with a challenge."""
@@ -200,6 +201,8 @@ class Client:
                 raise TimeoutError("the time for the answer is over")
             connect = min(connect, left)
         manager, proxy = self._manager(url, first)
+        where = url.url
+        send: Callable[..., urllib3.BaseHTTPResponse] = manager.urlopen
         options: dict[str, Any] = {}
         read = patience.silence
         if self._pool is None:
@@ -208,13 +211,17 @@ class Client:
             options["target"] = options["target"] or url.request_uri
             options["waiting"] = Waiting(patience.first_byte, patience.silence, until)
             read = patience.first_byte if left is None else min(patience.first_byte, left)
-        return manager.urlopen(
+            if proxy is None:  # the manager would only take the URL apart once more
+                pool = manager.connection_from_host(url.host, url.port, url.scheme)
+                send, where = pool.urlopen, options["target"]
+                options["assert_same_host"] = False
+        return send(
             method,
-            url.url,
+            where,
             body=body,
             headers=headers,
             redirect=False,
-            retries=False,
+            retries=_ONCE,
             preload_content=False,
             decode_content=False,
             timeout=Timeout(connect=connect, read=read),

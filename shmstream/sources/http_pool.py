@@ -26,13 +26,13 @@ Needs urllib3, the extra `http`.
 
 from __future__ import annotations
 
+import email.policy
 import http.client
 import io
 import queue
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,17 +46,7 @@ if TYPE_CHECKING:
 
 _IDLE = 60.0  # s; routers forget a connection that is idle for longer, and tell nobody
 _LONGEST_HEAD = 1 << 20  # bytes
-_LONG = 65536  # bytes of a line; http.client takes no longer one
-_MANY = 90  # headers; http.client takes no more than 100
-_USED = frozenset(
-    (
-        b"accept-ranges", b"connection", b"content-encoding", b"content-length", b"content-range",
-        b"content-type", b"date", b"docker-content-digest", b"etag", b"keep-alive",
-        b"last-modified", b"link", b"location", b"proxy-connection", b"retry-after",
-        b"transfer-encoding", b"www-authenticate",
-    )
-)  # fmt: skip
-"""The headers that this library reads; of a head with many or long headers no others are kept."""
+_SPACE = " \t"  # around a value; other whitespace may be part of one that is UTF-8
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,7 @@ class _PatientReader(io.RawIOBase):
 
 
 class _Answer(http.client.HTTPResponse):
-    """An answer whose head is read and put in order before http.client understands it."""
+    """An answer whose head is read here; http.client then finds the end of the body."""
 
     def __init__(
         self,
@@ -131,50 +121,90 @@ class _Answer(http.client.HTTPResponse):
             self.fp = io.BufferedReader(self._reader)
 
     def begin(self) -> None:
+        """Read the head, and find out where the body ends (RFC 9112, 6.3)."""
         if cast("object", self.headers) is not None:
             return
-        whole = self.fp
-        self.fp = io.BufferedReader(cast("io.RawIOBase", io.BytesIO(_head(whole))))
+        incoming = self.fp
+        status_line, fields = _head(incoming)
+        self.fp = io.BufferedReader(cast("io.RawIOBase", io.BytesIO(status_line)))
         try:
-            super().begin()
+            version, self.status, reason = self._read_status()  # type: ignore[attr-defined]
         finally:
-            self.fp = whole
+            self.fp = incoming
+        if not version.startswith(("HTTP/1.", "HTTP/0.9")):
+            raise http.client.UnknownProtocol(version)
+        self.reason = reason.strip()
+        self.version = 10 if version in ("HTTP/1.0", "HTTP/0.9") else 11
+        self.headers = self.msg = _Fields(fields)
+        self.chunked = self.headers.get("transfer-encoding", "").lower() == "chunked"
+        self.chunk_left = None
+        self.length = self._told_length()
+        has_end = self.chunked or self.length is not None
+        self.will_close = not has_end or self._check_close()  # type: ignore[attr-defined]
         if self._reader is not None:
             self._reader.begin_body()
 
+    def _told_length(self) -> int | None:
+        """Bytes of the body, if the head tells."""
+        if self.status in (204, 304) or self.status < 200 or self._method == "HEAD":  # type: ignore[attr-defined]
+            return 0
+        if self.chunked:
+            return None
+        try:
+            length = int(self.headers.get("content-length", ""))
+        except ValueError:
+            return None
+        return length if length >= 0 else None
 
-def _head(incoming: io.BufferedReader) -> bytes:
-    """The head of the final answer, as http.client likes it; empty if the connection has ended.
+
+class _AsItIs(email.policy.Compat32):
+    def header_fetch_parse(self, name: str, value: str) -> str:  # noqa: ARG002
+        return value
+
+
+_AS_IT_IS = _AsItIs()
+
+
+class _Fields(http.client.HTTPMessage):
+    """The header fields of an answer, as the server has sent them.
+
+    http.client has them parsed as those of an e-mail, which takes longer than to write a small
+    blob.
+    """
+
+    def __init__(self, fields: list[tuple[str, str]]) -> None:
+        super().__init__(policy=_AS_IT_IS)
+        for name, value in fields:
+            self.set_raw(name, value)
+
+
+def _head(incoming: io.BufferedReader) -> tuple[bytes, list[tuple[str, str]]]:
+    """Status line and fields of the final answer; an empty line if the connection has ended.
 
     Raises:
         ConnectionError: the connection ended in the middle of it.
         HTTPException: it is too long, or contradicts itself.
     """
-    size = 0
-    while True:
-        lines = []
-        for line in _lines(incoming):
-            size += len(line)
-            if size > _LONGEST_HEAD:
-                raise http.client.HTTPException(f"its head has more than {_LONGEST_HEAD} bytes")
-            lines.append(line)
-        if not lines or not _is_interim(lines[0]):
-            return b"".join(_in_order(lines))
+    most = _LONGEST_HEAD
+    while lines := _lines(incoming, most):
+        if not _is_interim(lines[0]):
+            return lines[0], _in_order(_fields(lines[1:-1]))
+        most -= sum(map(len, lines))
+    return b"", []
 
 
-def _lines(incoming: io.BufferedReader) -> Iterator[bytes]:
+def _lines(incoming: io.BufferedReader, most: int) -> list[bytes]:
     """The lines of one head, from the status line to the empty line; none at the end."""
-    is_first = True
-    while True:
-        line = incoming.readline(_LONGEST_HEAD + 1)
-        if not line:
-            if is_first:
-                return
-            raise http.client.RemoteDisconnected("the connection ended in the middle of the head")
-        yield line
-        if line in (b"\r\n", b"\n") and not is_first:
-            return
-        is_first = False
+    lines: list[bytes] = []
+    while line := incoming.readline(most + 1):
+        if (most := most - len(line)) < 0:
+            raise http.client.HTTPException(f"its head has more than {_LONGEST_HEAD} bytes")
+        lines.append(line)
+        if line in (b"\r\n", b"\n") and len(lines) > 1:
+            return lines
+    if lines:
+        raise http.client.RemoteDisconnected("the connection ended in the middle of the head")
+    return lines
 
 
 def _is_interim(status_line: bytes) -> bool:
@@ -184,37 +214,42 @@ def _is_interim(status_line: bytes) -> bool:
     return version.startswith(b"HTTP/") and status[:1] == b"1" and status != b"101"
 
 
-def _in_order(lines: list[bytes]) -> Iterator[bytes]:
-    """The same lines with one Content-Length; of many headers only those that are used here."""
-    lengths: set[bytes] = set()
-    fields: list[bytes] = []
-    for line in lines[1:-1]:
-        if line[:1] in (b" ", b"\t") and fields:
-            fields[-1] = fields[-1].rstrip() + b" " + line.strip() + b"\r\n"
-        elif _name(line) == b"content-length":
-            lengths |= {each.strip() for each in _value(line).split(b",")} - {b""}
-        elif _name(line) == b"transfer-encoding" and _value(line).lower() in (b"", b"identity"):
-            pass  # it says nothing
-        else:
-            fields.append(line.rstrip() + b"\r\n")  # http.client knows no `chunked` with a space
-    if len(fields) > _MANY or any(len(each) > _LONG for each in fields):
-        fields = [each for each in fields if _name(each) in _USED][:_MANY]
-    if any(_name(each) == b"transfer-encoding" for each in fields):
-        lengths.clear()  # it does not count (RFC 9112, 6.3)
+def _fields(lines: list[bytes]) -> list[tuple[str, str]]:
+    """The name and the value of each field. A line that is no field counts for nothing."""
+    fields: list[tuple[str, str]] = []
+    for line in lines:
+        text = str(line, "latin-1").rstrip("\r\n").replace("\r", " ")
+        if text[:1] in (" ", "\t"):  # it continues the field before
+            if fields:
+                name, value = fields[-1]
+                fields[-1] = name, f"{value} {text.strip(_SPACE)}"
+            continue
+        name, colon, value = text.partition(":")
+        if colon and name:
+            fields.append((name.rstrip(_SPACE), value.strip(_SPACE)))
+    return fields
+
+
+def _in_order(fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The same fields with one Content-Length, or none where it does not count."""
+    lengths: set[str] = set()
+    ordered: list[tuple[str, str]] = []
+    is_coded = False
+    for name, value in fields:
+        kind = name.lower()
+        if kind == "content-length":
+            lengths.update(each.strip() for each in value.split(","))
+        elif kind != "transfer-encoding":
+            ordered.append((name, value))
+        elif value.lower() not in ("", "identity"):  # else it says nothing
+            ordered.append((name, value))
+            is_coded = True
+    lengths.discard("")
+    if is_coded:
+        return ordered  # a length does not count (RFC 9112, 6.3)
     if len(lengths) > 1:
         raise http.client.HTTPException("its head tells several lengths")
-    yield from lines[:1]
-    yield from fields
-    yield from (b"Content-Length: " + each + b"\r\n" for each in lengths)
-    yield from lines[-1:] if len(lines) > 1 else ()
-
-
-def _name(line: bytes) -> bytes:
-    return line.partition(b":")[0].strip().lower()
-
-
-def _value(line: bytes) -> bytes:
-    return line.partition(b":")[2].strip()
+    return ordered + [("Content-Length", each) for each in lengths]
 
 
 # Connections and pools.

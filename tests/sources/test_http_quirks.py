@@ -150,6 +150,17 @@ def test_headers_over_several_lines(quirks: Quirks) -> None:
     assert about.media_type.split() == ["text/x;", "a=b"]
 
 
+@pytest.mark.parametrize("line", ["this is no field", ": a value", "A Name: x", "Odd: a\rb"])
+def test_a_line_that_is_no_field_hides_no_other(quirks: Quirks, line: str) -> None:
+    first, _, rest = GOOD.but(ETag='"tag"').head().partition(b"\r\n")
+    head = b"\r\n".join([first, line.encode(), rest])
+    quirks.script = lambda _: Reply(pieces=(head, BLOB))
+    source = HTTPSource(f"{quirks.url}/blob")
+    with source.open() as feed:
+        assert (feed.size, feed.validator) == (SIZE, '"tag"')
+    assert read(source) == BLOB
+
+
 def test_a_head_that_ends_in_the_middle(quirks: Quirks) -> None:
     head = GOOD.head()
     for end in (5, len(head) // 2, len(head) - 3, len(head) - 1):
