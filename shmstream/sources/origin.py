@@ -130,14 +130,21 @@ class Server(ABC):
 
     def cut(self) -> None:
         """End every connection with a reset, as a crash does."""
+        self._cut()
+
+    def cut_and_wait(self) -> None:
+        """End every connection, and wait for the ends of its threads, each for 10 s at most."""
+        for thread in self._cut():
+            thread.join(10)
+
+    def _cut(self) -> list[threading.Thread]:
         with self.lock:
             ending = dict(self._connections)
         for connection in ending.values():
             with suppress(OSError):
                 reset_on_close(connection)
                 connection.shutdown(socket.SHUT_RDWR)
-        for thread in ending:
-            thread.join(60)
+        return list(ending)
 
     def accept(self, listener: socket.socket) -> None:
         """Accept connections until the listener is shut down."""

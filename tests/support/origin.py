@@ -151,7 +151,7 @@ class _Server(Server):
     def reset(self) -> None:
         self.listen()
         self.release()
-        self.cut()
+        self.cut_and_wait()
         with self.lock:
             self.paths.clear()
             self.changes.clear()

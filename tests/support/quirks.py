@@ -85,7 +85,7 @@ class Quirks(Server):
     def reset(self) -> None:
         """Forget the script and all requests; end every connection."""
         self.script = nothing
-        self.cut()
+        self.cut_and_wait()
         self.asked.clear()
 
     def close(self) -> None:
