@@ -88,7 +88,6 @@ _JUDGED = 0.6  # s; after that time the rates are compared
 _WORTHWHILE = 1.25  # so many times the rate of one connection, at least
 _GATHER, _ENOUGH = 0.02, BLOCK  # s, bytes; so long, or so many, bytes gather in a connection
 _AT_ONCE = 1 << 20  # bytes
-_ALONE = 4 << 20  # bytes that a leader takes at once which has no other connections
 _LOOK = 0.05  # s; from look to look at the piece at the front
 _LATE = 0.5  # s
 _SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no longer
@@ -263,7 +262,7 @@ class Lanes:
         """
         self._own_lump = max(self._own_lump, lump)
         if self._pieces is None:
-            return _AT_ONCE if self._supplies else _ALONE
+            return _AT_ONCE
         front = self._streamer.appended
         self._drop_overtaken(front)
         with self._lock:

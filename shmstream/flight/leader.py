@@ -96,7 +96,7 @@ from shmstream.storage.record import Record
 from shmstream.stream.control_block import TERMINAL, Block, State
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
-from shmstream.stream.resumable_writer import ResumableStreamer
+from shmstream.stream.resumable_writer import AT_ONCE, ResumableStreamer
 from shmstream.stream.spelling import new_hash
 from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
@@ -772,7 +772,7 @@ class Leader:
                 if not (room := self._lanes.room()):
                     streamer.pause()
                     return True
-                self._space.take(streamer.at_once)
+                self._space.take(AT_ONCE)
                 count = streamer.receive(partial(_at_most, room, feed.move))
                 self._download.count(count, streamer.appended)
                 self._keep_journal()

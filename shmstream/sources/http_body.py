@@ -6,9 +6,8 @@
     by hand     urllib3 reads the bytes and hands them on: for all other bodies
 
 By kernel, bytes may gather in the connection: the thread that takes them is woken only after a
-certain time, or when enough bytes are there (SO_RCVLOWAT). What has gathered leaves less of the
-window to the other side, which matters if that is far away: then less gathers. The first bytes came
-together with the head, so urllib3 reads them; it gets the connection back at the end of the body.
+certain time, or when enough bytes are there (SO_RCVLOWAT). The first bytes came together with the
+head, so urllib3 reads them; it gets the connection back at the end of the body.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self, cast
 
 from shmstream.errors import SourceError
-from shmstream.system import greenlets, tcp
+from shmstream.system import greenlets
 
 try:
     import urllib3
@@ -41,8 +40,6 @@ _PLAIN = (HTTPConnection, PlainConnection, GuardedConnection)
 _LITTLE = 128 * 1024  # bytes to read while few come: memory for more costs 10 us each time
 _MUCH = 512 * 1024  # bytes to read while many come: a quarter of the steps, at the same cost each
 _PIPE = 1 << 20  # bytes; with a smaller pipe, the steps cost more than the saved copy
-_NEAR = 0.001  # s; if the round trip is shorter, the window is large enough, ...
-_GATHERED_NEAR = 4 << 20  # ... and so many bytes may gather: a wake-up costs 100 us
 _LONGEST = (2**31 - 1) / 1000  # s; `poll` cannot wait longer than these 24 days
 # This kind of connection cannot give bytes to a pipe; or a sandbox forbids that to this process.
 _REFUSED = (errno.EINVAL, errno.EPERM, errno.ENOSYS)
@@ -71,7 +68,6 @@ class Body:
         # By kernel only:
         self._first: bytes | None = None
         self._end = 0
-        self._gathers = _PIPE  # bytes, at most
         self._connection: socket.socket | None = None  # a duplicate, ours
         self._pipe: _Pipe | None = None
 
@@ -125,16 +121,12 @@ class Body:
         if self._position + len(self._first) < self._end:
             self._connection = socket.socket(fileno=os.dup(self._response.fileno()))
             self._connection.setblocking(False)  # whatever the default timeout of sockets is
-            if tcp.round_trip(self._connection) < _NEAR:
-                self._gathers = _GATHERED_NEAR
             self._pipe = _Pipe.make()
 
     def _wait(self, gather: float, enough: int) -> None:
         timeout = self._timeout
         gather = min(gather, timeout)
-        if gather > 0 and self._poll(
-            gather, min(enough, self._gathers, self._end - self._position)
-        ):
+        if gather > 0 and self._poll(gather, min(enough, _PIPE, self._end - self._position)):
             return
         # Not enough bytes came. If none came within `timeout` that is a failure, also if bytes
         # were allowed to gather for longer.
@@ -157,22 +149,11 @@ class Body:
                 count = os.write(fd, self._first[:limit])
                 self._first = self._first[count:]
             else:
-                count = self._move_all(fd, min(limit, self._end - self._position))
+                count = self._move(fd, min(limit, self._end - self._position))
             self._position += count
             if self._position == self._end:
                 self._give_back()
             return count
-
-    def _move_all(self, fd: int, limit: int) -> int:
-        """Move all that is there, up to `limit` bytes: more of them than the pipe holds."""
-        count = moved = self._move(fd, limit)
-        while moved and count < limit and tcp.waiting(self._socket()):
-            try:
-                moved = self._move(fd, limit - count)
-            except SourceError:  # none of these bytes is in the file; the next call fails, too
-                break
-            count += moved
-        return count
 
     def _move(self, fd: int, limit: int) -> int:
         pipe = self._pipe

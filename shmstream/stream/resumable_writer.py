@@ -37,7 +37,8 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscriber, present
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
-_LEAST, _MOST = 1 << 20, 4 << 20  # bytes that one `receive` takes at most
+AT_ONCE = 1 << 20
+"""Bytes that one `receive` takes at most."""
 _SPOILING = (DigestMismatch, SizeMismatch, ContentChanged, DamagedPartial)
 """After these errors the partial file is removed, because its bytes are wrong."""
 
@@ -176,11 +177,6 @@ class ResumableStreamer(DescribedStreamer):
         """Call `receive` again after so many seconds; 0: as soon as new bytes have arrived."""
         return self._pacer.due_in()
 
-    @property
-    def at_once(self) -> int:
-        """How many bytes one `receive` takes at most: as many as are published at once."""
-        return max(min(self.publish_bytes, _MOST), _LEAST)
-
     def receive(self, move: Callable[[int, int], int]) -> int:
         """`append` for what the kernel moves: `move(descriptor, limit)` writes it; how many bytes.
 
@@ -194,7 +190,7 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             if not self._streaming:
                 self._begin()
-            room = min(self._limit - self._file.size, self.at_once)
+            room = min(self._limit - self._file.size, AT_ONCE)
             if not room:
                 raise self._fail_size(self._limit + 1)
             try:

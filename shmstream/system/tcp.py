@@ -5,7 +5,6 @@
     waiting     bytes that have come and were not read yet
     has_ended   whether the other side will send no more
     is_lost     whether nothing can be sent to it either
-    round_trip  how long a packet takes to the other side and back, at least
     is_held     whether a process on this host still has the other side of it
     drop        takes the next bytes from it, and drops them
 
@@ -21,7 +20,6 @@ A socket that no process has any more has no inode.
 from __future__ import annotations
 
 import fcntl
-import math
 import socket
 import struct
 import sys
@@ -32,7 +30,6 @@ _COUNTS = struct.Struct("=QQ")
 _ACKNOWLEDGED_AND_RECEIVED = 120  # offset: tcpi_bytes_acked, tcpi_bytes_received
 _SENT_AND_REPEATED = 200  # offset: tcpi_bytes_sent, tcpi_bytes_retrans
 _NOT_SENT = 144  # offset: tcpi_notsent_bytes
-_ROUND_TRIP = 148  # offset: tcpi_min_rtt
 _NEEDED = 216  # bytes of `struct tcp_info`; since Linux 4.19
 _ENDED = frozenset({6, 7, 8, 9, 11})  # TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK, CLOSING
 _CLOSE = 7
@@ -103,17 +100,6 @@ def taken(connection: socket.socket) -> int:
     """
     received, unread, info = _both(connection, 1, termios.FIONREAD)
     return received - unread - (info[0] in _ENDED)  # the end counts as a byte
-
-
-def round_trip(connection: socket.socket) -> float:
-    """Seconds that a packet takes to the other side and back, at least; infinity if not known."""
-    try:
-        info = _info(connection)
-    except (OSError, AttributeError):  # the connection is none of TCP, or the system is no Linux
-        return math.inf
-    if len(info) < _NEEDED:
-        return math.inf
-    return int.from_bytes(info[_ROUND_TRIP : _ROUND_TRIP + 4], sys.byteorder) / 1e6
 
 
 def waiting(connection: socket.socket) -> int:

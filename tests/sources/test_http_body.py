@@ -17,7 +17,6 @@ import pytest
 from shmstream.errors import SourceError
 from shmstream.sources import http_body
 from shmstream.sources.http import HTTPSource
-from shmstream.system import tcp
 from tests.support.feeds import (
     BLOB,
     SIZE,
@@ -31,9 +30,6 @@ from tests.support.feeds import (
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.nginx import Nginx
 from tests.support.origin import Origin
-from tests.support.roles import content
-
-MIB = 1 << 20
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
@@ -227,56 +223,6 @@ def test_bytes_gather_until_it_is_time_or_there_are_enough(origin: Origin) -> No
     origin.change("/blob", stall_after=None)
     assert read(source) == BLOB, "and the connection waits for single bytes again"
     assert len({request.connection for request in origin.requests()}) == 1
-
-
-def test_all_that_has_gathered_is_moved_at_once(origin: Origin) -> None:
-    """Also more than the pipe holds: each wake-up of the thread costs more than the move."""
-    size = 3 * MIB
-    source = HTTPSource(origin.serve("/blob", seed=1, size=size, stall_after=100_000))
-    with source.open() as feed, tempfile.TemporaryFile() as file:
-        kernel, fd = feed.by_kernel, file.fileno()
-        assert kernel is not None
-        while os.fstat(fd).st_size < 100_000:
-            assert kernel.wait(0, 1)
-            kernel.move(fd, size)
-        origin.release()
-        assert kernel.wait(PATIENCE, 2 * MIB)
-        assert kernel.move(fd, size) > MIB
-        while kernel.wait(PATIENCE, size):
-            kernel.move(fd, size)
-        assert os.pread(fd, size + 1, 0) == content(1, size)
-
-
-def test_less_gathers_from_far_away(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that gather leave less of the window to the other side."""
-    for seconds, gathers in ((0.02, MIB), (0.0001, 4 * MIB)):
-        monkeypatch.setattr(tcp, "round_trip", lambda _, seconds=seconds: seconds)
-        url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)
-        with HTTPSource(url).open() as feed:
-            kernel = feed.by_kernel
-            assert isinstance(kernel, http_body.Body)
-            assert kernel.wait(0, 1)
-            assert kernel._gathers == gathers
-        origin.release()
-
-
-def test_bytes_before_a_failure_are_counted(
-    origin: Origin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A second step of a move may fail when those of the first step are in the file."""
-    monkeypatch.setattr(tcp, "waiting", lambda _: 1)  # so that a second step follows
-    url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000, close_after=200_000)
-    with HTTPSource(url).open() as feed, tempfile.TemporaryFile() as file:
-        kernel, fd, count = feed.by_kernel, file.fileno(), 0
-        assert kernel is not None
-        while count < 1000:
-            assert kernel.wait(0, 1)
-            count += kernel.move(fd, SIZE)
-        origin.release()
-        with pytest.raises(SourceError, match="short"):
-            while kernel.wait(PATIENCE, 199_000):
-                count += kernel.move(fd, SIZE)
-        assert count == os.fstat(fd).st_size == 200_000
 
 
 def test_a_stall_while_bytes_may_gather_is_one(origin: Origin) -> None:

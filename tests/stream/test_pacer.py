@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from itertools import count
@@ -17,8 +16,6 @@ from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.subscribers import Subscribers
 from shmstream.system import threads
 from tests.support.interpreters import live_threads, wait_until
-
-MIB = 1 << 20
 
 
 class Published:
@@ -205,22 +202,3 @@ def leave_orphan(path: Path, published: int) -> str:
         streamer.keeps = True
         streamer.close()
     return streamer.name
-
-
-@pytest.mark.parametrize(
-    ("publish_bytes", "at_once"), [(1, MIB), (3 * MIB, 3 * MIB), (1 << 40, 4 * MIB)]
-)
-def test_the_kernel_moves_as_much_as_is_published_at_once(
-    tmp_path: Path, publish_bytes: int, at_once: int
-) -> None:
-    """Within bounds: a step has its price, and nobody else has the lock meanwhile."""
-    limits = []
-
-    def move(fd: int, limit: int) -> int:
-        limits.append(limit)
-        return os.write(fd, b"x")
-
-    with ResumableStreamer.create(tmp_path / "blob", publish_bytes=publish_bytes) as streamer:
-        streamer.receive(move)
-        streamer.commit()
-    assert limits == [at_once]
