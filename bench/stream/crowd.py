@@ -167,7 +167,7 @@ def follow_all(name: str, count: int, gate: Gate) -> Times:
     def follow(copier: InFlightCopier) -> None:
         with copier:
             buffer = bytearray(64)
-            while copier.readinto(buffer):
+            while copier.readinto1(buffer):
                 pass
 
     copiers = [InFlightCopier.attach(name) for _ in range(count)]

@@ -22,7 +22,7 @@ _PIECE = MIB
 def _by_readinto(copier: InFlightCopier) -> int:
     buffer = bytearray(128 * KIB)
     total = 0
-    while count := copier.readinto(buffer):
+    while count := copier.readinto1(buffer):
         total += count
     return total
 

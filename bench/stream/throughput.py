@@ -239,7 +239,7 @@ def read_ours(name: str, verify: bool, gate: Gate) -> Part:
     with InFlightCopier.attach(name) as copier:
         gate()
         began, cpu = time.monotonic_ns(), time.process_time_ns()
-        while count := copier.readinto(buffer):
+        while count := copier.readinto1(buffer):
             total += count
             if verify:
                 digest.update(memoryview(buffer)[:count])

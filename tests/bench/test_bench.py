@@ -43,11 +43,12 @@ def page_with_marks(folder: Path, mark: str) -> Path:
 def test_stream_in_short(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     page = page_with_marks(tmp_path, "bench.stream")
-    wanted = ["wake-up", "attach", "memory"]
+    wanted = ["wake-up", "publish", "attach", "memory"]
     folders = ["--json", report, "--docs", page, "--dir", tmp_path]
     said = measure("bench.stream", *folders, "--only", *wanted)
     told = json.loads(report.read_text(encoding="utf-8"))
-    assert {row["section"] for row in told["rows"]} == {"wake-up", "attach+detach", "memory"}
+    sections = {"wake-up", "publish", "attach+detach", "memory"}
+    assert {row["section"] for row in told["rows"]} == sections
     assert {"date", "processor", "cores", "kernel", "python"} <= set(told["machine"])
     assert "wake-up" in said
     for case in ("published -> read", "published -> read / the least in C"):
