@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -165,8 +166,7 @@ def test_it_stops_in_a_pause(fault: Path, serve: Serve) -> None:
 
 def test_an_application_that_raises(fault: Path, tmp_path: Path) -> None:
     """Each worker tells why, with the traceback."""
-    serving = Serving(tmp_path, "--workers", "2")
-    try:
+    with closing(Serving(tmp_path, "--workers", "2")) as serving:
         wait_until(lambda: all_serve(serving, 2))
         put(fault, BROKEN)
         kill_all(serving)
@@ -174,22 +174,17 @@ def test_an_application_that_raises(fault: Path, tmp_path: Path) -> None:
         assert serving.log.count("ValueError: the application is broken") >= len(found) - 2
         fault.unlink()
         recover(serving, 2)
-    finally:
-        serving.close()
 
 
 def test_an_application_that_cannot_start(fault: Path, tmp_path: Path) -> None:
     """The server ends with 1, as nothing else would help."""
-    serving = Serving(tmp_path, "--workers", "2")
-    try:
+    with closing(Serving(tmp_path, "--workers", "2")) as serving:
         wait_until(lambda: all_serve(serving, 2))
         put(fault, UNLIVED)
         kill_all(serving)
         assert serving.process.wait(60) == 1
         assert "ValueError: the application is broken" in serving.log
         assert "SystemExit" not in serving.log
-    finally:
-        serving.close()
 
 
 def test_workers_that_are_killed_as_soon_as_they_serve(fault: Path, serve: Serve) -> None:
