@@ -17,8 +17,8 @@ sizes and offsets of blobs are in bytes.
 Another program may cut the shared memory off, and to touch a page behind its end is SIGBUS. So
 every load and store first compares the size of the file with that of the block, and raises
 `DamagedSegment`. Where several follow one another, one comparison is for all of them (`at_once`).
-For `load_published`, and for views that are kept, the caller does it (`require_whole`). What
-remains is the moment between the comparison and the load.
+For `load_published`, `load_state`, and for views that are kept, the caller does it
+(`require_whole`). What remains is the moment between the comparison and the load.
 
 The memberships lie together, so that the writer sees with one comparison of a few KiB whether a
 reader has come or gone since the last ring.
@@ -80,6 +80,7 @@ header of a stream that is not terminal) and never stored."""
 
 _STATES = tuple(State)  # by number
 TERMINAL = frozenset(state for state, following in TRANSITIONS.items() if not following)
+LIVE = frozenset(TRANSITIONS) - TERMINAL
 
 
 _PARTIAL = os.fsencode(partial_path(""))
@@ -283,6 +284,10 @@ class Block:
             self._words.__getitem__, Block.published.offset >> 3
         )
         """Loads `published` without a Python frame, which costs microseconds after a wake-up."""
+        self.load_state: Callable[[], int] = partial(
+            self._words.__getitem__, Block.state.offset >> 3
+        )
+        """Loads the state, likewise, as a number that may be none of the states."""
 
     @property
     def is_whole(self) -> bool:
@@ -554,7 +559,11 @@ class Slot:
         16, "reader", "subscribe", "before the membership", "inode of its pid namespace"
     )
     position: Word = Word(
-        24, "reader", "read", "", "bytes that it has read: for people, not for correctness"
+        24,
+        "reader",
+        "read",
+        "",
+        "bytes that it had read when it last asked for more: for people, not for correctness",
     )
     sources: Word = Word(
         32,

@@ -1,8 +1,8 @@
-"""One POSIX semaphore that wakes one subscriber: ring, bounded wait, drain, unlink.
+"""One POSIX semaphore that wakes one subscriber: ring, bounded wait, unlink.
 
 A subscriber creates its `Doorbell` and waits on it; the writer opens it by name as a `Ringer` and
 posts it. A ring may be spurious or missing (I4): it has no content, and only says "load the block
-again".
+again". So a wait takes all rings that have come, because one load answers them all.
 
 The subscriber's end is the C library's own semaphore, called through ctypes. It waits with
 `sem_clockwait` on the monotonic clock. `acquire` of posix_ipc has two faults that matter inside
@@ -49,7 +49,7 @@ _NANOSECONDS = 1_000_000_000
 _SIZE = 4 * ctypes.sizeof(ctypes.c_long)  # bytes of a `sem_t`, of glibc and of musl
 
 _SHORTEST, _LONGEST = 0.001, 0.05  # s; pauses of a greenlet that waits
-_ENOUGH = 1 << 16  # rings to forget at one time; more make the next waits spurious (I4)
+_ENOUGH = 1 << 16  # rings to take at one time; more make the next waits spurious (I4)
 
 GENERATIONS = 1 << 20
 """Generations of a slot are counted modulo this; a name has room for five hexadecimal digits."""
@@ -154,60 +154,49 @@ class Doorbell:
             self._address, *_said_of_clock, ctypes.byref(self._deadline),
         )  # fmt: skip
 
-    def wait(self, seconds: float) -> bool:
-        """Wait for a ring, at most `seconds`; False when the time is over.
+    def wait(self, seconds: float) -> int:
+        """Wait for a ring, at most `seconds`, and take all rings that have come; how many.
 
-        A signal also ends the wait, after its handler has run; then this returns True, or raises
-        what the handler raised.
+        0 when the time is over, and at most 65,536. A signal also ends the wait, after its handler
+        has run; then this returns 1, or raises what the handler raised.
         """
-        if (pause := greenlets.pausing()) is not None:
-            return self._poll(seconds, pause)
+        pause = greenlets.pausing()
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
-        self._deadline.tv_sec, self._deadline.tv_nsec = divmod(deadline, _NANOSECONDS)
+        self._deadline.tv_sec = deadline // _NANOSECONDS
+        self._deadline.tv_nsec = deadline % _NANOSECONDS
         self._busy = True  # from here on `close` leaves the unmapping to us
         try:
-            if self._closed or _timedwait(*self._arguments) == 0:
-                return True
-            code = ctypes.get_errno()
+            if self._closed:
+                return 1
+            if pause is not None:
+                if not self._poll(seconds, pause):
+                    return 0
+            elif _timedwait(*self._arguments):
+                return self._unrung(ctypes.get_errno())
+            rings = 1
+            while rings < _ENOUGH and not _trywait(self._address):
+                rings += 1
+            return rings
         finally:
             self._busy = False
             if self._closed:
                 self._let_go()
-        if code == errno.ETIMEDOUT:
-            return False
-        if code == errno.EINTR:
-            return True
-        raise OSError(code, os.strerror(code), self.name)
+
+    def _unrung(self, code: int) -> int:
+        if code not in (errno.ETIMEDOUT, errno.EINTR):
+            raise OSError(code, os.strerror(code), self.name)
+        return int(code == errno.EINTR)
 
     def _poll(self, seconds: float, pause: Callable[[float], object]) -> bool:
-        """`wait` for a greenlet: the longer no ring comes, the longer it pauses in between."""
+        """Take one ring, for a greenlet: the longer none comes, the longer it pauses in between."""
         deadline = time.monotonic() + seconds
-        self._busy = True
-        try:
-            while not self._closed and _trywait(self._address):
-                if (left := deadline - time.monotonic()) <= 0:
-                    return False
-                pause(min(self._rest, left))
-                self._rest = min(self._rest * 1.5, _LONGEST)
-            self._rest = _SHORTEST
-            return True
-        finally:
-            self._busy = False
-            if self._closed:
-                self._let_go()
-
-    def drain(self) -> int:
-        """Forget the rings so far, at most 65,536; how many were forgotten. Never blocks."""
-        forgotten = 0
-        self._busy = True
-        try:
-            while not self._closed and forgotten < _ENOUGH and not _trywait(self._address):
-                forgotten += 1
-        finally:
-            self._busy = False
-            if self._closed:
-                self._let_go()
-        return forgotten
+        while not self._closed and _trywait(self._address):
+            if (left := deadline - time.monotonic()) <= 0:
+                return False
+            pause(min(self._rest, left))
+            self._rest = min(self._rest * 1.5, _LONGEST)
+        self._rest = _SHORTEST
+        return True
 
     def ring(self) -> None:
         """Wake the subscriber from within its own process. Does nothing once it is closed."""

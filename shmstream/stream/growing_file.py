@@ -76,18 +76,6 @@ class GrowingFile(ReadOnly, io.RawIOBase):
     def _too_short(self) -> DamagedPartial:
         """The error for a file that ends before its published bytes do."""
 
-    def _note(self, position: int) -> None:
-        """Called with the new position after every read."""
-
-    def _awaited(self, end: int) -> int:
-        """Wait until `end` bytes are published; how many of those are behind the position.
-
-        Fewer of them only where the blob ends, or before the error of the next call.
-        """
-        if end <= self.position:
-            return 0
-        return min(self._readable(end), end) - self.position
-
     # Reading.
 
     def readable(self) -> bool:
@@ -106,9 +94,9 @@ class GrowingFile(ReadOnly, io.RawIOBase):
         """
         with octets(buffer) as view:
             start = self.position
-            end = start + len(view)
+            end = start + view.nbytes
             try:
-                while (ahead := self._awaited(end)) > 0:
+                while self.position < end and (ahead := self._readable(end) - self.position) > 0:
                     filled = self.position - start
                     self._readinto(view[filled : filled + ahead])
             except BaseException:
@@ -123,7 +111,7 @@ class GrowingFile(ReadOnly, io.RawIOBase):
             StreamBroken: as `readinto`.
         """
         with octets(buffer) as view:
-            if not len(view):
+            if not view.nbytes:
                 return 0
             count = self._readable(self.position + 1) - self.position
             return self._readinto(view[:count]) if count > 0 else 0
@@ -245,7 +233,6 @@ class GrowingFile(ReadOnly, io.RawIOBase):
         if count == 0:
             raise self._too_short()
         self.position += count
-        self._note(self.position)
         return count
 
     # Seeking.

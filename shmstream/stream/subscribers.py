@@ -30,6 +30,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from shmstream.errors import NoFreeSlot
 from shmstream.stream import doorbell
@@ -63,6 +64,10 @@ class Subscription:
             OSError: descriptors or shared memory have run out; nothing is left behind.
         """
         self.slot: Slot = _claim(block, lock, name)
+        self.store_position: Callable[[int], None] = partial(
+            self.slot.words.__setitem__, Slot.position.offset >> 3
+        )
+        """Stores the reader's position without a Python frame: see `Block.load_published`."""
         self._block = block
         self._lock = lock
         generation, _ = self.slot.membership
@@ -120,8 +125,9 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 class Subscriber:
     """One reader, as the writer sees it: its slot, the bytes it has read, and its process.
 
-    `lag` is the number of published bytes that it has not read yet. `sources` is a number that
-    readers with other sources have not; 0 if it has no source.
+    `position` is what it had read when it last asked for more; `lag` is how far that is behind what
+    is published. `sources` is a number that readers with other sources have not; 0 if it has no
+    source.
     """
 
     slot: int

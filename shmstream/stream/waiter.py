@@ -3,32 +3,45 @@
 Every way of reading asks `Tail.readable`: how many bytes of the blob may be read now? It answers
 at once if the bytes that the reader wants are published. Otherwise it waits:
 
-    1 forget old rings
-    2 load `published`; if it is enough, answer
-    3 load the state; if it is terminal, load `published` again, and conclude
-    4 look at the writer's lock, in any of these cases:
+    1 load `published`; if it is enough, answer
+    2 load the state; if it is terminal, load `published` again, and conclude
+    3 look at the writer's lock, in any of these cases:
         - it is the first round;
         - a quarter of a second has passed since the last look, and since the last ring that came
           with bytes;
-        - the last ring came without new bytes;
-        - step 1 forgot a ring;
+        - the last wait took a ring without new bytes, or more than one ring;
         - the writer's process has ended.
       If the lock is free, load the state again, because the writer may have finished and left
       meanwhile, and conclude
-    5 wait for a ring, at most a quarter of a second; load `published`; if it is enough, answer,
-      else go to 1
+    4 wait for a ring, at most a quarter of a second; take all rings that have come; go to 1
 
-A ring between 1 and 5 ends the wait at once, so no wake-up is lost. A ring that never comes costs
-a quarter of a second (I4). In 3 the order matters: the writer stores `published` before the state
-(I3), so the `published` that is loaded after a terminal state is final.
+A reader that finds enough in 1 leaves the rings for those bytes. Then its next wait ends at once,
+mostly without new bytes. `published` is loaded after the rings were taken, and a ring that comes
+after 4 ends the next wait, so no wake-up is lost:
 
-A writer that hands the stream over rings twice, and the reader may forget the second ring:
+    writer                                  reader
+                                            loads `published`: not enough
+    publishes
+                                            takes the rings: none of them is for those bytes
+    rings
+                                            loads `published`: enough, answers
+                                            comes for more; its wait takes that ring, without bytes
+
+A ring that never comes costs a quarter of a second (I4). In 2 the order matters: the writer stores
+`published` before the state (I3), so the `published` that is loaded after a terminal state is
+final.
+
+A writer that hands the stream over rings twice, and the reader may take both rings in one wait:
 
     writer                                  reader
     publishes, rings
-                                            wakes with bytes, answers: no look is due
+                                            wakes
     unlocks the header, rings
-                                            comes for more, and forgets that ring in 1: so it looks
+                                            takes both rings, and answers with the bytes
+                                            comes for more: the rings were two, so it looks
+
+If the second ring comes later than that, the next wait takes it, without new bytes: so it looks. If
+an old ring was left, the wait takes the first ring with it, or the second without new bytes.
 
 A writer that was killed cannot ring. So before the first look at its lock, the reader asks
 `system/exit_watcher` to ring the doorbell when the writer's process has ended. The kernel frees the
@@ -42,7 +55,7 @@ import time
 from collections.abc import Callable
 
 from shmstream.errors import WriterDied, WriterStalled, naming_shortages
-from shmstream.stream.control_block import TERMINAL, State
+from shmstream.stream.control_block import LIVE, TERMINAL, State
 from shmstream.stream.doorbell import Doorbell
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscription, is_first
@@ -77,7 +90,6 @@ class Tail:
         self._block = stream.block
         self.stall_timeout: float | None = stall_timeout
         self._subscription: Subscription | None = None
-        self._position = 0  # as last given to `note`
         self._sources = sources
         self.ahead: bool = ahead
         self.load: Callable[[], int] = self._load_ahead if ahead else stream.block.load_published
@@ -88,22 +100,23 @@ class Tail:
         self._writer: Identity | None = None  # whose end `_watch` tells
         self._watch: Watch | None = None
         self.waits: int = 0
-        """How often a reader has gone to sleep."""
+        """How often this reader has waited for a ring."""
 
-    def _subscribe(self) -> Subscription | None:
-        """The reader's slot and doorbell; None if the stream has ended, so that nothing rings."""
+    def _subscribe(self, position: int = 0) -> bool:
+        """Take a slot and a doorbell; False if the stream has ended, so that nothing rings."""
         stream = self._stream
-        if self._subscription is None and stream.block.state not in TERMINAL:
-            with naming_shortages(stream.name, "shared memory (/dev/shm)"):
-                self._subscription = Subscription(
-                    stream.block,
-                    stream.lock,
-                    stream.name,
-                    self._position,
-                    self._sources,
-                    ahead=self.ahead,
-                )
-        return self._subscription
+        if stream.block.state in TERMINAL:
+            return False
+        with naming_shortages(stream.name, "shared memory (/dev/shm)"):
+            self._subscription = Subscription(
+                stream.block,
+                stream.lock,
+                stream.name,
+                position,
+                self._sources,
+                ahead=self.ahead,
+            )
+        return True
 
     def _load_ahead(self) -> int:
         return max(self._block.load_published(), self._block.verified)
@@ -111,7 +124,8 @@ class Tail:
     def readable(self, position: int, want: int) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
 
-        If the stream is broken, the answer is less than `want` as long as it is past `position`.
+        If the stream is broken, the answer is less than `want` as long as it is past `position`,
+        which the slot shows to the writer as what this reader has read.
 
         Raises:
             BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
@@ -120,43 +134,37 @@ class Tail:
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
         self._block.require_whole()
+        if self._subscription is not None:
+            self._subscription.store_position(position)
         published = self.load()
         return published if published >= want else self._wait(position, want, published)
 
-    def _wait(self, position: int, want: int, seen: int) -> int:
-        if (subscription := self._subscribe()) is None:
-            return self._conclude(position)
-        block, doorbell = self._block, subscription.doorbell
-        last_progress = time.monotonic()
-        while True:
-            now = time.monotonic()  # before the load, so that a pause of this process is no stall
-            self._forget_rings(doorbell)
-            block.require_whole()
-            published = self.load()
-            if published >= want:
-                return published
-            if block.known_state() in TERMINAL or self._sees_writer_dead(now, doorbell):
+    def _wait(self, position: int, want: int, published: int) -> int:
+        if self._subscription is None:
+            if not self._subscribe(position):
                 return self._conclude(position)
-            if published != seen:
-                seen = published
-                now = last_progress = time.monotonic()
+            return self.readable(position, want)  # what was published before is not rung for
+        block, doorbell = self._block, self._subscription.doorbell
+        now = last_progress = time.monotonic()
+        while True:
+            if block.load_state() not in LIVE or self._sees_writer_dead(now, doorbell):
+                return self._conclude(position)
             pause = _SLICE
             if self.stall_timeout is not None:
                 pause = min(pause, last_progress + self.stall_timeout - now)
                 if pause <= 0:
                     raise WriterStalled(self._stream.name, position, self.stall_timeout)
             self.waits += 1
-            rung = doorbell.wait(pause)
+            rings = doorbell.wait(pause)
+            now = time.monotonic()  # before the load, so that a pause of this process is no stall
             block.require_whole()
-            published = self.load()
-            if rung:  # with bytes: the writer is alive; without: it may have handed the stream over
-                self._next_look = 0.0 if published == seen else time.monotonic() + _SLICE
+            seen, published = published, self.load()
+            if rings:  # one with bytes: the writer is alive; else it may have handed over
+                self._next_look = now + _SLICE if rings == 1 and published != seen else 0.0
             if published >= want:
                 return published
-
-    def _forget_rings(self, doorbell: Doorbell) -> None:
-        if doorbell.drain():  # one may have come from a writer that handed the stream over
-            self._next_look = 0.0
+            if published != seen:
+                now = last_progress = time.monotonic()
 
     def _sees_writer_dead(self, now: float, doorbell: Doorbell) -> bool:
         """Whether no writer holds the lock on the header; checks only if it is time to."""
@@ -212,12 +220,6 @@ class Tail:
             raise self._stream.abort_error()
         offset = min(position, published)
         raise WriterDied(self._stream.name, offset, str(self._stream.writer))
-
-    def note(self, position: int) -> None:
-        """Store how far this reader has read, for the writer's statistics."""
-        self._position = position
-        if self._subscription is not None and self._block.is_whole:
-            self._subscription.slot.position = position
 
     def offer(self, sources: int) -> None:
         """Store which sources this reader has, for a writer that gives up."""

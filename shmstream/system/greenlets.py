@@ -24,12 +24,14 @@ def pausing() -> Callable[[float], object] | None:
 
     Takes less than a microsecond.
     """
-    gevent = _module("gevent.monkey")
-    if gevent is not None and any(map(gevent.is_module_patched, ("threading", "time"))):
-        return _sleep_of("gevent")
-    eventlet = _module("eventlet.patcher")
-    if eventlet is not None and any(map(eventlet.is_monkey_patched, ("thread", "time"))):
-        return _sleep_of("eventlet")
+    if "gevent.monkey" in sys.modules:
+        gevent = _module("gevent.monkey")
+        if gevent is not None and any(map(gevent.is_module_patched, ("threading", "time"))):
+            return _sleep_of("gevent")
+    if "eventlet.patcher" in sys.modules:
+        eventlet = _module("eventlet.patcher")
+        if eventlet is not None and any(map(eventlet.is_monkey_patched, ("thread", "time"))):
+            return _sleep_of("eventlet")
     return None
 
 

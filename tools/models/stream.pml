@@ -501,7 +501,7 @@ inline succeed() {
 
 proctype Reader(byte me) {
     byte at, s, seen, got, fd, i, visits;
-    bool must;
+    bool must, many;
     short list;
     atomic { s = NONE; fd = NONE; visits = VISITS; must = true }
 #if JOINED
@@ -563,24 +563,19 @@ read:   /* Tail.readable */
     fi;
     STEP(got = published);
     if :: got >= WANT -> goto take :: else -> seen = got; got = 0 fi;
-    if :: s == NONE -> subscribe() :: else fi;
-    if :: s == NONE -> goto conclude :: else fi;
+    if
+    :: s == NONE -> subscribe();
+        if :: s == NONE -> goto conclude :: else fi;
+#ifndef BUG_NO_LOOK_AFTER_SUBSCRIBING
+        STEP(got = published);
+        if :: got >= WANT -> goto take :: else -> seen = got; got = 0 fi
+#endif
+    :: else
+    fi;
 
 wait:
-#ifdef BUG_NO_LOOK_AFTER_FORGETTING
-    STEP(posts[me] = 0);
-#else
-    STEP(must = must || posts[me] > 0; posts[me] = 0);        /* forget old rings, but look */
-#endif
-#ifdef BUG_NO_LOOK_BEFORE_SLEEPING
     if
     :: atomic { ALIVE && TERMINAL(state) } goto conclude
-#else
-    STEP(got = published);
-    if :: got >= WANT -> goto take :: else -> seen = got; got = 0 fi;
-    if
-    :: atomic { ALIVE && TERMINAL(state) } goto conclude
-#endif
     :: atomic { ALIVE && !TERMINAL(state) }
     :: DIES
     fi;
@@ -590,14 +585,22 @@ wait:
     :: !must                       /* it is not time to look at the lock */
     :: DIES
     fi;
+#ifdef BUG_FORGETS_RINGS_BEFORE_IT_SLEEPS
+    STEP(posts[me] = 0);
+#endif
     STEP(asleep[me] = true; wanted[me] = WANT);
-    if
+    if                             /* one ring, then all others that have come */
     :: atomic { ALIVE && posts[me] > 0 ->
-                posts[me]--; must = true; asleep[me] = false; wanted[me] = 0 }
+                posts[me]--; must = true; many = false; asleep[me] = false; wanted[me] = 0 }
+#ifdef BUG_NO_LOOK_AFTER_MANY_RINGS
+        STEP(posts[me] = 0);
+#else
+        STEP(many = posts[me] > 0; posts[me] = 0);
+#endif
     :: atomic { ALIVE -> asleep[me] = false; wanted[me] = 0 } /* a quarter of a second is over */
     :: DIES
     fi;
-    STEP(got = published; must = must && got == seen);
+    STEP(got = published; must = must && (many || got == seen); many = false);
     if :: got >= WANT -> goto take :: else -> seen = got; got = 0; goto wait fi;
 
 conclude:   /* Tail._conclude: the state, then `published` */
@@ -640,7 +643,7 @@ take:
     goto read;
 
 leave:
-    atomic { fd = NONE; got = 0; seen = 0; must = false }
+    atomic { fd = NONE; got = 0; seen = 0; must = false; many = false }
 #if LEAVING
     if :: s != NONE -> unsubscribe() :: else fi;
     reap();                        /* Flight.leave */
@@ -656,7 +659,8 @@ leave:
 gone:
     atomic {
         left[me] = true;
-        at = 0; s = 0; seen = 0; got = 0; fd = 0; i = 0; visits = 0; list = 0; must = false
+        at = 0; s = 0; seen = 0; got = 0; fd = 0; i = 0; visits = 0; list = 0; must = false;
+        many = false
     }
 }
 
