@@ -264,8 +264,10 @@ class AsyncBlob:
         return view.published
 
     def _report(self, *, last: bool = False) -> None:
+        if self._tell is None:
+            return
         now = time.monotonic()
-        if self._tell is not None and (last or now - self._told >= REPORT):
+        if last or now - self._told >= REPORT:
             self._told = now
             self._tell(Progress(self.key, self.published, self.size, self.role))
 
@@ -287,23 +289,20 @@ class AsyncBlob:
     async def read1(self, size: int = -1) -> bytes:
         """Bytes that have arrived, waiting for one, at most `size` (or 128 KiB); b"" at the end."""
         try:
-            return await self._read1(size)
+            ahead = await self._readable(self._position + 1) - self._position
+            count = min(ahead, _SPAN if size < 0 else size)
+            if count <= 0:
+                return b""
+            start = self._position // _SPAN * _SPAN
+            if self._lookout is None:
+                data = await _pread(self._view.fd, count, self._position)
+            else:
+                span = await self._span(self._lookout, start)
+                offset = self._position - start
+                whole = offset == 0 and len(span) <= count
+                data = span if whole else span[offset : offset + count]
         except MemoryError as error:
             raise no_memory(self.key, error) from error
-
-    async def _read1(self, size: int) -> bytes:
-        ahead = await self._readable(self._position + 1) - self._position
-        count = min(ahead, _SPAN if size < 0 else size)
-        if count <= 0:
-            return b""
-        start = self._position // _SPAN * _SPAN
-        if self._lookout is None:
-            data = await _pread(self._view.fd, count, self._position)
-        else:
-            span = await self._span(self._lookout, start)
-            offset = self._position - start
-            whole = offset == 0 and len(span) <= count
-            data = span if whole else span[offset : offset + count]
         if not data:
             reason = f"is shorter than the {self.published} published"
             raise DamagedPartial(self.key, self._position, self.path, reason)

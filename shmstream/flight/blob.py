@@ -185,6 +185,16 @@ class Blob(ReadOnly, io.RawIOBase):
     def _wait_past(self, seen: int) -> None:
         self._reader().wait(seen + 1)
 
+    def next_view(self, seen: int) -> View:
+        """Move to `seen`; wait as `wait_past` does; how far the blob is then."""
+        return self._go(partial(self._next_view, seen))
+
+    def _next_view(self, seen: int) -> View:
+        reader = self._reader()
+        reader.position = seen
+        reader.wait(seen + 1)
+        return reader.view()
+
     def offer(self) -> None:
         """Tell the leader which sources the readers of this process have by now."""
         self._flight.offer(self._file)
@@ -490,8 +500,10 @@ class Blob(ReadOnly, io.RawIOBase):
             offset += count
 
     def _report(self, *, last: bool = False) -> None:
+        if self._tell is None:
+            return
         now = time.monotonic()
-        if self._tell is not None and (last or now - self._told >= REPORT):
+        if last or now - self._told >= REPORT:
             self._told = now
             self._tell(Progress(self.key, self.published, self.size, self.role))
 

@@ -186,7 +186,7 @@ class Lookout:
             if (reader := flight.follow()) is not None:
                 blob = Blob(flight, reader=reader, goes_past=False)
                 undo.callback(blob.close)
-                self._look_at(blob)
+                self._look_at(blob, blob.view())
             threads.Call(partial(self._run, flight, blob), "shmstream-lookout").start()
             undo.pop_all()
 
@@ -239,16 +239,19 @@ class Lookout:
 
     def _follow(self, blob: Blob) -> None:
         try:
-            while not self._ended and not self.is_complete:
-                self._look_at(blob)
+            view = blob.view()
+            while True:
+                self._look_at(blob, view)
                 if self._wants_past:
                     self._go_past(blob)
-                # Tasks may have read all of this. If the leader dies, the blob joins anew at this
-                # position, so the new stream must have the same bytes before it.
-                blob.seek(self.published)
-                with suppress(WriterStalled):  # each task has its own `stall_timeout`
-                    if not self.is_complete:
-                        blob.wait_past(self.published)
+                if self._ended or self.view.is_complete:
+                    break
+                try:
+                    # Tasks may have read all of this. If the leader dies, the blob joins anew at
+                    # this position, so the new stream must have the same bytes before it.
+                    view = blob.next_view(self.view.published)
+                except WriterStalled:  # each task has its own `stall_timeout`
+                    view = blob.view()
         finally:
             blob.close()
 
@@ -264,12 +267,11 @@ class Lookout:
         self._stop = blob.stop
         if blob.go_past():
             self.past_since = time.monotonic()
-            self._look_at(blob)
+            self._look_at(blob, blob.view())
         self.cannot_go_past = True  # once is enough
         self._tell()
 
-    def _look_at(self, blob: Blob) -> None:
-        view = blob.view()
+    def _look_at(self, blob: Blob, view: View) -> None:
         if not self.is_open:
             self.moved = time.monotonic() - blob.quiet_for
         if not self.view.published or blob.joins != self._joins:
@@ -317,13 +319,13 @@ class Lookout:
             self.moved = time.monotonic()
         published, size, is_complete, _ = view
         fd = self._fds[-1] if self._fds else -1
-        self.view = view = View(published, size, is_complete, fd)
+        self.view = View(published, size, is_complete, fd)
         self.is_open = True
         # If this process leads, no task is woken for the size alone: the first bytes follow at
         # once, and tasks that wait for the size look again after a moment anyway.
         if self._leads:
             size = before.size
-        if is_first or before != View(published, size, is_complete, fd):
+        if is_first or before != (published, size, is_complete, fd):
             self._tell()
 
     # The waiting tasks.
@@ -331,11 +333,13 @@ class Lookout:
     def _tell(self) -> None:
         """Have every event loop wake its tasks that have enough."""
         for loop, waiting in list(self._waiting.items()):
-            if any(self._ended or enough() for enough, _, _ in waiting.tasks[:]):
-                try:
-                    loop.call_soon_threadsafe(self._resolve, waiting)
-                except RuntimeError:  # the loop was closed, and its tasks are gone
-                    waiting.tasks.clear()
+            for enough, _, _ in waiting.tasks[:]:
+                if self._ended or enough():
+                    try:
+                        loop.call_soon_threadsafe(self._resolve, waiting)
+                    except RuntimeError:  # the loop was closed, and its tasks are gone
+                        waiting.tasks.clear()
+                    break
 
     def _resolve(self, waiting: _Waiting) -> None:
         """Wake the tasks that have enough; the loop's own thread calls this."""
@@ -358,8 +362,10 @@ class Lookout:
             if not (self._ended or enough()):
                 await waits[1]
         finally:
-            with suppress(ValueError):  # the loop was closed
+            try:
                 waiting.tasks.remove(waits)
+            except ValueError:  # the loop was closed
+                pass
 
 
 _Waits = tuple[Callable[[], bool], "asyncio.Future[None]", int]

@@ -151,16 +151,19 @@ def crew_of(fingerprints: Set[str]) -> int:
 
 def crew(stream: str) -> int:
     """A number that another process has only if it offers the same sources; 0: it offers none."""
-    room, offers = _offers(stream)
-    if room is None:
-        return 0
-    if room.crew is None:
+    with _rooms.lock:
+        rooms = _rooms.value
+        room = rooms.get(stream)
+        if room is None:
+            return 0
+        if room.crew is not None:
+            return room.crew
+        offers = list(room.offers)
         room.crew = 0  # first: an offer that comes meanwhile sets it to None again
-        number = crew_of({each for offer in offers for each in offer.fingerprints})
-        if room.crew == 0:
-            room.crew = number
-        return number
-    return room.crew
+    number = crew_of({each for offer in offers for each in offer.fingerprints})
+    if room.crew == 0:
+        room.crew = number
+    return number
 
 
 def has(stream: str, source: str) -> bool:

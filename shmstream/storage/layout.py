@@ -89,7 +89,7 @@ class Place:
         hashed = hashlib.sha256(self._of.encode() + raw).digest()
         return base64.b32encode(hashed[: NAME_LIMIT * 5 // 8]).decode().lower()
 
-    @property
+    @cached_property
     def asked(self) -> str:
         """Stream and what was asked for: the same for all readers that want the same bytes."""
         return f"{self.stream} {self.digest} {self.size}" if self.expects else self.stream

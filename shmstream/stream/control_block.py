@@ -430,7 +430,8 @@ class Block:
         Raises:
             DamagedSegment: another program has stored a number that is no state.
         """
-        state = self.state
+        self.require_whole()
+        state = self.load_state()
         try:
             return _STATES[state]
         except IndexError:

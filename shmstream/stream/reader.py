@@ -148,7 +148,9 @@ class InFlightCopier(GrowingFile):
     @property
     def published(self) -> int:
         """Bytes that can be read without waiting."""
-        return max(self._block.published, self._block.verified if self._ahead else 0)
+        self._block.require_whole()
+        published = self._block.load_published()
+        return max(published, self._block.verified) if self._ahead else published
 
     @property
     def quiet_for(self) -> float:

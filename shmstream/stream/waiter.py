@@ -223,6 +223,8 @@ class Tail:
 
     def offer(self, sources: int) -> None:
         """Store which sources this reader has, for a writer that gives up."""
+        if self._sources == sources:
+            return
         self._sources = sources
         if self._subscription is not None:
             self._subscription.slot.sources = sources

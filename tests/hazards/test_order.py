@@ -305,11 +305,16 @@ def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str
         with InFlightCopier.attach(streamer.name) as reader:
             loads: list[str] = []
             block = reader._block
-            load_published, load = reader._tail.load, Word.__get__
+            load_published, load_state = reader._tail.load, block.load_state
+            load = Word.__get__
 
             def note_published() -> int:
                 loads.append("published")
                 return load_published()
+
+            def note_state() -> int:
+                loads.append("state")
+                return load_state()
 
             def note(self: Word, of: Any, owner: Any = None) -> Any:
                 if of is block:
@@ -317,6 +322,7 @@ def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str
                 return load(self, of, owner)
 
             monkeypatch.setattr(reader._tail, "load", note_published)
+            monkeypatch.setattr(block, "load_state", note_state)
             monkeypatch.setattr(Word, "__get__", note)
             reader.view()
             monkeypatch.undo()
