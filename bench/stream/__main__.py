@@ -13,6 +13,7 @@ is busy with other work slows both. The sections, with their files and raw limit
                                 in C (in_c.c)
     publish     crowd.py        one publish to 1,000 waiting subscribers; 1,000 `sem_post`, and the
                                 same in C
+    calls       calls.py        calls of functions in one wake-up; no raw, a bound
     memory      memory.py       a reader's peak for 16 MiB and for 4 GiB; no raw, a bound of 2 MiB
     attach      joining.py      joining and leaving a live stream; the bare system calls, a bound
 
@@ -26,11 +27,12 @@ from __future__ import annotations
 import sys
 
 from bench.command import Command, Count, run
-from bench.stream import crowd, joining, memory, throughput, wakeup
+from bench.stream import calls, crowd, joining, memory, throughput, wakeup
 
 SECTIONS = {
     "throughput": throughput.measure,
     "wake-up": wakeup.measure,
+    "calls": calls.measure,
     "publish": crowd.measure,
     "memory": memory.measure,
     "attach": joining.measure,

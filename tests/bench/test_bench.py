@@ -56,6 +56,17 @@ def test_stream_in_short(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == {report, page}
 
 
+def test_one_wake_up_of_a_reader_takes_few_calls(tmp_path: Path) -> None:
+    """A count of calls is no time: it is the same on a machine that is busy."""
+    report = tmp_path / "report.json"
+    measure("bench.stream", "--json", report, "--dir", tmp_path, "--only", "calls")
+    rows = json.loads(report.read_text(encoding="utf-8"))["rows"]
+    calls = {row["case"]: row["ours"] for row in rows}
+    assert 10 <= calls.pop("one wake-up of a reader") <= 25
+    assert all(each > 20 for each in calls.values()), "asyncio's own calls, and ours"
+    assert len(calls) == 2
+
+
 def test_a_program_in_c_is_beside_the_wake_up_and_the_publish(tmp_path: Path) -> None:
     """It wakes as often as it is told, each time after it was rung, and ends all its processes."""
     program("gcc", "gcc")
