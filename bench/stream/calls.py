@@ -4,8 +4,8 @@ Right after a wake-up the caches are cold, and each call costs a multiple of wha
 loop. The number of calls does not depend on the machine, nor on what else it does, so a test has a
 bound for it (tests/bench).
 
-    a reader    an `InFlightCopier` waits in `readinto1` for 64 bytes that another process publishes;
-                counted from the call until it has returned
+    a reader    an `InFlightCopier` waits in `readinto1` for 64 bytes of another process; counted
+                from the call until it has returned
     asyncio     a task waits in `AsyncBlob.read1` for the same; counted in the thread that watches
                 the flight for all tasks, and in the thread of the task, there with what asyncio
                 itself calls

@@ -93,7 +93,7 @@ def note_waits() -> list[float]:
     wait = Doorbell.wait
     waits: list[float] = []
 
-    def noted(self: Doorbell, seconds: float) -> bool:
+    def noted(self: Doorbell, seconds: float) -> int:
         waits.append(seconds)
         return wait(self, seconds)
 
