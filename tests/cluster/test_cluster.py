@@ -250,7 +250,7 @@ def test_flights_under_way_go_on(nodes: Nodes, halting: Origin, redis: Redis, ho
 def test_a_hanging_directory_costs_one_call_that_is_given_up(
     nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How long a call may take is measured in test_directory; here, that one is all it costs.
+    """How long a call may take is told in test_directory; here, that one is all it costs.
 
     The node may introduce itself at the same time: both are asked in one go, and given up together.
     """
