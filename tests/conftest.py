@@ -23,7 +23,6 @@ settings.load_profile("steady")
 pytest_plugins = [
     "tests.support.containers",
     "tests.support.docker_registry",
-    "tests.support.fuse",
     "tests.support.nginx",
     "tests.support.origin",
     "tests.support.redis",
@@ -31,7 +30,8 @@ pytest_plugins = [
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
-    "tests.support.cluster",  # after those that it uses
+    "tests.support.cluster",  # after those that it uses, as all that follow
+    "tests.support.fuse",
     "tests.support.registries",
     "tests.support.quirks",
     "tests.support.mirrors",

@@ -148,10 +148,13 @@ def test_two_at_once(begin: Begin, store: Store, origin: Origin, url: str) -> No
     assert [each.method for each in origin.requests("/blob")] == ["GET"]
 
 
-def test_what_was_interrupted_goes_on(begin: Begin, run: Run, origin: Origin, url: str) -> None:
+def test_what_was_interrupted_goes_on(
+    begin: Begin, run: Run, store: Store, origin: Origin, url: str
+) -> None:
     origin.change("/blob", count=1, stall_after=200_000)
     fetch = begin("fetch", url, "-o", "-")
     assert fetch.read(190_000) == BLOB[:190_000]
+    flying(store, published=200_000)
     fetch.process.kill()
     fetch.process.wait()
     assert run("gc")[0] == 0

@@ -28,7 +28,8 @@ TEXT = "name,value\n" + "".join(f"row {number},{number * 7}\n" for number in ran
 
 
 def downloads(origin: Origin, path: str) -> list[Request]:
-    return [each for each in origin.requests(path) if each.method == "GET"]
+    """The GETs of this path, when they are over."""
+    return [each for each in origin.ended(path) if each.method == "GET"]
 
 
 def test_one_download_for_all_processes(
