@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.commands import PYTHON, ROOT, Command
+from tests.support.commands import PYTHON, ROOT, Command, Running
 from tests.support.crowds import BLOB, DATA, MIB
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.kept import all_serve
@@ -366,20 +366,19 @@ def test_more_connections_than_allowed(serve: Serve) -> None:
 # The command line.
 
 
-def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PYTHON, "-m", "shmstream", "serve", *arguments],
-        cwd=ROOT, env={**os.environ, "SHMSTREAM_STORE": str(store), "COLUMNS": "200"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(*arguments: str, store: Path) -> Running:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMSTREAM_STORE", str(store))
+        patch.setenv("COLUMNS", "200")
+        return Running("serve", *arguments, cwd=ROOT)
 
 
-def refused(running: subprocess.Popen[str]) -> tuple[int, str]:
+def refused(running: Running) -> tuple[int, str]:
     """Exit code and error output."""
-    out, errors = running.communicate(timeout=PATIENCE)
-    assert out == ""
-    assert "Traceback" not in errors
-    return running.returncode, errors
+    with closing(running):
+        code, out, errors = running.finish()
+    assert out == b""
+    return code, errors
 
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:1")
