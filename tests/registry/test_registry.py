@@ -366,10 +366,10 @@ def test_passwords_and_tls(
             answer = ours.get(f"/v2/{name}/private/app/{part}")
             assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
             assert answer.headers["www-authenticate"].startswith("Basic ")
-    told = ours.serving.stop_and_read()
-    assert '"path":"/v2/private/app/manifests/v1"' in told
-    assert "s3cret" not in told
-    assert "wr0ng" not in told
+    log = ours.serving.stop_and_read()
+    assert '"path":"/v2/private/app/manifests/v1"' in log
+    assert "s3cret" not in log
+    assert "wr0ng" not in log
     distrusting = run_registry(upstream.url, {"SHMSTREAM_AUTH": "me:s3cret"}, workers=1)
     assert distrusting.get("/v2/private/app/manifests/v2").code == "UNAVAILABLE"
     assert "certificate" in distrusting.serving.log

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from shmstream.sources.origin import Request
 from tests.registry.test_registry_faults import serve_manifest
 from tests.support import registries
 from tests.support.containerd import Containerd
 from tests.support.images import OCI_MANIFEST, digest_of, image
-from tests.support.origin import Origin, Request
+from tests.support.origin import Origin
 from tests.support.registries import Registry, succeeds
 from tests.support.roles import content
 from tests.support.stores import digest
