@@ -344,15 +344,12 @@ def test_a_file_over_several_connections(
 
 def test_operators_see_mirrors(mirrored: Mirrored, quirks: Quirks) -> None:
     quirks.script = tagged(b"seen", '"1"', Cache_Control="max-age=60")
-
-    def hits() -> float:
-        return mirrored.serving.metric("shmstream_requests_total", route="http", cache="hit")
-
-    before = hits()
+    hits = {"route": "http", "cache": "hit"}
+    before = mirrored.serving.metric("shmstream_requests_total", **hits)
     for _ in range(2):
         assert mirrored.ask("/files/seen").body == b"seen"
-    wait_until(lambda: hits() == before + 1)  # a worker counts a moment after its client has it all
-    wait_until(lambda: any(each["path"] == "/files/seen" for each in mirrored.serving.accesses()))
+    mirrored.serving.wait_for_metric(before + 1, "shmstream_requests_total", **hits)
+    mirrored.serving.accesses(lambda lines: "/files/seen" in {each["path"] for each in lines})
     quirks.script = lambda _: Reply(502)
     assert mirrored.ask("/files/problem").status == 502
     problem = f"/files, {quirks.url}"

@@ -111,7 +111,7 @@ class _Server(Server):
         self.current: dict[int, tuple[Behaviour, threading.Event]] = {}
         self.released = threading.Event()
         # Never listens: it keeps the port while the server refuses.
-        self.place = _bound(0)
+        self.place = bound()
         self.port: int = self.place.getsockname()[1]
         self.refuses = True
         self.listen()
@@ -140,7 +140,7 @@ class _Server(Server):
 
     def listen(self) -> None:
         if self.refuses:
-            listener = _bound(self.port)
+            listener = bound(self.port)
             listener.listen(128)
             self.start(listener)
             self.refuses = False
@@ -312,11 +312,12 @@ def _tunnel(channel: socket.socket, place: str) -> None:
                 (there if side is channel else channel).sendall(data)
 
 
-def _bound(port: int) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
-    return bound
+def bound(port: int = 0) -> socket.socket:
+    """A socket at a port, 0: at a free one. It does not listen: it keeps the port for a server."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", port))
+    return place
 
 
 def serve(link: Link, certificate: str | None) -> None:
