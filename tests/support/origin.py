@@ -107,7 +107,8 @@ class _Server(Server):
         # The lock guards these, too.
         self.paths: dict[str, Behaviour] = {}
         self.changes: dict[str, list[tuple[int, int | None, dict[str, Any]]]] = {}
-        self.current: dict[int, Behaviour] = {}  # of a connection's request
+        # Of a connection's request: how it is answered, and what ends its stall.
+        self.current: dict[int, tuple[Behaviour, threading.Event]] = {}
         self.released = threading.Event()
         # Never listens: it keeps the port while the server refuses.
         self.place = _bound(0)
@@ -145,8 +146,9 @@ class _Server(Server):
             self.refuses = False
 
     def release(self) -> None:
-        self.released.set()
-        self.released = threading.Event()
+        with self.lock:
+            self.released.set()
+            self.released = threading.Event()
 
     def reset(self) -> None:
         self.listen()
@@ -164,16 +166,17 @@ class _Server(Server):
             super()._converse(channel, number, host, port)
 
     def note(self, request: Request) -> None:
-        """A request is answered as its path behaves when it comes."""
+        """A request is answered as its path behaves when it comes, and the next release is its."""
         if not request.over:
-            self.current[request.connection] = self._behaviour(request.path, request.number)
+            behaviour = self._behaviour(request.path, request.number)
+            self.current[request.connection] = (behaviour, self.released)
 
     def answer(self, channel: socket.socket, request: Request) -> bool:
         if request.method == "CONNECT":
             request.status = 200
             _tunnel(channel, request.path)
             return False
-        return _Answer(self, channel, request, self.current.pop(request.connection)).send()
+        return _Answer(self, channel, request, *self.current.pop(request.connection)).send()
 
     def _behaviour(self, path: str, number: int) -> Behaviour:
         behaviour = self.paths.get(path) or self.paths.get(path.partition("?")[0])
@@ -189,13 +192,18 @@ class _Answer:
     """One answer: the head follows HTTP, the body goes on until a fault."""
 
     def __init__(
-        self, server: _Server, channel: socket.socket, request: Request, behaviour: Behaviour
+        self,
+        server: _Server,
+        channel: socket.socket,
+        request: Request,
+        behaviour: Behaviour,
+        released: threading.Event,
     ) -> None:
         self.server = server
         self.channel = channel
         self.request = request
         self.does = behaviour
-        self.released = server.released  # as it begins: a release may come before the stall
+        self.released = released  # as it begins: a release may come before the stall
 
     def send(self) -> bool:
         if not self._goes_on(-1):
