@@ -13,8 +13,6 @@ from shmstream.stream import doorbell, segment
 from shmstream.system import threads
 from tests.support.interpreters import PATIENCE, live_threads
 
-_A_WHILE = 15.0  # s
-
 
 class Traces(NamedTuple):
     """All of it at one moment."""
@@ -54,7 +52,7 @@ def traces_in_the_end(folder: Path | None, before: Traces) -> Traces:
     What ends by itself may take long on a busy machine: a server of this process notices a moment
     later that its client has left. What is left behind stays.
     """
-    deadline = time.monotonic() + _A_WHILE
+    deadline = time.monotonic() + PATIENCE
     while (now := traces(folder)) != before and time.monotonic() < deadline:
         time.sleep(0.01)
     return now
