@@ -241,6 +241,11 @@ def test_the_tracker_never_hears_of_a_stream(start: Start, blob: str) -> None:
     assert writer.finish() == ""
 
 
+# These take the alarm that would else end a test which hangs.
+by_thread = pytest.mark.timeout(120, method="thread")
+
+
+@by_thread
 @pytest.mark.parametrize("handler", ["SystemExit", "KeyboardInterrupt", "TimeoutError"])
 def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> None:
     error = {
@@ -265,6 +270,7 @@ def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> No
         signal.signal(signal.SIGALRM, previous)
 
 
+@by_thread
 def test_signals_that_raise_nothing_do_not_end_a_wait(blob: str) -> None:
     rung = 0
 
