@@ -27,7 +27,7 @@ from tests.asgi.test_response import PROTOCOLS, SPARE
 from tests.hazards.test_shortages import with_shared_memory_of
 from tests.support.asgi_servers import Server
 from tests.support.images import OCI_MANIFEST, digest_of
-from tests.support.interpreters import wait_until
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 from tests.support.registries import Run
 from tests.support.roles import content, sha256
@@ -194,7 +194,7 @@ def test_http_1_0_is_told_the_length_or_refused(serving: Serving, origin: Origin
     server = serving()
     for framing, status in (("length", b"200 OK"), ("chunked", b"503 Service Unavailable")):
         origin.change("/blob", framing=framing)
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
             client.sendall(f"GET /blob/{KEY} HTTP/1.0\r\n\r\n".encode())
             with client.makefile("rb") as answer:
                 head, _, body = answer.read().partition(b"\r\n\r\n")
