@@ -112,7 +112,7 @@ def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     close_pools()  # they keep connections to origins
     gc.collect()
     left = traces_in_the_end(folder, before)
-    assert left == before, left.told_beside(before)
+    assert left.is_as(before), left.told_beside(before)
 
 
 @pytest.fixture

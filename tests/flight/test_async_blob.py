@@ -144,6 +144,7 @@ def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
 ) -> None:
     """No leader can be slow before there is a flight: it is not gone past, and no error is told."""
     go_on, waits = threading.Event(), []
+    blobs: list[async_blob.AsyncBlob] = []
     join = Store._flight
 
     def slowly(*given: Any, **options: Any) -> Any:
@@ -153,13 +154,15 @@ def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
     def note(lookout: hub.Lookout, enough: Callable[[], bool]) -> Any:
         waits.append(lookout)
         if len(waits) > 5:  # each is as long as `stall_timeout`, or longer
+            blobs[0]._stall_timeout = PATIENCE  # once there is a leader, it may be slow
             go_on.set()
         return wait(lookout, enough)
 
     async def main() -> None:
         held = Held(content(1, 4096))
         held.go.set()
-        async with store.aopen(digest(1, 4096), held, stall_timeout=0.1).at_once() as blob:
+        blobs.append(store.aopen(digest(1, 4096), held, stall_timeout=0.1).at_once())
+        async with blobs[0] as blob:
             await blob.known()
             assert await blob.read() == content(1, 4096)
 
@@ -342,6 +345,7 @@ def test_a_stall_is_each_tasks_own(store: Store, origin: Origin) -> None:
             reading = asyncio.create_task(patient.read())
             with pytest.raises(WriterStalled):
                 await hasty.read()
+            origin.wait("/blob", bool)
             origin.release()
             assert await reading == await hasty.read() == content(1, MIB)
 
@@ -631,6 +635,7 @@ def test_another_task_closes_what_one_reads(store: Store, origin: Origin) -> Non
         for each in (reading, waiting):
             with pytest.raises(StreamClosed):
                 await each
+        origin.wait("/blob", bool)
         origin.release()
 
     asyncio.run(main())

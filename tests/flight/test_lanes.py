@@ -211,7 +211,9 @@ def second_supply(lanes: Lanes) -> Supply:
     return other
 
 
-def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> None:
+def test_what_was_late_waits_a_moment_for_a_free_connection(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The leader does not ask the first source itself, as long as another source may bring it."""
     piece = claim(lanes)
     second_supply(lanes)
@@ -219,8 +221,9 @@ def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> Non
     lanes._alone = piece.began
     assert lanes._wait_for_front()
     assert piece.is_dropped
+    monkeypatch.setattr("shmstream.flight.lanes._LATE", 1000.0)  # the moment
     assert lanes._wait_for_front(), "no thread of the other source had the time to claim it"
-    lanes._alone -= 10.0
+    lanes._alone -= 2000.0
     assert not lanes._wait_for_front(), "none does"
 
 
