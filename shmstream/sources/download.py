@@ -94,6 +94,7 @@ class Download:
         others: called when no source is left; gives further sources.
         may_be_others: whether there are sources beside these, here or in another process.
         is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
+        crowds: whether a source refuses because of what else was asked of it for this blob.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Download:
         others: Callable[[], Sequence[Source]] = tuple,
         may_be_others: Callable[[], bool] = lambda: False,
         is_wanted: Callable[[], bool] = lambda: True,
+        crowds: Callable[[SourceError], bool] = lambda _: False,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -124,6 +126,7 @@ class Download:
         self._digest = digest
         self._expecting: dict[int, Source] = {}
         self.compares = compares
+        self._crowds = crowds
         self._tell = tell
         self._end = end
         self._size = size
@@ -413,7 +416,10 @@ class Download:
             raise DigestMismatch(self._name, position, reason, self._digest, "") from error
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
-            pause = self._attempts.failed(error, position, with_part=with_part)
+            is_crowded = self._crowds(error)
+            pause = self._attempts.failed(
+                error, position, with_part=with_part, is_crowded=is_crowded
+            )
         except SourceFailed as failed:
             if (shortage := _shortage(error, self._name)) is not None:
                 raise shortage from error

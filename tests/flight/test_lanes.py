@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec.core
 import pytest
 
 from shmstream.errors import SourceError, StreamClosed
+from shmstream.filesystem.target import TargetSource
 from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
+from shmstream.flight.shares import Share
 from shmstream.flight.supply import Supply
 from shmstream.sources.base import Description, Feed, connections_of, open_at
 from shmstream.sources.fsspec import FsspecSource
@@ -83,10 +85,57 @@ def test_a_block_that_is_here_in_part_is_not_for_a_successor(
     assert adopted(ring, tmp_path, BLOCK) == {2}
 
 
-def test_one_connection_if_nobody_asks_for_more() -> None:
-    source = HTTPSource("http://a/b")
-    assert [connections_of(source, each) for each in (None, 1, 5)] == [1, 1, 5]
-    assert connections_of(HTTPSource("http://a/b", connections=3), 5) == 3
+LARGE = 64 << 20
+
+
+class Parts:
+    """A source of a user, which gives parts, and does not say over how many connections."""
+
+    name = "parts"
+    open_part: Any = print
+
+
+def test_how_many_connections_a_blob_comes_over() -> None:
+    """What a source says counts first, then the call or the store, then the size of the blob."""
+    source, parts = HTTPSource("http://a/b"), cast("Any", Parts())
+    for size, usual in ((LARGE, None), (LARGE - 1, 1)):
+        of = [connections_of(source, each, size) for each in (None, 1, 5)]
+        assert of == [usual, 1, 5]
+        assert connections_of(HTTPSource("http://a/b", connections=3), 5, size) == 3
+        assert [connections_of(parts, each, size) for each in (None, 5)] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"), [("http", None), ("s3", None), ("memory", 1), ("file", 1)]
+)
+def test_a_file_of_a_target_file_system(protocol: str, expected: int | None) -> None:
+    given = {"asynchronous": True} if expected is None else {}  # begins no thread
+    system = fsspec.filesystem(protocol, skip_instance_cache=True, **given)
+    source = TargetSource(lambda: system, "a/b", "a name", None)
+    assert connections_of(source, None, LARGE) == expected
+    assert connections_of(source, 5, LARGE) == (5 if expected is None else 1)
+
+
+def test_flights_share_the_connections_to_a_server() -> None:
+    def share(url: str) -> Share:
+        return Share(HTTPSource(url))
+
+    flights = [share("https://a:1/0")]
+    other = share("https://a:2/0")
+    for expected in (8, 4, 2, 2, 1, 1):
+        assert {each.connections for each in flights} == {expected}
+        flights.append(share(f"https://a:1/{expected}"))
+    assert other.connections == 8
+    first = flights[0]
+    shared = Supply(HTTPSource("https://a:1/0"), 8, 1e6, is_first=True, share=first)
+    asked = Supply(HTTPSource("https://a:1/0"), 8, 1e6, is_first=True)
+    shared.is_proved = asked.is_proved = True
+    now = time.monotonic()
+    assert [each.allowed(now, 1) for each in (shared, asked)] == [0, 7], "it was asked for"
+    for each in [*flights[1:], *flights[1:], other]:
+        each.leave()
+    assert (first.connections, shared.allowed(now, 1)) == (8, 7)
+    first.leave()
 
 
 class Broken:
@@ -104,7 +153,7 @@ def test_a_source_is_not_connected_to_before_it_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken: Any = Broken()
-    assert connections_of(broken, 4) == 1
+    assert connections_of(broken, 4, LARGE) == 1
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("it may connect")
@@ -120,7 +169,7 @@ def test_a_source_is_not_connected_to_before_it_is_needed(
         "no-such-scheme://a": 1,
     }
     for url, expected in of.items():
-        assert connections_of(FsspecSource(url), 4) == expected
+        assert connections_of(FsspecSource(url), 4, LARGE) == expected
 
 
 class Fed:
