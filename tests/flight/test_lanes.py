@@ -273,6 +273,119 @@ def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> Non
     assert not lanes._wait_for_front(), "none does"
 
 
+def test_connections_that_are_silent_from_the_first_byte_on_are_left_together(
+    lanes: Lanes,
+) -> None:
+    """The server answers two; readers wait once for the others, not once for each of them."""
+    supply, pieces = supply_of(lanes), [claim(lanes) for _ in range(4)]
+    supply.delay = 0.02
+    for each in pieces[:2]:
+        lanes._came(each, BLOCK)
+    for each in pieces:
+        each.began = each.moved = each.began - 5.0
+    pieces[0].moved = time.monotonic()
+    assert lanes._pieces is not None
+    lanes._pieces.advance(pieces[2].start)
+    assert lanes._wait_for_front()
+    assert [each.is_dropped for each in pieces] == [False, False, True, True]
+    assert (supply.most, supply.active) == (2, 2)
+    for each in pieces[2:]:  # their threads have waited for the heads of answers until now
+        lanes.ended(each, None)
+    assert supply.active == 2
+    assert supply.allowed(time.monotonic() + 29.0, 0) == 2
+    assert supply.allowed(time.monotonic() + 31.0, 0) == 3
+
+
+def test_a_source_that_never_answers_a_second_connection_is_asked_three_times(
+    lanes: Lanes, fed: Fed
+) -> None:
+    """The leader's own feed goes on past the pieces that another one does not bring."""
+    supply = supply_of(lanes)
+    supply.is_proved = False
+    lanes.own_begins(Feed(iter(())))
+    assert lanes._pieces is not None
+    for asked in range(3):
+        assert supply.may_come_again
+        lanes._pieces.own_end = (asked + 1) * 4 * BLOCK
+        supply._rests_until = 0.0
+        piece = lanes.claim(supply)
+        assert piece is not None
+        piece.began -= 1.0
+        fed.appended = piece.start
+        assert lanes.room() > 0
+        assert piece.is_dropped
+    assert not supply.may_come_again
+    assert not lanes._may_any(time.monotonic() + 1000)
+
+
+def test_a_source_has_time_to_give_its_first_part(lanes: Lanes) -> None:
+    """From a fast source that is far away, the leader's own feed brings 16 MiB much sooner."""
+    supply = supply_of(lanes)
+    supply.rate = 64.0 * BLOCK
+    for is_proved, end in ((False, SLOTS // 2), (True, 1)):
+        supply.is_proved, lanes._most = is_proved, BLOCK
+        lanes.own_begins(Feed(iter(())))
+        lanes._share(0)
+        assert lanes._pieces is not None
+        assert lanes._pieces.own_end == max(end, 4) * BLOCK, "a piece has a MiB at least"
+
+
+def test_the_leader_has_no_connection_beside_as_many_as_its_source_bears(lanes: Lanes) -> None:
+    """It asks itself while the source bears no other: the piece that is furthest ahead goes."""
+    supply = supply_of(lanes)
+    pieces = [claim(lanes) for _ in range(2)]
+    assert lanes._pieces is not None
+    lanes._pieces.claimed.remove(pieces[0])  # no connection brings what is missing first
+    supply.most = 2
+    supply._rests_until = math.inf
+    assert lanes.take_over(lambda _: None) is not None
+    assert pieces[1].is_dropped
+    assert (supply.active, lanes._own) == (1, 1)
+
+
+def test_a_source_that_bears_one_connection_is_asked_by_the_leader(lanes: Lanes) -> None:
+    supply = supply_of(lanes)
+    assert lanes._can_bring()
+    supply.most = 1
+    assert not lanes._can_bring(), "it asks once for all that is left"
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "is_ours"),
+    [(429, None, True), (429, 60.0, True), (503, 60.0, True), (503, None, False), (500, 1, False)],
+)
+def test_the_leader_is_refused(
+    status: int, retry_after: float | None, is_ours: bool, lanes: Lanes
+) -> None:
+    """Because of the further connections, if it had some: then there are none any more."""
+    error = SourceError("http://a/b", BLOCK, "no", retry_after=retry_after, status=status)
+    piece = claim(lanes)
+    lanes._began = False
+    assert not lanes.crowds(error)
+    lanes._began = True
+    assert [lanes.crowds(error), lanes.crowds(error)] == [is_ours] * 2
+    assert (lanes._is_off, piece.is_dropped) == (is_ours, is_ours)
+
+
+def test_a_source_that_refuses_again_is_asked_later() -> None:
+    supply = make_supply()
+    supply.active = 4
+    refused = SourceError("a", 0, "too many", status=429)
+    for pause in (1.0, 2.0, 4.0):
+        for _ in range(3):  # what was asked at one time is refused at one time
+            supply.failed(refused, 0, "key")
+        assert supply.is_resting(time.monotonic() + pause - 0.5)
+        assert not supply.is_resting(time.monotonic() + pause + 0.1)
+        supply._rests_until = 0.0
+    supply.answered(time.monotonic() - 60.0)
+    assert supply._refusals == 3, "it was asked for that before"
+    supply.answered(time.monotonic() + 0.1)
+    assert supply._refusals == 0
+    refused.retry_after = 200.0
+    supply.failed(refused, 0, "key")
+    assert supply.is_resting(time.monotonic() + 199.0)
+
+
 def test_a_source_that_was_late_leaves_pieces_to_one_that_is_free(lanes: Lanes) -> None:
     supply = supply_of(lanes)
     other, now = second_supply(lanes), time.monotonic()

@@ -15,7 +15,7 @@ import pytest
 
 from shmstream import ContentChanged, Event, EventKind, SourceError, SourceFailed
 from shmstream.flight import lanes, shares, supply
-from shmstream.sources import base
+from shmstream.sources import base, retries
 from shmstream.sources.http import HTTPSource
 from shmstream.sources.retries import Attempts, Retries
 from shmstream.storage.layout import AHEAD
@@ -117,9 +117,13 @@ def test_a_server_without_good_parts(
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("in_time", [(2, 2.0), (4, 3.0)], ids=str)
 def test_a_server_that_counts_requests(
-    in_time: tuple[int, float], folder: str, origin: Origin
+    in_time: tuple[int, float], folder: str, origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It refuses further parts, and the leader, too. A flight over one connection never asks it."""
+    """It refuses further parts, and the leader, too, which one connection would not have met.
+
+    It also says to come back later than the leader waits for a source that others crowd.
+    """
+    monkeypatch.setattr(retries, "_LONGEST_RETRY_AFTER", 0.5)
     read(folder, origin.serve("/blob", seed=1, size=SIZE, rate=RATE, in_time=in_time))
     refused = [each for each in origin.requests("/blob") if each.status == 429]
     assert 1 <= len(refused) <= 16

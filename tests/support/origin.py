@@ -328,7 +328,11 @@ class _Answer:
     def _stall(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until the time is over or the test calls `release`; an error if the client left."""
         deadline = time.monotonic() + (self.does.stall_for or float("inf"))
-        while not is_over() and not self.released.is_set() and (left := deadline - time.monotonic()) > 0:
+        while (
+            not is_over()
+            and not self.released.is_set()
+            and (left := deadline - time.monotonic()) > 0
+        ):
             if select.select([self.channel], [], [], min(left, 0.01))[0]:
                 raise ConnectionResetError("the client has gone")
 
