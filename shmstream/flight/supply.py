@@ -116,12 +116,13 @@ class Supply:
         """A connection has failed; `active` still counts it."""
         now, said = time.monotonic(), str(error)  # a record that is kept keeps no connection open
         if error.status in CROWDED:
-            pause = min(_CROWDED_FOR * 2.0 ** min(self._refusals, _DOUBLED), _LONGEST_CROWDED_FOR)
-            pause = min(error.retry_after or pause, _LONGEST_RETRY_AFTER)
-            self._bears(self.active + own - 1, pause)
-            # What was asked at one time is refused at one time.
+            # What was asked at one time is refused at one time, and counts once.
             self._refusals += not self.is_resting(now)
             self._refused_at = now
+            doubled = min(max(self._refusals - 1, 0), _DOUBLED)
+            pause = min(_CROWDED_FOR * 2.0**doubled, _LONGEST_CROWDED_FOR)
+            pause = min(error.retry_after or pause, _LONGEST_RETRY_AFTER)
+            self._bears(self.active + own - 1, pause)
             _log.info("%s: %s; %d connections from now on", key, said, self.most)
         elif not error.retryable:
             self.is_out = True

@@ -7,9 +7,9 @@
                               be used, it is asked for the whole blob at once
     no source is left         each source that failed with a part only is asked for the whole blob;
                               then the caller may have found other sources
-    it was asked too often    by further connections for the same blob, and there is no other source:
-                              it is asked again when it says, until 5 minutes have gone by without
-                              a byte. So these connections cost no reader the blob
+    it was asked too often    by further connections for the same blob, and no other source is left:
+                              it is asked again when it says, until no byte has come for 5 minutes.
+                              So these connections cost no reader the blob
     there are none            if bytes of the blob are here, and somebody reads them, the last
                               source is waited for (`Retries.outage`): it may be away for a while,
                               and the readers have nobody else. Then `SourceFailed`, with the last

@@ -274,9 +274,12 @@ def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> Non
 
 
 def test_connections_that_are_silent_from_the_first_byte_on_are_left_together(
-    lanes: Lanes,
+    lanes: Lanes, ring: AheadFile
 ) -> None:
     """The server answers two; readers wait once for the others, not once for each of them."""
+    ring.close()
+    ring.make(4 * SLOTS)
+    lanes._pieces = Pieces(ring, SIZE, 0, set())
     supply, pieces = supply_of(lanes), [claim(lanes) for _ in range(4)]
     supply.delay = 0.02
     for each in pieces[:2]:
@@ -284,7 +287,6 @@ def test_connections_that_are_silent_from_the_first_byte_on_are_left_together(
     for each in pieces:
         each.began = each.moved = each.began - 5.0
     pieces[0].moved = time.monotonic()
-    assert lanes._pieces is not None
     lanes._pieces.advance(pieces[2].start)
     assert lanes._wait_for_front()
     assert [each.is_dropped for each in pieces] == [False, False, True, True]
@@ -335,7 +337,7 @@ def test_the_leader_has_no_connection_beside_as_many_as_its_source_bears(lanes: 
     supply = supply_of(lanes)
     pieces = [claim(lanes) for _ in range(2)]
     assert lanes._pieces is not None
-    lanes._pieces.claimed.remove(pieces[0])  # no connection brings what is missing first
+    lanes._pieces.release(pieces[0])  # no connection brings what is missing first
     supply.most = 2
     supply._rests_until = math.inf
     assert lanes.take_over(lambda _: None) is not None
