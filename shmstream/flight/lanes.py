@@ -145,6 +145,7 @@ class Lanes:
         """
         self._key = key
         self._download = download
+        download.crowds = self.crowds
         self._streamer = streamer
         self._file_of = file
         self._asked = asked

@@ -172,7 +172,6 @@ class Leader:
             others=self._others_here,
             may_be_others=self._may_ask_another,
             is_wanted=self._is_wanted,
-            crowds=lambda error: self._lanes.crowds(error),
         )
         self._lanes = Lanes(
             place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes

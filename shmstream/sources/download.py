@@ -94,7 +94,6 @@ class Download:
         others: called when no source is left; gives further sources.
         may_be_others: whether there are sources beside these, here or in another process.
         is_wanted: whether somebody reads, so that a source that is away is worth waiting for.
-        crowds: whether a source refuses because of what else was asked of it for this blob.
     """
 
     def __init__(
@@ -113,7 +112,6 @@ class Download:
         others: Callable[[], Sequence[Source]] = tuple,
         may_be_others: Callable[[], bool] = lambda: False,
         is_wanted: Callable[[], bool] = lambda: True,
-        crowds: Callable[[SourceError], bool] = lambda _: False,
     ) -> None:
         self.known: Description = Description()
         """What was said of the content; feeds are held to it once `binds` is true."""
@@ -126,7 +124,8 @@ class Download:
         self._digest = digest
         self._expecting: dict[int, Source] = {}
         self.compares = compares
-        self._crowds = crowds
+        self.crowds: Callable[[SourceError], bool] = lambda _: False
+        """Whether a source refuses because of what else was asked of it for this blob."""
         self._tell = tell
         self._end = end
         self._size = size
@@ -416,7 +415,7 @@ class Download:
             raise DigestMismatch(self._name, position, reason, self._digest, "") from error
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
-            is_crowded = self._crowds(error)
+            is_crowded = self.crowds(error)
             pause = self._attempts.failed(
                 error, position, with_part=with_part, is_crowded=is_crowded
             )

@@ -179,6 +179,7 @@ class Fed:
 
     def __init__(self) -> None:
         self.known = KNOWN
+        self.crowds: Callable[[SourceError], bool] | None = None
         self.source = HTTPSource("http://a/b")
 
     def received(self, count: int) -> None:
@@ -320,16 +321,17 @@ def test_a_source_that_never_answers_a_second_connection_is_asked_three_times(
     assert not lanes._may_any(time.monotonic() + 1000)
 
 
-def test_a_source_has_time_to_give_its_first_part(lanes: Lanes) -> None:
-    """From a fast source that is far away, the leader's own feed brings 16 MiB much sooner."""
+def test_a_source_has_time_to_give_its_first_part(lanes: Lanes, ring: AheadFile) -> None:
+    """From a fast source that is far away, the leader's own feed brings a piece much sooner."""
     supply = supply_of(lanes)
-    supply.rate = 64.0 * BLOCK
-    for is_proved, end in ((False, SLOTS // 2), (True, 1)):
-        supply.is_proved, lanes._most = is_proved, BLOCK
+    ring.close()
+    ring.make(4 * SLOTS)
+    for rate, is_proved, end in ((64, False, 2 * SLOTS), (4, False, 8), (64, True, 4)):
+        lanes._pieces = Pieces(ring, SIZE, 0, set())
+        supply.rate, supply.is_proved = float(rate * BLOCK), is_proved
         lanes.own_begins(Feed(iter(())))
         lanes._share(0)
-        assert lanes._pieces is not None
-        assert lanes._pieces.own_end == max(end, 4) * BLOCK, "a piece has a MiB at least"
+        assert lanes._pieces.own_end == end * BLOCK
 
 
 def test_the_leader_has_no_connection_beside_as_many_as_its_source_bears(lanes: Lanes) -> None:

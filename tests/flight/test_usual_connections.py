@@ -175,9 +175,9 @@ def test_several_flights_have_no_more_than_one(folder: str, origin: Origin) -> N
     assert first == 1, "one server"
     assert [len(origin.requests(each)) for each in paths] == [1] * 6, "6 flights: each has one"
     origin.release()
-    for each in blobs:
-        with each:
-            assert each.read() == DATA
+    for blob in blobs:
+        with blob:
+            assert blob.read() == DATA
 
 
 @pytest.mark.usefixtures("small")
