@@ -440,9 +440,11 @@ class Lanes:
     def _share(self, front: int) -> None:
         """End the leader's own feed after a while, so that others can bring the bytes behind."""
         with self._lock:
-            pieces = self._pieces
-            if pieces is None or not self._own:
-                return
+            self._end_own(front)
+
+    def _end_own(self, front: int) -> None:
+        pieces = self._pieces
+        if pieces is not None and self._own:
             supply = self._supplies[0]
             length = supply.length(self._most)
             if not supply.is_proved and self._file is not None:
@@ -824,7 +826,9 @@ class Lanes:
             if not supply.is_proved:
                 supply.is_proved = True
                 self._work.notify_all()
-                if not supply.is_first:
+                if supply.is_first:
+                    self._end_own(self._streamer.appended)  # sooner: others bring the rest now
+                else:
                     self.helpers.add(name_hash(supply.source))
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
