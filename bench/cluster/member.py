@@ -152,7 +152,7 @@ def cache_of_ours(folder: str, upstream: str) -> None:
     """One shmstream in front of all nodes: what comes is streamed to all clients."""
     import uvicorn
 
-    store = Store(folder)
+    store = Store(folder, connections=1)  # the origin's link is full with one
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

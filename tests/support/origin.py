@@ -68,6 +68,9 @@ class Behaviour:
     all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
     for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
+    at_once: int | None = None  # so many requests are answered at one time ...
+    beyond: int | None = None  # ... the others with this status; None: they wait for their turn
+    in_time: tuple[int, float] | None = None  # so many requests in so many seconds; then 429
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
     stall_after: int | None = None  # then nothing, for `stall_for` seconds
@@ -109,6 +112,8 @@ class _Server(Server):
         self.changes: dict[str, list[tuple[int, int | None, dict[str, Any]]]] = {}
         # Of a connection's request: how it is answered, and what ends its stall.
         self.current: dict[int, tuple[Behaviour, threading.Event]] = {}
+        self.answering: dict[str, int] = {}  # requests for a path
+        self.came: dict[str, list[float]] = {}  # when those came that were not refused
         self.released = threading.Event()
         # Never listens: it keeps the port while the server refuses.
         self.place = bound()
@@ -157,6 +162,8 @@ class _Server(Server):
         with self.lock:
             self.paths.clear()
             self.changes.clear()
+            self.came.clear()
+            self.answering.clear()
             self.asked.clear()
 
     # Connections.
@@ -210,6 +217,45 @@ class _Answer:
         self.released = released
 
     def send(self) -> bool:
+        if self.does.in_time is not None and (seconds := self._wait_of_too_many()):
+            headers = {"Retry-After": str(seconds)}
+            self.does = replace(self.does, status=429, headers=headers, stall_after=None)
+        if self.does.at_once is None:
+            return self._send()
+        if not self._begins(self.does.at_once):
+            if self.does.beyond is not None:
+                self.does = replace(self.does, status=self.does.beyond)
+                return self._send()
+            self._stall(lambda: self._begins(self.does.at_once or 0))
+        try:
+            return self._send()
+        finally:
+            with self.server.lock:
+                self.server.answering[self.request.path] -= 1
+
+    def _begins(self, most: int) -> bool:
+        """Whether fewer than `most` are answered; then this is one of them."""
+        path, answering = self.request.path, self.server.answering
+        with self.server.lock:
+            if answering.get(path, 0) >= most:
+                return False
+            answering[path] = answering.get(path, 0) + 1
+            return True
+
+    def _wait_of_too_many(self) -> int:
+        """0, or in how many seconds this client may ask again."""
+        assert self.does.in_time is not None
+        most, within = self.does.in_time
+        now = time.monotonic()
+        with self.server.lock:
+            came = self.server.came.setdefault(self.request.path, [])
+            came[:] = [each for each in came if now - each < within]
+            if len(came) >= most:
+                return int(came[0] + within - now) + 1
+            came.append(now)
+            return 0
+
+    def _send(self) -> bool:
         if not self._goes_on(-1):
             return False
         if self.request.range is not None and self.does.range_resets:
@@ -291,10 +337,14 @@ class _Answer:
             return False
         return self.does.close_after != position
 
-    def _stall(self) -> None:
+    def _stall(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until the time is over or the test calls `release`; an error if the client left."""
         deadline = time.monotonic() + (self.does.stall_for or float("inf"))
-        while not self.released.is_set() and (left := deadline - time.monotonic()) > 0:
+        while (
+            not is_over()
+            and not self.released.is_set()
+            and (left := deadline - time.monotonic()) > 0
+        ):
             if select.select([self.channel], [], [], min(left, 0.01))[0]:
                 raise ConnectionResetError("the client has gone")
 
