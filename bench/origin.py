@@ -61,7 +61,7 @@ _HTTP = """
         location = /status {{ stub_status; access_log off; }}
     }}
 """
-_PATIENCE = 10.0  # s
+_PATIENCE = 60.0  # s
 
 
 @dataclass(frozen=True)

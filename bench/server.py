@@ -27,7 +27,7 @@ import psutil
 
 from bench.closing import Closing
 
-PATIENCE = 20.0  # s
+PATIENCE = 60.0  # s
 _GRACE = 2.0  # s; how long a server may take to end when asked
 _libc = ctypes.CDLL(None)
 _GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)

@@ -92,8 +92,9 @@ class Store:
         verify: hash every complete blob before it is opened, and download a damaged blob anew.
         retries: how often sources are tried.
         connections: how many connections one blob may come over from each of its sources, if a
-            source does not say that itself. None: one. If there are several, and a digest is
-            given, several sources are used at once.
+            source does not say that itself. None: 8 for HTTP and object stores if the blob has
+            64 MiB or more, else 1. If there are several, and a digest is given, several sources
+            are used at once.
         chunk_size: bytes of a chunk; the last chunk is withheld until the digest is verified.
         max_subscribers: readers of one flight at one time.
         publish_bytes: readers of a flight are woken when so many bytes have gathered ...

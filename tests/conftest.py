@@ -23,7 +23,6 @@ settings.load_profile("steady")
 pytest_plugins = [
     "tests.support.containers",
     "tests.support.docker_registry",
-    "tests.support.fuse",
     "tests.support.nginx",
     "tests.support.origin",
     "tests.support.redis",
@@ -31,7 +30,8 @@ pytest_plugins = [
     "tests.support.serving",
     "tests.support.stores",
     "tests.support.token_server",
-    "tests.support.cluster",  # after those that it uses
+    "tests.support.cluster",  # after those that it uses, as all that follow
+    "tests.support.fuse",
     "tests.support.registries",
     "tests.support.quirks",
     "tests.support.mirrors",
@@ -112,7 +112,7 @@ def as_found(request: pytest.FixtureRequest) -> Iterator[None]:
     close_pools()  # they keep connections to origins
     gc.collect()
     left = traces_in_the_end(folder, before)
-    assert left == before, left.told_beside(before)
+    assert left.is_as(before), left.told_beside(before)
 
 
 @pytest.fixture

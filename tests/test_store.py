@@ -33,6 +33,7 @@ from tests.support.fuse import Mount
 from tests.support.interpreters import Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
+from tests.support.root import unmount
 from tests.support.stores import digest, interrupt
 
 Start = Callable[..., Interpreter]
@@ -49,7 +50,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mounted.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
     yield mounted
-    subprocess.run(["umount", mounted], check=True)
+    unmount(mounted)
 
 
 def put(store: Store, name: str, size: int, used: float | None = None) -> str:

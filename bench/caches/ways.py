@@ -87,16 +87,22 @@ class Way:
 def _fsspec(protocol: str) -> Open:
     def opened(order: Order) -> AbstractContextManager[Any]:
         fsspec.register_implementation("shmstream", ShmstreamFileSystem, clobber=True)
-        option = "store" if protocol == "shmstream" else "cache_storage"
-        options: dict[str, Any] = {protocol: {option: str(order.folder)}}
+        of_ours = {"store": _store_of(order)}
+        of_fsspec = {"cache_storage": str(order.folder)}
+        options: dict[str, Any] = {protocol: of_ours if protocol == "shmstream" else of_fsspec}
         file: AbstractContextManager[Any] = fsspec.open(f"{protocol}::{order.url}", "rb", **options)
         return file
 
     return opened
 
 
+def _store_of(order: Order) -> Store:
+    """A file comes over one connection, as it does to the others."""
+    return Store(order.folder, connections=1)
+
+
 def _store(order: Order) -> AbstractContextManager[Any]:
-    return Store(order.folder).open(f"sha256:{order.name}", order.url)
+    return _store_of(order).open(f"sha256:{order.name}", order.url)
 
 
 def _pooch(order: Order) -> AbstractContextManager[Any]:
@@ -128,7 +134,7 @@ def _mirror(folder: Path, base: str) -> Iterator[str]:
     mirror = {"path": "/hf", "kind": "huggingface", "url": base}
     told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in mirror.items())
     settings.write_text(f"[[mirror]]\n{told}\n", encoding="utf-8")
-    options = ("--config", str(settings), "--workers", str(_WORKERS))
+    options = ("--config", str(settings), "--workers", str(_WORKERS), "--connections", "1")
     with Port() as port, Registry(place, base, port, *options) as server:
         server.wait_for(_WORKERS, PATIENCE)
         yield f"http://127.0.0.1:{port.number}/hf"

@@ -152,7 +152,7 @@ def cache_of_ours(folder: str, upstream: str) -> None:
     """One shmstream in front of all nodes: what comes is streamed to all clients."""
     import uvicorn
 
-    store = Store(folder)
+    store = Store(folder, connections=1)  # the origin's link is full with one
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
@@ -168,7 +168,8 @@ def node(
     """A process of a node. Orders: a list of keys and URLs, or `evict`.
 
     It says its first byte, and its end. Before, it has downloaded a little from `warm`, so that
-    what a first download has to import is not measured.
+    what a first download has to import is not measured. The name of that blob is its own: a process
+    that finds it in the store downloads nothing.
     """
     if log is not None:
         form = "%(asctime)s.%(msecs)03d %(process)d %(message)s"
@@ -183,7 +184,7 @@ def node(
         publish_interval=0.2,
         connections=1,  # the origin's link is full with one
     )
-    store.fetch("warm", warm)
+    store.fetch(f"warm-{os.getpid()}", warm)
     gc.collect()  # else it is due just then: this process has imported much
     _say({"ready": os.getpid()})
     for line in sys.stdin:

@@ -94,7 +94,7 @@ def measure(options: Options, origin: Origin, _pictures: Pictures) -> list[Row]:
 
 def fetch_all(folder: str, key: str, url: str, durable: bool, gate: Gate) -> float:
     """Seconds of one `fetch`."""
-    store = Store(folder, durable=durable)
+    store = Store(folder, durable=durable, connections=1)  # as the pipe has it
     gate()
     began = time.monotonic()
     store.fetch(key, url)

@@ -330,7 +330,9 @@ class _Registry(_Way):
 
 
 def _open(folder: str) -> Store:
-    return Store(folder, durable=False, publish_bytes=64 * KIB, publish_interval=0.002)
+    return Store(
+        folder, durable=False, publish_bytes=64 * KIB, publish_interval=0.002, connections=1
+    )
 
 
 def lead(pipe: Connection, order: ways.Order) -> None:

@@ -182,7 +182,7 @@ def named(order: Order, gate: Gate) -> Trip:
 
 
 def _open(key: str, order: Order, gate: Gate) -> Trip:
-    store = Store(order.folder, durable=False)
+    store = Store(order.folder, durable=False, connections=1)  # as the other ways have it
     source = Noting(HTTPSource(order.url))
     gate()
     log = Log(order)

@@ -8,7 +8,8 @@
 Everything is measured on this machine, on the loopback, with an origin (upstream.py) and clients
 (clients.py) of this package. Each peer is started fresh for each measurement (peer.py), and the
 peers take turns, A B C A B C. The table has the median of each figure over the rounds. In a round
-before the rounds that count, every client hashes every byte, and memory is measured.
+before the rounds that count, every client hashes every byte, and memory is measured. In a round
+after them, `perf` tells what the CPU time is spent on (profile.py), if it is there.
 
 All connections use `--congestion`, Linux's default. If the system's own congestion control is
 another one, the four scenarios that stream are measured again with it, beside fewer peers. Only
@@ -128,7 +129,10 @@ def _streamed(chosen: argparse.Namespace) -> list[Scenario]:
     """Those of the chosen scenarios that stream, with fewer peers."""
     wanted = chosen.only or _NAMES
     those = [each for each in SCENARIOS if each.name in STREAMED and each.name in wanted]
-    less = [replace(each, has_ways=False, beside=(), only=FEW_PEERS) for each in those]
+    less = [
+        replace(each, has_ways=False, beside=(), only=FEW_PEERS, is_profiled=False)
+        for each in those
+    ]
     return [each.quick() for each in less] if chosen.quick else less
 
 

@@ -38,6 +38,7 @@ class BlobApp:
             durable=False,  # as with the peers, nothing is synced
             publish_bytes=4 << 20,  # as `shmstream serve` has it
             publish_interval=0.2,  # likewise
+            connections=1,  # as the peers have it
         )
 
     def stop(self) -> None:

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,11 +16,15 @@ from bench.crew import Crew
 from bench.peers.clients import Answer, Ask, Ending, ask_all
 from bench.peers.origin import Blob, Origin
 from bench.peers.peer import Peer, Proxy
+from bench.peers.profile import Profile
 from bench.peers.scenarios import Scenario
 from bench.report import GIB, KIB, CheckFailed
 
 PROCESSES = 2
 """That the clients are in."""
+
+HASHED, PROFILED = 0, -1
+"""Rounds that do not count: those of `Sample.memory` and of `Sample.shares`."""
 
 _PATIENCE = 120.0  # s
 _SETTLE = 0.1  # s; what a proxy does after its last byte counts, too
@@ -34,8 +39,9 @@ class Sample:
 
     Attributes:
         scenario, peer: their names.
-        turn: 0 for the round in which every byte is hashed and memory is looked at, which both take
-            time from the peer; then from 1 on those that are measured.
+        turn: HASHED for the round in which every byte is hashed and memory is looked at, which both
+            take time from the peer; PROFILED for that in which `perf` looks; from 1 on those that
+            are measured.
         cpu: of all the peer's processes.
         wall: from the first ask to the last byte.
         first: the first byte's time of the first client of a blob, the median.
@@ -47,6 +53,7 @@ class Sample:
         sent: bytes that the origin sent.
         origin_cpu: of the origin.
         memory: bytes of all the peer's processes (PSS), the most there was; None: nobody looked.
+        shares: the part of the CPU time that each kind of work took (profile.py); None: as above.
     """
 
     scenario: str
@@ -63,6 +70,7 @@ class Sample:
     sent: int
     origin_cpu: float
     memory: int | None = None
+    shares: dict[str, float] | None = None
 
     @property
     def cpu_per_gib(self) -> float:
@@ -132,7 +140,7 @@ class Watch(Closing):
 def measure(
     stage: Stage, peer: Peer, scenario: Scenario, blobs: Sequence[Blob], turn: int
 ) -> Sample:
-    """Start the peer, have the clients ask, end it. Turn 0 hashes, and looks at the memory.
+    """Start the peer, have the clients ask, end it; for what `turn` means see `Sample`.
 
     Raises:
         CheckFailed: a client did not get every byte, or got a wrong one.
@@ -141,24 +149,33 @@ def measure(
     folder = stage.place()
     origin = stage.origin
     try:
-        with Proxy(peer, folder, origin.port) as proxy, Watch(proxy) as watch:
+        with (
+            Proxy(peer, folder, origin.port) as proxy,
+            Watch(proxy) as watch,
+            ExitStack() as stack,
+        ):
+            profile = stack.enter_context(Profile()) if turn == PROFILED else None
             stage.warm(proxy, blobs if scenario.is_warm else ())
             origin.begin()
             before: list[float] = []
 
             def begin() -> None:
                 before[:] = [proxy.cpu(), origin.cpu()]
-                if turn == 0:
+                if turn == HASHED:
                     watch.start()
+                if profile is not None:
+                    profile.start()
 
             queues, late = _deal(scenario, blobs)
             told = ask_all(
                 stage.crew, PROCESSES, proxy.port, queues,
-                hashing=turn == 0, patience=_PATIENCE, before=begin,
+                hashing=turn == HASHED, patience=_PATIENCE, before=begin,
             )  # fmt: skip
             lines = origin.requests()
             time.sleep(_SETTLE)
             cpu, origin_cpu = proxy.cpu() - before[0], origin.cpu() - before[1]
+            pids = {each.pid for each in proxy.processes()}
+            shares = None if profile is None else profile.shares(pids)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     answers = [answer for answers in told for answer in answers]
@@ -181,6 +198,7 @@ def measure(
         sent=sum(line.sent for line in lines),
         origin_cpu=origin_cpu,
         memory=watch.most or None,
+        shares=shares,
     )
 
 
@@ -206,5 +224,5 @@ def _check(
     for ask, answer in zip(asked, answers, strict=True):
         if answer.ending != Ending.WHOLE or answer.count != scenario.size:
             raise CheckFailed(f"{ask.path}: {answer}")
-        if turn == 0 and answer.digest != ask.path.rpartition("/")[2]:
+        if turn == HASHED and answer.digest != ask.path.rpartition("/")[2]:
             raise CheckFailed(f"{ask.path}: wrong bytes: {answer}")

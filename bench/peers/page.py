@@ -10,6 +10,7 @@ from bench.peers.faults import PATIENCE, Outcome, faults
 from bench.peers.goals import GROWTH_OF, curve
 from bench.peers.measure import PROCESSES
 from bench.peers.peer import Peer
+from bench.peers.profile import KINDS
 from bench.peers.results import Figures, Group, Report
 from bench.peers.run import BESIDE, OURS, PEERS
 from bench.peers.scenarios import (
@@ -49,6 +50,10 @@ _HOW = """
 - Every client is a plain socket that reads into 256 KiB; {processes} processes run all clients. In
   a round before the rounds that count, each client hashes (SHA-256) every byte that it gets. In the
   rounds that count, clients only count bytes.
+- What the CPU time is spent on is told by one round more, in which `perf` looks 997 times a second
+  at all processes of the peer (`apt-get install linux-perf`). Its shares are applied to the median.
+  What the kernel does for a system call belongs to that call: to send on the loopback is also to
+  deliver. *The program itself* is its own code, its interpreter and its libraries.
 - *Memory* is the proportional set size of all processes of the peer, at its highest in that first
   round. A cache in files (shmstream, nginx, Traffic Server) lies in the kernel's page cache, which
   counts for no process; a cache in memory (Varnish, Squid) is in the figure.
@@ -65,6 +70,7 @@ _BEGIN = "<!-- peers: made by `make bench-peers` -->"
 _END = "<!-- end of peers -->"
 
 _PLAIN = {each.name for each in SCENARIOS} | {*GROWING, "faults"}
+_WORK = "What the CPU time is spent on, in the same unit:\n"
 Cells = Sequence[str]
 
 
@@ -175,7 +181,23 @@ def _scenario(group: Group, scenario: Scenario) -> str:
             "Without a server, as many Python processes, which read it themselves:\n",
             _table(head, _lines(group, scenario, [(each.name, each.title) for each in WAYS])),
         ]
-    return "\n".join([*parts, _why("scenarios", scenario.name)])
+    parts.append(_work(group, scenario, proxies))
+    return "\n".join(each for each in (*parts, _why("scenarios", scenario.name)) if each)
+
+
+def _work(group: Group, scenario: Scenario, peers: Iterable[Peer]) -> str:
+    """What the CPU time of each peer is spent on; empty if nobody looked."""
+    lines = []
+    for peer in peers:
+        figures = group.figures(scenario.name, peer.name)
+        if figures is not None and (shares := figures.shares):
+            cost = figures.cpu_per_thousand if scenario.is_of_requests else figures.cpu_per_gib
+            title = f"**{peer.title}**" if peer.name == OURS else peer.title
+            cells = (f"{cost * shares[kind]:.3f}" for kind in KINDS)
+            lines.append([title, f"{cost:.3f}", *cells])
+    if not lines:
+        return ""
+    return f"{_WORK}\n{_table(('', 'CPU', *KINDS), lines)}"
 
 
 def _lines(
@@ -257,6 +279,7 @@ def _growth(report: Report, charts: Path) -> str:
                     cells = [_number(points[count]) if count in points else "" for count in GROWTH]
                     lines.append([peer.title, *cells])
             parts.append(_table(head, lines))
+        parts.append(_work(group, GROWING[kind](GROWTH[-1]), PEERS))
         parts.append(_why("growth", kind))
     if not parts:
         return ""

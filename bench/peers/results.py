@@ -130,6 +130,11 @@ class Figures:
         return median(each.sent for each in self.measured)
 
     @property
+    def shares(self) -> dict[str, float] | None:
+        """The part of the CPU time that each kind of work took; None: it was not profiled."""
+        return next((each.shares for each in self.samples if each.shares), None)
+
+    @property
     def memory(self) -> int | None:
         """The most bytes that the peer had (PSS)."""
         return max((each.memory for each in self.samples if each.memory), default=None)

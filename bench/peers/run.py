@@ -16,9 +16,10 @@ from bench.crew import Crew
 from bench.peers import nginx, ours, ways
 from bench.peers.faults import Fault, Outcome, suffer
 from bench.peers.floor import FLOOR
-from bench.peers.measure import PROCESSES, Sample, Stage, measure
+from bench.peers.measure import HASHED, PROCESSES, PROFILED, Sample, Stage, measure
 from bench.peers.origin import Origin
 from bench.peers.peer import Missing, Peer
+from bench.peers.profile import is_possible
 from bench.peers.raw import RAW
 from bench.peers.results import Facts, Failure, Group, Results
 from bench.peers.scenarios import Scenario
@@ -115,11 +116,11 @@ class Runner(Closing):
             gone = ways.WAYS if scenario.has_ways and ours.ALONE in peers else ()
             with ExitStack() as stack:
                 crew = stack.enter_context(Crew(scenario.clients)) if gone else self._crew
-                for turn in range(rounds + 1):
+                for turn in (HASHED, *range(1, rounds + 1), *self._more(scenario)):
                     for peer in peers:
                         job = partial(measure, self._stage, peer, scenario, blobs, turn)
                         self._keep(group, scenario.name, peer.name, turn, job)
-                    for way in gone:
+                    for way in gone if turn != PROFILED else ():
                         job = partial(ways.go, self._stage, crew, way, scenario, blobs[0], turn)
                         self._keep(group, scenario.name, way.name, turn, job)
             for blob in blobs:
@@ -141,6 +142,10 @@ class Runner(Closing):
                 if peer not in BESIDE:
                     job = partial(suffer, self._stage, peer, fault)
                     self._keep(group, fault.name, peer.name, 1, job)
+
+    def _more(self, scenario: Scenario) -> Sequence[int]:
+        """Rounds beside those that count."""
+        return [PROFILED] if scenario.is_profiled and is_possible() else []
 
     def _is_for(self, peer: Peer, scenario: Scenario) -> bool:
         if scenario.only:

@@ -28,6 +28,7 @@ class Scenario:
         is_of_requests: whether CPU is told for 1,000 requests, and not for a GiB served.
         beside: names of peers that are measured here beside the usual ones.
         only: names of peers, if not all of the usual ones are measured.
+        is_profiled: whether one more round tells what the CPU time is spent on.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scenario:
     is_of_requests: bool = False
     beside: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    is_profiled: bool = True
 
     def quick(self) -> Scenario:
         """Less of everything; what it measures means nothing."""
@@ -146,6 +148,7 @@ def clients(count: int) -> Scenario:
         clients=count,
         apart=1 / count,
         only=FEW_PEERS,
+        is_profiled=count == GROWTH[-1],
     )
 
 
@@ -159,6 +162,7 @@ def flights(count: int) -> Scenario:
         blobs=count,
         clients=2,
         only=FEW_PEERS,
+        is_profiled=count == GROWTH[-1],
     )
 
 

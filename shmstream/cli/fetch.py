@@ -84,7 +84,8 @@ from shmstream.store import Store
     type=click.IntRange(1, 64),
     metavar="N",
     help="How many connections the blob may come over from each source; with --digest, several "
-    "sources are used at once.  [default: 1]",
+    "sources are used at once.  [default: 8 for http, https and object stores if the blob has 64 "
+    "MiB or more, else 1]",
 )
 @click.option(
     "--max-bytes",

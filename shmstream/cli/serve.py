@@ -165,7 +165,8 @@ def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
     type=click.IntRange(1, 64),
     metavar="N",
     help="How many connections to its upstream one large blob may come over; a file can say so for "
-    "each upstream.  [default: 1]",
+    "each upstream and mirror.  [default: 1 for an upstream; 8 for a mirror if the file has 64 MiB "
+    "or more]",
 )
 @click.option(
     "--min-rate",

@@ -36,6 +36,9 @@ class TargetSource(FsspecSource):
     def _locate(self) -> tuple[AbstractFileSystem, str]:
         return self._system(), self._path
 
+    def _class(self) -> type[AbstractFileSystem]:
+        return type(self._system())
+
     def open(self, offset: int = 0, validator: str | None = None) -> Feed:
         """As `FsspecSource.open`; an error that is not `retryable` for another content."""
         return self._right(super().open(offset, validator), offset)

@@ -5,6 +5,7 @@ leader          downloads the blob, in one thread
 lanes           further connections for one blob, which bring bytes ahead of their turn
 pieces          which bytes are here ahead of their turn, and which are being brought
 supply          one of the sources that are used at once: how many connections it bears
+shares          how the flights of a process share the connections to one server
 across          what a download is part of beyond this host: other nodes of a cluster
 producer        leads a flight without a source: a program of this process writes the blob
 blob_writer     the writable file that such a program is given

@@ -61,7 +61,8 @@ from typing import TYPE_CHECKING
 
 from shmstream.errors import OutOfResources, ShmstreamError, SourceError, StreamClosed
 from shmstream.flight.pieces import Piece, Pieces
-from shmstream.flight.supply import Supply
+from shmstream.flight.shares import MOST, Share
+from shmstream.flight.supply import CROWDED, Supply
 from shmstream.sources.base import (
     Feed,
     KernelFeed,
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     from shmstream.stream.resumable_writer import ResumableStreamer
 
 _WINDOW = 256 << 20  # bytes; the ring is no longer
+_ROOM = 2  # the ring has so many times its length of free space, at least
+_USUAL_ROOM, _USUAL_LEAST = 16, 64  # likewise if nobody has asked for it; and blocks
 _WORTH = 2 << 20  # bytes; fewer come over one connection
 _SLICE = 0.03  # s; from look to look; the rate of one connection is measured over two of them
 _SOON = 0.5  # s; a blob that is complete so soon needs no further connection
@@ -94,6 +97,7 @@ _SILENCE = 4.0  # s; of a slow connection is no sign of anything, if it is no lo
 _LONG_SILENCE = 20.0  # s; likewise, of a source that gives much at once
 _TOO_SLOW = 3.0  # times as long as another connection needs
 _PROOF = 64 << 10  # bytes
+_PROVED = 2.0  # s; in which a source begins to give a part, or it counts as silent
 _SILENT = "it gave nothing for a while"
 
 _log = logging.getLogger("shmstream")
@@ -141,6 +145,7 @@ class Lanes:
         """
         self._key = key
         self._download = download
+        download.crowds = self.crowds
         self._streamer = streamer
         self._file_of = file
         self._asked = asked
@@ -227,9 +232,12 @@ class Lanes:
             is_first = source is first
             if not (is_first or (is_given and self._supplies)):
                 break
-            most = connections_of(source, self._asked)
-            if most > 1:
-                self._supplies.append(Supply(source, most, 0.0, is_first=is_first))
+            most = connections_of(source, self._asked, size)
+            share = Share(source) if most is None else None
+            if most != 1:
+                self._supplies.append(
+                    Supply(source, most or MOST, 0.0, is_first=is_first, share=share)
+                )
         self._is_off = not self._supplies
 
     # The leader: while its own feed is open.
@@ -276,6 +284,9 @@ class Lanes:
                 return 0
             blocking = pieces.at_front()
         if blocking is not None:
+            with self._lock:
+                if time.monotonic() - blocking.began > _LATE:
+                    blocking.supply.was_silent(1, blocking.supply.is_first)
             self._drop(blocking)
         with self._lock:
             gap = pieces.end_of_gap()
@@ -350,6 +361,9 @@ class Lanes:
         rate = min(self._rates)
         if len(self._rates) < 2 or left < _WORTH or rate >= _FAST or left < rate * _SOON:
             return
+        with self._lock:
+            if not self._may_any(now):  # other flights have the connections to its server
+                return
         self._single = rate
         self._began = True
         try:
@@ -397,10 +411,14 @@ class Lanes:
         file, left = self._file_of(), (self._streamer.size or 0) - front
         facts = os.statvfs(os.path.dirname(file.path))
         spare = facts.f_bavail * facts.f_frsize - left
-        slots = min(_WINDOW // BLOCK, spare // 2 // BLOCK, -(-left // BLOCK) + 1, file.blocks)
+        is_usual = any(each.share is not None for each in self._supplies)
+        room, least = (_USUAL_ROOM, _USUAL_LEAST) if is_usual else (_ROOM, 8)
+        slots = min(_WINDOW // BLOCK, spare // room // BLOCK, -(-left // BLOCK) + 1, file.blocks)
         if self._most_kept is not None:
             slots = min(slots, (self._most_kept - (self._streamer.size or 0)) // BLOCK)
-        if slots < 8:
+            if is_usual:  # other blobs of the store do not go for it
+                slots = min(slots, self._most_kept // room // BLOCK)
+        if slots < least:
             raise OSError("there is no space for bytes ahead of their turn")
         self._streamer.while_held(partial(self._make, file, slots))
         if not file.is_open:
@@ -422,10 +440,16 @@ class Lanes:
     def _share(self, front: int) -> None:
         """End the leader's own feed after a while, so that others can bring the bytes behind."""
         with self._lock:
-            pieces = self._pieces
-            if pieces is None or not self._own:
-                return
-            length = self._supplies[0].length(self._most)
+            self._end_own(front)
+
+    def _end_own(self, front: int) -> None:
+        pieces = self._pieces
+        if pieces is not None and self._own:
+            supply = self._supplies[0]
+            length = supply.length(self._most)
+            if not supply.is_proved and self._file is not None:
+                # Its answer may take a while: until then this feed goes on, so far in the ring.
+                length = max(length, min(int(supply.rate * _PROVED), self._file.slots * BLOCK // 2))
             end = -(-(front + length) // BLOCK) * BLOCK
             gap = pieces.end_of_gap()
             size = self._streamer.size or 0
@@ -500,6 +524,21 @@ class Lanes:
                 supply.failed(error, 1, self._key)
             return None if gave or self._can_bring() else error
 
+    def crowds(self, error: SourceError) -> bool:
+        """Whether the leader was refused because of further connections; there are none any more.
+
+        Some servers count the requests of a client: with one connection they might have refused
+        none. A 503 that tells no time may have any other cause.
+        """
+        if not self._began or error.status not in CROWDED:
+            return False
+        if error.status != CROWDED[0] and error.retry_after is None:
+            return False
+        if not self._is_off:
+            _log.info("%s: one connection: %s", self._key, str(error))
+            self._give_up()
+        return True
+
     def _first(self) -> Supply | None:
         return next((each for each in self._supplies if each.is_first), None)
 
@@ -532,7 +571,18 @@ class Lanes:
             gap = self._pieces.end_of_gap()
             end = None if gap in (size, self._streamer.appended) else gap
             self._own, self._pieces.own_end = 1, end  # no connection claims these bytes now
+            too_many = self._one_too_many()
+        if too_many is not None:
+            self._drop(too_many)
         return end
+
+    def _one_too_many(self) -> Piece | None:
+        """The piece that is furthest ahead, if its source bears no connection beside the others."""
+        supply, pieces = self._first(), self._pieces
+        if supply is None or pieces is None or supply.active + self._own <= supply.most:
+            return None
+        found = [each for each in pieces.claimed if each.supply is supply]
+        return max(found, key=lambda each: each.start, default=None)
 
     def _read(self, buffer: memoryview) -> int:
         """The bytes at the front, if they are here; how many."""
@@ -562,30 +612,41 @@ class Lanes:
 
     def _wait_for_front(self) -> bool:
         """Wait a moment for the bytes at the front; False if no connection can bring them."""
-        victim = None
+        victims: list[Piece] = []
         with self._lock:
             assert self._pieces is not None
             now = time.monotonic()
             piece = self._pieces.at_front()
             if piece is not None:
                 if self._is_late(piece, now):
-                    victim = piece
+                    victims = self._late_like(piece, now)
                     self._alone = now  # a connection that is free claims it in a moment
-                    piece.supply.was_late((piece.at - piece.start) / (now - piece.began))
                 elif self._pieces.ready() == self._pieces.front:
                     self._news.wait(_LOOK)
             elif not self._can_bring():
                 return False
-            elif now - self._alone > _LOOK and (victim := self._furthest(now)) is None:
-                if now - self._alone > _LATE:
-                    return False
-                self._news.wait(_LOOK / 5)
+            elif now - self._alone > _LOOK and (furthest := self._furthest(now)) is not None:
+                victims = [furthest]
+            elif now - self._alone > _LATE:
+                return False
             else:
                 self._news.wait(_LOOK / 5)
-        if victim is not None:
-            _log.debug("%s: bytes %d- come otherwise", self._key, victim.at)
-            self._drop(victim)
+        for each in victims:
+            _log.debug("%s: bytes %d- come otherwise", self._key, each.at)
+            self._drop(each)
         return True
+
+    def _late_like(self, piece: Piece, now: float) -> list[Piece]:
+        """A late piece; if it has no byte, with the others of its source that have none either."""
+        supply = piece.supply
+        if piece.at > piece.start:
+            supply.was_late((piece.at - piece.start) / (now - piece.began))
+            return [piece]
+        assert self._pieces is not None
+        found = [each for each in self._pieces.claimed if each.supply is supply]
+        silent = [each for each in found if each.at == each.start and self._is_late(each, now)]
+        supply.was_silent(len(silent), 0)
+        return silent
 
     def _is_late(self, piece: Piece, now: float) -> bool:
         supply, got, left = piece.supply, piece.at - piece.start, piece.end - piece.at
@@ -621,9 +682,14 @@ class Lanes:
         return left > got / took * (_TOO_SLOW * left / best + _LATE)
 
     def _can_bring(self) -> bool:
-        """Whether a connection brings, or will bring, the bytes at the front."""
+        """Whether a connection brings, or will bring, the bytes at the front.
+
+        If there may be one only, it is the leader's own: that asks once for all that is left.
+        """
         now = time.monotonic()
-        return not (self._is_off or self._is_stopped or not self._began) and self._may_any(now)
+        if self._is_off or self._is_stopped or not self._began:
+            return False
+        return sum(each.allowed(now, 0) for each in self._supplies) > 1
 
     def _furthest(self, now: float) -> Piece | None:
         """The piece that is furthest ahead, of a source that may bring another one at once.
@@ -657,6 +723,7 @@ class Lanes:
                     piece = pieces.claim(supply, supply.length(self._most))
                     if piece is not None:
                         supply.active += 1
+                        piece.is_active = True
                         return piece
                 is_soon = supply.is_resting(now) or not supply.is_well
                 self._work.wait(_LOOK * 2 if is_soon else 1.0)
@@ -754,12 +821,14 @@ class Lanes:
             supply.gave += count
             supply.lump = max(supply.lump, lump)
             if piece.at == piece.start:
-                supply.delay = max(supply.delay, time.monotonic() - piece.began)
+                supply.answered(piece.began)
             self._pieces.came(piece, count)
             if not supply.is_proved:
                 supply.is_proved = True
                 self._work.notify_all()
-                if not supply.is_first:
+                if supply.is_first:
+                    self._end_own(self._streamer.appended)  # sooner: others bring the rest now
+                else:
                     self.helpers.add(name_hash(supply.source))
             if piece.start <= self._pieces.front <= piece.at:
                 self._news.notify_all()
@@ -776,12 +845,18 @@ class Lanes:
                 if not (piece.is_dropped or self._is_stopped):
                     self._note_end(piece, error)
             finally:
-                piece.supply.active -= 1
+                self._is_inactive(piece)
                 piece.is_over = True
                 if self._pieces is not None:
                     self._pieces.release(piece)
                 self._work.notify_all()
                 self._news.notify_all()
+
+    @staticmethod
+    def _is_inactive(piece: Piece) -> None:
+        if piece.is_active:
+            piece.is_active = False
+            piece.supply.active -= 1
 
     def _note_end(self, piece: Piece, error: SourceError | None) -> None:
         supply = piece.supply
@@ -810,6 +885,7 @@ class Lanes:
         if feed is not None:
             feed.close()
         with self._lock:
+            self._is_inactive(piece)  # its thread may still wait for the head of an answer
             if self._pieces is not None:
                 self._pieces.release(piece)
             self._work.notify_all()
@@ -822,8 +898,11 @@ class Lanes:
         with self._lock:
             self._is_stopped = True
             dropping = [] if self._pieces is None else list(self._pieces.claimed)
+            shares = [each.share for each in self._supplies if each.share is not None]
             self._work.notify_all()
             self._news.notify_all()
+        for share in shares:
+            share.leave()
         for piece in dropping:  # all of them first: to close a feed may take a while
             with piece.writing:
                 piece.is_dropped = True

@@ -49,6 +49,8 @@ class Piece:
     moved: float = field(default_factory=time.monotonic)
     """When its last bytes came."""
     feed: Feed | None = None
+    is_active: bool = False
+    """Whether `supply.active` counts it."""
     is_dropped: bool = False
     is_over: bool = False
     """Whether its connection has ended with it, and may bring another one."""

@@ -5,7 +5,9 @@
     then                  as many as it may have
     429, 503              it bears no more than it gave just then, and one more every half a minute.
                           New parts are asked for when the time is over that it told, or after a
-                          second
+                          second, and twice as late if it refuses again
+    silent from the       likewise, without a pause, if others of its connections give. If it has
+      first byte          never given a part, it can give none: after the third time
     any other failure     no new parts for a while, which grows: the others go on
     it can never give     it is not asked for parts again
     it is late            its next pieces are shorter; after the third time, as a failure. A piece
@@ -22,25 +24,34 @@ import math
 import time
 
 from shmstream.errors import SourceError
+from shmstream.flight.shares import Share
 from shmstream.sources.base import Source
 
 _PIECE = 2.0  # s; so long a piece takes to come, if its source gives as before
 _LEAST, _MOST = 1 << 20, 16 << 20  # bytes of a piece
-_CROWDED = (429, 503)
+CROWDED = (429, 503)
+"""The statuses of a server that has too many requests, of this client or of all."""
 _REST, _LONGEST_REST = 0.1, 10.0  # s
 _DOUBLED = 7  # times at most
 _OFTEN = 2  # times in a row that it may be late
 _GROWS = 30.0  # s
-_LONGEST_RETRY_AFTER = 30.0  # s
+_CROWDED_FOR, _LONGEST_CROWDED_FOR = 1.0, 30.0  # s, if it does not tell for how long
+_LONGEST_RETRY_AFTER = 300.0  # s
 
 _log = logging.getLogger("shmstream")
 
 
 class Supply:
-    """`source`, which may have `most` connections; `rate` is what one gives, in bytes a second."""
+    """`source`, which may have `most` connections; `rate` is what one gives, in bytes a second.
 
-    def __init__(self, source: Source, most: int, rate: float, *, is_first: bool) -> None:
+    With a `share` it has no more than that says.
+    """
+
+    def __init__(
+        self, source: Source, most: int, rate: float, *, is_first: bool, share: Share | None = None
+    ) -> None:
         self.source = source
+        self.share = share
         self.most: int = most
         self.rate: float = rate
         self.is_first = is_first
@@ -58,6 +69,9 @@ class Supply:
         self.is_out: bool = False
         """Whether it can never give parts."""
         self._failures = 0
+        self._refusals = 0  # of parts that it was asked for since it gave one
+        self._refused_at = 0.0
+        self._silences = 0  # before it has given any part
         self._rests_until = 0.0
         self._at_first = most
         self._grows_at = math.inf
@@ -78,11 +92,18 @@ class Supply:
         if now >= self._grows_at:
             self.most = min(self.most + 1, self._at_first)
             self._grows_at = now + _GROWS
-        return max((self.most if self.is_proved else min(self.most, 1 + own)) - own, 0)
+        most = self.most if self.share is None else min(self.most, self.share.connections)
+        return max((most if self.is_proved else min(most, 1 + own)) - own, 0)
 
     def length(self, most: int) -> int:
         """Bytes of its next piece, at most `most`."""
         return max(min(int(self.rate * _PIECE), _MOST, most), _LEAST)
+
+    def answered(self, began: float) -> None:
+        """It gives a piece, of which it was asked at `began`."""
+        self.delay = max(self.delay, time.monotonic() - began)
+        if began > self._refused_at:
+            self._refusals = 0
 
     def brought(self, count: int, took: float) -> None:
         """It has given `count` bytes of a piece to its end, in `took` seconds."""
@@ -94,10 +115,14 @@ class Supply:
     def failed(self, error: SourceError, own: int, key: str) -> None:
         """A connection has failed; `active` still counts it."""
         now, said = time.monotonic(), str(error)  # a record that is kept keeps no connection open
-        if error.status in _CROWDED:
-            self.most = max(min(self.most, self.active + own - 1), 1)
-            pause = min(error.retry_after or 1.0, _LONGEST_RETRY_AFTER)
-            self._grows_at = now + pause + _GROWS
+        if error.status in CROWDED:
+            # What was asked at one time is refused at one time, and counts once.
+            self._refusals += not self.is_resting(now)
+            self._refused_at = now
+            doubled = min(max(self._refusals - 1, 0), _DOUBLED)
+            pause = min(_CROWDED_FOR * 2.0**doubled, _LONGEST_CROWDED_FOR)
+            pause = min(error.retry_after or pause, _LONGEST_RETRY_AFTER)
+            self._bears(self.active + own - 1, pause)
             _log.info("%s: %s; %d connections from now on", key, said, self.most)
         elif not error.retryable:
             self.is_out = True
@@ -111,6 +136,20 @@ class Supply:
             pause = self._rest()
             _log.info("%s: %s; no new parts for %.1f s", key, said, pause)
         self._rests_until = max(self._rests_until, now + pause)
+
+    def _bears(self, most: int, pause: float = 0.0) -> None:
+        self.most = max(min(self.most, most), 1)
+        self._grows_at = time.monotonic() + pause + _GROWS
+
+    def was_silent(self, silent: int, own: int) -> None:
+        """Of its connections, `silent` have given nothing; `active` still counts them."""
+        giving = self.active + own - silent
+        if self.is_proved and giving > 0:
+            self._bears(giving)
+            return
+        self._silences += not self.is_proved
+        self.is_out |= self._silences > _OFTEN
+        self.was_late(self.rate)
 
     def was_late(self, rate: float) -> None:
         """A piece was taken from it, because it came too slowly: at `rate`."""

@@ -47,6 +47,7 @@ _MEANINGS = {
     FileExistsError: "it exists: ",
 }
 _MOST_CONNECTIONS = 64
+_LARGE = 64 << 20  # bytes; so large a blob comes over several connections if nobody says otherwise
 _HOPELESS_NUMBERS = frozenset((errno.ELOOP, errno.ENAMETOOLONG, errno.EBADF))
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -198,8 +199,9 @@ class Source(Protocol):
     - `describe() -> Description`, which asks for no bytes, and raises as `open`
     - `open_part(offset, end, validator) -> Feed`, which is `open` for the bytes before `end` alone:
       a server that is asked for more sends bytes that nobody reads
-    - `connections`, how many connections one blob may come over; it needs `open_part`. None, or
-      without it: what the call or the store says, or else 1
+    - `connections`, how many connections one blob may come over; it needs `open_part`. None: what
+      the call or the store says, or else 8 if the blob has 64 MiB or more. Without it: what the
+      call or the store says, or else 1
     - `is_live = True`, if its bytes are made while they are read, and may come slowly
     - `identity`, a text that two sources share only if one can do no better than the other; without
       it, that is the name. It is never shown
@@ -301,18 +303,19 @@ def _close(close: Callable[[], None], source: Source) -> None:
         _log.warning("%s: a feed cannot be closed: %s", source.name, repr(error))
 
 
-def connections_of(source: Source, asked: int | None) -> int:
-    """How many connections a blob may come over from `source`: one, if nobody asks for more.
+def connections_of(source: Source, asked: int | None, size: int) -> int | None:
+    """How many connections a blob of `size` bytes may come over from `source`.
 
-    `asked`: what the call or the store says.
+    None: nobody has said it, and a large blob may come over several. `asked`: what the call or the
+    store says.
     """
     try:
         if getattr(source, "open_part", None) is None:
             return 1
-        own: int | None = getattr(source, "connections", None)
+        own: int | None = getattr(source, "connections", 0)
     except Exception:  # noqa: BLE001  a source is code of users
         return 1
-    return own or asked or 1
+    return own or asked or (None if own is None and size >= _LARGE else 1)
 
 
 def check_connections(connections: object) -> int | None:

@@ -124,6 +124,8 @@ class Download:
         self._digest = digest
         self._expecting: dict[int, Source] = {}
         self.compares = compares
+        self.crowds: Callable[[SourceError], bool] = lambda _: False
+        """Whether a source refuses because of what else was asked of it for this blob."""
         self._tell = tell
         self._end = end
         self._size = size
@@ -413,7 +415,10 @@ class Download:
             raise DigestMismatch(self._name, position, reason, self._digest, "") from error
         with_part = self._asks_part and error.offset > 0  # at 0 it was asked for the whole
         try:
-            pause = self._attempts.failed(error, position, with_part=with_part)
+            is_crowded = self.crowds(error)
+            pause = self._attempts.failed(
+                error, position, with_part=with_part, is_crowded=is_crowded
+            )
         except SourceFailed as failed:
             if (shortage := _shortage(error, self._name)) is not None:
                 raise shortage from error

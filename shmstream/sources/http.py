@@ -100,7 +100,7 @@ class HTTPSource:
         stranger: gives the Authorization for a server that a redirect led to, from its URL and its
             challenge, or None.
         connections: how many of them one blob may come over; None: what the call or the store says,
-            or else one.
+            or else 8 if the blob has 64 MiB or more.
         tls: which certificates to trust, and which one to show; see `TLS`.
         is_guarded: make no connection to a private address at all.
         named_by: the URL of a server that has named `url`, as a redirect does; None: the user has.

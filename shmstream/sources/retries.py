@@ -7,6 +7,9 @@
                               be used, it is asked for the whole blob at once
     no source is left         each source that failed with a part only is asked for the whole blob;
                               then the caller may have found other sources
+    it was asked too often    by further connections for the same blob, and no other source is left:
+                              it is asked again when it says, until no byte has come for 5 minutes.
+                              So these connections cost no reader the blob
     there are none            if bytes of the blob are here, and somebody reads them, the last
                               source is waited for (`Retries.outage`): it may be away for a while,
                               and the readers have nobody else. Then `SourceFailed`, with the last
@@ -27,6 +30,8 @@ from shmstream.sources.base import Source
 
 _LONGEST_SAID = 256  # characters of what the last source said
 _LONGEST_RETRY_AFTER = 30.0  # s; a source that asks for more counts as failed
+_LONGEST_CROWDED = 30.0  # s; likewise a pause, if it does not tell how long
+_CROWDED_FOR = 300.0  # s; so long a source may refuse because of our further connections
 
 
 @dataclass(frozen=True)
@@ -148,10 +153,18 @@ class Attempts:
         """Whether `source` is the first one: no source was given up yet."""
         return self._current == 0
 
-    def failed(self, error: SourceError, offset: int, *, with_part: bool = False) -> float | None:
+    def failed(
+        self,
+        error: SourceError,
+        offset: int,
+        *,
+        with_part: bool = False,
+        is_crowded: bool = False,
+    ) -> float | None:
         """Note that `source` failed after `offset` bytes of the blob had come in all.
 
         `with_part`: it was asked for the bytes behind an offset, and might give the whole blob.
+        `is_crowded`: it refuses because it was asked too often, for this blob.
         Returns the seconds after which to ask it again; None if `source` is the next one now.
 
         Raises:
@@ -161,6 +174,10 @@ class Attempts:
         turn = self._turns[self._current]
         self._note(error, offset, now)
         crawls = error.kind.is_timeout and not error.retryable
+        if is_crowded and not self.has_another:
+            pause = self._pause_of_crowd(error)
+            if self._is_within(_CROWDED_FOR, now + pause):
+                return pause
         turn.is_slow |= error.kind.is_timeout and not with_part
         self._is_hurried = error.kind.is_timeout and self._may_be_others()
         with_part = with_part and not turn.is_whole and not (crawls and turn.is_slow)
@@ -199,8 +216,12 @@ class Attempts:
 
     def _may_wait(self, until: float) -> bool:
         """Whether somebody wants the blob, and its sources may be away until then."""
+        return self._is_within(self._retries.outage, until) and self._is_wanted()
+
+    def _is_within(self, time: float, until: float) -> bool:
+        """Whether `until` is less than `time` seconds after the last progress."""
         since = until if self._failing_since is None else self._failing_since
-        return until - since < self._retries.outage and self._is_wanted()
+        return until - since < time
 
     def _wait_for(self, source: Source) -> None:
         """From now on, ask this source only, for the rest of the blob if it can give that."""
@@ -213,7 +234,13 @@ class Attempts:
             for text, count in self._last_words.values()
         )
 
+    def _pause_of_crowd(self, error: SourceError) -> float:
+        return error.retry_after or min(self._growing(), _LONGEST_CROWDED)
+
     def _pause(self, error: SourceError) -> float:
         retries = self._retries
-        growing: float = retries.first_pause * 2 ** min(self._tries - 1, 16)
-        return max(min(growing, retries.longest_pause), error.retry_after or 0.0)
+        return max(min(self._growing(), retries.longest_pause), error.retry_after or 0.0)
+
+    def _growing(self) -> float:
+        pause: float = self._retries.first_pause * 2 ** min(self._tries - 1, 16)
+        return pause

@@ -5,9 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
-import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shmstream import Store
 from tests.support.asgi_servers import Server
-from tests.support.interpreters import wait_until
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
 from tests.support.stores import digest
@@ -263,7 +262,7 @@ def test_a_client_that_takes_a_little_is_not_cut(both: Both, store: Store) -> No
     """It takes so little that one write takes much longer than `write_timeout`."""
     data = content(2, 16 * MIB)
     store.fetch("key", [data])
-    servers = both(*BY_HAND_AND_NOT, response={"write_timeout": 0.4})
+    servers = both(*BY_HAND_AND_NOT, response={"write_timeout": 1.0})
     clients = [running.open("GET", "/blob/key") for running in servers]
     got = [bytearray(response.read(8 * MIB)) for _, response in clients]
     for _ in range(30):
@@ -305,7 +304,7 @@ def test_heads_of_requests_have_bounds(
 def test_several_lines_of_one_name_are_a_list(server: Server, store: Store) -> None:
     store.fetch(KEY, [DATA])
     for name, status in (("If-None-Match", 304), ("If-Match", 200), ("If-Range", 200)):
-        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         connection.putrequest("GET", f"/blob/{KEY}")
         connection.putheader("Range", "bytes=0-9")
         connection.putheader(name, f'"{KEY}"')
@@ -319,7 +318,9 @@ def test_several_lines_of_one_name_are_a_list(server: Server, store: Store) -> N
 def test_a_body_that_nobody_wants_holds_up_nothing(server: Server, origin: Origin) -> None:
     """The body is read while the answer is sent: this client reads only after it has sent all."""
     origin.change("/blob", stall_after=MIB)
-    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+    with closing(
+        http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
+    ) as connection:
         connection.request("GET", f"/blob/{KEY}", body=bytes(32 * MIB))
         origin.release()
         assert sha256(connection.getresponse().read()) == sha256(DATA)
@@ -336,7 +337,7 @@ def test_keys_that_are_none(server: Server, origin: Origin) -> None:
 
 def test_http_1_0_is_told_the_length(server: Server, origin: Origin) -> None:
     origin.change("/blob", framing="chunked")
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as client:
         client.sendall(b"GET /blob/key HTTP/1.0\r\n\r\n")
         with client.makefile("rb") as answer:
             head, _, body = answer.read().partition(b"\r\n\r\n")
@@ -347,11 +348,13 @@ def test_http_1_0_is_told_the_length(server: Server, origin: Origin) -> None:
 
 def test_no_body_ends_before_its_blob_does(server: Server, origin: Origin, store: Store) -> None:
     """All bytes have come, and then the blob cannot get its final name."""
-    origin.serve("/blob", seed=1, size=MIB // 8, rate=MIB // 4)  # each piece is published at once
+    # Each piece is published at once; none comes before the test is ready.
+    origin.serve("/blob", seed=1, size=MIB // 8, rate=MIB // 4, stall_after=0)
     connection, response = server.open("GET", "/blob/key")
     [flight] = store.flights()
     in_the_way = Path(flight.path)
     in_the_way.mkdir()
+    origin.release()
     with closing(connection), pytest.raises(http.client.IncompleteRead) as caught:
         response.read()
     wait_until(lambda: store.flights() == [])
@@ -396,9 +399,11 @@ def test_the_worker_that_leads_is_killed(doomed: Server, origin: Origin, store: 
     clients = [doomed.open("GET", f"/blob/{KEY}")]
     [flight] = store.flights()
     assert flight.leader is not None
-    os.kill(flight.leader.pid, signal.SIGSTOP)  # so that the other worker gets the next client
+    leading = psutil.Process(flight.leader.pid)
+    leading.suspend()  # so that the other worker gets the next client
+    wait_until(lambda: leading.status() == psutil.STATUS_STOPPED)
     clients.append(doomed.open("GET", f"/blob/{KEY}"))
-    os.kill(flight.leader.pid, signal.SIGKILL)
+    leading.kill()
     finished = 0
     for connection, response in clients:
         try:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.peers import congestion
+from bench.peers import congestion, profile
+from bench.peers.measure import PROFILED
 from bench.stream import in_c
 from tests.support.nginx import needed
 from tests.support.programs import program
@@ -127,7 +128,9 @@ def test_peers_in_short(tmp_path: Path) -> None:
     }
     hits, faults = told["hits-small"], told["faults"]
     assert {(each["peer"], each["turn"]) for each in hits["samples"]} == {
-        (peer, turn) for peer in ("shmstream", "nginx-lock", "shmstream-nginx") for turn in (0, 1)
+        (peer, turn)
+        for peer in ("shmstream", "nginx-lock", "shmstream-nginx")
+        for turn in (0, 1, *([PROFILED] if profile.is_possible() else []))
     }
     assert {each["peer"] for each in told["many"]["samples"]} == {
         *("shmstream", "nginx-lock", "shmstream-name", "raw")
@@ -251,3 +254,32 @@ def test_many_in_short(tmp_path: Path) -> None:
     assert sections == {"crowd", "store", "flights", "clients"}
     assert [each.name for each in tmp_path.iterdir()] == ["report.json"]
     assert set(os.listdir("/dev/shm")) == others
+
+
+def test_what_the_time_is_spent_on() -> None:
+    """Lines as `perf script` prints them: a stack for each kind of work, and an idle processor."""
+    kernel, python, crypto = (
+        "[kernel.kallsyms]",
+        "/usr/lib/libpython3.so",
+        "/usr/lib/libcrypto.so.3",
+    )
+    stacks = {
+        profile.SENDS: [("tcp_sendmsg", kernel), ("do_splice", kernel),
+                        ("__x64_sys_sendfile64", kernel), ("do_syscall_64", kernel),
+                        ("sendfile64", "/usr/lib/libc.so.6")],
+        profile.RECEIVES: [("do_readv", kernel), ("do_syscall_64", kernel)],
+        profile.WAITS: [("schedule", kernel), ("__x64_sys_futex", kernel)],
+        profile.FILES: [("ksys_lseek", kernel)],
+        profile.KERNEL: [("handle_mm_fault", kernel), ("_PyEval_EvalFrameDefault", python)],
+        profile.HASHES: [("[unknown]", crypto), ("_hashlib_update", python)],
+        profile.PROGRAM: [("operator new(unsigned long)", python)],
+    }  # fmt: skip
+    lines = ["    0 ", f"\tffffffff821f2c2b default_idle ({kernel})", ""]
+    for stack in stacks.values():
+        lines.append("  4711 ")
+        lines += [f"\tffffffff821f2c2b {name} ({place})" for name, place in stack]
+        lines.append("")
+    found = list(profile.stacks_of(f"{line}\n" for line in lines))
+    assert [pid for pid, _ in found] == [0] + [4711] * len(stacks)
+    assert [profile.kind_of(stack) for _, stack in found[1:]] == list(stacks)
+    assert tuple(stacks) == profile.KINDS

@@ -106,7 +106,7 @@ def flight(begin: Begin, store: Store, origin: Origin, url: str) -> tuple[Runnin
     """A leader and a follower; their origin sends 200,000 bytes and then waits."""
     origin.change("/blob", stall_after=200_000)
     leader = begin("fetch", url, "--digest", DIGEST, "-q")
-    flying(store, published=196_608)
+    flying(store, published=200_000)
     follower = begin("fetch", url, "--digest", DIGEST, "-q")
-    flying(store, published=196_608, followers=1)
+    flying(store, published=200_000, followers=1)
     return leader, follower

@@ -13,6 +13,7 @@ from shmstream import Store
 from shmstream.cli.fetch import key_of
 from tests.cli.conftest import BLOB, DIGEST, SIZE, Begin, Run, flying
 from tests.support.origin import Origin
+from tests.support.roles import content
 
 
 def test_a_path_in_the_store(run: Run, url: str, origin: Origin) -> None:
@@ -32,6 +33,15 @@ def test_connections(run: Run, url: str) -> None:
     assert (code, "--connections" in told) == (2, True)
     code, out, _ = run("fetch", url, "--digest", DIGEST, "--connections", "4")
     assert (code, Path(out.removesuffix("\n")).read_bytes()) == (0, BLOB)
+
+
+def test_a_large_blob(run: Run, origin: Origin) -> None:
+    """It comes over several connections, if nobody says otherwise."""
+    url = origin.serve("/large", seed=1, size=64 << 20, rate=16 << 20)
+    code, out, _ = run("fetch", url)
+    assert code == 0
+    assert Path(out.removesuffix("\n")).read_bytes() == content(1, 64 << 20)
+    assert len({each.connection for each in origin.requests("/large")}) > 2
 
 
 def test_a_digest_is_the_key(run: Run, url: str, store: Store) -> None:
@@ -148,10 +158,13 @@ def test_two_at_once(begin: Begin, store: Store, origin: Origin, url: str) -> No
     assert [each.method for each in origin.requests("/blob")] == ["GET"]
 
 
-def test_what_was_interrupted_goes_on(begin: Begin, run: Run, origin: Origin, url: str) -> None:
+def test_what_was_interrupted_goes_on(
+    begin: Begin, run: Run, store: Store, origin: Origin, url: str
+) -> None:
     origin.change("/blob", count=1, stall_after=200_000)
     fetch = begin("fetch", url, "-o", "-")
     assert fetch.read(190_000) == BLOB[:190_000]
+    flying(store, published=200_000)
     fetch.process.kill()
     fetch.process.wait()
     assert run("gc")[0] == 0

@@ -43,10 +43,6 @@ def gets(origin: Origin) -> list[str | None]:
     return [each.range for each in origin.requests("/blob") if each.method == "GET"]
 
 
-def sent(origin: Origin) -> int:
-    return sum(each.sent for each in origin.requests("/blob"))
-
-
 def has(store: Store, count: int) -> bool:
     return bool(store.flights()) and store.flights()[0].published >= count
 
@@ -215,6 +211,7 @@ def test_the_leading_process_of_a_node_is_killed(nodes: Nodes, halting: Origin) 
 
 
 def test_the_leading_node_is_stopped(nodes: Nodes, halting: Origin) -> None:
+    nodes.lease = 1.0
     leader, other = begin(nodes, halting.url("/blob"), 2)
     leader.stop()
     told = other.hear()
@@ -253,7 +250,7 @@ def test_flights_under_way_go_on(nodes: Nodes, halting: Origin, redis: Redis, ho
 def test_a_hanging_directory_costs_one_call_that_is_given_up(
     nodes: Nodes, slow: Origin, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How long a call may take is measured in test_directory; here, that one is all it costs.
+    """How long a call may take is told in test_directory; here, that one is all it costs.
 
     The node may introduce itself at the same time: both are asked in one go, and given up together.
     """
@@ -290,7 +287,7 @@ def test_a_directory_that_answers_late_costs_no_second_pull(
     with Late(redis) as late:
         late.late = directory._ONE_TRY + 0.05
         nodes.url = late.url
-        stores = [nodes.store(lease=30.0) for _ in range(2)]
+        stores = [nodes.store() for _ in range(2)]
         readings = [
             (key, Reading(store, key, slow.url(f"/blob{seed}")))
             for seed, key in enumerate(keys, 2)

@@ -14,18 +14,17 @@ from shmstream.cluster import directory as module
 from shmstream.cluster.directory import Decision, Directory, DirectoryAway, Had, Me, Verdict
 from shmstream.cluster.scripts import SUSPECT_FOR
 from shmstream.system import process
-from tests.support.interpreters import wait_until
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.redis import Redis
 
 KEY = "sha256:" + "0" * 64
 A, B, C, D = (Me(f"{each}:1", f"t{each}") for each in "abcd")
 CONSUMER = Me("", "t")
-SLACK = 0.5  # s; what a busy machine may add
 
 
 @pytest.fixture
 def directory(redis: Redis) -> Iterator[Directory]:
-    made = Directory(redis.url)
+    made = Directory(redis.url, lease=PATIENCE)
     yield made
     made.close()
 
@@ -213,24 +212,25 @@ def test_everything_ends_by_itself(redis: Redis, directory: Directory) -> None:
 # When it does not answer.
 
 
-def took(call: object) -> float:
-    began = time.monotonic()
+def is_asked(directory: Directory) -> bool:
+    """Whether a call that fails was made at all. A call that hangs fails the test."""
+    before = directory.calls
     with pytest.raises(DirectoryAway):
-        call()  # type: ignore[operator]
-    return time.monotonic() - began
+        directory.decide(KEY, A)
+    return directory.calls > before
 
 
 def test_refused_is_away_at_once_and_comes_back(
     redis: Redis, directory: Directory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "AWAY", 0.2)
+    monkeypatch.setattr(module, "MOST", 3600.0)
+    monkeypatch.setattr(module, "AWAY", 3600.0)
     redis.kill()
-    assert took(lambda: directory.decide(KEY, A)) < SLACK
-    calls = directory.calls
-    assert took(lambda: directory.decide(KEY, A)) < SLACK
-    assert directory.calls == calls  # it was not even asked
+    assert is_asked(directory)
+    assert not is_asked(directory)
     assert "refused" in directory.trouble
     redis.start()
+    directory._not_before = 0.0  # the time for which it is not asked is over
     wait_until(lambda: _answers(directory))
     assert directory.trouble == ""
 
@@ -242,12 +242,18 @@ def _answers(directory: Directory) -> bool:
         return False
 
 
-def test_one_that_hangs_is_given_a_second_and_a_half(redis: Redis, directory: Directory) -> None:
+def test_one_that_hangs_is_given_a_second_and_a_half(
+    redis: Redis, directory: Directory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAY", 3600.0)
+    assert module.MOST == 1.5
     directory.use()
     directory.decide(KEY, A)
     redis.stop()
-    assert 0.5 < took(lambda: directory.decide(KEY, A)) < module.MOST + SLACK
-    assert took(lambda: directory.decide(KEY, A)) < SLACK
+    began = time.monotonic()
+    assert is_asked(directory)
+    assert time.monotonic() - began > 0.5
+    assert not is_asked(directory)
     redis.resume()
     directory.let_go()
 
@@ -265,8 +271,8 @@ def test_a_call_that_no_timeout_ends_is_left_alone(
         return ask(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(directory, "_ask", hang)
-    assert took(lambda: directory.decide(KEY, A)) < 0.1 + SLACK
-    assert took(lambda: directory.decide(KEY, A)) < SLACK
+    assert is_asked(directory)
+    assert not is_asked(directory)
     hangs.set()
     wait_until(lambda: _answers(directory))
 
@@ -279,7 +285,7 @@ def test_all_that_wait_for_the_directory_are_asked_together(
 
     def ask_late(commands: Any, until: float) -> list[object]:
         sizes.append(len(commands))
-        assert may_go.wait(30)
+        assert may_go.wait(PATIENCE)
         return ask(commands, until)
 
     monkeypatch.setattr(module, "MOST", 60.0)
@@ -299,7 +305,7 @@ def test_all_that_wait_for_the_directory_are_asked_together(
     wait_until(lambda: len(directory._queue) == 39)
     may_go.set()
     for each in callers:
-        each.join(60)
+        each.join(PATIENCE)
     assert len(answers) == 40
     assert sizes == [1, 39]
     assert (directory.calls, directory.failures) == (40, 0)
@@ -312,7 +318,7 @@ def test_those_that_wait_for_one_that_hangs_are_told_with_it(
 
     def hang(*arguments: Any) -> list[object]:
         began.set()
-        assert may_go.wait(30)
+        assert may_go.wait(PATIENCE)
         return ask(*arguments)
 
     monkeypatch.setattr(module, "MOST", 0.3)
@@ -328,11 +334,11 @@ def test_those_that_wait_for_one_that_hangs_are_told_with_it(
 
     callers = [threading.Thread(target=decide) for _ in range(5)]
     callers[0].start()
-    assert began.wait(30)
+    assert began.wait(PATIENCE)
     for each in callers[1:]:
         each.start()
     for each in callers:
-        each.join(30)
+        each.join(PATIENCE)
     assert len(failures) == 5
     may_go.set()
     wait_until(lambda: not directory._is_asking)
@@ -374,7 +380,7 @@ def test_the_connection_lasts_as_long_as_the_flights(redis: Redis, directory: Di
     directory.use()
     directory.decide(KEY, A)
     directory.let_go()
-    assert connections() == 1
+    wait_until(lambda: connections() == 1)  # Redis may still have one that a test before has closed
     directory.let_go()
     wait_until(lambda: connections() == 0)
 

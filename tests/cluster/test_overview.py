@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from shmstream.cli import command
 from shmstream.cluster.directory import Directory, Me
 from shmstream.cluster.overview import spreads
+from tests.support.interpreters import PATIENCE
 from tests.support.redis import Redis
 from tests.support.stores import digest
 
@@ -18,7 +19,7 @@ KEY, OTHER = digest(1, 10), digest(2, 10)
 
 
 def test_a_tree(redis: Redis) -> None:
-    directory = Directory(redis.url)
+    directory = Directory(redis.url, lease=PATIENCE)
     for name in "abcd":
         directory.decide(KEY, Me(f"{name}:1", name))
     directory.decide(OTHER, Me("d:1", "d"))
@@ -43,7 +44,7 @@ def test_a_tree(redis: Redis) -> None:
 
 
 def test_a_node_below_a_holder(redis: Redis) -> None:
-    directory = Directory(redis.url)
+    directory = Directory(redis.url, lease=PATIENCE)
     directory.decide(KEY, Me("a:1", "a"))
     directory.leave(KEY, Me("a:1", "a"), "complete")
     directory.decide(KEY, Me("b:1", "b"))
@@ -56,7 +57,7 @@ def test_a_directory_with_a_password(redis: Redis, tmp_path: Path) -> None:
     redis.client().config_set("requirepass", "pass of redis")
     try:
         file = tmp_path / "password"
-        directory = Directory(redis.url, password="pass of redis")
+        directory = Directory(redis.url, lease=PATIENCE, password="pass of redis")
         directory.decide(KEY, Me("a:1", "a"))
         directory.close()
         for told, options in [("", []), ("another one", ["--password-file", str(file)])]:

@@ -83,7 +83,7 @@ def test_survivors_have_the_digest_and_the_killed_is_told(begin: Begin, source: 
     assert [row[3] for row in rows] == ["killed, as planned", "SHA-256 ok", "SHA-256 ok"]
     assert [row[2] for row in rows[1:]] == ["3.0 MiB", "3.0 MiB"]
     assert rows[0][1] == "0"
-    assert 35 <= int(rows[1][1]) < 100
+    assert 35 <= int(rows[1][1]) <= 100
     assert 70 <= int(rows[2][1]) <= 100
     assert re.search(r"reader 1 killed with SIGKILL at [12]\.\d MiB", demo.output)
     assert "Both survivors have every byte" in demo.output
@@ -185,18 +185,18 @@ def test_the_leader_is_killed_and_the_others_carry_on(begin: Begin, source: Path
     assert [row[2] for row in rows if row[3] != "killed, as planned"] == ["3.0 MiB", "3.0 MiB"]
     longest = max(int(row[1]) for row in rows if row[3] != "killed, as planned")
     assert f"pause      {longest} ms, the longest of any survivor" in demo.output
-    killed = re.search(r"process (\d) the leader, killed with SIGKILL at 1.\d MiB", demo.output)
-    successor = re.search(r"process (\d) took over, and leads", demo.output)
+    # The kill comes between the half and three quarters, where the origin waits for it. A demo that
+    # looks too late does not see which process takes over.
+    killed = re.search(r"process (\d) the leader, killed with SIGKILL at [12].\d MiB", demo.output)
     assert killed
-    assert successor
     assert re.search(
-        rf"kill +process {killed[1]}, the leader, at 1.\d MiB; "
-        rf"process {successor[1]} took over and went on at 1.\d MiB",
+        rf"kill +process {killed[1]}, the leader, at [12].\d MiB; "
+        r"(process \d|another one) took over and went on at [12].\d MiB",
         demo.output,
     )
     sent = re.search(r"origin +([\d.]+) MiB sent in 2 requests, for a blob of 3.0 MiB", demo.output)
     assert sent
-    assert 3.0 <= float(sent[1]) <= 3.5
+    assert 3.0 <= float(sent[1]) <= 3.8
     assert "Both survivors have every byte" in demo.output
     _check_flight(demo)
 
@@ -212,7 +212,7 @@ def test_the_leader_is_killed_however_fast_it_goes(begin: Begin, source: Path, c
 
 def test_bars_of_a_flight_on_a_terminal(begin: Begin, source: Path) -> None:
     demo = begin(
-        *SECOND_ACT, "--input", str(source), "--rate", "4", "--readers", "2", terminal=True
+        *SECOND_ACT, "--input", str(source), "--rate", "2", "--readers", "2", terminal=True
     )
     assert demo.finish() == 0
     assert re.search(r"process \d \S*━\S* +\d+ % leads, lag [\d.]+ \w+", demo.output)
@@ -326,7 +326,7 @@ def test_a_cluster_loses_the_node_that_pulls(begin: Begin, source: Path) -> None
     assert re.search(rf"node \d gets it from node {killed}", demo.output)
     assert re.search(r"; (node \d|another one) pulled the rest, from [12].\d MiB on", demo.output)
     sent = demo.wait_for(r"origin +([\d.]+) MiB sent in 2 requests, for 3 nodes")
-    assert 3.0 <= float(sent) <= 3.5
+    assert 3.0 <= float(sent) <= 4.3, "three quarters, and all from 1.0 MiB on"
     assert demo.output.count("has the right SHA-256") == 2
     assert "Both survivors have every byte of a blob that three nodes pulled once" in demo.output
     _check_flight(demo)

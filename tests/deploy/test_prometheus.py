@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.server import Port
 from shmstream.registry.ops.metrics import METRICS
 from tests.support.docker_registry import program
 from tests.support.images import image
@@ -77,11 +77,6 @@ def asker(port: int) -> Callable[[str], list[dict[str, Any]]]:
     return ask
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
-
-
 def test_a_real_prometheus(serve: Serve, quirks: Quirks, tmp_path: Path) -> None:
     quirks.script = plain(IMAGE)
     serving = serve("--workers", "4", upstream=f"docker.io={quirks.url}")
@@ -95,38 +90,40 @@ def test_a_real_prometheus(serve: Serve, quirks: Quirks, tmp_path: Path) -> None
         f"    static_configs: [{{targets: ['127.0.0.1:{serving.port}']}}]\n"
         f"rule_files: ['{DEPLOY / 'prometheus' / 'alerts.yml'}']\n"
     )
-    port = free_port()
-    running = subprocess.Popen(
-        [program("prometheus", "prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}",
-         f"--storage.tsdb.path={tmp_path / 'tsdb'}", f"--web.listen-address=127.0.0.1:{port}"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        ask = asker(port)
+    with Port() as port:
+        running = subprocess.Popen(
+            [program("prometheus", "prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}",
+             f"--storage.tsdb.path={tmp_path / 'tsdb'}",
+             f"--web.listen-address=127.0.0.1:{port.number}"],
+            cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            ask = asker(port.number)
 
-        def scraped() -> bool:
-            try:
-                return bool(ask('up{job="shmstream"} == 1'))
-            except OSError:
-                return False
+            def scraped() -> bool:
+                try:
+                    return bool(ask('up{job="shmstream"} == 1'))
+                except OSError:
+                    return False
 
-        wait_until(scraped)
+            wait_until(scraped)
 
-        def value(query: str) -> float:
-            wait_until(lambda: bool(ask(query)))  # a scrape that took too long hides it
-            return float(ask(query)[0]["value"][1])
+            def finds(query: str) -> None:
+                # A worker counts a moment after it has answered, and a scrape that takes too long
+                # hides what an earlier one has found.
+                wait_until(lambda: bool(ask(query)))
 
-        assert value("shmstream_workers") == 4
-        assert value("shmstream_build_info") == 1
-        assert value('shmstream_upstream_up{upstream="docker.io"}') == 0
-        assert value('shmstream_upstream_bytes_total{upstream="docker.io"}') > 0
-        assert value("sum(shmstream_upstream_requests_total{outcome='refused'})") > 0
-        assert value("sum(shmstream_upstream_requests_total{outcome='failed'})") > 0
-        assert value("shmstream_process_resident_memory_bytes{process='parent'}") > 1 << 20
-        assert value("shmstream_process_open_fds{process='workers'}") > 8
-        assert value("sum(shmstream_aborts_total)") == 0, "what is missing is no abort"
-        for each in expressions():
-            ask(each)  # each of them is understood
-    finally:
-        running.terminate()
-        running.wait(PATIENCE)
+            finds("shmstream_workers == 4")
+            finds("shmstream_build_info == 1")
+            finds('shmstream_upstream_up{upstream="docker.io"} == 0')
+            finds('shmstream_upstream_bytes_total{upstream="docker.io"} > 0')
+            finds("sum(shmstream_upstream_requests_total{outcome='refused'}) > 0")
+            finds("sum(shmstream_upstream_requests_total{outcome='failed'}) > 0")
+            finds(f"shmstream_process_resident_memory_bytes{{process='parent'}} > {1 << 20}")
+            finds("shmstream_process_open_fds{process='workers'} > 8")
+            finds("sum(shmstream_aborts_total) == 0")  # what is missing is no abort
+            for each in expressions():
+                ask(each)  # each of them is understood
+        finally:
+            running.terminate()
+            running.wait(PATIENCE)

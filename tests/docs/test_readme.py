@@ -6,14 +6,14 @@ import ast
 import http.client
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import shmstream
+from bench.server import Port
 from tests.support import roles
-from tests.support.interpreters import wait_until
+from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 
 ROOT = Path(__file__).parents[2]
@@ -111,32 +111,25 @@ def test_the_application_of_the_docs_runs(tmp_path: Path, origin: Origin) -> Non
     )
     (tmp_path / "app.py").write_text(program, encoding="utf-8")
     [command] = re.findall(r"^uvicorn (.*)$", text, re.MULTILINE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", *command.split(), "--port", str(port)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: _listens(port))
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        for method, body in (("HEAD", b""), ("GET", data)):
-            connection.request(method, f"/models/{name}")
-            response = connection.getresponse()
-            assert (response.status, response.read()) == (200, body)
-            assert response.getheader("content-length") == str(len(data))
-        connection.close()
-        assert [each.method for each in origin.requests()] == ["HEAD", "GET"]
-    finally:
-        server.terminate()
-        server.wait(30)
+    with Port() as place:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", *command.split(), "--port", str(place.number)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_until(place.is_served)
+            connection = http.client.HTTPConnection("127.0.0.1", place.number, timeout=PATIENCE)
+            for method, body in (("HEAD", b""), ("GET", data)):
+                connection.request(method, f"/models/{name}")
+                response = connection.getresponse()
+                assert (response.status, response.read()) == (200, body)
+                assert response.getheader("content-length") == str(len(data))
+            connection.close()
+            assert [each.method for each in origin.requests()] == ["HEAD", "GET"]
+        finally:
+            server.terminate()
+            server.wait(PATIENCE)
     assert shmstream.Store(store).check() == []
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0

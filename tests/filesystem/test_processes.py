@@ -28,7 +28,8 @@ TEXT = "name,value\n" + "".join(f"row {number},{number * 7}\n" for number in ran
 
 
 def downloads(origin: Origin, path: str) -> list[Request]:
-    return [each for each in origin.requests(path) if each.method == "GET"]
+    """The GETs of this path, when they are over."""
+    return [each for each in origin.ended(path) if each.method == "GET"]
 
 
 def test_one_download_for_all_processes(
@@ -50,6 +51,18 @@ def test_one_download_for_all_processes(
         (200, len(TEXT))
     ]
     assert len(Store(folder).blobs()) == 1
+
+
+def test_a_large_file_comes_over_several_connections(
+    origin: Origin, options: dict[str, Any]
+) -> None:
+    size = 64 << 20
+    url = origin.serve("/large", seed=1, size=size, rate=16 << 20)
+    with fsspec.open(f"shmstream::{url}", "rb", **options) as file:
+        assert file.read() == content(1, size)
+    parts = [each for each in downloads(origin, "/large") if each.sent]
+    assert len({each.connection for each in parts}) > 2
+    assert sum(each.sent for each in parts) < 1.5 * size
 
 
 def test_the_leader_is_killed(

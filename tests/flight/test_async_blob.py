@@ -144,6 +144,7 @@ def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
 ) -> None:
     """No leader can be slow before there is a flight: it is not gone past, and no error is told."""
     go_on, waits = threading.Event(), []
+    blobs: list[async_blob.AsyncBlob] = []
     join = Store._flight
 
     def slowly(*given: Any, **options: Any) -> Any:
@@ -153,13 +154,15 @@ def test_entering_at_once_waits_for_the_flight_as_long_as_it_takes(
     def note(lookout: hub.Lookout, enough: Callable[[], bool]) -> Any:
         waits.append(lookout)
         if len(waits) > 5:  # each is as long as `stall_timeout`, or longer
+            blobs[0]._stall_timeout = PATIENCE  # once there is a leader, it may be slow
             go_on.set()
         return wait(lookout, enough)
 
     async def main() -> None:
         held = Held(content(1, 4096))
         held.go.set()
-        async with store.aopen(digest(1, 4096), held, stall_timeout=0.1).at_once() as blob:
+        blobs.append(store.aopen(digest(1, 4096), held, stall_timeout=0.1).at_once())
+        async with blobs[0] as blob:
             await blob.known()
             assert await blob.read() == content(1, 4096)
 
@@ -205,27 +208,62 @@ def test_who_catches_up_in_the_event_loop_lags_behind_nothing(
     leader.finish()
 
 
-def test_many_tasks_and_one_thread(store: Store, origin: Origin) -> None:
-    url = origin.serve("/blob", seed=1, size=4 * MIB, rate=8 * MIB)
-    reads: list[int] = []
+class InTurn:
+    """A source that gives the next piece of a blob when all tasks have read those before."""
+
+    name = "in-turn"
+
+    def __init__(self, data: bytes) -> None:
+        self._pieces = [data[start : start + MIB] for start in range(0, len(data), MIB)]
+        self._size = len(data)
+        self._may = threading.Semaphore(1)
+        self.given, self.asked = 0, 0
+
+    def open(self, offset: int = 0, validator: str | None = None) -> Feed:  # noqa: ARG002
+        self.asked += 1
+        return Feed(self._give(), 0, self._size)
+
+    def _give(self) -> Iterator[bytes]:
+        for piece in self._pieces:
+            assert self._may.acquire(timeout=PATIENCE)
+            self.given += len(piece)
+            yield piece
+
+    def go_on(self) -> None:
+        self._may.release()
+
+
+def test_many_tasks_and_one_thread(store: Store) -> None:
+    data, count = content(1, 4 * MIB), 100
+    source, sums, reads = InTurn(data), [0] * count, list[int]()
     pread = async_blob._pread
 
     async def count_reads(fd: int, count: int, offset: int) -> bytes:
         reads.append(count)
         return await pread(fd, count, offset)
 
+    async def read(index: int) -> str:
+        parts = []
+        async with store.aopen(digest(1, 4 * MIB), source) as blob:
+            async for part in blob:
+                parts.append(part)
+                sums[index] += len(part)
+                if min(sums) == source.given:
+                    source.go_on()
+        return sha256(b"".join(parts))
+
     async def main() -> None:
-        tasks = [asyncio.create_task(read_all(store, digest(1, 4 * MIB), url)) for _ in range(100)]
+        tasks = [asyncio.create_task(read(index)) for index in range(count)]
         while lookouts() == 0:
             await asyncio.sleep(0)
         assert lookouts() == 1
-        assert set(await asyncio.gather(*tasks)) == {sha256(content(1, 4 * MIB))}
+        assert set(await asyncio.gather(*tasks)) == {sha256(data)}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(async_blob, "_pread", count_reads)
         asyncio.run(main())
     assert sum(reads) < 20 * 4 * MIB, "a hundred tasks share what they read at the tail"
-    assert len(origin.requests("/blob")) == 1
+    assert source.asked == 1
     wait_until(lambda: lookouts() == 0)
 
 
@@ -342,6 +380,7 @@ def test_a_stall_is_each_tasks_own(store: Store, origin: Origin) -> None:
             reading = asyncio.create_task(patient.read())
             with pytest.raises(WriterStalled):
                 await hasty.read()
+            origin.wait("/blob", bool)
             origin.release()
             assert await reading == await hasty.read() == content(1, MIB)
 
@@ -631,6 +670,7 @@ def test_another_task_closes_what_one_reads(store: Store, origin: Origin) -> Non
         for each in (reading, waiting):
             with pytest.raises(StreamClosed):
                 await each
+        origin.wait("/blob", bool)
         origin.release()
 
     asyncio.run(main())

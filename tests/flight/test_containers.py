@@ -39,13 +39,13 @@ Reader = Callable[..., Interpreter]
 
 @pytest.fixture
 def reader(start: Callable[..., Interpreter], folder: str) -> Reader:
-    """Start a process that reads in a container, step by step."""
+    """Start a process that reads in a container, step by step; another one may be slow to lead."""
 
     def begin(
         container: Container, key: str, source: Any, stall_timeout: float | None = None
     ) -> Interpreter:
         arguments = (folder, key, source, stall_timeout)
-        return start(flights.read_in_steps, *arguments, within=container.within)
+        return start(flights.read_in_steps_patiently, *arguments, within=container.within)
 
     return begin
 
@@ -183,7 +183,6 @@ def test_the_lead_goes_to_the_other_container_and_back(
 
 def test_a_reader_that_cannot_lead_waits_for_another_one(
     reader: Reader,
-    start: Callable[..., Interpreter],
     containers: tuple[Container, Container],
     folder: str,
     origin: Origin,
@@ -197,8 +196,7 @@ def test_a_reader_that_cannot_lead_waits_for_another_one(
     wait_until(partial(has_come, folder, MIB))
     subprocess.run([*there.within, "mount", "-o", "remount,ro", "/dev/shm"], check=True)
     second = reader(here, KEY, url)
-    arguments = (folder, KEY, url, None)
-    unable = start(flights.read_in_steps_patiently, *arguments, within=there.within)
+    unable = reader(there, KEY, url)
     assert second.hear()["role"] == unable.hear()["role"] == "follows"
     send(second, signal.SIGSTOP)
     send(leader, signal.SIGKILL)

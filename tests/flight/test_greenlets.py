@@ -170,7 +170,7 @@ def spin():
         sleep(0)
 
 def read(number):
-    with store.open(key, url, stall_timeout=30) as blob:
+    with store.open(key, url, stall_timeout=60) as blob:
         got.append(hashlib.sha256(blob.read()).hexdigest())
 
 def give():

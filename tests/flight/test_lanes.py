@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec.core
 import pytest
 
 from shmstream.errors import SourceError, StreamClosed
+from shmstream.filesystem.target import TargetSource
 from shmstream.flight.lanes import Lanes, _Lane
 from shmstream.flight.pieces import Piece, Pieces
+from shmstream.flight.shares import Share
 from shmstream.flight.supply import Supply
 from shmstream.sources.base import Description, Feed, connections_of, open_at
 from shmstream.sources.fsspec import FsspecSource
@@ -83,10 +85,57 @@ def test_a_block_that_is_here_in_part_is_not_for_a_successor(
     assert adopted(ring, tmp_path, BLOCK) == {2}
 
 
-def test_one_connection_if_nobody_asks_for_more() -> None:
-    source = HTTPSource("http://a/b")
-    assert [connections_of(source, each) for each in (None, 1, 5)] == [1, 1, 5]
-    assert connections_of(HTTPSource("http://a/b", connections=3), 5) == 3
+LARGE = 64 << 20
+
+
+class Parts:
+    """A source of a user, which gives parts, and does not say over how many connections."""
+
+    name = "parts"
+    open_part: Any = print
+
+
+def test_how_many_connections_a_blob_comes_over() -> None:
+    """What a source says counts first, then the call or the store, then the size of the blob."""
+    source, parts = HTTPSource("http://a/b"), cast("Any", Parts())
+    for size, usual in ((LARGE, None), (LARGE - 1, 1)):
+        of = [connections_of(source, each, size) for each in (None, 1, 5)]
+        assert of == [usual, 1, 5]
+        assert connections_of(HTTPSource("http://a/b", connections=3), 5, size) == 3
+        assert [connections_of(parts, each, size) for each in (None, 5)] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "expected"), [("http", None), ("s3", None), ("memory", 1), ("file", 1)]
+)
+def test_a_file_of_a_target_file_system(protocol: str, expected: int | None) -> None:
+    given = {"asynchronous": True} if expected is None else {}  # begins no thread
+    system = fsspec.filesystem(protocol, skip_instance_cache=True, **given)
+    source = TargetSource(lambda: system, "a/b", "a name", None)
+    assert connections_of(source, None, LARGE) == expected
+    assert connections_of(source, 5, LARGE) == (5 if expected is None else 1)
+
+
+def test_flights_share_the_connections_to_a_server() -> None:
+    def share(url: str) -> Share:
+        return Share(HTTPSource(url))
+
+    flights = [share("https://a:1/0")]
+    other = share("https://a:2/0")
+    for expected in (8, 4, 2, 2, 1, 1):
+        assert {each.connections for each in flights} == {expected}
+        flights.append(share(f"https://a:1/{expected}"))
+    assert other.connections == 8
+    first = flights[0]
+    shared = Supply(HTTPSource("https://a:1/0"), 8, 1e6, is_first=True, share=first)
+    asked = Supply(HTTPSource("https://a:1/0"), 8, 1e6, is_first=True)
+    shared.is_proved = asked.is_proved = True
+    now = time.monotonic()
+    assert [each.allowed(now, 1) for each in (shared, asked)] == [0, 7], "it was asked for"
+    for each in [*flights[1:], *flights[1:], other]:
+        each.leave()
+    assert (first.connections, shared.allowed(now, 1)) == (8, 7)
+    first.leave()
 
 
 class Broken:
@@ -104,7 +153,7 @@ def test_a_source_is_not_connected_to_before_it_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     broken: Any = Broken()
-    assert connections_of(broken, 4) == 1
+    assert connections_of(broken, 4, LARGE) == 1
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("it may connect")
@@ -120,7 +169,7 @@ def test_a_source_is_not_connected_to_before_it_is_needed(
         "no-such-scheme://a": 1,
     }
     for url, expected in of.items():
-        assert connections_of(FsspecSource(url), 4) == expected
+        assert connections_of(FsspecSource(url), 4, LARGE) == expected
 
 
 class Fed:
@@ -130,6 +179,7 @@ class Fed:
 
     def __init__(self) -> None:
         self.known = KNOWN
+        self.crowds: Callable[[SourceError], bool] | None = None
         self.source = HTTPSource("http://a/b")
 
     def received(self, count: int) -> None:
@@ -211,7 +261,9 @@ def second_supply(lanes: Lanes) -> Supply:
     return other
 
 
-def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> None:
+def test_what_was_late_waits_a_moment_for_a_free_connection(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The leader does not ask the first source itself, as long as another source may bring it."""
     piece = claim(lanes)
     second_supply(lanes)
@@ -219,9 +271,126 @@ def test_what_was_late_waits_a_moment_for_a_free_connection(lanes: Lanes) -> Non
     lanes._alone = piece.began
     assert lanes._wait_for_front()
     assert piece.is_dropped
+    monkeypatch.setattr("shmstream.flight.lanes._LATE", 1000.0)  # the moment
     assert lanes._wait_for_front(), "no thread of the other source had the time to claim it"
-    lanes._alone -= 10.0
+    lanes._alone -= 2000.0
     assert not lanes._wait_for_front(), "none does"
+
+
+def test_connections_that_are_silent_from_the_first_byte_on_are_left_together(
+    lanes: Lanes, ring: AheadFile
+) -> None:
+    """The server answers two; readers wait once for the others, not once for each of them."""
+    ring.close()
+    ring.make(4 * SLOTS)
+    lanes._pieces = Pieces(ring, SIZE, 0, set())
+    supply, pieces = supply_of(lanes), [claim(lanes) for _ in range(4)]
+    supply.delay = 0.02
+    for each in pieces[:2]:
+        lanes._came(each, BLOCK)
+    for each in pieces:
+        each.began = each.moved = each.began - 5.0
+    pieces[0].moved = time.monotonic()
+    lanes._pieces.advance(pieces[2].start)
+    assert lanes._wait_for_front()
+    assert [each.is_dropped for each in pieces] == [False, False, True, True]
+    assert (supply.most, supply.active) == (2, 2)
+    for each in pieces[2:]:  # their threads have waited for the heads of answers until now
+        lanes.ended(each, None)
+    assert supply.active == 2
+    assert supply.allowed(time.monotonic() + 29.0, 0) == 2
+    assert supply.allowed(time.monotonic() + 31.0, 0) == 3
+
+
+def test_a_source_that_never_answers_a_second_connection_is_asked_three_times(
+    lanes: Lanes, fed: Fed
+) -> None:
+    """The leader's own feed goes on past the pieces that another one does not bring."""
+    supply = supply_of(lanes)
+    supply.is_proved = False
+    lanes.own_begins(Feed(iter(())))
+    assert lanes._pieces is not None
+    for asked in range(3):
+        assert supply.may_come_again
+        lanes._pieces.own_end = (asked + 1) * 4 * BLOCK
+        supply._rests_until = 0.0
+        piece = lanes.claim(supply)
+        assert piece is not None
+        piece.began -= 1.0
+        fed.appended = piece.start
+        assert lanes.room() > 0
+        assert piece.is_dropped
+    assert not supply.may_come_again
+    assert not lanes._may_any(time.monotonic() + 1000)
+
+
+def test_a_source_has_time_to_give_its_first_part(lanes: Lanes, ring: AheadFile) -> None:
+    """From a fast source that is far away, the leader's own feed brings a piece much sooner."""
+    supply = supply_of(lanes)
+    ring.close()
+    ring.make(4 * SLOTS)
+    for rate, is_proved, end in ((64, False, 2 * SLOTS), (4, False, 8), (64, True, 4)):
+        lanes._pieces = Pieces(ring, SIZE, 0, set())
+        supply.rate, supply.is_proved = float(rate * BLOCK), is_proved
+        lanes.own_begins(Feed(iter(())))
+        lanes._share(0)
+        assert lanes._pieces.own_end == end * BLOCK
+
+
+def test_the_leader_has_no_connection_beside_as_many_as_its_source_bears(lanes: Lanes) -> None:
+    """It asks itself while the source bears no other: the piece that is furthest ahead goes."""
+    supply = supply_of(lanes)
+    pieces = [claim(lanes) for _ in range(2)]
+    assert lanes._pieces is not None
+    lanes._pieces.release(pieces[0])  # no connection brings what is missing first
+    supply.most = 2
+    supply._rests_until = math.inf
+    assert lanes.take_over(lambda _: None) is not None
+    assert pieces[1].is_dropped
+    assert (supply.active, lanes._own) == (1, 1)
+
+
+def test_a_source_that_bears_one_connection_is_asked_by_the_leader(lanes: Lanes) -> None:
+    supply = supply_of(lanes)
+    assert lanes._can_bring()
+    supply.most = 1
+    assert not lanes._can_bring(), "it asks once for all that is left"
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "is_ours"),
+    [(429, None, True), (429, 60.0, True), (503, 60.0, True), (503, None, False), (500, 1, False)],
+)
+def test_the_leader_is_refused(
+    status: int, retry_after: float | None, is_ours: bool, lanes: Lanes
+) -> None:
+    """Because of the further connections, if it had some: then there are none any more."""
+    error = SourceError("http://a/b", BLOCK, "no", retry_after=retry_after, status=status)
+    piece = claim(lanes)
+    lanes._began = False
+    assert not lanes.crowds(error)
+    lanes._began = True
+    assert [lanes.crowds(error), lanes.crowds(error)] == [is_ours] * 2
+    assert (lanes._is_off, piece.is_dropped) == (is_ours, is_ours)
+
+
+def test_a_source_that_refuses_again_is_asked_later() -> None:
+    supply = make_supply()
+    supply.active = 4
+    refused = SourceError("a", 0, "too many", status=429)
+    for pause in (1.0, 2.0, 4.0):
+        for _ in range(3):  # what was asked at one time is refused at one time
+            supply.failed(refused, 0, "key")
+        assert supply.is_resting(time.monotonic() + pause - 0.5)
+        assert not supply.is_resting(time.monotonic() + pause + 0.1)
+        supply._rests_until = 0.0
+    supply.answered(time.monotonic() - 60.0)
+    assert supply._refusals == 3, "it was asked for that before"
+    supply.answered(time.monotonic() + 0.1)
+    assert supply._refusals == 0
+    refused.retry_after = 200.0
+    supply.failed(refused, 0, "key")
+    assert supply.is_resting(time.monotonic() + 199.0)
 
 
 def test_a_source_that_was_late_leaves_pieces_to_one_that_is_free(lanes: Lanes) -> None:

@@ -130,8 +130,8 @@ def ends_before_it_reads(link: Link, folder: str) -> None:
     journal.Journal(place.journal, "sha256").begin(Description(SIZE, "v"), HALF, fd)
     os.close(fd)
     store.open("name", Halting())
+    leads.wait(PATIENCE)  # the thread has its name by then
     [leading] = [each for each in threading.enumerate() if each.name == "shmstream-flight"]
-    leads.wait(PATIENCE)
     close_all()
     closed.set()
     leading.join(PATIENCE)

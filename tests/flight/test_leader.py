@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from shmstream import Event, EventKind, SourceFailed
 from tests.support.flights import make_store
 from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
-from tests.support.stores import digest
+from tests.support.stores import digest, has_published
 
 MIB = 1 << 20
 
@@ -51,18 +53,18 @@ def test_a_listener_that_fails_ends_no_flight(folder: str, origin: Origin) -> No
     assert Path(store.fetch(digest(1, 1000), url)).stat().st_size == 1000
 
 
-def test_pacing_is_the_stores(folder: str, origin: Origin) -> None:
+@pytest.mark.parametrize(("interval", "expected"), [(3600.0, [1, 1, 1]), (0.001, [1, 2, 3])])
+def test_pacing_is_the_stores(interval: float, expected: list[int], folder: str) -> None:
     with pytest.raises(ValueError, match="publish_interval"):
         make_store(folder, {"publish_interval": -1})
-    size = 4 * MIB
-    url = origin.serve("/blob", seed=1, size=size, rate=16 * MIB)
-    waits = []
-    for interval in (0.2, 0.001):
-        store = make_store(folder, {"publish_bytes": size, "publish_interval": interval})
-        with store.open(f"every {interval}", url) as blob:
-            steps = 0
-            while not blob.is_complete:
-                blob.wait_past(blob.published)
-                steps += 1
-        waits.append(steps)
-    assert waits[0] < waits[1]
+    store = make_store(folder, {"publish_bytes": MIB, "publish_interval": interval})
+    published: list[int] = []
+
+    def silent_between() -> Iterator[bytes]:
+        for count in expected:
+            yield b"x"
+            wait_until(partial(has_published, store, count))
+            published.append(store.flights()[0].published)
+
+    store.fetch("key", silent_between())
+    assert published == expected

@@ -70,11 +70,16 @@ def test_the_offers_of_a_process() -> None:
 
 
 FOLLOWS = """
-import sys, time
+import sys, threading, time
+from types import SimpleNamespace
 from shmstream import Store
+from shmstream.flight import offers
+is_open = threading.Event()
+offers.time = SimpleNamespace(sleep=lambda _: is_open.wait())
 folder, key, url = sys.argv[1:]
 with Store(folder).open(key, url) as blob:
     assert "shmstream.sources.http" not in sys.modules
+    is_open.set()
     until = time.monotonic() + 60
     while "shmstream.sources.http" not in sys.modules and time.monotonic() < until:
         time.sleep(0.01)

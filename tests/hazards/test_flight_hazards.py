@@ -377,13 +377,15 @@ def test_killed_between_the_rename_and_the_end(
     start: Start, store: Store, folder: str, origin: Origin
 ) -> None:
     """A reader of a blob without digest or validator goes on in the same file only."""
-    url = origin.serve("/blob", seed=1, size=MIB, etag=None, rate=4 * MIB)
+    url = origin.serve("/blob", seed=1, size=MIB, etag=None, stall_after=MIB // 2)
     doomed = start(flights.take, folder, {}, "after the rename")
     doomed.hear()
     doomed.say(["a name", url, 0])
     doomed.hear()
     with store.open("a name", url) as blob:
         assert blob.role == "follows"
+        origin.wait("/blob", bool)
+        origin.release()
         assert sha256(blob.read()) == sha256(content(1, MIB))
     doomed.wait_killed()
     assert len(origin.requests("/blob")) == 1
@@ -574,7 +576,7 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
     """A reader finds no flight; one begins, publishes, and is orphaned; then the reader claims."""
     key, url = digest(1, MIB), origin.serve("/blob", seed=1, size=MIB)
     leader = start(flights.take, folder, {}, "before the journal")  # by then it has published
-    follower = start(flights.take, folder, {})
+    follower = start(flights.take_patiently, folder, {})
     assert leader.hear() == leader.pid
     assert follower.hear() == follower.pid
     begin = Flight._begin
@@ -587,7 +589,7 @@ def test_a_flight_that_began_and_lost_its_leader_between_look_and_claim(
         [flight] = store.flights()
         published.append(flight.published)
         if is_followed:
-            follower.say([key, None, 0])  # it waits a second for a process that has a source
+            follower.say([key, None, 0])  # it waits for a process that has a source
             wait_until(lambda: store.flights()[0].followers != ())
         return begin(self)
 

@@ -31,7 +31,7 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.waiter import Tail
 from shmstream.system.locks import WHOLE_FILE, KernelLock
 from tests.support import roles
-from tests.support.interpreters import Interpreter, wait_until
+from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 
 Start = Callable[..., Interpreter]
 
@@ -142,7 +142,7 @@ def test_a_fork_while_a_thread_appends(blob: str) -> None:
                     code = 0
                 finally:
                     os._exit(code)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + PATIENCE
             while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
                 assert time.monotonic() < deadline, "the child hangs"
                 time.sleep(0.001)

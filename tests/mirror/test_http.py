@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -92,13 +93,12 @@ def test_a_ttl_believes_what_says_nothing(mirrored: Mirrored, quirks: Quirks) ->
 def test_what_may_not_be_kept_is_passed_on(
     mirrored: Mirrored, quirks: Quirks, refusal: str
 ) -> None:
-    path, seen = "/" + refusal.replace(", ", "-").replace("=", "-"), []
+    path, numbers = "/" + refusal.replace(", ", "-").replace("=", "-"), count(1)
 
-    def script(asked: Asked) -> Reply:
-        seen.append(asked)
+    def script(_: Asked) -> Reply:
         cookies = ["a=1", "b=2"]
         told: dict[str, str | list[str] | None] = {"Cache-Control": refusal, "Set-Cookie": cookies}
-        return Reply(200, told, b"for you %d" % len(seen))
+        return Reply(200, told, b"for you %d" % next(numbers))
 
     quirks.script = script
     with ThreadPoolExecutor(4) as pool:
@@ -312,17 +312,17 @@ def test_head_of_what_is_not_kept_downloads_nothing(mirrored: Mirrored, quirks: 
     assert [each.method for each in quirks.asked] == ["HEAD"]
 
 
-@pytest.mark.parametrize("where", ["of all", "of the mirror"])
+@pytest.mark.parametrize("where", ["of all", "of the mirror", "nowhere"])
 def test_a_file_over_several_connections(
     where: str, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first connection falls silent for longer than the test lasts; others bring the rest."""
     for scheme in ("http", "https", "all", "no"):
         monkeypatch.setenv(f"{scheme}_proxy", "")
-    size = 12 << 20
-    url = origin.serve("/below/large", seed=1, size=size, rate=4 << 20)
-    origin.change("/below/large", first=0, count=1, stall_after=1 << 20)
-    wanted = {"connections": 3}
+    size, rate = (64 << 20, 16 << 20) if where == "nowhere" else (12 << 20, 4 << 20)
+    url = origin.serve("/below/large", seed=1, size=size, rate=rate)
+    origin.change("/below/large", first=0, count=1, stall_after=rate // 4)
+    wanted = {} if where == "nowhere" else {"connections": 3}
     mirror: dict[str, object] = {
         "path": "/files",
         "kind": "http",
@@ -344,12 +344,12 @@ def test_a_file_over_several_connections(
 
 def test_operators_see_mirrors(mirrored: Mirrored, quirks: Quirks) -> None:
     quirks.script = tagged(b"seen", '"1"', Cache_Control="max-age=60")
-    before = mirrored.serving.metric("shmstream_requests_total", route="http", cache="hit")
+    hits = {"route": "http", "cache": "hit"}
+    before = mirrored.serving.metric("shmstream_requests_total", **hits)
     for _ in range(2):
         assert mirrored.ask("/files/seen").body == b"seen"
-    after = mirrored.serving.metric("shmstream_requests_total", route="http", cache="hit")
-    assert after == before + 1
-    wait_until(lambda: any(each["path"] == "/files/seen" for each in mirrored.serving.accesses()))
+    mirrored.serving.wait_for_metric(before + 1, "shmstream_requests_total", **hits)
+    mirrored.serving.accesses(lambda lines: "/files/seen" in {each["path"] for each in lines})
     quirks.script = lambda _: Reply(502)
     assert mirrored.ask("/files/problem").status == 502
     problem = f"/files, {quirks.url}"

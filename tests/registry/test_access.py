@@ -196,8 +196,8 @@ def test_clients_of_a_registry(guarded: Serving) -> None:
     for credentials, code in ((["--creds", ME], 0), (["--no-creds"], 1)):
         done = subprocess.run([*skopeo, *credentials, reference], capture_output=True, check=False)
         assert bool(done.returncode) == bool(code), done.stderr
-    assert {"me", "ci"} <= {each.get("user") for each in guarded.accesses()}
-    assert "correct horse" not in guarded.log + str(guarded.accesses())
+    guarded.accesses(lambda lines: {"me", "ci"} <= {each.get("user") for each in lines})
+    assert "correct horse" not in guarded.stop_and_read()
 
 
 # Certificates.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import suppress
 from typing import Any
 
@@ -18,9 +19,10 @@ from shmstream.sources.retries import Retries
 from tests.support.origin import Origin
 from tests.support.registries import Registry
 from tests.support.roles import content
-from tests.support.stores import digest, has_published
+from tests.support.stores import digest
 
 SIZE = 200_000
+STALL = 30_000
 WRONG = str(3 * SIZE)
 
 
@@ -64,9 +66,10 @@ def test_a_flight_that_drips_ends_and_others_go_on(
 ) -> None:
     """A client of another repository has all of it, in the same response."""
     assert store.folder == folder
-    hasty = Store(folder, retries=Retries(least_rate=1e9, slow_for=0.2))
+    hasty = Store(folder, retries=Retries(least_rate=1e9, slow_for=1.0))
     key = digest(401, SIZE)
-    origin.serve(f"/v2/drip/a/blobs/{key}", seed=401, size=SIZE, rate=50_000, stall_after=50_000)
+    origin.serve(f"/v2/drip/a/blobs/{key}", seed=401, size=SIZE, rate=50_000)
+    origin.change(f"/v2/drip/a/blobs/{key}", first=0, count=1, stall_after=STALL)
     origin.serve(f"/v2/drip/b/blobs/{key}", seed=401, size=SIZE)
     upstream = Upstream(origin.url(""))
     shared = Shared(hasty)
@@ -77,7 +80,7 @@ def test_a_flight_that_drips_ends_and_others_go_on(
         )
         first, leading = sent_by(theirs)
         led = asyncio.ensure_future(leading)
-        while not (hasty.flights() and has_published(hasty, 30_000)):
+        while [each.published for each in hasty.flights()] != [STALL]:
             await asyncio.sleep(0.001)
         sent, following = sent_by(ours)
         followed = asyncio.ensure_future(following)
@@ -118,7 +121,7 @@ def test_a_source_that_crawls_is_left(folder: str, origin: Origin, store: Store)
     with pytest.raises(SourceFailed) as caught:
         hasty.fetch(digest(402, SIZE), slow)
     assert caught.value.kind == FailureKind.TIMEOUT
-    assert "bytes in 0 s" in str(caught.value)
+    assert re.search(r"gave only \d+ bytes in \d+ s", str(caught.value))
     assert len(origin.requests("/slow")) in (2, 3), "the last one may be for the whole"
     good = origin.serve("/good", seed=402, size=SIZE)
     hasty.fetch(digest(402, SIZE), [slow, good])

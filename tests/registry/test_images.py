@@ -247,7 +247,7 @@ def test_a_registry_for_admins(serve: Serve, upstream: Quirks, tmp_path: Path) -
     copy = [program("skopeo", "skopeo"), "copy", "--src-tls-verify=false", "--src-creds",
             "you:your-own-token", place, f"dir:{tmp_path / 'copy'}"]  # fmt: skip
     subprocess.run(copy, check=True, capture_output=True)
-    assert names() == {f"{NAME}:one", f"{NAME}:two"}
+    wait_until(lambda: names() == {f"{NAME}:one", f"{NAME}:two"})  # a thread notes them
     assert ask("/v2/_catalog") == (200, {"repositories": [NAME]})
     for path, method in (("/admin/images", "GET"), (f"/admin/images/{NAME}", "DELETE")):
         assert ask(path, method, "your-own-token")[0] == 403

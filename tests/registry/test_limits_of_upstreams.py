@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from dataclasses import replace
@@ -21,6 +20,7 @@ from shmstream.upstreams.notes import Notes
 from shmstream.upstreams.pace import Quota
 from tests.support.images import digest_of, image
 from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.origin import bound
 from tests.support.quirks import Asked, Quirks, Reply, plain
 from tests.support.roles import content
 from tests.support.serving import Serve
@@ -136,14 +136,14 @@ def test_what_gets_nothing_is_not_counted(quirks: Quirks, tmp_path: Path, reply:
 @pytest.mark.usefixtures("direct")
 def test_a_server_that_is_gone_is_not_counted(tmp_path: Path) -> None:
     """Its absence is told, and not that too much was got."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
     rates = Notes(str(tmp_path), "rates")
-    upstream = Upstream(url, quota=lambda rights: Quota(rates, (rights,), 1, 3600.0))
-    for _ in range(3):
-        with pytest.raises(SourceError) as caught:
-            Repository(upstream, "a/b").passed("v1", "*/*")
-        assert caught.value.status is None
+    with bound() as place:
+        url = f"http://127.0.0.1:{place.getsockname()[1]}"
+        upstream = Upstream(url, quota=lambda rights: Quota(rates, (rights,), 1, 3600.0))
+        for _ in range(3):
+            with pytest.raises(SourceError) as caught:
+                Repository(upstream, "a/b").passed("v1", "*/*")
+            assert caught.value.status is None
     assert list((tmp_path / "registry" / "rates").iterdir()) == []
 
 

@@ -142,7 +142,7 @@ def test_a_large_layer(docker_registry: DockerRegistry, ours: Registry, tmp_path
     for client, name in zip(clients, ("a", "b"), strict=True):
         succeeds(client)
         assert has_image(tmp_path / name, pushed.layers)
-    assert len(docker_registry.requests("GET", pushed.layers[0])) == 1
+    wait_until(lambda: len(docker_registry.requests("GET", pushed.layers[0])) == 1)
 
 
 # Manifests, blobs, lists.
@@ -180,6 +180,7 @@ def test_a_head_begins_no_download(docker_registry: DockerRegistry, ours: Regist
     assert answer.headers["content-type"] == "application/octet-stream"
     answer = ours.head(f"/v2/head/app/blobs/sha256:{'0' * 64}")
     assert (answer.status, answer.body) == (404, b"")
+    wait_until(lambda: not ours.store.flights())
     assert all(
         each.status == 404 or each.path == "/v2/" for each in docker_registry.requests("GET")
     )
@@ -218,7 +219,7 @@ def test_what_there_is_not(docker_registry: DockerRegistry, ours: Registry) -> N
             assert (answer.status, answer.code) == (404, code), path
             assert answer.headers["docker-distribution-api-version"] == "registry/2.0"
             assert ours.head(f"/v2/{path}").status == 404
-    assert ours.store.flights() == []
+    wait_until(lambda: ours.store.flights() == [])
 
 
 def test_tags_and_referrers(docker_registry: DockerRegistry, ours: Registry) -> None:
@@ -365,11 +366,13 @@ def test_passwords_and_tls(
             answer = ours.get(f"/v2/{name}/private/app/{part}")
             assert (answer.status, answer.code) == (401, "UNAUTHORIZED")
             assert answer.headers["www-authenticate"].startswith("Basic ")
-    assert "s3cret" not in ours.log
-    assert "wr0ng" not in ours.log
+    log = ours.serving.stop_and_read()
+    assert '"path":"/v2/private/app/manifests/v1"' in log
+    assert "s3cret" not in log
+    assert "wr0ng" not in log
     distrusting = run_registry(upstream.url, {"SHMSTREAM_AUTH": "me:s3cret"}, workers=1)
     assert distrusting.get("/v2/private/app/manifests/v2").code == "UNAVAILABLE"
-    assert "certificate" in distrusting.log
+    assert "certificate" in distrusting.serving.log
 
 
 def test_tokens(
@@ -412,8 +415,10 @@ def test_tokens(
     assert token_server.asked[-1].method == "POST"
     assert token_server.asked[-1].fields["grant_type"] == "refresh_token"
     for each in (ours, helped):
-        assert "s3cret" not in each.log
-        assert "1dentity" not in each.log
+        log = each.serving.stop_and_read()
+        assert f'/team/c/blobs/{layer}"' in log
+        assert "s3cret" not in log
+        assert "1dentity" not in log
 
 
 def test_a_redirect_to_a_cdn(
@@ -467,7 +472,7 @@ def test_a_slow_client_holds_up_nobody(
         time.sleep(1)  # the pace of the slow client
     assert sha256(taken + response.read()) == pushed.layers[0].partition(":")[2]
     connection.close()
-    assert len(docker_registry.requests("GET", pushed.layers[0])) == 1
+    wait_until(lambda: len(docker_registry.requests("GET", pushed.layers[0])) == 1)
 
 
 # Failures.
@@ -492,7 +497,7 @@ def test_the_upstream_is_killed_and_back(
         clients = [skopeo(f"{name}:v1", ours.host, folder) for folder in folders]
         wait_until(partial(is_here, ours.store, pushed.layers[0]))
         docker_registry.pause()
-        if is_in_the_middle(ours.store, 90 * MIB):
+        if is_in_the_middle(ours.store, 80 * MIB):  # the rest is more than what buffers hold
             break
         docker_registry.resume()  # it was faster
         for client in clients:
@@ -504,6 +509,7 @@ def test_the_upstream_is_killed_and_back(
     for client, folder in zip(clients, folders, strict=True):
         succeeds(client)
         assert has_image(folder, pushed.layers)
+    wait_until(lambda: len(docker_registry.requests("GET", pushed.layers[0])) > 0)
     (asked,) = docker_registry.requests("GET", pushed.layers[0])
     assert asked.status == 206
 
@@ -535,7 +541,7 @@ def test_the_worker_that_leads_is_killed(
         clients = [ours.open(path)]
         wait_until(partial(is_here, ours.store, digest))
         docker_registry.pause()
-        if is_in_the_middle(ours.store, 45 * MIB):
+        if is_in_the_middle(ours.store, 30 * MIB):  # the rest is more than what buffers hold
             break
         docker_registry.resume()  # it was faster
         clients[0][1].read()
@@ -549,7 +555,7 @@ def test_the_worker_that_leads_is_killed(
     for connection, response in clients:
         assert sha256(response.read()) == digest.partition(":")[2]
         connection.close()
-    assert [each.status for each in docker_registry.requests("GET", digest)][-1] == 206
+    wait_until(lambda: 206 in {each.status for each in docker_registry.requests("GET", digest)})
     wait_until(lambda: len(ours.workers()) == 2 and ours.workers() != before)
 
 
@@ -585,4 +591,4 @@ def test_layers_begin_with_their_manifest(
     wait_until(lambda: all(layer in ours.store for layer in pushed.layers[:2]))
     assert pushed.layers[2] not in ours.store, "two at a time, and no more are waited for"
     assert ours.get(f"/v2/ahead/app/blobs/{pushed.layers[0]}").body == pushed.blobs[1]
-    assert len(docker_registry.requests("GET", "/blobs/")) == 2
+    wait_until(lambda: len(docker_registry.requests("GET", "/blobs/")) == 2)

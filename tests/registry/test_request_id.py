@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from tests.support.images import image
-from tests.support.interpreters import PATIENCE, wait_until
+from tests.support.interpreters import PATIENCE
 from tests.support.mirrors import Mirrored, tagged
 from tests.support.quirks import Quirks, Reply, plain
 from tests.support.serving import Serve, Serving
@@ -35,8 +35,7 @@ def test_where_the_id_of_a_request_goes(serving: Serving, quirks: Quirks) -> Non
     serving.ask("/v2/a/b/manifests/v9", X_Request_Id="abc-3")
     quirks.script = lambda _: Reply(503, {"Retry-After": "60"})
     serving.ask("/v2/a/b/manifests/v8", X_Request_Id="abc-4")
-    wait_until(lambda: len(serving.accesses()) >= 7)
-    ids = [each["request_id"] for each in serving.accesses()]
+    ids = [each["request_id"] for each in serving.accesses(lambda lines: len(lines) == 7)]
     assert {"abc-1", "abc-2", "abc-3", "abc-4"} <= set(ids)
     assert len(set(ids)) == len(ids), "one is made where there is none"
     lines = serving.log.splitlines()
@@ -53,13 +52,10 @@ def test_the_server_of_a_mirror_gets_it_too(mirrored: Mirrored, quirks: Quirks) 
     mirrored.ask("/files/id-made")
     mirrored.ask("/files/id-head", "HEAD", X_Request_Id="of-a-head")
     paths = [f"/files/id-{each}" for each in ("given", "made", "head")]
-
-    def logged() -> dict[str, str]:
-        return {each["path"]: each["request_id"] for each in mirrored.serving.accesses()}
-
-    wait_until(lambda: set(paths) <= set(logged()))
+    lines = mirrored.serving.accesses(lambda lines: {*paths} <= {each["path"] for each in lines})
+    logged = {each["path"]: each["request_id"] for each in lines}
     asked = {f"/files{each.path}": each.headers["x-request-id"] for each in quirks.asked}
-    assert asked == {path: logged()[path] for path in paths}
+    assert asked == {path: logged[path] for path in paths}
     assert asked["/files/id-given"] == "of-a-client"
     assert asked["/files/id-head"] == "of-a-head"
 

@@ -113,7 +113,7 @@ def test_connections() -> None:
     assert [each.connections for each in settings.upstreams] == [None, 4]
     assert [each.connections for each in settings.mirrors] == [None, 5]
     assert Settings.from_json(settings.to_json()) == settings
-    assert Settings((Upstream(None, "http://a"),), "/s").connections == 1
+    assert Settings((Upstream(None, "http://a"),), "/s").connections is None
     with pytest.raises(BadSetting, match="connections: is between 1 and 64, not 0"):
         Settings.from_table({"upstream": tables, "store": "/s", "connections": 0})
     for wrong in (65, "2", True):

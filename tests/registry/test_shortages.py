@@ -71,7 +71,7 @@ def test_a_store_that_is_gone(run_registry: registries.Run, origin: Origin) -> N
         aside.rename(folder)
     for path in routes("gone/new", manifest):
         assert ours.get(path).status == 200, path
-    assert "Traceback" not in ours.log
+    assert "Traceback" not in ours.serving.log
 
 
 def test_no_descriptors(run_registry: registries.Run, origin: Origin) -> None:
@@ -100,7 +100,7 @@ def test_no_descriptors(run_registry: registries.Run, origin: Origin) -> None:
     for path in routes("few/new", manifest):
         assert ours.get(path).status == 200, path
     assert ours.get(f"/v2/few/app/blobs/{KEY}").body == content(300, SIZE)
-    assert "Traceback" not in ours.log
+    assert "Traceback" not in ours.serving.log
 
 
 def test_control_characters_begin_no_line_of_the_log(ours: Registry, origin: Origin) -> None:
@@ -136,4 +136,4 @@ def test_no_memory(run_registry: registries.Run, origin: Origin) -> None:
     with ThreadPoolExecutor(len(paths)) as pool:
         for number, answer in enumerate(pool.map(ours.get, paths)):
             assert answer.body == content(400 + number, SIZE)
-    assert "Traceback" not in ours.log
+    assert "Traceback" not in ours.serving.log

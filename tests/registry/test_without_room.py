@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from shmstream.sources.origin import Request
 from tests.registry.test_registry_faults import serve_manifest
 from tests.support import registries
 from tests.support.containerd import Containerd
 from tests.support.images import OCI_MANIFEST, digest_of, image
-from tests.support.interpreters import wait_until
 from tests.support.origin import Origin
 from tests.support.registries import Registry, succeeds
 from tests.support.roles import content
@@ -35,10 +35,18 @@ def small(run_registry: registries.Run, origin: Origin) -> Registry:
     return run_registry(origin.url(""), workers=2, max_bytes="1MiB")
 
 
-def logged(ours: Registry, there: str = THERE) -> list[dict[str, Any]]:
-    """The lines of its access log that are about ranges of a blob."""
-    lines = ours.serving.accesses()
-    return [each for each in lines if each["path"] == there and "range" in each]
+def logged(ours: Registry, count: int, there: str = THERE) -> list[dict[str, Any]]:
+    """The lines of its access log that are about ranges of a blob, once there are so many."""
+
+    def of_ranges(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [each for each in lines if each["path"] == there and "range" in each]
+
+    return of_ranges(ours.serving.accesses(lambda lines: len(of_ranges(lines)) == count))
+
+
+def given_by(origin: Origin, there: str = THERE, first: int = 0) -> list[Request]:
+    """The requests for a blob from `first` on, once all are over: then what was sent is counted."""
+    return origin.wait(there, lambda asked: all(each.over for each in asked))[first:]
 
 
 def take(ours: Registry, wanted: str, count: int) -> bytes:
@@ -57,11 +65,9 @@ def test_open_ranges_and_hang_ups(small: Registry, origin: Origin) -> None:
     with ThreadPoolExecutor(3) as clients:
         taken = clients.map(lambda start: take(small, f"bytes={start}-", PIECE), starts)
         assert b"".join(taken) == DATA
-    asked = origin.requests(THERE)
-    origin.wait(THERE, lambda asked: all(each.over for each in asked))
-    wait_until(lambda: len(logged(small)) == len(starts))
     # On a busy machine a client hangs up late, and is given more than it reads.
-    given = sum(each["bytes"] for each in logged(small))
+    given = sum(each["bytes"] for each in logged(small, len(starts)))
+    asked = given_by(origin)
     sent = [(each.method, each.range, each.sent) for each in asked]
     assert sum(each.sent for each in asked) <= 1.1 * max(given, SIZE), (given, sent)
     assert [key for key, _ in small.store.blobs()] == []
@@ -89,11 +95,9 @@ def test_containerd_2_pulls_in_parts(
             succeeds(containerd.pulling("named.test/large/app:v1"))
             assert containerd.has(name)
     starts = range(0, len(layer), PIECE)
-    wait_until(lambda: len(logged(ours, there)) == len(starts))
-    lines = logged(ours, there)
+    lines = logged(ours, len(starts), there)
     assert {each["range"] for each in lines} == {f"bytes={start}-" for start in starts}
-    origin.wait(there, lambda asked: all(each.over for each in asked))
-    sent = [(each.range, each.sent) for each in origin.requests(there) if each.method == "GET"]
+    sent = [(each.range, each.sent) for each in given_by(origin, there) if each.method == "GET"]
     if room == "1GiB":
         assert sent == [(None, len(layer))], "one download"
     else:
@@ -110,8 +114,7 @@ def test_a_whole_blob_comes_once(run_registry: registries.Run, origin: Origin, r
     origin.serve(there, seed=602, size=size)
     ours = run_registry(origin.url(""), workers=2, max_bytes=room)
     assert ours.get(there).body == data
-    origin.wait(there, lambda asked: all(each.over for each in asked))
-    asked = [each for each in origin.requests(there) if each.method == "GET"]
+    asked = [each for each in given_by(origin, there) if each.method == "GET"]
     assert sum(each.sent for each in asked) == size
 
 
@@ -124,18 +127,17 @@ def test_ranges(small: Registry, origin: Origin) -> None:
     for start, end in spans:
         assert take(small, f"bytes={start}-{end - 1}", 20_000) == DATA[start:end]
     assert take(small, "bytes=-5000", 20_000) == DATA[-5000:]
-    asked = [each for each in origin.requests(THERE) if each.method == "GET"]
+    asked = [each for each in given_by(origin) if each.method == "GET"]
     assert [each.range for each in asked][:-1] == [
         f"bytes={start}-{end - 1}" for start, end in spans
     ]
     assert sum(each.sent for each in asked) == 10_000 * len(spans) + 5000
-    wait_until(lambda: len(logged(small)) == len(spans) + 1)
-    assert all(each["complete"] for each in logged(small))
+    assert all(each["complete"] for each in logged(small, len(spans) + 1))
 
     for start in (0, 1, 12 * MIB):
         before = len(origin.requests(THERE))
         assert small.get(THERE, Range=f"bytes={start}-").body == DATA[start:]
-        asked = origin.requests(THERE)[before:]
+        asked = given_by(origin, first=before)
         assert sum(each.sent for each in asked) == SIZE - start
         assert len(asked) < 80
     origin.change(THERE, first=len(origin.requests(THERE)) + 2, count=1, reset_after=50_000)

@@ -52,7 +52,9 @@ def test_bytes_are_given_as_they_come(origin: Origin, framing: str) -> None:
 def test_a_throttled_origin(origin: Origin) -> None:
     url = origin.serve("/blob", seed=1, size=SIZE, rate=2_000_000)
     with HTTPSource(url).open() as feed:
-        assert len([len(memoryview(data)) for data in given(feed)]) > 5
+        pieces = [bytes(data) for data in given(feed)]
+    assert b"".join(pieces) == BLOB
+    assert len(pieces) > 1
 
 
 @pytest.mark.parametrize("fault", ["reset_after", "close_after"])
@@ -109,7 +111,6 @@ def test_a_stall_that_passes(origin: Origin) -> None:
     assert read(HTTPSource(url)) == BLOB
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("after", [0, 1000, SIZE - 1])
 def test_a_byte_out_of_band_is_none_of_the_body(origin: Origin, after: int) -> None:
     """`splice` moves nothing past it, while `poll` says that the bytes behind it are readable."""
@@ -318,7 +319,7 @@ def test_nginx_at_a_limited_rate(nginx: Nginx) -> None:
     with source.open() as feed:
         sizes = [len(memoryview(data)) for data in given(feed)]
     assert sum(sizes) == SIZE
-    assert len(sizes) > 2
+    assert len(sizes) > 1
     with HTTPSource(nginx.url("blob", rate="1k")).open() as feed:
         next(given(feed))
     assert nginx.wait(2)[1].bytes < SIZE

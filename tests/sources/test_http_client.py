@@ -90,7 +90,6 @@ def test_a_pool_of_the_users_own(origin: Origin) -> None:
         assert len(pool.pools) == 1
 
 
-@pytest.mark.timeout(20)
 def test_a_pool_that_is_bounded_has_every_connection_back(origin: Origin) -> None:
     """A request for one connection more than the pool has would wait for ever."""
     url = origin.serve("/blob", seed=1, size=SIZE, stall_after=1000)

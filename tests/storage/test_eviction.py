@@ -22,6 +22,7 @@ from tests.support.flights import make_store
 from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
+from tests.support.root import unmount
 from tests.support.stores import digest, has_published
 
 Start = Callable[..., Interpreter]
@@ -93,8 +94,7 @@ def two_mib(tmp_path: Path) -> Iterator[Path]:
     mounted.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", mounted], check=True)
     yield mounted
-    # A thread that looks at the folder may keep the mount busy for a moment.
-    wait_until(lambda: subprocess.run(["umount", mounted], check=False).returncode == 0)
+    unmount(mounted)
 
 
 def test_where_the_disk_has_no_space_eviction_comes_first(two_mib: Path, origin: Origin) -> None:
@@ -281,8 +281,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     wait_until(lambda: store.flights() == [])
     store.gc(partial_age=0)
     assert store.check() == []
-    # A thread that looks at the folder may keep the mount busy for a moment.
-    wait_until(lambda: subprocess.run(["umount", mounted], check=False).returncode == 0)
+    unmount(mounted)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_permits_are_shared_by_all_processes_and_given_back(
     store = make_store(folder, {"max_flights": 1})
     origin.serve("/blob", seed=1, size=MIB)
     origin.serve("/other", seed=2, size=MIB)
-    origin.change("/blob", stall_after=MIB // 2)
+    origin.change("/blob", count=1, stall_after=MIB // 2)
     elsewhere = start(flights.take, folder, {"max_flights": 1})
     elsewhere.hear()
     elsewhere.say([digest(1, MIB), origin.url("/blob"), 0])
@@ -53,7 +53,6 @@ def test_permits_are_shared_by_all_processes_and_given_back(
         assert blob.role == "follows"
         elsewhere.kill()
         wait_until(lambda: not store.flights()[0].leader)
-        origin.release()
         assert blob.read() == content(1, MIB)  # it took over
     wait_until(lambda: store.flights() == [])
     assert store.fetch(digest(2, MIB), origin.url("/other"))

@@ -185,7 +185,7 @@ for each in threads:
     each.start()
 for turn in range(100):
     if (child := os.fork()) == 0:
-        signal.alarm(10)  # a child that hangs is ended by that
+        signal.alarm(60)  # a child that hangs is ended by that
         doorbell.Doorbell(doorbell.name_of(8, 0, turn)).close(unlink_name=True)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0, f"the child of turn {turn} hung"

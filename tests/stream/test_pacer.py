@@ -61,7 +61,8 @@ def test_what_is_left_over_goes_out_by_itself() -> None:
     for _ in range(4):  # also after the thread has parked
         with owner.lock:
             owner.pacer.published()
-            assert not owner.pacer.is_due(1)
+            while owner.pacer.is_due(1):  # on a busy machine the interval may be over
+                owner.pacer.published()
         assert owner.told.acquire(timeout=60)
     assert owner.threads == ["shmstream-pacer"] * 4
     owner.end()
@@ -83,7 +84,8 @@ def test_who_promised_to_come_back_does_not_wait_for_more() -> None:
     owner = Published(1 << 20, 0.01)
     with owner.lock:
         owner.pacer.published()
-        assert not owner.pacer.is_time(1)
+        while owner.pacer.is_time(1):
+            owner.pacer.published()
         wait_until(lambda: time.monotonic() > owner.pacer._due)
         assert owner.pacer.due_in() > 0, "0 would be: until more has come"
         assert owner.pacer.is_time(1)
@@ -109,7 +111,8 @@ def test_a_forgotten_owner_is_collected_and_its_thread_ends() -> None:
     pacer = owner.pacer
     with owner.lock:
         owner.pacer.published()
-        assert not owner.pacer.is_due(1)
+        while owner.pacer.is_due(1):
+            owner.pacer.published()
     del owner
     assert pacer._thread is not None
     pacer._thread.join(60)

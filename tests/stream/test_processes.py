@@ -18,7 +18,7 @@ import pytest
 from shmstream import BlobStreamer, InFlightCopier, StreamClosed, StreamNotFound
 from shmstream.stream import segment
 from tests.support import roles
-from tests.support.interpreters import Interpreter
+from tests.support.interpreters import PATIENCE, Interpreter
 
 Start = Callable[..., Interpreter]
 SIZE = 3_000_000
@@ -32,7 +32,7 @@ def read_into_queue(name: str, queue: multiprocessing.SimpleQueue[str]) -> None:
 def write_blob(path: str, name: str, have_read: Any) -> None:
     with BlobStreamer.create(path, name=name) as streamer:
         streamer.transfer(roles.pieces(1, SIZE))
-        have_read.wait(30)
+        have_read.wait(PATIENCE)
 
 
 def use_and_forget(path: str, name: str) -> None:
@@ -69,7 +69,7 @@ def test_writer_of_multiprocessing(method: str, blob: str) -> None:
         have_read = context.Event()
         worker = context.Process(target=write_blob, args=(blob, "worker", have_read))
         worker.start()
-        with InFlightCopier.attach("worker", timeout=30) as copier:
+        with InFlightCopier.attach("worker", timeout=PATIENCE) as copier:
             assert copier.read() == roles.content(1, SIZE)
         have_read.set()
         worker.join()
@@ -89,7 +89,7 @@ def test_exit_of_a_worker_without_closing(method: str, blob: str) -> None:
 
 
 def test_readers_before_the_writer_and_after_the_commit(start: Start, blob: str) -> None:
-    early = [start(roles.read, "born-later", {"timeout": 30}) for _ in range(2)]
+    early = [start(roles.read, "born-later", {"timeout": PATIENCE}) for _ in range(2)]
     for reader in early:
         assert reader.hear() == "starting"
     whole = roles.content(1, SIZE)
@@ -200,7 +200,7 @@ def test_exit_without_closing_leaves_nothing(last: str, code: int, blob: str) ->
         [sys.executable, "-W", "default", "-c", EXITS.format(last=last), blob],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.returncode == code, done.stderr
     assert segment.names() == []
@@ -241,6 +241,11 @@ def test_the_tracker_never_hears_of_a_stream(start: Start, blob: str) -> None:
     assert writer.finish() == ""
 
 
+# These take the alarm that would else end a test which hangs.
+by_thread = pytest.mark.timeout(120, method="thread")
+
+
+@by_thread
 @pytest.mark.parametrize("handler", ["SystemExit", "KeyboardInterrupt", "TimeoutError"])
 def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> None:
     error = {
@@ -256,8 +261,8 @@ def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> No
     try:
         with BlobStreamer.create(blob) as streamer:
             with InFlightCopier.attach(streamer.name) as copier:
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
                 with pytest.raises(error):
+                    signal.setitimer(signal.ITIMER_REAL, 0.05)
                     copier.read1()
                 streamer.append(b"still here")
                 assert copier.read1() == b"still here"
@@ -265,6 +270,7 @@ def test_what_a_signal_handler_raises_ends_a_wait(handler: str, blob: str) -> No
         signal.signal(signal.SIGALRM, previous)
 
 
+@by_thread
 def test_signals_that_raise_nothing_do_not_end_a_wait(blob: str) -> None:
     rung = 0
 
@@ -290,5 +296,5 @@ def test_attach_waits_no_longer_than_told() -> None:
     began = time.monotonic()
     with pytest.raises(StreamNotFound) as caught:
         InFlightCopier.attach("nobody", timeout=0.1)
-    assert 0.1 <= time.monotonic() - began < 2
+    assert 0.1 <= time.monotonic() - began < PATIENCE
     assert caught.value.waited == 0.1

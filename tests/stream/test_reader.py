@@ -27,6 +27,7 @@ from shmstream import (
 from shmstream.stream.partial import partial_path
 from tests.support import roles
 from tests.support.arriving import arriving
+from tests.support.interpreters import wait_until
 
 SIZE = 1_500_000
 DATA = roles.content(1, SIZE)
@@ -120,7 +121,10 @@ def test_random_access_waits_for_what_it_asks(blob: str) -> None:
             got: list[bytes] = []
             reader = threading.Thread(target=lambda: got.append(copier.read(5)))
             reader.start()
+            wait_until(lambda: copier.statistics().waits > 0)
+            waits = copier.statistics().waits
             streamer.append(DATA[: SIZE - 7])
+            wait_until(lambda: copier.statistics().waits > waits)
             assert reader.is_alive(), "three bytes are not five"
             streamer.append(DATA[SIZE - 7 : SIZE - 1])
             reader.join()

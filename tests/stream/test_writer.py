@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import statistics
 import sys
-import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,24 +142,19 @@ def test_sizes_at_the_edges_of_chunks(size: int, known: bool, digest: bool, blob
 
 
 def test_a_source_that_goes_quiet(start: Start, blob: str) -> None:
-    """100 bytes and then nothing: readers have them within 50 ms, at the beginning and later."""
+    """100 bytes and then nothing: readers are rung for them, at the beginning and later."""
     with BlobStreamer.create(blob) as streamer:
-        reader = start(roles.read_steps, streamer.name, {})
+        reader = start(roles.read_steps_when_rung, streamer.name)
         assert reader.hear() == "attached"
-        delays = []
         for seed in range(20):
-            reader.say(["read_at", 150])
+            reader.say(["read", 150])
             # The second append comes within the interval of the first: the pacer must see to it.
             streamer.append(content(seed, 100))
             streamer.append(content(seed, 50))
-            appended = time.monotonic()
-            data, read_at = reader.hear()
-            assert data == (content(seed, 100) + content(seed, 50)).hex()
-            delays.append(read_at - appended)
+            assert reader.hear() == (content(seed, 100) + content(seed, 50)).hex()
         streamer.abort("enough")
         reader.say(["close"])
         assert reader.hear() == "close"
-    assert statistics.median(delays) < 0.05
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from bench.server import Port
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.origin import Origin
 
@@ -43,9 +43,8 @@ class Server:
         within: tuple[str, ...] = (),
     ) -> None:
         """Further arguments for each `InFlightResponse`, for the `Store`; a command before all."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self._place = Port()
+        self.port = self._place.number
         command = [sys.executable, "-m", *COMMANDS[server].format(port=self.port).split()]
         self.log = log.open("w+")
         self.process = subprocess.Popen(
@@ -133,6 +132,7 @@ class Server:
                     worker.kill()
             self.process.wait(PATIENCE)
             self.log.close()
+            self._place.close()
 
     def _is_ready(self, process: psutil.Process) -> bool:
         """Whether the process has imported the application, which opens the store, and loops."""

@@ -105,6 +105,7 @@ class Nodes:
         self.folder = folder
         self.redis = redis
         self.url = redis.url
+        self.lease = PATIENCE  # s; no node loses it only because the machine is busy
         self.ports = Ports()
         self.addresses: list[str] = []  # those of `where`
         self._start = start
@@ -113,7 +114,7 @@ class Nodes:
         self._count = 0
 
     def options(self, **more: Any) -> dict[str, Any]:
-        return {"url": self.url, "secret": SECRET, "lease": 1.0, **more}
+        return {"url": self.url, "secret": SECRET, "lease": self.lease, **more}
 
     def place(self) -> str:
         self._count += 1
@@ -140,12 +141,11 @@ class Nodes:
         The one with the number `liar` lies to its peers, see `lie`. Then nobody is stopped, and no
         node is given up only because the machine is busy.
         """
-        options = {} if liar is None else {"lease": PATIENCE}
         made = [
             self._start(
                 take,
                 folder,
-                self.options(advertise=address, fan=fan, **options),
+                self.options(advertise=address, fan=fan),
                 lies if number == liar else {},
                 liar is None,
             )

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import pytest
 
 from tests.support.interpreters import Interpreter, Link
+from tests.support.root import unmount
 
 ANSWERS = ("ENOSYS", "ENOLCK", "EOPNOTSUPP", "everybody", "for ever", "until release")
 
@@ -81,7 +81,7 @@ def _mount(tmp_path: Path, answer: str) -> Iterator[Fuse]:
         try:
             yield Fuse(mounted, folder, server)
         finally:
-            subprocess.run(["umount", mounted], check=True)
+            unmount(mounted)
         server.finish()
 
 

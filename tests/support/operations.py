@@ -54,7 +54,7 @@ HALF = 2 * PIECE
 DATA = content(7, SIZE)
 DIGEST = f"sha256:{sha256(DATA)}"
 NAME = "a name"
-PATIENCE = 30  # s; a process that takes longer is killed, and counts as hung
+PATIENCE = 60  # s; a process that takes longer is killed, and counts as hung
 _OLD = 10_000.0  # s
 _INTERRUPTED = 7 << 8  # the status of a child that was interrupted, and ended in good order
 

@@ -68,6 +68,9 @@ class Behaviour:
     all_is_rest: bool = False  # a range is answered with the whole blob, as if it were the rest
     for_ranges: dict[str, Any] = field(default_factory=dict)  # other fields for such requests
     rate: int | None = None  # bytes/s
+    at_once: int | None = None  # so many requests are answered at one time ...
+    beyond: int | None = None  # ... the others with this status; None: they wait for their turn
+    in_time: tuple[int, float] | None = None  # so many requests in so many seconds; then 429
     reset_after: int | None = None  # then RST
     close_after: int | None = None  # then FIN
     stall_after: int | None = None  # then nothing, for `stall_for` seconds
@@ -107,10 +110,13 @@ class _Server(Server):
         # The lock guards these, too.
         self.paths: dict[str, Behaviour] = {}
         self.changes: dict[str, list[tuple[int, int | None, dict[str, Any]]]] = {}
-        self.current: dict[int, Behaviour] = {}  # of a connection's request
+        # Of a connection's request: how it is answered, and what ends its stall.
+        self.current: dict[int, tuple[Behaviour, threading.Event]] = {}
+        self.answering: dict[str, int] = {}  # requests for a path
+        self.came: dict[str, list[float]] = {}  # when those came that were not refused
         self.released = threading.Event()
         # Never listens: it keeps the port while the server refuses.
-        self.place = _bound(0)
+        self.place = bound()
         self.port: int = self.place.getsockname()[1]
         self.refuses = True
         self.listen()
@@ -139,14 +145,15 @@ class _Server(Server):
 
     def listen(self) -> None:
         if self.refuses:
-            listener = _bound(self.port)
+            listener = bound(self.port)
             listener.listen(128)
             self.start(listener)
             self.refuses = False
 
     def release(self) -> None:
-        self.released.set()
-        self.released = threading.Event()
+        with self.lock:
+            self.released.set()
+            self.released = threading.Event()
 
     def reset(self) -> None:
         self.listen()
@@ -155,6 +162,8 @@ class _Server(Server):
         with self.lock:
             self.paths.clear()
             self.changes.clear()
+            self.came.clear()
+            self.answering.clear()
             self.asked.clear()
 
     # Connections.
@@ -164,16 +173,21 @@ class _Server(Server):
             super()._converse(channel, number, host, port)
 
     def note(self, request: Request) -> None:
-        """A request is answered as its path behaves when it comes."""
+        """A request is answered as its path behaves when it comes.
+
+        From here on the test sees it, so from here on `release` ends its stall: that may come
+        before the stall, and before the answer begins.
+        """
         if not request.over:
-            self.current[request.connection] = self._behaviour(request.path, request.number)
+            behaviour = self._behaviour(request.path, request.number)
+            self.current[request.connection] = behaviour, self.released
 
     def answer(self, channel: socket.socket, request: Request) -> bool:
         if request.method == "CONNECT":
             request.status = 200
             _tunnel(channel, request.path)
             return False
-        return _Answer(self, channel, request, self.current.pop(request.connection)).send()
+        return _Answer(self, channel, request, *self.current.pop(request.connection)).send()
 
     def _behaviour(self, path: str, number: int) -> Behaviour:
         behaviour = self.paths.get(path) or self.paths.get(path.partition("?")[0])
@@ -189,15 +203,59 @@ class _Answer:
     """One answer: the head follows HTTP, the body goes on until a fault."""
 
     def __init__(
-        self, server: _Server, channel: socket.socket, request: Request, behaviour: Behaviour
+        self,
+        server: _Server,
+        channel: socket.socket,
+        request: Request,
+        behaviour: Behaviour,
+        released: threading.Event,
     ) -> None:
         self.server = server
         self.channel = channel
         self.request = request
         self.does = behaviour
-        self.released = server.released  # as it begins: a release may come before the stall
+        self.released = released
 
     def send(self) -> bool:
+        if self.does.in_time is not None and (seconds := self._wait_of_too_many()):
+            headers = {"Retry-After": str(seconds)}
+            self.does = replace(self.does, status=429, headers=headers, stall_after=None)
+        if self.does.at_once is None:
+            return self._send()
+        if not self._begins(self.does.at_once):
+            if self.does.beyond is not None:
+                self.does = replace(self.does, status=self.does.beyond)
+                return self._send()
+            self._stall(lambda: self._begins(self.does.at_once or 0))
+        try:
+            return self._send()
+        finally:
+            with self.server.lock:
+                self.server.answering[self.request.path] -= 1
+
+    def _begins(self, most: int) -> bool:
+        """Whether fewer than `most` are answered; then this is one of them."""
+        path, answering = self.request.path, self.server.answering
+        with self.server.lock:
+            if answering.get(path, 0) >= most:
+                return False
+            answering[path] = answering.get(path, 0) + 1
+            return True
+
+    def _wait_of_too_many(self) -> int:
+        """0, or in how many seconds this client may ask again."""
+        assert self.does.in_time is not None
+        most, within = self.does.in_time
+        now = time.monotonic()
+        with self.server.lock:
+            came = self.server.came.setdefault(self.request.path, [])
+            came[:] = [each for each in came if now - each < within]
+            if len(came) >= most:
+                return int(came[0] + within - now) + 1
+            came.append(now)
+            return 0
+
+    def _send(self) -> bool:
         if not self._goes_on(-1):
             return False
         if self.request.range is not None and self.does.range_resets:
@@ -279,10 +337,14 @@ class _Answer:
             return False
         return self.does.close_after != position
 
-    def _stall(self) -> None:
+    def _stall(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until the time is over or the test calls `release`; an error if the client left."""
         deadline = time.monotonic() + (self.does.stall_for or float("inf"))
-        while not self.released.is_set() and (left := deadline - time.monotonic()) > 0:
+        while (
+            not is_over()
+            and not self.released.is_set()
+            and (left := deadline - time.monotonic()) > 0
+        ):
             if select.select([self.channel], [], [], min(left, 0.01))[0]:
                 raise ConnectionResetError("the client has gone")
 
@@ -300,11 +362,12 @@ def _tunnel(channel: socket.socket, place: str) -> None:
                 (there if side is channel else channel).sendall(data)
 
 
-def _bound(port: int) -> socket.socket:
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
-    return bound
+def bound(port: int = 0) -> socket.socket:
+    """A socket at a port, 0: at a free one. It does not listen: it keeps the port for a server."""
+    place = socket.socket()
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(("127.0.0.1", port))
+    return place
 
 
 def serve(link: Link, certificate: str | None) -> None:
@@ -360,8 +423,21 @@ class Origin:
 
     def wait(self, path: str, condition: Callable[[list[Request]], bool]) -> list[Request]:
         """Wait until `condition` holds for the requests of this path; these requests."""
-        wait_until(lambda: condition(self.requests(path)))
-        return self.requests(path)
+        found: list[Request] = []
+
+        def holds() -> bool:
+            found[:] = self.requests(path)
+            return condition(found)
+
+        wait_until(holds)
+        return found
+
+    def ended(self, path: str) -> list[Request]:
+        """Wait until all requests of this path so far are over; these requests.
+
+        Before that, a client may have bytes that are not yet counted as sent.
+        """
+        return self.wait(path, lambda requests: all(each.over for each in requests))
 
     def refuse(self) -> None:
         """Let there be no server: connections end, and new ones are refused."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support.interpreters import PATIENCE, wait_until
@@ -76,6 +77,8 @@ class Redis:
         """It hangs: connections are taken by the kernel, and nothing is answered."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        stopped = psutil.Process(self.process.pid)
+        wait_until(lambda: stopped.status() == psutil.STATUS_STOPPED)
 
     def resume(self) -> None:
         assert self.process is not None

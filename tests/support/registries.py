@@ -86,11 +86,6 @@ class Registry:
         except OSError:
             return False
 
-    @property
-    def log(self) -> str:
-        """The log and the access log."""
-        return self.serving.log + json.dumps(self.serving.accesses())
-
     def workers(self) -> list[int]:
         """The process ids of its workers."""
         return self.serving.workers()
@@ -132,7 +127,7 @@ class Registry:
 
     def close(self) -> None:
         self.serving.close()
-        assert "Traceback" not in self.log, self.log
+        assert "Traceback" not in self.serving.log, self.serving.log
 
 
 Run: TypeAlias = Callable[..., Registry]

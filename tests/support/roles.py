@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from shmstream import BlobStreamer, InFlightCopier, ShmstreamError, StreamBroken
+from shmstream.stream import waiter
 from shmstream.stream.doorbell import Doorbell
 from tests.support import faults
 from tests.support.interpreters import Link
@@ -118,7 +119,6 @@ def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
         steps: dict[str, Callable[..., object]] = {
             "read1": lambda: copier.read1().hex(),
             "read": lambda count: copier.read(count).hex(),
-            "read_at": lambda count: (copier.read(count).hex(), time.monotonic()),
             "seek": copier.seek,
         }
         try:
@@ -127,6 +127,12 @@ def read_steps(link: Link, name: str, options: dict[str, object]) -> None:
             link.say(
                 {"error": type(error).__name__, "offset": error.offset, "at": time.monotonic()}
             )
+
+
+def read_steps_when_rung(link: Link, name: str) -> None:
+    """As `read_steps`, and it never looks without a ring."""
+    waiter._SLICE = 3600.0
+    read_steps(link, name, {})
 
 
 def crowd(link: Link, name: str, count: int) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ class Serving:
             files=[self._access.fileno(), self._log.fileno()],
         )
         self.tls: ssl.SSLContext | None = None
-        self._seen: set[int] = set()  # all workers so far, to check that each one ends
+        # All workers so far, to check that each one ends: another process may get its pid then.
+        self._seen: set[psutil.Process] = set()
         wait_until(lambda: self._address is not None or self.process.poll() is not None)
         assert self._address is not None, self.log
         self.host, self.port = self._address
@@ -72,16 +74,30 @@ class Serving:
         """The log so far."""
         return Path(self._log.name).read_text()
 
-    def accesses(self) -> list[dict[str, Any]]:
-        """The lines of the access log."""
-        lines = Path(self._access.name).read_text().splitlines()
-        return [json.loads(line) for line in lines]
+    def accesses(self, until: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        """The lines of the access log, as soon as `until` holds for them.
+
+        A thread of each worker writes its lines, a moment after the answers.
+        """
+        lines: list[dict[str, Any]] = []
+
+        def look() -> bool:
+            whole, _, _ = Path(self._access.name).read_text().rpartition("\n")
+            lines[:] = map(json.loads, whole.splitlines())
+            return until(lines)
+
+        try:
+            wait_until(look)
+        except AssertionError as error:
+            error.add_note(f"the access log: {lines}")
+            raise
+        return lines
 
     def workers(self) -> list[int]:
         """The process ids of its workers."""
-        found = [each.pid for each in psutil.Process(self.process.pid).children()]
+        found = psutil.Process(self.process.pid).children()
         self._seen.update(found)
-        return found
+        return [each.pid for each in found]
 
     def connect(self) -> http.client.HTTPConnection:
         if self.tls is not None:
@@ -114,6 +130,14 @@ class Serving:
                    for each in family.samples if each.name == name)  # fmt: skip
         return sum(each.value for each in samples if labels.items() <= each.labels.items())
 
+    def wait_for_metric(self, value: float, name: str, **labels: str) -> None:
+        """Wait until a metric has that value: workers count a moment after their answers."""
+        try:
+            wait_until(lambda: self.metric(name, **labels) == value)
+        except AssertionError as error:
+            error.add_note(f"{name} {labels}: {self.metric(name, **labels)}, not {value}")
+            raise
+
     def finish(self) -> int:
         """Wait for the end; the exit code."""
         code = self.process.wait(PATIENCE)
@@ -125,6 +149,11 @@ class Serving:
         self.workers()
         self.process.send_signal(number)
         return self.finish()
+
+    def stop_and_read(self) -> str:
+        """Stop it; its whole log and access log, to which nothing is added any more."""
+        assert self.stop() == 0
+        return self.log + Path(self._access.name).read_text()
 
     def is_gone(self) -> bool:
         """Whether its parent process and all workers have ended."""
@@ -138,17 +167,18 @@ class Serving:
                 self.process.wait(PATIENCE)
             wait_until(self.is_gone)
         finally:
-            for pid in [self.process.pid, *self._seen]:
-                if _is_alive(pid):
-                    os.kill(pid, signal.SIGKILL)
+            self.process.kill()
+            for each in filter(_is_alive, self._seen):
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             self.process.wait(PATIENCE)
             self._log.close()
             self._access.close()
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

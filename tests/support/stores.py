@@ -44,9 +44,17 @@ def digest(seed: int, size: int) -> str:
     return f"sha256:{sha256(content(seed, size))}"
 
 
-def interrupt(start: Start, folder: str, origin: Origin, key: str, size: int, at: int) -> None:
+def interrupt(
+    start: Start,
+    folder: str,
+    origin: Origin,
+    key: str,
+    size: int,
+    at: int,
+    rate: int | None = None,
+) -> None:
     """Kill the only process of a flight of /blob, about `at` bytes after its beginning."""
-    origin.serve("/blob", seed=1, size=size)
+    origin.serve("/blob", seed=1, size=size, rate=rate)
     origin.change("/blob", first=0, count=1, stall_after=at)
     taker = start(flights.take, folder, {})
     taker.hear()

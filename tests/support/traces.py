@@ -13,8 +13,6 @@ from shmstream.stream import doorbell, segment
 from shmstream.system import threads
 from tests.support.interpreters import PATIENCE, live_threads
 
-_A_WHILE = 15.0  # s
-
 
 class Traces(NamedTuple):
     """All of it at one moment."""
@@ -25,6 +23,11 @@ class Traces(NamedTuple):
     processes: list[str]
     threads: list[str]
     descriptors: list[str]
+
+    def is_as(self, before: Traces) -> bool:
+        """Whether all is as it was, but that a thread of an earlier test may have ended."""
+        is_same = self._replace(threads=[]) == before._replace(threads=[])
+        return is_same and not Counter(self.threads) - Counter(before.threads)
 
     def told_beside(self, before: Traces) -> str:
         """What is there now and was not before, and what is missing."""
@@ -54,8 +57,8 @@ def traces_in_the_end(folder: Path | None, before: Traces) -> Traces:
     What ends by itself may take long on a busy machine: a server of this process notices a moment
     later that its client has left. What is left behind stays.
     """
-    deadline = time.monotonic() + _A_WHILE
-    while (now := traces(folder)) != before and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while not (now := traces(folder)).is_as(before) and time.monotonic() < deadline:
         time.sleep(0.01)
     return now
 

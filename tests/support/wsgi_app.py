@@ -19,7 +19,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., object]) 
     start_response("200 OK", [("Content-Type", "application/octet-stream")])
     if environ["PATH_INFO"] == "/ping":
         return iter([b"%d\n" % os.getpid()])
-    return give(store.open(os.environ["KEY"], os.environ["URL"], stall_timeout=30))
+    return give(store.open(os.environ["KEY"], os.environ["URL"], stall_timeout=60))
 
 
 def give(blob: Blob) -> Iterator[bytes]:

@@ -63,14 +63,28 @@ def test_a_wake_during_a_call_is_not_lost() -> None:
     repeating.close(PATIENCE)
 
 
-def test_one_call_does_for_all_that_wakes_it_during_its_delay() -> None:
+def test_one_call_does_for_all_that_wakes_it_during_its_delay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     counted = Counted()
+    delays: list[float] = []
     repeating = Repeating(counted, NAME, delay=0.5)
-    for _ in range(3):
+    changed, wait = repeating._changed, repeating._changed.wait
+
+    def wait_for_the_test(seconds: float) -> bool:
+        delays.append(seconds)
+        return wait(PATIENCE)
+
+    monkeypatch.setattr(changed, "wait", wait_for_the_test)
+    repeating.wake()
+    wait_until(lambda: delays == [0.5])
+    for _ in range(2):
         repeating.wake()
+    with changed:
         assert counted.count == 0
+        changed.notify_all()
     wait_until(lambda: is_idle(repeating))
-    assert counted.count == 1
+    assert (counted.count, delays) == (1, [0.5])
     repeating.close(PATIENCE)
 
 

@@ -193,7 +193,7 @@ class Upstreams:
             tls=TLS(told.cafile, told.certfile, told.keyfile, told.insecure),
             is_anonymous=told.anonymous,
             max_downloads=told.max_downloads,
-            connections=told.connections or usual.connections,
+            connections=told.connections or usual.connections or 1,
             is_guarded=told.is_open,
             title=label_of(told),
             room=told.namespace if told.is_pattern else None,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from shmstream import Store
+from shmstream.upstreams.notes import Notes
 from tests.support.crowds import BLOB, KEY, MIB, SIZE, clients_of, finish
 from tests.support.images import image
 from tests.support.interpreters import wait_until
@@ -216,7 +217,7 @@ class Events:
 
 
 def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
-    origin.change(BLOB, rate=MIB * 3 // 2)
+    origin.change(BLOB, rate=MIB // 2, stall_after=MIB)
     serving = serve(upstream=upstream)
     events = Events(serving)
     assert events.response.getheader("content-type") == "text/event-stream"
@@ -224,19 +225,22 @@ def test_events(serve: Serve, origin: Origin, upstream: str) -> None:
     assert (before["flights"], before["recent"]) == ([], [])
     assert before["upstreams"] == [{"namespace": None, "url": upstream}]
     clients = clients_of(set(serving.workers()), serving, Store(serving.store))
-    seen: list[dict[str, Any]] = []
-    while not seen or seen[-1]["flights"]:
-        seen += [snapshot for snapshot in [events.next()] if seen or snapshot["flights"]]
+    seen = [events.next()]
+    while [each["published"] for each in seen[-1]["flights"]] != [MIB]:
+        seen.append(events.next())
+    origin.release()
+    while seen[-1]["flights"]:
+        seen.append(events.next())
     events.close()
     assert finish(clients) == len(clients)
     flying = [snapshot["flights"][0] for snapshot in seen if snapshot["flights"]]
     published = [each["published"] for each in flying]
-    assert published == sorted(set(published))
+    assert published == sorted(published)
     assert {each["key"] for each in flying} == {KEY}
     sizes = {each["size"] for each in flying if each["published"]}  # the upstream has told it then
     assert sizes == {SIZE}
     assert all(each["leader"] in serving.workers() for each in flying[1:-1])
-    assert any(MIB / 2 < (each["rate"] or 0) < 3 * MIB for each in flying)
+    assert any(MIB / 8 < (each["rate"] or 0) < MIB for each in flying)
     assert all(one["time"] < two["time"] for one, two in pairwise(seen))
 
 
@@ -255,7 +259,8 @@ def test_strangers_see_no_names_of_what_only_some_clients_may_pull(
     assert names_of(here, serving) == {
         secret.digest: None, public.digest: "all.io/public/app, a manifest",
     }  # fmt: skip
-    wait_until(lambda: len(list((serving.store / "registry" / "names").iterdir())) == 2)
+    names = Notes(str(serving.store), "names")
+    wait_until(lambda: len(list(names.all())) == 2)
     serving.close()
     (tokens := tmp_path / "tokens").write_text(f"ci {TOKEN}\n")
     serving = serve(*options, "--tokens", str(tokens), upstream="")
@@ -284,7 +289,7 @@ def test_viewers_share_a_snapshot_and_are_bounded(serve: Serve) -> None:
     while not set.intersection(*seen):  # until all viewers have got the same snapshot
         for viewer, times in zip(viewers, seen, strict=True):
             times.add(viewer.next()["time"])
-            assert len(times) < 20
+            assert len(times) < 50
     for viewer in viewers:
         viewer.close()
     wait_until(lambda: serving.ask("/events", "HEAD").status == 200)

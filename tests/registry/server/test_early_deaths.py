@@ -262,7 +262,7 @@ def test_a_server_that_was_stopped_as_a_whole(serve: Serve) -> None:
         os.kill(each, signal.SIGSTOP)
     end = time.monotonic() + 4
     wait_until(lambda: time.monotonic() > end)
-    for each in (serving.process.pid, *workers):
+    for each in (*workers, serving.process.pid):  # it looks whether they make progress
         os.kill(each, signal.SIGCONT)
     wait_until(lambda: all_serve(serving, 2))
     assert serving.ask("/healthz").body == b"alive\n"
@@ -281,9 +281,9 @@ def test_no_worker_can_be_started(fault: Path, serve: Serve) -> None:
     parent.rlimit(psutil.RLIMIT_NOFILE, (3, before[1]))
     kill_all(serving)
     told = r"no worker can be started: .*Too many open files.*; the next try is in (\S+) s\n"
-    wait_until(lambda: len(re.findall(told, serving.log)) == 5)
+    wait_until(lambda: len(re.findall(told, serving.log)) >= 5)
     parent.rlimit(psutil.RLIMIT_NOFILE, before)
-    assert re.findall(told, serving.log) == ["1.0", "1.0", "1.0", "1.0", "1.6"]
+    assert re.findall(told, serving.log)[:5] == ["1.0", "1.0", "1.0", "1.0", "1.6"]
     recover(serving, 1)
     assert not fault.exists()
 

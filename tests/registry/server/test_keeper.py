@@ -198,7 +198,12 @@ def test_a_silent_worker_gets_none(keeper: Keeper, hire: Hire) -> None:
     clients.append(arrive(keeper))
     wait_until(lambda: not keeper._is_accepting)
     assert keeper.kept == 2
-    silent.table.beat()
+
+    def is_given() -> bool:
+        silent.table.beat()  # again and again, as a worker that goes on
+        return keeper.kept == 3
+
+    wait_until(is_given)
     silent.adopt()
     for client in clients:
         client.close()
@@ -246,8 +251,9 @@ def test_a_stuck_worker_keeps_its_clients_when_the_server_stops(keeper: Keeper, 
 
 
 def test_a_worker_that_lacks_descriptors_is_left_alone_for_a_moment(
-    keeper: Keeper, hire: Hire
+    keeper: Keeper, hire: Hire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(room, "_AGAIN", 3600.0)  # the moment
     lacking, other = hire(), hire()
     with other.take():
         wait_until(lambda: keeper.kept == 1)
@@ -466,7 +472,7 @@ def test_nothing_is_given_away_when_the_server_stops(keeper: Keeper, hire: Hire)
         wait_until(lambda: keeper.kept == 1)
         keeper.stop()
         dying.die()
-        assert is_closed(client)
+        wait_until(lambda: is_closed(client))
         assert other.channel.receive() is None
 
 

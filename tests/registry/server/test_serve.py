@@ -19,10 +19,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.commands import PYTHON, ROOT, Command
+from tests.support.commands import PYTHON, ROOT, Command, Running
 from tests.support.crowds import BLOB, DATA, MIB
 from tests.support.interpreters import PATIENCE, wait_until
-from tests.support.origin import Origin
+from tests.support.kept import all_serve
+from tests.support.origin import Origin, bound
 from tests.support.root import mount, needs_root, unmount
 from tests.support.serving import Serve, Serving
 
@@ -42,6 +43,7 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
     wait_until(lambda: both_run(serving))
     for _ in range(20):
         assert serving.ask("/healthz").body == b"alive\n"
+    serving.wait_for_metric(20, "shmstream_requests_total", route="health")
     first = set(serving.workers())
     for worker in first:
         os.kill(worker, signal.SIGKILL)
@@ -54,23 +56,24 @@ def test_killed_workers_are_replaced_and_counted_on(serve: Serve) -> None:
 
 def test_it_serves_without_standard_descriptors(tmp_path: Path) -> None:
     """As a program that is started with 0, 1 and 2 closed: no socket gets one of these numbers."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-    arguments = ["--upstream", "http://127.0.0.1:1", "--listen", address, "--workers", "2"]
-    command = [*PYTHON, "-m", "shmstream", "serve", *arguments, "--store", str(tmp_path / "store")]
-    serving = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=ROOT)
-    try:
-        wait_until(lambda: answers(address))
-        workers = psutil.Process(serving.pid).children()
-        assert len(workers) == 2
-        workers[0].kill()
-        wait_until(lambda: workers[0] not in psutil.Process(serving.pid).children())
-        wait_until(lambda: answers(address))
-        serving.terminate()
-        assert serving.wait(PATIENCE) == 0
-    finally:
-        serving.kill()
-        serving.wait()
+    with bound() as place:  # keeps the port for the server
+        address = f"127.0.0.1:{place.getsockname()[1]}"
+        arguments = ["--upstream", "http://127.0.0.1:1", "--listen", address, "--workers", "2"]
+        command = [*PYTHON, "-m", "shmstream", "serve", *arguments, "--store", f"{tmp_path}/store"]
+        serving = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command], cwd=ROOT)
+        try:
+            wait_until(lambda: answers(address))
+            process = psutil.Process(serving.pid)
+            wait_until(lambda: len(process.children()) == 2)
+            [worker, _] = process.children()
+            worker.kill()
+            wait_until(lambda: worker not in process.children())
+            wait_until(lambda: answers(address))
+            serving.terminate()
+            assert serving.wait(PATIENCE) == 0
+        finally:
+            serving.kill()
+            serving.wait()
 
 
 def answers(address: str) -> bool:
@@ -116,6 +119,7 @@ def test_no_space_in_its_temporary_folder(serve: Serve, tmp_path: Path) -> None:
     try:
         serving = serve("--workers", "1", "--no-access-log")
         [worker] = serving.workers()
+        assert serving.ask("/healthz").status == 200  # so it has its files
         for number in range(3):
             with (disk / f"{number}").open("wb", buffering=0) as file, suppress(OSError):
                 while file.write(bytes(4096)):
@@ -144,14 +148,15 @@ def test_a_worker_that_cannot_start_ends_it_all(serve: Serve) -> None:
     wait_until(lambda: both_run(serving))
     shutil.rmtree(serving.store)
     serving.store.write_text("no folder")
-    os.kill(serving.workers()[0], signal.SIGKILL)
+    for worker in serving.workers():  # one that has served for long would be a reason to go on
+        os.kill(worker, signal.SIGKILL)
     assert serving.finish() == 1
     assert re.search(rf"ERROR   worker \d+ .*{serving.store}", serving.log)
 
 
 def test_every_worker_has_its_share(serve: Serve) -> None:
     serving = serve("--workers", "4")
-    wait_until(lambda: serving.metric(STARTS) == 4)
+    wait_until(lambda: all_serve(serving, 4))
     connections = [serving.connect() for _ in range(40)]
     for connection in connections:
         connection.request("GET", "/healthz")
@@ -361,20 +366,19 @@ def test_more_connections_than_allowed(serve: Serve) -> None:
 # The command line.
 
 
-def start(*arguments: str, store: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PYTHON, "-m", "shmstream", "serve", *arguments],
-        cwd=ROOT, env={**os.environ, "SHMSTREAM_STORE": str(store), "COLUMNS": "200"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def start(*arguments: str, store: Path) -> Running:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMSTREAM_STORE", str(store))
+        patch.setenv("COLUMNS", "200")
+        return Running("serve", *arguments, cwd=ROOT)
 
 
-def refused(running: subprocess.Popen[str]) -> tuple[int, str]:
+def refused(running: Running) -> tuple[int, str]:
     """Exit code and error output."""
-    out, errors = running.communicate(timeout=PATIENCE)
-    assert out == ""
-    assert "Traceback" not in errors
-    return running.returncode, errors
+    with closing(running):
+        code, out, errors = running.finish()
+    assert out == b""
+    return code, errors
 
 
 UPSTREAM = ("--upstream", "http://127.0.0.1:1")

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shmstream.registry.upstream.choice import Upstreams, check
 from shmstream.registry.upstream.repository import Repository, RepositorySource
 from shmstream.upstreams.notes import Notes
 from tests.support.images import digest_of, image
+from tests.support.origin import bound
 from tests.support.quirks import Asked, Quirks, Reply, nothing, plain
 
 IMAGE = image(31, [200_000])
@@ -92,12 +94,12 @@ def test_a_failure_tells_more_than_a_refusal(folder: str, quirks: Quirks, second
 
 def test_an_url_that_is_away_is_asked_last(folder: str, quirks: Quirks) -> None:
     quirks.script = plain(IMAGE)
-    with another() as gone:
-        away = gone.url
-    found = repository(chosen(folder, Upstream(None, away, (quirks.url,))))
-    first = found.upstream
-    assert first.reach.problem is None
-    assert found.resolve("v1", ACCEPT).digest == IMAGE.digest
+    with bound() as place:
+        away = f"http://127.0.0.1:{place.getsockname()[1]}"
+        found = repository(chosen(folder, Upstream(None, away, (quirks.url,))))
+        first = found.upstream
+        assert first.reach.problem is None
+        assert found.resolve("v1", ACCEPT).digest == IMAGE.digest
     assert away in str(first.reach.problem), "operators are told"
     assert first.is_quiet is False, "another one answers"
 
@@ -288,22 +290,27 @@ def test_credentials_of_the_environment_are_for_the_first_url(
     assert not any(each.authorization for each in second.asked)
 
 
-def test_a_limit_of_downloads(folder: str, quirks: Quirks) -> None:
+def test_a_limit_of_downloads(folder: str, quirks: Quirks, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is done, or fails, or is closed twice, makes room for one."""
     quirks.script = plain(IMAGE)
-    told = Upstream(None, quirks.url, max_downloads=1, first_byte=0.1)
-    found = repository(chosen(folder, told))
+    found = repository(chosen(folder, Upstream(None, quirks.url, max_downloads=1)))
+    hasty = replace(found.upstream.bounds, first_byte=0.1)
+
+    def check_that_all_are_taken() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(found.upstream, "bounds", hasty)
+            with pytest.raises(SourceError, match="all 1 places for downloads from it") as caught:
+                source_of(found).open()
+        assert caught.value.retryable
+
     feed = source_of(found).open()
-    with pytest.raises(SourceError, match="all 1 places for downloads from it are taken") as caught:
-        source_of(found).open()
-    assert caught.value.retryable
+    check_that_all_are_taken()
     feed.close()
     feed.close()
     with pytest.raises(SourceError):
         source_of(found, digest_of(b"nothing")).open()
     first = source_of(found).open()
-    with pytest.raises(SourceError):
-        source_of(found).open()
+    check_that_all_are_taken()
     waiting = repository(chosen(folder, Upstream(None, quirks.url, max_downloads=1)))
     first.close()
     held = source_of(waiting).open()
