@@ -1,8 +1,8 @@
 """How many calls one wake-up of a reader takes: of functions of Python, and of functions in C.
 
 Right after a wake-up the caches are cold, and each call costs a multiple of what it costs in a
-loop. The number of calls does not depend on the machine, nor on what else it does, so a test has a
-bound for it (tests/bench).
+loop. The number of calls of a reader does not depend on the machine, nor on what else it does, so a
+test has a bound for it (tests/bench).
 
     a reader    an `InFlightCopier` waits in `readinto1` for 64 bytes of another process; counted
                 from the call until it has returned
@@ -11,7 +11,7 @@ bound for it (tests/bench).
                 itself calls
 
 The interpreter tells of each call (`sys.setprofile`). It does not tell of a call of a type, or of a
-function of ctypes. The writer waits until the reader has asked for more, and a moment longer, so
+function of ctypes. The writer waits until the reader has the piece before, and a moment longer, so
 that each piece wakes a reader that sleeps.
 """
 
@@ -24,6 +24,7 @@ import threading
 import time
 from collections import defaultdict
 from functools import partial
+from pathlib import Path
 from statistics import median
 from types import FrameType
 
@@ -57,8 +58,10 @@ def measure(options: Options) -> list[Row]:
         reading = partial(calls_of_reader, name, wakes)
         _, of_reader = crew.run([partial(publish_pieces, path, name, wakes), reading])
     with Crew(2) as crew:  # whose threads are all new
-        following = partial(calls_of_asyncio, folder, wakes)
-        _, of_asyncio = crew.run([partial(write_pieces, folder, wakes), following])
+        taken = options.folder / "taken"
+        taken.touch()
+        following = partial(calls_of_asyncio, folder, str(taken), wakes)
+        _, of_asyncio = crew.run([partial(write_pieces, folder, str(taken), wakes), following])
     bounds = {"a reader": 25, "asyncio, the thread for all tasks": 72}
     return [
         Row(
@@ -106,12 +109,14 @@ def calls_of_reader(name: str, wakes: int, gate: Gate) -> dict[str, float]:
     return {"a reader": median(counts)}
 
 
-def write_pieces(folder: str, wakes: int, gate: Gate) -> dict[str, float]:
-    """The writer of a blob in a store; it answers nothing."""
+def write_pieces(folder: str, taken: str, wakes: int, gate: Gate) -> dict[str, float]:
+    """The writer of a blob in a store; it answers nothing. `taken` has a byte for each read."""
     with Store(folder, publish_interval=0).create(_KEY) as blob:
         for number in range(wakes + 1):
             if number == 1:
                 gate()
+            while Path(taken).stat().st_size < number:
+                time.sleep(_PAUSE)
             time.sleep(_PAUSE)
             blob.write(bytes(_PIECE))
             blob.flush()
@@ -119,31 +124,36 @@ def write_pieces(folder: str, wakes: int, gate: Gate) -> dict[str, float]:
     return {}
 
 
-def calls_of_asyncio(folder: str, wakes: int, gate: Gate) -> dict[str, float]:
-    """The means over all wake-ups of a task, and of the thread that watches the flight for it."""
-    return asyncio.run(_calls_of_asyncio(folder, wakes, gate))
+def calls_of_asyncio(folder: str, taken: str, wakes: int, gate: Gate) -> dict[str, float]:
+    """The medians over all wake-ups of a task, and of the thread that watches for it."""
+    return asyncio.run(_calls_of_asyncio(folder, taken, wakes, gate))
 
 
-async def _calls_of_asyncio(folder: str, wakes: int, gate: Gate) -> dict[str, float]:
+async def _calls_of_asyncio(folder: str, taken: str, wakes: int, gate: Gate) -> dict[str, float]:
     calls, me = _Calls(), threading.get_ident()
     threading.setprofile(calls.note)  # for threads that begin from now on
+    of_task, of_thread = [], []
     async with Store(folder).aopen(_KEY, wait_for=60) as blob:
-        await blob.read1()
-        gate()
-        calls.of.clear()
-        sys.setprofile(calls.note)
-        for _ in range(wakes):
+        with Path(taken).open("ab", buffering=0) as file:
             await blob.read1()
-        sys.setprofile(None)
+            file.write(b".")
+            gate()
+            for _ in range(wakes):
+                before = dict(calls.of)
+                sys.setprofile(calls.note)
+                await blob.read1()
+                sys.setprofile(None)
+                file.write(b".")
+                more = {who: count - before.get(who, 0) for who, count in dict(calls.of).items()}
+                of_task.append(more.pop(me) - 1)  # that of `setprofile`
+                of_thread.append(max(more.values(), default=0))
         threading.setprofile(None)
-        of_task = calls.of.pop(me)
-        of_thread = max(calls.of.values(), default=0)
-        if of_thread < wakes:
-            raise CheckFailed(f"no thread made a call for each wake-up: {dict(calls.of)}")
         if blob.tell() != (wakes + 1) * _PIECE:
             raise CheckFailed(f"{blob.tell()} bytes are not one piece for each read")
         gate()
+    if not median(of_thread):
+        raise CheckFailed("no thread made a call for each wake-up")
     return {
-        "asyncio, the thread for all tasks": of_thread / wakes,
-        "asyncio, a task, with what asyncio calls": of_task / wakes,
+        "asyncio, the thread for all tasks": median(of_thread),
+        "asyncio, a task, with what asyncio calls": median(of_task),
     }

@@ -564,7 +564,7 @@ class Slot:
         "reader",
         "read",
         "",
-        "bytes that it had read when it last asked for more: for people, not for correctness",
+        "bytes that it has read: for people, not for correctness",
     )
     sources: Word = Word(
         32,

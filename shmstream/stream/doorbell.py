@@ -174,7 +174,8 @@ class Doorbell:
             elif _timedwait(*self._arguments):
                 return self._unrung(ctypes.get_errno())
             rings = 1
-            while rings < _ENOUGH and not _trywait(self._address):
+            # A signal handler, or a greenlet that forked meanwhile, may have closed it.
+            while rings < _ENOUGH and not self._closed and not _trywait(self._address):
                 rings += 1
             return rings
         finally:

@@ -72,6 +72,9 @@ class GrowingFile(ReadOnly, io.RawIOBase):
     def _readable(self, want: int) -> int:
         """Wait until `want` bytes or the end are published; how many are: see `Tail.readable`."""
 
+    def _note(self, position: int) -> None:
+        """Called with the new position after every read."""
+
     @abstractmethod
     def _too_short(self) -> DamagedPartial:
         """The error for a file that ends before its published bytes do."""
@@ -233,6 +236,7 @@ class GrowingFile(ReadOnly, io.RawIOBase):
         if count == 0:
             raise self._too_short()
         self.position += count
+        self._note(self.position)
         return count
 
     # Seeking.

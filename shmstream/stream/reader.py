@@ -293,6 +293,7 @@ class InFlightCopier(GrowingFile):
         self._check_open()
         published, before = self.published, -1
         while before < published < want:  # if no more came, the blob is complete
+            self._tail.note(published)  # a reader that waits for more lags behind nothing
             before, published = published, self._ask(published, published + 1)
         return published
 
@@ -335,6 +336,9 @@ class InFlightCopier(GrowingFile):
                 os.dup2(fd, self._fd, inheritable=False)
                 os.close(fd)
             self._is_settled = True
+
+    def _note(self, position: int) -> None:
+        self._tail.note(position)
 
     def _too_short(self) -> DamagedPartial:
         committed = self._block.state == State.COMMITTED

@@ -125,9 +125,8 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 class Subscriber:
     """One reader, as the writer sees it: its slot, the bytes it has read, and its process.
 
-    `position` is what it had read when it last asked for more; `lag` is how far that is behind what
-    is published. `sources` is a number that readers with other sources have not; 0 if it has no
-    source.
+    `lag` is the number of published bytes that it has not read yet. `sources` is a number that
+    readers with other sources have not; 0 if it has no source.
     """
 
     slot: int

@@ -124,8 +124,7 @@ class Tail:
     def readable(self, position: int, want: int) -> int:
         """Wait until `want` bytes are published, or the blob is complete; how many are published.
 
-        If the stream is broken, the answer is less than `want` as long as it is past `position`,
-        which the slot shows to the writer as what this reader has read.
+        If the stream is broken, the answer is less than `want` as long as it is past `position`.
 
         Raises:
             BlobAborted, WriterDied: the stream is broken, and no byte past `position` will come.
@@ -134,14 +133,12 @@ class Tail:
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
         self._block.require_whole()
-        if self._subscription is not None:
-            self._subscription.store_position(position)
         published = self.load()
         return published if published >= want else self._wait(position, want, published)
 
     def _wait(self, position: int, want: int, published: int) -> int:
         if self._subscription is None:
-            if not self._subscribe(position):
+            if not self._subscribe(min(position, published)):
                 return self._conclude(position)
             return self.readable(position, want)  # what was published before is not rung for
         block, doorbell = self._block, self._subscription.doorbell
@@ -220,6 +217,16 @@ class Tail:
             raise self._stream.abort_error()
         offset = min(position, published)
         raise WriterDied(self._stream.name, offset, str(self._stream.writer))
+
+    def note(self, position: int) -> None:
+        """Store how far this reader has read, for people: an error of it is none of the reader."""
+        if self._subscription is None:
+            return
+        try:
+            if self._block.is_whole:
+                self._subscription.store_position(position)
+        except (OSError, ValueError):  # another thread has closed this reader meanwhile
+            pass
 
     def offer(self, sources: int) -> None:
         """Store which sources this reader has, for a writer that gives up."""

@@ -592,6 +592,9 @@ wait:
     if                             /* one ring, then all others that have come */
     :: atomic { ALIVE && posts[me] > 0 ->
                 posts[me]--; must = true; many = false; asleep[me] = false; wanted[me] = 0 }
+#ifdef BUG_LOADS_BEFORE_ALL_RINGS_ARE_TAKEN
+        STEP(got = published);
+#endif
 #ifdef BUG_NO_LOOK_AFTER_MANY_RINGS
         STEP(posts[me] = 0);
 #else
@@ -600,7 +603,11 @@ wait:
     :: atomic { ALIVE -> asleep[me] = false; wanted[me] = 0 } /* a quarter of a second is over */
     :: DIES
     fi;
+#ifdef BUG_LOADS_BEFORE_ALL_RINGS_ARE_TAKEN
+    STEP(must = must && (many || got == seen); many = false);
+#else
     STEP(got = published; must = must && (many || got == seen); many = false);
+#endif
     if :: got >= WANT -> goto take :: else -> seen = got; got = 0; goto wait fi;
 
 conclude:   /* Tail._conclude: the state, then `published` */
