@@ -44,6 +44,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, cached_property, partial
@@ -193,6 +194,8 @@ class Directory:
         """How many calls were made."""
         self.failures: int = 0
         """How many of them failed."""
+        with suppress(ValueError):  # then each call fails, and tells why
+            _ = self._maker  # here, because the first flight would wait for it
         self._begin()
         register(self)
 
@@ -439,7 +442,7 @@ class Directory:
         if self._connection is None:
             self._connection = self._maker()
         connection, answers = self._connection, list[object]()
-        connection.send_packed_command(connection.pack_commands(map(_in_words, commands)))
+        connection.send_packed_command([_packed(commands)])
         for _ in commands:
             try:
                 answers.append(connection.read_response())
@@ -546,6 +549,16 @@ def _in_words(command: _Command) -> Sequence[object]:
     script, *rest = rest
     assert isinstance(script, _Script)
     return ("EVAL", script.text, *rest)
+
+
+def _packed(commands: Sequence[_Command]) -> bytes:
+    """The commands as they are sent. redis-py makes the same bytes with ten times as many calls."""
+    lines = list[bytes]()
+    for command in commands:
+        words = [str(each).encode() for each in _in_words(command)]
+        lines.append(b"*%d\r\n" % len(words))
+        lines += [b"$%d\r\n%b\r\n" % (len(each), each) for each in words]
+    return b"".join(lines)
 
 
 def _decision(answer: object) -> Decision:

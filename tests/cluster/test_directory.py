@@ -37,6 +37,13 @@ def test_one_leads_and_the_others_get_a_tree(directory: Directory) -> None:
     assert parents == ["a:1", "a:1", "n0:1", "n0:1", "n1:1", "n1:1"]
 
 
+def test_commands_are_packed_as_the_library_packs_them(directory: Directory) -> None:
+    commands = [("SET", "node:é", 1, "EX", 3600, "GET"), (module._Script("return 1"), 0, "", -1)]
+    words = [tuple(module._in_words(each)) for each in commands]
+    packed = b"".join(directory._maker().pack_commands(words))
+    assert module._packed(commands) == packed
+
+
 def test_holders_come_first_and_are_asked_for_all_of_it(directory: Directory) -> None:
     directory.decide(KEY, A)
     directory.leave(KEY, A, "complete")
