@@ -7,8 +7,9 @@ Every process calls `Flight.join`. It repeats these steps until it has a reader,
       process writes the partial file, that process has another /dev/shm: follow the file
       (`file_follower`). Otherwise, if there is a stream, its writer has died: try to take over,
       then follow, because now either this process leads or another process does
-    3 claim the name, which only one process can. Look again whether the blob is complete, because
-      its flight may have ended between 1 and 3; if not, lead, and follow the own stream
+    3 claim the name, which only one process can. The others go to 2: they have made nothing yet.
+      Look again whether the blob is complete, because its flight may have ended between 1 and 3;
+      if not, make the sources, lead, and follow the own stream
 
     this process                     another process, which leads
     1 looks in the store: no blob
@@ -99,7 +100,7 @@ from shmstream.stream.described_writer import DescribedStreamer
 from shmstream.stream.digest import digest_of
 from shmstream.stream.reader import InFlightCopier
 from shmstream.stream.resumable_writer import ResumableStreamer
-from shmstream.stream.stream import Stream
+from shmstream.stream.stream import Stream, writer_of
 from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
@@ -265,8 +266,9 @@ class Flight:
             except TooManyFlights:  # another process may be beginning this very flight
                 if (reader := self._follow(_MOMENT)) is None:
                     raise
-            except StreamExists:
+            except StreamExists as error:
                 if time.monotonic() - began > _PATIENCE:
+                    error.writer = error.writer or writer_of(self.place.stream)
                     raise
                 time.sleep(patience)  # a stream may stay that is neither to be followed nor begun
                 patience = min(patience + 0.01, 0.5)
@@ -734,8 +736,7 @@ class Flight:
             TooManyFlights: no flight permit is free.
             StoreUnusable: the store is read-only.
         """
-        sources = self._sources_in_order()
-        if not sources:
+        if not (self.sources.are_given or self._better):
             if os.path.lexists(self.place.path):  # it was completed after the first look
                 return None
             raise BlobNotFound(self.place.key, self._layout.folder)
@@ -743,13 +744,13 @@ class Flight:
             reason = "it is read-only: what is complete can be opened, and nothing can be kept"
             raise StoreUnusable(self._layout.folder, reason)
         try:
-            return self._begin_with(sources)
+            return self._claim()
         except FileNotFoundError:  # somebody has removed a folder of the store
             self._layout.restore()
             place = self.place
             given = place.digest if place.is_given else None
             self.place = self._layout.place(place.key, given, place.size)
-            return self._begin_with(sources)
+            return self._claim()
 
     def _sources_in_order(self) -> Sequence[Source]:
         """The sources of this reader; before them, that of any reader here with which to begin."""
@@ -760,7 +761,8 @@ class Flight:
         first = [each for each in here if fingerprint(each) == self._better]
         return first + [each for each in own if fingerprint(each) != self._better]
 
-    def _begin_with(self, sources: Sequence[Source]) -> Leader | None:
+    def _claim(self) -> Leader | None:
+        """As `_begin`: claim the name; make what a leader needs only if no process was faster."""
         place, policy = self.place, self._policy
         with ExitStack() as undo:
             permit = self._take_permit()
@@ -772,6 +774,8 @@ class Flight:
             undo.callback(streamer.close)
             if self._has_it():  # the second look
                 return None
+            if not (sources := self._sources_in_order()):
+                raise BlobNotFound(place.key, self._layout.folder)
             leader = self._leader_of(streamer, sources, permit)
             undo.callback(leader.discard)
             _log.info("%s: leads", place.key)

@@ -66,6 +66,11 @@ class Offer:
                 self._sources = as_sources(self._source)
             return self._sources or []
 
+    @property
+    def are_given(self) -> bool:
+        """Whether there are sources. Makes none of them."""
+        return self._source is not None
+
     def get_ready(self) -> None:
         """Have imported soon, by another thread, what the sources need. Never fails."""
         if self._sources is not None or self._source is None:

@@ -86,7 +86,8 @@ class Stream:
         Raises:
             ValueError: no stream can have that name.
             StreamExists: a live writer has that name or that path; or this stream is resumable, and
-                a dead stream of that name can be succeeded.
+                a dead stream of that name can be succeeded. Then `writer` may be empty, because
+                most callers follow, and need no text: see `writer_of`.
             ForeignSegment, DamagedSegment: what has that name is no stream of ours.
             OutOfResources: shared memory or descriptors have run out.
             OSError: the partial file cannot be made, or the disk has no space for it.
@@ -97,7 +98,7 @@ class Stream:
             spare = can_go_on if resumable else None
             claim = claim_segment(name, Block.size_for(slots), spare)
         if claim is None:
-            raise StreamExists(name, "the name", _writer_of(name))
+            raise StreamExists(name, "the name", "" if resumable else writer_of(name))
         mapped, lock = claim
         block = Block(mapped.memory, name, mapped.fd)
         with ExitStack() as undo:
@@ -371,7 +372,8 @@ def _reclaim_partial(stream: Stream) -> KernelLock:
     return partial
 
 
-def _writer_of(name: str) -> str:
+def writer_of(name: str) -> str:
+    """Which process has the name of a stream, as a text for people."""
     try:
         with Stream.attach(name, timeout=0) as stream:
             if not stream.is_orphaned():

@@ -41,7 +41,7 @@ LEADER_POINTS: dict[str, Callable[[int], None]] = {
     "before the digest": faults.before(digest.RunningDigest, "finish"),
     "before the commit": faults.before(resumable_writer.ResumableStreamer, "commit"),
     "after the commit": faults.after(resumable_writer.ResumableStreamer, "commit"),
-    "before the new flight": faults.before(flight.Flight, "_sources_in_order"),
+    "before the new flight": faults.before(flight.Flight, "_begin"),
     "after the takeover": faults.after(resumable_writer.ResumableStreamer, "succeed"),
     **{
         point: faults.WRITER_POINTS[point]
