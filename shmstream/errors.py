@@ -40,10 +40,11 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import partial
+from types import TracebackType
 from typing import Any
 
 
@@ -198,19 +199,46 @@ class OutOfResources(CannotStart):
 _SHORTAGES_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
-@contextmanager
-def naming_shortages(name: str, place: str) -> Iterator[None]:
+class Explained:
+    """A block of code whose errors are given to `explain`, which raises another error or returns.
+
+    As a generator with `contextmanager`, with a third of the calls: several are in each beginning.
+    """
+
+    def __init__(self, explain: Callable[[BaseException], None]) -> None:
+        self._explain = explain
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._explain(error)
+
+
+def naming_shortages(name: str, place: str) -> Explained:
     """Raise `OutOfResources` for an OSError inside that means a shortage of room in `place`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE):
-            what = "file descriptors: raise `ulimit -n`, or close some"
-        elif error.errno in _SHORTAGES_OF_ROOM:
-            what = f"space in {place}"
-        else:
-            raise
-        raise OutOfResources(name, what, error.errno, str(error)) from error
+    return Explained(partial(name_shortage, name, place))
+
+
+def name_shortage(name: str, place: str, error: BaseException) -> None:
+    """Raises:
+    OutOfResources: `error` means a shortage of room in `place`.
+    """
+    if not isinstance(error, OSError):
+        return
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        what = "file descriptors: raise `ulimit -n`, or close some"
+    elif error.errno in _SHORTAGES_OF_ROOM:
+        what = f"space in {place}"
+    else:
+        return
+    raise OutOfResources(name, what, error.errno, str(error)) from error
 
 
 def is_for_want_of_room(error: BaseException) -> bool:

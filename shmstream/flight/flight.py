@@ -51,11 +51,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from shmstream.errors import (
     BlobAborted,
@@ -63,6 +63,7 @@ from shmstream.errors import (
     DamagedBlob,
     DamagedPartial,
     DigestMismatch,
+    Explained,
     SizeMismatch,
     SourceFailed,
     StoreUnusable,
@@ -81,7 +82,7 @@ from shmstream.flight.file_follower import FileFollower
 from shmstream.flight.guarded import GuardedCopier, Unproved, attach
 from shmstream.flight.last_words import LastWords
 from shmstream.flight.leader import Leader
-from shmstream.flight.naming import naming
+from shmstream.flight.naming import name_key, naming
 from shmstream.flight.offers import Offer
 from shmstream.flight.pass_through import OwnBytes
 from shmstream.flight.stored_file import StoredFile
@@ -204,20 +205,17 @@ class Flight:
         """The reader whose leader ended, for `join`, which returns this reader if its stream goes
         on; or if its flight was aborted meanwhile: then the reader raises why."""
 
-    @contextmanager
-    def _naming(self) -> Iterator[None]:
+    def _naming(self) -> Explained:
         """Have errors inside name the key; and an error of the system say what is lacking."""
-        with naming(self.place):
-            try:
-                yield
-            except (OSError, RuntimeError, MemoryError) as error:
-                self._explain(error)
+        return Explained(self._explain)
 
-    def _explain(self, error: Exception) -> NoReturn:
-        """Raise `error`, or the error that says what this machine lacks."""
-        if (named := trouble(error, self.place.key, self._layout.folder)) is None:
-            raise error
-        raise named from error
+    def _explain(self, error: BaseException) -> None:
+        """Have `error` name the key; raise the error that says what this machine lacks, if any."""
+        name_key(error, self.place)
+        if not isinstance(error, OSError | RuntimeError | MemoryError):
+            return
+        if (named := trouble(error, self.place.key, self._layout.folder)) is not None:
+            raise named from error
 
     def join(self) -> Reader:
         """A reader of the blob, complete or in flight, from its beginning. Waits for no source.

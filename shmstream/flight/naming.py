@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.errors import DamagedSegment, ShmstreamError
+from shmstream.errors import DamagedSegment, Explained, ShmstreamError
 
 if TYPE_CHECKING:
     from shmstream.storage.layout import Place
 
 
-@contextmanager
-def naming(place: Place) -> Iterator[None]:
+def naming(place: Place) -> Explained:
     """Have every error of the stream of `place` that is raised inside name the key."""
-    try:
-        yield
-    except ShmstreamError as error:
-        name_key(error, place)
-        raise
+    return Explained(partial(name_key, place=place))
 
 
-def name_key(error: ShmstreamError, place: Place) -> None:
+def name_key(error: BaseException, place: Place) -> None:
     """Have `error` name the key, if it names the stream of `place`."""
-    if getattr(error, "name", None) != place.stream:
+    if not isinstance(error, ShmstreamError) or getattr(error, "name", None) != place.stream:
         return
     if isinstance(error, DamagedSegment):  # its text names the file to remove, by the stream's name
         error.reason = f"{error.reason} (it is that of {place.key[:200]!r})"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 
 from shmstream.errors import (
@@ -17,12 +17,13 @@ from shmstream.errors import (
     CannotStart,
     DamagedPartial,
     DamagedSegment,
+    Explained,
     ForeignSegment,
     OutOfResources,
     StreamExists,
     StreamNotFound,
     WriterDied,
-    naming_shortages,
+    name_shortage,
 )
 from shmstream.stream import segment
 from shmstream.stream.claims import can_go_on, claim_segment, is_abandoned
@@ -389,15 +390,15 @@ def _unmap(mapped: Segment, block: Block | None) -> None:
     mapped.close()
 
 
-@contextmanager
-def _naming_causes(name: str) -> Iterator[None]:
-    try:
-        with naming_shortages(name, "shared memory (/dev/shm)"):
-            yield
-    except PermissionError as error:
+def _naming_causes(name: str) -> Explained:
+    return Explained(partial(_name_cause, name))
+
+
+def _name_cause(name: str, error: BaseException) -> None:
+    name_shortage(name, "shared memory (/dev/shm)", error)
+    if isinstance(error, PermissionError):
         reason = error.strerror if error.errno == errno.EPERM else "another user owns it"
         raise ForeignSegment(name, f"its shared memory is not ours: {reason}") from error
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO):
-            raise
+    known = (errno.ELOOP, errno.EISDIR, errno.EINVAL, errno.ENXIO)
+    if isinstance(error, OSError) and error.errno in known:
         raise DamagedSegment(name, f"it is no file ({error.strerror})") from error
