@@ -347,6 +347,25 @@ class Block:
             raise self._cut_off()
         return self._words
 
+    def load(self, *names: str) -> list[int]:
+        """The words with these names, loaded in this order. Compares the sizes once.
+
+        Raises:
+            DamagedSegment: another program has cut the shared memory off.
+        """
+        words = self.words
+        return [words[_INDEX[each]] for each in names]
+
+    def store(self, **values: int) -> None:
+        """Store words, in the order in which they are given. Compares the sizes once.
+
+        Raises:
+            DamagedSegment: another program has cut the shared memory off.
+        """
+        words = self.words
+        for name in values:
+            words[_INDEX[name]] = values[name]
+
     @staticmethod
     def size_for(slots: int) -> int:
         """Bytes of shared memory that a block with that number of slots takes."""
@@ -392,24 +411,27 @@ class Block:
         if available < HEADER_SIZE:
             raise refuse(f"{available} bytes are shorter than a header of {HEADER_SIZE}")
         now = self.at_once()
-        if (magic := now.magic) == 0:
+        magic, version = now.load("magic", "version")
+        if magic == 0:
             return False
         if magic != MAGIC:
             raise refuse(f"magic is {magic:#018x}, not {MAGIC:#018x}")
-        if (version := now.version) != VERSION:
+        if version != VERSION:
             raise refuse(f"layout version is {version}; this program reads {VERSION}")
         for reason in now._inconsistencies(available):
             raise refuse(reason)
         return True
 
     def _inconsistencies(self, available: int) -> Iterator[str]:
-        state = self.state  # first: fields that a terminal state makes final are loaded later (I3)
-        slots, published, size = self.slots, self.published, self.size
+        state, slots, published, size, chunk_size, token = self.load(
+            "state",  # first: fields that a terminal state makes final are loaded later (I3)
+            "slots", "published", "size", "chunk_size", "token",
+        )  # fmt: skip
         if not 1 <= slots <= MAX_SLOTS:
             yield f"it claims {slots} slots"
         if available < self.size_for(slots):
             yield f"{available} bytes have no room for its slots"
-        if self.chunk_size == 0:
+        if chunk_size == 0:
             yield "its chunks have no bytes"
         if state > State.ABORTED:
             yield f"its state is {state}"
@@ -417,7 +439,7 @@ class Block:
             yield "it is committed, and not complete"
         if published > size:
             yield f"it published {published} bytes of {size}"
-        if self.token >> 48 > 0:
+        if token >> 48 > 0:
             yield "its token is out of bounds"
         if not is_path(self.path):
             yield "its path is no absolute path"
@@ -471,8 +493,8 @@ class Block:
     @property
     def file(self) -> tuple[int, int, int]:
         """Identity of the partial file: device, inode, generation."""
-        now = self.at_once()
-        return now.device, now.inode, now.file_generation
+        device, inode, generation = self.load("device", "inode", "file_generation")
+        return device, inode, generation
 
     @property
     def header_span(self) -> tuple[int, int]:
@@ -621,6 +643,12 @@ def fields_of(structure: type[Any]) -> dict[str, Word | Text]:
     """The field table of `Block` or `Slot`, by name, in order of offset."""
     found = {name: each for name, each in vars(structure).items() if isinstance(each, Word | Text)}
     return dict(sorted(found.items(), key=lambda item: item[1].offset))
+
+
+_INDEX = {
+    name: each.offset >> 3 for name, each in fields_of(Block).items() if isinstance(each, Word)
+}
+"""Where each word of the header lies, by name."""
 
 
 def chunks_in(published: int, chunk_size: int, size: int) -> int:

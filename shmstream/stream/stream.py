@@ -58,8 +58,10 @@ _HALF_MADE_GRACE = 0.2  # s; how long a segment may have neither magic nor a loc
 class Stream:
     """The shared half of one stream, held by its writer or by one of its readers."""
 
-    def __init__(self, mapped: Segment, block: Block, lock: KernelLock) -> None:
+    def __init__(self, mapped: Segment, block: Block, lock: KernelLock, path: str) -> None:
         self.name: str = mapped.name
+        self.path: str = path
+        """Where the complete blob will be."""
         self.segment = mapped
         self.block = block
         self.lock = lock
@@ -103,7 +105,7 @@ class Stream:
         mapped, lock = claim
         block = Block(mapped.memory, name, mapped.fd)
         with ExitStack() as undo:
-            stream = cls(mapped, block, lock)
+            stream = cls(mapped, block, lock, path)
             undo.callback(stream.close)
             undo.callback(stream.unlink)
             now = block.at_once()
@@ -115,25 +117,24 @@ class Stream:
                 undo.callback(os.unlink, partial_path(path))
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
-            identity = file_identity(partial.fd)
+            device, inode, generation = file_identity(partial.fd)
+            block.digest = digest.encode()
+            block.store(
+                slots=slots,
+                token=int.from_bytes(os.urandom(6)),
+                chunk_size=chunk_size,
+                device=device,
+                inode=inode,
+                file_generation=generation,
+                size=size,
+                **_signature(),
+            )
             now = block.at_once()
-            now.slots = slots
-            now.token = int.from_bytes(os.urandom(6))
-            now.chunk_size = chunk_size
-            stream._sign()
-            now.device, now.inode, now.file_generation = identity
-            now.size = size
-            now.digest = digest.encode()
             now.state = State.OPENING
             now.version = VERSION
             now.magic = MAGIC
             undo.pop_all()
         return stream, partial
-
-    def _sign(self) -> None:
-        me, now = Identity.mine(), self.block.at_once()
-        now.writer_pid, now.writer_started, now.writer_namespace = me.pid, me.started, me.namespace
-        now.progress = time.monotonic_ns()
 
     @classmethod
     def succeed(cls, name: str) -> tuple[Stream, KernelLock]:
@@ -185,7 +186,7 @@ class Stream:
                 remove_doorbells(block.token, block.ever_taken())
                 stream.unlink()
                 raise StreamNotFound(name, 0) from error
-            stream._sign()
+            block.store(**_signature())
             block.epoch = block.epoch + 1 & UNKNOWN
             undo.pop_all()
         return stream, partial
@@ -252,17 +253,13 @@ class Stream:
         block = Block(mapped.memory, name, mapped.fd)
         try:
             if block.validate(name):
-                return cls(mapped, block, KernelLock.reopen(mapped.fd))
+                path = block.file_path  # it never changes
+                return cls(mapped, block, KernelLock.reopen(mapped.fd), path)
         except BaseException:
             _unmap(mapped, block)
             raise
         _unmap(mapped, block)
         return None
-
-    @property
-    def path(self) -> str:
-        """Where the complete blob will be."""
-        return self.block.file_path
 
     @property
     def size(self) -> int | None:
@@ -278,8 +275,7 @@ class Stream:
     @property
     def writer(self) -> Identity:
         """The process that writes the stream, or wrote it last."""
-        now = self.block.at_once()
-        return Identity(now.writer_pid, now.writer_started, now.writer_namespace)
+        return Identity(*self.block.load("writer_pid", "writer_started", "writer_namespace"))
 
     def is_orphaned(self) -> bool:
         """Whether no writer is alive. Load the state after this: the writer may have finished."""
@@ -338,6 +334,17 @@ class Stream:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _signature() -> dict[str, int]:
+    """The words that tell of this process as the writer."""
+    me = Identity.mine()
+    return {
+        "writer_pid": me.pid,
+        "writer_started": me.started,
+        "writer_namespace": me.namespace,
+        "progress": time.monotonic_ns(),
+    }
 
 
 def _check_name(name: str) -> None:

@@ -126,12 +126,10 @@ class BlobStreamer:
             self._digest = RunningDigest(self._given, lock.fd, there)
         self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
-        now = block.at_once()
-        self._chunk_size = now.chunk_size
-        self._limit = now.size
-        self._token = now.token
-        self._published = now.published
-        self._streaming = now.state == State.STREAMING
+        state, self._chunk_size, self._limit, self._token, self._published = block.load(
+            "state", "chunk_size", "size", "token", "published"
+        )
+        self._streaming = state == State.STREAMING
         self._began = time.monotonic()
         self._closed: str | None = None
         self.digest: str | None = None

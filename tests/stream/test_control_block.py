@@ -82,6 +82,15 @@ def test_slots_do_not_touch_each_other() -> None:
     assert spans[-1][0] + SLOT_SIZE == Block.size_for(4)
 
 
+def test_several_words_at_once() -> None:
+    block = new_block()
+    block.store(size=5, published=3, token=7)
+    assert (block.size, block.published, block.token) == (5, 3, 7)
+    assert block.load("token", "size", "published") == [7, 5, 3]
+    with pytest.raises(KeyError):
+        block.store(digest=1)
+
+
 def test_a_text_that_is_too_long_changes_nothing() -> None:
     block = new_block()
     block.digest = b"before"
