@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,6 +23,7 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscriber, present
 from shmstream.stream.waiter import Tail
 from shmstream.system.process import register
+from shmstream.system.undoing import Undo
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class InFlightCopier(GrowingFile):
         stream: Stream,
         opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
-        owner: ExitStack,
+        owner: Undo,
     ) -> None:
         """Internal: use `attach`. From here on this object closes all that `owner` would close."""
         self._stream = stream
@@ -125,7 +125,7 @@ class InFlightCopier(GrowingFile):
         text("name", name, "the name of a stream, as a text")
         optional(seconds, "timeout", timeout, "a number of seconds, or None for 5")
         optional(seconds, "stall_timeout", stall_timeout, "a number of seconds, or None")
-        with ExitStack() as undo:
+        with Undo() as undo:
             stream = Stream.attach(name, timeout)
             undo.callback(stream.close)
             with naming_shortages(name, "shared memory (/dev/shm)"):
