@@ -149,6 +149,7 @@ class Node:
         self._lock = threading.Lock()
         self._telling: set[threads.Call] = set()
         self._is_closed = False
+        self._is_registered = False  # all that a flight needs, in this process
         self._is_deaf = False
         self._owes = False  # what is here was not told to the end
         self._pulls: dict[str, Part] = {}  # of the flights that this process leads
@@ -177,8 +178,10 @@ class Node:
         """The part in a new flight; None if its key is a name, which stays on this host."""
         if place.is_named or self._is_closed:
             return None
-        for each in (self, self.directory, self.leases):
-            register(each)  # again, because a forked child begins with nothing registered
+        if not self._is_registered:  # again, because a forked child begins with nothing registered
+            for each in (self, self.directory, self.leases):
+                register(each)
+            self._is_registered = True
         address = self._address
         if self.endpoint is not None:
             try:

@@ -122,7 +122,8 @@ def register(owner: Owner, *, reads: bool = False) -> None:
     Readers are closed before all other objects, so that a writer sees which readers are left.
     `owner` is held weakly.
     """
-    _close_at_end()
+    if _closes_at_end_of != os.getpid():
+        _close_at_end()
     with fork_lock:
         (_readers if reads else _owners).add(owner)
 
@@ -180,9 +181,8 @@ def _close_at_end() -> None:
     before the parent waits for children that read it.
     """
     global _closes_at_end_of
-    if _closes_at_end_of != os.getpid():
-        util.Finalize(None, close_all, exitpriority=100)
-        _closes_at_end_of = os.getpid()
+    util.Finalize(None, close_all, exitpriority=100)
+    _closes_at_end_of = os.getpid()
 
 
 def close_all() -> None:
