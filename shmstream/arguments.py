@@ -47,8 +47,8 @@ def seconds(
     Raises:
         TypeError, ValueError: it is none.
     """
-    if type(value) is float:
-        number = value
+    if type(value) is float or type(value) is int:
+        number = float(value)
     elif isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(_told(name, what, value))
     else:

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -224,6 +225,11 @@ class Explained:
 def naming_shortages(name: str, place: str) -> Explained:
     """Raise `OutOfResources` for an OSError inside that means a shortage of room in `place`."""
     return Explained(partial(name_shortage, name, place))
+
+
+def naming_shortages_beside(name: str, path: str) -> Explained:
+    """As `naming_shortages`, in the folder of `path`, which is taken out only after an error."""
+    return Explained(lambda error: name_shortage(name, os.path.dirname(path), error))
 
 
 def name_shortage(name: str, place: str, error: BaseException) -> None:

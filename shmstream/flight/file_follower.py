@@ -41,7 +41,7 @@ import os
 import stat
 import time
 
-from shmstream.errors import DamagedPartial, WriterDied, WriterStalled, naming_shortages
+from shmstream.errors import DamagedPartial, WriterDied, WriterStalled, naming_shortages_beside
 from shmstream.flight.described_file import DescribedFile
 from shmstream.flight.guarded import Unproved
 from shmstream.sources.base import Description
@@ -171,7 +171,7 @@ class FileFollower(DescribedFile):
             self.is_complete = True
             self._published = os.fstat(self._fd).st_size
             return False
-        with naming_shortages(self._place.key, os.path.dirname(self._place.path)):
+        with naming_shortages_beside(self._place.key, self._place.path):
             return self._look_at_leader(is_alive=is_alive, is_partial=is_partial)
 
     def _look_at_leader(self, *, is_alive: bool, is_partial: bool) -> bool:

@@ -168,6 +168,6 @@ def attach(
         sources=sources,
         ahead=ahead,
     )
-    if isinstance(copier, GuardedCopier):
+    if place.expects and isinstance(copier, GuardedCopier):
         copier.expect(place.digest, place.size)
     return copier

@@ -259,7 +259,7 @@ class Layout:
         Raises:
             StoreUnusable: it cannot be made.
         """
-        shelf = os.path.dirname(place.path)
+        shelf, _, _ = place.path.rpartition("/")
         if shelf not in self._shelves:
             self._home.make(shelf)
 

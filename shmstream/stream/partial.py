@@ -27,7 +27,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from shmstream.errors import DamagedPartial, StreamExists, naming_shortages
+from shmstream.errors import DamagedPartial, StreamExists, naming_shortages_beside
 from shmstream.stream.writeback import Writeback
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 
@@ -181,7 +181,7 @@ class PartialFile:
         except BufferError as error:
             raise TypeError("data is one contiguous buffer; this one has gaps") from error
         except OSError:
-            with naming_shortages(self._name, os.path.dirname(self.path)):
+            with naming_shortages_beside(self._name, self.path):
                 raise
         self._grown(count)
 
@@ -198,7 +198,7 @@ class PartialFile:
             with self._changing:
                 count = move(self.fd, limit)
         except OSError:
-            with naming_shortages(self._name, os.path.dirname(self.path)):
+            with naming_shortages_beside(self._name, self.path):
                 raise
         self._grown(count)
         return count
@@ -219,7 +219,7 @@ class PartialFile:
         Raises:
             OutOfResources: the disk has less free space.
         """
-        with naming_shortages(self._name, os.path.dirname(self.path)), self._changing:
+        with naming_shortages_beside(self._name, self.path), self._changing:
             reserve(self.fd, size)
 
     def truncate(self, size: int) -> None:

@@ -27,6 +27,7 @@ from shmstream.errors import (
     OutOfResources,
     SizeMismatch,
     naming_shortages,
+    naming_shortages_beside,
 )
 from shmstream.stream.claims import reap_unread
 from shmstream.stream.control_block import TERMINAL, State
@@ -254,7 +255,7 @@ class ResumableStreamer(DescribedStreamer):
             OutOfResources: descriptors have run out.
             StreamClosed: it is closed.
         """
-        with self._lock, naming_shortages(self.name, os.path.dirname(self.path)):
+        with self._lock, naming_shortages_beside(self.name, self.path):
             self._check_open()
             return os.open(f"/proc/self/fd/{self._file.fd}", os.O_RDONLY | os.O_CLOEXEC)
 

@@ -39,7 +39,7 @@ from shmstream.errors import (
     SizeMismatch,
     StreamBroken,
     StreamClosed,
-    naming_shortages,
+    naming_shortages_beside,
 )
 from shmstream.stream.claims import sweep_again
 from shmstream.stream.control_block import MAX_SLOTS, TERMINAL, UNKNOWN, Block, State, chunks_in
@@ -195,7 +195,7 @@ class BlobStreamer:
         if len(os.fsencode(path)) > Block.path.capacity:
             raise ValueError(f"a path has at most {Block.path.capacity} bytes")
         name = os.urandom(8).hex() if name is None else name
-        with naming_shortages(name, os.path.dirname(path)):
+        with naming_shortages_beside(name, path):
             sweep_again(but=name)  # the claim below decides about the stream of this name
             stream, lock = Stream.create(
                 name,
