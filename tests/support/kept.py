@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -130,6 +132,22 @@ def ports(serving: Serving, process: int) -> set[int]:
 def kept_ports(serving: Serving) -> set[int]:
     """The ports of the clients whose connections are kept."""
     return ports(serving, serving.process.pid)
+
+
+def left_over(serving: Serving) -> set[str]:
+    """Sockets that a process of the server has, and whose connection the kernel no longer knows."""
+    known = set()
+    for table, column in (("tcp", 9), ("tcp6", 9), ("unix", 6), ("netlink", 9)):
+        lines = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+        known |= {f"socket:[{line.split()[column]}]" for line in lines}
+    found = set()
+    for process in (serving.process.pid, *serving.workers()):
+        folder = Path(f"/proc/{process}/fd")
+        with suppress(FileNotFoundError):  # a worker has just ended
+            for each in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    found.add(str(each.readlink()))
+    return {each for each in found if each.startswith("socket:")} - known
 
 
 def kill(worker: int) -> None:

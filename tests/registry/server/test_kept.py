@@ -9,12 +9,20 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from shmstream import Store
 from tests.support.interpreters import wait_until
-from tests.support.kept import Client, Cut, all_serve, are_ready, kept_ports, kill, ports
+from tests.support.kept import (
+    Client,
+    Cut,
+    all_serve,
+    are_ready,
+    kept_ports,
+    kill,
+    left_over,
+    ports,
+)
 from tests.support.origin import Origin
 from tests.support.roles import content
 from tests.support.serving import Serve, Serving
@@ -229,14 +237,18 @@ def test_clients_that_leave_leave_nothing(kept: Kept) -> None:
 
 def test_clients_that_leave_before_their_answer(kept: Kept) -> None:
     """No process has a descriptor of them, although the kernel knows no connection any more."""
-    parent = psutil.Process(kept.serving.process.pid)
-    kept.client().ask("/healthz")
-    before = parent.num_fds()
-    for _ in range(60):
-        client = kept.client()
+    before = left_over(kept.serving)  # such as of the origin, or of an earlier test
+    clients = [kept.client() for _ in range(60)]
+    for client in clients:
         client.say("/healthz")
         client.close()
-    wait_until(lambda: parent.num_fds() == before, 40)  # idle ones are closed after 60 s
+    kept.client().ask("/healthz")  # so all that came before it were accepted
+
+    def are_gone() -> bool:
+        known = {each.port for each in clients} & kept_ports(kept.serving)
+        return not known and left_over(kept.serving) <= before
+
+    wait_until(are_gone, 40)  # idle connections are closed after 60 s
 
 
 def test_a_head_that_came_in_pieces(kept: Kept) -> None:
