@@ -556,7 +556,7 @@ def test_the_worker_that_leads_is_killed(
         assert sha256(response.read()) == digest.partition(":")[2]
         connection.close()
     wait_until(lambda: 206 in {each.status for each in docker_registry.requests("GET", digest)})
-    wait_until(lambda: len(ours.workers()) == 2 and ours.workers() != before)
+    wait_until(lambda: len(now := ours.workers()) == 2 and now != before)
 
 
 def test_wrong_bytes_and_then_right_ones(

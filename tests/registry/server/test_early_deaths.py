@@ -243,8 +243,13 @@ def test_a_worker_of_another_version(fault: Path, tmp_path: Path, serve: Serve) 
     upgrade = "from shmstream.registry.server import connections\nconnections.VERSION += 1\n"
     (tmp_path / "sitecustomize.py").write_text(upgrade)
     serving.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: len(serving.workers()) == 1 and serving.workers() != old)
-    worker = serving.workers()
+    worker: list[int] = []
+
+    def is_replaced() -> bool:
+        worker[:] = serving.workers()  # for a while, the old one and the new one
+        return len(worker) == 1 and worker != old
+
+    wait_until(is_replaced)
     assert serving.ask("/healthz").body == b"alive\n"
     end = time.monotonic() + 3
     wait_until(lambda: time.monotonic() > end)

@@ -129,7 +129,7 @@ def test_no_space_in_its_temporary_folder(serve: Serve, tmp_path: Path) -> None:
                 assert serving.ask(path, method).status > 0
         assert serving.workers() == [worker]
         serving.process.send_signal(signal.SIGHUP)  # a worker of another number, which has no files
-        wait_until(lambda: serving.workers() not in ([worker], []) and len(serving.workers()) == 1)
+        wait_until(lambda: worker not in (now := serving.workers()) and len(now) == 1)
         assert serving.metric("shmstream_worker_starts_total") > 0
         assert "counts for itself alone" in serving.log
         os.kill(serving.workers()[0], signal.SIGKILL)
