@@ -684,7 +684,8 @@ class Lanes:
     def _can_bring(self) -> bool:
         """Whether a connection brings, or will bring, the bytes at the front.
 
-        If there may be one only, it is the leader's own: that asks once for all that is left.
+        If the sources bear one connection only, that is the leader's own. The leader asks once for
+        all bytes that are left.
         """
         now = time.monotonic()
         if self._is_off or self._is_stopped or not self._began:

@@ -354,7 +354,7 @@ def test_a_source_that_bears_one_connection_is_asked_by_the_leader(lanes: Lanes)
     supply = supply_of(lanes)
     assert lanes._can_bring()
     supply.most = 1
-    assert not lanes._can_bring(), "it asks once for all that is left"
+    assert not lanes._can_bring(), "the leader asks once for all bytes that are left"
 
 
 @pytest.mark.parametrize(
