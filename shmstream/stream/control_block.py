@@ -150,11 +150,11 @@ class Text:
         return bytes(block.memory[start : start + length])
 
     def __set__(self, block: _HasMemory, value: bytes) -> None:
-        length, start = len(value), self.offset + 8
-        if length > self.capacity:
-            raise ValueError(f"{length} bytes do not fit into {self.capacity}")
-        block.memory[start : start + length] = value
-        block.words[self.offset >> 3] = length
+        if len(value) > self.capacity:
+            raise ValueError(f"{len(value)} bytes do not fit into {self.capacity}")
+        start = self.offset + 8
+        block.memory[start : start + len(value)] = value
+        block.words[self.offset >> 3] = len(value)
 
 
 class Block:
@@ -297,8 +297,7 @@ class Block:
     @property
     def is_sound(self) -> bool:
         """Whether its writer can tell readers anything: it is whole, and has a known state."""
-        is_cut_off = self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size
-        return not is_cut_off and self._words[_INDEX["state"]] <= State.ABORTED
+        return self.is_whole and self._words[Block.state.offset >> 3] <= State.ABORTED
 
     def at_once(self) -> Block:
         """The block for several loads or stores in a row, all of them made now.
