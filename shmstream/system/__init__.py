@@ -4,7 +4,6 @@ locks          kernel locks, which tell whether a writer or a reader is alive
 process        this process: its identity, and what must happen when it ends or forks
 threads        threads that are used again
 repeating      calls a function again and again in a thread
-undoing        what is undone if a block of code fails
 exit_watcher   tells at once that another process has ended
 greenlets      whether gevent or eventlet has replaced the threads, and how a greenlet pauses
 buffers        the bytes of any Python object that has bytes
