@@ -105,7 +105,6 @@ from shmstream.stream.stream import Stream, writer_of
 from shmstream.system.files import is_hollow
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
-from shmstream.system.undoing import Undo
 
 _MOST_ANEW = 8  # flights, one after the other, that one reader begins or follows: see `leader`
 _MOMENT = 0.05  # s; longer than a process needs between taking a permit and creating its stream
@@ -282,7 +281,7 @@ class Flight:
         stream has ended, or no process goes on with it.
         """
         copier = self.before
-        if copier is None or not isinstance(copier, InFlightCopier) or self._has_it():
+        if not isinstance(copier, InFlightCopier) or self._has_it():
             return None
         copier.await_successor(_TURN)
         if copier.state in TERMINAL:
@@ -533,7 +532,7 @@ class Flight:
         copier = self._attach(patience)
         if copier is None:
             return None
-        with Undo() as undo:
+        with ExitStack() as undo:
             undo.callback(copier.close)
             reader = self._lead_or_follow(copier)
             if reader is copier:
@@ -717,7 +716,7 @@ class Flight:
         leader = self._begin()
         if leader is None:
             return None
-        with Undo() as undo:
+        with ExitStack() as undo:
             undo.callback(leader.discard)
             copier = attach(self.place, 0, stall_timeout=self.stall_timeout)
             undo.callback(copier.close)
@@ -763,7 +762,7 @@ class Flight:
     def _claim(self) -> Leader | None:
         """As `_begin`: claim the name; make what a leader needs only if no process was faster."""
         place, policy = self.place, self._policy
-        with Undo() as undo:
+        with ExitStack() as undo:
             permit = self._take_permit()
             if permit is not None:
                 undo.callback(permit.close)

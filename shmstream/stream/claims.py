@@ -34,7 +34,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from shmstream.errors import DamagedSegment, ShmstreamError
 from shmstream.stream import doorbell, segment
@@ -51,7 +51,6 @@ from shmstream.stream.segment import Segment
 from shmstream.stream.subscribers import remove_doorbells
 from shmstream.system.files import GONE, LACKING, says_none
 from shmstream.system.locks import KernelLock, file_identity, is_held
-from shmstream.system.undoing import Undo
 
 _log = logging.getLogger("shmstream")
 
@@ -117,7 +116,7 @@ def claim_segment(
     while True:
         try:
             mapped = Segment.create(name, size)
-            with Undo() as undo:
+            with ExitStack() as undo:
                 undo.callback(mapped.close)
                 lock = KernelLock.reopen(mapped.fd)
                 undo.callback(lock.close)

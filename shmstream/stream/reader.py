@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -23,7 +24,6 @@ from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscriber, present
 from shmstream.stream.waiter import Tail
 from shmstream.system.process import register
-from shmstream.system.undoing import Undo
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class InFlightCopier(GrowingFile):
         stream: Stream,
         opened: tuple[int, tuple[int, int, int]],
         tail: Tail,
-        owner: Undo,
+        owner: ExitStack,
     ) -> None:
         """Internal: use `attach`. From here on this object closes all that `owner` would close."""
         self._stream = stream
@@ -125,7 +125,7 @@ class InFlightCopier(GrowingFile):
         text("name", name, "the name of a stream, as a text")
         optional(seconds, "timeout", timeout, "a number of seconds, or None for 5")
         optional(seconds, "stall_timeout", stall_timeout, "a number of seconds, or None")
-        with Undo() as undo:
+        with ExitStack() as undo:
             stream = Stream.attach(name, timeout)
             undo.callback(stream.close)
             with naming_shortages(name, "shared memory (/dev/shm)"):

@@ -48,7 +48,6 @@ from shmstream.stream.subscribers import remove_doorbells
 from shmstream.system.files import GONE
 from shmstream.system.locks import WHOLE_FILE, KernelLock, file_identity
 from shmstream.system.process import Identity
-from shmstream.system.undoing import Undo
 
 ATTACH_TIMEOUT = 5.0
 """Seconds that `attach` waits for a writer to appear if the caller gives no timeout."""
@@ -105,7 +104,7 @@ class Stream:
             raise StreamExists(name, "the name", "" if resumable else writer_of(name))
         mapped, lock = claim
         block = Block(mapped.memory, name, mapped.fd)
-        with Undo() as undo:
+        with ExitStack() as undo:
             stream = cls(mapped, block, lock, path)
             undo.callback(stream.close)
             undo.callback(stream.unlink)
