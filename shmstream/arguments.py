@@ -47,12 +47,12 @@ def seconds(
     Raises:
         TypeError, ValueError: it is none.
     """
-    if type(value) is float or type(value) is int:
-        number = float(value)
-    elif isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, float | int | Real):  # `Real` is slow
         raise TypeError(_told(name, what, value))
-    else:
+    try:
         number = float(value)
+    except OverflowError:  # an int of hundreds of digits
+        number = math.nan
     if not 0 <= number <= most:  # so NaN is none
         raise ValueError(_told(name, what, value))
     return number

@@ -54,7 +54,7 @@ OF_READING: dict[str, list[object]] = {
     "digest": [5, ["sha256:00"], {"sha256": "00"}, "sha256", "sha256:00", b""],
     "size": [-1, 1.5, "5", True, 1 << 63],
     "progress": ["yes", 5],
-    "stall_timeout": [-1, float("nan"), "soon", True],
+    "stall_timeout": [-1, float("nan"), "soon", True, 10**400],
     "wait_for": [-1, float("nan"), "soon", None, True],
     "connections": [0, 65, 1.5, "two", True],
 }

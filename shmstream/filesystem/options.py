@@ -36,7 +36,7 @@ def seconds(expiry: float | str) -> float:
     """
     try:
         number = float(expiry)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1.0
     if not number >= 0:
         raise ValueError(f"expiry is a number of seconds, not {expiry!r}")

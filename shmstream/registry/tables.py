@@ -488,7 +488,12 @@ def _pulls(value: object) -> tuple[int, float]:
 def _duration(value: object) -> float:
     if isinstance(value, float) and math.isfinite(value):
         return value
-    return units.duration(value) if isinstance(value, str) else float(count(value))
+    if isinstance(value, str):
+        return units.duration(value)
+    try:
+        return float(count(value))
+    except OverflowError:  # an int of hundreds of digits
+        raise ValueError(f"is a time, not {value!r}") from None
 
 
 READ_CLUSTER: dict[str, Callable[[object], object]] = {

@@ -52,7 +52,7 @@ def _open(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> tuple[int, 
         if not stat.S_ISREG(facts.st_mode):
             raise OSError(errno.EINVAL, "it is no file", path)
         if flags & os.O_CREAT:
-            _share(fd, facts, path[: path.rfind("/") + 1] or ".")
+            _share(fd, facts, os.path.dirname(path) or ".")
     except BaseException:
         os.close(fd)
         raise

@@ -284,7 +284,7 @@ def test_options_that_are_refused(folder: str) -> None:
     url = "shmstream::memory://d/more"
     with pytest.raises(TypeError, match=r"no option anon; .* under its protocol, such as memory="):
         fsspec.open(url, anon=True)
-    for expiry in (-1, "soon", float("nan"), None):
+    for expiry in (-1, "soon", float("nan"), None, -(10**400)):
         with pytest.raises(ValueError, match="expiry is a number of seconds"):
             fsspec.open(url, shmstream={"store": folder, "expiry": expiry})
     with pytest.raises(ValueError, match="one target"):

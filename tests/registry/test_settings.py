@@ -181,6 +181,7 @@ REFUSED: list[tuple[str, str]] = [
     ("workers = true", "workers: is a number, not True"),
     ("max_bytes = '100 apples'", "max_bytes: '100 apples' is no size, such as"),
     ("max_bytes = -1", "max_bytes: is at least 0, not -1"),
+    (f"tag_ttl = {10**400}", "tag_ttl: is a time, not 1000"),
     ("tag_ttl = '1 year'", "tag_ttl: '1 year' is no duration, such as"),
     ("tag_ttl = nan", "tag_ttl: is a number, not nan"),
     ("access_log = 1", "access_log: is true or false, not 1"),
