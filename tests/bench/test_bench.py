@@ -232,10 +232,14 @@ def test_a_cluster_in_short(tmp_path: Path) -> None:
     program("redis-server", "redis-server")
     needs_namespaces()
     report, before = tmp_path / "report.json", namespaces()
-    wanted = ["--only", "together, fan 2", "--only", "leading node is killed"]
+    names = ("together, fan 2", "together, then another blob", "leading node is killed")
+    wanted = [option for name in names for option in ("--only", name)]
     measure("bench.cluster", "--nodes", 3, "--size", 4, "--json", report, *wanted)
-    together, *killed = [each for [each] in json.loads(report.read_text(encoding="utf-8"))]
-    assert (together["right"], together["cut"], together["gets"]) == (6, 0, 1)
+    outcomes = [each for [each] in json.loads(report.read_text(encoding="utf-8"))]
+    assert [each["name"] for each in outcomes[:2]] == [*names[:2]]
+    for each in outcomes[:2]:
+        assert (each["right"], each["cut"], each["gets"], each["bytes"]) == (6, 0, 1, 1.0)
+    killed = outcomes[2:]
     assert [(each["right"], each["cut"]) for each in killed] == [(4, 0), (4, 0)]
     assert namespaces() == before
 
