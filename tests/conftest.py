@@ -66,7 +66,7 @@ LONGEST = (
     "tests/docs/test_examples.py",
     "tests/docs/test_paths.py",
 )
-"""Files that take longest, from the longest on. Two processes share all files, and the last file
+"""Files that take longest, from the longest on. A few processes share all files, and the last file
 that begins decides the end."""
 
 
@@ -78,8 +78,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """As many test processes as there are processors, where each has a /dev/shm of its own."""
-    return min(os.cpu_count() or 1, 4) if os.geteuid() == 0 else 0
+    """One test process more than there are processors, where each has a /dev/shm of its own.
+
+    For a third of its time a test process waits: for a server that starts, or for a pause to end.
+    """
+    return min((os.cpu_count() or 1) + 1, 4) if os.geteuid() == 0 else 0
 
 
 @pytest.fixture(scope="session", autouse=True)
