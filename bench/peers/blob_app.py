@@ -4,7 +4,8 @@ GET /<rate>/<name>    the blob <name> of the origin, streamed while it arrives
 
 python -m bench.peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
                             PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
-                            every blob is verified, or "name", and none is, as with a proxy
+                            every blob is verified, or "name", and none is hashed, as with a
+                            proxy
 
 Each worker is a fork that calls `main`, with its number and descriptor in `sys.argv`.
 """
@@ -39,6 +40,7 @@ class BlobApp:
             publish_bytes=4 << 20,  # as `shmstream serve` has it
             publish_interval=0.2,  # likewise
             connections=1,  # as the peers have it
+            hash_named=False,  # likewise; a blob whose key is its digest is verified all the same
         )
 
     def stop(self) -> None:
