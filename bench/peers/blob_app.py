@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULE = "bench.peers.blob_app"
 _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
-_prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
+_is_verified = os.environ["PEERS_KEYS"] == "sha256"
 
 
 class BlobApp:
@@ -54,7 +54,8 @@ class BlobApp:
                 await send({"type": f"lifespan.{phase}.complete"})
             return
         path: str = scope["path"]
-        key = _prefix + path.rpartition("/")[2]
+        # The name is the SHA-256 of the blob, and alone it is a digest, too. Proxies take the path.
+        key = f"sha256:{path.rpartition('/')[2]}" if _is_verified else path
         await InFlightResponse(self._store, key, _origin + path)(scope, receive, send)
 
 
