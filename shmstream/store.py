@@ -90,6 +90,10 @@ class Store:
         durable: sync a blob to the disk before it counts as complete. If False, a crash of the
             machine may leave wrong blobs, which only `check` or `verify` detects.
         verify: hash every complete blob before it is opened, and download a damaged blob anew.
+        hash_named: compute the digest of each blob whose key is a name, also if no `digest` was
+            given for it. If False, such a blob costs no hashing, its download cannot be resumed
+            after a reboot, and `verify` does not look at it before `check` has computed its digest.
+            A digest that was given is verified in any case.
         retries: how often sources are tried.
         connections: how many connections one blob may come over from each of its sources, if a
             source does not say that itself. None: 8 for HTTP and object stores if the blob has
@@ -126,6 +130,7 @@ class Store:
         max_bytes: int | str | None = None,
         durable: bool = True,
         verify: bool = False,
+        hash_named: bool = True,
         retries: Retries | None = None,
         connections: int | None = None,
         chunk_size: int = 65536,
@@ -152,6 +157,7 @@ class Store:
         retries = Retries() if retries is None else instance("retries", retries, Retries, told)
         connections = check_connections(connections)
         durable, verify = flag("durable", durable), flag("verify", verify)
+        hash_named = flag("hash_named", hash_named)
         shared_group = flag("shared_group", shared_group)
         _check_parts(folder, cluster, on_event)
         self._layout = Layout(os.path.expanduser(folder), shared_group=shared_group)
@@ -164,6 +170,7 @@ class Store:
         self._policy = Policy(
             durable=durable,
             verify=verify,
+            hash_named=hash_named,
             retries=retries,
             connections=connections,
             chunk_size=chunk_size,

@@ -23,6 +23,7 @@ OF_STORE: dict[str, list[object]] = {
     "max_bytes": ["apples", -1, 1.5, True, "-1"],
     "durable": ["yes", 2, None],
     "verify": ["yes", 2, None],
+    "hash_named": ["yes", 2, None],
     "retries": [3, "three", 2.5, True, Retries, {"attempts": 3}],
     "connections": [0, 65, 1.5, "two", True],
     "chunk_size": [0, -1, 1.5, "64k", None, 1 << 64],

@@ -4,7 +4,8 @@ GET /<rate>/<name>    the blob <name> of the origin, streamed while it arrives
 
 python -m bench.peers.blob_app    as the environment says: PEERS_PORT, PEERS_ORIGIN (its port),
                             PEERS_STORE (a folder), PEERS_WORKERS, PEERS_KEYS: "sha256", and
-                            every blob is verified, or "name", and none is, as with a proxy
+                            every blob is verified, or "name", and none is hashed, as with a
+                            proxy
 
 Each worker is a fork that calls `main`, with its number and descriptor in `sys.argv`.
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULE = "bench.peers.blob_app"
 _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
-_prefix = "sha256:" if os.environ["PEERS_KEYS"] == "sha256" else ""
+_is_verified = os.environ["PEERS_KEYS"] == "sha256"
 
 
 class BlobApp:
@@ -39,6 +40,7 @@ class BlobApp:
             publish_bytes=4 << 20,  # as `shmstream serve` has it
             publish_interval=0.2,  # likewise
             connections=1,  # as the peers have it
+            hash_named=False,  # likewise; a blob whose key is its digest is verified all the same
         )
 
     def stop(self) -> None:
@@ -52,7 +54,8 @@ class BlobApp:
                 await send({"type": f"lifespan.{phase}.complete"})
             return
         path: str = scope["path"]
-        key = _prefix + path.rpartition("/")[2]
+        # The name is the SHA-256 of the blob, and alone it is a digest, too. Proxies take the path.
+        key = f"sha256:{path.rpartition('/')[2]}" if _is_verified else path
         await InFlightResponse(self._store, key, _origin + path)(scope, receive, send)
 
 

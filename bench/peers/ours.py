@@ -62,7 +62,10 @@ class Shmstream:
 _COMMON = f"`InFlightResponse` on the server of `shmstream serve`, {WORKERS} workers"
 ALONE = Shmstream("shmstream", "shmstream", f"{_COMMON}; keys are SHA-256, every blob is verified")
 UNVERIFIED = Shmstream(
-    "shmstream-name", "shmstream, unverified", f"{_COMMON}; keys are names, as proxies have", "name"
+    "shmstream-name",
+    "shmstream, unverified",
+    f"{_COMMON}; keys are names, as proxies have, and nothing is hashed (`hash_named=False`)",
+    "name",
 )
 BEHIND = Shmstream(
     "shmstream-nginx",

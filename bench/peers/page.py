@@ -60,7 +60,8 @@ _HOW = """
 - The origin is a program of ours: a thread for each connection, `sendfile`, paced in steps of 8 ms.
   It sends Date, Cache-Control, ETag and Content-Length, and serves Range.
 - shmstream's keys are SHA-256, so it verifies every blob before a client has the whole of it. No
-  peer does that. Like the peers, shmstream does not sync to the disk (`durable=False`).
+  peer does that. In the row *unverified* its keys are names, and it hashes nothing
+  (`hash_named=False`). Like the peers, shmstream does not sync to the disk (`durable=False`).
 """
 
 

@@ -88,6 +88,12 @@ from shmstream.store import Store
     "MiB or more, else 1]",
 )
 @click.option(
+    "--hash-named/--no-hash-named",
+    default=True,
+    help="Without --digest: compute the digest of the blob all the same, so that its download can "
+    "be resumed after a reboot.  [default: yes]",
+)
+@click.option(
     "--max-bytes",
     type=size,
     metavar="SIZE",
@@ -106,6 +112,7 @@ def fetch(
     others: Sequence[str],
     headers: Sequence[str],
     connections: int | None,
+    hash_named: bool,
     max_bytes: int | None,
     quiet: bool,
 ) -> None:
@@ -133,7 +140,13 @@ def fetch(
         raise click.UsageError(f"{error}.") from error
     if not quiet:
         show_retries()
-    store = Store(folder, max_bytes=max_bytes, shared_group=is_shared(), connections=connections)
+    store = Store(
+        folder,
+        max_bytes=max_bytes,
+        shared_group=is_shared(),
+        connections=connections,
+        hash_named=hash_named,
+    )
     with ExitStack() as stack:
         target = None if out is None or link else stack.enter_context(output.opened(out))
         blob = stack.enter_context(_opened(store, name, sources, digest, expected))

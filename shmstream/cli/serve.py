@@ -169,6 +169,12 @@ def _refuse(ctx: click.Context, error: BadSetting | None) -> None:
     "or more]",
 )
 @click.option(
+    "--hash-named/--no-hash-named",
+    default=None,
+    help="Compute the digest of a file of a mirror that nothing verifies. Without it such a file "
+    "costs less, and its download cannot be resumed after a reboot.  [default: yes]",
+)
+@click.option(
     "--min-rate",
     type=size,
     metavar="SIZE",

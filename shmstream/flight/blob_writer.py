@@ -84,7 +84,7 @@ class BlobWriter(_File):
 
     @property
     def digest(self) -> str | None:
-        """`algorithm:hex` of the blob, once it is committed."""
+        """`algorithm:hex` of the blob, once it is committed; None if the store does not hash it."""
         return self._producer.streamer.digest
 
     # Writing.

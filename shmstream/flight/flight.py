@@ -145,6 +145,7 @@ class Policy:
     beside: Callable[[Place], Across | None] | None = None
     """The same, for a reader that has a download of its own."""
     connections: int | None = None
+    hash_named: bool = True
 
     def begin(self, kind: type[S], layout: Layout, place: Place) -> S:
         """A new stream of that kind for a blob.
@@ -153,7 +154,7 @@ class Policy:
             As `BlobStreamer.create`.
         """
         layout.make_shelf(place)
-        return kind.create(
+        streamer = kind.create(
             place.path,
             name=place.stream,
             digest=place.digest,
@@ -163,6 +164,9 @@ class Policy:
             publish_bytes=self.pacing[0],
             publish_interval=self.pacing[1],
         )
+        if not self.hash_named:
+            streamer.leave_unhashed()
+        return streamer
 
 
 class Flight:
@@ -638,6 +642,8 @@ class Flight:
             return None  # another process leads, or the stream has ended: the copier will see it
         with ExitStack() as undo:
             undo.callback(streamer.close)  # another process may be able to lead
+            if not self._policy.hash_named:
+                streamer.leave_unhashed()
             if streamer.state == State.OPENING and self._has_it():  # the second look of its leader
                 return None
             words = LastWords.from_text(streamer.last_words)

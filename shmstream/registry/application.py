@@ -51,6 +51,7 @@ class Application:
             max_pass_through=settings.max_pass_through,
             shared_group=settings.shared_group,
             connections=settings.connections,
+            hash_named=settings.hash_named,
             retries=Retries(
                 least_rate=settings.min_rate, outage=settings.outage, on_retry=metrics.retried
             ),

@@ -67,6 +67,7 @@ class Settings:
             upstream, because there is no room to keep the blob.
         connections: how many connections one blob may come over from an upstream or a mirror that
             does not say it itself. None: 1 from an upstream, and from a mirror as for `Store`.
+        hash_named: whether a file of a mirror that nothing verifies is hashed, as for `Store`.
         min_rate: bytes a second that an upstream must give of a blob, or it counts as stalled.
         first_byte: how long an upstream may take to begin its answer.
         silence: how long it may give no byte in the middle of a blob.
@@ -114,6 +115,7 @@ class Settings:
     max_flights: int | None = None
     max_pass_through: int = 64
     connections: int | None = None
+    hash_named: bool = True
     min_rate: int = 1024
     first_byte: float = 60.0
     silence: float = 60.0

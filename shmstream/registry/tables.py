@@ -514,6 +514,7 @@ READ: dict[str, Callable[[object], object]] = {
     "max_flights": count,
     "max_pass_through": count,
     "connections": count,
+    "hash_named": flag,
     "min_rate": _size,
     "first_byte": _duration,
     "silence": _duration,

@@ -207,7 +207,10 @@ def _check_blob(
 
 
 def _complete(layout: Layout, path: str, record: Record) -> None:
-    """Record the digest of a named blob whose leader was killed before it could do so."""
+    """Record the digest of a named blob that its flight has not hashed, and seal the blob.
+
+    Its leader was killed before it could do so, or its store leaves the digest out.
+    """
     place = layout.place(record.key)
     with _opened(path) as fd:
         if fd is None or layout.is_read_only or is_hollow(fd):
@@ -216,6 +219,8 @@ def _complete(layout: Layout, path: str, record: Record) -> None:
         with suppress(OSError):  # gone, or no room for it: the next check tries again
             if os.path.samestat(os.stat(path), os.fstat(fd)):
                 replace(record, digest=digest).write(place.record)
+                os.fdatasync(fd)
+                seal(fd, digest)
 
 
 def _verify(path: str, digest: str) -> str | None:

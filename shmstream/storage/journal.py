@@ -17,8 +17,9 @@ killed.
 In any other case the partial file can be trusted up to the last checkpoint whose digest its bytes
 still have: if another program has changed it, if the shared memory of a killed leader was lost, and
 after a reboot, because nothing was synced: the tail may be torn, zeros, or old bytes of another
-blob. The journal itself may be torn too: a line that cannot be read counts for nothing, and neither
-do the lines after it.
+blob. A flight that computes no digest notes no checkpoint, so nothing is trusted then. The journal
+itself may be torn too: a line that cannot be read counts for nothing, and neither do the lines
+after it.
 
 A small blob whose key is a digest has no journal; after a restart it is downloaded from its
 beginning. No reader has seen a byte of it before its end, and writing a journal would cost more

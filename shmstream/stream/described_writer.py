@@ -47,6 +47,12 @@ class DescribedStreamer(BlobStreamer):
         with self._lock:
             self._withholds = True
 
+    def leave_unhashed(self) -> None:
+        """Before the first append: compute no digest, unless one was given. In this process."""
+        with self._lock:
+            if ":" not in self._given:
+                self._digest = None
+
     @property
     def expected(self) -> str:
         """The digest that the blob must have, or only its algorithm; also an earlier writer's."""

@@ -10,7 +10,8 @@ all bytes is known (I5).
 If the caller gave only an algorithm, the digest decides nothing. So nobody waits for it, and it is
 computed after the end, when it takes no processor time from the writer and the readers. But a
 blob that takes longer than a second to arrive is hashed meanwhile, so that its download can be
-resumed after a reboot.
+resumed after a reboot. A store may leave that digest out (`Store(hash_named=False)`): then there is
+no running digest, and a reboot has the download begin anew.
 
     appender                                    thread
     1 end += count                              1 wait for the bell

@@ -133,7 +133,7 @@ class BlobStreamer:
         self._began = time.monotonic()
         self._closed: str | None = None
         self.digest: str | None = None
-        """`algorithm:hex` of the blob once it is committed, if `create` was given `digest`."""
+        """`algorithm:hex` of the blob once it is committed and hashed; else None."""
         register(self)
 
     def _file_of(self, lock: KernelLock, size: int) -> PartialFile:
@@ -287,7 +287,7 @@ class BlobStreamer:
 
     def _appended(self, count: int, is_due: Callable[[int], bool]) -> None:
         """Count `count` written bytes, and publish if it is time."""
-        end = self._file.size if self._digest is None else self._publishable()
+        end = self._publishable() if self._withholds else self._file.size
         waiting = end - self._published
         if waiting > 0 and is_due(waiting):
             self._publish()

@@ -11,6 +11,7 @@ import pytest
 
 from shmstream import Store
 from shmstream.cli.fetch import key_of
+from shmstream.storage.record import Record
 from tests.cli.conftest import BLOB, DIGEST, SIZE, Begin, Run, flying
 from tests.support.origin import Origin
 from tests.support.roles import content
@@ -33,6 +34,14 @@ def test_connections(run: Run, url: str) -> None:
     assert (code, "--connections" in told) == (2, True)
     code, out, _ = run("fetch", url, "--digest", DIGEST, "--connections", "4")
     assert (code, Path(out.removesuffix("\n")).read_bytes()) == (0, BLOB)
+
+
+def test_a_blob_is_not_hashed(run: Run, url: str, store: Store) -> None:
+    for key, options, digest in (("a", (), DIGEST), ("b", ("--no-hash-named",), None)):
+        assert run("fetch", url, "--key", key, *options)[0] == 0
+        record = Record.read(store.path(key) + ".shmstream-record")
+        assert record is not None
+        assert record.digest == digest
 
 
 def test_a_large_blob(run: Run, origin: Origin) -> None:

@@ -324,17 +324,20 @@ def test_the_only_leader_is_killed(start: Start, folder: str, origin: Origin) ->
     assert ahead_files(folder) == []
 
 
+@pytest.mark.parametrize("key", [KEY, "a name"])
+@pytest.mark.parametrize("hashes", [True, False])
 def test_a_leader_is_killed_and_a_follower_goes_on(
-    start: Start, folder: str, origin: Origin
+    hashes: bool, key: str, start: Start, folder: str, origin: Origin
 ) -> None:
     url = serve_silently(origin, "/blob", RATE // 16)
-    takers = [start(take_eagerly, folder, {"connections": 4}) for _ in range(2)]
+    options = {"connections": 4, "hash_named": hashes}
+    takers = [start(take_eagerly, folder, options) for _ in range(2)]
     for each in takers:
         each.hear()
     leader, follower = takers
-    leader.say([KEY, url, 0])
+    leader.say([key, url, 0])
     assert leader.hear()["role"] == "leads"
-    follower.say([KEY, url, 0])
+    follower.say([key, url, 0])
     assert follower.hear()["role"] == "follows"
     wait_until(lambda: len(origin.requests("/blob")) > 3)
     leader.kill()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from shmstream.storage.record import Record
 from tests.support.interpreters import PATIENCE, wait_until
 from tests.support.mirrors import Mirrored, tagged
 from tests.support.origin import Origin
@@ -340,6 +341,26 @@ def test_a_file_over_several_connections(
         mirrored.close()
     assert asked[0] is None
     assert len(asked) > 2
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_file_that_nothing_verifies_is_hashed_or_not(
+    hashes: bool, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("http", "https", "all", "no"):
+        monkeypatch.setenv(f"{scheme}_proxy", "")
+    url = origin.serve("/below/file", seed=1, size=300_000).removesuffix("/file")
+    mirror: dict[str, object] = {"path": "/files", "kind": "http", "url": url}
+    mirrored = Mirrored(tmp_path, mirror, hash_named=hashes)
+    try:
+        assert mirrored.ask("/files/file").body == content(1, 300_000)
+        wait_until(lambda: not mirrored.store.flights())
+        [(_, blob)] = mirrored.store.blobs()
+        record = Record.read(f"{blob.path}.shmstream-record")
+        assert record is not None
+        assert (record.digest is not None) == hashes
+    finally:
+        mirrored.close()
 
 
 def test_operators_see_mirrors(mirrored: Mirrored, quirks: Quirks) -> None:

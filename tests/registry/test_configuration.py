@@ -69,6 +69,10 @@ def test_who_comes_before(written: Callable[[str], str], monkeypatch: pytest.Mon
     settings = Settings.read({"tag_ttl": "30s"}, path)
     assert (settings.tag_ttl, settings.grace, settings.workers) == (30.0, 7.0, 3)
     assert settings.access_log is False
+    assert settings.hash_named is True
+    monkeypatch.setenv("SHMSTREAM_SERVE_HASH_NAMED", "no")
+    assert Settings.read({}, path).hash_named is False
+    assert Settings.read({"hash_named": True}, path).hash_named is True
     assert settings.cluster is not None
     assert (settings.cluster.lease, settings.cluster.url) == (9.0, "redis://a")
     assert settings.upstreams[0].addresses()[0].prefix == "proxy"
