@@ -333,7 +333,8 @@ class Store:
         from shmstream.flight.async_blob import AsyncBlob  # it imports asyncio
 
         place = self._layout.place(key, digest, size)
-        check_connections(connections)
+        if connections is not None:
+            check_connections(connections)
         _check_reading(source, stall_timeout, linger)
         sources = Offer(source)
 
@@ -347,18 +348,21 @@ class Store:
             offers.withdraw(sources)
 
         def open_stored() -> Stored | None:
+            fd = -1
             try:
-                with ExitStack() as undo:
-                    if (stored := self._layout.open(place)) is None:
-                        return None
-                    undo.callback(os.close, stored[0])
-                    if not self._layout.is_known_right(place, stored[0]):
-                        return None  # a thread looks at its bytes
-                    found = (*stored, self._layout.metadata(place, stored[0]))
-                    undo.pop_all()
-                    return found
+                if (stored := self._layout.open(place)) is None:
+                    return None
+                fd, size = stored
+                if not self._layout.is_known_right(place, fd):
+                    return None  # a thread looks at its bytes
+                found = (fd, size, self._layout.metadata(place, fd))
+                fd = -1  # it is the caller's now
+                return found
             except OSError as error:
                 raise trouble(error, key, self.folder) or error from error
+            finally:
+                if fd >= 0:
+                    os.close(fd)
 
         stored = None if self._policy.verify else open_stored
         # Without a source it cannot lead or take over.
@@ -374,7 +378,7 @@ class Store:
             withdraw,
             wait_for=seconds("wait_for", wait_for),
             is_begun=partial(self._is_begun, place),
-            progress=listener(progress),
+            progress=None if progress is None else listener(progress),
         )
 
     def _is_begun(self, place: Place) -> bool:
@@ -764,9 +768,11 @@ def _check_reading(
     """Raises:
     TypeError, ValueError: an argument of `open` is of a wrong type, or out of range.
     """
-    optional(seconds, "stall_timeout", stall_timeout, "a number of seconds, or None for no limit")
-    flag("linger", linger)
-    if source is not None and not isinstance(source, Offer):
+    if stall_timeout is not None:
+        seconds("stall_timeout", stall_timeout, "a number of seconds, or None for no limit")
+    if linger is not True:
+        flag("linger", linger)
+    if not (source is None or type(source) is str or isinstance(source, Offer)):
         check_source(source)
 
 

@@ -48,18 +48,20 @@ class Sending:
         self,
         send: Send,
         timeout: float,
-        extensions: Mapping[str, Mapping[str, Any]],
+        extensions: Mapping[str, dict[str, Any]],
     ) -> None:
         """`timeout`: seconds in which the client must take some bytes."""
         self._send = send
         self._timeout = timeout
         self._extensions = extensions
-        self._server = extensions.get(SERVER, {})
+        self.server: dict[str, Any] = extensions.get(SERVER, {})
+        """What our own server says of this request (`messages.SERVER`); empty for others."""
         self._writing_since: float | None = None
         self.size: int | None = None
         """The size of the blob that the client was told; None: that of when `send` is called."""
         self.position: int = 0
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
+        """The task that sends; None: that of when `send` or `pass_on` is called."""
         self._timer: asyncio.Handle
         self._mark: object = None
         self._marked = 0.0
@@ -76,9 +78,13 @@ class Sending:
             StreamBroken: as `AsyncBlob.read1`. All bytes before `position` were sent.
         """
         self.size = blob.size if self.size is None else self.size
-        jump = self._server.get("jump")
+        jump = self.server.get("jump")
         self.position = start if jump is None else start + jump()
-        await self._watch(self._send_blob(blob, end))
+        zero_copy = ZERO_COPY in self._extensions
+        if end is not None and zero_copy and self._has_reached_server("http.response.start"):
+            await self._watch(self._by_kernel(blob, end))
+        else:
+            await self._watch(self._by_hand(blob, end))
 
     async def pass_on(self, pieces: AsyncIterable[bytes]) -> None:
         """Send the body, or the rest of it after `send` has failed.
@@ -90,27 +96,22 @@ class Sending:
         await self._watch(self._send_pieces(pieces))
 
     async def _watch(self, sending: Coroutine[Any, Any, None]) -> None:
-        self._task = asyncio.current_task()
-        self._timer = asyncio.get_running_loop().call_soon(self._look_later)  # only if this waits
+        loop = asyncio.get_running_loop()
+        if self.task is None:
+            self.task = asyncio.current_task(loop)
+        self._timer = loop.call_soon(self._look_later)  # only if this waits
         try:
             await sending
             if not self._is_over:
                 await self._write({"type": "http.response.body", "body": b""})
         except asyncio.CancelledError:
-            if not self._cut or self._task is None:
+            if not self._cut or self.task is None:
                 raise
-            self._task.uncancel()
+            self.task.uncancel()
             reason = f"the client took nothing for {self._timeout:g} s"
             raise ConnectionAbortedError(reason) from None
         finally:
             self._timer.cancel()
-
-    async def _send_blob(self, blob: AsyncBlob, end: int | None) -> None:
-        zero_copy = ZERO_COPY in self._extensions
-        if end is not None and zero_copy and self._has_reached_server("http.response.start"):
-            await self._by_kernel(blob, end)
-        if not self._is_over:
-            await self._by_hand(blob, end)
 
     async def _send_pieces(self, pieces: AsyncIterable[bytes]) -> None:
         async for data in pieces:
@@ -118,7 +119,7 @@ class Sending:
 
     def _has_reached_server(self, kind: str) -> bool:
         """Whether the last message, of that kind, reached the server; True if it does not tell."""
-        return bool(self._server.get("last", kind) == kind)
+        return bool(self.server.get("last", kind) == kind)
 
     def _look_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._timeout / 4, self._look)
@@ -126,12 +127,12 @@ class Sending:
     def _look(self) -> None:
         """Cut a client that took nothing. One timer serves all writes, because they are many."""
         now = time.monotonic()
-        taken = self._server.get("taken")
+        taken = self.server.get("taken")
         mark = (self._writing_since, taken() if taken else None)
         if self._writing_since is None or mark != self._mark:
             self._mark, self._marked = mark, now
-        if now - self._marked >= self._timeout and self._task is not None:
-            self._cut = self._task.cancel()
+        if now - self._marked >= self._timeout and self.task is not None:
+            self._cut = self.task.cancel()
         else:
             self._look_later()
 
@@ -139,15 +140,16 @@ class Sending:
         """Wait for a byte past `position`; how far can be sent, which is `position` at the end."""
         position = self.position
         there = await blob.wait_past(position)
-        check_size(blob, self.size)
-        if end is not None:
-            there = min(there, end)
-        if there == blob.size and not blob.is_complete:
+        if (size := blob.size) != self.size:
+            check_size(blob, self.size)
+        if end is not None and there > end:
+            there = end
+        if there == size and not blob.is_complete:
             if there - position > 1:
                 return there - 1
             await blob.wait_past(there)
             check_size(blob, self.size)
-        return max(there, position)
+        return there if there > position else position
 
     async def _by_hand(self, blob: AsyncBlob, end: int | None) -> None:
         await blob.seek(self.position)
@@ -160,11 +162,13 @@ class Sending:
             self.position += len(data)
 
     async def _by_kernel(self, blob: AsyncBlob, end: int) -> None:
-        """Stops early if zero-copy messages do not reach the server."""
+        """What is left if zero-copy messages do not reach the server goes by hand."""
         while self.position < end:
-            count = min(await self._there(blob, end) - self.position, _SPAN)
+            count = await self._there(blob, end) - self.position
             if count == 0:
                 break
+            if count > _SPAN:
+                count = _SPAN
             is_last = self.position + count == end
             await self._write(
                 {
@@ -179,6 +183,8 @@ class Sending:
                 break
             self.position += count
             self._is_over = is_last
+        if not self._is_over:
+            await self._by_hand(blob, end)
 
     async def _write(self, message: Message) -> None:
         """Give a message to the server, and note since when it is being written."""

@@ -16,9 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from shmstream.asgi.headers import http_date, read_date
 from shmstream.stream.spelling import read_digest
+
+CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
+"""The headers that may decide an answer without the blob. If-Range only chooses between two."""
 
 _ONE_RANGE = re.compile(r"bytes=\s*(?:(\d+)-(\d+)?|-(\d+))\s*", re.ASCII | re.IGNORECASE)
 _MOST_DIGITS = 19  # no blob has so many bytes as a number with more digits says
@@ -40,22 +44,20 @@ class Answer:
     is_open: bool = False
 
 
+@lru_cache(maxsize=1024)  # many requests are for the same blob
 def etag_of(key: str, validator: str | None = None) -> str | None:
     """The ETag of a blob: its key if that is a digest, else the validator of its source.
 
     None if the source has no validator, or a weak one, or a date.
     """
-    if (digest := _digest_of(key)) is not None:
+    try:
+        digest = read_digest(key)
+    except ValueError:  # no store takes such a key
+        digest = None
+    if digest is not None:
         return f'"{digest}"'
     strong = validator is not None and validator.startswith('"')
     return validator if strong and _ETAG.fullmatch(validator or "") else None
-
-
-def _digest_of(key: str) -> str | None:
-    try:
-        return read_digest(key)
-    except ValueError:  # no store takes such a key
-        return None
 
 
 def without_the_blob(
@@ -66,6 +68,8 @@ def without_the_blob(
     `modified` is when the blob was modified last, in seconds since 1970. Raises nothing, whatever
     the headers are.
     """
+    if CONDITIONS.isdisjoint(request):
+        return None
     since = read_date(request.get("if-unmodified-since"))
     too_late = None not in (since, modified) and (modified or 0) > (since or 0)
     if "if-match" not in request:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from shmstream.asgi.messages import Receive
 
@@ -27,12 +28,15 @@ class Leaving:
         self._when_lost = when_lost
         self._left = False
 
-    def __enter__(self) -> None:
-        self._task = asyncio.current_task()
+    def __enter__(self) -> asyncio.Task[Any] | None:
+        """The task that the client cancels."""
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task(loop)
         if self._when_lost is not None:
             self._stop = self._when_lost(self._leave)
         else:
-            self._stop = asyncio.get_running_loop().call_soon(self._begin).cancel
+            self._stop = loop.call_soon(self._begin).cancel
+        return self._task
 
     def _begin(self) -> None:
         self._stop = asyncio.ensure_future(self._watch()).cancel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -17,6 +18,7 @@ SERVER = "shmstream.server"
 """The extension that only our `Protocol` has. It holds, for one request:
 
 last        the type of the last message that reached the server
+is_blob     whether the response is a blob; set by `BlobReply`
 taken       a function: bytes that the client's machine has acknowledged, but for a constant
 when_lost   a function: takes a callback for the end of the connection, and returns a function
             that withdraws it; absent if the request has a body
@@ -35,9 +37,17 @@ async def start(
     send: Send, status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]]
 ) -> None:
     """Send the head of a response; pairs may have a name several times."""
-    fields = headers.items() if isinstance(headers, Mapping) else headers
-    pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fields]
+    fields = (
+        headers.items() if isinstance(headers, dict | Mapping) else headers
+    )  # `Mapping` is slow
+    pairs = [_encoded(name, value) for name, value in fields]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
+
+
+@lru_cache(maxsize=1024)
+def _encoded(name: str, value: str) -> tuple[bytes, bytes]:
+    """A header in bytes; most of those of a response are those of others, too."""
+    return name.encode("latin-1"), value.encode("latin-1")
 
 
 async def finish(send: Send, body: bytes = b"") -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING
 from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.leaving import Leaving
-from shmstream.asgi.messages import SERVER, BrokenOff, Receive, Scope, Send, finish, start
+from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
 from shmstream.asgi.terms import Terms
 from shmstream.errors import (
@@ -56,11 +55,7 @@ async def allow(_: AsyncBlob | Description) -> None:
     """Let everybody have the blob."""
 
 
-async def expect_nothing(_: bool) -> None:
-    """Nothing is known before the source is asked."""
-
-
-@dataclass(frozen=True)
+@dataclass
 class _Request:
     """The parts of a request that decide its answer."""
 
@@ -93,7 +88,7 @@ class BlobReply:
             anything is sent. `send` raises what `authorise` raises; but after a `SizeMismatch` the
             blob comes from the source itself.
         expected: what is known of a blob that is not here; None if nothing is. Called with whether
-            a part of it is wanted.
+            a part of it is wanted. Without it nothing is known before the source is asked.
         goes_past: whether the source itself is worth asking if the flight breaks or stalls. That is
             so if it was not asked yet, because the flight has another source.
 
@@ -116,7 +111,7 @@ class BlobReply:
         terms: Terms | None = None,
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
         goes_past: Callable[[], bool] = lambda: False,
-        expected: Callable[[bool], Awaitable[Description | None]] = expect_nothing,
+        expected: Callable[[bool], Awaitable[Description | None]] | None = None,
     ) -> None:
         self._expected = expected
         self._store = store
@@ -155,10 +150,12 @@ class BlobReply:
         """
         extensions = scope.get("extensions") or {}
         sending = Sending(send, self._write_timeout, extensions)
-        when_lost = extensions.get(SERVER, {}).get("when_lost")
+        sending.server["is_blob"] = True
         try:
-            with Leaving(receive, when_lost), suppress(ConnectionError):
+            with Leaving(receive, sending.server.get("when_lost")) as sending.task:
                 await self._serve(_Request.of(scope), send, sending)
+        except ConnectionError:
+            pass
         except (OSError, MemoryError, RuntimeError) as error:
             if (lack := shortage(error, self._key)) is None:
                 raise
@@ -169,18 +166,20 @@ class BlobReply:
         answer = self._terms.without_the_blob(request.headers)
         if answer is None and not request.is_get and (about := await self._described()) is not None:
             answer = self._terms.answer(request.headers, about)
-        if answer is None:
-            about = await self._expected("range" in request.headers) if request.is_get else None
-            misfit = None if about is None else await self._misfit(about)
-            if about is None or misfit is None:
-                await self._stream(opened, request, send, sending)
-            else:
-                async with self._instead(misfit, anyway=False) as passage:
-                    give = partial(_pass, sending, passage, about)
-                    await self._reply(request, send, about, give)
-        else:
+        if answer is not None:
             await self._begin(send, answer)
             await finish(send)
+            return
+        about = misfit = None
+        if request.is_get and self._expected is not None:
+            about = await self._expected("range" in request.headers)
+            misfit = None if about is None else await self._misfit(about)
+        if about is None or misfit is None:
+            await self._stream(opened, request, send, sending)
+        else:
+            async with self._instead(misfit, anyway=False) as passage:
+                give = partial(_pass, sending, passage, about)
+                await self._reply(request, send, about, give)
 
     async def _begin(self, send: Send, answer: Answer) -> None:
         await start(send, answer.status, answer.headers)
@@ -194,7 +193,8 @@ class BlobReply:
         is_known = False
         try:
             async with opened.at_once() as blob:
-                await blob.known()
+                if not blob.is_complete:
+                    await blob.known()
                 if request.needs_size:
                     await blob.seek(0, os.SEEK_END)
                 is_known, sending.size = True, blob.size
@@ -288,7 +288,7 @@ class BlobReply:
         """What to send for this request, now that the blob or its description is known."""
         if isinstance(about, Description):
             return self._terms.answer(request.headers, about)
-        if request.is_get and about.role == Role.STORED:
+        if self._terms.hands_over and request.is_get and about.role == Role.STORED:
             folder = self._store.folder
             in_front = self._terms.handed_over(request.headers, about, about.path, folder)
             if in_front is not None:

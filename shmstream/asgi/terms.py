@@ -17,12 +17,8 @@ from typing import Protocol
 from urllib.parse import quote
 
 from shmstream import arguments
-from shmstream.asgi.conditions import Answer, etag_of, with_the_blob, without_the_blob
+from shmstream.asgi.conditions import CONDITIONS, Answer, etag_of, with_the_blob, without_the_blob
 from shmstream.asgi.headers import content_disposition, read_date, seconds_of
-
-_CONDITIONS = (
-    "if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range",
-)  # fmt: skip
 
 
 class Known(Protocol):
@@ -61,8 +57,10 @@ class Terms:
         x_sendfile: bool = False,
     ) -> None:
         self._key = key
-        arguments.headers("headers", headers or {})
-        self._extra = {name.lower(): value for name, value in (headers or {}).items()}
+        self._extra: dict[str, str] = {}
+        if headers:
+            arguments.headers("headers", headers)
+            self._extra |= {name.lower(): value for name, value in headers.items()}
         if filename is not None:
             self._extra.setdefault("content-disposition", content_disposition(filename))
         self._media_type = media_type
@@ -70,9 +68,13 @@ class Terms:
         if x_accel is not None and not x_accel.startswith("/"):
             raise ValueError(f"x_accel is a location of nginx, such as '/store/', not {x_accel!r}")
         self._accel, self._sendfile = x_accel, x_sendfile
+        self.hands_over: bool = bool(x_accel or x_sendfile)
+        """Whether a web server in front may send the blob."""
 
     def without_the_blob(self, request: Mapping[str, str]) -> Answer | None:
         """The answer if a condition decides; None if source or blob are needed."""
+        if CONDITIONS.isdisjoint(request):
+            return None
         etag = self._extra.get("etag") or etag_of(self._key)
         # `*` asks whether there is any blob, which only the store or the source knows.
         is_any = request.get("if-none-match", "").strip() == "*"
@@ -90,16 +92,17 @@ class Terms:
 
         `published` is the number of bytes that are there.
         """
-        etag = self._extra.get("etag") or etag_of(self._key, about.validator)
+        validator = about.validator
+        etag = self._extra.get("etag") or etag_of(self._key, validator)
         modified = self._modified
-        if modified is None and '"' not in (about.validator or ""):
-            modified = read_date(about.validator)  # the source's Last-Modified
+        if modified is None and validator is not None and '"' not in validator:
+            modified = read_date(validator)  # the source's Last-Modified
         answer = without_the_blob(request, etag, modified)
         answer = answer or with_the_blob(request, etag, about.size, modified, published)
         if answer.status not in (304, 412):
             media_type = self._media_type or about.media_type or "application/octet-stream"
             answer.headers["content-type"] = media_type
-        answer.headers = answer.headers | self._extra
+        answer.headers |= self._extra
         return answer
 
     def handed_over(
@@ -109,7 +112,8 @@ class Terms:
 
         `folder` is the folder of the store.
         """
-        if not (self._accel or self._sendfile) or any(each in request for each in _CONDITIONS):
+        is_asked = "if-range" in request or not CONDITIONS.isdisjoint(request)
+        if not self.hands_over or is_asked:
             return None
         answer = self.answer({}, about)
         del answer.headers["content-length"]

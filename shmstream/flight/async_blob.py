@@ -33,7 +33,7 @@ from shmstream.errors import (
 from shmstream.flight.flight import FIRST_LOOK, LAST_LOOK, Flight, Role
 from shmstream.flight.hub import Lookout
 from shmstream.flight.progress import REPORT, Bar, Progress
-from shmstream.sources.base import Description
+from shmstream.sources.base import UNKNOWN, Description
 from shmstream.storage.folder import no_memory
 from shmstream.stream.growing_file import View
 from shmstream.system import threads
@@ -42,6 +42,7 @@ from shmstream.system.threads import in_thread
 Stored = tuple[int, int, Description]
 """A complete blob: its descriptor, its size in bytes, and what its source said about it."""
 
+_NOTHING = View()
 _SPAN = 128 * 1024  # bytes
 _SPANS = 16  # spans that are kept for each flight
 _READERS = ("shmstream-read", 4)  # threads that read bytes which are not in the page cache
@@ -90,8 +91,8 @@ class AsyncBlob:
         self._stored = stored
         self._flight_for_all = flight_for_all
         self._stall_timeout = stall_timeout
-        self._view = View()
-        self._metadata = Description()
+        self._view = _NOTHING
+        self._metadata = UNKNOWN
         self._lookout: Lookout | None = None
         self._position = 0
         self.path = path
@@ -108,12 +109,14 @@ class AsyncBlob:
 
     async def __aenter__(self) -> Self:
         try:
-            return await self._enter_in_time()
+            if self._wait_for > 0:
+                return await self._enter_in_time()
+            return await self._enter()
         except MemoryError as error:
             raise no_memory(self.key, error) from error
 
     async def _enter_in_time(self) -> Self:
-        """Enter; before that wait until another process has begun the blob, if that is wanted."""
+        """Enter; before that wait until another process has begun the blob."""
         until = time.monotonic() + self._wait_for
         pause = FIRST_LOOK
         while (left := until - time.monotonic()) > 0:
@@ -163,11 +166,11 @@ class AsyncBlob:
 
     async def aclose(self) -> None:
         """Leave the blob; its flight goes on. Idempotent."""
-        if isinstance(self._tell, Bar):
+        if self._tell is not None and isinstance(self._tell, Bar):
             self._report(last=True)
             self._tell.close()
         lookout, self._lookout = self._lookout, None
-        view, self._view = self._view, View()
+        view, self._view = self._view, _NOTHING
         if lookout is not None:
             self._withdraw()
             lookout.leave()
@@ -242,7 +245,8 @@ class AsyncBlob:
         if lookout is None:
             if self._view.fd < 0:
                 raise StreamClosed(self.key, "it was closed, or never entered")
-            self._report()
+            if self._tell is not None:
+                self._report()
             return self._view.published
         came = time.monotonic()
         view = lookout.view

@@ -98,6 +98,8 @@ class Lookout:
     @classmethod
     def find(cls, key: tuple[object, ...]) -> Lookout | None:
         """The `Lookout` of that flight, or None. The caller is one more user; it must `leave`."""
+        if key not in _lookouts.value:  # without the lock, as if this had come a moment earlier
+            return None
         with _lookouts.lock:
             lookouts = _lookouts.value
             return cls._find(lookouts, key)

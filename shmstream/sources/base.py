@@ -191,6 +191,10 @@ class Description:
         return cls(size, *texts)
 
 
+UNKNOWN = Description()
+"""What is said of a blob of which no source has said anything."""
+
+
 class Source(Protocol):
     """Where the bytes of one blob come from. Any object with these two members is a source.
 

@@ -32,7 +32,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from shmstream.errors import DamagedBlob, StoreUnusable
-from shmstream.sources.base import Description
+from shmstream.sources.base import UNKNOWN, Description
 from shmstream.storage.folder import Folder, mark_at
 from shmstream.storage.record import Heading, Record
 from shmstream.stream.digest import digest_of, require_digest
@@ -215,11 +215,11 @@ class Layout:
                 none, or another one than the key; `size` is no number of bytes.
             StoreUnusable: the folder is gone, and cannot be made anew.
         """
-        self.look()
+        self._home.look()
         if not isinstance(key, str) or not key:
             raise ValueError(f"a key is a digest, or any text that is not empty, not {key!r:.200}")
-        if isinstance(size, bool) or (
-            size is not None and (not isinstance(size, int) or not 0 <= size < 1 << 63)
+        if size is not None and (
+            isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 1 << 63
         ):
             raise ValueError(f"size is the number of bytes of the blob, not {size!r:.200}")
         given = None if digest is None else require_digest(digest)
@@ -298,8 +298,8 @@ class Layout:
 
         Empty for a blob whose key is a digest, because such a blob has no record.
         """
-        record = self._record_of(place, fd)
-        return Description() if record is None else record.metadata
+        record = self._record_of(place, fd) if place.is_named else None
+        return UNKNOWN if record is None else record.metadata
 
     def _record_of(self, place: Place, fd: int) -> Record | None:
         """The record of the named blob that is open as `fd`; None if it is of a newer blob."""
@@ -311,7 +311,7 @@ class Layout:
 
     def is_known_right(self, place: Place, fd: int) -> bool:
         """Whether the complete blob is what was asked for, as far as that is known by now."""
-        if place.size not in (None, os.fstat(fd).st_size):
+        if place.size is not None and place.size != os.fstat(fd).st_size:
             return False
         if not (place.is_named and place.is_given):
             return True

@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from shmstream import Store
+from shmstream.asgi.messages import SERVER
 from shmstream.asgi.protocol import Protocol
 from shmstream.system import tcp
 from tests.support.asgi_servers import Server
@@ -249,7 +250,7 @@ class Hasty(Protocol):
 @contextmanager
 def protocol_of(app: Callable[..., Coroutine[Any, Any, None]]) -> Iterator[Callable[[], Protocol]]:
     """A factory of connections, for a server in this process with the application `app`."""
-    config = uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None)
+    config = uvicorn.Config(app, http=Hasty, lifespan="off", log_config=None, access_log=False)
     config.load()
     state = ServerState()
     yield lambda: Hasty(config=config, server_state=state, app_state={})
@@ -600,3 +601,66 @@ def test_a_body_that_has_come_keeps_the_connection() -> None:
     with protocol_of(app) as make:
         asyncio.run(asyncio.wait_for(main(make), PATIENCE))
     assert bodies == [DATA, b"hello", b"", b"", b"", b""]
+
+
+LENGTH = (b"content-length", b"5")
+HEADS: dict[str, tuple[bool, list[tuple[Any, Any]]]] = {
+    "plain": (True, [LENGTH, (b"etag", b'"a"'), (b"x-mine", b"tab\tand \xe9")]),
+    "with a date": (True, [LENGTH, (b"date", b"Mon, 30 Nov 2026 12:00:00 GMT")]),
+    "capitals": (False, [LENGTH, (b"ETag", b'"a"')]),
+    "a length in capitals": (False, [(b"Content-Length", b"5")]),
+    "two lengths": (False, [LENGTH, LENGTH]),
+    "no length": (False, [(b"etag", b'"a"')]),
+    "chunked": (False, [(b"transfer-encoding", b"chunked")]),
+    "the last one": (False, [LENGTH, (b"connection", b"close")]),
+    "no bytes": (False, [LENGTH, (b"etag", bytearray(b'"a"'))]),
+    "a line in a value": (False, [LENGTH, (b"etag", b'"a"\r\nset-cookie: b')]),
+    "a space in a name": (False, [LENGTH, (b"e tag", b'"a"')]),
+    "a length that is none": (False, [(b"content-length", b"five")]),
+    "a length with a sign": (False, [(b"content-length", b"+5")]),
+}
+"""Heads, and whether our protocol writes them by itself."""
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_of_a_blob_is_as_uvicorn_writes_it(
+    kind: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_ours, headers = HEADS[kind]
+    written: list[bool] = []
+    write = Protocol._write_plain_head
+
+    def note(*given: Any) -> bool:
+        written.append(write(*given))
+        return written[-1]
+
+    monkeypatch.setattr(Protocol, "_write_plain_head", note)
+
+    async def app(scope: Any, _receive: object, send: Any) -> None:
+        scope["extensions"][SERVER]["is_blob"] = scope["path"] == "/blob"
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"12345"})
+
+    async def answer(address: Any, path: str) -> bytes:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        writer.write_eof()
+        got = b""
+        with contextlib.suppress(ConnectionError):  # a head that is not valid ends the connection
+            got = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        return got
+
+    async def main(make: Callable[[], Protocol]) -> None:
+        async with await serve(make) as serving:
+            address = serving.sockets[0].getsockname()
+            of_uvicorn = await answer(address, "/other")
+            assert await answer(address, "/blob") == of_uvicorn
+            assert of_uvicorn.startswith(b"HTTP/1.1 200 OK\r\n") or not is_ours
+
+    with protocol_of(app) as make:
+        asyncio.run(asyncio.wait_for(main(make), PATIENCE))
+    assert written[0] is False
+    assert any(written) is is_ours

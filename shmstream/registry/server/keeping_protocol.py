@@ -27,7 +27,7 @@ import os
 import socket
 from contextlib import suppress
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from uvicorn.protocols.http import httptools_impl
 
@@ -47,6 +47,7 @@ from shmstream.system import tcp
 
 _LOOK = 4096  # bytes that are looked at; more of them if that is no head
 _LOOK_AGAIN = 64 * 1024
+_LONGEST = Response.text.capacity  # bytes of a head that is noted
 _SHORT = 16 * 1024  # bytes of a body that are copied behind a head
 _UNREAD = 1 << 20  # bytes that are dropped when the connection is closed, so that it is not reset
 _MOST_BEHIND = 64 * 1024  # bytes; with so many behind a request, the client is not watched
@@ -92,6 +93,7 @@ class KeptProtocol(Protocol):
     """One kept connection."""
 
     limit_concurrency: int | None
+    transport: Transport
 
     def __init__(self, keeping: KeptConnection, connection: socket.socket, **named: Any) -> None:
         """`keeping`: of a new connection, or of one that another worker had."""
@@ -149,21 +151,25 @@ class KeptProtocol(Protocol):
 
     def readable(self) -> None:
         """Bytes have come, or the end, or an error."""
-        if (self._is_answering() or self._is_late) and not self._is_midway:
+        cycle = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete
+        if (is_answering or self._is_late) and not self._is_midway:
             self._look_behind()
             return
         try:
-            if self._is_no_news():
-                return
+            was_there, self._was_there = self._was_there, False
+            if was_there and not tcp.has_ended(self._socket):
+                return  # of a lost connection it is told only once: that may be this call
             data = self._socket.recv(_LOOK, socket.MSG_PEEK)
-            if len(data) == _LOOK:
+            if (size := len(data)) == _LOOK:
                 data = self._socket.recv(_LOOK_AGAIN, socket.MSG_PEEK)
+                size = len(data)
             if not data:
                 self._client_ended()
             elif self._is_midway:
-                self._take(len(data))
+                self._take(size)
                 self.data_received(data)
-            elif len(data) > self._parsed:
+            elif size > self._parsed:
                 self._parse_head(data)
             elif tcp.has_ended(self._socket):  # in the middle of a head
                 self._client_ended()
@@ -174,13 +180,6 @@ class KeptProtocol(Protocol):
             pass
         except OSError:
             self.transport.abort()
-
-    def _is_no_news(self) -> bool:
-        """Whether it is told of bytes that it has read. Of a lost connection it is told only once,
-        so that may be the same call.
-        """
-        was_there, self._was_there = self._was_there, False
-        return was_there and not tcp.has_ended(self._socket)
 
     def _parse_head(self, data: bytes) -> None:
         """Parse the bytes of a head that are new; all of them stay in the socket if possible."""
@@ -218,7 +217,7 @@ class KeptProtocol(Protocol):
             if has_ended and (behind <= self._request or tcp.is_lost(self._socket)):
                 self._client_ended()
             elif has_ended or behind < self._low or behind > _MOST_BEHIND:
-                cast("Transport", self.transport).pause_reading()  # until the response is complete
+                self.transport.pause_reading()  # until the response is complete
             else:
                 self._wake_at(behind + 1)
         except OSError:
@@ -230,7 +229,7 @@ class KeptProtocol(Protocol):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _client_ended(self) -> None:
-        cast("Transport", self.transport).pause_reading()
+        self.transport.pause_reading()
         if tcp.is_lost(self._socket):
             self.transport.abort()
         elif not self.eof_received():
@@ -241,7 +240,7 @@ class KeptProtocol(Protocol):
         has_more = tcp.waiting(self._socket) > 0
         if has_more:
             self._wake_at(1)
-            cast("Transport", self.transport).resume_reading()
+            self.transport.resume_reading()
         return has_more
 
     # Parsing.
@@ -268,17 +267,18 @@ class KeptProtocol(Protocol):
             self._take(self._request)
         if self._is_ending:
             self.cycle.keep_alive = False
-        self.cycle.transport = cast("Any", _Outgoing(self, self.transport, self.cycle))
+        outgoing: Any = _Outgoing(self, self.transport, self.cycle)
+        self.cycle.transport = outgoing
         if self._resumes is not None:
-            extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
-            extensions[SERVER]["jump"] = partial(self._jump, self.cycle)
-            extensions[SERVER]["promised"] = etag_of(self._resumes[0])
+            server = self.scope["extensions"][SERVER]
+            server["jump"] = partial(self._jump, self.cycle)
+            server["promised"] = etag_of(self._resumes[0])
 
     def _can_be_repeated(self) -> bool:
         """Whether it is a GET or HEAD without a body."""
-        extensions = cast("dict[str, dict[str, Any]]", self.scope["extensions"])
-        has_no_body = "when_lost" in extensions[SERVER] and not self.expect_100_continue
-        return has_no_body and self.scope["method"] in ("GET", "HEAD")
+        has_no_body = "when_lost" in self.scope["extensions"][SERVER]
+        is_simple = has_no_body and not self.expect_100_continue
+        return is_simple and self.scope["method"] in ("GET", "HEAD")
 
     def _jump(self, cycle: httptools_impl.RequestResponseCycle) -> int:
         """How many bytes of the body the application leaves out. It calls this after the head."""
@@ -302,7 +302,7 @@ class KeptProtocol(Protocol):
         if self._resumes is not None:
             self._write_rest(cycle, head)
             return
-        if len(head) > Response.text.capacity:
+        if (length := len(head)) > _LONGEST:
             self._give_up()
         if self._keeping is not None:
             body = cycle.expected_content_length
@@ -312,7 +312,7 @@ class KeptProtocol(Protocol):
                 body = UNKNOWN
             are_more = self.pipeline or self._is_midway  # of requests that were read
             self._counted, self._is_text = 0, True
-            self._end_of_it = UNKNOWN if body == UNKNOWN else self._sent + len(head) + body
+            self._end_of_it = UNKNOWN if body == UNKNOWN else self._sent + length + body
             self._response = self._keeping.record.begin(
                 self._sent,
                 UNKNOWN if are_more else self._read,
@@ -328,7 +328,7 @@ class KeptProtocol(Protocol):
         """Write a head that was held back; `more` follows at once."""
         if self._held:
             head, self._held = self._held, b""
-            cast("Transport", self.transport).write(head, more=more)
+            self.transport.write(head, more=more)
 
     def _write_rest(self, cycle: httptools_impl.RequestResponseCycle, head: bytes) -> None:
         """Write what another worker has not written of the head; see that it is the same one."""
@@ -377,7 +377,8 @@ class KeptProtocol(Protocol):
 
     def on_response_complete(self) -> None:
         """The transport has the whole response: wait until the kernel has it."""
-        self._write_held()
+        if self._held:
+            self._write_held()
         if self.transport.get_write_buffer_size():
             self._is_late = True
             self._see_it_out(None)
@@ -402,11 +403,12 @@ class KeptProtocol(Protocol):
         try:
             self._take(self._request)
             self._was_there = self._low == 1
-            self._wake_at(1)
+            if not self._was_there:
+                self._wake_at(1)
         except OSError:
             self.transport.abort()
         if not self.flow.read_paused:
-            cast("Transport", self.transport).resume_reading()
+            self.transport.resume_reading()
         if not self._is_anothers:
             super().on_response_complete()
         elif response is not None and response.is_last:
@@ -468,13 +470,15 @@ class KeptProtocol(Protocol):
         except OSError:
             return False
         self._keeping = self._response = None
-        cast("Transport", self.transport).release()
+        self.transport.release()
         super().connection_lost(None)
         return True
 
 
 def _size_of_head(data: bytes) -> int:
     """Bytes of the first head of a request and the empty lines before it; 0 if it is not whole."""
-    start = len(data) - len(data.lstrip(b"\r\n"))  # the parser skips them, too
+    start = 0
+    if data[:1] in (b"\r", b"\n"):
+        start = len(data) - len(data.lstrip(b"\r\n"))  # the parser skips them, too
     end = data.find(b"\r\n\r\n", start)
     return 0 if end < 0 else end + 4
