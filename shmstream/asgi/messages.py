@@ -37,10 +37,9 @@ async def start(
     send: Send, status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]]
 ) -> None:
     """Send the head of a response; pairs may have a name several times."""
-    fields = (
-        headers.items() if isinstance(headers, dict | Mapping) else headers
-    )  # `Mapping` is slow
-    pairs = [_encoded(name, value) for name, value in fields]
+    if isinstance(headers, dict | Mapping):  # `Mapping` alone is slow
+        headers = headers.items()
+    pairs = [_encoded(name, value) for name, value in headers]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
 
 

@@ -441,9 +441,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             if not message.get("more_body", False):
                 await self._finish(cycle)
 
-    async def _begin(
-        self, cycle: httptools_impl.RequestResponseCycle, message: dict[str, Any]
-    ) -> None:
+    async def _begin(self, cycle: httptools_impl.RequestResponseCycle, message: Any) -> None:
         """Send the head of a response. It is the last one if the request's body is not complete."""
         self._is_first = True
         headers = message.get("headers", ())
@@ -452,12 +450,12 @@ class Protocol(httptools_impl.HttpToolsProtocol):
                 others = [each for each in cycle.default_headers if each[0] != b"date"]
                 cycle.default_headers = others
         if cycle.more_body:
-            headers = [*headers, (b"connection", b"close")]
-            await cycle.send({**message, "headers": headers})  # type: ignore[arg-type]
+            last: Any = {**message, "headers": [*headers, (b"connection", b"close")]}
+            await cycle.send(last)
             cycle.keep_alive = True  # uvicorn would close at once, and the client would get a reset
             self._last = cycle
         elif not self._write_plain_head(cycle, message["status"], headers):
-            await cycle.send(message)  # type: ignore[arg-type]
+            await cycle.send(message)
 
     def _write_plain_head(
         self,

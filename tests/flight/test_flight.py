@@ -31,7 +31,7 @@ from tests.support.interpreters import PATIENCE, Interpreter, wait_until
 from tests.support.nginx import Nginx
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
-from tests.support.stores import digest, has_published, interrupt
+from tests.support.stores import digest, has_published, interrupt, reboot
 
 Start = Callable[..., Interpreter]
 
@@ -190,14 +190,6 @@ def test_all_killed_and_asked_again(
     _, second = origin.requests("/blob")
     assert second.status == 206
     assert MIB - 65536 <= int((second.range or "")[6:-1]) <= MIB
-
-
-def reboot(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wipe shared memory, and have another boot id."""
-    for name in segment.names():
-        segment.unlink(name)
-    Store(folder).gc()  # doorbells
-    monkeypatch.setattr("shmstream.storage.journal.boot_id", lambda: "another boot")
 
 
 @pytest.mark.parametrize("damage", ["none", "torn tail", "zeros", "short", "torn journal", "other"])

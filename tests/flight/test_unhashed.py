@@ -25,7 +25,7 @@ from shmstream import (
     Store,
 )
 from shmstream.storage.record import Record
-from shmstream.stream import digest, segment
+from shmstream.stream import digest
 from shmstream.stream.digest import RunningDigest, digest_of
 from tests.support import flights
 from tests.support.containers import Container, send
@@ -33,7 +33,7 @@ from tests.support.flights import LEADER_POINTS, make_store
 from tests.support.interpreters import Interpreter, Link, wait_until
 from tests.support.origin import Origin
 from tests.support.roles import content, sha256
-from tests.support.stores import has_published
+from tests.support.stores import has_published, reboot
 
 Start = Callable[..., Interpreter]
 
@@ -384,10 +384,7 @@ def test_after_a_reboot(
     _interrupt(start, folder, {"hash_named": hashed_before}, store, origin, size, 36 * MIB)
     [partial_file] = _partial_files(folder)
     [journal] = Path(folder).rglob("*.shmstream-journal")
-    for name in segment.names():
-        segment.unlink(name)
-    store.gc()  # doorbells
-    monkeypatch.setattr("shmstream.storage.journal.boot_id", lambda: "another boot")
+    reboot(folder, monkeypatch)
     checkpoints = [int(line.split()[0]) for line in journal.read_text().splitlines()[1:]]
     assert bool(checkpoints) == hashed_before
     expected = checkpoints[-1] if checkpoints else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from shmstream import Store
+from shmstream.stream import segment
 from tests.support import flights
 from tests.support.flights import make_store
 from tests.support.interpreters import Interpreter, wait_until
@@ -69,3 +70,11 @@ def has_published(store: Store, count: int, epoch: int = 0) -> bool:
     """Whether a live leader of this `epoch` has published `count` bytes."""
     [flight] = store.flights()
     return flight.leader is not None and flight.published >= count and flight.epoch == epoch
+
+
+def reboot(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wipe shared memory, and have another boot id."""
+    for name in segment.names():
+        segment.unlink(name)
+    Store(folder).gc()  # doorbells
+    monkeypatch.setattr("shmstream.storage.journal.boot_id", lambda: "another boot")
