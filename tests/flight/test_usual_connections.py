@@ -170,6 +170,7 @@ def test_several_flights_have_no_more_than_one(folder: str, origin: Origin) -> N
     for each in paths:
         origin.change(each, first=0, count=1, stall_after=2 * MIB)
     blobs = [store.open(each, each) for each in urls]
+    wait_until(lambda: len(shares._flights.value) == 1)  # all of them have one server
     first = len(shares._flights.value)
     wait_until(lambda: all((each.published or 0) >= 2 * MIB for each in store.flights()))
     assert first == 1, "one server"
