@@ -81,8 +81,8 @@ class Running:
         """Wait until it ends; returns its exit code, standard output and standard error."""
         out, errors = read_all([self.stdout, self.stderr], PATIENCE)
         told = errors.decode()
-        assert "Traceback" not in told
-        assert "Warning" not in told
+        assert "Traceback" not in told, told
+        assert "Warning" not in told, told
         return self.process.wait(PATIENCE), out, told
 
     def close(self) -> None:
