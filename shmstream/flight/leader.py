@@ -194,6 +194,7 @@ class Leader:
         self._over = threads.Flag()
         self._thread: threading.Thread | None = None
         streamer.vouch_by(self._vouch)
+        streamer.warn_by(self._tell_across)  # a reader may begin another flight at once
         register(self)
         watch(self)
 

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Self
 
 from shmstream.errors import (
+    BlobAborted,
     ContentChanged,
     DamagedPartial,
     DigestMismatch,
@@ -53,6 +54,7 @@ class ResumableStreamer(DescribedStreamer):
     nothing could prove later what the file contains."""
 
     _vouch: Callable[[], None] | None = None
+    _warn: Callable[[BlobAborted], None] | None = None
 
     @classmethod
     def succeed(
@@ -164,6 +166,10 @@ class ResumableStreamer(DescribedStreamer):
         It notes what proves the file's bytes later, or clears `keeps`.
         """
         self._vouch = vouch
+
+    def warn_by(self, warn: Callable[[BlobAborted], None]) -> None:
+        """Call `warn` with the error before readers can see that the stream is aborted."""
+        self._warn = warn
 
     def while_held(self, note: Callable[[], object]) -> None:
         """Call `note`, which notes something of the partial file, while its lock is held.
@@ -318,6 +324,10 @@ class ResumableStreamer(DescribedStreamer):
         Then `reap_unread` notes what the block says of them.
         """
         return self._vouch is None and self._block.state == State.STREAMING
+
+    def _about_to_abort(self, error: BlobAborted) -> None:
+        if self._warn is not None:
+            self._warn(error)
 
     def _keeps(self, reason: str | BaseException) -> bool:
         return not isinstance(reason, _SPOILING) and self._is_worth_keeping()

@@ -475,6 +475,7 @@ class BlobStreamer:
                 return
             self._block.require(State.ABORTED, self.name)
             error = BlobAborted.because(reason, self.name, self._file.size)
+            self._about_to_abort(error)
             keeps = self._keeps(reason)  # first: after ABORTED no successor looks after the file
             self._block.error = error.to_text(Block.error.capacity)  # I3
             self._streaming = False
@@ -482,6 +483,9 @@ class BlobStreamer:
             self._subscribers.ring()
             if not keeps:
                 self._file.unlink()
+
+    def _about_to_abort(self, error: BlobAborted) -> None:
+        """Called before readers can see that the stream is aborted."""
 
     def _discard_file(self, reason: str | BaseException) -> None:
         if not self._keeps(reason):

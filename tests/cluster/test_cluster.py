@@ -426,9 +426,9 @@ def try_again(nodes: list[Interpreter], url: str) -> list[int]:
 def bad_for(redis: Redis) -> dict[str, float]:
     """The nodes that are no parents now, and for how many seconds more."""
     with redis.client() as client:
-        now = client.time()[0]
         found = client.zrange(f"shmstream:{{{KEY}}}:bad", 0, -1, withscores=True)
-        return {name.decode(): until - now for name, until in found}
+        seconds, micros = client.time()
+        return {name.decode(): until - seconds - micros / 1e6 for name, until in found}
 
 
 def test_a_leader_lies_to_a_tree(nodes: Nodes, halting: Origin, redis: Redis) -> None:

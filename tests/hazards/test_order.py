@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from shmstream import BlobAborted, BlobStreamer, DigestMismatch, InFlightCopier, WriterDied
+from shmstream import (
+    BlobAborted,
+    BlobStreamer,
+    DigestMismatch,
+    InFlightCopier,
+    SizeMismatch,
+    WriterDied,
+)
 from shmstream.stream import doorbell
 from shmstream.stream.claims import reap_unread
-from shmstream.stream.control_block import Block, Slot, State, Text, Word, fields_of
+from shmstream.stream.control_block import TERMINAL, Block, Slot, State, Text, Word, fields_of
 from shmstream.stream.partial import partial_path
 from shmstream.stream.resumable_writer import ResumableStreamer
 from shmstream.stream.subscribers import Subscribers
@@ -259,6 +267,30 @@ def test_a_handover_whose_ring_is_taken_with_those_of_bytes_is_looked_for(
             reader.read1()
     reap_unread(streamer.name)
     os.unlink(partial_path(blob))
+
+
+@pytest.mark.parametrize(("size", "given"), [(4, b"them"), (9, b"some"), (3, b"some"), (4, b"")])
+def test_a_warning_comes_before_readers_can_see_an_abort(
+    blob: str, size: int, given: bytes
+) -> None:
+    """The bytes are others, too few, too many; or the source fails."""
+    digest = f"sha256:{hashlib.sha256(b'some').hexdigest()}"
+    with ResumableStreamer.create(blob, digest=digest, size=size) as streamer:
+        warned: list[tuple[BlobAborted, State]] = []
+        streamer.warn_by(lambda error: warned.append((error, streamer.state)))
+
+        def source() -> Iterator[bytes]:
+            if not given:
+                raise ConnectionResetError("peer went away")
+            yield given
+
+        with pytest.raises((BlobAborted, ConnectionResetError)):
+            streamer.transfer(source())
+        [(error, state)] = warned
+        assert state not in TERMINAL
+        assert streamer.state == State.ABORTED
+    kinds = {b"them": DigestMismatch, b"some": SizeMismatch, b"": BlobAborted}
+    assert type(error) is kinds[given]
 
 
 def test_a_view_loads_the_state_before_what_it_makes_final(
