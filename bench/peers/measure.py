@@ -110,7 +110,7 @@ class Stage:
         told = ask_all(self.crew, PROCESSES, proxy.port, queues, hashing=False, patience=_PATIENCE)
         for answer in (each for answers in told for each in answers):
             if answer.ending != Ending.WHOLE:
-                raise CheckFailed(f"warming up failed: {answer}")
+                raise CheckFailed(f"warming up failed: {answer}: {proxy.said()}")
 
 
 class Watch(Closing):

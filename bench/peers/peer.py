@@ -33,6 +33,7 @@ WORKERS = 2
 PLENTY = 4 * GIB
 """Bytes that a cache may take where nothing else is said."""
 
+_SAID = 2000  # characters of what a program says
 _REST = 0.2  # s ...
 _CALM = 0.02  # ... in which a program at rest uses less than so much CPU, in s
 
@@ -128,6 +129,7 @@ class Proxy(Closing):
         """
         self._stack = ExitStack()
         self._servers: list[Server] = []
+        self._folder = folder
         folder.mkdir()
         folder.chmod(0o777)
         with self._stack as stack:
@@ -170,9 +172,18 @@ class Proxy(Closing):
         """All of them, as of now."""
         return [each for server in self._servers for each in server.processes()]
 
+    def said(self) -> str:
+        """The last that its programs have said, for the message of a failure."""
+        paths = [self._folder / name for name in ("said", "error.log")]
+        return "".join(_end_of(path) for path in paths if path.exists())
+
     def close(self) -> None:
         """End it. Idempotent."""
         self._stack.close()
+
+
+def _end_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")[-_SAID:]
 
 
 def installed(program: str, package: str) -> str:
