@@ -34,6 +34,7 @@ from shmstream.registry.settings import Settings
 
 _LAST_REQUESTS = 0.5  # s; in which a connection that was just taken has its request here
 _TELL = 0.1  # s; from one look at the count of connections to the next one
+_IDLE = 75  # s; how long a connection is kept without a request. nginx keeps its own for 60 s.
 _DATE = 1.0  # s; from one header `Date` to the next one
 _ANSWER = 10.0  # s; in which the supervisor says whether this worker is to leave
 _UNASKED = 2  # connections for each that `max_connections` allows; those beyond it get a 503
@@ -87,7 +88,7 @@ def configuration(settings: Settings, app: Served) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         limit_concurrency=settings.max_connections,
-        timeout_keep_alive=60,
+        timeout_keep_alive=_IDLE,
         timeout_graceful_shutdown=round(settings.grace),
         ssl_certfile=settings.certfile,
         ssl_keyfile=settings.keyfile,
