@@ -670,8 +670,10 @@ class Leader:
         streamer.while_held(partial(self._begin_journal_with, kept))
         streamer.keeps = keeps
         if place.is_named and place.expects:
-            self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
-        if place.is_named:
+            with self._layout.replacing(place):
+                self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
+                self._write_record(None)
+        elif place.is_named:
             self._write_record(None)
         if place.size is not None:
             streamer.withhold()

@@ -29,7 +29,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,7 @@ from shmstream.events import Event, EventKind
 from shmstream.flight.cancelling import REASON, watch
 from shmstream.flight.naming import naming, told
 from shmstream.flight.space import Space
-from shmstream.sources.base import Description
+from shmstream.sources.base import UNKNOWN, Description
 from shmstream.storage.folder import trouble
 from shmstream.storage.journal import Journal
 from shmstream.storage.record import Record
@@ -126,14 +127,29 @@ class Producer:
 
     def _announce(self) -> None:
         place, streamer = self.place, self.streamer
-        if place.is_named and Record.read(place.record) is None:
-            self._write_record(None)
+        if place.is_named:
+            if Record.read(place.record) is None or not os.path.lexists(place.path):
+                self._write_record(None)  # a record without a blob is of one that was evicted
+            streamer.move_within(self._replacing)
         self._journal.begin(self._about)
         streamer.set_metadata(self._about.to_text(Block.metadata.capacity))
         if place.size is not None:
             streamer.set_size(place.size)
             streamer.withhold()
         self._space.take(0 if place.size is None else min(place.size, 1))
+
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Take back what is recorded of an older blob before the new one has its place.
+
+        Between the rename and the new record, the new blob would count as the old one.
+        """
+        place = self.place
+        with self._layout.replacing(place):
+            if Record.read(place.record) != Record(place.key, None, self._about):
+                unknown = Record(place.key, None, UNKNOWN)
+                unknown.write(place.record, durable=self.streamer.durable)
+            yield
 
     def append(self, data: bytes | bytearray | memoryview, count: int) -> None:
         """Append the `count` bytes of `data`. A failure aborts.

@@ -16,7 +16,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shmstream.errors import (
     CannotStart,
@@ -31,7 +31,7 @@ from shmstream.storage.folder import MARK
 from shmstream.storage.gc import doorbells_of, is_abandoned
 from shmstream.storage.journal import Journal
 from shmstream.storage.layout import RECORD, Entry, Layout, algorithm_at, digest_at
-from shmstream.storage.record import Heading, Record
+from shmstream.storage.record import Heading
 from shmstream.stream import doorbell, segment
 from shmstream.stream.control_block import Block
 from shmstream.stream.digest import digest_of
@@ -192,7 +192,7 @@ def _check_blob(
             return [Finding("damaged", entry.path + RECORD, told)]
         digest = heading.digest
         if digest is None and verify is not False:
-            _complete(layout, entry.path, heading.record)
+            _complete(layout, entry.path, heading.key)
     if verify is False or digest is None:
         return []
     if verify is None and is_sealed(entry.path, entry.facts, digest):
@@ -206,19 +206,18 @@ def _check_blob(
     return [] if got == digest else [Finding("damaged", entry.path, f"its digest is {got}")]
 
 
-def _complete(layout: Layout, path: str, record: Record) -> None:
+def _complete(layout: Layout, path: str, key: str) -> None:
     """Record the digest of a named blob that its flight has not hashed, and seal the blob.
 
     Its leader was killed before it could do so, or its store leaves the digest out.
     """
-    place = layout.place(record.key)
+    place = layout.place(key)
     with _opened(path) as fd:
         if fd is None or layout.is_read_only or is_hollow(fd):
             return
         digest = digest_of(fd, place.algorithm)
         with suppress(OSError):  # gone, or no room for it: the next check tries again
-            if os.path.samestat(os.stat(path), os.fstat(fd)):
-                replace(record, digest=digest).write(place.record)
+            if layout.note_digest(place, fd, digest):
                 os.fdatasync(fd)
                 seal(fd, digest)
 

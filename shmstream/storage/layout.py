@@ -20,13 +20,14 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import stat
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -332,10 +333,46 @@ class Layout:
         got = None if record is None else record.digest
         if got is None or got.partition(":")[0] != place.algorithm:
             got = digest_of(fd, place.algorithm)
-            if record is not None:
-                with suppress(OSError):  # then it is hashed the next time, too
-                    replace(record, digest=got).write(place.record)
+            with suppress(OSError):  # then it is hashed the next time, too
+                self.note_digest(place, fd, got)
         return None if got == place.digest else f"its digest is {got}, not {place.digest}"
+
+    def note_digest(self, place: Place, fd: int, digest: str) -> bool:
+        """Record the digest of the named blob that is open as `fd`; whether that was possible.
+
+        To hash a blob takes a while, in which another process may replace it:
+
+            this process                              the other one (`replacing`)
+            1 locks the old blob, or gives up         1 waits for the lock of the old blob
+            2 is the old blob still at its path?      2 records that no digest is known
+            3 records the digest                      3 renames the new blob to the path
+            4 unlocks                                 4 unlocks, and records what the new blob is
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        with ExitStack() as stack:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.callback(fcntl.flock, fd, fcntl.LOCK_UN)
+            except BlockingIOError:
+                return False
+            except OSError:  # the file system has no such locks
+                pass
+            record = self._record_of(place, fd)
+            if record is not None:
+                replace(record, digest=digest).write(place.record)
+            return record is not None
+
+    @contextmanager
+    def replacing(self, place: Place) -> Iterator[None]:
+        """Meanwhile no process records a digest of the complete blob, if there is one."""
+        with ExitStack() as stack:
+            with suppress(OSError):  # there is none, or the file system has no such locks
+                fd = open_file(place.path)
+                stack.callback(os.close, fd)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
 
     def size_of(self, path: str) -> int:
         """The length of a file in bytes; -1 if there is no such file."""

@@ -7,6 +7,9 @@ bring blobs into a store: `ResumableStreamer` for downloads, and the streamer of
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from shmstream.errors import BlobAborted, DamagedSegment
 from shmstream.stream.control_block import UNKNOWN, State
 from shmstream.stream.seal import seal
@@ -15,6 +18,8 @@ from shmstream.stream.writer import BlobStreamer
 
 class DescribedStreamer(BlobStreamer):
     """A `BlobStreamer` with a description of its blob, which is sealed when it is committed."""
+
+    _about_to_move: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def set_size(self, size: int) -> None:
         """Set the blob's size in bytes, as soon as the source tells it.
@@ -41,6 +46,13 @@ class DescribedStreamer(BlobStreamer):
         with self._lock:
             self._check_open()
             self._file.reserve(min(size, self._limit))
+
+    def move_within(self, moving: Callable[[], AbstractContextManager[None]]) -> None:
+        """Within `moving()` the complete blob gets its final name. In this process."""
+        self._about_to_move = moving
+
+    def _moving(self) -> AbstractContextManager[None]:
+        return self._about_to_move()
 
     def withhold(self) -> None:
         """Withhold the last chunk until the commit, though no digest was given. In this process."""
