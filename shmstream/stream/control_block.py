@@ -39,7 +39,6 @@ reader has come or gone since the last ring.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,7 +54,7 @@ VERSION = 1
 HEADER_SIZE = 8192
 SLOT_SIZE = 64
 MAX_SLOTS = 1 << 16
-_LOW_BYTES = slice(0 if sys.byteorder == "little" else 7, None, 8)  # of words, one after another
+_FIRST = 64  # bytes of memberships; readers take the first slots
 UNKNOWN = (1 << 64) - 1
 """The stored size of a blob whose size the writer does not know yet."""
 
@@ -520,8 +519,7 @@ class Block:
     def taken(self) -> dict[int, int]:
         """The slots that readers have, dead or alive: slot number -> generation."""
         with self.memberships() as words:
-            flags = words.tobytes()[_LOW_BYTES].rstrip(b"\0")  # most slots have never been taken
-            used = words[: len(flags)].tolist()
+            used = words[: _end_of_used(words.tobytes()) >> 3].tolist()
         return {index: word >> 8 for index, word in enumerate(used) if word & 1}
 
     def ever_taken(self) -> dict[int, int]:
@@ -628,9 +626,20 @@ class Slot:
 
 def generations_in(memberships: bytes) -> dict[int, int]:
     """The slots that a reader has ever taken, in the bytes of all membership words."""
-    end = -(-len(memberships.rstrip(b"\0")) // 8) * 8  # most slots have never been taken
+    end = _end_of_used(memberships)
     with memoryview(memberships[:end]) as used, used.cast("Q") as words:
         return {index: word >> 8 for index, word in enumerate(words) if word}
+
+
+def _end_of_used(memberships: bytes) -> int:
+    """Behind this byte, no slot was ever taken; most slots never are.
+
+    To compare 8 KiB with zeros takes a hundredth of the time that `rstrip` takes.
+    """
+    end, size = _FIRST, len(memberships)
+    while not memberships.endswith(bytes(max(size - end, 0))):
+        end *= 2
+    return min(end, size // 8 * 8)
 
 
 def is_path(text: bytes) -> bool:

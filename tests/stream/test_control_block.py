@@ -6,6 +6,7 @@ import itertools
 import mmap
 import os
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from shmstream.stream.control_block import (
     Word,
     chunks_in,
     fields_of,
+    generations_in,
 )
 from tools import generate
 
@@ -168,6 +170,25 @@ def test_what_is_stored_at_once_is_compared_once(
 )  # fmt: skip
 def test_chunks(published: int, chunk_size: int, size: int, chunks: int) -> None:
     assert chunks_in(published, chunk_size, size) == chunks
+
+
+@pytest.mark.parametrize("index", [0, 7, 8, 15, 16, 511, 999])
+def test_slots_are_found_wherever_readers_have_taken_them(index: int) -> None:
+    block = new_block(1000)
+    block.slots = 1000
+    assert block.taken() == block.ever_taken() == {}
+    block.slot(index).membership = (3, True)
+    assert block.taken() == block.ever_taken() == {index: 3}
+    block.slot(index).membership = (3, False)
+    assert block.taken() == {}
+    assert block.ever_taken() == {index: 3}
+
+
+@pytest.mark.parametrize("size", [0, 3, 8, 63, 65])
+def test_memberships_of_a_segment_that_was_cut_off_have_the_whole_words(size: int) -> None:
+    assert generations_in(bytes(size)) == {}
+    words = (1 << 8).to_bytes(8, sys.byteorder) + bytes(size)
+    assert generations_in(words) == {0: 1}
 
 
 def valid_block() -> Block:
