@@ -121,6 +121,7 @@ class Leader:
     failure: BaseException | None = None
     """Why it has ended without the blob, as this process knows it."""
     _fits: int | None = None  # a size that can be kept, as was just seen
+    _is_whole = False  # whether all bytes are here, and only the size is wrong
 
     def __init__(
         self,
@@ -176,7 +177,7 @@ class Leader:
         self._lanes = Lanes(
             place.key, self._download, streamer, self._ahead_file, connections, upkeep.max_bytes
         )
-        self._is_whole = False  # whether all bytes are here, and only the size is wrong
+        self._has_given_way = False
         self._read_block(state)
         self._heed(words, state)
         self.takes_a_seat: bool = False
@@ -189,7 +190,6 @@ class Leader:
         self._permit = permit
         self._noted = 0
         self._space = Space(streamer, upkeep, place.path)
-        self._has_given_way = False
         self._cancelled: BlobAborted | None = None
         self._over = threads.Flag()
         self._thread: threading.Thread | None = None

@@ -4,6 +4,7 @@ never stand beside the new ones.
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_while_its_digest_is_recorded(monkeypatch: pytest.MonkeyPatch, store: St
     write = Record.write
     replacing = threading.Thread(target=produce, args=[store])
     waits = threading.Event()
-    lock = layout.fcntl.flock
+    lock = fcntl.flock
 
     def locking(fd: int, how: int) -> None:
         if threading.current_thread() is replacing:
@@ -116,7 +117,7 @@ def test_while_its_digest_is_recorded(monkeypatch: pytest.MonkeyPatch, store: St
             assert waits.wait(60)
         write(self, path, durable=durable)
 
-    monkeypatch.setattr(layout.fcntl, "flock", locking)
+    monkeypatch.setattr(fcntl, "flock", locking)
     monkeypatch.setattr(Record, "write", write_slowly)
     with store.open(NAME, digest=OF_OLD) as blob:
         assert blob.read() == OLD
