@@ -112,7 +112,6 @@ class KeptProtocol(Protocol):
         self._is_anothers = False  # the response was made by another worker, which has ended
         self._is_late = False  # a response is complete, and waits for the kernel to take it
         self._is_ending = False  # the server stops: this is the last response
-        self._was_there = False  # this process is about to be woken for bytes that it has read
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
         self._held = b""  # the head of a response, before the first part of its body
@@ -157,9 +156,6 @@ class KeptProtocol(Protocol):
             self._look_behind()
             return
         try:
-            was_there, self._was_there = self._was_there, False
-            if was_there and not tcp.has_ended(self._socket):
-                return  # of a lost connection it is told only once: that may be this call
             data = self._socket.recv(_LOOK, socket.MSG_PEEK)
             if (size := len(data)) == _LOOK:
                 data = self._socket.recv(_LOOK_AGAIN, socket.MSG_PEEK)
@@ -402,9 +398,7 @@ class KeptProtocol(Protocol):
             self._sent = self._end_of_it
         try:
             self._take(self._request)
-            self._was_there = self._low == 1
-            if not self._was_there:
-                self._wake_at(1)
+            self._wake_at(1)
         except OSError:
             self.transport.abort()
         if not self.flow.read_paused:
