@@ -144,6 +144,8 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._is_let_go = False  # the connection is lost, or another protocol has it
         self._is_first = True  # no bytes of the response's file were sent yet
         self._connection = -1  # its descriptor
+        self._is_plain = False  # zero-copy bodies are possible
+        self._hosts: list[bytes] = []  # one valid host, of an earlier request
         self._file = -1  # a duplicate
         self._passed = 0  # bytes that the kernel sent, past the transport
         self._when_lost: set[Callable[[], object]] = set()
@@ -162,14 +164,12 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         connection = transport.get_extra_info("socket")
         if connection is not None:
             self._connection = connection.fileno()
-        if self._is_plain():
+        self._is_plain = self.zero_copy and self.scheme == "http" and self._connection >= 0
+        if self._is_plain:
             transport.set_write_buffer_limits(0)  # `drain` then waits until the buffer is empty
         if self.congestion and self.client is not None and self.server is not None:
             congestion.suit(connection, self.server, self.client)
         self._expect_head()
-
-    def _is_plain(self) -> bool:
-        return self.zero_copy and self.scheme == "http" and self._connection >= 0
 
     def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -262,15 +262,14 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Parse what has come, as long as there is room for the requests in it."""
         data, position = self._unparsed, 0
         end = len(data)
-        if self.transport.is_closing():
-            position = end
         while position < end and len(self.pipeline) < self.most_queued:
+            if self._is_let_go or self.transport.is_closing():
+                position = end  # nobody wants the rest
+                break
             size = _PIECE
             if self._body_left:
                 size = max(_PIECE, min(self._body_left, _PIECE_OF_BODY))
             position += self._parse_piece(data[position : position + size])
-            if self._is_let_go or self.transport.is_closing():
-                position = end  # nobody wants the rest
         self._unparsed = data[position:]
 
     def _parse_piece(self, piece: bytes) -> int:
@@ -324,7 +323,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         elif lengths[0].isdigit() and len(lengths) == 1:  # the parser has checked the number
             self._body_left = int(lengths[0])
         extensions: dict[str, dict[object, object]] = {SERVER: server}
-        if self._is_plain():
+        if self._is_plain:
             extensions[ZERO_COPY] = {}
         self.scope["extensions"] = extensions
         super().on_headers_complete()
@@ -332,7 +331,11 @@ class Protocol(httptools_impl.HttpToolsProtocol):
     def _is_one_host(self, hosts: list[bytes]) -> bool:
         if not hosts:
             return self.parser.get_http_version() != "1.1"
-        return len(hosts) == 1 and _HOST.fullmatch(hosts[0].strip()) is not None
+        if hosts != self._hosts:
+            if len(hosts) != 1 or _HOST.fullmatch(hosts[0].strip()) is None:
+                return False
+            self._hosts = hosts
+        return True
 
     def on_body(self, body: bytes) -> None:
         """A part of the request's body. After a refusal it is dropped."""

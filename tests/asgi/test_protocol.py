@@ -166,6 +166,19 @@ def test_a_request_names_one_host(server: Server, store: Store) -> None:
             assert client.file.readline().split()[1] == b"%d" % expected
 
 
+def test_each_request_of_a_connection_names_one_host(server: Server, store: Store) -> None:
+    """That the request before it did so is not enough."""
+    store.fetch(KEY, [DATA])
+    for hosts in ([], [b"a", b"a"], [b"a b"]):
+        with Client(server) as client:
+            for each, expected in (([b"a"], 200), ([b"a"], 200), ([b"b"], 200), (hosts, 400)):
+                lines = b"".join(b"Host: %b\r\n" % host for host in each)
+                client.send(b"HEAD /blob/%b HTTP/1.1\r\n%b\r\n" % (KEY.encode(), lines))
+                assert client.file.readline().split()[1] == b"%d" % expected
+                while client.file.readline().strip():
+                    pass
+
+
 def test_a_head_is_not_late_while_an_answer_is_under_way(server: Server, origin: Origin) -> None:
     """The server does not read while it answers, so the head may have come unread."""
     origin.change("/blob", stall_after=MIB)

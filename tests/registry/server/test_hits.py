@@ -16,7 +16,7 @@ from tests.support.stores import digest
 
 SIZE = 64 << 10
 KEY = digest(1, SIZE)
-MOST = 219
+MOST = 214
 """Some 45 of these are of uvicorn, and 15 of system calls."""
 
 
