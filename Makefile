@@ -53,15 +53,15 @@ docs: $(VENV)/.docs-ready  ## make the pages of tables in the code anew, and the
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.ready  ## the measurements behind the README's figures
-	$(BIN)/python -m bench.stream --json bench/stream.json
+	$(BIN)/python -m bench.stream --json bench/stream.json --docs docs/costs.md
 	$(BIN)/python -m bench.flight --json bench/flight.json --charts bench/charts
 
 bench-quick: $(VENV)/.ready  ## whether the measurements still run; a minute
 	$(BIN)/python -m bench.stream --quick
 	$(BIN)/python -m bench.flight --quick
 
-bench-many: $(VENV)/.ready  ## 50,000 files in /dev/shm, 100,000 blobs, 1,000 flights, 2,000 clients
-	$(BIN)/python -m bench.many $(BENCH)
+bench-many: $(VENV)/.ready  ## 50,000 files in /dev/shm, 100,000 blobs, 1,000 flights, into docs/costs.md
+	$(BIN)/python -m bench.many --docs docs/costs.md $(BENCH)
 
 bench-peers: $(VENV)/.ready  ## beside nginx, Varnish, Squid, Traffic Server; BENCH=--resume goes on
 	$(BIN)/python -m bench.peers $(BENCH)
