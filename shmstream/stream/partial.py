@@ -21,9 +21,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -148,8 +149,9 @@ class PartialFile:
         self._lock = lock
         self._durable = durable
         self._writeback = Writeback(lock.fd, size) if durable else None
-        self._changing: AbstractContextManager[None] = (
-            nullcontext() if block is None else Changing(lock, block)
+        # Without a block nothing is noted. To enter a lock runs no Python, unlike a `nullcontext`.
+        self._changing: AbstractContextManager[object] = (
+            threading.RLock() if block is None else Changing(lock, block)
         )
         self._name = name
         self._final = path
@@ -173,11 +175,11 @@ class PartialFile:
         try:
             self._check()
             with self._changing:
-                written = os.write(self.fd, data)
+                written = os.write(self._lock.fd, data)
                 if written < count:
                     with memoryview(data) as whole, whole.cast("B") as view:
                         while written < count:
-                            written += os.write(self.fd, view[written:])
+                            written += os.write(self._lock.fd, view[written:])
         except BufferError as error:
             raise TypeError("data is one contiguous buffer; this one has gaps") from error
         except OSError:
@@ -196,7 +198,7 @@ class PartialFile:
         self._check()
         try:
             with self._changing:
-                count = move(self.fd, limit)
+                count = move(self._lock.fd, limit)
         except OSError:
             with naming_shortages_beside(self._name, self.path):
                 raise
@@ -210,7 +212,7 @@ class PartialFile:
 
     def _check(self) -> None:
         """Go to the end of the file, which must be where the last write left it."""
-        if os.lseek(self.fd, 0, os.SEEK_END) != self.size:
+        if os.lseek(self._lock.fd, 0, os.SEEK_END) != self.size:
             raise self._damaged(f"was truncated or written to (it had {self.size} bytes)")
 
     def reserve(self, size: int) -> None:

@@ -140,7 +140,7 @@ class ResumableStreamer(DescribedStreamer):
             if self._digest is not None:
                 self._digest.update(self._file.size)
             if (publishable := self._publishable()) > 0:
-                self._store_published(publishable)
+                self._store_published(self._block.at_once(), publishable)
             self._begin()
             if publishable > 0:
                 self._publish()

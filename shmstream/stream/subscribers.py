@@ -125,8 +125,9 @@ def _claim(block: Block, lock: KernelLock, name: str) -> Slot:
 class Subscriber:
     """One reader, as the writer sees it: its slot, the bytes it has read, and its process.
 
-    `lag` is the number of published bytes that it has not read yet. `sources` is a number that
-    readers with other sources have not; 0 if it has no source.
+    `position` is exact while the reader waits for bytes. Else it has read up to 64 KiB more. `lag`
+    is the number of published bytes beyond `position`. `sources` is a number that readers with
+    other sources have not; 0 if it has no source.
     """
 
     slot: int
@@ -161,16 +162,24 @@ class Subscribers:
         """Whether one of the readers reads for another host, as the last ring found."""
         return bool(self._ahead)
 
-    def ring(self) -> None:
-        """Wake every reader, until it is closed. Never blocks, never fails."""
+    def ring(self) -> bool:
+        """Wake every reader, until it is closed; whether readers have come or gone since the last
+        ring. Never blocks, never fails.
+
+        A reader that is woken on this processor may run only after this process waits for
+        something, so there is little to do after the rings.
+        """
         if self._is_closed:
-            return
+            return False
         _post(self._rings)
         memberships = self._memberships.tobytes()
-        if memberships != self._seen:
+        has_changed = memberships != self._seen
+        if has_changed:
             self._seen = self._latest = memberships
             _post(self._follow())
-        self.tell_here()
+        if self.here is not None:
+            self.here()
+        return has_changed
 
     def last_taken(self) -> dict[int, int]:
         """As `Block.ever_taken` at the last ring, for a block that was cut off since."""

@@ -308,21 +308,25 @@ class BlobStreamer:
     def _publish(self) -> None:
         """Publish all bytes that may be published, and wake the readers.
 
-        The rings come last, because a woken reader may take this processor at once. If another
-        program has damaged the block, the next append raises that.
+        Little comes after the rings, because a woken reader may take this processor at once, or
+        only once this process waits. If another program has damaged the block, the next append
+        raises that.
         """
         with self._lock:
             self._pacer.published()
-            if self._streaming and not self._block.is_sound:
+            if not self._streaming:
+                return
+            block = self._block.if_sound()
+            if block is None:
                 self._streaming = False
-            if self._streaming:
-                self._subscribers.look_after_one()
-                self._store_published(self._publishable())
-                self._subscribers.ring()
+                return
+            self._store_published(block, self._publishable())
+            if self._subscribers.ring():
                 self._pacer.hurry(hurries=self._subscribers.have_ahead)
+            self._subscribers.look_after_one()
 
-    def _store_published(self, published: int) -> None:
-        block = self._block.at_once()
+    def _store_published(self, block: Block, published: int) -> None:
+        """Store that so many bytes can be read, in a block whose size was just compared."""
         block.published = self._published = published  # I1, I2: all these bytes are in the file
         block.chunk_count = chunks_in(published, self._chunk_size, self._limit)
         block.progress = time.monotonic_ns()
@@ -420,7 +424,7 @@ class BlobStreamer:
                 self.abort(error)
                 raise
             self._block.size = self._limit = self._file.size  # I3
-            self._store_published(self._file.size)
+            self._store_published(self._block.at_once(), self._file.size)
             self._streaming = False
             self._block.advance(State.COMMITTED, self.name)
             self._subscribers.ring()
