@@ -142,7 +142,6 @@ class GuardedCopier(InFlightCopier):
                 raise Unproved(self.name, self.position)
             if is_over or min(seen, self._free()) >= want:
                 return self.published
-            self._tail.note(seen)
             self._ask(seen, seen + 1)
 
 

@@ -296,7 +296,7 @@ class Block:
     @property
     def is_sound(self) -> bool:
         """Whether its writer can tell readers anything: it is whole, and has a known state."""
-        return self.is_whole and self._words[Block.state.offset >> 3] <= State.ABORTED
+        return self.if_sound() is not None
 
     def at_once(self) -> Block:
         """The block for several loads or stores in a row, all of them made now.
@@ -311,7 +311,9 @@ class Block:
 
     def if_sound(self) -> Block | None:
         """As `at_once`; None if it is not sound."""
-        return (self._compared or self._bare()) if self.is_sound else None
+        if not self.is_whole or self.load_state() > State.ABORTED:
+            return None
+        return self._compared or self._bare()
 
     def _bare(self) -> Block:
         """The same memory, without comparisons."""
@@ -584,7 +586,7 @@ class Slot:
         "reader",
         "read",
         "",
-        "bytes that it has read: for people, not for correctness",
+        "bytes that it has read (up to 64 KiB less, unless it waits): for people only",
     )
     sources: Word = Word(
         32,

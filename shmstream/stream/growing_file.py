@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _BUFFER = 64 * 1024  # bytes; the most that one step of an iteration yields
+_NOTED = 64 * 1024  # bytes from one call of `_note` to the next one
 _SPAN = 4 << 20  # bytes; the most that `copy` moves before it notes its position
 
 
@@ -46,6 +47,7 @@ class GrowingFile(ReadOnly, io.RawIOBase):
 
     _instead = "its writer alone appends to it, a `BlobStreamer`"
     _fd = -1
+    _noted = 0  # the position that `_note` was last called with
     position: int
     """Bytes from the beginning of the blob to what is read next; the same as `tell()`."""
 
@@ -73,7 +75,7 @@ class GrowingFile(ReadOnly, io.RawIOBase):
         """Wait until `want` bytes or the end are published; how many are: see `Tail.readable`."""
 
     def _note(self, position: int) -> None:
-        """Called with the new position after every read."""
+        """Called with the new position after a read, when it has changed by some 64 KiB."""
 
     @abstractmethod
     def _too_short(self) -> DamagedPartial:
@@ -236,7 +238,9 @@ class GrowingFile(ReadOnly, io.RawIOBase):
         if count == 0:
             raise self._too_short()
         self.position += count
-        self._note(self.position)
+        if abs(self.position - self._noted) >= _NOTED:
+            self._noted = self.position
+            self._note(self.position)
         return count
 
     # Seeking.

@@ -293,7 +293,6 @@ class InFlightCopier(GrowingFile):
         self._check_open()
         published, before = self.published, -1
         while before < published < want:  # if no more came, the blob is complete
-            self._tail.note(published)  # a reader that waits for more lags behind nothing
             before, published = published, self._ask(published, published + 1)
         return published
 
@@ -316,7 +315,11 @@ class InFlightCopier(GrowingFile):
         """Wait until `want` bytes or the end are published; how many are: see `Tail.readable`."""
         if self._closed is not None:
             raise StreamClosed(self.name, self._closed)
-        readable = self._ask(self.position, want)
+        try:
+            readable = self._tail.readable(self.position, want)
+        except (ValueError, OSError):  # as in `_ask`, without its frame
+            self._check_open()
+            raise
         if not self._is_settled:
             self._settle()
         return readable

@@ -3,7 +3,8 @@
 Every way of reading asks `Tail.readable`: how many bytes of the blob may be read now? It answers
 at once if the bytes that the reader wants are published. Otherwise it waits:
 
-    1 load `published`; if it is enough, answer
+    1 load `published`; if it is enough, answer. Bytes up to there need no look at the block from
+      then on, because `published` never decreases (I1)
     2 load the state; if it is terminal, load `published` again, and conclude
     3 look at the writer's lock, in any of these cases:
         - it is the first round;
@@ -96,6 +97,7 @@ class Tail:
         """Loads how many bytes can be read. The caller requires that the block is whole."""
         if not subscribes_late:
             self._subscribe()
+        self._known = 0  # bytes that were published when it last looked (I1)
         self._next_look = 0.0
         self._writer: Identity | None = None  # whose end `_watch` tells
         self._watch: Watch | None = None
@@ -132,9 +134,16 @@ class Tail:
             DamagedSegment: another program has cut the shared memory off, or written to it.
             NoFreeSlot, OutOfResources: as the constructor, if this reader subscribes late.
         """
+        if want <= self._known:
+            return self._known
         self._block.require_whole()
+        if self._subscription is not None:
+            self._subscription.store_position(position)
         published = self.load()
-        return published if published >= want else self._wait(position, want, published)
+        if published < want:
+            published = self._wait(position, want, published)
+        self._known = published
+        return published
 
     def _wait(self, position: int, want: int, published: int) -> int:
         if self._subscription is None:

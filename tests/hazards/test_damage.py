@@ -212,6 +212,7 @@ def tries(act):
         return "cut off from" in str(error)
 
 for reader in readers:
+    assert reader.read(990) == bytes(990)  # they were published when it looked last
     for act in (
         lambda: reader.read(10), lambda: reader.read1(), lambda: reader.copy(io.BytesIO()),
         lambda: reader.published, lambda: reader.state, lambda: reader.view(), reader.wait,

@@ -194,6 +194,43 @@ def test_fewer_bytes_are_never_the_end_of_a_broken_stream(blob: str, end: str) -
                 next(copier)
 
 
+def test_bytes_that_are_known_to_be_published_are_read_without_the_block(
+    blob: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as copier:
+            streamer.append(bytes(1 << 20))
+            looks = []
+            load = copier._tail.load
+
+            def look() -> int:
+                looks.append(copier.tell())
+                return load()
+
+            monkeypatch.setattr(copier._tail, "load", look)
+            behind = []
+            while copier.tell() < 1 << 20:
+                assert len(copier.read(4096)) == 4096
+                [told] = streamer.statistics().subscribers
+                behind.append(copier.tell() - told.position)
+            assert 0 <= min(behind) <= max(behind) < 64 * 1024
+            assert looks == [0]
+        streamer.commit()
+
+
+def test_a_reader_that_waits_tells_exactly_what_it_has_read(blob: str) -> None:
+    with BlobStreamer.create(blob, publish_interval=0) as streamer:
+        with InFlightCopier.attach(streamer.name) as copier:
+            streamer.append(bytes(20))
+            copier.read(20)
+            waiter = threading.Thread(target=copier.read, args=(1,))
+            waiter.start()
+            wait_until(lambda: streamer.statistics().subscribers[0].position == 20)
+            streamer.append(b"1")
+            waiter.join()
+        streamer.commit()
+
+
 def test_what_a_copier_tells(blob: str) -> None:
     with BlobStreamer.create(blob, size=104, chunk_size=5, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name) as copier:
@@ -205,7 +242,7 @@ def test_what_a_copier_tells(blob: str) -> None:
             assert (copier.position, copier.published, copier.chunk_count) == (20, 52, 10)
             assert (copier.size, copier.state.name) == (104, "STREAMING")
             [subscriber] = streamer.statistics().subscribers
-            assert (subscriber.position, subscriber.lag) == (20, 32)
+            assert (subscriber.position, subscriber.lag) == (0, 52)  # it tells of few bytes later
             assert subscriber.identity.pid == os.getpid()
             assert "python" in str(subscriber.identity)
             assert "at 20, 52/104" in repr(copier)
