@@ -62,7 +62,7 @@ def measure(options: Options) -> list[Row]:
         taken.touch()
         following = partial(calls_of_asyncio, folder, str(taken), wakes)
         _, of_asyncio = crew.run([partial(write_pieces, folder, str(taken), wakes), following])
-    bounds = {"a reader": 25, "asyncio, the thread for all tasks": 72}
+    bounds = {"a reader": 22, "asyncio, the thread for all tasks": 66}
     return [
         Row(
             section="calls",

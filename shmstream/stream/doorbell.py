@@ -155,29 +155,29 @@ class Doorbell:
         )  # fmt: skip
 
     def wait(self, seconds: float) -> int:
-        """Wait for a ring, at most `seconds`, and take all rings that have come; how many.
+        """Take all rings that have come; if there are none, wait for one, at most `seconds`.
 
-        0 when the time is over, and at most 65,536. A signal also ends the wait, after its handler
-        has run; then this returns 1, or raises what the handler raised.
+        How many it took: 0 when the time is over, and at most 65,536. A signal also ends the wait,
+        after its handler has run; then this returns 1, or raises what the handler raised.
         """
         pause = greenlets.pausing()
         deadline = time.clock_gettime_ns(_clock) + int(seconds * _NANOSECONDS)
         self._deadline.tv_sec = deadline // _NANOSECONDS
         self._deadline.tv_nsec = deadline % _NANOSECONDS
         self._busy = True  # from here on `close` leaves the unmapping to us
+        rings = 0
         try:
-            if self._closed:
-                return 1
-            if pause is not None:
-                if not self._poll(seconds, pause):
-                    return 0
-            elif _timedwait(*self._arguments):
-                return self._unrung(ctypes.get_errno())
-            rings = 1
-            # A signal handler, or a greenlet that forked meanwhile, may have closed it.
+            # Before the wait, because a reader that has slept has bytes to read. A signal handler
+            # may close it at any time.
             while rings < _ENOUGH and not self._closed and not _trywait(self._address):
                 rings += 1
-            return rings
+            if rings or self._closed:
+                return rings or 1
+            if pause is not None:
+                return int(self._poll(seconds, pause))
+            if _timedwait(*self._arguments):
+                return self._unrung(ctypes.get_errno())
+            return 1
         finally:
             self._busy = False
             if self._closed:

@@ -14,7 +14,8 @@ at once if the bytes that the reader wants are published. Otherwise it waits:
         - the writer's process has ended.
       If the lock is free, load the state again, because the writer may have finished and left
       meanwhile, and conclude
-    4 wait for a ring, at most a quarter of a second; take all rings that have come; go to 1
+    4 take all rings that have come; if there are none, wait for one, at most a quarter of a second;
+      go to 1
 
 A reader that finds enough in 1 leaves the rings for those bytes. Then its next wait ends at once,
 mostly without new bytes. `published` is loaded after the rings were taken, and a ring that comes
@@ -32,17 +33,19 @@ A ring that never comes costs a quarter of a second (I4). In 2 the order matters
 `published` before the state (I3), so the `published` that is loaded after a terminal state is
 final.
 
-A writer that hands the stream over rings twice, and the reader may take both rings in one wait:
+A reader that slept has taken one ring only, because it has bytes to read; the others end its next
+wait at once. A writer that hands the stream over rings twice, and a reader that did not sleep may
+take both rings in one wait:
 
     writer                                  reader
     publishes, rings
-                                            wakes
     unlocks the header, rings
                                             takes both rings, and answers with the bytes
                                             comes for more: the rings were two, so it looks
 
-If the second ring comes later than that, the next wait takes it, without new bytes: so it looks. If
-an old ring was left, the wait takes the first ring with it, or the second without new bytes.
+If the reader slept, or if the second ring comes later than that, the next wait takes it, without
+new bytes: so it looks. If an old ring was left, the wait takes the first ring with it, or the
+second without new bytes.
 
 A writer that was killed cannot ring. So before the first look at its lock, the reader asks
 `system/exit_watcher` to ring the doorbell when the writer's process has ended. The kernel frees the

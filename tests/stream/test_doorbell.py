@@ -205,16 +205,17 @@ def test_a_child_forked_while_doorbells_are_made_can_make_its_own() -> None:
 
 def test_a_bell_that_is_closed_between_two_rings(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by a signal handler that waits for the same bell and closes it."""
-    bell, timedwait = Doorbell(NAME), doorbell._timedwait
+    bell, trywait = Doorbell(NAME), doorbell._trywait
 
     def wait_and_be_interrupted(*arguments: object) -> int:
-        code = timedwait(*arguments)
-        monkeypatch.setattr(doorbell, "_timedwait", timedwait)
-        assert bell.wait(0) == 0
+        code: int = trywait(*arguments)
+        monkeypatch.setattr(doorbell, "_trywait", trywait)
+        assert bell.wait(0) == 1
         bell.close(unlink_name=True)
         return code
 
-    monkeypatch.setattr(doorbell, "_timedwait", wait_and_be_interrupted)
+    monkeypatch.setattr(doorbell, "_trywait", wait_and_be_interrupted)
+    bell.ring()
     bell.ring()
     assert bell.wait(60) == 1
     with pytest.raises(posix_ipc.ExistentialError):

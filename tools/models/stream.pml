@@ -589,7 +589,7 @@ wait:
     STEP(posts[me] = 0);
 #endif
     STEP(asleep[me] = true; wanted[me] = WANT);
-    if                             /* one ring, then all others that have come */
+    if                             /* all rings that have come, or one for which it slept */
     :: atomic { ALIVE && posts[me] > 0 ->
                 posts[me]--; must = true; many = false; asleep[me] = false; wanted[me] = 0 }
 #ifdef BUG_LOADS_BEFORE_ALL_RINGS_ARE_TAKEN
@@ -598,7 +598,10 @@ wait:
 #ifdef BUG_NO_LOOK_AFTER_MANY_RINGS
         STEP(posts[me] = 0);
 #else
-        STEP(many = posts[me] > 0; posts[me] = 0);
+        if
+        :: STEP(many = posts[me] > 0; posts[me] = 0)
+        :: true
+        fi;
 #endif
     :: atomic { ALIVE -> asleep[me] = false; wanted[me] = 0 } /* a quarter of a second is over */
     :: DIES
