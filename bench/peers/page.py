@@ -30,10 +30,12 @@ _HEAD = """# Against the peers
 <!-- Written by `make bench-peers`. What people say to the figures is in bench/peers/why.toml. -->
 
 shmstream's server beside nginx, Varnish, Squid and Traffic Server, and beside what Python programs
-do without a server. All figures are of one run on one machine. Each program is started fresh for
-each measurement, and the programs take turns (A B C A B C); the figures are medians over {rounds}
-rounds. The congestion control of TCP is {control}. `make bench-peers` measures all of it again on
-any Debian machine (`apt-get install nginx-light varnish squid trafficserver`).
+do without a server. All figures are of one machine, and the end of the page tells when each part
+was measured. Each program is started fresh for each measurement, and the programs take turns
+(A B C A B C). The figures are medians over {rounds} rounds, and a ratio in the first table is the
+median of the ratios of the rounds. The congestion control of TCP is {control}. `make bench-peers`
+measures all of it again on any Debian machine
+(`apt-get install nginx-light varnish squid trafficserver`).
 
 **The figures are shares of this machine, so compare only within this page.** The clients, the
 origin and the peer share its {cores} processors.

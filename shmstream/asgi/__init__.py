@@ -8,6 +8,7 @@ headers       dates and names of files in headers
 body          sends the bytes as they arrive
 leaving       ends the work for a client that leaves
 statuses      which status an error means
+remembering   results of functions, up to a bound in bytes
 messages      the types of ASGI, names of extensions, short answers
 protocol      uvicorn's HTTP/1.1 protocol, with zero-copy bodies and bounds on slow clients
 congestion    the congestion control of a connection

@@ -16,9 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from shmstream.asgi.headers import http_date, read_date
+from shmstream.asgi.remembering import remembered
 from shmstream.stream.spelling import read_digest
 
 CONDITIONS = frozenset(("if-match", "if-none-match", "if-modified-since", "if-unmodified-since"))
@@ -44,7 +44,7 @@ class Answer:
     is_open: bool = False
 
 
-@lru_cache(maxsize=1024)  # many requests are for the same blob
+@remembered  # many requests are for the same blob
 def etag_of(key: str, validator: str | None = None) -> str | None:
     """The ETag of a blob: its key if that is a digest, else the validator of its source.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from functools import lru_cache
 from typing import Any
+
+from shmstream.asgi.remembering import remembered
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -43,7 +44,7 @@ async def start(
     await send({"type": "http.response.start", "status": status, "headers": pairs})
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _encoded(name: str, value: str) -> tuple[bytes, bytes]:
     """A header in bytes; most of those of a response are those of others, too."""
     return name.encode("latin-1"), value.encode("latin-1")

@@ -48,7 +48,7 @@ import sys
 import termios
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 try:
@@ -59,6 +59,7 @@ except ImportError as _missing:
 
 from shmstream.asgi import congestion
 from shmstream.asgi.messages import SERVER, ZERO_COPY
+from shmstream.asgi.remembering import remembered
 from shmstream.system import tcp
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class _Flow(flow_control.FlowControl):
             super().resume_reading()
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _line(name: bytes, value: bytes) -> bytes | None:
     """A header of a response as it is written; most of them are those of others, too.
 

@@ -129,7 +129,7 @@ class Producer:
         place, streamer = self.place, self.streamer
         if place.is_named:
             if Record.read(place.record) is None or not os.path.lexists(place.path):
-                self._write_record(None)  # a record without a blob is of one that was evicted
+                self._write_record(None)  # a record whose blob was evicted
             streamer.move_within(self._replacing)
         self._journal.begin(self._about)
         streamer.set_metadata(self._about.to_text(Block.metadata.capacity))

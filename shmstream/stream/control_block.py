@@ -634,9 +634,9 @@ def generations_in(memberships: bytes) -> dict[int, int]:
 
 
 def _end_of_used(memberships: bytes) -> int:
-    """Behind this byte, no slot was ever taken; most slots never are.
+    """Where the memberships end that readers have ever taken; most slots are never taken.
 
-    To compare 8 KiB with zeros takes a hundredth of the time that `rstrip` takes.
+    To compare 8 KiB with zeros takes far less time than `rstrip` takes.
     """
     end, size = _FIRST, len(memberships)
     while not memberships.endswith(bytes(max(size - end, 0))):

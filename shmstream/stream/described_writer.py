@@ -48,7 +48,7 @@ class DescribedStreamer(BlobStreamer):
             self._file.reserve(min(size, self._limit))
 
     def move_within(self, moving: Callable[[], AbstractContextManager[None]]) -> None:
-        """Within `moving()` the complete blob gets its final name. In this process."""
+        """Give the complete blob its final name within the context `moving()`. In this process."""
         self._about_to_move = moving
 
     def _moving(self) -> AbstractContextManager[None]:

@@ -436,7 +436,7 @@ class BlobStreamer:
                     self.digest = digest.finish()
 
     def _moving(self) -> AbstractContextManager[None]:
-        """What the blob gets its final name within."""
+        """A context; within it, the complete blob gets its final name."""
         return nullcontext()
 
     def _verify(self, digest: RunningDigest) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,7 +25,7 @@ SIZE = 100_000
 OLD, NEW = content(1, SIZE), content(2, SIZE + 1)
 OF_OLD, OF_NEW = f"sha256:{sha256(OLD)}", f"sha256:{sha256(NEW)}"
 NAME = "a name"
-Replace = Callable[[Store], None]
+Hashed = Callable[[ModuleType], None]
 
 
 @pytest.fixture(params=[True, False])
@@ -62,37 +63,35 @@ def is_new(store: Store) -> bool:
         return blob.read() == NEW
 
 
-@pytest.mark.parametrize("replace", [produce, download])
-def test_while_a_reader_hashes_it(
-    monkeypatch: pytest.MonkeyPatch, store: Store, replace: Replace
-) -> None:
-    put(store)
+@pytest.fixture(params=[produce, download])
+def replaced_when_hashed(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> Hashed:
+    """A function: once a module has hashed the blob, and before it does more, the blob is replaced.
+
+    This happens only the first time.
+    """
 
     def hash_slowly(fd: int, algorithm: str) -> str:
         digest = digest_of(fd, algorithm)
         monkeypatch.undo()
-        replace(store)
+        request.param(store)
         return digest
 
-    monkeypatch.setattr(layout, "digest_of", hash_slowly)
+    return lambda module: monkeypatch.setattr(module, "digest_of", hash_slowly)
+
+
+def test_while_a_reader_hashes_it(store: Store, replaced_when_hashed: Hashed) -> None:
+    put(store)
+    replaced_when_hashed(layout)
     with store.open(NAME, digest=OF_OLD) as blob:
         assert blob.read() == OLD
     assert is_new(store)
 
 
-@pytest.mark.parametrize("replace", [produce, download])
-def test_while_check_hashes_it(
-    monkeypatch: pytest.MonkeyPatch, store: Store, replace: Replace
-) -> None:
+def test_while_check_hashes_it(store: Store, replaced_when_hashed: Hashed) -> None:
     put(store)
-
-    def hash_slowly(fd: int, algorithm: str) -> str:
-        digest = digest_of(fd, algorithm)
-        monkeypatch.undo()
-        replace(store)
-        return digest
-
-    monkeypatch.setattr(check, "digest_of", hash_slowly)
+    replaced_when_hashed(check)
     assert store.check() == []
     assert store.check() == []
     assert is_new(store)

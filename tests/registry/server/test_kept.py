@@ -248,7 +248,7 @@ def test_clients_that_leave_before_their_answer(kept: Kept) -> None:
         known = {each.port for each in clients} & kept_ports(kept.serving)
         return not known and left_over(kept.serving) <= before
 
-    wait_until(are_gone, 40)  # idle connections are closed after 60 s
+    wait_until(are_gone, 40)  # sooner than idle connections are closed (75 s)
 
 
 def test_a_head_that_came_in_pieces(kept: Kept) -> None:
