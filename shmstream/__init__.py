@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from shmstream.sources.base import Description, Feed, Source
     from shmstream.sources.command import CommandSource
     from shmstream.sources.retries import Retries
-    from shmstream.storage.check import Finding
+    from shmstream.storage.check import Finding, Findings
     from shmstream.storage.flights import FlightInfo
     from shmstream.storage.stock import Stock, StoredBlob
     from shmstream.store import Store
@@ -97,6 +97,7 @@ __all__ = [
     "FailureKind",
     "Feed",
     "Finding",
+    "Findings",
     "FlightInfo",
     "ForeignSegment",
     "IllegalTransition",
@@ -148,7 +149,7 @@ _ROOMS: dict[str, str] = {
     "shmstream.sources.base": "Description Feed Source",
     "shmstream.sources.command": "CommandSource",
     "shmstream.sources.retries": "Retries",
-    "shmstream.storage.check": "Finding",
+    "shmstream.storage.check": "Finding Findings",
     "shmstream.storage.flights": "FlightInfo",
     "shmstream.storage.stock": "Stock StoredBlob",
     "shmstream.store": "Store",

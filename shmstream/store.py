@@ -49,7 +49,7 @@ from shmstream.sources.local import rereadable
 from shmstream.sources.retries import Retries
 from shmstream.sources.select import AnySource, as_sources, check_source
 from shmstream.storage import check, flights, gc
-from shmstream.storage.check import Finding
+from shmstream.storage.check import Findings
 from shmstream.storage.eviction import Upkeep
 from shmstream.storage.flights import FlightInfo
 from shmstream.storage.folder import default_folder, is_set, trouble
@@ -696,7 +696,7 @@ class Store:
             with listening(f"on_event failed at {event}"):
                 self._on_event(event)
 
-    def check(self, *, verify: bool | None = None) -> list[Finding]:
+    def check(self, *, verify: bool | None = None) -> Findings:
         """Find what is not as it should be, in the folder and in shared memory. Repairs nothing.
 
         Hashes the blobs that were changed, or put there, since they were last verified. A blob that

@@ -5,7 +5,8 @@ first flight  of a new `Store` with `max_bytes`: it waits for no look at all blo
 check         `Store.check(verify=False)`, microseconds a blob; and `check()` of sealed blobs, which
               hashes none of them
 ls            `Store.blobs()`, which is what programs list; and the command, from start to end
-evict         all but 1 % stays; and all goes, beside `os.unlink` of as many files
+evict         1 % goes; and all goes, beside a bare `os.unlink` of each file of a store that was
+              made alike, at the same time
 
 Keys are digests in one store, and names in the other, where each blob has a record beside it.
 The figures for each blob are CPU time of this process, or of the command; the notes have the time
@@ -21,12 +22,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 from bench.many.cost import Cost, cost_of
 from bench.report import KIB, CheckFailed, Goal, Options, Row, progress
 from shmstream import Description, Store
+from shmstream.storage.layout import RECORD
 from shmstream.storage.origin import note_source
 from shmstream.storage.record import Record
 from shmstream.stream.seal import seal
@@ -43,16 +44,16 @@ def measure(options: Options) -> list[Row]:
     rows = []
     for kind in KEYS:
         progress(f"store of {many:,} {kind}")
-        stores = {}
-        for count in (many, _FEW):
-            folder = options.folder / f"{kind}-{count}"
-            stores[count] = Store(folder, durable=False)
+        stores = []
+        for name, count in (("many", many), ("few", _FEW), ("bare", many)):
+            stores.append(Store(options.folder / f"{kind}-{name}", durable=False))
             for number in range(count):
-                make(stores[count], kind, number)
-        rows += _beside_few(options, kind, stores[many], stores[_FEW])
-        rows += _for_each_blob(options, kind, stores[many], many)
-        rows += _evicting(options, kind, stores[many], many)
-        for store in stores.values():
+                make(stores[-1], kind, number)
+        ours, few, bare = stores
+        rows += _beside_few(options, kind, ours, few)
+        rows += _for_each_blob(options, kind, ours, many)
+        rows += _evicting(kind, ours, bare, many)
+        for store in stores:
             shutil.rmtree(store.folder)
     return rows
 
@@ -85,7 +86,7 @@ def make(store: Store, kind: str, number: int) -> None:
     if kind == "names":
         about = Description(_SIZE, '"etag"', "application/octet-stream")
         record = Record(KEYS[kind](number), digest_of(number), about)
-        record.write(f"{path}.shmstream-record", durable=False)
+        record.write(path + RECORD, durable=False)
 
 
 def _beside_few(options: Options, kind: str, many: Store, few: Store) -> list[Row]:
@@ -174,23 +175,23 @@ def _command(store: Store, *arguments: str) -> None:
         raise CheckFailed(done.stderr.decode()[:1000])
 
 
-def _evicting(options: Options, kind: str, store: Store, count: int) -> list[Row]:
+def _evicting(kind: str, store: Store, like: Store, count: int) -> list[Row]:
+    """`like`: a store with the same blobs, whose files are removed by nothing but `os.unlink`."""
     total = store.stock().size
     part = cost_of(partial(store.evict, total * 99 // 100)) / count
     left = store.stock().count
     every = cost_of(partial(store.evict, 0)) / left
     if store.stock().count:
         raise CheckFailed("evict leaves blobs")
-    paths = [options.folder / f"bare-{number}" for number in range(left)]
-    for path in paths:
-        path.write_bytes(bytes(_SIZE))
-    bare = cost_of(partial(_unlink, paths)) / left
+    beside = ("", RECORD) if kind == "names" else ("",)
+    paths = [blob.path + each for _, blob in like.blobs() for each in beside]
+    bare = cost_of(partial(_unlink, paths)) / count
     return [
         _row(f"{kind}: evict, 1 % goes, a blob", [part]),
         _row(f"{kind}: evict, all go / unlink", [every], bare),
     ]
 
 
-def _unlink(paths: list[Path]) -> None:
+def _unlink(paths: list[str]) -> None:
     for each in paths:
         os.unlink(each)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
+from shmstream.cli.formatting import utc
 from shmstream.registry.images import Image
 from shmstream.storage.flights import FlightInfo, followers_of, state_of
 from shmstream.storage.stock import StoredBlob
@@ -15,7 +15,7 @@ def blob_facts(blob: StoredBlob) -> dict[str, Any]:
     return {
         "key": blob.key,
         "size": blob.size,
-        "last_used": datetime.fromtimestamp(blob.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "last_used": utc(blob.used),
         "source": blob.source,
         "pinned": blob.is_pinned,
         "path": blob.path,
@@ -31,8 +31,8 @@ def image_facts(image: Image, blobs: int, size: int) -> dict[str, Any]:
         "digest": image.digest,
         "blobs": blobs,
         "size": size,
-        "since": datetime.fromtimestamp(image.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "last_used": datetime.fromtimestamp(image.used, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "since": utc(image.since),
+        "last_used": utc(image.used),
     }
 
 

@@ -6,7 +6,7 @@ import click
 
 from shmstream.cli.exits import Command
 from shmstream.cli.facts import blob_facts, flight_facts, image_facts
-from shmstream.cli.formatting import in_columns, local_time, named, plural
+from shmstream.cli.formatting import in_columns, local_time, named, plural, side_by_side
 from shmstream.cli.options import existing_store, json_option, store_option, verbose_option
 from shmstream.cli.printing import say, show_json
 from shmstream.errors import escaped
@@ -73,14 +73,21 @@ def _list_images(store: Store, *, as_json: bool) -> None:
 
 
 def _blob_lines(blobs: list[StoredBlob]) -> str:
-    rows = [("SIZE", "LAST USED", "PIN", "BLOB", "SOURCE")]
-    for each in blobs:
-        source = each.source or ""
-        told = "" if source == each.key else escaped(source)  # of a URL that is its own key
-        pin = "*" if each.is_pinned else ""
-        rows.append((amount(each.size), local_time(each.used), pin, named(each.key), told))
-    shown = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    return in_columns(list(zip(*shown, strict=True)), right=[0])
+    columns = {
+        "SIZE": [amount(each.size) for each in blobs],
+        "LAST USED": [local_time(each.used) for each in blobs],
+        "PIN": ["*" if each.is_pinned else "" for each in blobs],
+        "BLOB": [named(each.key) for each in blobs],
+        "SOURCE": [_source(each) for each in blobs],
+    }
+    shown = [[head, *cells] for head, cells in columns.items() if any(cells)]
+    return side_by_side(shown, right=[0])
+
+
+def _source(blob: StoredBlob) -> str:
+    """Where a blob came from, unless its key tells it: a URL may be its own key."""
+    source = blob.source or ""
+    return "" if source == blob.key else escaped(source)
 
 
 def _flight_lines(flights: list[FlightInfo]) -> str:

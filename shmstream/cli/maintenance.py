@@ -51,7 +51,7 @@ def check(ctx: click.Context, folder: str, hashed: str | None, as_json: bool) ->
             click.echo(escaped(str(each)))
     how = "looked at" if hashed == "none" else "verified"
     found = plural(len(findings), "finding") if findings else "all is well"
-    say(f"{plural(store.stock().count, 'blob')} {how} in {store.folder}: {found}")
+    say(f"{plural(findings.blobs, 'blob')} {how} in {store.folder}: {found}")
     ctx.exit(1 if findings else 0)
 
 

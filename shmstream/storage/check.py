@@ -66,13 +66,21 @@ class Finding:
         return f"{self.kind}: {self.path}: {self.detail}"
 
 
-def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
+class Findings(list[Finding]):
+    """What `check` has found: a list that is empty if all is well."""
+
+    blobs: int = 0
+    """How many complete blobs were looked at."""
+
+
+def check(layout: Layout, *, verify: bool | None) -> Findings:
     """Everything that is not as it should be; `verify` as in `Store.check`."""
     before = {stream.block.token: Glance.at(stream) for stream in streams()}
     began = time.monotonic()
-    found = _check_mark(layout)
+    found = Findings(_check_mark(layout))
     found += [Finding("foreign", each, "no file of a store") for each in layout.strangers()]
     for entry, heading in _files(layout):
+        found.blobs += entry.kind == "blob"
         try:
             found += _check_entry(layout, entry, heading, verify)
         except OSError as error:
@@ -82,7 +90,8 @@ def check(layout: Layout, *, verify: bool | None) -> list[Finding]:
             found.append(Finding("damaged", entry.path, reason))
     if before:
         time.sleep(max(began + MOMENT - time.monotonic(), 0.0))
-    return found + _check_streams(layout, before)
+    found += _check_streams(layout, before)
+    return found
 
 
 # The folder.
@@ -116,7 +125,10 @@ def _check_mark(layout: Layout) -> list[Finding]:
 
 
 def _files(layout: Layout) -> Iterator[tuple[Entry, Heading | None]]:
-    """All files in the folders of blobs; a named blob and its record with what the record says.
+    """All files in the folders of blobs; a named blob with what its record says.
+
+    A record that was read is an entry of its own only if it is exposed: nothing else is left to
+    find out of it.
 
     Nearly each named blob has a record, and nearly each record a blob. So the first of the two
     names that the listing has stands for both files, and the other name is passed over. This
@@ -140,7 +152,8 @@ def _files(layout: Layout) -> Iterator[tuple[Entry, Heading | None]]:
             heading = _heading_of(path) if blob.kind == "blob" else None
             yield blob, heading
         if heading is not None:
-            yield Entry(path + RECORD, "record", heading.facts), heading
+            if layout.is_exposed(heading.facts):
+                yield Entry(path + RECORD, "record", heading.facts), heading
         elif (record := layout.at(path + RECORD, "record")) is not None:
             yield record, None
 
@@ -181,7 +194,7 @@ def _check_entry(
 def _check_blob(
     layout: Layout, entry: Entry, heading: Heading | None, verify: bool | None
 ) -> list[Finding]:
-    digest = digest_at(entry.path)
+    digest = None if heading is not None else digest_at(entry.path)
     if digest is None:
         if heading is None:
             if layout.size_of(entry.path) < 0:  # both have been evicted

@@ -64,7 +64,7 @@ class Upkeep:
         """`tell` is told of each blob that is evicted; None: nobody wants to know."""
         self._layout = layout
         self.max_bytes = max_bytes
-        self._tell = tell or _tell_nobody
+        self._tell = tell
         self._begin()
         register(self)
 
@@ -257,8 +257,7 @@ class Upkeep:
             key = self._key_of(entry)
             known = len(stuck)
             if _is_removed(entry, self._remove_unpinned, stuck):
-                _log.info("evicted %s, %d bytes", entry.path, entry.size)
-                self._tell(Event(EventKind.EVICTED, key or entry.path, entry.size))
+                self._note_evicted(entry, key)
                 gone.append(entry.path)
             elif len(stuck) > known or entry.is_pinned:
                 excess += self._layout.space(entry)
@@ -268,10 +267,15 @@ class Upkeep:
 
     def _key_of(self, entry: Entry) -> str | None:
         """The key of a blob, if anybody wants to know it."""
-        if self._tell is not _tell_nobody:
+        if self._tell is not None:
             with suppress(OSError):  # the path is told instead
                 return self._layout.key_of(entry.path)
         return None
+
+    def _note_evicted(self, entry: Entry, key: str | None) -> None:
+        _log.info("evicted %s, %d bytes", entry.path, entry.size)
+        if self._tell is not None:
+            self._tell(Event(EventKind.EVICTED, key or entry.path, entry.size))
 
     def _remove_unpinned(self, path: str) -> bool:
         """Remove a blob and its record, unless it has been pinned since the look at all blobs."""
@@ -398,10 +402,6 @@ class Upkeep:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._layout, self.max_bytes, self._tell)
-
-
-def _tell_nobody(_event: Event) -> None:
-    """What is told of an eviction if nobody listens."""
 
 
 def _ring_of(partial: str) -> str:

@@ -86,10 +86,11 @@ class Folder:
         """Whether users may write to a file of the folder who are not trusted with the store."""
         if self.is_read_only:
             return False
-        is_writable = stat.S_ISREG(facts.st_mode) and facts.st_mode
+        if facts.st_mode & (0o002 if self._for_group else 0o022) and stat.S_ISREG(facts.st_mode):
+            return True
         if self._for_group:
-            return bool(is_writable & 0o002) or facts.st_gid != os.stat(self.path).st_gid
-        return bool(is_writable & 0o022) or facts.st_uid != os.geteuid()
+            return facts.st_gid != os.stat(self.path).st_gid
+        return facts.st_uid != os.geteuid()
 
     def look(self) -> None:
         """Make the folder anew if it is not the one that it was. Costs a microsecond if it is.

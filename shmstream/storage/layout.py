@@ -187,15 +187,13 @@ class Layout:
         inner = [os.path.join(self.folder, each) for each in (*_ALWAYS, *there)]
         self._shelves = {os.path.join(self.folder, each) for each in _ALWAYS}
         self._home = Folder(self.folder, self.mark, inner, shared_group=shared_group)
+        self.is_exposed: Callable[[os.stat_result], bool] = self._home.is_exposed
+        """Whether users may write to a file who may not write to the store."""
 
     @property
     def is_read_only(self) -> bool:
         """Whether complete blobs can be opened, and nothing can be written."""
         return self._home.is_read_only
-
-    def is_exposed(self, facts: os.stat_result) -> bool:
-        """Whether users may write to a file who may not write to the store."""
-        return self._home.is_exposed(facts)
 
     def look(self) -> None:
         """Make the folder anew if it is gone, or is another one; see `Folder.look`."""

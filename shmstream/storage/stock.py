@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import heapq
-import os
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from shmstream.storage.layout import PIN, Entry, Layout
+from shmstream.storage.layout import PIN, Layout
 from shmstream.storage.origin import source_of
 
 
-@dataclass(frozen=True)
-class StoredBlob:
+class StoredBlob(NamedTuple):
     """A complete blob, as it was when the folder was looked at.
 
     `size` is in bytes, `used` in seconds since 1970. `key` is None for a blob whose key is no
@@ -22,16 +22,13 @@ class StoredBlob:
     path: str
     size: int
     used: float
+    is_pinned: bool
+    """Whether the blob is not to be evicted."""
 
     @property
     def source(self) -> str | None:
         """The name of the source that the blob came from; None if it is not known. Looks it up."""
         return source_of(self.path)
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the blob is not to be evicted, as of now."""
-        return os.path.lexists(self.path + PIN)
 
 
 @dataclass(frozen=True)
@@ -46,20 +43,39 @@ class Stock:
 
 def take_stock(layout: Layout, recent: int) -> Stock:
     """Look at all blobs once; at the keys of `recent` only."""
-    entries = [each for each in layout.entries(("blob",)) if each.kind == "blob"]
-    last = heapq.nlargest(recent, entries, key=lambda each: (each.used, each.path))
+    found, pinned = _look(layout)
     return Stock(
-        count=len(entries),
-        size=sum(each.facts.st_size for each in entries),
-        recent=tuple(_stored_blob(layout, each) for each in last),
+        count=len(found),
+        size=sum(size for _, _, size in found),
+        recent=tuple(_stored_blobs(layout, heapq.nlargest(recent, found), pinned)),
     )
 
 
 def stored_blobs(layout: Layout) -> list[StoredBlob]:
     """The complete blobs, the least recently used first."""
-    return [_stored_blob(layout, each) for each in layout.blobs()]
+    found, pinned = _look(layout)
+    found.sort()
+    return _stored_blobs(layout, found, pinned)
 
 
-def _stored_blob(layout: Layout, entry: Entry) -> StoredBlob:
-    path, _, facts = entry
-    return StoredBlob(layout.key_of(path), path, facts.st_size, facts.st_atime)
+_Glance = tuple[float, str, int]  # when a blob was last used, its path, its size
+
+
+def _look(layout: Layout) -> tuple[list[_Glance], set[str]]:
+    """The complete blobs, and the paths of those that are pinned, also of blobs yet to come."""
+    found, pinned = [], set()
+    for path, kind in layout.names(("blob", "pin")):
+        if kind == "pin":
+            pinned.add(path.removesuffix(PIN))
+        elif (entry := layout.at(path, kind)) is not None and entry.kind == "blob":
+            found.append((entry.facts.st_atime, path, entry.facts.st_size))
+    return found, pinned
+
+
+def _stored_blobs(
+    layout: Layout, found: Iterable[_Glance], pinned: Container[str]
+) -> list[StoredBlob]:
+    key_of = layout.key_of
+    return [
+        StoredBlob(key_of(path), path, size, used, path in pinned) for used, path, size in found
+    ]

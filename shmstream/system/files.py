@@ -116,7 +116,7 @@ def read_with_facts(path: str, limit: int) -> tuple[bytes, os.stat_result]:
                 data += more
     finally:
         os.close(fd)
-    if max(size, len(data)) > limit:
+    if size > limit or len(data) > limit:
         raise OSError(errno.EINVAL, f"it is larger than {limit} bytes", path)
     return data, facts
 

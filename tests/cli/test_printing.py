@@ -21,6 +21,8 @@ JSON = some.recursive(
 def test_json_is_indented_as_ever(capsys: pytest.CaptureFixture[str]) -> None:
     @given(JSON)
     @example({"blobs": [{"key": "a", "size": 1}, {}], "flights": [], "store": "/a, b: {c}"})
+    @example({"blobs": [{"key": "},\n      {", "size": 1}, {"a": 1.5, "b": None, "c": True}]})
+    @example([{"number": number, "text": "},"} for number in range(2500)])
     def prove(facts: Any) -> None:
         show_json(facts)
         assert capsys.readouterr().out == json.dumps(facts, indent=2) + "\n"

@@ -36,9 +36,9 @@ ERRORS = {
 USED = {
     "AsyncBlob", "Blob", "BlobStreamer", "BlobWriter", "Cluster", "CommandSource",
     "CopierStatistics",
-    "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "FlightInfo",
-    "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Stock", "Store",
-    "StoredBlob", "StreamerStatistics", "Subscriber", "sweep",
+    "Description", "Event", "EventKind", "FailureKind", "Feed", "Finding", "Findings",
+    "FlightInfo", "InFlightCopier", "Progress", "Retries", "Role", "Source", "State", "Stock",
+    "Store", "StoredBlob", "StreamerStatistics", "Subscriber", "sweep",
 }  # fmt: skip
 
 
@@ -127,7 +127,8 @@ def test_a_store(module: str, tmp_path: Path) -> None:
     assert Path(store.fetch("a name", source)).read_bytes() == DATA
     damaged = Path(store.fetch(KEY))
     damaged.write_bytes(DATA[::-1])
-    [finding] = store.check()
+    [finding] = findings = store.check()
+    assert type(findings) is shmstream.Findings
     assert type(finding) is shmstream.Finding
 
     with store.create("written") as writer:

@@ -61,3 +61,27 @@ def test_a_store_tells_why_it_is_none_any_more(store: Store, tmp_path: Path) -> 
     assert "others may write to" in problem
     folder.chmod(0o700)
     assert store.problem() is None
+
+
+def test_a_blob_is_pinned_as_the_folder_was_looked_at(store: Store) -> None:
+    for key in ("one", "two"):
+        store.fetch(key, [key.encode()])
+    store.pin("two")
+    store.pin("yet to come")
+    (_, one), (_, two) = store.blobs()
+    assert (one.is_pinned, two.is_pinned) == (False, True)
+    assert [each.is_pinned for each in store.stock(2).recent] == [True, False]
+    store.unpin("two")
+    assert two.is_pinned
+    assert not any(each.is_pinned for _, each in store.blobs())
+    store.unpin("yet to come")
+
+
+def test_a_check_counts_the_blobs(store: Store) -> None:
+    for key in ("one", "two"):
+        store.fetch(key, [key.encode()])
+    link = Path(store.folder, "named", "0" * 64)
+    link.symlink_to("nowhere")
+    findings = store.check()
+    assert (findings.blobs, [each.kind for each in findings]) == (2, ["foreign"])
+    link.unlink()

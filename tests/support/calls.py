@@ -42,6 +42,7 @@ class Calls:
     def __exit__(self, *_error: object) -> None:
         self._counts = False
         sys.setprofile(None)
+        threading.setprofile(None)
         gc.enable()
 
 

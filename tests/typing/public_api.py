@@ -24,6 +24,7 @@ from shmstream import (
     EventKind,
     Feed,
     Finding,
+    Findings,
     FlightInfo,
     InFlightCopier,
     Progress,
@@ -141,7 +142,9 @@ def store() -> None:
     assert_type(blobs.flights(), list[FlightInfo])
     assert_type(blobs.blobs(), list[tuple[str | None, StoredBlob]])
     assert_type(blobs.stock(), Stock)
-    assert_type(blobs.check(), list[Finding])
+    assert_type(blobs.check(), Findings)
+    for finding in blobs.check():
+        assert_type(finding, Finding)
     assert_type(blobs.gc(), list[str])
     assert_type(blobs.evict(0), list[str])
     assert_type("sha256:00" in blobs, bool)
