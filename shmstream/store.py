@@ -604,11 +604,10 @@ class Store:
         with self._naming_troubles():
             place = self._layout.place(key)
             self._layout.remove(place.pin)
-            removed = self._layout.remove(place.path)
+            # The record may be that of a flight.
+            removed = self._layout.remove_blob(place.path, record=not self.is_in_flight(key))
             if removed and self._node is not None:
                 self._node.evicted(place.key)
-            if removed and not self.is_in_flight(key):
-                self._layout.remove(place.record)
             return removed
 
     def __contains__(self, key: object) -> bool:

@@ -670,7 +670,7 @@ class Leader:
         streamer.while_held(partial(self._begin_journal_with, kept))
         streamer.keeps = keeps
         if place.is_named and place.expects:
-            with self._layout.replacing(place):
+            with self._layout.replacing(place.path):
                 self._layout.remove(place.path)  # it is not what was asked for: `Flight` has looked
                 self._write_record(None)
         elif place.is_named:

@@ -145,7 +145,7 @@ class Producer:
         Between the rename and the new record, the new blob would count as the old one.
         """
         place = self.place
-        with self._layout.replacing(place):
+        with self._layout.replacing(place.path):
             if Record.read(place.record) != Record(place.key, None, self._about):
                 unknown = Record(place.key, None, UNKNOWN)
                 unknown.write(place.record, durable=self.streamer.durable)

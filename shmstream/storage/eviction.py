@@ -37,7 +37,7 @@ from typing import Any
 from shmstream.errors import ShmstreamError
 from shmstream.events import Event, EventKind
 from shmstream.storage.gc import WEEK, gc, is_due
-from shmstream.storage.layout import AHEAD, PIN, RECORD, Entry, Layout, digest_at
+from shmstream.storage.layout import AHEAD, PIN, Entry, Layout
 from shmstream.stream.claims import is_read
 from shmstream.stream.control_block import State
 from shmstream.stream.partial import is_written, partial_path, remove_partial
@@ -279,12 +279,9 @@ class Upkeep:
 
     def _remove_unpinned(self, path: str) -> bool:
         """Remove a blob and its record, unless it has been pinned since the look at all blobs."""
-        if os.path.lexists(path + PIN) or not self._layout.remove(path):
+        if os.path.lexists(path + PIN):
             return False
-        if digest_at(path) is None:
-            with suppress(OSError):  # then `gc` removes it
-                self._layout.remove(path + RECORD)
-        return True
+        return self._layout.remove_blob(path, record=True, waits=False)
 
     @staticmethod
     def _by_use(entries: list[Entry], coming: dict[str, int], latest: str) -> list[Entry]:

@@ -50,6 +50,9 @@ _ALGORITHM = "sha256"  # of the digest that a named blob gets if none was given
 _BESIDE = ("cluster", "registry")  # what servers and clusters note in folders of their own
 _OF_SYSTEM = ("lost+found", ".snapshot", ".zfs")  # what file systems have in the root of a volume
 
+_PATIENCE = 1.0  # s; so long a process waits for another one that records a digest
+_PAUSE = 0.005  # s; from one look whether it has done so to the next one
+
 _BLOCK = 1 << 16  # bytes; a file system may give a file as many more than it needs
 
 TURNS, PERMITS = 1 << 60, 1 << 61
@@ -346,6 +349,9 @@ class Layout:
             3 records the digest                      3 renames the new blob to the path
             4 unlocks                                 4 unlocks, and records what the new blob is
 
+        Another process may also remove the blob and its record, and a third one make a new blob. So
+        what removes a blob takes the same lock (`remove_blob`).
+
         Raises:
             OSError: the record cannot be written.
         """
@@ -363,14 +369,48 @@ class Layout:
             return record is not None
 
     @contextmanager
-    def replacing(self, place: Place) -> Iterator[None]:
-        """Meanwhile no process records a digest of the complete blob, if there is one."""
-        with ExitStack() as stack:
-            with suppress(OSError):  # there is none, or the file system has no such locks
-                fd = open_file(place.path)
-                stack.callback(os.close, fd)
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
+    def replacing(self, path: str, *, waits: bool = True) -> Iterator[bool]:
+        """Meanwhile no process records a digest of the complete named blob, if there is one.
+
+        False if another process does so, even after a second if this `waits`. It may be stopped,
+        and nothing waits for it longer.
+        """
+        until, is_free, fd = time.monotonic() + _PATIENCE * waits, True, -1
+        try:
+            with suppress(OSError):  # there is no blob, or the file system has no such locks
+                while True:
+                    fd = open_file(path)
+                    is_free = _lock(fd, until)
+                    if not is_free or os.path.samestat(os.stat(path), os.fstat(fd)):
+                        break
+                    os.close(fd)  # another blob has its place by now
+                    fd = -1
+            yield is_free
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
+    def remove_blob(self, path: str, *, record: bool, waits: bool = True) -> bool:
+        """Remove the complete blob at `path`. False if there was none.
+
+        `record`: its record as well, which goes first. If it went last, it could be the record of a
+        new blob:
+
+            this process                              another one
+            1 locks the blob, removes its record      1 finds no blob, or waits for its lock
+            2 removes the blob, unlocks               2 writes a record, makes a new blob
+
+        `waits`: as for `replacing`. If it does not, a blob stays whose digest is being recorded.
+        """
+        if digest_at(path) is not None:
+            return self.remove(path)
+        with self.replacing(path, waits=waits) as is_free:
+            if not (is_free or waits):
+                return False
+            if record and os.path.lexists(path):
+                with suppress(OSError):  # then `gc` removes it
+                    self.remove(path + RECORD)
+            return self.remove(path)
 
     def size_of(self, path: str) -> int:
         """The length of a file in bytes; -1 if there is no such file."""
@@ -513,6 +553,23 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
             return list(found)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _lock(fd: int, until: float) -> bool:
+    """Lock a file; False if another process still has the lock at that time of the clock.
+
+    Raises:
+        OSError: the file system has no such locks.
+    """
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
 
 
 def digest_at(path: str) -> str | None:

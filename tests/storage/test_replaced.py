@@ -163,3 +163,55 @@ def test_a_replacement_that_fails(store: Store) -> None:
         made.write(NEW)
         raise ZeroDivisionError
     assert record_of(store).digest == OF_OLD
+
+
+@pytest.mark.parametrize("remove", ["evict", "remove"])
+def test_a_blob_that_is_made_anew_while_its_digest_is_recorded(
+    remove: str, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """The record of a removed blob must not come back beside a new blob of the same name."""
+    monkeypatch.setattr(layout, "_PATIENCE", 60)
+    put(store)
+    write, made = Record.write, threading.Event()
+
+    def replace() -> None:
+        if remove == "evict":
+            store.evict(0)
+        else:
+            store.remove(NAME)
+        if NAME not in store:
+            produce(store)
+        made.set()
+
+    other = threading.Thread(target=replace)
+
+    def write_late(self: Record, path: str, *, durable: bool = True) -> None:
+        if threading.current_thread() is not other and not other.ident:
+            other.start()
+            made.wait(0.5)  # in vain, unless the new blob is made too early
+        write(self, path, durable=durable)
+
+    monkeypatch.setattr(Record, "write", write_late)
+    with store.open(NAME, digest=OF_OLD) as blob:
+        assert blob.read() == OLD
+    other.join()
+    if remove == "evict":  # a blob stays whose digest is being recorded
+        assert record_of(store).digest == OF_OLD
+        store.evict(0)
+        produce(store)
+    assert is_new(store)
+
+
+def test_a_stopped_reader_holds_up_no_replacement(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    """A reader that is stopped while it has the lock of the old blob."""
+    monkeypatch.setattr(layout, "_PATIENCE", 0.05)
+    put(store)
+    [path] = [each.path for _, each in store.blobs()]
+    with open(path, "rb") as stopped:
+        fcntl.flock(stopped, fcntl.LOCK_EX)
+        produce(store)
+    assert is_new(store)
+    with store.open(NAME) as blob:
+        assert blob.read() == NEW
