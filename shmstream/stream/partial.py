@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages_beside
 from shmstream.stream.writeback import Writeback
@@ -48,22 +48,19 @@ _CHANGE = 1_000_000_000  # ns; a change begins in less, after its time was store
 class Noting(Protocol):
     """What of a control block notes the changes of its file."""
 
-    def if_sound(self) -> Self | None:
-        """The block, to store to it now; None if another program has cut it off."""
+    def change_begins(self, when: int) -> None:
+        """Note that it is changed from now on, unless another program has cut the block off."""
+
+    def change_ended(self, changed: int) -> None:
+        """Note likewise when it was changed last, and that no change is in progress."""
 
     @property
     def changed(self) -> int:
         """When it was changed last."""
 
-    @changed.setter
-    def changed(self, value: int, /) -> None: ...
-
     @property
     def writing(self) -> int:
         """When the change in progress began; 0 between changes."""
-
-    @writing.setter
-    def writing(self, value: int, /) -> None: ...
 
 
 class Changing:
@@ -74,8 +71,7 @@ class Changing:
         self._block = block
 
     def __enter__(self) -> None:
-        if (block := self._block.if_sound()) is not None:
-            block.writing = time.time_ns()
+        self._block.change_begins(time.time_ns())
 
     def __exit__(
         self,
@@ -83,10 +79,7 @@ class Changing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        changed = os.fstat(self._lock.fd).st_ctime_ns
-        if (block := self._block.if_sound()) is not None:
-            block.changed = changed
-            block.writing = 0
+        self._block.change_ended(os.fstat(self._lock.fd).st_ctime_ns)
 
 
 def is_untouched(fd: int, block: Noting) -> bool:
@@ -146,6 +139,7 @@ class PartialFile:
         Changes of the file are noted in `block`, if it is given. `durable` is for `move`.
         """
         self._lock = lock
+        self._block = block
         self._durable = durable
         self._writeback = Writeback(lock.fd, size) if durable else None
         self._changing: AbstractContextManager[None] = (
@@ -228,12 +222,14 @@ class PartialFile:
         Raises:
             DamagedPartial: the file is shorter.
         """
-        there = os.fstat(self.fd).st_size
-        if there < size:
+        facts = os.fstat(self.fd)
+        if facts.st_size < size:
             raise self._damaged(f"is shorter than {size} bytes")
-        with self._changing:
-            if there > size:  # truncating to the same size would give reserved space back
+        if facts.st_size > size:
+            with self._changing:
                 os.ftruncate(self.fd, size)
+        elif self._block is not None:  # to truncate it would give reserved space back
+            self._block.change_ended(facts.st_ctime_ns)
         self.size = size
 
     def trim(self) -> int:
@@ -253,7 +249,8 @@ class PartialFile:
             DamagedPartial: the file has another size, or another path, than this writer gave it.
             OSError: the disk failed.
         """
-        if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
+        facts = os.fstat(self.fd)
+        if facts.st_size != self.size or not self._lock.is_at(self.path, facts):
             raise self._damaged("was truncated, replaced or removed")
         with self._changing:
             os.utime(self.fd)  # now it is the most recently used blob of its store

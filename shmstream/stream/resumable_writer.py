@@ -155,6 +155,11 @@ class ResumableStreamer(DescribedStreamer):
             self._check_open()
             self._subscribers.here = listener
 
+    def look(self) -> tuple[int, bool]:
+        """How many bytes readers can read now, and whether the blob is complete."""
+        now = self._block.at_once()
+        return now.load_published(), now.load_state() == State.COMMITTED
+
     @property
     def chunk_size(self) -> int:
         """Bytes of a chunk; with a digest, the last chunk is withheld until it is verified."""
@@ -355,13 +360,14 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             if self._closed is not None:
                 return
-            if not self._block.is_sound:  # nobody can succeed, but another flight can go on
-                self._end(aborting=False)
-            elif self._block.state in TERMINAL or not (self._is_untold or self.has_readers()):
-                is_undecided = self._block.state not in TERMINAL and not self._file.is_closed
-                if is_undecided and not self._is_worth_keeping():
+            now = self._block.if_sound()
+            # If it is not sound, nobody can succeed, but another flight can go on.
+            if now is None or now.state in TERMINAL:
+                self._end()
+            elif not (self._is_untold or self.has_readers()):
+                if not (self._file.is_closed or self._is_worth_keeping()):
                     self._file.unlink()
-                self._end(aborting=False)
+                self._end()
             else:
                 self._publish()
                 self._subscribers.here = None  # the last ring is for readers that may succeed

@@ -88,13 +88,16 @@ class KernelLock:
         """Whether another open file holds a lock on any byte of `span`; takes no lock."""
         return is_held(self.fd, span)
 
-    def is_at(self, path: str) -> bool:
-        """Whether `path` still names this file. Check it after locking a file, before using it."""
+    def is_at(self, path: str, facts: os.stat_result | None = None) -> bool:
+        """Whether `path` still names this file. Check it after locking a file, before using it.
+
+        `facts`: what `os.fstat` tells of the file, if the caller has asked.
+        """
         try:
             there = os.stat(path, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(there, os.fstat(self.fd))
+        return os.path.samestat(there, facts or os.fstat(self.fd))
 
     def close(self) -> None:
         """Close the descriptor, which frees every range. Idempotent."""
