@@ -39,6 +39,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from urllib3 import connection, connectionpool, exceptions
+from urllib3.util import Timeout
 
 if TYPE_CHECKING:
     import urllib3
@@ -281,7 +282,12 @@ class _Keeping(connectionpool.HTTPConnectionPool):
             if not isinstance(error.args[-1], ClosedMeanwhile):
                 raise
         self._close_idle()
+        options["timeout"] = options["timeout"].clone()  # the first request has begun to count
         return super().urlopen(method, url, **options)
+
+    def _get_timeout(self, timeout: Any) -> Timeout:
+        """The timeout of one request; urllib3 would copy it twice, as if it were of several."""
+        return timeout if isinstance(timeout, Timeout) else super()._get_timeout(timeout)
 
     def _make_request(  # type: ignore[override]
         self,
