@@ -503,7 +503,7 @@ class Leader:
     def _begin(self) -> Feed | None:
         """The feed of the bytes that are missing; None if all bytes are there already."""
         streamer, download = self.streamer, self._download
-        if streamer.state == State.STREAMING:  # succeeded: everything is in the block
+        if not self._is_first:  # succeeded: everything is in the block
             download.binds = True
             streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             self._lanes.adopt(streamer.appended)

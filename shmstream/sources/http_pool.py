@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _IDLE = 60.0  # s; routers forget a connection that is idle for longer, and tell nobody
+_NEARLY = 1.01  # so many times as long as it should, a wait may take
 _LONGEST_HEAD = 1 << 20  # bytes
 _SPACE = " \t"  # around a value; other whitespace may be part of one that is UTF-8
 
@@ -80,15 +81,22 @@ class _PatientReader(io.RawIOBase):
     def begin_body(self) -> None:
         """The head is there."""
         self._longest, self._deadline = self._waiting.silence, self._waiting.until
-        self._socket.settimeout(self._longest)
+        self._wait_at_most(self._longest, self._longest)
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         if self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the time for the answer is over")
-            self._socket.settimeout(min(left, self._longest))
+            longest = min(left, self._longest)
+            self._wait_at_most(longest, longest * _NEARLY)
         return cast("int | None", self._raw.readinto(buffer))
+
+    def _wait_at_most(self, seconds: float, nearly: float) -> None:
+        """Set the timeout, unless it lies between the two: to set it is a system call."""
+        now = self._socket.gettimeout()
+        if now is None or not seconds <= now <= nearly:
+            self._socket.settimeout(seconds)
 
     def readable(self) -> bool:
         return True

@@ -136,9 +136,10 @@ class ResumableStreamer(DescribedStreamer):
         """
         with self._lock:
             self._check_open()
-            self._block.require(State.STREAMING, self.name)
-            if self._digest is not None:
-                self._digest.update(self._file.size)
+            if self._file.size > 0:
+                self._block.require(State.STREAMING, self.name)
+                if self._digest is not None:
+                    self._digest.update(self._file.size)
             if (publishable := self._publishable()) > 0:
                 self._store_published(publishable)
             self._begin()
@@ -156,9 +157,11 @@ class ResumableStreamer(DescribedStreamer):
             self._subscribers.here = listener
 
     def look(self) -> tuple[int, bool]:
-        """How many bytes readers can read now, and whether the blob is complete."""
-        now = self._block.at_once()
-        return now.load_published(), now.load_state() == State.COMMITTED
+        """How many bytes readers can read now, and whether the blob is complete.
+
+        This process alone stores both, so it knows them without the block.
+        """
+        return self._published, self._is_committed
 
     @property
     def chunk_size(self) -> int:

@@ -131,6 +131,7 @@ class BlobStreamer:
             "state", "chunk_size", "size", "token", "published"
         )
         self._streaming = state == State.STREAMING
+        self._is_committed = False
         self._began = time.monotonic()
         self._closed: str | None = None
         self.digest: str | None = None
@@ -314,11 +315,11 @@ class BlobStreamer:
         """
         with self._lock:
             self._pacer.published()
-            if self._streaming and not self._block.is_sound:
-                self._streaming = False
-            if self._streaming:
+            now = self._block.if_sound() if self._streaming else None
+            self._streaming = now is not None
+            if now is not None:
+                self._store_in(now, self._publishable())
                 self._subscribers.look_after_one()
-                self._store_published(self._publishable())
                 self._subscribers.ring()
                 self._pacer.hurry(hurries=self._subscribers.have_ahead)
 
@@ -427,6 +428,7 @@ class BlobStreamer:
             self._store_in(now, self._file.size)
             self._streaming = False
             now.advance(State.COMMITTED, self.name)
+            self._is_committed = True
             self._subscribers.ring()
             self._pacer.published()
             if digest is not None:

@@ -28,7 +28,7 @@ MOST_TO_FOLLOW = 470
 MOST_TO_LOSE = 620  # the race to lead: looks, claims in vain, and follows
 MOST_TO_BRING = 1_840
 """Of these, some 640 are of urllib3."""
-MOST_LOOKS = 30
+MOST_LOOKS = 25
 SMALL, WARM, COUNTED = 4096, 3, 10
 
 
