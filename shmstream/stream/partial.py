@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_SMALL, _MUCH = 64 << 10, 64 << 20  # bytes; of a blob, and of free disk space
 _PATIENCE = 1.0  # s; so long a process waits for a reaper
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -210,9 +211,13 @@ class PartialFile:
     def reserve(self, size: int) -> None:
         """Reserve the disk space for all `size` bytes of the blob.
 
+        A small blob goes without, if the disk has much: the first write takes all that it needs.
+
         Raises:
             OutOfResources: the disk has less free space.
         """
+        if size <= _SMALL and _free(self.fd) >= _MUCH:
+            return
         with naming_shortages_beside(self._name, self.path), self._changing:
             reserve(self.fd, size)
 
@@ -364,6 +369,15 @@ def reserve(fd: int, size: int) -> None:
             return
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def _free(fd: int) -> int:
+    """Bytes that this user can write to the disk of a file; 0 if the file system does not tell."""
+    try:
+        disk = os.fstatvfs(fd)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize
 
 
 def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:

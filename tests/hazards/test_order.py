@@ -304,7 +304,7 @@ def test_a_view_loads_the_state_before_what_it_makes_final(
             assert reader.view()[:3] == (4, None, False)
             look = Tail.look
 
-            def commit_before_the_look(self: Tail) -> tuple[State, int]:
+            def commit_before_the_look(self: Tail) -> tuple[State, int, int | None]:
                 monkeypatch.setattr(Tail, "look", look)
                 streamer.transfer([b" and the rest"])
                 return look(self)
