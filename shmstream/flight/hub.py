@@ -39,7 +39,6 @@ from shmstream.flight.leader import Leader
 from shmstream.flight.naming import name_key
 from shmstream.storage.folder import trouble
 from shmstream.storage.layout import Place
-from shmstream.stream.control_block import State
 from shmstream.stream.growing_file import View
 from shmstream.stream.reader import InFlightCopier
 from shmstream.system import threads
@@ -302,7 +301,7 @@ class Lookout:
     def _look_at_leader(self, leader: Leader) -> None:
         streamer, said = leader.streamer, leader.metadata
         # The streamer holds its lock while it calls `_hear`: nothing changes between these loads.
-        published, is_complete = streamer.published, streamer.state == State.COMMITTED
+        published, is_complete = streamer.look()
         if (published or is_complete) and not self._fds:  # before, its file may be replaced
             self._fds.append(streamer.reopen())
         self.media_type, self.validator = said.media_type, said.validator

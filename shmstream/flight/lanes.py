@@ -896,8 +896,10 @@ class Lanes:
     def stop(self) -> None:
         """Nothing is written any more when this returns; what is here stays. Idempotent."""
         self._over.set()
+        self._is_stopped = True  # before the look: other connections look at it before they begin
+        if not self._supplies and self._file is None:
+            return
         with self._lock:
-            self._is_stopped = True
             dropping = [] if self._pieces is None else list(self._pieces.claimed)
             shares = [each.share for each in self._supplies if each.share is not None]
             self._work.notify_all()

@@ -56,7 +56,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -102,6 +102,7 @@ from shmstream.system import greenlets, threads
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, register
 from shmstream.system.signals import interrupts
+from shmstream.system.steps import all_of
 
 _CHECKPOINT = 16 << 20  # bytes
 _NOTES = 1 << 16  # bytes; space for record and journal
@@ -237,13 +238,13 @@ class Leader:
         """Close everything that the leader owns. Idempotent."""
         if self._over.is_set():
             return
-        with ExitStack() as ending:  # from the last to the first, whatever fails on the way
-            ending.callback(self._over.set)
-            ending.callback(self._upkeep.ended, self._place.path)
-            ending.callback(self.streamer.close)
-            if self._permit is not None:
-                ending.callback(self._permit.close)
-            ending.callback(self._stop)
+        all_of(
+            self._stop,
+            *(() if self._permit is None else (self._permit.close,)),
+            self.streamer.close,
+            partial(self._upkeep.ended, self._place.path),
+            self._over.set,
+        )
 
     def close(self) -> None:
         """Stop, so that a reader in another process can succeed. The partial file stays.
@@ -502,7 +503,7 @@ class Leader:
     def _begin(self) -> Feed | None:
         """The feed of the bytes that are missing; None if all bytes are there already."""
         streamer, download = self.streamer, self._download
-        if streamer.state == State.STREAMING:  # succeeded: everything is in the block
+        if not self._is_first:  # succeeded: everything is in the block
             download.binds = True
             streamer.keeps = self._journal.is_begun or self._is_worth_a_journal()
             self._lanes.adopt(streamer.appended)

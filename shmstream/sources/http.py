@@ -424,8 +424,10 @@ def _validator(headers: Mapping[str, str]) -> str | None:
     etag = headers.get("etag", "")
     if etag.startswith('"') and not has_control_characters(etag):
         return etag
-    changed, now = date(headers.get("last-modified")), date(headers.get("date"))
-    old_enough = changed is not None and now is not None and changed + 1 <= now
+    if (changed := date(headers.get("last-modified"))) is None:
+        return None
+    now = date(headers.get("date"))
+    old_enough = now is not None and changed + 1 <= now
     return headers["last-modified"] if old_enough else None
 
 

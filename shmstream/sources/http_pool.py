@@ -39,12 +39,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from urllib3 import connection, connectionpool, exceptions
+from urllib3.util import Timeout
 
 if TYPE_CHECKING:
     import urllib3
     from typing_extensions import Buffer
 
 _IDLE = 60.0  # s; routers forget a connection that is idle for longer, and tell nobody
+_NEARLY = 1.01  # so many times as long as it should, a wait may take
 _LONGEST_HEAD = 1 << 20  # bytes
 _SPACE = " \t"  # around a value; other whitespace may be part of one that is UTF-8
 
@@ -79,15 +81,22 @@ class _PatientReader(io.RawIOBase):
     def begin_body(self) -> None:
         """The head is there."""
         self._longest, self._deadline = self._waiting.silence, self._waiting.until
-        self._socket.settimeout(self._longest)
+        self._wait_at_most(self._longest, self._longest)
 
     def readinto(self, buffer: Buffer, /) -> int | None:
         if self._deadline is not None:
             left = self._deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError("the time for the answer is over")
-            self._socket.settimeout(min(left, self._longest))
+            longest = min(left, self._longest)
+            self._wait_at_most(longest, longest * _NEARLY)
         return cast("int | None", self._raw.readinto(buffer))
+
+    def _wait_at_most(self, seconds: float, nearly: float) -> None:
+        """Set the timeout, unless it lies between the two: to set it is a system call."""
+        now = self._socket.gettimeout()
+        if now is None or not seconds <= now <= nearly:
+            self._socket.settimeout(seconds)
 
     def readable(self) -> bool:
         return True
@@ -281,7 +290,12 @@ class _Keeping(connectionpool.HTTPConnectionPool):
             if not isinstance(error.args[-1], ClosedMeanwhile):
                 raise
         self._close_idle()
+        options["timeout"] = options["timeout"].clone()  # the first request has begun to count
         return super().urlopen(method, url, **options)
+
+    def _get_timeout(self, timeout: Any) -> Timeout:
+        """The timeout of one request; urllib3 would copy it twice, as if it were of several."""
+        return timeout if isinstance(timeout, Timeout) else super()._get_timeout(timeout)
 
     def _make_request(  # type: ignore[override]
         self,

@@ -206,7 +206,7 @@ class Block:
     changed: Word = Word(
         136,
         "writer",
-        "after each change of the partial file, of a resumable stream",
+        "before STREAMING, after each change of the partial file, of a resumable stream",
         "after the change, before `writing`",
         "time of its last change (st_ctime), in ns since 1970; 0: not noted",
     )
@@ -279,13 +279,10 @@ class Block:
         self._fd = fd
         self._size = len(memory) if fd >= 0 else 0
         self._compared: Block | None = None
-        self.load_published: Callable[[], int] = partial(
-            self._words.__getitem__, Block.published.offset >> 3
-        )
+        load = self._words.__getitem__
+        self.load_published: Callable[[], int] = partial(load, _PUBLISHED_AT)
         """Loads `published` without a Python frame, which costs microseconds after a wake-up."""
-        self.load_state: Callable[[], int] = partial(
-            self._words.__getitem__, Block.state.offset >> 3
-        )
+        self.load_state: Callable[[], int] = partial(load, _STATE_AT)
         """Loads the state, likewise, as a number that may be none of the states."""
 
     @property
@@ -296,7 +293,9 @@ class Block:
     @property
     def is_sound(self) -> bool:
         """Whether its writer can tell readers anything: it is whole, and has a known state."""
-        return self.if_sound() is not None
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+            return False
+        return self.load_state() <= State.ABORTED
 
     def at_once(self) -> Block:
         """The block for several loads or stores in a row, all of them made now.
@@ -306,14 +305,24 @@ class Block:
         Raises:
             DamagedSegment: another program has cut the shared memory off.
         """
-        self.require_whole()
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+            raise self._cut_off()
         return self._compared or self._bare()
 
     def if_sound(self) -> Block | None:
         """As `at_once`; None if it is not sound."""
-        if not self.is_whole or self.load_state() > State.ABORTED:
-            return None
-        return self._compared or self._bare()
+        return (self._compared or self._bare()) if self.is_sound else None
+
+    def change_begins(self, when: int) -> None:
+        """Note that the partial file is changed from now on, if there is a sound block."""
+        if self.is_sound:
+            self._words[_WRITING_AT] = when
+
+    def change_ended(self, changed: int) -> None:
+        """Note the time of its last change; no change is in progress."""
+        if self.is_sound:
+            self._words[_CHANGED_AT] = changed
+            self._words[_WRITING_AT] = 0
 
     def _bare(self) -> Block:
         """The same memory, without comparisons."""
@@ -453,7 +462,8 @@ class Block:
         Raises:
             DamagedSegment: another program has stored a number that is no state.
         """
-        self.require_whole()
+        if self._fd >= 0 and os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+            raise self._cut_off()
         state = self.load_state()
         try:
             return _STATES[state]
@@ -516,13 +526,12 @@ class Block:
     def memberships(self) -> memoryview:
         """All membership words, as a view; the caller releases it before the block."""
         now = self.at_once()
-        return now.words[HEADER_SIZE >> 3 : now._slot_offset(0) >> 3]
+        return now.words[HEADER_SIZE >> 3 : (HEADER_SIZE >> 3) + now.slots]
 
     def taken(self) -> dict[int, int]:
         """The slots that readers have, dead or alive: slot number -> generation."""
         with self.memberships() as words:
-            used = words[: _end_of_used(words.tobytes()) >> 3].tolist()
-        return {index: word >> 8 for index, word in enumerate(used) if word & 1}
+            return active_in(words.tobytes())
 
     def ever_taken(self) -> dict[int, int]:
         """All slots that a reader has ever taken: slot number -> generation."""
@@ -633,6 +642,13 @@ def generations_in(memberships: bytes) -> dict[int, int]:
         return {index: word >> 8 for index, word in enumerate(words) if word}
 
 
+def active_in(memberships: bytes) -> dict[int, int]:
+    """The slots that readers have, dead or alive, in the bytes of all membership words."""
+    end = _end_of_used(memberships)
+    with memoryview(memberships[:end]) as used, used.cast("Q") as words:
+        return {index: word >> 8 for index, word in enumerate(words) if word & 1}
+
+
 def _end_of_used(memberships: bytes) -> int:
     """Where the memberships end that readers have ever taken; most slots are never taken.
 
@@ -660,6 +676,8 @@ _INDEX = {
     name: each.offset >> 3 for name, each in fields_of(Block).items() if isinstance(each, Word)
 }
 """Where each word of the header lies, by name."""
+_PUBLISHED_AT, _STATE_AT = _INDEX["published"], _INDEX["state"]
+_CHANGED_AT, _WRITING_AT = _INDEX["changed"], _INDEX["writing"]
 
 
 def chunks_in(published: int, chunk_size: int, size: int) -> int:

@@ -79,8 +79,9 @@ class DescribedStreamer(BlobStreamer):
         """
         with self._lock:
             self._check_open()
-            self._block.require(State.STREAMING, self.name)
-            self._block.metadata = text
+            now = self._block.at_once()
+            now.require(State.STREAMING, self.name)
+            now.metadata = text
 
     @property
     def metadata(self) -> bytes:

@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from shmstream.errors import DamagedPartial, StreamExists, naming_shortages_beside
 from shmstream.stream.writeback import Writeback
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
+_SMALL, _MUCH = 64 << 10, 64 << 20  # bytes; of a blob, and of free disk space
 _PATIENCE = 1.0  # s; so long a process waits for a reaper
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,22 +50,19 @@ _CHANGE = 1_000_000_000  # ns; a change begins in less, after its time was store
 class Noting(Protocol):
     """What of a control block notes the changes of its file."""
 
-    def if_sound(self) -> Self | None:
-        """The block, to store to it now; None if another program has cut it off."""
+    def change_begins(self, when: int) -> None:
+        """Note that it is changed from now on, unless another program has cut the block off."""
+
+    def change_ended(self, changed: int) -> None:
+        """Note likewise when it was changed last, and that no change is in progress."""
 
     @property
     def changed(self) -> int:
         """When it was changed last."""
 
-    @changed.setter
-    def changed(self, value: int, /) -> None: ...
-
     @property
     def writing(self) -> int:
         """When the change in progress began; 0 between changes."""
-
-    @writing.setter
-    def writing(self, value: int, /) -> None: ...
 
 
 class Changing:
@@ -75,8 +73,7 @@ class Changing:
         self._block = block
 
     def __enter__(self) -> None:
-        if (block := self._block.if_sound()) is not None:
-            block.writing = time.time_ns()
+        self._block.change_begins(time.time_ns())
 
     def __exit__(
         self,
@@ -84,10 +81,7 @@ class Changing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        changed = os.fstat(self._lock.fd).st_ctime_ns
-        if (block := self._block.if_sound()) is not None:
-            block.changed = changed
-            block.writing = 0
+        self._block.change_ended(os.fstat(self._lock.fd).st_ctime_ns)
 
 
 def is_untouched(fd: int, block: Noting) -> bool:
@@ -147,6 +141,7 @@ class PartialFile:
         Changes of the file are noted in `block`, if it is given. `durable` is for `move`.
         """
         self._lock = lock
+        self._block = block
         self._durable = durable
         self._writeback = Writeback(lock.fd, size) if durable else None
         # Without a block nothing is noted. To enter a lock runs no Python, unlike a `nullcontext`.
@@ -218,9 +213,13 @@ class PartialFile:
     def reserve(self, size: int) -> None:
         """Reserve the disk space for all `size` bytes of the blob.
 
+        A small blob goes without, if the disk has much: the first write takes all that it needs.
+
         Raises:
             OutOfResources: the disk has less free space.
         """
+        if size <= _SMALL and _free(self.fd) >= _MUCH:
+            return
         with naming_shortages_beside(self._name, self.path), self._changing:
             reserve(self.fd, size)
 
@@ -230,12 +229,14 @@ class PartialFile:
         Raises:
             DamagedPartial: the file is shorter.
         """
-        there = os.fstat(self.fd).st_size
-        if there < size:
+        facts = os.fstat(self.fd)
+        if facts.st_size < size:
             raise self._damaged(f"is shorter than {size} bytes")
-        with self._changing:
-            if there > size:  # truncating to the same size would give reserved space back
+        if facts.st_size > size:
+            with self._changing:
                 os.ftruncate(self.fd, size)
+        elif self._block is not None:  # to truncate it would give reserved space back
+            self._block.change_ended(facts.st_ctime_ns)
         self.size = size
 
     def trim(self) -> int:
@@ -255,7 +256,8 @@ class PartialFile:
             DamagedPartial: the file has another size, or another path, than this writer gave it.
             OSError: the disk failed.
         """
-        if os.fstat(self.fd).st_size != self.size or not self._lock.is_at(self.path):
+        facts = os.fstat(self.fd)
+        if facts.st_size != self.size or not self._lock.is_at(self.path, facts):
             raise self._damaged("was truncated, replaced or removed")
         with self._changing:
             os.utime(self.fd)  # now it is the most recently used blob of its store
@@ -369,6 +371,15 @@ def reserve(fd: int, size: int) -> None:
             return
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def _free(fd: int) -> int:
+    """Bytes that this user can write to the disk of a file; 0 if the file system does not tell."""
+    try:
+        disk = os.fstatvfs(fd)
+    except OSError:
+        return 0
+    return disk.f_bavail * disk.f_frsize
 
 
 def remove_partial(path: str, only: tuple[int, int, int] | None = None) -> bool:

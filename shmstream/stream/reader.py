@@ -262,13 +262,13 @@ class InFlightCopier(GrowingFile):
     def view(self) -> View:
         """How far the blob is now, without waiting."""
         self._check_open()
-        state, published = self._tail.look()
+        state, published, size = self._tail.look()
         is_complete = state == State.COMMITTED
         if published and not self._is_settled:
             self._settle()
         return View(
             published,
-            published if is_complete else self.size,
+            published if is_complete else size,
             is_complete,
             self._fd if published or is_complete else -1,
         )
@@ -291,9 +291,11 @@ class InFlightCopier(GrowingFile):
             StreamBroken: as `readinto`.
         """
         self._check_open()
-        published, before = self.published, -1
+        published, before = self._tail.arrived(want), -1
         while before < published < want:  # if no more came, the blob is complete
             before, published = published, self._ask(published, published + 1)
+            if published < want:
+                self._tail.note(published)
         return published
 
     def statistics(self) -> CopierStatistics:

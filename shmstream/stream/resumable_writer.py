@@ -136,9 +136,10 @@ class ResumableStreamer(DescribedStreamer):
         """
         with self._lock:
             self._check_open()
-            self._block.require(State.STREAMING, self.name)
-            if self._digest is not None:
-                self._digest.update(self._file.size)
+            if self._file.size > 0:
+                self._block.require(State.STREAMING, self.name)
+                if self._digest is not None:
+                    self._digest.update(self._file.size)
             if (publishable := self._publishable()) > 0:
                 self._store_published(self._block.at_once(), publishable)
             self._begin()
@@ -154,6 +155,13 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             self._check_open()
             self._subscribers.here = listener
+
+    def look(self) -> tuple[int, bool]:
+        """How many bytes readers can read now, and whether the blob is complete.
+
+        This process alone stores both, so it knows them without the block.
+        """
+        return self._published, self._is_committed
 
     @property
     def chunk_size(self) -> int:
@@ -355,13 +363,14 @@ class ResumableStreamer(DescribedStreamer):
         with self._lock:
             if self._closed is not None:
                 return
-            if not self._block.is_sound:  # nobody can succeed, but another flight can go on
-                self._end(aborting=False)
-            elif self._block.state in TERMINAL or not (self._is_untold or self.has_readers()):
-                is_undecided = self._block.state not in TERMINAL and not self._file.is_closed
-                if is_undecided and not self._is_worth_keeping():
+            now = self._block.if_sound()
+            # If it is not sound, nobody can succeed, but another flight can go on.
+            if now is None or now.state in TERMINAL:
+                self._end()
+            elif not (self._is_untold or self.has_readers()):
+                if not (self._file.is_closed or self._is_worth_keeping()):
                     self._file.unlink()
-                self._end(aborting=False)
+                self._end()
             else:
                 self._publish()
                 self._subscribers.here = None  # the last ring is for readers that may succeed

@@ -118,18 +118,19 @@ class Stream:
             if size not in (0, UNKNOWN):
                 reserve(partial.fd, size)
             device, inode, generation = file_identity(partial.fd)
-            block.digest = digest.encode()
-            block.store(
+            token, signature = int.from_bytes(os.urandom(6)), _signature()
+            now = block.at_once()
+            now.digest = digest.encode()
+            now.store(
                 slots=slots,
-                token=int.from_bytes(os.urandom(6)),
+                token=token,
                 chunk_size=chunk_size,
                 device=device,
                 inode=inode,
                 file_generation=generation,
                 size=size,
-                **_signature(),
+                **signature,
             )
-            now = block.at_once()
             now.state = State.OPENING
             now.version = VERSION
             now.magic = MAGIC

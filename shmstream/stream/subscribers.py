@@ -34,7 +34,7 @@ from functools import partial
 
 from shmstream.errors import NoFreeSlot
 from shmstream.stream import doorbell
-from shmstream.stream.control_block import TERMINAL, Block, Slot, generations_in
+from shmstream.stream.control_block import TERMINAL, Block, Slot, active_in, generations_in
 from shmstream.stream.doorbell import GENERATIONS, Doorbell, Ringer
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity
@@ -176,7 +176,7 @@ class Subscribers:
         has_changed = memberships != self._seen
         if has_changed:
             self._seen = self._latest = memberships
-            _post(self._follow())
+            _post(self._follow(memberships))
         if self.here is not None:
             self.here()
         return has_changed
@@ -201,9 +201,9 @@ class Subscribers:
             self._looked_after = self._active[after_last]
             reclaim(self._block, self._lock, self._looked_after)
 
-    def _follow(self) -> list[Callable[[], None]]:
+    def _follow(self, memberships: bytes) -> list[Callable[[], None]]:
         """Close the doorbells of readers that left, and open and return those of new readers."""
-        generations = self._block.taken()
+        generations = active_in(memberships)
         left = []
         for index, (generation, ringer) in list(self._ringers.items()):
             if generations.get(index) != generation:

@@ -57,9 +57,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from shmstream.errors import WriterDied, WriterStalled, naming_shortages
-from shmstream.stream.control_block import LIVE, TERMINAL, State
+from shmstream.stream.control_block import LIVE, TERMINAL, UNKNOWN, State
 from shmstream.stream.doorbell import Doorbell
 from shmstream.stream.stream import Stream
 from shmstream.stream.subscribers import Subscription, is_first
@@ -212,17 +213,32 @@ class Tail:
             self._subscription.doorbell.wait(left)
             block.require_whole()
 
-    def look(self) -> tuple[State, int]:
-        """The state, and how many bytes are published. If the state is terminal, both are final.
+    def look(self) -> tuple[State, int, int | None]:
+        """The state, how many bytes are published, and the size, or None while it is not known.
 
-        Every reader that wants both asks here, because the order of the two loads matters (I3).
+        If the state is terminal, all are final. Every reader that wants them asks here, because the
+        order of the loads matters (I3): the state comes first.
         """
-        state = self._block.known_state()
-        return state, self.load()
+        now = self._block.at_once()
+        state, published, size = now.known_state(), self.load(), now.size
+        return state, published, None if size == UNKNOWN else size
+
+    def arrived(self, want: int) -> int:
+        """How many bytes are published, without waiting.
+
+        If there are fewer than `want`, all of them are noted as read: a reader that waits for more
+        lags behind nothing.
+        """
+        self._block.require_whole()
+        published = self.load()
+        if published < want and self._subscription is not None:
+            with suppress(ValueError):  # another thread has closed this reader meanwhile
+                self._subscription.store_position(published)
+        return published
 
     def _conclude(self, position: int) -> int:
         """How many bytes can be read of a stream that is terminal or has lost its writer."""
-        state, published = self.look()
+        state, published, _ = self.look()
         if state == State.COMMITTED or published > position:
             return published
         if state == State.ABORTED:

@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -52,6 +52,7 @@ from shmstream.system.buffers import buffers
 from shmstream.system.locks import KernelLock
 from shmstream.system.process import register
 from shmstream.system.refusals import refuse_text
+from shmstream.system.steps import all_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -126,10 +127,11 @@ class BlobStreamer:
             self._digest = RunningDigest(self._given, lock.fd, there)
         self._withholds = self._digest is not None and self._digest.is_given
         # Only this process writes these fields, so `append` need not load them from the block.
-        state, self._chunk_size, self._limit, self._token, self._published = block.load(
+        state, self._chunk_size, self._limit, self._token, self._published = now.load(
             "state", "chunk_size", "size", "token", "published"
         )
         self._streaming = state == State.STREAMING
+        self._is_committed = False
         self._began = time.monotonic()
         self._closed: str | None = None
         self.digest: str | None = None
@@ -314,16 +316,13 @@ class BlobStreamer:
         """
         with self._lock:
             self._pacer.published()
-            if not self._streaming:
-                return
-            block = self._block.if_sound()
-            if block is None:
-                self._streaming = False
-                return
-            self._store_published(block, self._publishable())
-            if self._subscribers.ring():
-                self._pacer.hurry(hurries=self._subscribers.have_ahead)
-            self._subscribers.look_after_one()
+            now = self._block.if_sound() if self._streaming else None
+            self._streaming = now is not None
+            if now is not None:
+                self._store_published(now, self._publishable())
+                if self._subscribers.ring():
+                    self._pacer.hurry(hurries=self._subscribers.have_ahead)
+                self._subscribers.look_after_one()
 
     def _store_published(self, block: Block, published: int) -> None:
         """Store that so many bytes can be read, in a block whose size was just compared."""
@@ -408,7 +407,7 @@ class BlobStreamer:
         """
         with self._lock:
             self._check_open()
-            if self._block.state == State.OPENING:
+            if not self._streaming and self._block.state == State.OPENING:
                 self._begin()
             self._block.require(State.COMMITTED, self.name)
             if self.size not in (None, self._file.size):
@@ -423,10 +422,12 @@ class BlobStreamer:
             except (StreamBroken, OSError, EOFError) as error:
                 self.abort(error)
                 raise
-            self._block.size = self._limit = self._file.size  # I3
-            self._store_published(self._block.at_once(), self._file.size)
+            now = self._block.at_once()
+            now.size = self._limit = self._file.size  # I3
+            self._store_published(now, self._file.size)
             self._streaming = False
-            self._block.advance(State.COMMITTED, self.name)
+            now.advance(State.COMMITTED, self.name)
+            self._is_committed = True
             self._subscribers.ring()
             self._pacer.published()
             if digest is not None:
@@ -531,19 +532,23 @@ class BlobStreamer:
         with self._lock:
             if self._closed is not None:
                 return
-            self._end(aborting=True)
+            self._end(self._abort_unended)
         self._pacer.join()
 
-    def _end(self, *, aborting: bool) -> None:
-        with ExitStack() as ending:  # from the last to the first, whatever fails on the way
-            ending.callback(self._release)
-            ending.callback(self._stream.unlink)
-            ending.callback(self._unlink_doorbells)
-            ending.callback(self._close_file)
-            ending.callback(self._subscribers.close)
-            ending.callback(self._pacer.close)
-            if aborting and not self._has_ended():
-                self.abort("its writer closed it without commit")
+    def _end(self, *first: Callable[[], None]) -> None:
+        all_of(
+            *first,
+            self._pacer.close,
+            self._subscribers.close,
+            self._close_file,
+            self._unlink_doorbells,
+            self._stream.unlink,
+            self._release,
+        )
+
+    def _abort_unended(self) -> None:
+        if not self._has_ended():
+            self.abort("its writer closed it without commit")
 
     def _has_ended(self) -> bool:
         return self._block.is_sound and self._block.state in TERMINAL

@@ -12,6 +12,7 @@ copying        moves bytes of a file to a destination, by the kernel where that 
 files          opens files that other programs may have put there
 tcp            what the kernel knows of a TCP connection
 descriptors    room for descriptors, made before they are needed
+steps          several steps that are all taken, whatever fails
 temporary      a temporary folder of one process, which a later process removes after a kill
 signals        how a signal ends a program in good order, and what else code of users may raise
 """

@@ -1,7 +1,8 @@
-"""How many calls a flight's beginning takes, from `Store.open` to the first byte.
+"""How many calls take a flight's beginning, from `Store.open` to the first byte, and a small one.
 
 When many processes begin at the same moment, each call of a function in Python is some
-microseconds for which all of them wait.
+microseconds for which all of them wait. Each look at the size of the control block's memory is a
+system call, at which another thread may take the interpreter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from shmstream import Store
-from tests.support.calls import count_a_beginning
+from tests.support.calls import count_a_beginning, count_a_flight
 from tests.support.interpreters import Interpreter
 from tests.support.origin import Origin
 from tests.support.stores import digest
@@ -25,6 +26,10 @@ MOST_TO_LEAD = 2_200
 """Of these, some 500 are of urllib3."""
 MOST_TO_FOLLOW = 470
 MOST_TO_LOSE = 620  # the race to lead: looks, claims in vain, and follows
+MOST_TO_BRING = 1_830
+"""Of these, some 640 are of urllib3."""
+MOST_LOOKS = 23
+SMALL, WARM, COUNTED = 4096, 3, 10
 
 
 def begins(start: Start, folder: str, origin: Origin, *, loses: bool = False) -> Any:
@@ -65,3 +70,16 @@ def test_a_follower_begins_with_few_calls_and_makes_no_source(
         assert heard["role"] == "follows"
         assert not heard["made"]
         require_few(heard, most)
+
+
+def test_a_small_cold_blob_takes_few_calls(start: Start, folder: str, origin: Origin) -> None:
+    flights = []
+    for seed in range(WARM + COUNTED):
+        url = origin.serve(f"/{seed}", seed=seed, size=SMALL)
+        flights.append([digest(seed, SMALL), url])
+    process = start(count_a_flight, folder)
+    process.say([WARM, flights])
+    heard = process.hear()
+    process.finish()
+    require_few(heard, MOST_TO_BRING)
+    assert heard["looks"] <= MOST_LOOKS

@@ -304,7 +304,7 @@ def test_a_view_loads_the_state_before_what_it_makes_final(
             assert reader.view()[:3] == (4, None, False)
             look = Tail.look
 
-            def commit_before_the_look(self: Tail) -> tuple[State, int]:
+            def commit_before_the_look(self: Tail) -> tuple[State, int, int | None]:
                 monkeypatch.setattr(Tail, "look", look)
                 streamer.transfer([b" and the rest"])
                 return look(self)
@@ -336,7 +336,7 @@ def test_a_look_loads_the_state_first(monkeypatch: pytest.MonkeyPatch, blob: str
     with BlobStreamer.create(blob, publish_interval=0) as streamer:
         with InFlightCopier.attach(streamer.name) as reader:
             loads: list[str] = []
-            block = reader._block
+            block = reader._block.at_once()  # which makes all three loads after one comparison
             load_published, load_state = reader._tail.load, block.load_state
             load = Word.__get__
 

@@ -264,3 +264,24 @@ def test_what_a_copier_tells(blob: str) -> None:
         assert copier.closed
         assert copier.statistics().position == 20
         streamer.abort("")
+
+
+def test_a_view_looks_at_the_size_of_the_block_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look is a system call, at which another thread may take the interpreter."""
+    looks, lseek = [], os.lseek
+
+    def look(*args: int) -> int:
+        looks.append(args)
+        return lseek(*args)
+
+    with (
+        BlobStreamer.create(tmp_path / "blob", publish_interval=0.0, size=2) as streamer,
+        InFlightCopier.attach(streamer.name) as copier,
+    ):
+        streamer.append(b"1")
+        assert copier.view()[:3] == (1, 2, False)
+        monkeypatch.setattr(os, "lseek", look)
+        assert copier.view()[:3] == (1, 2, False)
+        assert len(looks) == 1

@@ -22,6 +22,8 @@ from shmstream import (
     StreamClosed,
     StreamExists,
 )
+from shmstream.stream import partial
+from shmstream.stream.described_writer import DescribedStreamer
 from tests.support import roles
 from tests.support.interpreters import Interpreter
 from tests.support.roles import content
@@ -333,3 +335,18 @@ def test_the_error_of_another_stream_is_only_a_reason(blob: str) -> None:
             InFlightCopier.attach("mine")
         assert type(caught.value) is BlobAborted
         assert (caught.value.name, caught.value.offset) == ("mine", 4)
+
+
+def test_space_is_reserved_for_a_small_blob_only_on_a_disk_that_has_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[int] = []
+    monkeypatch.setattr(partial, "reserve", lambda _fd, size: reserved.append(size))
+    monkeypatch.setattr(partial, "_free", lambda _fd: 64 << 20)
+    with DescribedStreamer.create(tmp_path / "blob") as streamer:
+        streamer.reserve(64 << 10)
+        assert reserved == []
+        streamer.reserve((64 << 10) + 1)
+        monkeypatch.setattr(partial, "_free", lambda _fd: (64 << 20) - 1)
+        streamer.reserve(100)
+        assert reserved == [(64 << 10) + 1, 100]

@@ -83,3 +83,21 @@ def _find_nothing_at_first() -> None:
         return None if len(looks) == 1 else find(self, patience)
 
     flight.Flight._find = look  # type: ignore[method-assign]
+
+
+def count_a_flight(link: Link, folder: str) -> None:
+    """It fetches blobs, and says on the average how many calls each took after the first ones.
+
+    It hears how many are not counted, then a list of all [key, source].
+    """
+    calls, store = Calls(), make_store(folder, {"hash_named": False})
+    warm, flights = link.hear()
+    for key, source in flights[:warm]:
+        store.fetch(key, source)
+    with calls:
+        for key, source in flights[warm:]:
+            store.fetch(key, source)
+    counted = len(flights) - warm
+    of = [[round(count / counted, 1), name] for name, count in calls.of.most_common(80)]
+    looks = calls.of["in C: lseek"] / counted
+    link.say({"calls": calls.of.total() / counted, "looks": looks, "of": of})
