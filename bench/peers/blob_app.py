@@ -56,7 +56,9 @@ class BlobApp:
         path: str = scope["path"]
         # The name is the SHA-256 of the blob, and alone it is a digest, too. Proxies take the path.
         key = f"sha256:{path.rpartition('/')[2]}" if _is_verified else path
-        await InFlightResponse(self._store, key, _origin + path)(scope, receive, send)
+        # Like the peers, and `shmstream serve`, it does not care who asks, and keeps no log.
+        response = InFlightResponse(self._store, key, _origin + path, repeatable=True)
+        await response(scope, receive, send)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -26,6 +27,27 @@ jump        a function: bytes of the body, from its beginning, that the client h
             that are to be left out; only after another process has sent them. Call it after the
             head was sent; without the call the server leaves them out itself
 promised    the ETag of the response whose beginning another process has sent; with `jump` only
+again       an `Again`; set by `BlobReply` before the head of a complete blob, if its caller allows
+            it. The server may then answer a request with the same bytes, of any client, by calling
+            it instead of the application. Who has to do something for each response, such as
+            counting, sets another one instead, which calls that
+"""
+
+
+@dataclass(slots=True)
+class Ready:
+    """A blob that can be sent at once: all `count` bytes of `file`, which the receiver closes."""
+
+    file: int
+    count: int
+    sent: Callable[[], object] | None = None
+    """Called if the whole response was sent so; else the application is asked for it."""
+
+
+Again = Callable[[tuple[str, int | None] | None], Ready | None]
+"""Called with the address of the client. What a response has sent, once more; its head is the same.
+
+It does not wait. None, if the application has to be asked: the blob is gone, or is another one.
 """
 
 

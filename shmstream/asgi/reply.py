@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.leaving import Leaving
-from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send, finish, start
+from shmstream.asgi.messages import BrokenOff, Ready, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
 from shmstream.asgi.terms import Terms
 from shmstream.errors import (
@@ -89,6 +89,9 @@ class BlobReply:
             blob comes from the source itself.
         expected: what is known of a blob that is not here; None if nothing is. Called with whether
             a part of it is wanted. Without it nothing is known before the source is asked.
+        repeats: whether an equal request of any client may get the same complete blob, without this
+            reply (`messages.SERVER`, `again`). It is asked each time, and must not wait. Without it
+            none may.
         goes_past: whether the source itself is worth asking if the flight breaks or stalls. That is
             so if it was not asked yet, because the flight has another source.
 
@@ -112,8 +115,10 @@ class BlobReply:
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
         goes_past: Callable[[], bool] = lambda: False,
         expected: Callable[[bool], Awaitable[Description | None]] | None = None,
+        repeats: Callable[[], bool] | None = None,
     ) -> None:
         self._expected = expected
+        self._repeats = repeats
         self._store = store
         self._key = key
         self._source = source
@@ -198,6 +203,7 @@ class BlobReply:
                 if request.needs_size:
                     await blob.seek(0, os.SEEK_END)
                 is_known, sending.size = True, blob.size
+                self._let_repeat(sending, blob)
                 await reply(blob, partial(self._give, sending, blob))
         except ShmstreamError as error:
             is_other = isinstance(error, SizeMismatch) and self.status is None
@@ -209,6 +215,12 @@ class BlobReply:
                 if request.needs_size and about.size is None:
                     raise error from None
                 await reply(about, partial(_pass, sending, passage, about))
+
+    def _let_repeat(self, sending: Sending, blob: AsyncBlob) -> None:
+        """Offer the server to answer equal requests itself, if the blob is complete."""
+        if self._repeats is None or (opens := blob.again()) is None:
+            return
+        sending.server["again"] = partial(_again, self._repeats, opens, blob.published)
 
     async def _reply(
         self,
@@ -294,6 +306,17 @@ class BlobReply:
             if in_front is not None:
                 return in_front
         return self._terms.answer(request.headers, about, about.published)
+
+
+def _again(
+    may: Callable[[], bool], opens: Callable[[], int | None], size: int, _client: object
+) -> Ready | None:
+    """The blob that was sent, once more: an `Again`."""
+    try:
+        file = opens() if may() else None
+    except (ShmstreamError, OSError, MemoryError):  # the reply meets it again, and tells it
+        return None
+    return None if file is None else Ready(file, size)
 
 
 async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:

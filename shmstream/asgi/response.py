@@ -29,7 +29,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.arguments import seconds
+from shmstream.arguments import flag, seconds
 from shmstream.asgi.messages import Message, Receive, Scope, Send, answer
 from shmstream.asgi.reply import BlobReply
 from shmstream.asgi.statuses import status_of
@@ -52,6 +52,10 @@ except ImportError:
 
     class _Response:  # type: ignore[no-redef]
         """Without Starlette, no framework asks for the class: an ASGI application is enough."""
+
+
+def _always() -> bool:
+    return True
 
 
 __all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]
@@ -88,6 +92,11 @@ class InFlightResponse(_Response):
             if that is another process, by a download of its own. If this process leads, or has no
             source, the client is cut.
         write_timeout: seconds in which the client must take some bytes.
+        repeatable: that equal requests of all clients get the same answer, and nothing else has to
+            be done for them. Then `shmstream.server` may answer a request with the same bytes
+            itself while the blob is the same one, without the application, which costs it much
+            less. Not if the application counts requests, asks clients who they are, or if a
+            middleware does.
 
     Raises:
         ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
@@ -109,8 +118,10 @@ class InFlightResponse(_Response):
         x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
+        repeatable: bool = False,
     ) -> None:
         seconds("wait_for", wait_for)
+        flag("repeatable", repeatable)
         terms = Terms(
             key,
             headers=headers,
@@ -130,6 +141,7 @@ class InFlightResponse(_Response):
             linger=linger,
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
+            repeats=_always if repeatable else None,
         )
         self.background: BackgroundTask | None = None  # FastAPI may set it
         self.status_code: int = 200
