@@ -18,7 +18,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer
@@ -119,6 +119,7 @@ class BlobReply:
     ) -> None:
         self._expected = expected
         self._repeats = repeats
+        self._server: dict[str, Any] = {}  # what our own server says of the request
         self._store = store
         self._key = key
         self._source = source
@@ -155,7 +156,8 @@ class BlobReply:
         """
         extensions = scope.get("extensions") or {}
         sending = Sending(send, self._write_timeout, extensions)
-        sending.server["is_blob"] = True
+        self._server = sending.server
+        self._server["is_blob"] = True
         try:
             with Leaving(receive, sending.server.get("when_lost")) as sending.task:
                 await self._serve(_Request.of(scope), send, sending)
@@ -203,7 +205,6 @@ class BlobReply:
                 if request.needs_size:
                     await blob.seek(0, os.SEEK_END)
                 is_known, sending.size = True, blob.size
-                self._let_repeat(sending, blob)
                 await reply(blob, partial(self._give, sending, blob))
         except ShmstreamError as error:
             is_other = isinstance(error, SizeMismatch) and self.status is None
@@ -216,12 +217,6 @@ class BlobReply:
                     raise error from None
                 await reply(about, partial(_pass, sending, passage, about))
 
-    def _let_repeat(self, sending: Sending, blob: AsyncBlob) -> None:
-        """Offer the server to answer equal requests itself, if the blob is complete."""
-        if self._repeats is None or (opens := blob.again()) is None:
-            return
-        sending.server["again"] = partial(_again, self._repeats, opens, blob.published)
-
     async def _reply(
         self,
         request: _Request,
@@ -232,11 +227,19 @@ class BlobReply:
         """Send the head of the answer, and the body by `give` if there is one."""
         await self._authorise(about)
         answer = self._answer(request, about)
+        self._let_repeat(about)
         await self._begin(send, answer)
         if request.is_get and answer.status in (200, 206) and answer.end != 0:
             await give(answer)
         else:
             await finish(send)
+
+    def _let_repeat(self, about: AsyncBlob | Description) -> None:
+        """Offer the server to answer equal requests itself, if the blob is complete."""
+        if self._repeats is None or isinstance(about, Description):
+            return
+        if (opens := about.again()) is not None:
+            self._server["again"] = partial(_again, self._repeats, opens, about.published)
 
     async def _misfit(self, about: Description) -> OutOfRoom | None:
         """Why the store cannot keep such a blob; None if it can, as far as is known."""

@@ -29,7 +29,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from shmstream.arguments import flag, seconds
+from shmstream.arguments import seconds
 from shmstream.asgi.messages import Message, Receive, Scope, Send, answer
 from shmstream.asgi.reply import BlobReply
 from shmstream.asgi.statuses import status_of
@@ -92,14 +92,15 @@ class InFlightResponse(_Response):
             if that is another process, by a download of its own. If this process leads, or has no
             source, the client is cut.
         write_timeout: seconds in which the client must take some bytes.
-        repeatable: that equal requests of all clients get the same answer, and nothing else has to
-            be done for them. Then `shmstream.server` may answer a request with the same bytes
-            itself while the blob is the same one, without the application, which costs it much
-            less. Not if the application counts requests, asks clients who they are, or if a
-            middleware does.
 
     Raises:
         ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
+    """
+
+    repeatable: bool = False
+    """Whether equal requests of all clients get the same answer, and nothing else is to be done for
+    them: no `authorise`, no count, no log. Then the server of `shmstream serve` gives a small
+    complete blob again without the application. Other servers ask the application each time.
     """
 
     def __init__(
@@ -118,10 +119,8 @@ class InFlightResponse(_Response):
         x_sendfile: bool = False,
         stall_timeout: float | None = 60.0,
         write_timeout: float = 60.0,
-        repeatable: bool = False,
     ) -> None:
         seconds("wait_for", wait_for)
-        flag("repeatable", repeatable)
         terms = Terms(
             key,
             headers=headers,
@@ -141,7 +140,7 @@ class InFlightResponse(_Response):
             linger=linger,
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
-            repeats=_always if repeatable else None,
+            repeats=_always if self.repeatable else None,
         )
         self.background: BackgroundTask | None = None  # FastAPI may set it
         self.status_code: int = 200

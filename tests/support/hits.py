@@ -41,13 +41,17 @@ IDLE = 1
 """Seconds after which a worker closes a connection without a request."""
 
 
+class _Repeatable(InFlightResponse):
+    repeatable = True
+
+
 class _Blobs:
     """Gives the blob whose key is the path, from the store alone."""
 
     def __init__(self, folder: str, *, repeatable: bool = True, tells: bool = True) -> None:
         """`tells`: how often it was asked."""
         self._store = make_store(folder, {})
-        self._repeatable = repeatable
+        self._response = _Repeatable if repeatable else InFlightResponse
         self._tells = tells
         self._asked = 0
 
@@ -57,9 +61,7 @@ class _Blobs:
         headers = {ASKED: str(self._asked)} if self._tells else None
         # nothing asks the source
         source = f"http://127.0.0.1:9/{key}" if key.startswith("sha256:") else None
-        blob = InFlightResponse(
-            self._store, key, source, headers=headers, repeatable=self._repeatable
-        )
+        blob = self._response(self._store, key, source, headers=headers)
         await blob(scope, receive, send)
 
 

@@ -202,7 +202,7 @@ class KeptProtocol(Protocol):
         size = _size_of_head(data) or len(data)
         before, self._parsed = self._parsed, size
         self._request = size
-        self._asked = b"" if before else data[:size]
+        self._asked = b"" if before or size > _LONGEST else data[:size]
         self._is_midway = True  # until `on_message_complete`
         self.data_received(data[before:size])
         if not self._is_midway:
@@ -335,10 +335,13 @@ class KeptProtocol(Protocol):
         if not self._is_at_rest():
             return False
         head, ready = repeat.head(self.server_state.default_headers), None
-        if 0 < len(head) <= _LONGEST:
-            ready = repeat.again(self.client)
+        try:
+            if 0 < len(head) <= _LONGEST:
+                ready = repeat.again(self.client)
+        finally:
+            if ready is None:  # also after an error: the request is still in the socket
+                self._repeats.forget(data)
         if ready is None:
-            self._repeats.forget(data)
             return False
         try:
             return ready.count == repeat.count and self._send_again(data, head, ready)
@@ -388,6 +391,7 @@ class KeptProtocol(Protocol):
     def _wait_for_next(self) -> None:
         """As after other responses; but one timer serves many of these."""
         self.server_state.total_requests += 1
+        self.limit_concurrency = self.config.limit_concurrency
         self._head_since = None
         self._idle_since = self.loop.time()
         if self.timeout_keep_alive_task is None:
