@@ -28,9 +28,9 @@ jump        a function: bytes of the body, from its beginning, that the client h
             head was sent; without the call the server leaves them out itself
 promised    the ETag of the response whose beginning another process has sent; with `jump` only
 again       an `Again`; set by `BlobReply` before the head of a complete blob, if its caller allows
-            it. The server may then answer a request with the same bytes, of any client, by calling
-            it instead of the application. Who has to do something for each response, such as
-            counting, sets another one instead, which calls that
+            it. The server may then answer a request with the same bytes, of any client, by a call
+            of it instead of the application. A middleware that has to do something for each
+            response, such as counting, replaces it by its own one, which calls the former one
 """
 
 
@@ -45,9 +45,10 @@ class Ready:
 
 
 Again = Callable[[tuple[str, int | None] | None], Ready | None]
-"""Called with the address of the client. What a response has sent, once more; its head is the same.
+"""Gives once more what a response has sent; the head is the same. Its argument is the address of
+the client.
 
-It does not wait. None, if the application has to be asked: the blob is gone, or is another one.
+It does not wait. It gives None if the application has to be asked: the blob is gone, or is another.
 """
 
 

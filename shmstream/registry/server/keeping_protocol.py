@@ -14,9 +14,9 @@ whole. So it reads in its own way:
 The head of a response is held back for a moment, until its body comes or the event loop goes on, so
 that a short answer is in the record as a whole before its first byte is written.
 
-If the application has said of an earlier response that an equal request may get it again, and all
-of it fits into one piece, the whole response is made in one step, without the application: the
-short way (`repeats` tells it, with all that can come in between).
+If the application has said of an earlier small response that an equal request may get it again,
+the response is made in one step, without the application: the short way. `repeats` tells its steps,
+and what can come in between.
 
 A request with a body, and other methods than GET and HEAD, are read at once, as `Protocol` does it.
 So is a head that is not whole after `_LOOK_AGAIN` bytes. The record says so: if the worker is
@@ -359,7 +359,7 @@ class KeptProtocol(Protocol):
         return goes_on and not (is_busy or is_last)
 
     def _send_again(self, asked: bytes, head: bytes, ready: Ready) -> bool:
-        """Send a whole response; False: nothing, or a part of it, was sent."""
+        """Send a whole response. False: the kernel took a part or nothing; the rest is left."""
         assert self._keeping is not None
         size, length = len(asked), len(head)
         self._keeping.record.begin(

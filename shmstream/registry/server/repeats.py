@@ -9,31 +9,32 @@ head of a response, that an equal request may get it again (`again`, in `asgi/me
     3 fill the record of the connection with the head of the response (K1)
     4 give head and file to the kernel
     5 read the request from the socket (K2)
-    6 tell the application, so that it counts and logs the response
+    6 tell the application, which counts and logs the response
 
-Whatever is not as usual at 1 or 2 leads to the usual way, and nothing has happened. If the kernel
-takes a part only at 4, the usual way sends the rest: as if another worker had sent that part and
-was killed (`Step.RESUME`). Then the application answers, counts and logs the request, and 5 and 6
-are left out. So the limits for slow clients are those of the usual way.
+If something is not as usual at 1 or 2, the usual way answers, and nothing has happened. If the
+kernel takes a part only at 4, the usual way sends the rest, as if another worker had sent that part
+and was killed (`Step.RESUME`). Then the application answers, counts and logs the request, and 5 and
+6 are left out. So the limits for slow clients are those of the usual way.
 
     meanwhile                                what happens
     the blob is evicted before 2             `again` says no; the usual way downloads it
-    the blob is replaced before 2            `again` says no if size or ETag are others
+    the blob is replaced before 2            `again` says no if its size or its validator differ
     it is evicted or replaced after 2        the client gets the bytes of the open file, as always
-    it is so after 4, which sent a part      the usual way compares the new head with the old one
-                                             (`is_same_content`), and cuts the client if it differs
-    the worker is killed after 3             the next worker finds the record, and nothing of this;
-                                             it answers the request in the usual way, and leaves out
-                                             what the client has (`connections`)
-    a second request comes with the first    what has come is no known head: the usual way
+    likewise, and 4 sent a part              the usual way compares the new head with the old one,
+                                             and cuts the client if they differ (`is_same_content`)
+    the worker is killed after 3             the next worker finds the record, as after a usual
+                                             response (`connections`): it answers the request in the
+                                             usual way, and leaves out what the client has
+    a second request came with the first     what has come is no known head: the usual way
     a second request comes after 1           it stays in the socket: 5 reads the first one only
     the client ends its side                 the next look at the socket shows it
-    the server stops                         no step can come between these. After it: the usual way
+    the server stops                         its signal is handled before 1 or after 6; after it the
+                                             usual way tells the client that the connection ends
 
-A head is known only if all of these are true; `remember` and its caller check them:
+A head becomes known only if all of this is true; `KeptProtocol` and `remember` check it:
 
-    - GET of HTTP/1.1 without a body, on a connection that goes on; all of the head came at once
-    - 200, with a strong ETag, and a body that is sent in one piece
+    - it is a GET of HTTP/1.1 without a body, on a connection that goes on; it came as a whole
+    - the response is a 200 with a strong ETag, and its body is small
     - no proxy tells another address of the client: uvicorn believes some proxies, and others not
 """
 
