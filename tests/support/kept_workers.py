@@ -119,6 +119,7 @@ def _work(channel: socket.socket, table: int, nth: int, is_narrow: bool) -> None
         named: dict[str, Any] = {"config": config, "server_state": ServerState()}
         named["app_state"] = {}
         loop = asyncio.get_running_loop()
+        loop.set_debug(False)  # else each slow step is a line for a pipe that nobody reads
 
         def begin(connection: socket.socket, keeping: KeptConnection, is_new: bool) -> None:
             connection.setblocking(False)
