@@ -347,24 +347,7 @@ class Store:
         def withdraw() -> None:
             offers.withdraw(sources)
 
-        def open_stored() -> Stored | None:
-            fd = -1
-            try:
-                if (stored := self._layout.open(place)) is None:
-                    return None
-                fd, size = stored
-                if not self._layout.is_known_right(place, fd):
-                    return None  # a thread looks at its bytes
-                found = (fd, size, self._layout.metadata(place, fd))
-                fd = -1  # it is the caller's now
-                return found
-            except OSError as error:
-                raise trouble(error, key, self.folder) or error from error
-            finally:
-                if fd >= 0:
-                    os.close(fd)
-
-        stored = None if self._policy.verify else open_stored
+        stored = None if self._policy.verify else partial(self._open_stored, place)
         # Without a source it cannot lead or take over.
         flight = (self.folder, place.key, source is None, place.digest, place.size)
         return AsyncBlob(
@@ -380,6 +363,29 @@ class Store:
             is_begun=partial(self._is_begun, place),
             progress=None if progress is None else listener(progress),
         )
+
+    def _open_stored(self, place: Place, *, again: bool = False) -> Stored | None:
+        """The complete blob of a place, if it is known to be what was asked for.
+
+        `again`: some time after the place was made, so the folder is looked at once more.
+        """
+        fd = -1
+        try:
+            if again:
+                self._layout.look()
+            if (stored := self._layout.open(place)) is None:
+                return None
+            fd, size = stored
+            if not self._layout.is_known_right(place, fd):
+                return None  # a thread looks at its bytes
+            found = (fd, size, self._layout.metadata(place, fd))
+            fd = -1  # it is the caller's now
+            return found
+        except OSError as error:
+            raise trouble(error, place.key, self.folder) or error from error
+        finally:
+            if fd >= 0:
+                os.close(fd)
 
     def _is_begun(self, place: Place) -> bool:
         """Whether the blob is complete, or a live process brings it."""

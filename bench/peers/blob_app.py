@@ -30,6 +30,10 @@ _origin = f"http://127.0.0.1:{os.environ['PEERS_ORIGIN']}"
 _is_verified = os.environ["PEERS_KEYS"] == "sha256"
 
 
+class _Blob(InFlightResponse):
+    repeatable = True  # as with the peers: no matter which client asks, and nothing is logged
+
+
 class BlobApp:
     """Answers with the blobs of the origin."""
 
@@ -56,7 +60,7 @@ class BlobApp:
         path: str = scope["path"]
         # The name is the SHA-256 of the blob, and alone it is a digest, too. Proxies take the path.
         key = f"sha256:{path.rpartition('/')[2]}" if _is_verified else path
-        await InFlightResponse(self._store, key, _origin + path)(scope, receive, send)
+        await _Blob(self._store, key, _origin + path)(scope, receive, send)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 from shmstream.asgi.remembering import remembered
@@ -27,6 +28,28 @@ jump        a function: bytes of the body, from its beginning, that the client h
             that are to be left out; only after another process has sent them. Call it after the
             head was sent; without the call the server leaves them out itself
 promised    the ETag of the response whose beginning another process has sent; with `jump` only
+again       an `Again`; set by `BlobReply` before the head of a complete blob, if its caller allows
+            it. The server may then answer a request with the same bytes, of any client, by a call
+            of it instead of the application. A middleware that has to do something for each
+            response, such as counting, replaces it by its own one, which calls the former one
+"""
+
+
+@dataclass(slots=True)
+class Ready:
+    """A blob that can be sent at once: all `count` bytes of `file`, which the receiver closes."""
+
+    file: int
+    count: int
+    sent: Callable[[], object] | None = None
+    """Called if the whole response was sent so; else the application is asked for it."""
+
+
+Again = Callable[[tuple[str, int | None] | None], Ready | None]
+"""Gives once more what a response has sent; the head is the same. Its argument is the address of
+the client.
+
+It does not wait. It gives None if the application has to be asked: the blob is gone, or is another.
 """
 
 

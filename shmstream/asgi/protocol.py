@@ -106,6 +106,25 @@ def _line(name: bytes, value: bytes) -> bytes | None:
     return b"%b: %b\r\n" % (name, value)
 
 
+def plain_head(status: int, fields: list[tuple[bytes, bytes]]) -> tuple[bytes, int] | None:
+    """The head of a response with these headers, and its Content-Length.
+
+    None if it has no Content-Length, or if uvicorn has to see to its headers.
+    """
+    length = None
+    for name, value in fields:
+        if type(name) is not bytes or type(value) is not bytes:
+            return None
+        if name == b"content-length":
+            if length is not None or not value.isdigit():
+                return None
+            length = int(value)
+    lines: list[Any] = [_line(name, value) for name, value in fields]
+    if length is None or None in lines:
+        return None
+    return b"".join([httptools_impl.STATUS_LINE[status], *lines, b"\r\n"]), length
+
+
 class Protocol(httptools_impl.HttpToolsProtocol):
     """One connection. Subclasses may set the switches and bounds below otherwise."""
 
@@ -476,22 +495,13 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             return False
         if cycle.disconnected or cycle.flow.write_paused:
             return False
-        fields = [*cycle.default_headers, *headers]
-        length = None
-        for name, value in fields:
-            if type(name) is not bytes or type(value) is not bytes:
-                return False
-            if name == b"content-length":
-                if length is not None or not value.isdigit():
-                    return False
-                length = value
-        lines: list[Any] = [_line(name, value) for name, value in fields]
-        if length is None or None in lines:
+        plain = plain_head(status, [*cycle.default_headers, *headers])
+        if plain is None:
             return False
-        head = b"".join([httptools_impl.STATUS_LINE[status], *lines, b"\r\n"])
+        head, length = plain
         cycle.response_started = True
         cycle.waiting_for_100_continue = cycle.chunked_encoding = False
-        cycle.expected_content_length = int(length)
+        cycle.expected_content_length = length
         cycle.transport.write(head)
         return True
 

@@ -18,12 +18,12 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shmstream.asgi.body import Sending
 from shmstream.asgi.conditions import Answer
 from shmstream.asgi.leaving import Leaving
-from shmstream.asgi.messages import BrokenOff, Receive, Scope, Send, finish, start
+from shmstream.asgi.messages import BrokenOff, Ready, Receive, Scope, Send, finish, start
 from shmstream.asgi.statuses import shortage
 from shmstream.asgi.terms import Terms
 from shmstream.errors import (
@@ -89,6 +89,9 @@ class BlobReply:
             blob comes from the source itself.
         expected: what is known of a blob that is not here; None if nothing is. Called with whether
             a part of it is wanted. Without it nothing is known before the source is asked.
+        repeats: whether an equal request of any client may get the same complete blob, without this
+            reply (`messages.SERVER`, `again`). It is asked each time, and must not wait. Without it
+            none may.
         goes_past: whether the source itself is worth asking if the flight breaks or stalls. That is
             so if it was not asked yet, because the flight has another source.
 
@@ -112,8 +115,11 @@ class BlobReply:
         authorise: Callable[[AsyncBlob | Description], Awaitable[None]] = allow,
         goes_past: Callable[[], bool] = lambda: False,
         expected: Callable[[bool], Awaitable[Description | None]] | None = None,
+        repeats: Callable[[], bool] | None = None,
     ) -> None:
         self._expected = expected
+        self._repeats = repeats
+        self._server: dict[str, Any] = {}  # what our own server says of the request
         self._store = store
         self._key = key
         self._source = source
@@ -150,7 +156,8 @@ class BlobReply:
         """
         extensions = scope.get("extensions") or {}
         sending = Sending(send, self._write_timeout, extensions)
-        sending.server["is_blob"] = True
+        self._server = sending.server
+        self._server["is_blob"] = True
         try:
             with Leaving(receive, sending.server.get("when_lost")) as sending.task:
                 await self._serve(_Request.of(scope), send, sending)
@@ -220,11 +227,19 @@ class BlobReply:
         """Send the head of the answer, and the body by `give` if there is one."""
         await self._authorise(about)
         answer = self._answer(request, about)
+        self._let_repeat(about)
         await self._begin(send, answer)
         if request.is_get and answer.status in (200, 206) and answer.end != 0:
             await give(answer)
         else:
             await finish(send)
+
+    def _let_repeat(self, about: AsyncBlob | Description) -> None:
+        """Offer the server to answer equal requests itself, if the blob is complete."""
+        if self._repeats is None or isinstance(about, Description):
+            return
+        if (opens := about.again()) is not None:
+            self._server["again"] = partial(_again, self._repeats, opens, about.published)
 
     async def _misfit(self, about: Description) -> OutOfRoom | None:
         """Why the store cannot keep such a blob; None if it can, as far as is known."""
@@ -294,6 +309,17 @@ class BlobReply:
             if in_front is not None:
                 return in_front
         return self._terms.answer(request.headers, about, about.published)
+
+
+def _again(
+    may: Callable[[], bool], opens: Callable[[], int | None], size: int, _client: object
+) -> Ready | None:
+    """The blob that was sent, once more: an `Again`."""
+    try:
+        file = opens() if may() else None
+    except (ShmstreamError, OSError, MemoryError):  # the reply meets it again, and tells it
+        return None
+    return None if file is None else Ready(file, size)
 
 
 async def _pass(sending: Sending, passage: Passage, about: Description, answer: Answer) -> None:

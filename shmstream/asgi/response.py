@@ -54,6 +54,10 @@ except ImportError:
         """Without Starlette, no framework asks for the class: an ASGI application is enough."""
 
 
+def _always() -> bool:
+    return True
+
+
 __all__ = ["InFlightResponse", "Message", "Receive", "Scope", "Send"]
 
 
@@ -93,6 +97,12 @@ class InFlightResponse(_Response):
         ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
     """
 
+    repeatable: bool = False
+    """Whether equal requests of all clients get the same answer, and nothing else is to be done for
+    them: no `authorise`, no count, no log. Then the server of `shmstream serve` gives a small
+    complete blob again without the application. Other servers ask the application each time.
+    """
+
     def __init__(
         self,
         store: Store,
@@ -130,6 +140,7 @@ class InFlightResponse(_Response):
             linger=linger,
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
+            repeats=_always if self.repeatable else None,
         )
         self.background: BackgroundTask | None = None  # FastAPI may set it
         self.status_code: int = 200

@@ -64,7 +64,7 @@ class AsyncBlob:
         key: str,
         flight: tuple[object, ...],
         path: str,
-        stored: Callable[[], Stored | None] | None,
+        stored: Callable[..., Stored | None] | None,
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
         offer: Callable[[], object],
@@ -76,6 +76,8 @@ class AsyncBlob:
     ) -> None:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
+        `stored` opens the complete blob; with `again` it looks at the folder of the store first, as
+        the caller has done just now.
         `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
         Entering waits up to `wait_for` seconds until `is_begun`.
         """
@@ -155,6 +157,17 @@ class AsyncBlob:
             await self.aclose()
             raise
         return self
+
+    def again(self) -> Callable[[], int | None] | None:
+        """What opens the same complete blob once more, as entering has done it: its descriptor.
+
+        None if it was not complete when it was entered. The function gives None if there is another
+        blob by now, or if entering would wait. It does not wait, and raises what entering raises.
+        """
+        if self._lookout is not None or self._stored is None:
+            return None
+        was = (self._view.published, self._metadata)
+        return partial(_open_again, self._flight, self._stored, was)
 
     async def __aexit__(
         self,
@@ -398,6 +411,23 @@ class AsyncBlob:
     def __repr__(self) -> str:
         size = "?" if self.size is None else self.size
         return f"<AsyncBlob {self.key[:80]!r} {self.role} at {self._position}, of {size}>"
+
+
+def _open_again(
+    flight: tuple[object, ...],
+    stored: Callable[..., Stored | None],
+    was: tuple[int, Description],
+) -> int | None:
+    if (lookout := Lookout.find(flight)) is not None:
+        lookout.leave()
+        return None
+    if (found := stored(again=True)) is None:
+        return None
+    fd, *now = found
+    if tuple(now) == was:
+        return fd
+    os.close(fd)
+    return None
 
 
 def _has_news(lookout: Lookout, view: View, *, or_size: bool) -> bool:

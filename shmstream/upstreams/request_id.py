@@ -24,9 +24,14 @@ _current: ContextVar[str] = ContextVar("shmstream_request_id", default="")
 def begin(given: bytes | None) -> tuple[str, bool]:
     """Begin to answer a request, in a task of its own: its id, and whether the client gave it."""
     is_given = given is not None and _GOOD.fullmatch(given) is not None
-    name = given.decode() if given is not None and is_given else secrets.token_hex(8)
+    name = given.decode() if given is not None and is_given else new()
     _current.set(name)
     return name, is_given
+
+
+def new() -> str:
+    """An id for a request whose client gave none."""
+    return secrets.token_hex(8)
 
 
 def current() -> str:

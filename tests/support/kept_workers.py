@@ -27,6 +27,7 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
+from shmstream.asgi.messages import SERVER, ZERO_COPY, Ready
 from shmstream.registry.server import keeper as keeper_room
 from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
@@ -36,14 +37,21 @@ from shmstream.registry.server.kept import Kept, KeptConnection
 from shmstream.registry.server.transport import Transport
 from tests.support.interpreters import Link
 from tests.support.lines import Death
+from tests.support.narrow import connect, make_narrow
 from tests.support.roles import content
 
 BODY = content(3, 150_000)
 TEXT = b"a short answer\n"
+SMALL = BODY[:60_000]
+BODIES = {"/text": TEXT, "/again": SMALL}
+"""By path; `BODY` for all others."""
 REQUESTS = [
+    [("GET", "/again")],
+    [("GET", "/again")],
     [("GET", "/text")],
     [("GET", "/file"), ("HEAD", "/file"), ("GET", "/hand")],
-    [("GET", "/text"), ("GET", "/hand")],
+    [("GET", "/again")],
+    [("GET", "/again"), ("GET", "/again"), ("GET", "/text"), ("GET", "/hand")],
 ]
 """What the client sends at one time, and then waits for the answers."""
 _BEATS = 200  # of a worker, without a byte from it
@@ -54,19 +62,25 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class _Application:
-    """Three kinds of responses: by hand and short, by hand, and by the kernel."""
+    """Four kinds of responses: by hand and short, by hand, by the kernel, and again and again."""
 
     def __init__(self) -> None:
+        self._asked = 0
         self._file = tempfile.TemporaryFile()
         self._file.write(BODY)
         self._file.flush()
 
     async def __call__(self, scope: dict[str, Any], _receive: object, send: Send) -> None:
         path = scope["path"]
-        body = TEXT if path == "/text" else BODY
+        self._asked += 1
+        body = BODIES.get(path, BODY)
         headers = [(b"content-length", b"%d" % len(body))]
         if path != "/text":
             headers.append((b"etag", b'"the body"'))
+        if path == "/again":
+            headers.append((b"x-asked", b"%d" % self._asked))
+            server = scope["extensions"][SERVER]
+            server["is_blob"], server["again"] = True, self._again
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if path == "/file" and scope["method"] == "GET":
             half = len(body) // 2
@@ -74,6 +88,9 @@ class _Application:
             await send({**span, "offset": 0, "count": half, "more_body": True})
             await asyncio.sleep(0)
             await send({**span, "offset": half, "count": len(body) - half})
+        elif path == "/again":
+            span = {"type": ZERO_COPY, "file": self._file.fileno(), "offset": 0}
+            await send({**span, "count": len(body)})
         else:
             for start in range(0, len(body), 50_000):
                 data = body[start : start + 50_000]
@@ -81,9 +98,15 @@ class _Application:
                 await send(more)
             await send({"type": "http.response.body", "body": b""})
 
+    def _again(self, _client: object) -> Ready:
+        return Ready(os.dup(self._file.fileno()), len(SMALL))
 
-def _work(channel: socket.socket, table: int, nth: int) -> None:
-    """Be a worker, with what the keeper sends."""
+
+def _work(channel: socket.socket, table: int, nth: int, is_narrow: bool) -> None:
+    """Be a worker, with what the keeper sends.
+
+    `is_narrow`: the kernel takes little at one time.
+    """
     KeptProtocol.head_timeout = _PATIENCE
     death = Death(nth) if nth else None
 
@@ -93,11 +116,15 @@ def _work(channel: socket.socket, table: int, nth: int) -> None:
             timeout_keep_alive=int(_PATIENCE),
         )  # fmt: skip
         config.load()
-        named = {"config": config, "server_state": ServerState(), "app_state": {}}
+        named: dict[str, Any] = {"config": config, "server_state": ServerState()}
+        named["app_state"] = {}
         loop = asyncio.get_running_loop()
+        loop.set_debug(False)  # else each slow step is a line for a pipe that nobody reads
 
         def begin(connection: socket.socket, keeping: KeptConnection, is_new: bool) -> None:
             connection.setblocking(False)
+            if is_narrow:
+                make_narrow(connection)
             protocol = KeptProtocol(keeping, connection, **named)
             Transport(loop, connection, protocol)
             if not is_new:
@@ -117,11 +144,12 @@ def _work(channel: socket.socket, table: int, nth: int) -> None:
 class _Crew:
     """One connection, its client, and the workers."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_narrow: bool) -> None:
+        self.is_narrow = is_narrow
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.keeper = Keeper(records=2, most=2, listener=self._listener, most_each=2)
         self.keeper.start(lambda: None)
-        self.client = socket.create_connection(self._listener.getsockname(), _PATIENCE)
+        self.client = connect(self._listener.getsockname(), _PATIENCE, is_narrow=is_narrow)
         self.number = 0
         self.pid = self.pidfd = -1
 
@@ -134,7 +162,7 @@ class _Crew:
             try:
                 self.client.close()
                 self._listener.close()
-                _work(channel, table, nth)
+                _work(channel, table, nth, self.is_narrow)
             finally:
                 traceback.print_exc()
                 os._exit(1)
@@ -168,10 +196,7 @@ class _Crew:
 
 
 def _expected(row: list[tuple[str, str]]) -> list[tuple[str, bytes]]:
-    return [
-        (method, b"" if method == "HEAD" else TEXT if path == "/text" else BODY)
-        for method, path in row
-    ]
+    return [(method, b"" if method == "HEAD" else BODIES.get(path, BODY)) for method, path in row]
 
 
 def _problem(answer: bytes, expected: list[tuple[str, bytes]]) -> str | None:
@@ -194,7 +219,7 @@ def _problem(answer: bytes, expected: list[tuple[str, bytes]]) -> str | None:
 
 def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
     """What went wrong, if anything; how many workers were killed at their line."""
-    killed = 0
+    killed, heads = 0, list[bytes]()
     for row in REQUESTS:
         said = "".join(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n" for method, path in row)
         crew.client.sendall(said.encode())
@@ -219,17 +244,24 @@ def _ask(crew: _Crew, deaths: list[int]) -> tuple[str | None, int]:
             problem = found if found is not None else "none"
         if problem != "none":
             return problem, killed
+        if row == REQUESTS[0]:
+            heads.append(answer.partition(b"\r\n\r\n")[0])
+    if not (killed or crew.is_narrow) and len(set(heads)) != 1:
+        return f"the application was asked again: {heads}", killed
     return None, killed
 
 
-def die_at_lines(link: Link, first: int, stride: int, lives: int) -> None:
-    """Tell what went wrong, by line, and how many rounds there were."""
+def die_at_lines(link: Link, first: int, stride: int, lives: int, is_narrow: bool = False) -> None:
+    """Tell what went wrong, by line, and how many rounds there were.
+
+    `is_narrow`: the kernel takes a part of each response at one time.
+    """
     keeper_room._PATIENCE = _PATIENCE
     wrong: list[str] = []
     nth, rounds = first, 0
     while True:
         deaths = [nth] * lives
-        crew = _Crew()
+        crew = _Crew(is_narrow)
         crew.hire(deaths[0])
         problem, killed = _ask(crew, deaths)
         crew.close()

@@ -249,7 +249,9 @@ class Registry:
                 }
                 await _send(scope, send, 200, headers, b"")
                 return
-            await pull.send(scope, receive, send, headers, "application/octet-stream")
+            is_for_all = self._access is None and not repository.upstream.passes_on
+            media_type = "application/octet-stream"
+            await pull.send(scope, receive, send, headers, media_type, is_for_all=is_for_all)
         elif asked.kind is Kind.MANIFEST:
             await self._manifest(asked, repository, scope, receive, send)
         elif asked.kind is Kind.TAGS:

@@ -333,13 +333,19 @@ class Pull:
         send: Send,
         headers: Mapping[str, str],
         media_type: str | None,
+        *,
+        is_for_all: bool = False,
     ) -> None:
         """Answer the request.
+
+        `is_for_all`: no client is refused what another one gets. Then equal requests may get a
+        complete blob again (`BlobReply`, `repeats`), as long as there is a grant.
 
         Raises:
             ShmstreamError: nothing was sent.
             BrokenOff: the response ends short of its Content-Length.
         """
+        repeats = is_for_all and self.cache == "hit" and not self.repository.upstream.is_guarded
 
         async def use(source: RepositorySource) -> None:
             reply = BlobReply(
@@ -352,6 +358,7 @@ class Pull:
                 authorise=partial(self._authorise, source),
                 goes_past=partial(self._goes_past, source),
                 expected=self._expected,
+                repeats=self._is_noted if repeats else None,
             )
             await reply.send_or_break_off(scope, receive, send)
 

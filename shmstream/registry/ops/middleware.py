@@ -1,4 +1,8 @@
-"""The observer: wraps the application, and counts and logs every response."""
+"""The observer: wraps the application, and counts and logs every response.
+
+Also those that the server makes without the application (`messages.SERVER`, `again`): each of them
+has an entry and counts of its own, with the facts of the first response to that request.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,21 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import unquote
 
-from shmstream.asgi.messages import ZERO_COPY, BrokenOff, Message, Receive, Scope, Send, answer
+from shmstream.asgi.messages import (
+    SERVER,
+    ZERO_COPY,
+    Again,
+    BrokenOff,
+    Message,
+    Ready,
+    Receive,
+    Scope,
+    Send,
+    answer,
+)
 from shmstream.asgi.statuses import shortage
 from shmstream.registry.ops.access_log import AccessLog, Entry
 from shmstream.registry.ops.metrics import Metrics
@@ -31,15 +47,25 @@ class Response:
     """One response while it is sent. Its `send` wraps the server's."""
 
     __slots__ = (
-        "_length", "_metrics", "_name", "_names", "_scope", "_send", "_uncounted", "began",
-        "complete", "has_body", "sent", "status", "ttfb",
+        "_length", "_metrics", "_name", "_names", "_observe", "_scope", "_send", "_uncounted",
+        "began", "complete", "has_body", "sent", "status", "ttfb",
     )  # fmt: skip
 
     def __init__(
-        self, scope: Scope, send: Send, metrics: Metrics, names: Names, name: str | None = None
+        self,
+        scope: Scope,
+        send: Send,
+        metrics: Metrics,
+        names: Names,
+        name: str | None = None,
+        observe: Callable[[Again], Again] = lambda again: again,
     ) -> None:
-        """`name`: the id of the request, which the client gets."""
+        """`name`: the id of the request, which the client gets.
+
+        `observe`: makes an `Again` whose responses are observed, too.
+        """
         self._name = name
+        self._observe = observe
         self._scope = scope
         self._send = send
         self._metrics = metrics
@@ -69,14 +95,25 @@ class Response:
             self._note(_count(message), more=message.get("more_body", False))
         else:
             if kind == "http.response.start":
-                self.status = message["status"]
-                self._length = _length(message)
+                self._begin(message["status"], _length(message))
                 if self._name is not None:
                     told = (request_id.HEADER.encode(), self._name.encode())
                     message = {**message, "headers": [*message.get("headers", ()), told]}
-                if self.status < 300 and (named := self._scope.get("shmstream.named")):
-                    self._names.note(*named)
+                server = (self._scope.get("extensions") or {}).get(SERVER, {})
+                if (again := server.get("again")) is not None:
+                    server["again"] = self._observe(again)
             await self._send(message)
+
+    def _begin(self, status: int, length: int | None) -> None:
+        """Note what the head of the response says; `length` is that of the body."""
+        self.status, self._length = status, length
+        if status < 300 and (named := self._scope.get("shmstream.named")):
+            self._names.note(*named)
+
+    def note_all(self, count: int) -> None:
+        """Note that the server has sent a whole response, with so many bytes."""
+        self._begin(200, count)
+        self._note(count, more=False)
 
     def _note(self, count: int, *, more: bool) -> None:
         if count and self.has_body:
@@ -132,7 +169,7 @@ class Observer:
         headers = dict(scope["headers"])
         name, is_given = request_id.begin(headers.get(request_id.HEADER.encode()))
         scope["shmstream.request_id"] = name
-        response = Response(scope, send, self._metrics, self._names, name if is_given else None)
+        response = self._response(scope, send, name if is_given else None)
         try:
             await app(scope, receive, response.send)
         except BrokenOff as error:
@@ -152,6 +189,33 @@ class Observer:
                 )
         finally:
             self._conclude(scope, response)
+
+    def _response(self, scope: Scope, send: Send, name: str | None) -> Response:
+        is_given = name is not None
+        observe = partial(self._observed, scope, is_given=is_given)
+        return Response(scope, send, self._metrics, self._names, name, observe)
+
+    def _observed(self, scope: Scope, again: Again, *, is_given: bool) -> Again:
+        """The same `again`; what is sent so is counted and logged as a response to `scope` is."""
+        facts = {name: each for name, each in scope.items() if name != "extensions"}
+        return partial(self._again, facts, again, is_given)
+
+    def _again(
+        self, facts: Scope, again: Again, is_given: bool, client: tuple[str, int | None] | None
+    ) -> Ready | None:
+        scope = {**facts, "client": client}
+        response = Response(scope, _nowhere, self._metrics, self._names)
+        if (ready := again(client)) is None:
+            return None
+        if not is_given:
+            scope["shmstream.request_id"] = request_id.new()
+        response.ttfb = time.perf_counter() - response.began
+        ready.sent = partial(self._has_sent, scope, response, ready.count)
+        return ready
+
+    def _has_sent(self, scope: Scope, response: Response, count: int) -> None:
+        response.note_all(count)
+        self._conclude(scope, response)
 
     async def _cut(self, scope: Scope, response: Response) -> None:
         """End a response after the grace period, so that the server logs no error for it."""
@@ -189,6 +253,10 @@ class Observer:
                 request_id=scope.get("shmstream.request_id"),
             )
             self._log.add(entry)
+
+
+async def _nowhere(_: Message) -> None:
+    """The `send` of a response that the server sends itself."""
 
 
 def _labels(scope: Scope) -> tuple[str | None, str]:

@@ -16,5 +16,6 @@ kept              the worker's end
 channel           messages between the two
 connections       the table in shared memory that says what a worker is doing
 keeping_protocol  the protocol of such a connection
+repeats           requests that are answered without the application
 transport         its transport, which reads nothing by itself
 """

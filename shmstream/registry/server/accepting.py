@@ -29,6 +29,7 @@ from shmstream.registry.server.channel import Channel
 from shmstream.registry.server.connections import Table
 from shmstream.registry.server.keeping_protocol import KeptProtocol
 from shmstream.registry.server.kept import Kept, KeptConnection
+from shmstream.registry.server.repeats import Repeats
 from shmstream.registry.server.transport import Transport
 from shmstream.registry.settings import Settings
 
@@ -119,6 +120,7 @@ class Server(uvicorn.Server):
         self._grace = grace
         self._share = share
         self._kept: Kept | None = None
+        self._repeats = Repeats()
         self._leaves = False  # another worker goes on with the connections
         self._has_shut = False  # uvicorn has told all connections that the server stops
         self._acceptor: Acceptor | None = None
@@ -150,7 +152,7 @@ class Server(uvicorn.Server):
 
     def _begin(self, connection: socket.socket, keeping: KeptConnection) -> KeptProtocol:
         prepare(connection)  # also one of another worker, which may not have come to it
-        protocol = KeptProtocol(keeping, connection, **self._state)
+        protocol = KeptProtocol(keeping, connection, self._repeats, **self._state)
         Transport(asyncio.get_running_loop(), connection, protocol)
         return protocol
 

@@ -14,6 +14,10 @@ whole. So it reads in its own way:
 The head of a response is held back for a moment, until its body comes or the event loop goes on, so
 that a short answer is in the record as a whole before its first byte is written.
 
+If the application has said of an earlier small response that an equal request may get it again,
+the response is made in one step, without the application: the short way. `repeats` tells its steps,
+and what can come in between.
+
 A request with a body, and other methods than GET and HEAD, are read at once, as `Protocol` does it.
 So is a head that is not whole after `_LOOK_AGAIN` bytes. The record says so: if the worker is
 killed, that client is cut, unless the rest of the response is in the record. A refusal (408, 431,
@@ -31,7 +35,7 @@ from typing import Any
 
 from uvicorn.protocols.http import httptools_impl
 
-from shmstream.asgi.messages import SERVER
+from shmstream.asgi.messages import SERVER, Again, Ready
 from shmstream.asgi.protocol import Protocol
 from shmstream.registry.server.connections import (
     UNKNOWN,
@@ -42,6 +46,7 @@ from shmstream.registry.server.connections import (
     is_same_content,
 )
 from shmstream.registry.server.kept import KeptConnection
+from shmstream.registry.server.repeats import Fields, Repeat, Repeats
 from shmstream.registry.server.transport import Transport
 from shmstream.system import tcp
 
@@ -49,6 +54,7 @@ _LOOK = 4096  # bytes that are looked at; more of them if that is no head
 _LOOK_AGAIN = 64 * 1024
 _LONGEST = Response.text.capacity  # bytes of a head that is noted
 _SHORT = 16 * 1024  # bytes of a body that are copied behind a head
+_AT_ONCE = 64 * 1024  # bytes of a body; more of them are not sent in the short way
 _UNREAD = 1 << 20  # bytes that are dropped when the connection is closed, so that it is not reset
 _MOST_BEHIND = 64 * 1024  # bytes; with so many behind a request, the client is not watched
 
@@ -95,11 +101,23 @@ class KeptProtocol(Protocol):
     limit_concurrency: int | None
     transport: Transport
 
-    def __init__(self, keeping: KeptConnection, connection: socket.socket, **named: Any) -> None:
-        """`keeping`: of a new connection, or of one that another worker had."""
+    def __init__(
+        self,
+        keeping: KeptConnection,
+        connection: socket.socket,
+        repeats: Repeats | None = None,
+        **named: Any,
+    ) -> None:
+        """`keeping`: of a new connection, or of one that another worker had.
+
+        `repeats`: of all connections of this worker; None: of this one alone.
+        """
         super().__init__(**named)
         self._keeping: KeptConnection | None = keeping
         self._socket = connection
+        self._repeats = repeats or Repeats()
+        self._asked = b""  # the head that was parsed last, if it came at once
+        self._idle_since = float("-inf")  # when the last response of the short way was complete
         self._request = 0  # bytes of the request that is answered, which are still in the socket
         self._parsed = 0  # bytes of a head that is not whole, which are still in the socket
         self._read = 0  # bytes that were read from the connection
@@ -114,6 +132,7 @@ class KeptProtocol(Protocol):
         self._is_ending = False  # the server stops: this is the last response
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
+        self._jumps = False  # that was another worker, which has counted it
         self._held = b""  # the head of a response, before the first part of its body
         self._skip = 0  # bytes of the body that another worker has written
 
@@ -137,7 +156,7 @@ class KeptProtocol(Protocol):
         if todo.step is Step.GIVE_UP:
             self.transport.abort()
         elif todo.step is Step.RESUME:
-            self._resumes = last.text[: last.head], todo.gone
+            self._resumes, self._jumps = (last.text[: last.head], todo.gone), True
         elif todo.step is not Step.ANSWER:
             self._is_anothers = True
             self._response = last
@@ -166,7 +185,8 @@ class KeptProtocol(Protocol):
                 self._take(size)
                 self.data_received(data)
             elif size > self._parsed:
-                self._parse_head(data)
+                if (repeat := self._repeats.find(data)) is None or not self._repeat(data, repeat):
+                    self._parse_head(data)
             elif tcp.has_ended(self._socket):  # in the middle of a head
                 self._client_ended()
             else:  # the kernel has woken us for less than we want: it lacks memory
@@ -182,6 +202,7 @@ class KeptProtocol(Protocol):
         size = _size_of_head(data) or len(data)
         before, self._parsed = self._parsed, size
         self._request = size
+        self._asked = b"" if before or size > _LONGEST else data[:size]
         self._is_midway = True  # until `on_message_complete`
         self.data_received(data[before:size])
         if not self._is_midway:
@@ -267,7 +288,8 @@ class KeptProtocol(Protocol):
         self.cycle.transport = outgoing
         if self._resumes is not None:
             server = self.scope["extensions"][SERVER]
-            server["jump"] = partial(self._jump, self.cycle)
+            if self._jumps:
+                server["jump"] = partial(self._jump, self.cycle)
             server["promised"] = etag_of(self._resumes[0])
 
     def _can_be_repeated(self) -> bool:
@@ -281,6 +303,111 @@ class KeptProtocol(Protocol):
         skip, self._skip = self._skip, 0
         cycle.expected_content_length -= skip
         return skip
+
+    # The short way.
+
+    def _write_plain_head(
+        self, cycle: httptools_impl.RequestResponseCycle, status: int, headers: Fields
+    ) -> bool:
+        is_written = super()._write_plain_head(cycle, status, headers)
+        extensions: Any = cycle.scope["extensions"]
+        if is_written and (again := extensions[SERVER].get("again")) is not None:
+            self._remember(cycle, status, [*headers], again)
+        return is_written
+
+    def _remember(
+        self,
+        cycle: httptools_impl.RequestResponseCycle,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        again: Again,
+    ) -> None:
+        """Note that an equal request may get this response, whose head was just written."""
+        count, scope = cycle.expected_content_length, cycle.scope
+        is_plain = status == 200 and scope["method"] == "GET" and scope["http_version"] == "1.1"
+        is_whole = self._request > 0 and self._request == len(self._asked)
+        is_strong = any(each[0] == b"etag" and each[1].startswith(b'"') for each in headers)
+        if is_plain and is_whole and is_strong and 0 < count <= _AT_ONCE:
+            self._repeats.remember(self._asked, scope["headers"], Repeat(again, headers, count))
+
+    def _repeat(self, data: bytes, repeat: Repeat) -> bool:
+        """Answer a request with that head in the short way; False: the usual way is to do it."""
+        if not self._is_at_rest():
+            return False
+        head, ready = repeat.head(self.server_state.default_headers), None
+        try:
+            if 0 < len(head) <= _LONGEST:
+                ready = repeat.again(self.client)
+        finally:
+            if ready is None:  # also after an error: the request is still in the socket
+                self._repeats.forget(data)
+        if ready is None:
+            return False
+        try:
+            return ready.count == repeat.count and self._send_again(data, head, ready)
+        finally:
+            os.close(ready.file)
+
+    def _is_at_rest(self) -> bool:
+        """Whether a request that has come now is like the first one of a connection."""
+        limit = self.limit_concurrency
+        if limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit):
+            return False  # it gets a 503
+        is_busy = self._parsed or self._unparsed or self.pipeline or self.flow.write_paused
+        is_last = self._is_ending or self._has_ended or self._last is not None
+        goes_on = self._keeping is not None and self._resumes is None and self._may_drop < 0
+        return goes_on and not (is_busy or is_last)
+
+    def _send_again(self, asked: bytes, head: bytes, ready: Ready) -> bool:
+        """Send a whole response. False: the kernel took a part or nothing; the rest is left."""
+        assert self._keeping is not None
+        size, length = len(asked), len(head)
+        self._keeping.record.begin(
+            self._sent, self._read, size, head, ready.count, is_last=False
+        )  # K1
+        sent, end = 0, length + ready.count
+        try:
+            if ready.count <= _SHORT:
+                sent = self._socket.send(head + os.pread(ready.file, ready.count, 0))
+            elif (sent := self._socket.send(head, socket.MSG_MORE)) == length:
+                sent += os.sendfile(self._connection, ready.file, 0, ready.count)
+        except OSError:  # the usual way meets it again
+            pass
+        if sent != end:
+            if sent:
+                self._resumes, self._jumps = (head, sent), False
+            return False
+        self._sent += end
+        self._request = size
+        try:
+            self._take(size)  # K2
+        except OSError:
+            self.transport.abort()
+        self._wait_for_next()
+        if ready.sent is not None:
+            ready.sent()
+        return True
+
+    def _wait_for_next(self) -> None:
+        """As after other responses; but one timer serves many of these."""
+        self.server_state.total_requests += 1
+        self.limit_concurrency = self.config.limit_concurrency
+        self._head_since = None
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def timeout_keep_alive_handler(self) -> None:
+        """The connection has had no request for long, but for those of the short way."""
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                left, self.timeout_keep_alive_handler
+            )
+        else:
+            super().timeout_keep_alive_handler()
 
     def _refuse(self, status: int, phrase: bytes) -> None:
         self._give_up()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
+import pytest
+
 from shmstream import Store
 from tests.support.hits import COUNTED, WARM, count_a_hit
 from tests.support.interpreters import PATIENCE, Interpreter
@@ -16,17 +18,20 @@ from tests.support.stores import digest
 
 SIZE = 64 << 10
 KEY = digest(1, SIZE)
-MOST = 214
-"""Some 45 of these are of uvicorn, and 15 of system calls."""
+MOST = {False: 218, True: 42}
+"""By whether equal requests may be answered without the application. Some 45 of the larger number
+are of uvicorn, and 15 of system calls. Two of each are of the test.
+"""
 
 
+@pytest.mark.parametrize("repeatable", [False, True], ids=["usual", "repeated"])
 def test_a_hit_takes_few_calls(
-    start: Callable[..., Interpreter], folder: str, store: Store
+    repeatable: bool, start: Callable[..., Interpreter], folder: str, store: Store
 ) -> None:
     body = content(1, SIZE)
     with store.create(KEY) as blob:
         blob.write(body)
-    worker = start(count_a_hit, folder, KEY)
+    worker = start(count_a_hit, folder, repeatable)
     request = f"GET /{KEY} HTTP/1.1\r\nHost: here\r\n\r\n".encode()
     with socket.create_connection(("127.0.0.1", worker.hear()), PATIENCE) as client:
         client.settimeout(PATIENCE)
@@ -43,5 +48,6 @@ def test_a_hit_takes_few_calls(
     worker.finish()
     wakes = [count for count, name in heard["of"] if name.endswith("keeping_protocol.py readable")]
     assert wakes == [1.0]  # nothing is sent to the worker while it answers
+    most = MOST[repeatable]
     lines = "\n".join(f"{count:7} {name}" for count, name in heard["of"])
-    assert heard["calls"] <= MOST, f"{heard['calls']} calls, not {MOST}:\n{lines}"
+    assert heard["calls"] <= most, f"{heard['calls']} calls, not {most}:\n{lines}"
