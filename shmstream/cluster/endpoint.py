@@ -159,7 +159,7 @@ class Endpoint:
         with self._lock:
             if self._listener is not None:
                 return
-            with process.own_lock():
+            with process.fork_lock:
                 self._listener = _listen(self._address)
                 process.track(self._listener)
             self._thread = threads.Call(self._accept, "shmstream-peers")

@@ -41,7 +41,7 @@ import posix_ipc
 
 from shmstream.stream.listing import DOORBELL, FOLDER, facts_of, ours
 from shmstream.system import greenlets
-from shmstream.system.process import fork_lock, own_lock
+from shmstream.system.process import fork_lock
 
 _NAME = re.compile(rf"{DOORBELL}[0-9a-f]{{12}}\.[0-9a-f]+\.[0-9a-f]+")
 _NANOSECONDS = 1_000_000_000
@@ -247,7 +247,7 @@ class Ringer:
 
     def close(self) -> None:
         """Close the semaphore; its name stays."""
-        with own_lock():
+        with fork_lock:
             self._semaphore.close()
 
 
@@ -259,7 +259,7 @@ def _open(name: str) -> posix_ipc.Semaphore:
     if os.stat(path_of(name), follow_symlinks=False).st_size < _SIZE:
         raise FileNotFoundError(errno.ENOENT, "it is no semaphore", name)
     try:
-        with own_lock():
+        with fork_lock:
             return posix_ipc.Semaphore(name)
     except posix_ipc.ExistentialError as error:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from error

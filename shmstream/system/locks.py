@@ -52,7 +52,7 @@ class KernelLock:
     fd: int = -1
 
     def __init__(self, path: str, flags: int = 0) -> None:
-        with process.own_lock():
+        with process.fork_lock:
             self.fd = open_file(path, os.O_RDWR | flags)
             process.track(self)
 
@@ -65,7 +65,7 @@ class KernelLock:
         """
         lock = cls.__new__(cls)
         lock.fd = -1
-        with process.own_lock():
+        with process.fork_lock:
             lock.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
             process.track(lock)
         return lock
@@ -101,14 +101,14 @@ class KernelLock:
 
     def close(self) -> None:
         """Close the descriptor, which frees every range. Idempotent."""
-        with process.own_lock():
-            if (fd := vars(self).pop("fd", -1)) >= 0:  # in one step: two threads may close it
+        with process.fork_lock:
+            if self.fd >= 0:
+                fd, self.fd = self.fd, -1
                 os.close(fd)
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # When the interpreter ends, the kernel closes the descriptor, and `fork_lock` may be held
-        # for ever by a thread that was stopped, while a first `own_lock` waits for it. At the very
-        # end a module has lost its names.
+        # for ever by a thread that was stopped. At the very end a module has lost its names.
         if not is_finalizing():
             self.close()
 

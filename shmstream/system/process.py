@@ -12,11 +12,10 @@ a fork:
 
     normal end    1 close every registered object, the readers first
 
-    fork          1 take `fork_lock`, and the lock of each thread (`own_lock`), so that no thread is
-                    opening or closing a tracked descriptor
+    fork          1 take `fork_lock`, so that no thread is opening or closing a tracked descriptor
                   2 fork
-      parent      3 release these locks
-      child       3 release these locks
+      parent      3 release `fork_lock`
+      child       3 release `fork_lock`
                   4 close every tracked descriptor: the child holds no kernel lock of the parent
                   5 abandon every registered object: it releases memory and descriptors, and leaves
                     the rest to the parent
@@ -24,29 +23,12 @@ a fork:
                     order in which the modules asked for it
 
 A step that fails in the child keeps no other step from being done.
-
-Many threads open descriptors at the same moment, and a fork is rare. So each of these threads takes
-a lock of its own, for which no other of them waits. With one lock for all, half of the times that a
-thread of a busy server had to wait were for that lock: a thread that opens a file gives up the
-interpreter, and the next thread then finds the lock taken.
-
-    the thread that forks                         a thread that opens a descriptor
-    1 takes `fork_lock`                           1 takes its own lock
-    2 takes the own locks of all threads; if      2 opens and tracks the descriptor; it may take
-      one is not free in a moment, releases         `fork_lock`, as the garbage collector may close
-      all locks and goes to 1                       another object there
-    3 forks, and releases all locks               3 releases its own lock
-
-A new lock becomes one of all under `fork_lock`: either the thread that forks finds it, or its
-thread waits in 1 until the fork is over. The thread that forks never waits long while it holds a
-lock, so no two threads wait for each other.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -124,52 +106,8 @@ class Closable(Protocol):
 
 
 fork_lock: threading.RLock = threading.RLock()
-"""No process is forked while a thread holds it, and one thread holds it at a time."""
-
-_MOMENT = 0.02  # s; longer than it takes to open a descriptor
-_PAUSE = 0.001  # s
-_own = threading.local()
-_own_locks: weakref.WeakSet[threading.RLock] = weakref.WeakSet()
-_held: list[threading.RLock] = []  # by a thread that forks; `fork_lock` guards it
-
-
-def own_lock() -> threading.RLock:
-    """The lock of the calling thread: no process is forked while a thread holds its own.
-
-    Hold it while a tracked descriptor is opened or closed: a fork in between would leave a copy in
-    the child that no object of the child owns, and that keeps the parent's kernel locks.
-    """
-    try:
-        lock: threading.RLock = _own.lock
-    except AttributeError:
-        lock = threading.RLock()
-        with fork_lock:
-            _own_locks.add(lock)
-        _own.lock = lock
-    return lock
-
-
-def _before_fork() -> None:
-    while True:
-        fork_lock.acquire()
-        for lock in list(_own_locks):
-            if not lock.acquire(timeout=_MOMENT):
-                break
-            _held.append(lock)
-        else:
-            return
-        _after_fork()
-        time.sleep(_PAUSE)
-
-
-def _after_fork() -> None:
-    """Release what `_before_fork` holds; nothing, if a server in C forked and did not call it."""
-    while _held:
-        with suppress(RuntimeError):
-            _held.pop().release()
-    with suppress(RuntimeError):
-        fork_lock.release()
-
+"""Hold it while a tracked descriptor is opened or closed: a fork in between would leave a copy in
+the child that no object of the child owns, and that keeps the parent's kernel locks."""
 
 _owners: weakref.WeakSet[Owner] = weakref.WeakSet()
 _readers: weakref.WeakSet[Owner] = weakref.WeakSet()
@@ -191,7 +129,7 @@ def register(owner: Owner, *, reads: bool = False) -> None:
 
 
 def track(owner: Closable) -> None:
-    """Close the descriptor of `owner` in a forked child. The caller holds its `own_lock`.
+    """Close the descriptor of `owner` in a forked child. The caller holds `fork_lock`.
 
     `owner` is held weakly.
     """
@@ -260,10 +198,8 @@ def close_all() -> None:
 
 
 def _begin_child() -> None:
-    global _own
-    _after_fork()
-    _own_locks.clear()  # most are of threads that the child has not
-    _own = threading.local()
+    with suppress(RuntimeError):  # a server in C may fork, and tell Python only afterwards
+        fork_lock.release()
     with ExitStack() as steps:  # calls them from the last to the first, whatever fails on the way
         for act in reversed(_acts):
             steps.callback(act)
@@ -275,4 +211,6 @@ def _begin_child() -> None:
             steps.callback(each.close)  # leaves the parent's description and its locks alone
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_begin_child)
+os.register_at_fork(
+    before=fork_lock.acquire, after_in_parent=fork_lock.release, after_in_child=_begin_child
+)

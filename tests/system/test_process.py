@@ -7,15 +7,10 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
-from shmstream.system import process
-from shmstream.system.locks import KernelLock
 from shmstream.system.process import Identity, PerProcess
 from tests.support.interpreters import PATIENCE
 
@@ -48,7 +43,7 @@ process.after_fork(lambda: print("first act", flush=True))
 writer, reader, descriptor = Owner("writer"), Owner("reader"), Owner("descriptor")
 process.register(writer)
 process.register(reader, reads=True)
-with process.own_lock():
+with process.fork_lock:
     process.track(descriptor)
 process.after_fork(lambda: print("second act", flush=True))
 if os.fork() == 0:
@@ -148,81 +143,3 @@ def test_a_forked_child_does_not_free_the_value_of_its_parent() -> None:
             return freed == []
 
     assert is_true_in_a_child(is_kept)
-
-
-def in_thread(function: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=function, daemon=True)
-    thread.start()
-    return thread
-
-
-@contextmanager
-def opening() -> Iterator[threading.Event]:
-    """Another thread that is opening a descriptor, until the event is set."""
-    began, goes_on = threading.Event(), threading.Event()
-
-    def open_one() -> None:
-        with process.own_lock():
-            began.set()
-            goes_on.wait(PATIENCE)
-
-    thread = in_thread(open_one)
-    assert began.wait(PATIENCE)
-    try:
-        yield goes_on
-    finally:
-        goes_on.set()
-        thread.join(PATIENCE)
-    assert not thread.is_alive()
-
-
-def wait_for_a_fork() -> None:
-    """Wait until another thread is about to fork."""
-    deadline = time.monotonic() + PATIENCE
-    while process.fork_lock.acquire(blocking=False):
-        process.fork_lock.release()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def test_a_thread_that_opens_a_descriptor_waits_for_no_other_such_thread(tmp_path: Path) -> None:
-    path = str(tmp_path / "file")
-    with opening():
-        thread = in_thread(lambda: KernelLock(path, os.O_CREAT).close())
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
-def test_a_fork_waits_for_a_thread_that_opens_a_descriptor() -> None:
-    order: list[str] = []
-    with opening() as goes_on:
-
-        def fork() -> None:
-            assert is_true_in_a_child(lambda: order == ["the descriptor is open"])
-            order.append("it forked")
-
-        thread = in_thread(fork)
-        wait_for_a_fork()
-        order.append("the descriptor is open")
-        goes_on.set()
-        thread.join(PATIENCE)
-    assert order == ["the descriptor is open", "it forked"]
-
-
-def test_a_fork_lets_a_thread_go_on_that_closes_another_object_meanwhile() -> None:
-    """The garbage collector may run while a descriptor is opened, and need `fork_lock`."""
-    forked = threading.Event()
-
-    def fork() -> None:
-        if is_true_in_a_child(lambda: True):
-            forked.set()
-
-    with process.own_lock():
-        thread = in_thread(fork)
-        wait_for_a_fork()  # it has `fork_lock`, and wants the lock of this thread
-        with process.fork_lock:
-            pass
-        assert not forked.is_set()
-    assert forked.wait(PATIENCE)
-    thread.join(PATIENCE)
-    assert is_true_in_a_child(lambda: process.own_lock().acquire(blocking=False))
