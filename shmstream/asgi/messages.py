@@ -27,7 +27,7 @@ when_lost   a function: takes a callback for the end of the connection, and retu
 jump        a function: bytes of the body, from its beginning, that the client has already, and
             that are to be left out; only after another process has sent them. Call it after the
             head was sent; without the call the server leaves them out itself
-promised    the ETag of the response whose beginning another process has sent; with `jump` only
+promised    the ETag of the response whose beginning was sent before the application was asked
 again       an `Again`; set by `BlobReply` before the head of a complete blob, if its caller allows
             it. The server may then answer a request with the same bytes, of any client, by a call
             of it instead of the application. A middleware that has to do something for each

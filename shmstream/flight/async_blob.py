@@ -76,8 +76,8 @@ class AsyncBlob:
     ) -> None:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
-        `stored` opens the complete blob; with `again` it looks at the folder of the store first, as
-        the caller has done just now.
+        `stored` opens the complete blob. With `again` it looks at the folder of the store first;
+        without it, the caller has just done so.
         `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
         Entering waits up to `wait_for` seconds until `is_begun`.
         """
@@ -159,12 +159,17 @@ class AsyncBlob:
         return self
 
     def again(self) -> Callable[[], int | None] | None:
-        """What opens the same complete blob once more, as entering has done it: its descriptor.
+        """A function that opens the same complete blob once more, and gives its descriptor.
 
-        None if it was not complete when it was entered. The function gives None if there is another
-        blob by now, or if entering would wait. It does not wait, and raises what entering raises.
+        None if it was not complete when it was entered, or if nothing could tell it from another
+        blob of its size: it has neither a digest nor a strong validator. The function gives None if
+        there is another blob by now, or if entering would wait. It does not wait, and raises what
+        entering raises.
         """
         if self._lookout is not None or self._stored is None:
+            return None
+        _, _, _, digest, _ = self._flight
+        if ":" not in str(digest) and not (self.validator or "").startswith('"'):
             return None
         was = (self._view.published, self._metadata)
         return partial(_open_again, self._flight, self._stored, was)

@@ -102,11 +102,19 @@ def count_a_hit(link: Link, folder: str, repeatable: bool) -> None:
     _work(app, _Profiled, partial(_talk, link))
 
 
-def give_blobs(link: Link, folder: str, limit: int | None) -> None:
+class _Lenient(KeptProtocol):
+    """Its parser takes a head that ends with a bare LF, as those of httptools before 0.6.2 do."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.parser.set_dangerous_leniencies(lenient_optional_cr_before_lf=True)
+
+
+def give_blobs(link: Link, folder: str, limit: int | None, is_lenient: bool = False) -> None:
     """Give blobs to fewer clients than `limit`."""
     KeptProtocol.head_timeout = IDLE / 2
     app = _Blobs(folder)
-    _work(app, KeptProtocol, partial(_talk, link), limit)
+    _work(app, _Lenient if is_lenient else KeptProtocol, partial(_talk, link), limit)
 
 
 def be_registry(

@@ -132,7 +132,7 @@ class KeptProtocol(Protocol):
         self._is_ending = False  # the server stops: this is the last response
         self._low = 1  # bytes; fewer than these wake nobody
         self._resumes: tuple[bytes, int] | None = None  # a head, and how much of all is written
-        self._jumps = False  # that was another worker, which has counted it
+        self._jumps = False  # another worker has written it, and has counted it
         self._held = b""  # the head of a response, before the first part of its body
         self._skip = 0  # bytes of the body that another worker has written
 
@@ -199,10 +199,11 @@ class KeptProtocol(Protocol):
 
     def _parse_head(self, data: bytes) -> None:
         """Parse the bytes of a head that are new; all of them stay in the socket if possible."""
-        size = _size_of_head(data) or len(data)
+        whole = _size_of_head(data)
+        size = whole or len(data)
         before, self._parsed = self._parsed, size
         self._request = size
-        self._asked = b"" if before or size > _LONGEST else data[:size]
+        self._asked = b"" if before or whole > _LONGEST else data[:whole]
         self._is_midway = True  # until `on_message_complete`
         self.data_received(data[before:size])
         if not self._is_midway:
@@ -389,7 +390,7 @@ class KeptProtocol(Protocol):
         return True
 
     def _wait_for_next(self) -> None:
-        """As after other responses; but one timer serves many of these."""
+        """Wait for the next request. One timer serves many responses of the short way."""
         self.server_state.total_requests += 1
         self.limit_concurrency = self.config.limit_concurrency
         self._head_since = None
@@ -400,7 +401,7 @@ class KeptProtocol(Protocol):
             )
 
     def timeout_keep_alive_handler(self) -> None:
-        """The connection has had no request for long, but for those of the short way."""
+        """Close the connection, unless the short way has answered a request meanwhile."""
         left = self._idle_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self.timeout_keep_alive_task = self.loop.call_later(

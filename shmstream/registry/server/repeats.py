@@ -12,7 +12,7 @@ head of a response, that an equal request may get it again (`again`, in `asgi/me
     6 tell the application, which counts and logs the response
 
 If something is not as usual at 1 or 2, the usual way answers, and nothing has happened. If the
-kernel takes a part only at 4, the usual way sends the rest, as if another worker had sent that part
+kernel takes only a part at 4, the usual way sends the rest, as if another worker had sent that part
 and was killed (`Step.RESUME`). Then the application answers, counts and logs the request, and 5 and
 6 are left out. So the limits for slow clients are those of the usual way.
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -156,6 +158,19 @@ def test_several_requests_in_one_segment(connect: Callable[[], Asking]) -> None:
     assert client.hear()[2] == BODY
 
 
+def test_two_heads_that_end_with_a_bare_line_feed(
+    workers: Workers, folder: str, store: Store
+) -> None:
+    """The parser sees two requests, and we see no whole head: both are answered each time."""
+    with store.create(KEY) as blob:
+        blob.write(BODY)
+    client = workers.begin(give_blobs, folder, None, True)()
+    head = f"GET /{KEY} HTTP/1.1\r\nHost: here\r\n\n".encode()
+    for _ in range(3):
+        client.socket.sendall(2 * head)
+        assert [client.hear()[2], client.hear()[2]] == [BODY, BODY]
+
+
 def test_a_head_in_two_pieces(connect: Callable[[], Asking]) -> None:
     """Another client has its answer meanwhile, so the worker has seen the first piece."""
     client, other = connect(), connect()
@@ -254,6 +269,29 @@ def test_a_blob_that_was_replaced(
     for asked in ("2", "3"):  # it has no ETag now
         status, headers, body = client.ask("/named")
         assert (status, headers[ASKED], body) == (200, asked, content(5, SIZE))
+
+
+async def is_offered(store: Store, key: str) -> bool:
+    """Whether a stored blob may be given again."""
+    async with store.aopen(key) as blob:
+        return blob.again() is not None
+
+
+def test_a_blob_that_nothing_tells_from_another(store: Store, origin: Origin) -> None:
+    """It may be replaced by another one of its size; so it is not given again."""
+    for key in ("mine", SHORT):
+        with store.create(key) as blob:
+            blob.write(content(2, 100))
+    facts: list[dict[str, Any]] = [
+        {},
+        {"etag": 'W/"weak"'},
+        {"etag": None, "last_modified": "Mon, 30 Nov 2026 12:00:00 GMT"},
+    ]
+    for number, each in enumerate(facts):
+        store.fetch(f"{number}", origin.serve(f"/{number}", seed=1, size=SIZE, **each))
+    keys = (SHORT, "mine", "0", "1", "2")
+    found = [asyncio.run(is_offered(store, key)) for key in keys]
+    assert found == [True, False, True, False, False]
 
 
 def test_a_client_too_many(workers: Workers, folder: str, store: Store) -> None:
