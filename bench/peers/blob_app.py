@@ -31,7 +31,7 @@ _is_verified = os.environ["PEERS_KEYS"] == "sha256"
 
 
 class _Blob(InFlightResponse):
-    repeatable = True  # as with the peers: no matter which client asks, and nothing is logged
+    _repeatable = True  # as in the registry: all clients get the same
 
 
 class BlobApp:

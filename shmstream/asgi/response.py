@@ -97,10 +97,10 @@ class InFlightResponse(_Response):
         ValueError: `filename`, `last_modified`, `wait_for` or `x_accel` is not valid.
     """
 
-    repeatable: bool = False
-    """Whether equal requests of all clients get the same answer, and nothing else is to be done for
-    them: no `authorise`, no count, no log. Then the server of `shmstream serve` gives a small
-    complete blob again without the application. Other servers ask the application each time.
+    _repeatable: bool = False
+    """Internal: whether equal requests of all clients get the same answer, and nothing else is to
+    be done for them: no `authorise`, no count, no log, no background task. Then a worker of
+    `shmstream serve` gives a small complete blob again without the application.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class InFlightResponse(_Response):
             linger=linger,
             stall_timeout=stall_timeout,
             write_timeout=write_timeout,
-            repeats=_always if self.repeatable else None,
+            repeats=_always if self._repeatable else None,
         )
         self.background: BackgroundTask | None = None  # FastAPI may set it
         self.status_code: int = 200

@@ -42,7 +42,7 @@ IDLE = 1
 
 
 class _Repeatable(InFlightResponse):
-    repeatable = True
+    _repeatable = True
 
 
 class _Blobs:

@@ -36,6 +36,7 @@ A head becomes known only if all of this is true; `KeptProtocol` and `remember` 
     - it is a GET of HTTP/1.1 without a body, on a connection that goes on; it came as a whole
     - the response is a 200 with a strong ETag, and its body is small
     - no proxy tells another address of the client: uvicorn believes some proxies, and others not
+    - it has no credentials and no cookie, which would stay in memory
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ from shmstream.asgi.protocol import plain_head
 
 _MOST = 512  # heads
 _MOST_BYTES = 256 * 1024  # of all heads together
-_OF_PROXIES = b"x-forwarded-"
+_NOT_FOR_ALL = (b"x-forwarded-", b"authorization", b"proxy-authorization", b"cookie")
+"""What the names of some headers begin with, of requests that are not remembered."""
 
 Fields = Iterable[tuple[bytes, bytes]]
 
@@ -91,7 +93,7 @@ class Repeats:
     def remember(self, head: bytes, asked: Fields, repeat: Repeat) -> None:
         """Note what a request gets. `asked` are its headers."""
         has_date = any(name == b"date" for name, _ in repeat.fields)
-        if has_date or any(name.startswith(_OF_PROXIES) for name, _ in asked):
+        if has_date or any(name.startswith(_NOT_FOR_ALL) for name, _ in asked):
             return
         self.forget(head)
         self._known[head] = repeat

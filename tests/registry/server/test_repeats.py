@@ -209,7 +209,9 @@ def test_other_responses_are_made_by_the_application(connect: Callable[[], Askin
         found.append(client.ask(f"/{KEY}", "Range: bytes=0-99")[1][ASKED])
         found.append(str(client.asked(f"/{KEY}", "Content-Length: 0")))
         found.append(str(client.asked(f"/{KEY}", "X-Forwarded-For: 192.0.2.1")))
-    assert found == [str(number) for number in range(1, 9)]
+        found.append(str(client.asked(f"/{KEY}", "Authorization: Basic eDp5")))
+        found.append(str(client.asked(f"/{KEY}", "Cookie: a=b")))
+    assert found == [str(number) for number in range(1, 13)]
 
 
 def test_a_client_that_ends_its_side(connect: Callable[[], Asking]) -> None:
