@@ -355,6 +355,7 @@ class Store:
             flight,
             place.path,
             stored,
+            place.is_given,
             flight_for_all,
             stall_timeout,
             offer,

@@ -28,10 +28,11 @@ jump        a function: bytes of the body, from its beginning, that the client h
             that are to be left out; only after another process has sent them. Call it after the
             head was sent; without the call the server leaves them out itself
 promised    the ETag of the response whose beginning was sent before the application was asked
-again       an `Again`; set by `BlobReply` before the head of a complete blob, if its caller allows
-            it. The server may then answer a request with the same bytes, of any client, by a call
-            of it instead of the application. A middleware that has to do something for each
-            response, such as counting, replaces it by its own one, which calls the former one
+again       None if the server can answer a request with the same bytes, of any client, without the
+            application; else absent. `BlobReply` sets it to an `Again` before the head of a
+            complete blob, if its caller allows it, and the server calls that from then on. A
+            middleware that has to do something for each response, such as counting, replaces it by
+            its own one, which calls the former one
 """
 
 

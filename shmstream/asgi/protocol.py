@@ -58,7 +58,7 @@ except ImportError as _missing:
     raise ImportError("serving needs uvicorn: pip install 'shmstream[serve]'") from _missing
 
 from shmstream.asgi import congestion
-from shmstream.asgi.messages import SERVER, ZERO_COPY
+from shmstream.asgi.messages import SERVER, ZERO_COPY, Again
 from shmstream.asgi.remembering import remembered
 from shmstream.system import tcp
 
@@ -503,7 +503,19 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         cycle.waiting_for_100_continue = cycle.chunked_encoding = False
         cycle.expected_content_length = length
         cycle.transport.write(head)
+        extensions: Any = cycle.scope["extensions"]
+        again = extensions[SERVER].get("again")
+        if again is not None and status == 200:
+            self._remember(cycle, [*headers], again)
         return True
+
+    def _remember(
+        self,
+        cycle: httptools_impl.RequestResponseCycle,
+        headers: list[tuple[bytes, bytes]],
+        again: Again,
+    ) -> None:
+        """Called with what the application offered, by a server that had asked for an `Again`."""
 
     async def _finish(self, cycle: httptools_impl.RequestResponseCycle) -> None:
         """The body of a response was sent by the kernel: end it as uvicorn does it."""

@@ -227,19 +227,20 @@ class BlobReply:
         """Send the head of the answer, and the body by `give` if there is one."""
         await self._authorise(about)
         answer = self._answer(request, about)
-        self._let_repeat(about)
+        if self._repeats is not None and answer.status == 200:
+            self._let_repeat(about, self._repeats)
         await self._begin(send, answer)
         if request.is_get and answer.status in (200, 206) and answer.end != 0:
             await give(answer)
         else:
             await finish(send)
 
-    def _let_repeat(self, about: AsyncBlob | Description) -> None:
-        """Offer the server to answer equal requests itself, if the blob is complete."""
-        if self._repeats is None or isinstance(about, Description):
+    def _let_repeat(self, about: AsyncBlob | Description, may: Callable[[], bool]) -> None:
+        """Let the server answer equal requests itself, if it can, and the blob is complete."""
+        if "again" not in self._server or isinstance(about, Description):
             return
         if (opens := about.again()) is not None:
-            self._server["again"] = partial(_again, self._repeats, opens, about.published)
+            self._server["again"] = partial(_again, may, opens, about.published)
 
     async def _misfit(self, about: Description) -> OutOfRoom | None:
         """Why the store cannot keep such a blob; None if it can, as far as is known."""

@@ -65,6 +65,7 @@ class AsyncBlob:
         flight: tuple[object, ...],
         path: str,
         stored: Callable[..., Stored | None] | None,
+        is_given: bool,
         flight_for_all: Callable[[float], Flight],
         stall_timeout: float | None,
         offer: Callable[[], object],
@@ -77,7 +78,7 @@ class AsyncBlob:
         """Internal: use `Store.aopen`. Blobs with the same `flight` share one `Lookout`.
 
         `stored` opens the complete blob. With `again` it looks at the folder of the store first;
-        without it, the caller has just done so.
+        without it, the caller has just done so. `is_given`: the digest was known in advance.
         `offer` offers the sources of this blob to the leader of the flight, until `withdraw`.
         Entering waits up to `wait_for` seconds until `is_begun`.
         """
@@ -90,6 +91,7 @@ class AsyncBlob:
         self._withdraw = withdraw
         self.key = key
         self._flight = flight
+        self._is_given = is_given
         self._stored = stored
         self._flight_for_all = flight_for_all
         self._stall_timeout = stall_timeout
@@ -168,8 +170,7 @@ class AsyncBlob:
         """
         if self._lookout is not None or self._stored is None:
             return None
-        _, _, _, digest, _ = self._flight
-        if ":" not in str(digest) and not (self.validator or "").startswith('"'):
+        if not (self._is_given or (self.validator or "").startswith('"')):
             return None
         was = (self._view.published, self._metadata)
         return partial(_open_again, self._flight, self._stored, was)

@@ -291,11 +291,9 @@ class InFlightCopier(GrowingFile):
             StreamBroken: as `readinto`.
         """
         self._check_open()
-        published, before = self._tail.arrived(want), -1
+        published, before = self.published, -1
         while before < published < want:  # if no more came, the blob is complete
             before, published = published, self._ask(published, published + 1)
-            if published < want:
-                self._tail.note(published)
         return published
 
     def statistics(self) -> CopierStatistics:

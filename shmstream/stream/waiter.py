@@ -57,7 +57,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from shmstream.errors import WriterDied, WriterStalled, naming_shortages
 from shmstream.stream.control_block import LIVE, TERMINAL, UNKNOWN, State
@@ -222,19 +221,6 @@ class Tail:
         now = self._block.at_once()
         state, published, size = now.known_state(), self.load(), now.size
         return state, published, None if size == UNKNOWN else size
-
-    def arrived(self, want: int) -> int:
-        """How many bytes are published, without waiting.
-
-        If there are fewer than `want`, all of them are noted as read: a reader that waits for more
-        lags behind nothing.
-        """
-        self._block.require_whole()
-        published = self.load()
-        if published < want and self._subscription is not None:
-            with suppress(ValueError):  # another thread has closed this reader meanwhile
-                self._subscription.store_position(published)
-        return published
 
     def _conclude(self, position: int) -> int:
         """How many bytes can be read of a stream that is terminal or has lost its writer."""

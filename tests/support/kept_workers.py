@@ -80,7 +80,9 @@ class _Application:
         if path == "/again":
             headers.append((b"x-asked", b"%d" % self._asked))
             server = scope["extensions"][SERVER]
-            server["is_blob"], server["again"] = True, self._again
+            server["is_blob"] = True
+            if "again" in server:
+                server["again"] = self._again
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if path == "/file" and scope["method"] == "GET":
             half = len(body) // 2

@@ -46,7 +46,7 @@ from shmstream.registry.server.connections import (
     is_same_content,
 )
 from shmstream.registry.server.kept import KeptConnection
-from shmstream.registry.server.repeats import Fields, Repeat, Repeats
+from shmstream.registry.server.repeats import Repeat, Repeats
 from shmstream.registry.server.transport import Transport
 from shmstream.system import tcp
 
@@ -281,14 +281,18 @@ class KeptProtocol(Protocol):
         self.limit_concurrency = self.config.limit_concurrency
         if self.cycle is before:  # it was refused
             return
-        if self._request and not self._can_be_repeated():
-            self._take(self._request)
+        scope = self.scope
+        server = scope["extensions"][SERVER]
+        if self._request:
+            if not self._can_be_repeated():
+                self._take(self._request)
+            elif self._asked and (scope["method"], scope["http_version"]) == ("GET", "1.1"):
+                server["again"] = None
         if self._is_ending:
             self.cycle.keep_alive = False
         outgoing: Any = _Outgoing(self, self.transport, self.cycle)
         self.cycle.transport = outgoing
         if self._resumes is not None:
-            server = self.scope["extensions"][SERVER]
             if self._jumps:
                 server["jump"] = partial(self._jump, self.cycle)
             server["promised"] = etag_of(self._resumes[0])
@@ -307,28 +311,16 @@ class KeptProtocol(Protocol):
 
     # The short way.
 
-    def _write_plain_head(
-        self, cycle: httptools_impl.RequestResponseCycle, status: int, headers: Fields
-    ) -> bool:
-        is_written = super()._write_plain_head(cycle, status, headers)
-        extensions: Any = cycle.scope["extensions"]
-        if is_written and (again := extensions[SERVER].get("again")) is not None:
-            self._remember(cycle, status, [*headers], again)
-        return is_written
-
     def _remember(
         self,
         cycle: httptools_impl.RequestResponseCycle,
-        status: int,
         headers: list[tuple[bytes, bytes]],
         again: Again,
     ) -> None:
         """Note that an equal request may get this response, whose head was just written."""
         count, scope = cycle.expected_content_length, cycle.scope
-        is_plain = status == 200 and scope["method"] == "GET" and scope["http_version"] == "1.1"
-        is_whole = self._request > 0 and self._request == len(self._asked)
         is_strong = any(each[0] == b"etag" and each[1].startswith(b'"') for each in headers)
-        if is_plain and is_whole and is_strong and 0 < count <= _AT_ONCE:
+        if is_strong and 0 < count <= _AT_ONCE:
             self._repeats.remember(self._asked, scope["headers"], Repeat(again, headers, count))
 
     def _repeat(self, data: bytes, repeat: Repeat) -> bool:

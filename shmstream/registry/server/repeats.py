@@ -41,7 +41,7 @@ A head becomes known only if all of this is true; `KeptProtocol` and `remember` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from shmstream.asgi.messages import Again
@@ -84,11 +84,9 @@ class Repeats:
     def __init__(self, most: int = _MOST) -> None:
         self._most = most
         self._known: dict[bytes, Repeat] = {}
-        self._size = 0
-
-    def find(self, head: bytes) -> Repeat | None:
+        self.find: Callable[[bytes], Repeat | None] = self._known.get
         """What a request with that head gets; None if that is not known."""
-        return self._known.get(head)
+        self._size = 0
 
     def remember(self, head: bytes, asked: Fields, repeat: Repeat) -> None:
         """Note what a request gets. `asked` are its headers."""

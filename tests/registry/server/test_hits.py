@@ -18,7 +18,7 @@ from tests.support.stores import digest
 
 SIZE = 64 << 10
 KEY = digest(1, SIZE)
-MOST = {False: 218, True: 42}
+MOST = {False: 216, True: 42}
 """By whether equal requests may be answered without the application. Some 45 of the larger number
 are of uvicorn, and 15 of system calls. Two of each are of the test.
 """
