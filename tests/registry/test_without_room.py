@@ -59,20 +59,30 @@ def take(ours: Registry, wanted: str, count: int) -> bytes:
     return taken
 
 
-def test_open_ranges_and_hang_ups(small: Registry, origin: Origin) -> None:
-    """containerd 2 gets a layer so: several clients at once, a piece for each request."""
+@pytest.mark.parametrize(("clients", "workers", "most"), [(1, 1, 1.1), (3, 2, 2.0)])
+def test_open_ranges_and_hang_ups(
+    run_registry: registries.Run, origin: Origin, clients: int, workers: int, most: float
+) -> None:
+    """containerd 2 gets a layer so: several clients at once, a piece for each request.
+
+    With one worker, which has one client at a time, the upstream is asked for hardly more than is
+    given. With two workers, it is chance which ranges a worker sees first. If these begin at 4 and
+    8 MiB, it believes that clients take 4 MiB, until it sees another one.
+    """
+    origin.serve(THERE, seed=600, size=SIZE)
+    small = run_registry(origin.url(""), workers=workers, max_bytes="1MiB")
     starts = range(0, SIZE, PIECE)
-    with ThreadPoolExecutor(3) as clients:
-        taken = clients.map(lambda start: take(small, f"bytes={start}-", PIECE), starts)
+    with ThreadPoolExecutor(clients) as all_clients:
+        taken = all_clients.map(lambda start: take(small, f"bytes={start}-", PIECE), starts)
         assert b"".join(taken) == DATA
     # On a busy machine a client hangs up late, and is given more than it reads.
     given = sum(each["bytes"] for each in logged(small, len(starts)))
     asked = given_by(origin)
     sent = [(each.method, each.range, each.sent) for each in asked]
-    assert sum(each.sent for each in asked) <= 1.1 * max(given, SIZE), (given, sent)
+    assert sum(each.sent for each in asked) <= most * max(given, SIZE), (given, sent)
     assert [key for key, _ in small.store.blobs()] == []
     lines = [line for line in small.serving.log.splitlines() if " WARNING " in line]
-    assert len(lines) <= 2, "one of each worker"
+    assert len(lines) <= workers, "one of each worker"
 
 
 @pytest.mark.parametrize("room", ["1MiB", "1GiB"])
